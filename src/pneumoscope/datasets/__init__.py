@@ -1,0 +1,1 @@
+"""Data sets as cases: scans, reference masks, patients, licences and splits."""

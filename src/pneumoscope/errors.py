@@ -1,0 +1,113 @@
+"""What pneumoscope raises, and what it notes without raising.
+
+The tree::
+
+    PneumoscopeError             anything we say to a user; `exit_code` decides how the CLI ends
+    |-- InputError          (2)  the call or the input is unusable
+    |   |-- ReadError            a file or series that must not be read as a chest CT (code `IN-...`)
+    |   |-- GeometryError        grids that are invalid, or differ where they must agree
+    |   |-- DatasetError         a folder that is not the data set it is said to be
+    |   `-- ModelError           a model folder that is damaged, of another kind, or unknown
+    `-- RunError            (1)  something failed while running
+        |-- NonFiniteLossError   the loss left the finite numbers; nothing was updated
+        `-- CheckpointError      no checkpoint of the run can be used
+
+Every message says what came, what was expected and what to do, in one line, and names the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class PneumoscopeError(Exception):
+    """Base of every error shown to users without a traceback.
+
+    Args:
+        message: one line: what came, what was expected, what to do.
+        code: stable code such as ``IN-DCM-006``, listed in docs/reference/input-codes.md.
+        path: the file or folder concerned; put in front of the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, code: str | None = None, path: str | Path | None = None) -> None:
+        self.message = " ".join(str(message).split())
+        self.code = code
+        self.path = None if path is None else str(path)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        parts = [f"[{self.code}]" if self.code else "", f"{printable(self.path)}:" if self.path else "", self.message]
+        return " ".join(part for part in parts if part)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.code, self.path)
+
+
+def _rebuild(
+    kind: type[PneumoscopeError], message: str, code: str | None, path: str | None
+) -> PneumoscopeError:
+    return kind(message, code=code, path=path)
+
+
+def printable(text: str | Path) -> str:
+    """Text from outside made safe for one line of a terminal: control characters become ``?``."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+class InputError(PneumoscopeError):
+    """The call or the input is unusable."""
+
+    exit_code = 2
+
+
+class ReadError(InputError):
+    """A file or series that must not be read as a chest CT."""
+
+
+class GeometryError(InputError):
+    """A grid that is invalid, or grids that differ where they must agree."""
+
+
+class DatasetError(InputError):
+    """A folder that is not the data set it is said to be."""
+
+
+class ModelError(InputError):
+    """A model folder that is damaged, of another kind, or unknown."""
+
+
+class RunError(PneumoscopeError):
+    """Something failed while running."""
+
+
+class NonFiniteLossError(RunError):
+    """The loss is NaN or infinite; the optimiser was not moved."""
+
+
+class CheckpointError(RunError):
+    """No checkpoint of the run can be used."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd in an input that was accepted or mended, and is reported.
+
+    Attributes:
+        code: stable code, as for errors.
+        message: what was found and what was done about it.
+        severity: ``info`` (harmless), ``warning`` (a reader should know), ``error`` (a result is withheld).
+        path: file concerned, without personal data, or None.
+    """
+
+    code: str
+    message: str
+    severity: Literal["info", "warning", "error"] = "warning"
+    path: str | None = None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The finding as plain JSON values."""
+        return asdict(self)

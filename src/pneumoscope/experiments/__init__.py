@@ -1,0 +1,1 @@
+"""Recipes: the papers' experiments as data, every number with its source."""

@@ -1,0 +1,253 @@
+"""Where voxels sit in the patient: `Grid`, a shape and an affine in millimetres.
+
+World axes are RAS+ everywhere: x grows to the patient's right hand (Right), y to the front
+(Anterior), z to the head (Superior). Voxel index (i, j, k) names the *centre* of a voxel. DICOM and ITK use
+LPS+; they are turned once, in `pneumoscope.io`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pneumoscope.errors import GeometryError
+
+SAME_SPACE_TOLERANCE_MM = 1e-2
+"""Two grids are the same space when none of their outer corners differ by more than this."""
+
+ORTHONORMAL_TOLERANCE = 1e-3
+"""Direction columns whose dot products stay below this count as perpendicular (NIfTI headers are float32)."""
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""DICOM and ITK world coordinates to ours (and back: it is its own inverse)."""
+
+AxisCodes = tuple[str, str, str]
+_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+_POSITIVE = ("R", "A", "S")
+
+
+def all_axis_codes() -> list[AxisCodes]:
+    """The 48 ways to lay voxel axes along the patient's, e.g. ``("R", "A", "S")`` or ``("P", "S", "L")``."""
+    codes = []
+    for order in permutations(range(3)):
+        for signs in product((False, True), repeat=3):
+            letters = [
+                _OPPOSITE[_POSITIVE[a]] if flip else _POSITIVE[a] for a, flip in zip(order, signs, strict=True)
+            ]
+            codes.append((letters[0], letters[1], letters[2]))
+    return codes
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of voxel centres in patient space.
+
+    Attributes:
+        shape: voxels along (i, j, k), each at least 1.
+        affine: (4, 4) float64, voxel index to RAS+ millimetres; read-only.
+
+    Raises:
+        GeometryError: for a shape that is not three positive integers, and an affine that is not finite,
+            not invertible or has a last row other than (0, 0, 0, 1).
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __init__(self, shape: Sequence[int], affine: ArrayLike) -> None:
+        sizes = tuple(int(n) for n in shape)
+        if len(sizes) != 3 or min(sizes) < 1:
+            raise GeometryError(f"a grid needs three sizes of at least 1, got {tuple(shape)}")
+        matrix = np.array(affine, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise GeometryError(f"an affine must be 4 x 4 and finite, got {matrix.tolist()}")
+        if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-9):
+            raise GeometryError(f"the last row of an affine must be 0 0 0 1, got {matrix[3].tolist()}")
+        steps = np.linalg.norm(matrix[:3, :3], axis=0)
+        if steps.min() <= 0 or abs(np.linalg.det(matrix[:3, :3])) < 1e-6 * steps.prod():
+            raise GeometryError(f"the affine is singular (spacing {steps.tolist()} mm): axes coincide or vanish")
+        matrix.setflags(write=False)
+        object.__setattr__(self, "shape", sizes)
+        object.__setattr__(self, "affine", matrix)
+
+    @classmethod
+    def from_spacing(
+        cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float] = (0.0, 0.0, 0.0)
+    ) -> Grid:
+        """An upright RAS+ grid with the given voxel size and the position of voxel (0, 0, 0)."""
+        affine = np.diag([*map(float, spacing_mm), 1.0])
+        affine[:3, 3] = origin_mm
+        return cls(shape, affine)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        return self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{s:.3g}" for s in self.spacing_mm)
+        return f"Grid({' x '.join(map(str, self.shape))}, {spacing} mm, {''.join(self.axis_codes)})"
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along (i, j, k)."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def origin_mm(self) -> tuple[float, float, float]:
+        """World position of the centre of voxel (0, 0, 0)."""
+        x, y, z = self.affine[:3, 3]
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel, from the determinant: right for oblique and sheared grids too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether the voxel axes stand perpendicular (within ORTHONORMAL_TOLERANCE)."""
+        unit = self.affine[:3, :3] / np.asarray(self.spacing_mm)
+        return bool(np.abs(unit.T @ unit - np.eye(3)).max() <= ORTHONORMAL_TOLERANCE)
+
+    @property
+    def axis_codes(self) -> AxisCodes:
+        """The patient direction each voxel axis grows towards, nearest letter, each axis used once."""
+        world_axis, positive = _closest_axes(self.affine)
+        i, j, k = (
+            _POSITIVE[a] if up else _OPPOSITE[_POSITIVE[a]] for a, up in zip(world_axis, positive, strict=True)
+        )
+        return i, j, k
+
+    def world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices (..., 3) to RAS+ millimetres (..., 3)."""
+        return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def index(self, world_mm: ArrayLike) -> NDArray[np.float64]:
+        """RAS+ millimetres (..., 3) to fractional voxel indices (..., 3)."""
+        shifted = np.asarray(world_mm, dtype=np.float64) - self.affine[:3, 3]
+        return shifted @ np.linalg.inv(self.affine[:3, :3]).T
+
+    def corners(self) -> NDArray[np.float64]:
+        """The eight outer voxel centres in millimetres, (8, 3)."""
+        return self.world(list(product(*((0, n - 1) for n in self.shape))))
+
+    def is_same_space(self, other: Grid, tolerance_mm: float = SAME_SPACE_TOLERANCE_MM) -> bool:
+        """Whether voxel (i, j, k) of both grids means the same place: equal shape, corners within tolerance.
+
+        Corner centres alone say nothing of an axis with a single voxel, so voxel steps are compared as well.
+        """
+        if self.shape != other.shape:
+            return False
+        far = np.linalg.norm(self.corners() - other.corners(), axis=1).max()
+        step = np.linalg.norm(self.affine[:3, :3] - other.affine[:3, :3], axis=0).max()
+        return bool(far <= tolerance_mm and step <= tolerance_mm)
+
+    def require_same_space(self, other: Grid, what: str = "the mask") -> None:
+        """Raise GeometryError naming both grids unless `is_same_space`."""
+        if not self.is_same_space(other):
+            raise GeometryError(
+                f"{what} lies on another grid: expected {self} at {_round(self.origin_mm)}, "
+                f"got {other} at {_round(other.origin_mm)}; resample it to the scan first"
+            )
+
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
+        """The sub-grid that begins at voxel `start`; it must lie inside."""
+        begin, size = np.asarray(start), np.asarray(shape)
+        if (begin < 0).any() or (size < 1).any() or (begin + size > self.shape).any():
+            raise GeometryError(f"crop of {tuple(size)} at {tuple(begin)} does not lie inside {self.shape}")
+        return self._moved(begin, size)
+
+    def pad(self, before: Sequence[int], after: Sequence[int]) -> Grid:
+        """The grid with voxels added in front of and behind each axis."""
+        front, back = np.asarray(before), np.asarray(after)
+        if (front < 0).any() or (back < 0).any():
+            raise GeometryError(f"padding must not be negative, got {tuple(front)} and {tuple(back)}")
+        return self._moved(-front, np.asarray(self.shape) + front + back)
+
+    def _moved(self, begin: NDArray[np.int_], size: NDArray[np.int_]) -> Grid:
+        affine = self.affine.copy()
+        affine[:3, 3] = self.world(begin)
+        return Grid(size.tolist(), affine)
+
+    def reorientation(self, codes: AxisCodes) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+        """How to lay the axes along `codes`: (source axis of each new axis, whether that one is flipped)."""
+        if sorted(_POSITIVE.index(c) if c in _POSITIVE else _POSITIVE.index(_OPPOSITE.get(c, "R")) for c in codes) != [
+            0,
+            1,
+            2,
+        ] or any(c not in _OPPOSITE for c in codes):
+            raise GeometryError(f"axis codes must name each of R/L, A/P, S/I once, got {codes}")
+        own = self.axis_codes
+        order, flips = [], []
+        for code in codes:
+            axis = own.index(code) if code in own else own.index(_OPPOSITE[code])
+            order.append(axis)
+            flips.append(code not in own)
+        return (order[0], order[1], order[2]), (flips[0], flips[1], flips[2])
+
+    def reorient(self, codes: AxisCodes) -> Grid:
+        """The same lattice of points with axes permuted and flipped towards `codes`."""
+        order, flips = self.reorientation(codes)
+        start = np.zeros(3)
+        steps = np.zeros((3, 3))
+        for new, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+            steps[:, new] = -self.affine[:3, axis] if flip else self.affine[:3, axis]
+            start[axis] = self.shape[axis] - 1 if flip else 0
+        affine = np.eye(4)
+        affine[:3, :3] = steps
+        affine[:3, 3] = self.world(start)
+        return Grid([self.shape[axis] for axis in order], affine)
+
+    def resize(self, shape: Sequence[int]) -> Grid:
+        """A grid of `shape` voxels over exactly the same field of view (outer voxel edges stay)."""
+        size = np.asarray(shape, dtype=float)
+        scale = np.asarray(self.shape) / size
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * scale
+        affine[:3, 3] = self.world((scale - 1) / 2)
+        return Grid([int(n) for n in shape], affine)
+
+    def respace(self, spacing_mm: Sequence[float]) -> Grid:
+        """A grid of the given spacing, centred on the same field of view, rounded to whole voxels."""
+        wanted = np.asarray(spacing_mm, dtype=float)
+        if (wanted <= 0).any():
+            raise GeometryError(f"spacing must be positive, got {tuple(spacing_mm)} mm")
+        scale = wanted / np.asarray(self.spacing_mm)
+        size = np.maximum(1, np.round(np.asarray(self.shape) / scale)).astype(int)
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * scale
+        centre = (np.asarray(self.shape) - 1) / 2
+        affine[:3, 3] = self.world(centre - scale * (size - 1) / 2)
+        return Grid(size.tolist(), affine)
+
+
+def reorient_array(
+    array: NDArray[np.generic], order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> NDArray[np.generic]:
+    """Permute, then flip, the first three axes as `Grid.reorientation` says; a view, no copy."""
+    turned = array.transpose(*order, *range(3, array.ndim))
+    return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+
+
+def _closest_axes(affine: NDArray[np.float64]) -> tuple[list[int], list[bool]]:
+    """For each voxel axis the world axis it runs along best, each used once, and whether it grows with it.
+
+    The assignment maximises the product of direction cosines over all six permutations, so that grids tilted by
+    45 degrees and more still get three different letters.
+    """
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    best = max(permutations(range(3)), key=lambda p: float(np.prod([abs(cosines[p[v], v]) for v in range(3)])))
+    return list(best), [bool(cosines[best[v], v] > 0) for v in range(3)]
+
+
+def _round(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:.2f}" for v in values) + ") mm"

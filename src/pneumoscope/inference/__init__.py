@@ -1,0 +1,1 @@
+"""A scan and a model in, a mask on exactly the scan's grid out."""

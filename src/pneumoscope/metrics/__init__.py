@@ -1,0 +1,1 @@
+"""Scores from arrays: counts first, pure functions after, every empty case written down."""

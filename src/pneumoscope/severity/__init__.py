@@ -1,0 +1,1 @@
+"""How much of the lungs is affected: volumes in ml and shares."""

@@ -1,0 +1,1 @@
+"""Run an experiment: stages, transfer matrix, forgetting, report."""

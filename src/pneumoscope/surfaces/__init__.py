@@ -1,0 +1,1 @@
+"""From masks to what 3D programs read."""

@@ -1,0 +1,1 @@
+"""One training loop, the tasks that run on it, losses, augmentation and checkpoints."""

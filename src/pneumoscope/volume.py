@@ -1,0 +1,170 @@
+"""A chest CT in Hounsfield units and masks on it: arrays that know where they are.
+
+Inside pneumoscope axes (i, j, k) run RAS+; `from_native` is the one way in, `to_native` the one way out. The scan's
+own grid is kept as `native`, and every mask is written back on exactly that grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import Finding, GeometryError
+from pneumoscope.geometry import Grid, reorient_array
+
+RAS = ("R", "A", "S")
+
+LUNG_LABELS: Mapping[int, str] = {1: "right lung", 2: "left lung"}
+"""House order of lung labels, whatever order a data set uses on disk."""
+
+INFILTRATE_LABELS: Mapping[int, str] = {1: "ground-glass", 2: "consolidation"}
+"""Infiltrate labels where model or reader tells the two apart."""
+
+INFILTRATE_LABEL: Mapping[int, str] = {1: "infiltrate"}
+"""Infiltrate label where they are not told apart."""
+
+
+def _to_ras(array: NDArray[np.generic], native: Grid) -> tuple[NDArray[np.generic], Grid]:
+    order, flips = native.reorientation(RAS)
+    return reorient_array(array, order, flips), native.reorient(RAS)
+
+
+def _check(array: NDArray[np.generic], grid: Grid, what: str) -> None:
+    if array.shape != grid.shape:
+        raise GeometryError(f"{what} has shape {array.shape}, its grid {grid.shape}")
+    if grid.axis_codes != RAS:
+        raise GeometryError(
+            f"{what} must have RAS+ axes inside pneumoscope, got {''.join(grid.axis_codes)}; use from_native"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan: Hounsfield units on a grid.
+
+    Attributes:
+        hu: (i, j, k) float32 Hounsfield units, finite.
+        grid: the RAS+ grid of `hu`.
+        native: the grid as the scan lies on disk; the same points, axes permuted and flipped.
+        case: the name used in outputs; never a patient's name.
+        findings: what the reader accepted or mended and wants reported.
+        source: plain facts for reports (format, convolution kernel, ...), without personal data.
+    """
+
+    hu: NDArray[np.float32]
+    grid: Grid
+    native: Grid
+    case: str = "scan"
+    findings: tuple[Finding, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.hu, self.grid, "a volume")
+        if self.hu.dtype != np.float32:
+            raise GeometryError(f"a volume holds float32 Hounsfield units, got {self.hu.dtype}")
+        if not np.isfinite(self.hu).all():
+            raise GeometryError("a volume must be finite; replace NaN and infinite voxels before")
+
+    @classmethod
+    def from_native(
+        cls,
+        array: NDArray[np.generic],
+        native: Grid,
+        *,
+        case: str = "scan",
+        findings: tuple[Finding, ...] = (),
+        source: Mapping[str, str] | None = None,
+    ) -> Volume:
+        """A volume from an array in the order it is stored, on its own grid of any orientation."""
+        if array.shape != native.shape:
+            raise GeometryError(f"a volume has shape {array.shape}, its grid {native.shape}")
+        turned, grid = _to_ras(array, native)
+        hu = np.ascontiguousarray(turned, dtype=np.float32)
+        return cls(hu, grid, native, case, findings, dict(source or {}))
+
+    def with_findings(self, *more: Finding) -> Volume:
+        """The same scan with findings added."""
+        return replace(self, findings=(*self.findings, *more))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel spacing along (i, j, k) = (right, anterior, superior)."""
+        return self.grid.spacing_mm
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Named labels on a grid.
+
+    Attributes:
+        labels: (i, j, k) uint8; 0 is background.
+        grid: the RAS+ grid of `labels`.
+        names: what each label means, e.g. ``{1: "right lung", 2: "left lung"}``; each label present is named.
+    """
+
+    labels: NDArray[np.uint8]
+    grid: Grid
+    names: Mapping[int, str]
+
+    def __post_init__(self) -> None:
+        _check(self.labels, self.grid, "a mask")
+        if self.labels.dtype != np.uint8:
+            raise GeometryError(f"a mask holds uint8 labels, got {self.labels.dtype}")
+        present = np.flatnonzero(np.bincount(self.labels.ravel(order="K"), minlength=256))
+        unknown = [int(v) for v in present if v != 0 and int(v) not in self.names]
+        if unknown:
+            raise GeometryError(f"the mask holds labels {unknown} that have no name; known are {dict(self.names)}")
+
+    @classmethod
+    def from_native(cls, array: NDArray[np.generic], native: Grid, names: Mapping[int, str]) -> Mask:
+        """A mask from an array in stored order. Values must be whole numbers from 0 to 255."""
+        if array.shape != native.shape:
+            raise GeometryError(f"a mask has shape {array.shape}, its grid {native.shape}")
+        labels = array.astype(np.uint8)
+        if not np.array_equal(labels, array):
+            raise GeometryError("mask values must be whole numbers from 0 to 255; round or rescale them first")
+        turned, grid = _to_ras(labels, native)
+        return cls(np.ascontiguousarray(turned), grid, dict(names))
+
+    @classmethod
+    def empty(cls, grid: Grid, names: Mapping[int, str]) -> Mask:
+        """A mask of background only."""
+        return cls(np.zeros(grid.shape, np.uint8), grid, dict(names))
+
+    def to_native(self, native: Grid) -> NDArray[np.uint8]:
+        """The labels in the order of `native`, which must be this grid up to permuted and flipped axes.
+
+        Raises:
+            GeometryError: when `native` is another place.
+        """
+        native.reorient(RAS).require_same_space(self.grid)
+        return array_to_native(self.labels, native)
+
+    @property
+    def any(self) -> NDArray[np.bool_]:
+        """Voxels with any label, (i, j, k)."""
+        return self.labels > 0
+
+    def of(self, label: int | str) -> NDArray[np.bool_]:
+        """Voxels of one label, by number or name."""
+        if isinstance(label, str):
+            numbers = [n for n, name in self.names.items() if name == label]
+            if not numbers:
+                raise GeometryError(f"the mask has no label {label!r}; it has {dict(self.names)}")
+            return np.isin(self.labels, numbers)
+        return self.labels == label
+
+    def volume_ml(self, label: int | str | None = None) -> float:
+        """Volume of one label, or of all, in millilitres; 0.0 when there is none."""
+        voxels = self.any if label is None else self.of(label)
+        return float(np.count_nonzero(voxels)) * self.grid.voxel_volume_ml
+
+
+def array_to_native(array: NDArray[np.generic], native: Grid) -> NDArray[np.generic]:
+    """A RAS+ array in the axis order of `native`; the exact way back of `from_native`."""
+    order, flips = native.reorientation(RAS)
+    unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+    return np.ascontiguousarray(unflipped.transpose(*np.argsort(order)))
