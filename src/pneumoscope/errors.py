@@ -47,9 +47,7 @@ class PneumoscopeError(Exception):
         return _rebuild, (type(self), self.message, self.code, self.path)
 
 
-def _rebuild(
-    kind: type[PneumoscopeError], message: str, code: str | None, path: str | None
-) -> PneumoscopeError:
+def _rebuild(kind: type[PneumoscopeError], message: str, code: str | None, path: str | None) -> PneumoscopeError:
     return kind(message, code=code, path=path)
 
 

@@ -35,9 +35,7 @@ def all_axis_codes() -> list[AxisCodes]:
     codes = []
     for order in permutations(range(3)):
         for signs in product((False, True), repeat=3):
-            letters = [
-                _OPPOSITE[_POSITIVE[a]] if flip else _POSITIVE[a] for a, flip in zip(order, signs, strict=True)
-            ]
+            letters = [_OPPOSITE[_POSITIVE[a]] if flip else _POSITIVE[a] for a, flip in zip(order, signs, strict=True)]
             codes.append((letters[0], letters[1], letters[2]))
     return codes
 
@@ -122,9 +120,7 @@ class Grid:
     def axis_codes(self) -> AxisCodes:
         """The patient direction each voxel axis grows towards, nearest letter, each axis used once."""
         world_axis, positive = _closest_axes(self.affine)
-        i, j, k = (
-            _POSITIVE[a] if up else _OPPOSITE[_POSITIVE[a]] for a, up in zip(world_axis, positive, strict=True)
-        )
+        i, j, k = (_POSITIVE[a] if up else _OPPOSITE[_POSITIVE[a]] for a, up in zip(world_axis, positive, strict=True))
         return i, j, k
 
     def world(self, index: ArrayLike) -> NDArray[np.float64]:
