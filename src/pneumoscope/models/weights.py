@@ -1,0 +1,154 @@
+"""Model folders: `model.safetensors` and `card.json` with its SHA-256, written whole, checked before loading.
+
+No pickle is ever loaded. A flipped byte loads silently in every tensor format, so the sum is compared first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pneumoscope.errors import ModelError
+from pneumoscope.io.files import sha256, write_bytes, write_json
+from pneumoscope.models.unet import UNet, UNetConfig
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+FORMAT = 1
+"""Version of the card's layout; a newer one is refused."""
+
+ARCHITECTURES = {"unet": (UNetConfig, UNet)}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to each tensor when weights were carried into a network.
+
+    Attributes:
+        loaded: names taken over.
+        missing: names the network has and the source has not; they keep their fresh values.
+        unused: names only the source has.
+        mismatched: name -> (shape in the source, shape in the network); they keep their fresh values.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the network is the source, tensor for tensor."""
+        return not (self.missing or self.unused or self.mismatched)
+
+    def sentence(self) -> str:
+        """One line for logs and cards."""
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts += [f"{len(self.missing)} left fresh: {', '.join(self.missing)}"] if self.missing else []
+        parts += [f"{len(self.unused)} of the source unused: {', '.join(self.unused)}"] if self.unused else []
+        parts += [f"{name} has shape {a} in the source, {b} here" for name, (a, b) in self.mismatched.items()]
+        return "; ".join(parts)
+
+
+def load_into(model: nn.Module, source: dict[str, Tensor]) -> LoadReport:
+    """Copy every tensor of `source` that fits by name and shape; the report names all others with both shapes."""
+    own = model.state_dict()
+    mismatched = {
+        name: (tuple(source[name].shape), tuple(own[name].shape))
+        for name in own
+        if name in source and source[name].shape != own[name].shape
+    }
+    loaded = tuple(name for name in own if name in source and name not in mismatched)
+    model.load_state_dict({name: source[name] for name in loaded}, strict=False)
+    missing = tuple(name for name in own if name not in source)
+    return LoadReport(loaded, missing, tuple(name for name in source if name not in own), mismatched)
+
+
+def save_model(
+    folder: str | Path, model: nn.Module, card: dict[str, Any] | None = None, *, half: bool = False
+) -> dict[str, Any]:
+    """Write weights and card into `folder`; the same weights and card give the same bytes.
+
+    Args:
+        folder: made when absent.
+        model: a network with a `config` (see `ARCHITECTURES`).
+        card: free entries such as data, licence, numbers, limits; `architecture`, `sha256` and sizes are filled in.
+        half: store floating tensors as float16 (half the size; loaded back as float32).
+
+    Returns:
+        The card as written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+    write_bytes(folder / WEIGHTS_FILE, save(tensors))
+    kind = next((name for name, (_, cls) in ARCHITECTURES.items() if type(model) is cls), None)
+    if kind is None:
+        raise ModelError(f"cannot save a {type(model).__name__}; known architectures: {', '.join(ARCHITECTURES)}")
+    full = {
+        "format": FORMAT,
+        "architecture": {"name": kind, **model.config.as_dict()},  # type: ignore[union-attr, operator]
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **(card or {}),
+        "weights": {
+            "file": WEIGHTS_FILE,
+            "bytes": (folder / WEIGHTS_FILE).stat().st_size,
+            "sha256": sha256(folder / WEIGHTS_FILE),
+        },
+    }
+    write_json(folder / CARD_FILE, full)
+    return full
+
+
+def load_model(folder: str | Path) -> tuple[UNet, dict[str, Any]]:
+    """The network of a model folder, in eval mode, and its card.
+
+    Raises:
+        ModelError: no such folder, unreadable card, newer format, wrong SHA-256, or tensors that do not fit.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    card = _read_card(folder)
+    path = folder / WEIGHTS_FILE
+    expected = card["weights"]["sha256"]
+    if not path.is_file() or sha256(path) != expected:
+        raise ModelError(
+            f"{WEIGHTS_FILE} is absent or damaged (its SHA-256 is not {expected[:12]}... of the card); "
+            "copy the model folder again",
+            path=folder,
+        )
+    fields = dict(card["architecture"])
+    config_class, model_class = ARCHITECTURES[fields.pop("name")]
+    model = model_class(config_class(**fields))
+    state = {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
+    report = load_into(model, state)
+    if not report.complete:
+        raise ModelError(f"the weights do not fit the card's architecture: {report.sentence()}", path=folder)
+    if not all(bool(torch.isfinite(t).all()) for t in state.values()):
+        raise ModelError("the weights hold NaN or infinite values; train or copy the model again", path=folder)
+    return model.eval(), card
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        known = card["format"] <= FORMAT and card["architecture"]["name"] in ARCHITECTURES
+        card["weights"]["sha256"][:12]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ModelError(
+            f"holds no readable {CARD_FILE} ({type(problem).__name__}); expected a model folder with "
+            f"{WEIGHTS_FILE} and {CARD_FILE}",
+            path=folder,
+        ) from problem
+    if not known:
+        raise ModelError("was made by a newer pneumoscope or has an unknown architecture; update", path=folder)
+    return card

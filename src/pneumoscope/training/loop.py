@@ -1,0 +1,349 @@
+"""The one training loop, to be read in one sitting.
+
+Any step can be done again: the order of an epoch, the augmentation and the dropout of a step are functions of
+(seed, epoch, step), so a checkpoint needs no generator state, and a run killed at any moment and resumed writes the
+same bytes as an undisturbed one (CPU, same thread count). "Best" is chosen on validation and is a copy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
+from pneumoscope.io.files import write_text
+from pneumoscope.progress import Progress, silent
+from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
+from pneumoscope.training.data import Batch, BatchSource
+from pneumoscope.training.devices import make_fabric
+from pneumoscope.training.tasks import Task, train_mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        max_epochs: passes over the training set at most.
+        batch_size: examples a step; the last step of an epoch may hold fewer.
+        learning_rate: of the first step; see `schedule`.
+        optimiser: ``adam`` or ``adamw``.
+        weight_decay: L2 weight (decoupled for adamw).
+        schedule: ``constant``, or ``cosine`` down to 1 % over max_epochs, after `warmup_steps` of linear rise.
+        warmup_steps: steps of linear rise from 0.
+        patience: epochs without a better validation value after which training stops; None never stops.
+        monitor: ``val_loss`` (smaller is better) or ``val_<score>`` of the task (larger is better).
+        ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
+        clip_norm: gradients are scaled down to this norm; 0 is none.
+        frozen: names of modules whose weights and normalisation statistics stay as they are.
+        seed: of order, augmentation and dropout.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto`` (bf16 where the processor computes in it, else fp32), ``fp32`` or ``bf16``.
+        checkpoint_every_steps: also save within an epoch; every epoch's end is saved in any case.
+        max_minutes: stop after the epoch in which this much time of this process is spent.
+    """
+
+    max_epochs: int = 200
+    batch_size: int = 45
+    learning_rate: float = 1e-4
+    optimiser: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    patience: int | None = None
+    monitor: str = "val_loss"
+    ema: float = 0.0
+    clip_norm: float = 0.0
+    frozen: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every_steps: int | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "max_epochs and batch_size must be at least 1 and learning_rate positive, got "
+                f"{self.max_epochs}, {self.batch_size}, {self.learning_rate}"
+            )
+        if self.optimiser not in ("adam", "adamw") or self.schedule not in ("constant", "cosine"):
+            raise InputError(
+                f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}; "
+                "known are adam, adamw and constant, cosine"
+            )
+        if not self.monitor.startswith("val_"):
+            raise InputError(f"monitor must be a validation value such as val_loss, got {self.monitor!r}")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training.
+
+    Attributes:
+        best_epoch: 1-based epoch whose weights the model now holds.
+        best_value: its monitored value.
+        epochs_run: epochs done, over all resumed parts.
+        stopped_by: ``max_epochs``, ``patience`` or ``max_minutes``.
+        history: a row per epoch: epoch, learning_rate, train_loss, val_loss, val_<score>...
+        notes: what a reader should know, e.g. that a damaged checkpoint was set aside.
+        seconds: wall time of this process.
+    """
+
+    best_epoch: int
+    best_value: float
+    epochs_run: int
+    stopped_by: str
+    history: list[dict[str, float]]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass
+class _State:
+    """Where the run stands; everything here goes into the checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0
+    seen: int = 0
+    best_epoch: int = 0
+    best_value: float = math.nan
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    train: BatchSource,
+    val: BatchSource,
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> FitResult:
+    """Train `model` in place; when this returns it holds the best weights, in eval mode.
+
+    Writes `history.csv`, `last.ckpt` and `previous.ckpt` into `folder`.
+
+    Raises:
+        NonFiniteLossError: before the optimiser moves; the last checkpoint stays good.
+        CheckpointError: `resume` with other settings or data than the run was begun with, or damaged files only.
+    """
+    started = time.perf_counter()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(model, task, train, val, config, folder)
+    notes = run.restore() if resume else ()
+    stopped_by = run.finished()
+    while not stopped_by:
+        run.train_epoch(progress)
+        run.close_epoch()
+        row = run.state.history[-1]
+        note = f"val loss {row['val_loss']:.4f}" + "".join(
+            f", {k[4:]} {v:.3f}" for k, v in row.items() if k.startswith("val_") and k != "val_loss"
+        )
+        progress(folder.name, run.state.epoch, config.max_epochs, note)
+        out_of_time = config.max_minutes is not None and time.perf_counter() - started > 60 * config.max_minutes
+        stopped_by = run.finished() or ("max_minutes" if out_of_time else "")
+    run.model.load_state_dict(run.best)
+    run.model.eval()
+    state = run.state
+    seconds = time.perf_counter() - started
+    return FitResult(
+        state.best_epoch, state.best_value, state.epoch, stopped_by, list(state.history), tuple(notes), seconds
+    )
+
+
+class _Run:
+    """The loop's moving parts: model, average, optimiser, position."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, train: BatchSource, val: BatchSource, config: TrainConfig, folder: Path
+    ) -> None:
+        self.model, self.task, self.train, self.val = model, task, train, val
+        self.config, self.folder, self.state = config, folder, _State()
+        self.fabric: Fabric = make_fabric(config.device, config.precision)
+        model.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen = frozenset(config.frozen)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(name.startswith(f + ".") for f in self.frozen))
+        kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+        moving = [p for p in model.parameters() if p.requires_grad]
+        optimiser = kind(moving, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.wrapped, self.optimiser = self.fabric.setup(model, optimiser)
+        self.average = deepcopy(model).eval() if config.ema else None
+        self.best: dict[str, Tensor] = {}
+        self.steps = math.ceil(len(train) / config.batch_size)
+
+    # -- one epoch ---------------------------------------------------------------------------------------------
+
+    def train_epoch(self, progress: Progress) -> None:
+        config, state = self.config, self.state
+        train_mode(self.wrapped, frozenset(f"_forward_module.{f}" for f in self.frozen) | self.frozen)
+        order = np.random.default_rng([config.seed, state.epoch, 0]).permutation(len(self.train))
+        while state.step < self.steps:
+            rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
+            batch = self.train.batch(rows, np.random.default_rng([config.seed, state.epoch, 1, state.step]))
+            torch.manual_seed(hash((config.seed, state.epoch, state.step)) % 2**63)
+            self._step(self._to_device(batch), len(rows))
+            state.step += 1
+            if config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0:
+                self.save()
+            progress(f"{self.folder.name} epoch {state.epoch + 1}", state.step, self.steps)
+
+    def _step(self, batch: Batch, size: int) -> None:
+        config, state = self.config, self.state
+        rate = self._learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss = self.task.loss(self.wrapped(batch.x), batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at epoch {state.epoch + 1}, step {state.step + 1}; nothing was updated. "
+                f"Look at {', '.join(batch.names[:8])}{' ...' if len(batch.names) > 8 else ''}, "
+                "or lower the learning rate"
+            )
+        self.optimiser.zero_grad()
+        self.fabric.backward(loss)
+        if config.clip_norm:
+            self.fabric.clip_gradients(self.wrapped, self.optimiser, max_norm=config.clip_norm)
+        self.optimiser.step()
+        if self.average is not None:
+            self._update_average(self.average)
+        state.loss_sum += float(loss.detach()) * size
+        state.seen += size
+
+    @torch.no_grad()
+    def _update_average(self, average: nn.Module) -> None:
+        done = self.state.epoch * self.steps + self.state.step
+        decay = min(self.config.ema, (1 + done) / (10 + done))  # young averages forget their start
+        current = self.model.state_dict()
+        for name, value in average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], 1 - decay)
+            else:
+                value.copy_(current[name])
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        done = self.state.epoch * self.steps + self.state.step
+        rise = min(1.0, (done + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        if config.schedule == "constant":
+            return config.learning_rate * rise
+        share = done / max(1, config.max_epochs * self.steps)
+        return config.learning_rate * rise * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
+
+    def close_epoch(self) -> None:
+        """Validate, remember the best, write history and checkpoint."""
+        state = self.state
+        scores = self.validate()
+        row = {"epoch": state.epoch + 1, "learning_rate": self._learning_rate()}
+        row |= {"train_loss": state.loss_sum / state.seen, **scores}
+        state.history.append(row)
+        value = scores.get(self.config.monitor)
+        if value is None:
+            raise InputError(f"monitor {self.config.monitor!r} is not measured; known are {', '.join(scores)}")
+        down = self.config.monitor == "val_loss"
+        if not self.best or (value < state.best_value if down else value > state.best_value):
+            state.best_epoch, state.best_value = state.epoch + 1, value
+            source = self.average if self.average is not None else self.model
+            self.best = {n: t.detach().clone() for n, t in source.state_dict().items()}
+        state.epoch, state.step, state.loss_sum, state.seen = state.epoch + 1, 0, 0.0, 0
+        self.save()
+        self._write_history()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and scores of the weights that would be kept, over the whole validation set."""
+        model = self.average if self.average is not None else self.wrapped
+        model.eval()
+        total, counts, size = 0.0, None, self.config.batch_size
+        for start in range(0, len(self.val), size):
+            rows = np.arange(start, min(start + size, len(self.val)))
+            batch = self._to_device(self.val.batch(rows, None))
+            with self.fabric.autocast():
+                output = model(batch.x)
+            total += float(self.task.loss(output.float(), batch)) * len(rows)
+            here = self.task.counts(output.float(), batch)
+            counts = here if counts is None else counts + here
+        assert counts is not None  # a source is never empty
+        scores = self.task.scores(counts)
+        return {"val_loss": total / len(self.val), **{f"val_{name}": value for name, value in scores.items()}}
+
+    def finished(self) -> str:
+        """Why the run is over, or an empty string."""
+        config, state = self.config, self.state
+        if config.patience is not None and state.epoch - state.best_epoch >= config.patience and state.epoch > 0:
+            return "patience"
+        return "max_epochs" if state.epoch >= config.max_epochs else ""
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a resume: settings (but time limits) and data."""
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
+        for free in ("max_minutes", "device", "checkpoint_every_steps"):
+            settings.pop(free)
+        return {**settings, "train": self.train.fingerprint(), "val": self.val.fingerprint(), "task": repr(self.task)}
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        average = self.average.state_dict() if self.average is not None else {}
+        save_checkpoint(
+            self.folder,
+            {
+                "identity": self.identity(),
+                "state": asdict(self.state),
+                "model": self.model.state_dict(),
+                "average": average,
+                "best": self.best,
+                "optimiser": self.optimiser.optimizer.state_dict(),
+            },
+        )
+
+    def restore(self) -> tuple[str, ...]:
+        """Go back to the checkpoint; what there is to say about it."""
+        loaded = load_checkpoint(self.folder)
+        if loaded is None:
+            return (f"{self.folder.name}: no checkpoint had been written yet; began at the first epoch",)
+        saved = loaded.state
+        here = self.identity()
+        changed = [
+            f"{k} was {saved['identity'].get(k)!r}, is {v!r}" for k, v in here.items() if saved["identity"].get(k) != v
+        ]
+        if changed:
+            raise CheckpointError(
+                f"the run was begun with other settings or data: {'; '.join(changed)}; "
+                "use the old ones, or start anew with --overwrite",
+                path=self.folder,
+            )
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.best = dict(saved["best"])
+        self.optimiser.optimizer.load_state_dict(saved["optimiser"])
+        self.state = _State(**saved["state"])
+        self._write_history()
+        return (loaded.note,) if loaded.note else ()
+
+    def _write_history(self) -> None:
+        rows: list[Mapping[str, float]] = list(self.state.history)
+        if rows:
+            lines = [",".join(rows[0])] + [",".join(f"{v:.9g}" for v in row.values()) for row in rows]
+            write_text(self.folder / "history.csv", "\n".join(lines) + "\n")
+
+    def _to_device(self, batch: Batch) -> Batch:
+        x = batch.x.to(self.fabric.device, memory_format=torch.channels_last)
+        return Batch(x, batch.y.to(self.fabric.device), batch.names)
