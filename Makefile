@@ -1,0 +1,79 @@
+# Every target sets itself up: a fresh clone with Python >= 3.11 and pip is enough.
+#   make demo        the transfer study on synthetic hospitals and one segmented scan, in demo/
+#   make test        the tests
+# Choose another interpreter with PYTHON=..., another place for the environment with VENV=...
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+# Numerical libraries start one thread per core; more only get in each other's way.
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+export OMP_NUM_THREADS ?= $(CORES)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-real test-all lint format docs bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,4s/^# //p' Makefile
+	@echo "  also: lint, format, docs, bench, test-slow, test-real, test-all, clean"
+
+# pip knows dependency groups since 25.1; where the system's venv lacks ensurepip, the system's pip fills it.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 was found; name one with PYTHON=/path/to/python3" >&2; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(RUN) pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.base: pyproject.toml $(VENV)/.made
+	$(RUN) pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.base
+	$(RUN) pip install --quiet --group test
+	@touch $@
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.base
+	$(RUN) pip install --quiet --group lint
+	@touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/pneumoscope demo --out demo --overwrite
+
+test: $(VENV)/.test
+	$(RUN) pytest
+
+test-slow: $(VENV)/.test
+	$(RUN) pytest -m slow --timeout 1800
+
+test-real: $(VENV)/.test
+	$(RUN) pytest -m real --timeout 1800
+
+test-all: $(VENV)/.test
+	$(RUN) pytest -m "slow or not slow" --timeout 1800
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.base
+	$(RUN) pneumoscope.cli.reference docs/reference/cli.md
+
+bench: $(VENV)/.test
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

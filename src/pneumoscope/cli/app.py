@@ -1,0 +1,104 @@
+"""The `pneumoscope` command: its verbs, and how every ending becomes an exit code and one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pneumoscope import __version__
+from pneumoscope.cli import doctor, model
+from pneumoscope.cli.options import new_group
+from pneumoscope.cli.output import mute, say
+from pneumoscope.errors import PneumoscopeError, printable
+
+UsageError = typer.BadParameter.__mro__[1]
+"""What typer raises for an unusable call; its own module has moved between versions."""
+
+
+app = new_group(None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"pneumoscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Pneumonia in chest CT: lungs and infiltrates, severity, transfer studies between hospitals.
+
+    Research software; not a medical device.
+    """
+    if context.invoked_subcommand is None:
+        say(context.get_help())
+
+
+for verb_group in (model, doctor):
+    verb_group.add_to(app)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and give its exit code; nothing is raised but what ``--debug`` prints."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if argv is None:
+        _prepare_process(debug)
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="pneumoscope", standalone_mode=False)
+        sys.stdout.flush()
+        if code == ending(KeyboardInterrupt())[0]:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        mute()
+        return 0
+    except SystemExit as stop:  # the parser's own way out when a reader closes the pipe during --help
+        return stop.code if isinstance(stop.code, int) else 1
+    except (Exception, KeyboardInterrupt) as problem:
+        code, line = ending(problem)
+        if debug and not isinstance(problem, UsageError):
+            traceback.print_exception(problem)
+        print(line, file=sys.stderr)
+        return code
+
+
+def ending(problem: BaseException) -> tuple[int, str]:
+    """Exit code and the one line for an exception that reached the top."""
+    if isinstance(problem, PneumoscopeError):
+        return problem.exit_code, f"error: {problem}"
+    if isinstance(problem, UsageError):
+        context = getattr(problem, "ctx", None)
+        command = context.command_path if context else "pneumoscope"
+        message = " ".join(problem.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+        return 2, f"error: {printable(message)}; see '{command} --help'"
+    if isinstance(problem, KeyboardInterrupt):
+        return 130, "error: interrupted; finished files are whole, the rest was not written"
+    if isinstance(problem, typer.Abort):
+        return 1, "error: aborted"
+    if isinstance(problem, MemoryError):
+        return 1, "error: out of memory; close other programs, or use fewer --jobs or a smaller scan"
+    if isinstance(problem, OSError) and problem.strerror:
+        where = f"{printable(problem.filename)}: " if problem.filename else ""
+        return (2 if isinstance(problem, FileNotFoundError) else 1), f"error: {where}{problem.strerror}"
+    said = printable(" ".join(f"{type(problem).__name__}: {problem}".split()))
+    return 1, f"error: internal {said}; rerun with --debug and report it"
+
+
+def _prepare_process(debug: bool) -> None:
+    """Settings of a process of our own: escape characters that the terminal lacks, keep library warnings back."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,165 @@
+"""`pneumoscope doctor`: what this machine offers, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import typer
+
+from pneumoscope import __version__
+from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.output import say, say_fields, say_json
+from pneumoscope.errors import PneumoscopeError, RunError
+
+LOW_MEMORY_GB = 3.0
+LOW_DISK_GB = 1.0
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What `examine` found.
+
+    Attributes:
+        versions: package -> version, or "missing"; Python and the system beside them.
+        devices: device name as `--device` takes it -> what it is.
+        precisions: precision as `--precision` takes it -> on which devices, and why not elsewhere.
+        memory: free and total memory, free disk in the current folder, in GB (10^9 bytes), processor cores.
+        models: shipped model -> "ok" or what is wrong.
+        problems: what stops work; empty on a healthy machine.
+        notes: what is worth knowing but stops nothing.
+    """
+
+    versions: dict[str, str]
+    devices: dict[str, str]
+    precisions: dict[str, str]
+    memory: dict[str, float]
+    models: dict[str, str]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Hang the verb into the command."""
+    app.command("doctor")(doctor)
+
+
+@common_options()
+def doctor(common: Common) -> None:
+    """Look over this machine: what is there, what is missing.
+
+    Shows versions, devices, the precisions that are fast on them, free memory and disk, and whether the shipped
+    models are whole. Exit code 1 when something is missing.
+    """
+    found = examine()
+    if common.json:
+        say_json(asdict(found))
+    else:
+        for title in ("versions", "devices", "precisions", "memory", "models"):
+            say_fields({title: getattr(found, title)})
+        for note in found.notes:
+            say(f"note: {note}")
+        for problem in found.problems:
+            say(f"problem: {problem}")
+        if not found.problems:
+            say("nothing is missing")
+    if found.problems:
+        raise RunError(f"{len(found.problems)} found: {'; '.join(found.problems)}")
+
+
+def examine() -> Checkup:
+    """Look at packages, devices, memory and shipped models; reads only this machine, never the network."""
+    import psutil
+
+    problems: list[str] = []
+    notes: list[str] = []
+    devices, precisions = _torch_devices(problems)
+    free, total = psutil.virtual_memory().available / GB, psutil.virtual_memory().total / GB
+    disk = shutil.disk_usage(Path.cwd()).free / GB
+    if free < LOW_MEMORY_GB:
+        notes.append(f"{free:.1f} GB of memory are free; the demo wants {LOW_MEMORY_GB:.0f} GB")
+    if disk < LOW_DISK_GB:
+        notes.append(f"{disk:.1f} GB of disk are free here; a run with figures and 3D wants {LOW_DISK_GB:.0f} GB")
+    memory = {
+        "free_gb": round(free, 1),
+        "total_gb": round(total, 1),
+        "disk_free_gb": round(disk, 1),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    }
+    return Checkup(
+        versions=_versions(problems),
+        devices=devices,
+        precisions=precisions,
+        memory=memory,
+        models=_models(problems),
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def _versions(problems: list[str]) -> dict[str, str]:
+    versions = {"pneumoscope": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in _requirements():
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "missing"
+            problems.append(f"the package {name} is missing; run `pip install {name}`")
+    return versions
+
+
+def _requirements() -> list[str]:
+    """Names of the packages that the installed pneumoscope declares; empty when it runs from a bare source folder."""
+    try:
+        declared = metadata.requires("pneumoscope") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in declared if "extra ==" not in line]
+
+
+def _torch_devices(problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    try:
+        import torch
+    except (ImportError, OSError) as problem:
+        problems.append(f"torch cannot be imported ({problem}); install it again")
+        return {}, {}
+    capability = torch.backends.cpu.get_cpu_capability()
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {capability}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / GB:.0f} GB"
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    return devices, {"fp32": "every device", "bf16": _bf16(devices)}
+
+
+def _bf16(devices: Iterable[str]) -> str:
+    """Where bf16 is computed by the hardware; emulation is slower than fp32 and does not count."""
+    import torch
+
+    from pneumoscope.training.devices import has_fast_bf16
+
+    where = [name for name in devices if has_fast_bf16(torch.device(name))]
+    return ", ".join(where) or "no device here computes it by itself; auto takes fp32"
+
+
+def _models(problems: list[str]) -> dict[str, str]:
+    from pneumoscope.models import cards
+
+    states = {}
+    for name in cards.shipped_models():
+        try:
+            report = cards.verify(cards.find_model(name))
+            states[name] = "ok" if report.ok else report.sentence()
+        except PneumoscopeError as problem:
+            states[name] = str(problem)
+        if states[name] != "ok":
+            problems.append(f"model {name}: {states[name]}")
+    return states

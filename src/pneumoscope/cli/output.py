@@ -1,0 +1,97 @@
+"""What verbs print: results on stdout, progress on stderr when a person watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pneumoscope.cli.options import Common
+from pneumoscope.io.files import jsonable
+from pneumoscope.progress import Progress, silent
+
+
+def say(text: str = "") -> None:
+    """One result line on stdout. A reader that has gone (``| head``) does not stop the work."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        mute()
+
+
+def mute() -> None:
+    """Send what stdout still holds to nowhere, because its reader has closed it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):  # a stdout without a file behind it has nothing to send
+        pass
+    finally:
+        os.close(nowhere)
+
+
+def say_json(value: Any) -> None:
+    """One JSON document on stdout; ASCII, so that every terminal and pipe takes it."""
+    say(json.dumps(jsonable(value), indent=2, allow_nan=False))
+
+
+def say_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows under column names, aligned; the last column runs free."""
+    cells = [[str(cell) if cell is not None else "" for cell in row] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(columns)]
+    for row in [[name.upper() for name in columns], *cells]:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def say_fields(fields: Mapping[str, Any], indent: str = "") -> None:
+    """``name: value`` lines; nested mappings are indented, lists are joined or listed, empty values left out."""
+    for name, value in fields.items():
+        label = f"{indent}{str(name).replace('_', ' ')}:"
+        if value is None or value == "" or value == [] or value == {}:
+            continue
+        if isinstance(value, Mapping):
+            say(label)
+            say_fields(value, indent + "  ")
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple)) for item in value):
+            say(label)
+            for item in value:
+                say(f"{indent}  - {json.dumps(jsonable(item), ensure_ascii=False)}")
+        elif isinstance(value, (list, tuple)):
+            say(f"{label} {', '.join(str(item) for item in value)}")
+        else:
+            say(f"{label} {value}")
+
+
+@contextmanager
+def progress_for(common: Common) -> Iterator[Progress]:
+    """A bar on stderr when it is a terminal and ``--quiet`` was not given; silence otherwise. NO_COLOR is honoured."""
+    if common.quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in tasks:
+                for finished in [
+                    name for name, task in tasks.items() if bars.tasks[bars.task_ids.index(task)].finished
+                ]:
+                    bars.remove_task(tasks.pop(finished))
+                tasks[what] = bars.add_task(what, total=total, note=note)
+            bars.update(tasks[what], completed=done, total=total, note=note)
+
+        yield advance
