@@ -1,0 +1,129 @@
+"""A volume as a stack of axial pictures, pictures of another size, and both ways back.
+
+The house picture of an axial slice is the radiological one, seen from the feet: rows run from the front of the chest
+to the back, columns from the patient's right (left side of the picture) to the patient's left. Slice 0 is the lowest.
+
+Resizing takes pixels as areas (the voxel-centre convention): output pixel `o` of `n_out` lies at
+``(o + 1/2) * n_in / n_out`` in input pixels, counted from the outer edge, so that the field of view stays exactly the
+same and nothing shifts. It is what `Grid.resize` does with the affine, what OpenCV calls ``INTER_NEAREST_EXACT`` and
+what Pillow and scikit-image do; OpenCV's plain ``INTER_NEAREST`` leans towards the upper left corner instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError
+
+Size = int | Sequence[int]
+"""Height and width in pixels, or one number for a square."""
+
+
+def to_slices(array_ijk: NDArray[Any]) -> NDArray[Any]:
+    """A RAS+ array (i, j, k) as radiological axial slices (k, h, w); a view, no copy.
+
+    The view shares memory and has negative strides, which torch refuses: the resizing functions below and
+    `np.ascontiguousarray` give a copy.
+    """
+    _require_axes(array_ijk, 3, "a volume")
+    return array_ijk[::-1, ::-1, :].transpose(2, 1, 0)
+
+
+def from_slices(stack: NDArray[Any]) -> NDArray[Any]:
+    """Radiological axial slices (k, h, w) as a RAS+ array (i, j, k), contiguous; the exact way back of `to_slices`."""
+    _require_axes(stack, 3, "a stack of slices")
+    return np.ascontiguousarray(stack.transpose(2, 1, 0)[::-1, ::-1, :])
+
+
+def nearest_indices(n_in: int, n_out: int) -> NDArray[np.intp]:
+    """Which input pixel each of `n_out` output pixels takes, (n_out,), never decreasing.
+
+    Whole-number arithmetic. Where the wanted place lies exactly on the border of two pixels (as everywhere when an even
+    size is halved), the second one is taken; there, and only there, other libraries' rounding may take the first.
+    """
+    return ((2 * np.arange(n_out) + 1) * n_in) // (2 * n_out)
+
+
+def resize_nearest(stack: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Nearest-neighbour resize of the last two axes, any type; values are copied, never mixed.
+
+    The papers resize to 320 x 320 this way (Maganaris 2022b, section 3.1) without naming the convention; the one
+    at the top of this module is our choice.
+
+    Args:
+        stack: (..., h, w), most often (n, h, w).
+        size: wanted (h, w), or one number for a square.
+
+    Returns:
+        (..., *size), contiguous, a copy even when the size stays. An empty stack (n = 0) gives an empty one.
+
+    Raises:
+        InputError: a size below 1, or slices without pixels.
+    """
+    height, width = _size(stack, size)
+    rows = nearest_indices(stack.shape[-2], height)
+    columns = nearest_indices(stack.shape[-1], width)
+    return np.ascontiguousarray(stack[..., rows[:, None], columns[None, :]])
+
+
+def resize_linear(stack: NDArray[np.floating[Any]], size: Size) -> NDArray[np.float32]:
+    """Bilinear resize of the last two axes of floating values, with the same convention; float32.
+
+    Beyond the outermost pixel centres the border value is held. There is no smoothing before shrinking: detail finer
+    than the new pixel aliases. Shapes and errors as `resize_nearest`; labels are refused, for they cannot be mixed.
+    """
+    if not np.issubdtype(stack.dtype, np.floating):
+        raise InputError(f"linear resizing mixes values and needs floats, got {stack.dtype}; use resize_nearest")
+    height, width = _size(stack, size)
+    top, bottom, down = _neighbours(stack.shape[-2], height)
+    left, right, across = _neighbours(stack.shape[-1], width)
+    result = np.empty((*stack.shape[:-2], height, width), np.float32)
+    for at in np.ndindex(stack.shape[:-2]):  # one slice at a time keeps the temporaries small
+        picture = np.asarray(stack[at], dtype=np.float32)
+        tall = picture[top] * (1 - down)[:, None] + picture[bottom] * down[:, None]
+        result[at] = tall[:, left] * (1 - across) + tall[:, right] * across
+    return result
+
+
+def resize_back(
+    stack: NDArray[Any], shape: Sequence[int], method: Literal["nearest", "linear"] = "nearest"
+) -> NDArray[Any]:
+    """What a network gave at its own size, back on the in-plane size of the scan.
+
+    Args:
+        stack: (..., h, w) masks (nearest) or probabilities (either; linear gives smoother borders after a threshold).
+        shape: the (h, w) of the slices before they were resized, i.e. ``to_slices(array).shape[1:]``.
+        method: ``nearest`` keeps the type and the set of values; ``linear`` gives float32.
+
+    A stack that was enlarged by `resize_nearest` comes back exactly. One that was shrunk cannot: what stood between the
+    pixels that were taken is gone, and borders are right to about half a pixel of the smaller size.
+    """
+    if method not in ("nearest", "linear"):
+        raise InputError(f"unknown way to resize {method!r}; choose nearest or linear")
+    return resize_nearest(stack, shape) if method == "nearest" else resize_linear(stack, shape)
+
+
+def _neighbours(n_in: int, n_out: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Lower and upper input pixel of each output pixel and the weight of the upper one, (n_out,) each."""
+    place = (np.arange(n_out) + 0.5) * n_in / n_out - 0.5
+    place = np.clip(place, 0, n_in - 1)
+    lower = np.floor(place).astype(np.intp)
+    return lower, np.minimum(lower + 1, n_in - 1), (place - lower).astype(np.float32)
+
+
+def _size(stack: NDArray[Any], size: Size) -> tuple[int, int]:
+    if stack.ndim < 2 or min(stack.shape[-2:]) < 1:
+        raise InputError(f"slices need a height and a width of at least 1, got shape {stack.shape}")
+    wanted = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    if len(wanted) != 2 or min(wanted) < 1 or any(int(n) != n for n in wanted):
+        raise InputError(f"a slice size is one whole number or two (height, width) of at least 1, got {size}")
+    return int(wanted[0]), int(wanted[1])
+
+
+def _require_axes(array: NDArray[Any], count: int, what: str) -> None:
+    if array.ndim != count:
+        raise InputError(f"{what} needs {count} axes, got shape {array.shape}")
