@@ -1,0 +1,57 @@
+"""The recipes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
+from pneumoscope.experiments.schema import Experiment
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An entry of `pneumoscope study list`.
+
+    Attributes:
+        name: what the user types.
+        summary: one line.
+        build: makes the experiment.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[], Experiment]
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "maganaris-2022b",
+            "Maganaris et al. 2022: three HU windows and the lung mask, three sets, successive retraining (table 2)",
+            four_channel,
+        ),
+        Recipe(
+            "maganaris-2022b-demo",
+            "the same chain on small synthetic sites: minutes on two processor cores",
+            four_channel_demo,
+        ),
+    )
+}
+"""Every recipe that can be run today."""
+
+
+def build_recipe(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        InputError: no such recipe; the known ones are named, the nearest first.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"there is no recipe {name!r}; {hint}known are {', '.join(RECIPES)}")
+    return RECIPES[name].build()

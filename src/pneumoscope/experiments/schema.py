@@ -1,0 +1,289 @@
+"""What an experiment is: the data, the network, the trainings, the chain of stages, the scoring, the paper's table.
+
+Every sheet is a `pneumoscope.experiments.sheet.Sheet`: keyword-only, frozen, each value with unit, bounds and source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.sheet import Sheet, leaf
+
+LOSSES = (
+    "cross_entropy",
+    "dice",
+    "dice_cross_entropy",
+    "pooled_dice",
+    "pooled_dice_cross_entropy",
+    "tversky",
+    "tversky_cross_entropy",
+)
+"""Names of `pneumoscope.training.losses`; a test keeps them known there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Sheet):
+    """What the paper's table says of one data set; compared with what is read, never used to compute."""
+
+    scans: int = leaf("scans", low=1)
+    slices: int = leaf("slices", low=1)
+    lung_slices: int = leaf("slices", low=1)
+    infiltrate_slices: int = leaf("slices", low=1)
+    train_slices: int = leaf("slices", low=1)
+    validation_slices: int = leaf("slices", low=1)
+    test_slices: int = leaf("slices", low=1)
+    epochs: int = leaf("epochs", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Sheet):
+    """One data set of the study.
+
+    Attributes:
+        number: the set's number in the stage names (1, 2, 3).
+        dataset: name of the reader, as in `pneumoscope data list`.
+        label: the paper's name of the set.
+        cases: shell pattern of the cases used; others are left out.
+        phantom_site: synthetic site that stands in when no data are given.
+        phantom_patients: how many synthetic patients.
+        published: the paper's counts.
+    """
+
+    number: int
+    dataset: str = leaf()
+    label: str = leaf()
+    cases: str = leaf()
+    phantom_site: str = leaf(choices=("A", "B", "C"))
+    phantom_patients: int = leaf("patients", low=1)
+    published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Sheet):
+    """The sets, and the size of the synthetic ones."""
+
+    sites: tuple[Site, ...]
+    phantom_size: str = leaf(choices=("tiny", "small", "full"))
+    phantom_seed: int = leaf(low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Sheet):
+    """From Hounsfield units to channels.
+
+    Attributes:
+        size: edge of the square slice the network sees; nearest-neighbour resize.
+        windows_hu: one input channel each, scaled to [0, 1] and clipped.
+        lung_channel: the binary lung mask as last channel.
+    """
+
+    size: int = leaf("px", low=16, high=1024)
+    windows_hu: tuple[tuple[float, float], ...] = leaf("HU", low=-2048, high=4096)
+    lung_channel: bool = leaf()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bad = [w for w in self.windows_hu if len(w) != 2 or w[0] >= w[1]]
+        if bad or not self.windows_hu:
+            raise InputError(f"preprocessing.windows_hu needs [low, high] pairs with low < high, got {self.windows_hu}")
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network."""
+        return len(self.windows_hu) + int(self.lung_channel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Sheet):
+    """The 2D U-Net: filters per level (the last is the bottom), normalisation, dropout."""
+
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    out_channels: int = leaf("channels", low=1, high=2)
+    norm: str = leaf(choices=("batch", "instance", "none"))
+    dropout: float = leaf("share", low=0.0, high=0.95)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= len(self.features) <= 8:
+            raise InputError(f"a U-Net needs 2 to 8 levels of features, got {self.features}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Sheet):
+    """How slices become training, validation and test.
+
+    Attributes:
+        by: ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
+            ``patient`` keeps patients whole, in the same proportions of patients, and draws no balance.
+        train_slices: drawn for training (by patient: only its ratio to the others counts).
+        validation_slices: drawn for validation.
+        shortage: a set with too few slices is refused (``error``) or drawn in proportion.
+        seed: of the draw.
+    """
+
+    by: str = leaf(choices=("slice", "patient"))
+    train_slices: int = leaf("slices", low=2)
+    validation_slices: int = leaf("slices", low=2)
+    shortage: str = leaf(choices=("error", "proportional"))
+    seed: int = leaf(low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Sheet):
+    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2)."""
+
+    optimiser: str = leaf(choices=("adam", "adamw"))
+    weight_decay: float = leaf("", low=0.0)
+    schedule: str = leaf(choices=("constant", "cosine"))
+    batch_size: int = leaf("slices", low=1)
+    loss: str = leaf(choices=LOSSES)
+    monitor: str = leaf()
+    precision: str = leaf(choices=("auto", "fp32", "bf16"))
+    seed: int = leaf(low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Sheet):
+    """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation."""
+
+    max_epochs: int = leaf("epochs", low=1)
+    patience: int = leaf("epochs", low=1)
+    learning_rate: float = leaf("", low=0.0, high=10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Sheet):
+    """One training: on which set, from which stage's weights (None: from new ones)."""
+
+    name: str
+    site: int = leaf("set", low=1)
+    start: str | None = leaf()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Sheet):
+    """First trainings, retrainings, and the chain in the order they run."""
+
+    first: Budget
+    retrain: Budget
+    chain: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LungModel(Sheet):
+    """The U-Net that supplies lung masks where a set has none.
+
+    Attributes:
+        sites: the sets it learns from; it sees their training and validation parts and slices without lung.
+        features: filters per level.
+        max_slices: at most this many training slices, evenly spaced.
+        threshold: lung from this probability on.
+        min_island_ml: smaller islands of found lung are dropped, so that specks do not make a slice "with lung".
+        budget: epochs, patience, learning rate.
+    """
+
+    sites: tuple[int, ...] = leaf("set", low=1)
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    max_slices: int = leaf("slices", low=2)
+    threshold: float = leaf("probability", low=0.0, high=1.0)
+    min_island_ml: float = leaf("ml", low=0.0)
+    budget: Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Sheet):
+    """How test slices are scored."""
+
+    threshold: float = leaf("probability", low=0.0, high=1.0)
+    slices: str = leaf(choices=("infected",))
+    interval_level: float = leaf("share", low=0.5, high=0.999)
+    interval_resamples: int = leaf("resamples", low=10)
+    interval_seed: int = leaf(low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow(Sheet):
+    """One printed row of the paper's table and the stage and test set it is about."""
+
+    name: str
+    stage: str
+    test: int
+    accuracy: float = leaf("mean over slices", low=0.0, high=1.0)
+    precision: float = leaf("mean over slices", low=0.0, high=1.0)
+    recall: float = leaf("mean over slices", low=0.0, high=1.0)
+    f1: float = leaf("mean over slices", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Sheet):
+    """One study: what is read, how it is trained, what is scored, and what the paper found.
+
+    Attributes:
+        recipe: name in `pneumoscope study list`.
+        title: one line.
+        citation: the paper.
+        notes: misprints of the paper and where we had to choose a reading.
+        paper: the paper's table; empty for recipes of our own.
+    """
+
+    recipe: str
+    title: str
+    citation: str
+    notes: tuple[str, ...]
+    data: Data
+    preprocessing: Preprocessing
+    network: Network
+    split: Split
+    training: Training
+    stages: Stages
+    lung: LungModel
+    scoring: Scoring
+    paper: tuple[PaperRow, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = [site.number for site in self.data.sites]
+        names = [stage.name for stage in self.stages.chain]
+        for what, values in (("set numbers", numbers), ("stage names", names)):
+            if len(set(values)) != len(values) or not values:
+                raise InputError(f"{self.recipe}: {what} must be given and unique, got {values}")
+        for place, stage in enumerate(self.stages.chain):
+            if stage.site not in numbers:
+                raise InputError(f"stage {stage.name} trains on set {stage.site}; the sets are {numbers}")
+            if stage.start is not None and stage.start not in names[:place]:
+                raise InputError(f"stage {stage.name} starts from {stage.start!r}; before it run {names[:place]}")
+        unknown = [n for n in self.lung.sites if n not in numbers]
+        if unknown:
+            raise InputError(f"the lung model learns from sets {unknown}, which are not among {numbers}")
+        for row in self.paper:
+            if row.stage not in names or row.test not in numbers:
+                raise InputError(
+                    f"the paper's row {row.name} is about stage {row.stage}, set {row.test}: not in the chain"
+                )
+
+    def site(self, number: int) -> Site:
+        """The set of that number."""
+        return next(site for site in self.data.sites if site.number == number)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages.chain if stage.name == name)
+
+    def lineage(self, name: str) -> list[Stage]:
+        """The stages that lead to `name`, first training first, itself last."""
+        stage = self.stage(name)
+        return [*(self.lineage(stage.start) if stage.start else []), stage]
+
+    def row_name(self, stage: str, test: int) -> str:
+        """The paper's printed name of that cell, or one built by the paper's rule where it prints none."""
+        for row in self.paper:
+            if (row.stage, row.test) == (stage, test):
+                return row.name
+        first, *later = self.lineage(stage)
+        retrained = "".join(f"_R_{item.site}" for item in later) or "_R_None"
+        return f"Tr{first.site}{retrained}_Te{test}"
+
+    def paper_row(self, stage: str, test: int) -> PaperRow | None:
+        """What the paper reports for that cell."""
+        return next((row for row in self.paper if (row.stage, row.test) == (stage, test)), None)
