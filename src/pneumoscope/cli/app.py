@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pneumoscope import __version__
-from pneumoscope.cli import doctor, model
+from pneumoscope.cli import data, demo, doctor, evaluate, model, segment, study
 from pneumoscope.cli.options import new_group
 from pneumoscope.cli.output import mute, say
 from pneumoscope.errors import PneumoscopeError, printable
@@ -20,7 +20,10 @@ UsageError = typer.BadParameter.__mro__[1]
 """What typer raises for an unusable call; its own module has moved between versions."""
 
 
-app = new_group(None)
+app = new_group(
+    "Pneumonia in chest CT: lungs and infiltrates, severity, transfer studies between hospitals.\n\n"
+    "Research software; not a medical device."
+)
 
 
 def _version(wanted: bool) -> None:
@@ -36,15 +39,11 @@ def _root(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Pneumonia in chest CT: lungs and infiltrates, severity, transfer studies between hospitals.
-
-    Research software; not a medical device.
-    """
     if context.invoked_subcommand is None:
         say(context.get_help())
 
 
-for verb_group in (model, doctor):
+for verb_group in (demo, segment, evaluate, data, study, model, doctor):
     verb_group.add_to(app)
 
 

@@ -41,7 +41,7 @@ class Common:
 
     device: str = "auto"
     precision: str = "auto"
-    seed: int = 0
+    seed: int | None = None
     jobs: int = 1
     overwrite: bool = False
     json: bool = False
@@ -65,7 +65,9 @@ _ANNOTATIONS: dict[str, Any] = {
             help="auto (bf16 where the hardware has it), fp32 or bf16.",
         ),
     ],
-    "seed": Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")],
+    "seed": Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")
+    ],
     "jobs": Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Cases worked on side by side.")],
     "overwrite": Annotated[
         bool, typer.Option("--overwrite", help="Write into an output folder that already holds a run.")
@@ -77,7 +79,7 @@ _ANNOTATIONS: dict[str, Any] = {
 ALWAYS = ("json", "quiet", "debug")
 
 
-def new_group(help_text: str | None) -> typer.Typer:
+def new_group(help_text: str) -> typer.Typer:
     """A typer application without colours, completion and its own error printing."""
     return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -1,0 +1,86 @@
+"""The CLI's reference page, made from the commands themselves: ``python -m pneumoscope.cli.reference FILE``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from pneumoscope.cli.app import app
+from pneumoscope.io.files import write_text
+
+HEAD = """# The command line
+
+Made by `make docs` from the commands themselves; do not edit.
+
+Exit codes: 0 done; 1 something failed while running (in a batch: any case, the others are still written); 2 the call
+or the input is unusable; 130 interrupted. Errors are one line on stderr that begins with `error: `; `--debug` adds the
+traceback. Results go to stdout, with `--json` as one JSON document. Progress goes to stderr, only when that is a
+terminal. Nothing is fetched from or sent to anywhere.
+"""
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every verb with its full name, e.g. ``data list``, in the order of the help."""
+    yield from _below(typer.main.get_command(app), "")
+
+
+def _below(command: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, child in command.commands.items():
+        if hasattr(child, "commands"):
+            yield from _below(child, f"{prefix}{name} ")
+        else:
+            yield prefix + name, child
+
+
+def cli_reference() -> str:
+    """The page as Markdown; the same commands give the same text on every machine."""
+    return "\n".join([HEAD, *(_section(name, command) for name, command in commands())])
+
+
+def _section(name: str, command: Any) -> str:
+    parameters = [p for p in command.params if p.name != "help"]
+    usage = " ".join(["pneumoscope", name, *filter(None, (_usage(p) for p in parameters))])
+    lines = [f"## pneumoscope {name}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), ""]
+    lines += ["| argument or option | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{_names(p)}` | {_default(p)} | {_cell(p.help or '')} |" for p in parameters]
+    return "\n".join([*lines, ""])
+
+
+def _is_argument(parameter: Any) -> bool:
+    return bool(parameter.param_type_name == "argument")
+
+
+def _metavar(parameter: Any) -> str:
+    return str(parameter.metavar or "")
+
+
+def _usage(parameter: Any) -> str:
+    """What the usage line says of a parameter; optional options are left to the table."""
+    if _is_argument(parameter):
+        return _metavar(parameter)
+    return f"{parameter.opts[-1]} {_metavar(parameter)}" if parameter.required else ""
+
+
+def _names(parameter: Any) -> str:
+    if _is_argument(parameter):
+        return _cell(_metavar(parameter))
+    return _cell(f"{', '.join(parameter.opts)} {_metavar(parameter)}".strip())
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    value = parameter.default
+    return "" if value in (None, False, (), []) else f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    write_text(sys.argv[1], cli_reference())

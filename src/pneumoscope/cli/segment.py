@@ -1,0 +1,77 @@
+"""`pneumoscope segment`: scans in, lungs and infiltrates out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.output import progress_for, say, say_json
+from pneumoscope.errors import RunError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Hang the verb into the command."""
+    app.command("segment")(segment)
+
+
+@common_options("device", "precision", "seed", "jobs", "overwrite")
+def segment(
+    scans: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="SCAN",
+            help="A NIfTI, NRRD, MetaImage or DICOM file, a DICOM folder or zip; a folder of those; a CSV manifest.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write; one folder per case.")],
+    common: Common,
+    more_scans: Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME|DIR", help="A shipped model's name, or a model folder.")
+    ] = "default",
+    lungs: Annotated[
+        Path | None,
+        typer.Option(
+            "--lungs", metavar="MASK", help="A lung mask made elsewhere (1 right, 2 left), for a single scan."
+        ),
+    ] = None,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
+    ] = False,
+) -> None:
+    """Segment lungs and infiltrates of chest CT scans.
+
+    Each case gets a folder with masks on exactly the scan's grid, report.json and report.html. A case that fails is
+    listed in cases.csv and the others are still written; the exit code is then 1.
+    """
+    from pneumoscope.inference.cases import segment_cases
+    from pneumoscope.io.scans import find_scans
+
+    found = [scan for path in [*scans, *(more_scans or [])] for scan in find_scans(path)]
+    with progress_for(common) as progress:
+        batch = segment_cases(
+            found,
+            out,
+            model=model,
+            lungs=lungs,
+            device=common.device,
+            precision=common.precision,
+            jobs=common.jobs,
+            overwrite=common.overwrite,
+            probability=probability,
+            progress=progress,
+        )
+    failed = [case for case in batch.cases if case.error]
+    if common.json:
+        say_json(batch.as_dict())
+    else:
+        for case in batch.cases:
+            say(f"{case.case}: {case.error or case.sentence()}")
+        say(f"written to {out}")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(batch.cases)} cases failed; see {out / 'cases.csv'}")

@@ -1,0 +1,140 @@
+"""`pneumoscope study`: the papers' experiments, shown with their sources, run, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pneumoscope.cli.options import Common, common_options, new_group, pairs
+from pneumoscope.cli.output import progress_for, say, say_json, say_table
+from pneumoscope.experiments.access import describe, with_overrides
+from pneumoscope.experiments.registry import RECIPES, build_recipe
+from pneumoscope.experiments.schema import Experiment
+
+group = new_group("Transfer studies: the papers' experiments.")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `pneumoscope study list`.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value; the keys are those of `study show`. May be repeated."
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Hang the group into the command."""
+    app.add_typer(group, name="study")
+
+
+@group.command("list")
+@common_options()
+def list_recipes(common: Common) -> None:
+    """List the recipes."""
+    rows = [{"name": recipe.name, "summary": recipe.summary} for recipe in RECIPES.values()]
+    if common.json:
+        say_json(rows)
+    else:
+        say_table(("recipe", "summary"), [row.values() for row in rows])
+
+
+@group.command("show")
+@common_options("seed")
+def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
+    """Show every number of a recipe with its source.
+
+    Each line is a key that `study run --set KEY=VALUE` takes, its value and unit, and where it comes from: the paper's
+    section or table, or our choice where the paper is silent.
+    """
+    rows = describe(_experiment(recipe, settings, common))
+    if common.json:
+        say_json({"recipe": recipe, "summary": RECIPES[recipe].summary, "values": rows})
+    else:
+        say(f"{recipe}: {RECIPES[recipe].summary}")
+        say_table(
+            ("key", "value", "unit", "source"), [(r["key"], _shown(r["value"]), r["unit"], r["source"]) for r in rows]
+        )
+
+
+@group.command("run")
+@common_options("device", "precision", "seed", "overwrite")
+def run(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The study folder to write.")],
+    common: Common,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="NAME=ROOT",
+            help="Where a data set of the recipe lies. May be repeated; without any, synthetic sites stand in.",
+        ),
+    ] = None,
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+) -> None:
+    """Run a recipe: train the stages, score each on every test set, report.
+
+    A killed run goes on where it was with --resume. The study folder holds matrix.csv (one row per stage and test set,
+    the paper's values beside ours), forgetting.csv, per_case.csv, the models, the curves and report.html.
+    """
+    experiment = _experiment(recipe, settings, common)
+    roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
+    from pneumoscope.study.run import run_study
+
+    with progress_for(common) as progress:
+        result = run_study(
+            experiment,
+            out,
+            data=roots,
+            resume=resume,
+            overwrite=common.overwrite,
+            device=common.device,
+            precision=common.precision,
+            progress=progress,
+        )
+    print_study(result, common)
+
+
+@group.command("report")
+@common_options()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A study folder.")],
+    common: Common,
+) -> None:
+    """Render a study's report again from what is on disk."""
+    from pneumoscope.study.report import write_report
+
+    page = write_report(folder)
+    if common.json:
+        say_json({"report": page})
+    else:
+        say(f"report: {page}")
+
+
+def print_study(result: Any, common: Common) -> None:
+    """The matrix and where the report is."""
+    if common.json:
+        say_json(result.as_dict())
+    else:
+        for line in result.lines():
+            say(line)
+
+
+def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment:
+    """The recipe with `--seed` in every seed, then `--set` on top."""
+    experiment = build_recipe(recipe)
+    seeds = [] if common.seed is None else [f"{k}={common.seed}" for k in _seed_keys(experiment)]
+    return with_overrides(experiment, [*seeds, *(settings or [])])
+
+
+def _seed_keys(experiment: Experiment) -> list[str]:
+    return [row["key"] for row in describe(experiment) if row["key"].rsplit(".", 1)[-1].endswith("seed")]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    return "none" if value is None else str(value)

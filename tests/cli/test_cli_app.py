@@ -1,0 +1,143 @@
+"""Endings: exit codes, one line on stderr, tracebacks only on demand, pipes that close."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from pneumoscope import __version__
+from pneumoscope.cli import app as app_module
+from pneumoscope.cli.app import ending, run
+from pneumoscope.cli.reference import commands
+from pneumoscope.errors import InputError, ReadError, RunError
+
+VERBS = [name.split() for name, _ in commands()]
+
+
+def failing_with(monkeypatch, problem):
+    def fail():
+        raise problem
+
+    monkeypatch.setattr("pneumoscope.models.cards.shipped_models", fail)
+
+
+def test_version(cli):
+    assert cli("--version").out == f"pneumoscope {__version__}\n"
+
+
+def test_bare_call_shows_the_help(cli):
+    ran = cli()
+    assert ran.code == 0
+    assert "not a medical device" in ran.out
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_and_the_common_options(cli, verb):
+    ran = cli(*verb, "--help")
+    assert ran.code == 0
+    assert ran.err == ""
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in ran.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["modell"], "modell"),
+        (["model"], "Missing command"),
+        (["model", "info"], "MODEL"),
+        (["model", "list", "--nope"], "--nope"),
+        (["data", "phantom", "-o", "x", "--site", "A", "--patients", "0"], "--patients"),
+        (["data", "phantom", "-o", "x", "--site", "A", "--patients", "many"], "--patients"),
+        (["demo", "--device", "cuda:x"], "cuda:x"),
+        (["demo", "--precision", "fp8"], "fp8"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["data", "phantom", "--jobs", "0"], "--jobs"),
+        (["study", "run", "maganaris-2022b", "-o", "x", "--data", "medseg"], "NAME=VALUE"),
+        (["study", "run", "maganaris-2022b", "-o", "x", "--data", "a=b", "--data", "a=c"], "twice"),
+        (["study", "run", "maganaris-2022b"], "--out"),
+    ],
+)
+def test_unusable_calls_end_in_one_line_and_code_2(cli, argv, words):
+    cli(*argv).refused(words, "--help")
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "words"),
+    [
+        (InputError("is wrong"), 2, "is wrong"),
+        (ReadError("cut off", code="IN-NII-001", path="a.nii.gz"), 2, "[IN-NII-001] a.nii.gz: cut off"),
+        (RunError("broke"), 1, "broke"),
+        (FileNotFoundError(2, "No such file or directory", "x\n.nii"), 2, "x?.nii: No such file"),
+        (PermissionError(13, "Permission denied", "out"), 1, "out: Permission denied"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (MemoryError(), 1, "--jobs"),
+        (ZeroDivisionError("two\nlines"), 1, "internal ZeroDivisionError: two lines; rerun with --debug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (typer.Abort(), 1, "aborted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_exception_becomes_one_line(cli, monkeypatch, problem, code, words):
+    failing_with(monkeypatch, problem)
+    ran = cli("model", "list")
+    ran.refused(words, code=code)
+    assert "Traceback" not in ran.err
+
+
+def test_debug_adds_the_traceback(cli, monkeypatch):
+    failing_with(monkeypatch, ZeroDivisionError("oops"))
+    ran = cli("model", "list", "--debug")
+    assert ran.code == 1
+    assert "Traceback" in ran.err
+    assert ran.err.splitlines()[-1].startswith("error: internal")
+
+
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal():
+    _, line = ending(FileNotFoundError(2, "No such file", "\x1b[31mred"))
+    assert "\x1b" not in line
+
+
+def test_a_reader_that_leaves_does_not_fail_the_work():
+    code = "import sys\nfrom pneumoscope.cli.app import run\nsys.exit(run(['study', 'show', 'maganaris-2022b']))\n"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_module_and_unusable_call_in_a_process_of_its_own():
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "model", "info", "/nowhere"], capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_characters_that_the_terminal_lacks_are_escaped():
+    ran = subprocess.run(
+        [sys.executable, "-m", "pneumoscope", "model", "info", "größe"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )
+    assert ran.returncode == 2
+    assert b"gr\\xf6\\xdfe" in ran.stderr
+
+
+def test_library_warnings_are_kept_back_but_not_with_debug(monkeypatch):
+    calls = []
+    monkeypatch.setattr(app_module.warnings, "simplefilter", lambda action: calls.append(action))
+    monkeypatch.setattr(app_module.sys, "warnoptions", [])
+    monkeypatch.setattr(app_module.sys, "argv", ["pneumoscope", "--version"])
+    assert run() == 0
+    assert calls == ["ignore"]
+    monkeypatch.setattr(app_module.sys, "argv", ["pneumoscope", "model", "list", "--debug"])
+    assert run() == 0
+    assert calls == ["ignore"]

@@ -1,0 +1,39 @@
+"""Help and listings answer at once: nothing heavy is imported for them."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pneumoscope.cli.reference import commands
+
+HEAVY = ("torch", "lightning_fabric", "monai", "matplotlib", "SimpleITK", "pandas", "skimage", "cv2", "scipy")
+HELPS = [["--help"], [], ["--version"], *([*name.split(), "--help"] for name, _ in commands())]
+LISTINGS = [["data", "list"], ["data", "list", "--json"], ["data", "info", "phantom"], ["study", "list"]]
+LISTINGS += [["study", "show", "maganaris-2022b", "--json"], ["model", "list"], ["model", "list", "--json"]]
+SCRIPT = """
+import sys
+from pneumoscope.cli import main
+for argv in {calls!r}:
+    code = main(argv)
+    heavy = [name for name in {heavy!r} if name in sys.modules]
+    if code or heavy:
+        sys.exit(f"{{argv}}: code {{code}}, imported {{heavy}}")
+"""
+
+
+def test_help_and_listings_import_nothing_heavy():
+    script = SCRIPT.format(calls=HELPS + LISTINGS, heavy=HEAVY)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["data", "list"], ["study", "list"], ["model", "list"]], ids=" ".join)
+def test_help_and_listings_answer_in_half_a_second(argv):
+    def seconds():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pneumoscope", *argv], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
