@@ -5,7 +5,6 @@ No pickle is ever loaded. A flipped byte loads silently in every tensor format, 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 
 from pneumoscope.errors import ModelError
 from pneumoscope.io.files import sha256, write_bytes, write_json
+from pneumoscope.models.cards import CARD_FILE, FORMAT, read_card, verify
 from pneumoscope.models.unet import UNet, UNetConfig
 
 WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "card.json"
-FORMAT = 1
-"""Version of the card's layout; a newer one is refused."""
 
 ARCHITECTURES = {"unet": (UNetConfig, UNet)}
 
@@ -117,18 +114,12 @@ def load_model(folder: str | Path) -> tuple[UNet, dict[str, Any]]:
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    card = _read_card(folder)
-    path = folder / WEIGHTS_FILE
-    expected = card["weights"]["sha256"]
-    if not path.is_file() or sha256(path) != expected:
-        raise ModelError(
-            f"{WEIGHTS_FILE} is absent or damaged (its SHA-256 is not {expected[:12]}... of the card); "
-            "copy the model folder again",
-            path=folder,
-        )
-    fields = dict(card["architecture"])
-    config_class, model_class = ARCHITECTURES[fields.pop("name")]
-    model = model_class(config_class(**fields))
+    card = read_card(folder)
+    check = verify(folder)
+    if not check.ok:
+        raise ModelError(check.sentence(), path=folder)
+    path = folder / check.file
+    model = _build(card["architecture"], folder)
     state = {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
     report = load_into(model, state)
     if not report.complete:
@@ -138,17 +129,17 @@ def load_model(folder: str | Path) -> tuple[UNet, dict[str, Any]]:
     return model.eval(), card
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        known = card["format"] <= FORMAT and card["architecture"]["name"] in ARCHITECTURES
-        card["weights"]["sha256"][:12]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+def _build(architecture: dict[str, Any], folder: Path) -> UNet:
+    """A network with fresh weights from the card's `architecture`."""
+    fields = dict(architecture)
+    name = fields.pop("name", None)
+    if name not in ARCHITECTURES:
         raise ModelError(
-            f"holds no readable {CARD_FILE} ({type(problem).__name__}); expected a model folder with "
-            f"{WEIGHTS_FILE} and {CARD_FILE}",
+            f"the card names the architecture {name!r}; known are {', '.join(ARCHITECTURES)}; update pneumoscope",
             path=folder,
-        ) from problem
-    if not known:
-        raise ModelError("was made by a newer pneumoscope or has an unknown architecture; update", path=folder)
-    return card
+        )
+    config_class, model_class = ARCHITECTURES[name]
+    try:
+        return model_class(config_class(**fields))
+    except TypeError as problem:
+        raise ModelError(f"the card's architecture is not a {name}: {problem}", path=folder) from problem

@@ -60,6 +60,24 @@ def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return dice(logits, target) + cross_entropy(logits, target)
 
 
+def pooled_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - soft Dice of the whole batch per channel: a false lesion on an empty slice counts as many pixels as it has.
+
+    Softer on empty and tiny slices than `dice`, which lets one pixel on an empty slice cost half a slice.
+    """
+    stated = target >= 0
+    p = torch.sigmoid(logits) * stated
+    t = target.clamp(min=0)
+    batch = (0, -2, -1)
+    overlap = 2 * (p * t).sum(batch) + SMOOTH
+    return (1 - overlap / ((p + t * stated).sum(batch) + SMOOTH)).mean()
+
+
+def pooled_dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """`pooled_dice` plus cross-entropy, equal weights."""
+    return pooled_dice(logits, target) + cross_entropy(logits, target)
+
+
 def tversky_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Tversky (alpha = beta = 0.5) plus cross-entropy, the pair Mueller 2021 trains with."""
     return tversky(logits, target) + cross_entropy(logits, target)
@@ -69,6 +87,8 @@ LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "dice": dice,
     "dice_cross_entropy": dice_cross_entropy,
+    "pooled_dice": pooled_dice,
+    "pooled_dice_cross_entropy": pooled_dice_cross_entropy,
     "tversky": tversky,
     "tversky_cross_entropy": tversky_cross_entropy,
 }

@@ -1,0 +1,165 @@
+"""From Hounsfield slices to what a model was trained on, and its answer back to the scan's rows and columns.
+
+A model's card says under ``preprocessing`` which of these it needs; `input_from_card` builds it. Shapes: n slices of
+(h, w), radiological view; a network gets (n, c, rows, columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import ModelError
+from pneumoscope.preprocess.appearance import Appearance
+from pneumoscope.preprocess.lung_crop import LungCrop
+from pneumoscope.preprocess.slices import resize_linear, resize_nearest
+from pneumoscope.preprocess.windows import HuWindow, model_input, window_channels
+
+
+class ModelInput(Protocol):
+    """The preprocessing of one model."""
+
+    needs_lungs: bool
+    """Whether `images` cannot do without a lung mask."""
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> ModelInput:
+        """The same preprocessing set up for one scan, from the lungs of all its slices (n, h, w)."""
+
+    def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
+        """Network input (n, c, rows, columns) of some slices (n, h, w) of the scan."""
+
+    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """One output channel (n, rows, columns) on the scan's (n, *size)."""
+
+
+@dataclass(frozen=True)
+class HuWindowInput:
+    """The Maganaris papers' input: windows of Hounsfield units, nearest-neighbour resize, lung mask as last channel."""
+
+    size: int
+    windows: tuple[HuWindow, ...]
+    lung_channel: bool = True
+
+    @property
+    def needs_lungs(self) -> bool:
+        """See `ModelInput`."""
+        return self.lung_channel
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> HuWindowInput:
+        """See `ModelInput`; nothing to fit."""
+        return self
+
+    def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
+        """See `ModelInput`."""
+        if self.lung_channel:
+            mask = np.zeros(stack_hu.shape, bool) if lungs is None else lungs
+            return model_input(stack_hu, mask, self.windows, self.size)
+        return window_channels(resize_nearest(stack_hu, self.size), self.windows)
+
+    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `ModelInput`; linear, as probabilities are smooth."""
+        return resize_linear(output, size)
+
+
+@dataclass(frozen=True)
+class AppearanceInput:
+    """The whole slice with the appearance of the public 8-bit sets, shrunk to `size`; needs no lung mask."""
+
+    size: int
+    appearance: Appearance
+    needs_lungs = False
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> AppearanceInput:
+        """See `ModelInput`; nothing to fit."""
+        return self
+
+    def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
+        """See `ModelInput`."""
+        return self.of_equalised(self.appearance.of_hu(stack_hu))
+
+    def of_equalised(self, equalised: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Network input (n, 1, size, size) of slices that have the appearance already, (n, h, w)."""
+        import cv2
+
+        size = (self.size, self.size)
+        planes = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in equalised]
+        return np.stack(planes)[:, None] if planes else np.empty((0, 1, *size), np.uint8)
+
+    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `ModelInput`."""
+        return resize_linear(output, size)
+
+
+@dataclass(frozen=True)
+class LungFrameInput:
+    """Appearance and lung mask, cut to the lungs of the scan and scaled into one frame.
+
+    Attributes:
+        frame: rows and columns the network sees.
+        appearance: made on the whole slice, before the cut.
+        crop: set by `fitted`.
+    """
+
+    frame: tuple[int, int]
+    appearance: Appearance
+    crop: LungCrop | None = None
+    needs_lungs = True
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> LungFrameInput:
+        """See `ModelInput`: the frame around the lungs, found on slices of the appearance's size."""
+        if lungs is None:
+            raise ModelError("this model needs a lung mask to find its frame, got none")
+        small = resize_nearest(lungs, self.appearance.size)
+        return LungFrameInput(self.frame, self.appearance, LungCrop.around(small, self.frame))
+
+    def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
+        """See `ModelInput`."""
+        mask = np.zeros(stack_hu.shape, bool) if lungs is None else lungs
+        return self.of_equalised(self.appearance.of_hu(stack_hu), resize_nearest(mask, self.appearance.size))
+
+    def of_equalised(self, equalised: NDArray[np.uint8], lungs: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Network input (n, 2, *frame) of slices that have the appearance already, (n, h, w) as the crop's."""
+        crop = self._crop()
+        mask = crop.cut(lungs.astype(np.uint8) * np.uint8(255), nearest=True)
+        return np.stack((crop.cut(equalised), mask), axis=1).astype(np.uint8)
+
+    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `ModelInput`."""
+        return resize_linear(self._crop().paste(output), size)
+
+    def _crop(self) -> LungCrop:
+        if self.crop is None:
+            raise ModelError("LungFrameInput must be fitted to the scan's lungs first")
+        return self.crop
+
+
+def input_from_card(card: dict[str, Any]) -> ModelInput:
+    """The preprocessing a model card names.
+
+    Known kinds: ``{"kind": "hu_windows", "size": 320, "windows_hu": [[-970, -150], ...], "lung_channel": true}``,
+    ``{"kind": "appearance", "size": 128, "appearance": {...}}`` and
+    ``{"kind": "lung_frame", "frame": [144, 192], "appearance": {...}}``.
+
+    Raises:
+        ModelError: for a card without, or with another kind.
+    """
+    fields = card.get("preprocessing")
+    try:
+        kind = fields["kind"]  # type: ignore[index]
+        if kind == "hu_windows":
+            windows: Sequence[Sequence[float]] = fields["windows_hu"]  # type: ignore[index]
+            bounds = tuple(HuWindow(float(low), float(high)) for low, high in windows)
+            return HuWindowInput(int(fields["size"]), bounds, bool(fields.get("lung_channel", True)))  # type: ignore
+        appearance = Appearance(**fields["appearance"])  # type: ignore[index]
+        if kind == "appearance":
+            return AppearanceInput(int(fields["size"]), appearance)  # type: ignore[index]
+        if kind == "lung_frame":
+            rows, columns = fields["frame"]  # type: ignore[index]
+            return LungFrameInput((int(rows), int(columns)), appearance)
+    except (KeyError, TypeError, ValueError) as problem:
+        raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
+    raise ModelError(f"the card names preprocessing {kind!r}; known are hu_windows, appearance, lung_frame")

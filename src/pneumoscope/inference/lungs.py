@@ -1,0 +1,200 @@
+"""Right and left lung of a scan: a small network says what is lung, Hounsfield units say where exactly it ends.
+
+The network works on 128 x 128 slices and knows lungs, dense infiltrate in them included, from bowel gas, trachea and
+table; it cannot place an edge within a millimetre. Air can: the mask is aerated voxels where the network sees lung,
+joined with dense voxels deep inside what the network sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pneumoscope.errors import Finding
+from pneumoscope.inference.inputs import ModelInput
+from pneumoscope.inference.slices import predict_probability
+from pneumoscope.preprocess.slices import from_slices, resize_linear, resize_nearest, to_slices
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import LUNG_LABELS, Mask, Volume
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class LungRules:
+    """How network and Hounsfield units are joined.
+
+    Attributes:
+        aerated_hu: voxels below are air or lung.
+        aerated_probability: an aerated voxel is lung from this network probability on.
+        dense_probability: a voxel that is not aerated is lung from this probability on.
+        closing_mm: vessels and fissures narrower than twice this are filled in.
+        smallest_ml: a connected piece below this is dropped.
+    """
+
+    aerated_hu: float = -320.0
+    aerated_probability: float = 0.3
+    dense_probability: float = 0.75
+    closing_mm: float = 4.0
+    smallest_ml: float = 20.0
+
+
+def find_lungs(
+    volume: Volume,
+    model: nn.Module,
+    preprocessing: ModelInput,
+    *,
+    rules: LungRules | None = None,
+    progress: Progress = silent,
+    **compute: Any,
+) -> tuple[Mask, tuple[Finding, ...]]:
+    """Lungs of a scan on its grid, 1 = right and 2 = left.
+
+    Args:
+        volume: the scan.
+        model: a lung network; its first output channel is lung.
+        preprocessing: from the model's card.
+        rules: see `LungRules`.
+        progress: called per batch of slices.
+        compute: device, precision and batch_size for `predict_probability`.
+
+    Returns:
+        The mask (empty when no lung is found) and what there is to report about it.
+    """
+    rules = rules or LungRules()
+    stack = to_slices(volume.hu)  # (n, h, w), a view
+    images = preprocessing.images(stack, None)
+    probability = predict_probability(model, images, progress=progress, **compute)[:, 0]
+    lungs = join_with_hu(stack, probability, volume.grid.spacing_mm, rules)
+    lungs = _drop_small(lungs, rules.smallest_ml / volume.grid.voxel_volume_ml)
+    labels, findings = split_sides(lungs, volume.grid.spacing_mm)
+    return Mask(from_slices(labels), volume.grid, dict(LUNG_LABELS)), findings
+
+
+def join_with_hu(
+    stack_hu: NDArray[np.float32],
+    probability: NDArray[np.float32],
+    spacing_mm: tuple[float, float, float],
+    rules: LungRules,
+) -> NDArray[np.bool_]:
+    """Lung voxels (n, h, w) from Hounsfield units (n, h, w) and network probability (n, rows, columns).
+
+    Works slice by slice, so memory stays at one probability slice beside the result. `spacing_mm` is (i, j, k).
+    """
+    size = (stack_hu.shape[1], stack_hu.shape[2])
+    radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(spacing_mm[1::-1]))).astype(int)
+    disk = _ellipse(*radius)
+    out = np.zeros(stack_hu.shape, bool)
+    for k in range(len(stack_hu)):
+        if probability[k].max() < rules.aerated_probability:
+            continue
+        p = resize_linear(probability[k : k + 1], size)[0]
+        lung = (stack_hu[k] < rules.aerated_hu) & (p >= rules.aerated_probability)
+        lung |= p >= rules.dense_probability
+        out[k] = _close(lung, disk, p >= 0.5)
+    return out
+
+
+def _close(lung: NDArray[np.bool_], disk: NDArray[np.uint8], allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill narrow gaps and holes, but only where `allowed`."""
+    import cv2
+
+    plain = lung.astype(np.uint8)
+    closed = cv2.morphologyEx(plain, cv2.MORPH_CLOSE, disk, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    return lung | ((closed | ndimage.binary_fill_holes(lung)) & allowed)
+
+
+def _ellipse(rows: int, columns: int) -> NDArray[np.uint8]:
+    y, x = np.ogrid[-rows : rows + 1, -columns : columns + 1]
+    return ((y / rows) ** 2 + (x / columns) ** 2 <= 1).astype(np.uint8)
+
+
+def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.bool_]:
+    """Without connected pieces (6 neighbours) below the given size."""
+    import cc3d
+
+    if not lungs.any():
+        return lungs
+    pieces = cc3d.connected_components(lungs, connectivity=6)
+    sizes = cc3d.statistics(pieces)["voxel_counts"]
+    keep = sizes >= smallest_voxels
+    keep[0] = False
+    return keep[pieces]
+
+
+SIDE_SIZE = 128
+"""Sides are told apart on slices of at most this size; the cut between touching lungs is that coarse."""
+
+
+def split_sides(
+    lungs: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
+    """Label lungs (n, h, w) 1 = patient's right (left in the picture) and 2 = left.
+
+    Lungs that touch (thin anterior junction) are cut: the mask is eroded until two large pieces part, and each voxel goes to
+    the nearer piece. Where they never part, or there is one lung, pieces go to the side of the body's midline they
+    lie on, with a finding.
+    """
+    labels = np.zeros(lungs.shape, np.uint8)
+    if not lungs.any():
+        return labels, (Finding("SEG-LUNG-000", "no lung was found in the scan", "error"),)
+    n, h, w = lungs.shape
+    small_size = (min(h, SIDE_SIZE), min(w, SIDE_SIZE))
+    small = resize_nearest(lungs, small_size)
+    sampling = (spacing_mm[2], spacing_mm[1] * h / small_size[0], spacing_mm[0] * w / small_size[1])
+    depth = ndimage.distance_transform_edt(small, sampling=sampling).astype(np.float32)
+    seeds = _two_seeds(depth)
+    if seeds is None:
+        middle = _midline(small)
+        sides = np.where(np.arange(small_size[1]) < middle, 1, 2).astype(np.uint8)
+        side_map = np.broadcast_to(sides, small.shape)
+        finding: tuple[Finding, ...] = (
+            Finding(
+                "SEG-LUNG-001", "right and left lung could not be told apart by shape; split at the middle of the body"
+            ),
+        )
+    else:
+        nearest = ndimage.distance_transform_edt(
+            seeds == 0, sampling=sampling, return_distances=False, return_indices=True
+        )
+        side_map = seeds[tuple(nearest)]
+        finding = ()
+    labels[lungs] = resize_nearest(np.ascontiguousarray(side_map), (h, w))[lungs]
+    return labels, finding
+
+
+def _two_seeds(depth: NDArray[np.float32]) -> NDArray[np.uint8] | None:
+    """Two pieces of the mask, 1 the more to the right of the patient (lower column), found at the least erosion."""
+    import cc3d
+
+    total = np.count_nonzero(depth)
+    for erosion in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 15.0):
+        pieces = cc3d.connected_components(depth > erosion, connectivity=6)
+        statistics = cc3d.statistics(pieces)
+        sizes, centres = statistics["voxel_counts"][1:], statistics["centroids"][1:]
+        large = np.argsort(sizes)[::-1][:2]
+        if len(large) < 2 or sizes[large[1]] < 0.08 * total:
+            continue
+        apart = centres[large[1]][2] - centres[large[0]][2]
+        if abs(apart) < 0.1 * depth.shape[2]:  # one above the other: pieces of the same lung
+            continue
+        right, left = (large[0], large[1]) if apart > 0 else (large[1], large[0])
+        seeds = np.zeros(depth.shape, np.uint8)
+        seeds[pieces == right + 1] = 1
+        seeds[pieces == left + 1] = 2
+        return seeds
+    return None
+
+
+def _midline(lungs: NDArray[np.bool_]) -> float:
+    """Column halfway between the outermost lung columns; for one lung in half a picture, the picture's middle."""
+    columns = np.flatnonzero(lungs.any(axis=(0, 1)))
+    width = lungs.shape[2]
+    if columns[-1] - columns[0] < 0.45 * width:
+        return width / 2
+    return float(columns[0] + columns[-1]) / 2

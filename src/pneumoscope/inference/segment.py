@@ -1,0 +1,164 @@
+"""Lungs and infiltrate of one scan: load the models once, run them on as many scans as wanted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import Finding, ModelError
+from pneumoscope.inference.inputs import ModelInput, input_from_card
+from pneumoscope.inference.lungs import find_lungs
+from pneumoscope.inference.slices import predict_probability
+from pneumoscope.models.cards import find_model
+from pneumoscope.preprocess.slices import from_slices, to_slices
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
+
+DEFAULT_MODEL = "infiltrate"
+DEFAULT_LUNGS_MODEL = "lungs"
+
+SLAB = 32
+"""Slices worked on at a time: bounds memory at the float images of one slab, whatever the scan's length."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in a scan.
+
+    Attributes:
+        lungs: 1 = right, 2 = left.
+        infiltrate: 1 = infiltrate, inside the lungs only.
+        probability: (i, j, k) uint8, the network's probability of infiltrate times 255; 0 outside the lungs.
+        findings: what there is to report.
+        cards: cards of the models used, by task (``lungs`` is absent when a mask was given).
+        seconds: wall time by step.
+    """
+
+    lungs: Mask
+    infiltrate: Mask
+    probability: NDArray[np.uint8]
+    findings: tuple[Finding, ...]
+    cards: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+
+
+class Segmenter:
+    """A lung model and an infiltrate model, loaded once.
+
+    Args:
+        model: infiltrate model, a shipped name or a model folder.
+        lungs_model: lung model, likewise; loaded only when a scan comes without a lung mask.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        batch_size: slices at a time.
+
+    Raises:
+        ModelError: a model is unknown, damaged, or made for another task.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        lungs_model: str | Path = DEFAULT_LUNGS_MODEL,
+        *,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        batch_size: int = 8,
+    ) -> None:
+        from pneumoscope.training.devices import pick_device
+
+        pick_device(device)
+        self.compute: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
+        self.model, self.card = _load(model, "infiltrate")
+        self.input = input_from_card(self.card)
+        self._lungs_name = lungs_model
+        self._lungs: tuple[Any, dict[str, Any], ModelInput] | None = None
+
+    def run(self, volume: Volume, lungs: Mask | None = None, *, progress: Progress = silent) -> Segmentation:
+        """Segment one scan.
+
+        Args:
+            volume: the scan.
+            lungs: lung mask on the scan's grid, used instead of the lung model.
+            progress: called per batch of slices.
+
+        Raises:
+            GeometryError: the lung mask lies on another grid.
+        """
+        seconds: dict[str, float] = {}
+        cards = {"infiltrate": self.card}
+        findings: tuple[Finding, ...] = ()
+        begun = time.perf_counter()
+        if lungs is None:
+            model, cards["lungs"], lung_input = self._lung_model()
+            lungs, findings = find_lungs(volume, model, lung_input, progress=_named(progress, "lungs"), **self.compute)
+        else:
+            volume.grid.require_same_space(lungs.grid, "the lung mask")
+        seconds["lungs"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        probability = self._probability(volume, lungs, _named(progress, "infiltrate"))
+        threshold = float(self.card.get("threshold", 0.5))
+        found = Mask(
+            (probability >= np.ceil(threshold * 255)).astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL)
+        )
+        seconds["infiltrate"] = time.perf_counter() - begun
+        return Segmentation(lungs, found, probability, findings, cards, seconds)
+
+    def _probability(self, volume: Volume, lungs: Mask, progress: Progress) -> NDArray[np.uint8]:
+        """Probability times 255 (i, j, k), inside the lungs; computed on slices that show lung, a slab at a time."""
+        stack, inside = to_slices(volume.hu), to_slices(lungs.labels) > 0  # (n, h, w)
+        out = np.zeros(stack.shape, np.uint8)
+        wanted = np.flatnonzero(inside.any(axis=(1, 2)))
+        if len(wanted) == 0:
+            return from_slices(out)
+        fitted = self.input.fitted(inside)
+        mirror = bool(self.card.get("mirror", False))
+        for start in range(0, len(wanted), SLAB):
+            rows = wanted[start : start + SLAB]
+            images = fitted.images(stack[rows], inside[rows])
+            p = predict_probability(self.model, images, mirror=mirror, **self.compute)[:, 0]
+            p = fitted.back(p, (stack.shape[1], stack.shape[2]))
+            out[rows] = np.where(inside[rows], np.rint(np.clip(p, 0, 1) * 255), 0).astype(np.uint8)
+            progress("slices", min(start + SLAB, len(wanted)), len(wanted))
+        return from_slices(out)
+
+    def _lung_model(self) -> tuple[Any, dict[str, Any], ModelInput]:
+        if self._lungs is None:
+            model, card = _load(self._lungs_name, "lungs")
+            self._lungs = model, card, input_from_card(card)
+        return self._lungs
+
+
+def segment_volume(
+    volume: Volume,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    lungs: Mask | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Segmentation:
+    """Segment one scan; `options` are those of `Segmenter`. For many scans make one `Segmenter`."""
+    return Segmenter(model, **options).run(volume, lungs, progress=progress)
+
+
+def _load(name: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
+    """Model and card, refused when the card says another task."""
+    from pneumoscope.models.weights import load_model
+
+    folder = find_model(name)
+    model, card = load_model(folder)
+    if card.get("task") != task:
+        raise ModelError(f"is a model for {card.get('task')!r}, expected one for {task!r}", path=folder)
+    return model, card
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    def call(what: str, done: int, total: int, note: str = "") -> None:
+        progress(name, done, total, note)
+
+    return call

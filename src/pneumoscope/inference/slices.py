@@ -1,0 +1,66 @@
+"""Run a 2D network over slices, in batches, in the best precision the device has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import RunError
+from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+
+def predict_probability(
+    model: nn.Module,
+    images: NDArray[np.generic],
+    *,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    mirror: bool = False,
+    progress: Progress = silent,
+) -> NDArray[np.float32]:
+    """Sigmoid outputs (n, o, h, w) float32 of images (n, c, h, w); n = 0 gives an empty array.
+
+    Args:
+        model: a network giving logits; put into eval mode.
+        images: uint8 (scaled by 1/255) or float.
+        batch_size: slices at a time; results do not depend on it.
+        device: see `training.devices.pick_device`.
+        precision: see `training.devices.pick_precision`.
+        mirror: also run the slices mirrored left to right and average, twice the time.
+        progress: called per batch.
+
+    Raises:
+        RunError: the network gave NaN or infinity.
+    """
+    import torch
+
+    from pneumoscope.training.devices import pick_device, pick_precision
+
+    target = pick_device(device)
+    bf16 = pick_precision(precision, target) == "bf16"
+    model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    scale = np.float32(1 / 255) if images.dtype == np.uint8 else np.float32(1)
+    parts = []
+    with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(images), batch_size):
+            block = images[start : start + batch_size].astype(np.float32) * scale
+            x = torch.from_numpy(block).to(target, memory_format=torch.channels_last)
+            p = torch.sigmoid(model(x).float())
+            if mirror:
+                p = (p + torch.sigmoid(model(x.flip(-1)).float()).flip(-1)) / 2
+            parts.append(p.cpu().numpy())
+            progress("slices", min(start + batch_size, len(images)), len(images))
+    if not parts:
+        channels = model.config.out_channels  # type: ignore[union-attr]
+        return np.empty((0, channels, *images.shape[2:]), np.float32)  # type: ignore[arg-type]
+    out = np.concatenate(parts)
+    if not np.isfinite(out).all():
+        raise RunError("the network gave NaN or infinite probabilities; try --precision fp32, or verify the model")
+    return out
