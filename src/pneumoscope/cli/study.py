@@ -37,7 +37,7 @@ def list_recipes(common: Common) -> None:
     if common.json:
         say_json(rows)
     else:
-        say_table(("recipe", "summary"), [row.values() for row in rows])
+        say_table(("recipe", "summary"), [list(row.values()) for row in rows])
 
 
 @group.command("show")

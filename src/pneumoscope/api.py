@@ -1,0 +1,118 @@
+"""`import pneumoscope as ps`: the few calls most users need; heavy libraries are imported when one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pneumoscope.experiments.schema import Experiment
+    from pneumoscope.inference.segment import Segmentation
+    from pneumoscope.severity.measure import Severity
+    from pneumoscope.study.run import StudyResult
+    from pneumoscope.volume import Mask, Volume
+
+
+def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
+    """Read one chest CT: NIfTI, NRRD, MetaImage, or a DICOM file, folder or zip.
+
+    Args:
+        path: the file or folder.
+        series: the DICOM series to take (its UID or number) where there are several.
+
+    Returns:
+        The scan in Hounsfield units, axes (i, j, k) turned to RAS+, with its findings.
+
+    Raises:
+        ReadError: it must not be read as a chest CT; the message has a code, the file and a remedy.
+    """
+    from pneumoscope.io.read import read_volume
+
+    return read_volume(path, series=series)
+
+
+def segment(
+    scan: str | Path | Volume,
+    *,
+    model: str | Path = "default",
+    lungs: str | Path | Mask | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    progress: Progress = silent,
+) -> Segmentation:
+    """Lungs and infiltrates of one scan, on exactly its grid.
+
+    Args:
+        scan: a path that `read_scan` takes, or a volume.
+        model: a shipped model's name or a model folder.
+        lungs: a lung mask made elsewhere (1 = right, 2 = left); None lets the model find the lungs.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto takes bf16 where the hardware has it, else fp32.
+        progress: called as the work advances.
+
+    Raises:
+        InputError: the scan, the mask or the model cannot be used.
+    """
+    from pneumoscope.inference.segment import segment_volume
+
+    return segment_volume(
+        _volume(scan), model=model, lungs=_mask(lungs), device=device, precision=precision, progress=progress
+    )
+
+
+def quantify(scan: str | Path | Volume, lungs: str | Path | Mask, infiltrate: str | Path | Mask) -> Severity:
+    """How much of the lungs is affected, from masks on the scan's grid.
+
+    Millilitres and shares per lung and in all, mean densities, and named states such as ``no_lung_found``; a share is
+    None, never 0, when there is no lung to divide by.
+
+    Raises:
+        GeometryError: a mask lies on another grid than the scan.
+    """
+    from pneumoscope.severity.measure import measure
+
+    return measure(_volume(scan), _mask(lungs), _mask(infiltrate))
+
+
+def run_study(
+    recipe: str | Experiment,
+    *,
+    out: str | Path,
+    data: Mapping[str, str | Path] | None = None,
+    settings: Sequence[str] = (),
+    **options: Any,
+) -> StudyResult:
+    """Run a recipe: train the stages, score each on every test set, report.
+
+    Args:
+        recipe: a name of `pneumoscope study list`, or an experiment.
+        out: the study folder to write.
+        data: data set name -> its folder; synthetic sites stand in when empty.
+        settings: changes as ``key=value``, as for ``--set``.
+        options: passed on to `pneumoscope.study.run.run_study`: resume, overwrite, device, precision, progress.
+
+    Raises:
+        InputError: no such recipe or key, a value out of bounds, or a folder that is not the data set.
+    """
+    from pneumoscope.experiments.access import with_overrides
+    from pneumoscope.experiments.registry import build_recipe
+    from pneumoscope.study import run
+
+    experiment = build_recipe(recipe) if isinstance(recipe, str) else recipe
+    roots = {name: Path(root) for name, root in (data or {}).items()}
+    return run.run_study(with_overrides(experiment, settings), Path(out), data=roots, **options)
+
+
+def _volume(scan: str | Path | Volume) -> Volume:
+    return read_scan(scan) if isinstance(scan, (str, Path)) else scan
+
+
+def _mask(mask: str | Path | Mask | None) -> Any:
+    if not isinstance(mask, (str, Path)):
+        return mask
+    from pneumoscope.io.read import read_mask
+
+    return read_mask(mask)
