@@ -1,0 +1,214 @@
+"""Folders of single 8-bit CT slices, turned to the house view.
+
+Read layouts, below a root that holds the sources or is one of them::
+
+    coronacases/<patient>/{ct,lung,infection}/NNN.png     256 x 256, masks 0/255
+    radiopaedia/<patient>/{ct,lung,infection}/NNN.png     the same, stored upside down (spine up)
+    medseg/{ct,infection,classes}/N.{jpg,png}             one slice per scan, sizes vary, no lung masks
+
+Whatever the source, slices come out as a radiologist hangs them: front of the chest up, the patient's right at the
+left edge of the picture. How each source is stored was told from the pictures: vertebra, liver and aortic arch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import DatasetError
+
+PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class SliceSource:
+    """How one source is stored and whose it is.
+
+    Attributes:
+        turn: stored picture (..., h, w) to house view.
+        flat: one folder for all scans instead of one per patient.
+        patient_parts: leading ``_`` parts of a folder name that name the patient; scans that share them are one
+            person (``radiopaedia_10_85902_1`` and ``_3``).
+    """
+
+    name: str
+    turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    licence: str
+    citation: str
+    flat: bool = False
+    patient_parts: int = 2
+
+
+def _as_is(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return picture
+
+
+def _upside_down(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return picture[..., ::-1, :]
+
+
+def _transposed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return picture.swapaxes(-1, -2)
+
+
+_MA = "Ma et al. 2020, COVID-19 CT Lung and Infection Segmentation Dataset, doi:10.5281/zenodo.3757476"
+_MA_LICENCE = "CC BY-NC-SA 4.0 (also stated as CC BY 4.0; treated as non-commercial)"
+
+SOURCES: Mapping[str, SliceSource] = {
+    "coronacases": SliceSource("coronacases", _as_is, _MA_LICENCE, _MA),
+    "radiopaedia": SliceSource("radiopaedia", _upside_down, _MA_LICENCE, _MA),
+    "medseg": SliceSource(
+        "medseg",
+        _transposed,
+        "free use with acknowledgement",
+        "MedSeg, COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
+        flat=True,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SliceStack:
+    """8-bit slices of one scan in the house view; neighbours in the stack are neighbours in the body, gaps occur.
+
+    Attributes:
+        case: folder (or ``medseg-<N>``), unique within the source.
+        patient: scans of one person share it.
+        images: (n, h, w) uint8 grey values; not Hounsfield units.
+        lungs: (n, h, w) uint8, 1 = lung (sides are not told apart), or None where none are stored.
+        infiltrate: (n, h, w) uint8, 1 = infiltrate, or 1 = ground-glass and 2 = consolidation where told apart;
+            None where nobody drew.
+        source: key of `SOURCES`.
+        slices: file stems, e.g. ``("000", "001")``.
+    """
+
+    case: str
+    patient: str
+    images: NDArray[np.uint8]
+    lungs: NDArray[np.uint8] | None
+    infiltrate: NDArray[np.uint8] | None
+    source: str
+    slices: tuple[str, ...]
+
+
+def read_slice_folder(root: str | Path, source: str) -> list[SliceStack]:
+    """Read all scans of one source.
+
+    Args:
+        root: the folder named like the source, or the one that holds it.
+        source: key of `SOURCES`.
+
+    Returns:
+        One stack per scan, in natural order of the folder names (MedSeg: one slice per stack, each counted as a
+        patient of its own, although a few of its patients gave more than one slice).
+
+    Raises:
+        DatasetError: unknown source, missing folder, no scans, pictures and masks that do not pair or differ in size,
+            masks with other values than expected.
+    """
+    if source not in SOURCES:
+        raise DatasetError(f"unknown slice source {source!r}; known are {', '.join(SOURCES)}")
+    known = SOURCES[source]
+    folder = Path(root) / source if (Path(root) / source).is_dir() else Path(root)
+    if not folder.is_dir():
+        raise DatasetError(f"is not a folder; expected the slices of {source}", path=folder)
+    if known.flat:
+        return [_single(folder, name, known) for name in _stems(folder / "ct")]
+    scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: _natural(p.name))
+    if not scans:
+        raise DatasetError(f"holds no <patient>/ct folders; expected the slices of {source}", path=folder)
+    return [_scan(scan, known) for scan in scans]
+
+
+def _scan(folder: Path, source: SliceSource) -> SliceStack:
+    stems = tuple(_stems(folder / "ct"))
+    images = _stack(folder / "ct", stems)
+    lungs = _masks(folder / "lung", stems, images.shape) if (folder / "lung").is_dir() else None
+    drawn = _masks(folder / "infection", stems, images.shape) if (folder / "infection").is_dir() else None
+    patient = "_".join(folder.name.split("_")[: source.patient_parts])
+    return SliceStack(
+        folder.name,
+        patient,
+        _turned(images, source),
+        None if lungs is None else _turned(lungs, source),
+        None if drawn is None else _turned(drawn, source),
+        source.name,
+        stems,
+    )
+
+
+def _single(folder: Path, stem: str, source: SliceSource) -> SliceStack:
+    image = _stack(folder / "ct", (stem,))
+    if (folder / "classes").is_dir():
+        drawn: NDArray[np.uint8] | None = _stack(folder / "classes", (stem,))
+        if drawn is not None and drawn.max() > 2:
+            raise DatasetError("holds classes above 2; expected 0, 1 = ground-glass, 2 = consolidation", path=folder)
+        _require_shape(drawn, image.shape, folder / "classes" / stem)
+    else:
+        drawn = _masks(folder / "infection", (stem,), image.shape) if (folder / "infection").is_dir() else None
+    name = f"{source.name}-{stem}"
+    return SliceStack(
+        name,
+        name,
+        _turned(image, source),
+        None,
+        None if drawn is None else _turned(drawn, source),
+        source.name,
+        (stem,),
+    )
+
+
+def _turned(stack: NDArray[np.uint8], source: SliceSource) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(source.turn(stack))
+
+
+def _masks(folder: Path, stems: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Masks stored as 0/255: 1 where above 127. A mask stored as 0/1 would come out empty and is refused."""
+    stack = _stack(folder, stems)
+    _require_shape(stack, shape, folder)
+    if 0 < stack.max() <= 127:
+        raise DatasetError(f"holds masks with values up to {stack.max()}; expected 0 and 255", path=folder)
+    return (stack > 127).astype(np.uint8)
+
+
+def _require_shape(stack: NDArray[np.uint8] | None, shape: tuple[int, ...], path: Path) -> None:
+    if stack is not None and stack.shape != shape:
+        raise DatasetError(f"masks measure {stack.shape}, their pictures {shape} (slices, rows, columns)", path=path)
+
+
+def _stack(folder: Path, stems: tuple[str, ...]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    pictures = []
+    for stem in stems:
+        path = next((folder / f"{stem}{s}" for s in PIXEL_SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
+        if path is None:
+            raise DatasetError(f"has no picture {stem!r}, which the folder ct has", path=folder)
+        try:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("L")))
+        except (OSError, SyntaxError) as error:
+            raise DatasetError(f"is not a readable picture: {error}", path=path) from error
+    if len({p.shape for p in pictures}) > 1:
+        raise DatasetError("holds pictures of different sizes; expected one size per scan", path=folder)
+    return np.stack(pictures)
+
+
+def _stems(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DatasetError("is missing; expected a folder of slices", path=folder)
+    stems = sorted((p.stem for p in folder.iterdir() if p.suffix.lower() in PIXEL_SUFFIXES), key=_natural)
+    if not stems:
+        raise DatasetError("holds no .png or .jpg slices", path=folder)
+    return stems
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts 2 before 10."""
+    import re
+
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
