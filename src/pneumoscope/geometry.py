@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,8 +27,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK world coordinates to ours (and back: it is its own inverse)."""
 
 AxisCodes = tuple[str, str, str]
+Scalar = TypeVar("Scalar", bound=np.generic)
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _POSITIVE = ("R", "A", "S")
+_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
 def all_axis_codes() -> list[AxisCodes]:
@@ -57,9 +60,7 @@ class Grid:
     affine: NDArray[np.float64]
 
     def __init__(self, shape: Sequence[int], affine: ArrayLike) -> None:
-        sizes = tuple(int(n) for n in shape)
-        if len(sizes) != 3 or min(sizes) < 1:
-            raise GeometryError(f"a grid needs three sizes of at least 1, got {tuple(shape)}")
+        sizes = whole_triple(shape, "a grid's shape", least=1)
         matrix = np.array(affine, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
             raise GeometryError(f"an affine must be 4 x 4 and finite, got {matrix.tolist()}")
@@ -157,31 +158,27 @@ class Grid:
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
         """The sub-grid that begins at voxel `start`; it must lie inside."""
-        begin, size = np.asarray(start), np.asarray(shape)
-        if (begin < 0).any() or (size < 1).any() or (begin + size > self.shape).any():
-            raise GeometryError(f"crop of {tuple(size)} at {tuple(begin)} does not lie inside {self.shape}")
+        begin = whole_triple(start, "the start of a crop", least=0)
+        size = whole_triple(shape, "the shape of a crop", least=1)
+        if any(b + n > whole for b, n, whole in zip(begin, size, self.shape, strict=True)):
+            raise GeometryError(f"a crop of {size} voxels at {begin} does not lie inside {self.shape}")
         return self._moved(begin, size)
 
     def pad(self, before: Sequence[int], after: Sequence[int]) -> Grid:
         """The grid with voxels added in front of and behind each axis."""
-        front, back = np.asarray(before), np.asarray(after)
-        if (front < 0).any() or (back < 0).any():
-            raise GeometryError(f"padding must not be negative, got {tuple(front)} and {tuple(back)}")
-        return self._moved(-front, np.asarray(self.shape) + front + back)
+        front = whole_triple(before, "padding in front", least=0)
+        back = whole_triple(after, "padding behind", least=0)
+        size = [n + f + b for n, f, b in zip(self.shape, front, back, strict=True)]
+        return self._moved([-f for f in front], size)
 
-    def _moved(self, begin: NDArray[np.int_], size: NDArray[np.int_]) -> Grid:
+    def _moved(self, begin: Sequence[int], size: Sequence[int]) -> Grid:
         affine = self.affine.copy()
         affine[:3, 3] = self.world(begin)
-        return Grid(size.tolist(), affine)
+        return Grid(size, affine)
 
     def reorientation(self, codes: AxisCodes) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
         """How to lay the axes along `codes`: (source axis of each new axis, whether that one is flipped)."""
-        if sorted(_POSITIVE.index(c) if c in _POSITIVE else _POSITIVE.index(_OPPOSITE.get(c, "R")) for c in codes) != [
-            0,
-            1,
-            2,
-        ] or any(c not in _OPPOSITE for c in codes):
-            raise GeometryError(f"axis codes must name each of R/L, A/P, S/I once, got {codes}")
+        require_axis_codes(codes)
         own = self.axis_codes
         order, flips = [], []
         for code in codes:
@@ -205,18 +202,18 @@ class Grid:
 
     def resize(self, shape: Sequence[int]) -> Grid:
         """A grid of `shape` voxels over exactly the same field of view (outer voxel edges stay)."""
-        size = np.asarray(shape, dtype=float)
+        size = whole_triple(shape, "the wanted shape", least=1)
         scale = np.asarray(self.shape) / size
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * scale
         affine[:3, 3] = self.world((scale - 1) / 2)
-        return Grid([int(n) for n in shape], affine)
+        return Grid(size, affine)
 
     def respace(self, spacing_mm: Sequence[float]) -> Grid:
         """A grid of the given spacing, centred on the same field of view, rounded to whole voxels."""
         wanted = np.asarray(spacing_mm, dtype=float)
-        if (wanted <= 0).any():
-            raise GeometryError(f"spacing must be positive, got {tuple(spacing_mm)} mm")
+        if wanted.shape != (3,) or not ((wanted > 0) & np.isfinite(wanted)).all():
+            raise GeometryError(f"spacing must be three positive numbers, got {spacing_mm} mm")
         scale = wanted / np.asarray(self.spacing_mm)
         size = np.maximum(1, np.round(np.asarray(self.shape) / scale)).astype(int)
         affine = self.affine.copy()
@@ -227,22 +224,45 @@ class Grid:
 
 
 def reorient_array(
-    array: NDArray[np.generic], order: tuple[int, int, int], flips: tuple[bool, bool, bool]
-) -> NDArray[np.generic]:
+    array: NDArray[Scalar], order: tuple[int, int, int], flips: tuple[bool, bool, bool]
+) -> NDArray[Scalar]:
     """Permute, then flip, the first three axes as `Grid.reorientation` says; a view, no copy."""
     turned = array.transpose(*order, *range(3, array.ndim))
     return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+
+
+def whole_triple(values: Sequence[int], what: str, *, least: int) -> tuple[int, int, int]:
+    """Three whole numbers of at least `least`, as plain ints; GeometryError naming `what` for anything else."""
+    numbers = np.asarray(values)
+    if numbers.shape != (3,) or numbers.dtype.kind not in "iu" or numbers.min() < least:
+        raise GeometryError(f"{what} must be three whole numbers of at least {least}, got {values}")
+    i, j, k = numbers.tolist()
+    return i, j, k
+
+
+def require_axis_codes(codes: Sequence[str]) -> None:
+    """Raise GeometryError unless `codes` names each patient axis once."""
+    if len(codes) != 3 or {_WORLD_AXIS.get(code) for code in codes} != {0, 1, 2}:
+        raise GeometryError(f"axis codes must name each of R/L, A/P, S/I once, got {codes}")
 
 
 def _closest_axes(affine: NDArray[np.float64]) -> tuple[list[int], list[bool]]:
     """For each voxel axis the world axis it runs along best, each used once, and whether it grows with it.
 
     The assignment maximises the product of direction cosines over all six permutations, so that grids tilted by
-    45 degrees and more still get three different letters.
+    45 degrees and more still get three different letters. A grid tilted by exactly 45 degrees leaves a tie; it is
+    settled by where the axes point and not by their order, so that a reoriented grid has the letters asked for.
     """
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    best = max(permutations(range(3)), key=lambda p: float(np.prod([abs(cosines[p[v], v]) for v in range(3)])))
-    return list(best), [bool(cosines[best[v], v] > 0) for v in range(3)]
+
+    def fit(voxel_axes: tuple[int, ...]) -> tuple[float, ...]:
+        x, y, z = (cosines[:, v] for v in voxel_axes)  # the voxel axes taken for Right, Anterior, Superior
+        ranked = (abs(x[0] * y[1] * z[2]), x[0] * x[1], x[0] * x[2], y[1] * y[2])
+        return tuple(round(float(term), 4) for term in ranked)
+
+    best = max(permutations(range(3)), key=fit)
+    world_axis = [best.index(v) for v in range(3)]
+    return world_axis, [bool(cosines[world_axis[v], v] > 0) for v in range(3)]
 
 
 def _round(values: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, GeometryError
-from pneumoscope.geometry import Grid, reorient_array
+from pneumoscope.geometry import Grid, Scalar, reorient_array
 
 RAS = ("R", "A", "S")
 
@@ -27,7 +27,7 @@ INFILTRATE_LABEL: Mapping[int, str] = {1: "infiltrate"}
 """Infiltrate label where they are not told apart."""
 
 
-def _to_ras(array: NDArray[np.generic], native: Grid) -> tuple[NDArray[np.generic], Grid]:
+def _to_ras(array: NDArray[Scalar], native: Grid) -> tuple[NDArray[Scalar], Grid]:
     order, flips = native.reorientation(RAS)
     return reorient_array(array, order, flips), native.reorient(RAS)
 
@@ -63,6 +63,7 @@ class Volume:
 
     def __post_init__(self) -> None:
         _check(self.hu, self.grid, "a volume")
+        self.native.reorient(RAS).require_same_space(self.grid, "a volume's grid")
         if self.hu.dtype != np.float32:
             raise GeometryError(f"a volume holds float32 Hounsfield units, got {self.hu.dtype}")
         if not np.isfinite(self.hu).all():
@@ -123,7 +124,8 @@ class Mask:
         """A mask from an array in stored order. Values must be whole numbers from 0 to 255."""
         if array.shape != native.shape:
             raise GeometryError(f"a mask has shape {array.shape}, its grid {native.shape}")
-        labels = array.astype(np.uint8)
+        with np.errstate(invalid="ignore"):  # NaN and out of range: found by the comparison
+            labels = array.astype(np.uint8)
         if not np.array_equal(labels, array):
             raise GeometryError("mask values must be whole numbers from 0 to 255; round or rescale them first")
         turned, grid = _to_ras(labels, native)
@@ -163,8 +165,15 @@ class Mask:
         return float(np.count_nonzero(voxels)) * self.grid.voxel_volume_ml
 
 
-def array_to_native(array: NDArray[np.generic], native: Grid) -> NDArray[np.generic]:
-    """A RAS+ array in the axis order of `native`; the exact way back of `from_native`."""
+def array_to_native(array: NDArray[Scalar], native: Grid) -> NDArray[Scalar]:
+    """A RAS+ array in the axis order of `native`; the exact way back of `from_native`.
+
+    Raises:
+        GeometryError: the array does not have the shape of `native` turned to RAS+.
+    """
     order, flips = native.reorientation(RAS)
+    expected = tuple(native.shape[axis] for axis in order)
+    if array.shape != expected:
+        raise GeometryError(f"an array of shape {array.shape} does not fit {native}: expected RAS+ shape {expected}")
     unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
     return np.ascontiguousarray(unflipped.transpose(*np.argsort(order)))

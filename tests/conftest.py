@@ -1,0 +1,66 @@
+"""Awkward fixtures shared by all rooms: 4 x 5 x 6 voxels of 0.5 x 0.8 x 1.2 mm, tilted, flipped, one bright corner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from grids import bright_corner, build_grid
+from pneumoscope.geometry import Grid
+from pneumoscope.volume import LUNG_LABELS, Mask, Volume
+
+# Property tests must not fail because the machine was busy, and must do the same on every run.
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("house")
+
+
+@pytest.fixture
+def grid() -> Grid:
+    """Upright RAS+, three different spacings."""
+    return build_grid()
+
+
+@pytest.fixture
+def tilted_grid() -> Grid:
+    """RAS+, turned by up to 12 degrees and sheared."""
+    return build_grid(tilt_degrees=(12.0, -7.0, 5.0), shear=0.1)
+
+
+@pytest.fixture
+def flipped_grid() -> Grid:
+    """As many scanners store: columns to the left, rows to the back, slices to the feet, and a small tilt."""
+    return build_grid(("L", "P", "I"), tilt_degrees=(6.0, 2.0, -3.0))
+
+
+@pytest.fixture
+def permuted_grid() -> Grid:
+    """Sagittal storage: no voxel axis stands where RAS+ would have it."""
+    return build_grid(("P", "I", "R"), tilt_degrees=(-4.0, 8.0, 3.0))
+
+
+@pytest.fixture
+def volume(flipped_grid: Grid) -> Volume:
+    """A scan stored flipped and tilted, bright in the last voxel as stored."""
+    return Volume.from_native(bright_corner(), flipped_grid, case="awkward")
+
+
+@pytest.fixture
+def lungs(volume: Volume) -> Mask:
+    """Two lungs on the scan's grid: right in i >= 2, left in i < 1, none at the lowest slice."""
+    labels = np.zeros(volume.grid.shape, np.uint8)
+    labels[2:, 1:4, 1:] = 1
+    labels[:1, 1:4, 1:] = 2
+    return Mask(labels, volume.grid, LUNG_LABELS)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scans, for tests marked `real`; skips, saying why, where it is not there."""
+    root = Path(os.environ.get("PNEUMOSCOPE_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; set PNEUMOSCOPE_DATA to the folder that holds ct-volumes and ct-slices")
+    return root
