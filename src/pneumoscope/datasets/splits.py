@@ -36,8 +36,8 @@ def balanced_draw(
 
     This is the selection of Maganaris et al. 2022b, section 3.1 and Table 1 (440 + 60). Slices without lung take no
     part. It goes by slices, so a patient's neighbouring slices may stand in training and test: the paper says so
-    itself; use `patient_split` where that must not be. (Its Table 1 counts 713 lung slices and 214 test slices for
-    the first set; 713 - 500 is 213, and 213 is what this returns.)
+    itself; use `patient_split` where that must not be. (For the first set the paper tests on 214 slices where 713
+    with lung leave 213: it keeps a slice without lung that carries a false annotation. This returns 213.)
 
     Args:
         table: one row per slice with ``case, slice, patient, has_infiltrate`` and optionally ``has_lung``.

@@ -1,0 +1,67 @@
+"""Own data: a CSV that lists scans and masks, as cases."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.errors import DatasetError
+from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
+
+
+def read_manifest_cases(path: str | Path) -> list[Case]:
+    """Cases of ``case,image[,lungs,infiltrate,patient,date,source]``; a folder means its ``manifest.csv``.
+
+    A row without patient is a patient of its own. Scans and masks are read when a case is loaded.
+
+    Raises:
+        InputError: the table cannot be used (see `pneumoscope.io.table.read_manifest`).
+    """
+    from pneumoscope.io.table import read_manifest
+
+    table = Path(path) / "manifest.csv" if Path(path).is_dir() else Path(path)
+    cases = [
+        Case(
+            dataset="manifest",
+            case=ref.case,
+            patient=ref.patient or ref.case,
+            source=ref.source or "",
+            licence="as your data are licensed",
+            citation="none: your own data",
+            load=partial(load_scan, ref),
+        )
+        for ref in read_manifest(table)
+    ]
+    return require_unique_cases(cases, str(table))
+
+
+def load_scan(ref: ScanRef) -> LabelledScan:
+    """Read the scan and the masks of one row; a mask on another grid is an error.
+
+    Raises:
+        DatasetError: a mask holds labels this program has no meaning for.
+        GeometryError: a mask lies on another grid than its scan.
+        ReadError: a file cannot be read.
+    """
+    from pneumoscope.io.read import read_mask, read_volume
+
+    volume = read_volume(ref.path, case=ref.case)
+    lungs = None if ref.lungs is None else _named(read_mask(ref.lungs), ref.lungs, "lungs")
+    infiltrate = None if ref.infiltrate is None else _named(read_mask(ref.infiltrate), ref.infiltrate, "infiltrate")
+    return LabelledScan(volume, lungs, infiltrate)
+
+
+def _named(mask: Mask, path: Path, what: str) -> Mask:
+    """The mask with the house's names; keeps ``infiltrate`` where kinds are not told apart."""
+    highest = int(mask.labels.max(initial=0))
+    if highest > 2:
+        present = np.flatnonzero(np.bincount(mask.labels.ravel(order="K"))).tolist()
+        raise DatasetError(f"holds labels {present}; {what} have labels 0, 1 and 2 here", path=path)
+    if what == "lungs":
+        return Mask(mask.labels, mask.grid, LUNG_LABELS)
+    told_apart = highest == 2 or 2 in mask.names
+    return Mask(mask.labels, mask.grid, INFILTRATE_LABELS if told_apart else INFILTRATE_LABEL)

@@ -1,0 +1,211 @@
+"""The data sets by name: what they are, whose licence they have, where to get them, what a whole copy holds.
+
+Facts only; importing this needs neither torch nor pandas, so that listings answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pneumoscope.errors import DatasetError
+
+if TYPE_CHECKING:
+    from pneumoscope.datasets.case import Case
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What must be known of a data set before it is read.
+
+    Attributes:
+        title: one line for listings.
+        kind: ``ct`` volumes, ``slices`` (single pictures) or ``xray``.
+        licence: of the data; goes into the card of every model trained on them.
+        citation: what to cite.
+        home: where to get it; nothing is fetched by pneumoscope.
+        expected: published counts, e.g. ``{"scans": 9, "slices": 829}``; empty for a user's own data.
+        readable: whether this version reads it.
+        notes: what surprises people: labels, intensities, orientation, missing masks.
+    """
+
+    title: str
+    kind: Literal["ct", "slices", "xray"]
+    licence: str
+    citation: str
+    home: str
+    expected: Mapping[str, int]
+    readable: bool
+    notes: tuple[str, ...] = ()
+
+
+_OWN = "as your data are licensed"
+_OWN_CITATION = "none: your own data"
+_CC_BY = "CC BY 4.0"
+
+DATASETS: Mapping[str, DatasetInfo] = {
+    "medseg": DatasetInfo(
+        "MedSeg set 2: nine whole COVID-19 chest CTs (CT 1-9 of Maganaris 2022)", "ct", "CC0 1.0",
+        "MedSeg, Jenssen H.B., Sakinis T.: COVID-19 CT segmentation dataset, set 2, medicalsegmentation.com/covid19",
+        "https://doi.org/10.6084/m9.figshare.13521509",
+        {"scans": 9, "patients": 9, "slices": 829, "slices_with_infiltrate": 373}, False,
+        ("folders rp_im, rp_msk and rp_lung_msk hold files of the same names",
+         "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion (rare)",
+         "lungs 1 = right, 2 = left; first releases hold stray voxels of 3",
+         "Hounsfield units are estimates: the images were exported from the web",
+         "very probably overlaps the radiopaedia half of covid19ctseg: never train on one and test on the other"),
+    ),
+    "medseg-slices": DatasetInfo(
+        "MedSeg set 1: 100 single slices of more than 40 COVID-19 patients", "slices",
+        "free use with acknowledgement",
+        "MedSeg: COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
+        "https://doi.org/10.6084/m9.figshare.13521488", {"slices": 100}, False,
+        ("the third axis counts unrelated patients: it is no volume",
+         "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion",
+         "Hounsfield units are estimates from 8-bit pictures",
+         "for the 8-bit pictures themselves see slices (source medseg)"),
+    ),
+    "covid19ctseg": DatasetInfo(
+        "COVID-19-CT-Seg: 20 chest CTs, 10 Coronacases and 10 Radiopaedia (CT 10 of Maganaris 2022)", "ct",
+        "CC BY-NC-SA 4.0 (also stated as CC BY 4.0; treated as non-commercial)",
+        "Ma J. et al. 2020: COVID-19 CT Lung and Infection Segmentation Dataset, doi:10.5281/zenodo.3757476",
+        "https://zenodo.org/record/3757476", {"scans": 20, "patients": 19, "slices_coronacases": 2581}, False,
+        ("on disk lungs are 1 = left, 2 = right (the other way round than here), 3 = infection in the combined mask",
+         "radiopaedia scans are 8 bit (window -1250..250 on 0..255) and their headers are flipped front to back",
+         "radiopaedia_10_85902_1 and _3 are one patient; radiopaedia_29_86490_1 has almost no infiltrate",
+         "files exist under several names (coronacases_org_001, case009, ...)"),
+    ),
+    "mosmed": DatasetInfo(
+        "MosMedData COVID19_1110: 1110 chest CTs in 8 mm slices, 50 with infiltrate masks (CT-1 of Maganaris 2022)",
+        "ct", "CC BY-NC-ND 3.0",
+        "Morozov S.P. et al. 2020: MosMedData, medRxiv 2020.05.20.20100362",
+        "https://mosmed.ai/en/datasets/covid191110",
+        {"scans": 1110, "scans_with_masks": 50, "slices_with_masks_drawn": 785, "slices_of_the_50": 2049}, False,
+        ("no lung masks exist", "masks belong to studies 0255 to 0304, all in CT-1; ground-glass and consolidation "
+         "are not told apart", "only every tenth slice is kept: 8 mm apart"),
+    ),
+    "ricord": DatasetInfo(
+        "MIDRC-RICORD-1a: 120 COVID-19 chest CTs as DICOM with contours", "ct", "CC BY-NC 4.0",
+        "Tsai E.B. et al. 2021: The RSNA International COVID-19 Open Radiology Database, Radiology 299(1)",
+        "https://doi.org/10.7937/VTW4-X588", {"scans": 120}, False,
+        ("contours are an MD.ai export (JSON); label names repeat under several groups: map by name",
+         "a study holds several series, not all annotated"),
+    ),
+    "covid1920": DatasetInfo(
+        "COVID-19-20 challenge: 199 training and 50 validation chest CTs", "ct", _CC_BY,
+        "Roth H.R. et al. 2022: Rapid artificial intelligence solutions in a pandemic, Medical Image Analysis 82",
+        "https://covid-segmentation.grand-challenge.org", {"scans_train": 199, "scans_validation": 50}, False,
+        ("images *_ct.nii.gz and masks *_seg.nii.gz lie in one folder; validation has no masks",
+         "case numbers may carry _0 or _1: one patient", "images come from an2020: do not mix the two"),
+    ),
+    "an2020": DatasetInfo(
+        "An et al. (TCIA CT Images in COVID-19): chest CTs of 632 patients, no masks", "ct", _CC_BY,
+        "An P. et al. 2020: CT Images in COVID-19, The Cancer Imaging Archive, doi:10.7937/TCIA.2020.GQRY-NC81",
+        "https://doi.org/10.7937/TCIA.2020.GQRY-NC81", {"patients": 632}, False, ("no masks",),
+    ),
+    "nnunet": DatasetInfo(
+        "A folder in nnU-Net's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN, _OWN_CITATION,
+        "your own folder", {}, False,
+    ),
+    "decathlon": DatasetInfo(
+        "A folder in the Medical Segmentation Decathlon's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN,
+        _OWN_CITATION, "your own folder", {}, False,
+    ),
+    "miscnn": DatasetInfo(
+        "A folder in MIScnn's layout (<case>/imaging.nii.gz, <case>/segmentation.nii.gz)", "ct", _OWN,
+        _OWN_CITATION, "your own folder", {}, False,
+    ),
+    "manifest": DatasetInfo(
+        "Your own scans in a CSV: case,image[,lungs,infiltrate,patient,date,source]", "ct", _OWN, _OWN_CITATION,
+        "your own table; paths count from its folder", {}, True,
+        ("masks follow the labels here: lungs 1 = right, 2 = left; infiltrate 1 = ground-glass, 2 = consolidation",
+         "a case without a patient counts as a patient of its own"),
+    ),
+    "slices": DatasetInfo(
+        "Folders of 8-bit slices: coronacases, radiopaedia, medseg", "slices",
+        "CC BY-NC-SA 4.0 (coronacases, radiopaedia), free use with acknowledgement (medseg)",
+        "Ma et al. 2020, doi:10.5281/zenodo.3757476; MedSeg set 1 (SIRM), medicalsegmentation.com/covid19",
+        "made from covid19ctseg and medseg-slices",
+        {"slices_coronacases": 789, "slices_radiopaedia": 219, "slices_medseg": 45}, False,
+        ("8-bit pictures, not Hounsfield units: they train models, they are no scans",
+         "in Python: pneumoscope.datasets.slices.read_slice_folder",
+         "radiopaedia is stored upside down and medseg transposed; both are turned when read"),
+    ),
+    "phantom": DatasetInfo(
+        "Synthetic chest CTs of three made-up hospitals, with exact masks", "ct", "CC0 1.0",
+        "made by pneumoscope", "pneumoscope data phantom -o DIR --site A --patients 3", {}, True,
+        ("site A stands for medseg, B for coronacases, C for mosmed (no lung masks)",
+         "the masks are as each site's reader draws; exact ones lie in the folder truth",
+         "planted annotation faults are listed in faults.csv"),
+    ),
+    "kermany": DatasetInfo(
+        "Kermany et al.: 5856 paediatric chest X-rays, normal or pneumonia", "xray", _CC_BY,
+        "Kermany D. et al. 2018: Labeled OCT and Chest X-Ray Images, Mendeley Data, doi:10.17632/rscbjbr9sj",
+        "https://data.mendeley.com/datasets/rscbjbr9sj", {"images": 5856}, False,
+        ("children of one to five years only", "several images per person<N>: split by patient"),
+    ),
+    "cohen": DatasetInfo(
+        "Cohen et al.: COVID-19 chest X-ray collection", "xray", "per image (see the table); metadata CC BY-NC-SA 4.0",
+        "Cohen J.P. et al. 2020: COVID-19 Image Data Collection, arXiv:2006.11988",
+        "https://github.com/ieee8023/covid-chestxray-dataset", {}, False,
+        ("table cells need stripping", "several images per patientid: split by patient"),
+    ),
+    "hannover": DatasetInfo(
+        "Hannover Medical School: COVID-19 chest X-rays", "xray", "CC BY 3.0",
+        "Winther H.B. et al. 2020: COVID-19 Image Repository, doi:10.6084/m9.figshare.12275009",
+        "https://github.com/ml-workgroup/covid-19-image-repository", {}, False,
+        ("several images per patient",),
+    ),
+    "nih": DatasetInfo(
+        "NIH ChestX-ray14: adult chest X-rays with labels mined from reports", "xray",
+        "no restriction, with acknowledgement of the NIH Clinical Center",
+        "Wang X. et al. 2017: ChestX-ray8, CVPR", "https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        {"images": 112120, "patients": 30805}, False, ("labels come from text mining",),
+    ),
+    "radiographs": DatasetInfo(
+        "Your own X-rays in a CSV: image,label[,patient,source]", "xray", _OWN, _OWN_CITATION, "your own table", {},
+        False,
+    ),
+}  # fmt: skip
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """The facts of one data set.
+
+    Raises:
+        DatasetError: no such name; the message lists the known ones.
+    """
+    if name not in DATASETS:
+        raise DatasetError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def read_dataset(name: str, root: str | Path) -> list[Case]:
+    """The cases of a data set in `root`; scans are read when a case is loaded.
+
+    A folder written by `data phantom` is read whatever `name` says, so that synthetic sites can stand in for real sets.
+
+    Raises:
+        DatasetError: unknown name, a folder that is not that data set, or a set this version does not read.
+    """
+    info = dataset_info(name)
+    from pneumoscope.datasets.phantom_folder import MANIFEST, read_phantom
+
+    if name == "phantom" or (info.kind == "ct" and (Path(root) / MANIFEST).is_file()):
+        return read_phantom(root)
+    if name == "manifest":
+        from pneumoscope.datasets.manifest import read_manifest_cases
+
+        return read_manifest_cases(root)
+    if name == "slices":
+        raise DatasetError(
+            "8-bit slices are no scans in Hounsfield units; read them with "
+            "pneumoscope.datasets.slices.read_slice_folder",
+            path=root,
+        )
+    raise DatasetError(
+        f"the reader of {name} is not built yet; list your scans and masks in a CSV and read them as 'manifest'",
+        path=root,
+    )
