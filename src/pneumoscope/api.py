@@ -29,7 +29,7 @@ def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
     Raises:
         ReadError: it must not be read as a chest CT; the message has a code, the file and a remedy.
     """
-    from pneumoscope.io.read import read_volume
+    from pneumoscope.io import read_volume
 
     return read_volume(path, series=series)
 
@@ -37,7 +37,7 @@ def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
 def segment(
     scan: str | Path | Volume,
     *,
-    model: str | Path = "default",
+    model: str | Path = "infiltrate",
     lungs: str | Path | Mask | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -113,6 +113,6 @@ def _volume(scan: str | Path | Volume) -> Volume:
 def _mask(mask: str | Path | Mask | None) -> Any:
     if not isinstance(mask, (str, Path)):
         return mask
-    from pneumoscope.io.read import read_mask
+    from pneumoscope.io import read_mask
 
     return read_mask(mask)

@@ -41,7 +41,7 @@ def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
     common: Common,
 ) -> None:
-    """Show one data set: licence, citation, where to get it, counts."""
+    """Show one data set: licence, citation, where to get it."""
     from pneumoscope.datasets.registry import dataset_info
 
     found: dict[str, Any] = {"name": name, **asdict(dataset_info(name))}

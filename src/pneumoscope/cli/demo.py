@@ -22,7 +22,7 @@ def demo(
     common: Common,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
 ) -> None:
-    """Run the transfer study on synthetic hospitals; no data needed.
+    """Show the main job on synthetic hospitals; no data needed.
 
     Makes three synthetic sites, trains and retrains across them as the lead paper does, segments one case, and ends by
     naming the report to open.

@@ -23,9 +23,9 @@ terminal. Nothing is fetched from or sent to anywhere.
 """
 
 
-def commands() -> Iterator[tuple[str, Any]]:
+def commands() -> list[tuple[str, Any]]:
     """Every verb with its full name, e.g. ``data list``, in the order of the help."""
-    yield from _below(typer.main.get_command(app), "")
+    return list(_below(typer.main.get_command(app), ""))
 
 
 def _below(command: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -33,7 +33,10 @@ def segment(
     more_scans: Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")] = None,
     model: Annotated[
         str, typer.Option("--model", metavar="NAME|DIR", help="A shipped model's name, or a model folder.")
-    ] = "default",
+    ] = "infiltrate",
+    lungs_model: Annotated[
+        str, typer.Option("--lungs-model", metavar="NAME|DIR", help="The model that finds the lungs.")
+    ] = "lungs",
     lungs: Annotated[
         Path | None,
         typer.Option(
@@ -50,7 +53,7 @@ def segment(
     listed in cases.csv and the others are still written; the exit code is then 1.
     """
     from pneumoscope.inference.cases import segment_cases
-    from pneumoscope.io.scans import find_scans
+    from pneumoscope.io import find_scans
 
     found = [scan for path in [*scans, *(more_scans or [])] for scan in find_scans(path)]
     with progress_for(common) as progress:
@@ -58,6 +61,7 @@ def segment(
             found,
             out,
             model=model,
+            lungs_model=lungs_model,
             lungs=lungs,
             device=common.device,
             precision=common.precision,

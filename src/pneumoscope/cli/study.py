@@ -75,9 +75,9 @@ def run(
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
 ) -> None:
-    """Run a recipe: train the stages, score each on every test set, report.
+    """Run a recipe and report on it.
 
-    A killed run goes on where it was with --resume. The study folder holds matrix.csv (one row per stage and test set,
+    Trains the stages one after the other and scores each on every test set. A killed run goes on where it was with --resume. The study folder holds matrix.csv (one row per stage and test set,
     the paper's values beside ours), forgetting.csv, per_case.csv, the models, the curves and report.html.
     """
     experiment = _experiment(recipe, settings, common)

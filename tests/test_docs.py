@@ -1,0 +1,67 @@
+"""The documents: links that lead somewhere, every verb described, the reference as the program is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.cli.reference import cli_reference, commands
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+VERB = re.compile(r"^\s*(?:\$ )?pneumoscope ((?:[a-z]+)(?: [a-z]+)?)", re.MULTILINE)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def test_the_index_names_every_page():
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / target).resolve() for target in LINK.findall(index.read_text(encoding="utf-8"))}
+    pages = {page.resolve() for page in (ROOT / "docs").rglob("*.md")} - {index.resolve()}
+    assert sorted(p.relative_to(ROOT).as_posix() for p in pages - linked) == []
+
+
+def test_the_reference_is_up_to_date():
+    on_disk = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert on_disk == cli_reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_verb_and_option_has_help(name, command):
+    assert f"\n## pneumoscope {name}\n" in cli_reference()
+    assert command.help
+    assert len(command.help.splitlines()[0]) <= 60, "the first line is shown in lists"
+    assert all(parameter.help for parameter in command.params if parameter.name != "help")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_shown_in_documents_exist(page):
+    known = {name for name, _ in commands()}
+    text = page.read_text(encoding="utf-8")
+    for block in FENCE.findall(text):
+        for shown in VERB.findall(block):
+            assert shown in known or shown.split()[0] in known, f"{page.name} shows `pneumoscope {shown}`"
+
+
+def test_no_path_of_a_developers_machine():
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(home|root|work|Users)/", page.read_text(encoding="utf-8")), page
