@@ -83,7 +83,8 @@ class Volume:
         if array.shape != native.shape:
             raise GeometryError(f"a volume has shape {array.shape}, its grid {native.shape}")
         turned, grid = _to_ras(array, native)
-        hu = np.ascontiguousarray(turned, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite and is refused
+            hu = np.ascontiguousarray(turned, dtype=np.float32)
         return cls(hu, grid, native, case, findings, dict(source or {}))
 
     def with_findings(self, *more: Finding) -> Volume:

@@ -91,12 +91,16 @@ def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, re
         resume: go on with what is there.
 
     Raises:
-        InputError: the path is a file, or holds a run and neither flag is given.
+        InputError: the path is a file, cannot be made, or holds a run and neither flag is given.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file, expected an output folder; choose another name", path=folder)
     if (folder / marker).exists() and not (overwrite or resume):
         raise InputError(f"already holds a run ({marker}); use --overwrite or another folder", path=folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"cannot be made an output folder ({reason}); choose another place", path=folder) from error
     return folder
