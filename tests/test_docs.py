@@ -1,6 +1,7 @@
 """The documents: links that lead somewhere, every verb described, the reference as the program is."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pneumoscope.cli.reference import cli_reference, commands
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-VERB = re.compile(r"^\s*(?:\$ )?pneumoscope ((?:[a-z]+)(?: [a-z]+)?)", re.MULTILINE)
+CALL = re.compile(r"^pneumoscope (.+)$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -55,11 +56,15 @@ def test_every_verb_and_option_has_help(name, command):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_shown_in_documents_exist(page):
-    known = {name for name, _ in commands()}
-    text = page.read_text(encoding="utf-8")
-    for block in FENCE.findall(text):
-        for shown in VERB.findall(block):
-            assert shown in known or shown.split()[0] in known, f"{page.name} shows `pneumoscope {shown}`"
+    known = dict(commands())
+    for block in FENCE.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
+        for call in CALL.findall(block):
+            words = shlex.split(call, comments=True)
+            verb = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
+            assert verb, f"`pneumoscope {call}`: no such verb"
+            options = {option for parameter in known[verb].params for option in parameter.opts}
+            unknown = [word for word in words if word.startswith("-") and word not in options]
+            assert not unknown, f"`pneumoscope {call}`: no option {unknown}"
 
 
 def test_no_path_of_a_developers_machine():

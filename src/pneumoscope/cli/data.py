@@ -30,8 +30,8 @@ def list_datasets(common: Common) -> None:
         say_json(rows)
     else:
         say_table(
-            ("name", "readable", "title", "licence"),
-            [(r["name"], "yes" if r["readable"] else "not yet", r["title"], r["licence"]) for r in rows],
+            ("name", "kind", "readable", "licence", "title"),
+            [(r["name"], r["kind"], "yes" if r["readable"] else "not yet", r["licence"], r["title"]) for r in rows],
         )
 
 
