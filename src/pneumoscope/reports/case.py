@@ -1,0 +1,252 @@
+"""The report of one case: ``report.json`` for programs and ``report.html`` for people, from the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope import __version__
+from pneumoscope.errors import Finding
+from pneumoscope.io.files import jsonable, write_json
+from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
+from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.reports import figures
+from pneumoscope.reports.page import NOTICE, flat, seconds, words, write_page
+from pneumoscope.severity.measure import STATES, Severity
+from pneumoscope.volume import Mask, Volume
+
+FORMAT = 1
+"""Layout of report.json; grows when an entry changes its meaning."""
+
+_LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info"}
+_ROWS = (
+    ("Volume", "lung_ml", "ml"),
+    ("Infiltrate", "infiltrate_ml", "ml"),
+    ("Share affected", "share_percent", "%"),
+    ("Ground-glass, by density", "ground_glass_ml", "ml"),
+    ("Consolidation, by density", "consolidation_ml", "ml"),
+    ("Mean density of the lung", "lung_mean_hu", "HU"),
+    ("Mean density of the infiltrate", "infiltrate_mean_hu", "HU"),
+)
+_EDGE_WORDS = {
+    "superior": "the top (head)",
+    "inferior": "the bottom (feet)",
+    "anterior": "the front",
+    "posterior": "the back",
+    "right": "the right side",
+    "left": "the left side",
+}
+_FILES = (
+    "view.html", "report.json", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "points/lungs.csv",
+    "points/infiltrate.csv", "points/truth.csv", "volume.vti", "seg.dcm", "report.dcm",
+)  # fmt: skip
+
+
+def write_case_report(
+    folder: str | Path,
+    *,
+    volume: Volume,
+    lungs: Mask,
+    infiltrate: Mask,
+    severity: Severity,
+    findings: Sequence[Finding] = (),
+    cards: Sequence[Mapping[str, Any]] = (),
+    timings: Mapping[str, float] | None = None,
+    truth: Mask | None = None,
+) -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html`` into the folder of a case; write it last, so that it can link the rest.
+
+    Args:
+        folder: the case's folder; files of ours that lie in it are linked.
+        volume: the scan; its own findings are reported too.
+        lungs: its lungs.
+        infiltrate: its infiltrates.
+        severity: of these masks, from `pneumoscope.severity.measure`.
+        findings: more findings, of the run.
+        cards: the model cards used, as `pneumoscope.models.cards.read_card` gives them; a ``name`` may be added.
+        timings: seconds by step. None leaves them out: the same input then gives the same bytes.
+        truth: a reader's infiltrate; adds the scores against it.
+
+    Returns:
+        What stands in ``report.json``.
+
+    Raises:
+        GeometryError: when a mask lies on another grid than the scan.
+    """
+    every = _unique((*volume.findings, *findings))
+    shown = figures.choose_slices(lungs.labels, infiltrate.labels)
+    views = figures.case_views(volume, lungs, infiltrate, truth, slices=shown)
+    report = {
+        "format": FORMAT,
+        "kind": "case",
+        "notice": NOTICE,
+        "software": {"name": "pneumoscope", "version": __version__},
+        "case": volume.case,
+        "scan": _scan(volume),
+        "severity": severity.as_dict(),
+        "profile": _profile(volume, lungs, infiltrate),
+        "slices_shown": shown,
+        "truth": None if truth is None else _against(truth, infiltrate),
+        "findings": [finding.as_dict() for finding in every],
+        "models": [dict(card) for card in cards],
+        "timings_seconds": None if timings is None else dict(timings),
+    }
+    report = jsonable(report)
+    write_json(Path(folder) / "report.json", report)
+    write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, views))
+    return report
+
+
+def _unique(findings: Sequence[Finding]) -> list[Finding]:
+    """Each finding once, errors first, then warnings."""
+    order = ("error", "warning", "info")
+    return sorted(dict.fromkeys(findings), key=lambda finding: order.index(finding.severity))
+
+
+def _scan(volume: Volume) -> dict[str, Any]:
+    low, high = float(volume.hu.min()), float(volume.hu.max())
+    return {
+        "shape": list(volume.native.shape),
+        "spacing_mm": [round(s, 6) for s in volume.native.spacing_mm],
+        "orientation": "".join(volume.native.axis_codes),
+        "hu_range": [low, high],
+        "source": dict(volume.source),
+    }
+
+
+def _profile(volume: Volume, lungs: Mask, infiltrate: Mask) -> dict[str, list[float]]:
+    """Millilitres of lung, and of infiltrate inside it, in each axial slice from the feet upwards."""
+    size_i, size_j, size_k = volume.grid.shape
+    centres = [[(size_i - 1) / 2, (size_j - 1) / 2, k] for k in range(size_k)]
+    ml = volume.grid.voxel_volume_ml
+    lung, spot = np.zeros(size_k, np.int64), np.zeros(size_k, np.int64)
+    for i in range(size_i):  # plane by plane keeps the temporaries small
+        inside = lungs.labels[i] > 0
+        lung += inside.sum(axis=0)
+        spot += (inside & (infiltrate.labels[i] > 0)).sum(axis=0)
+    return {
+        "z_mm": [round(float(z), 3) for z in volume.grid.world(centres)[:, 2]],
+        "lung_ml": [round(float(v), 4) for v in lung * ml],
+        "infiltrate_ml": [round(float(v), 4) for v in spot * ml],
+    }
+
+
+def _against(truth: Mask, infiltrate: Mask) -> dict[str, Any]:
+    found, drawn = infiltrate.any, truth.any
+    mean = mean_over_infected(slice_scores(to_slices(found), to_slices(drawn)))
+    return {
+        **score(count(found, drawn)).as_dict(),
+        "found_ml": infiltrate.volume_ml(),
+        "reference_ml": truth.volume_ml(),
+        "mean_over_infected_slices": asdict(mean),
+    }
+
+
+def _context(folder: Path, report: dict[str, Any], views: Sequence[figures.SliceView]) -> dict[str, Any]:
+    window = figures.LUNG_WINDOW
+    return {
+        "title": report["case"],
+        "report": report,
+        "banners": _banners(report),
+        "picture": figures.data_uri(figures.montage_png(views)),
+        "legend": _legend(report),
+        "window": f"{window.low_hu:.0f} to {window.high_hu:.0f}".replace("-", "\N{MINUS SIGN}"),
+        "spacing": " \N{MULTIPLICATION SIGN} ".join(f"{s:.3g}" for s in report["scan"]["spacing_mm"]),
+        "rows": _ROWS,
+        "chart": _chart(report),
+        "truth_words": _empty_words(report["truth"]),
+        "cards": [_card(card) for card in report["models"]],
+        "facts": _facts(report),
+        "files": [name for name in _FILES if (folder / name).is_file()],
+    }
+
+
+def _banners(report: dict[str, Any]) -> list[dict[str, str]]:
+    """States of the measurement and findings of level error, the gravest first."""
+    states = [
+        {"level": _LEVELS.get(state, "warning"), "title": words(state), "text": STATES[state]}
+        for state in report["severity"]["states"]
+    ]
+    edges = [_EDGE_WORDS[edge] for edge in report["severity"]["edges"]]
+    for banner in states:
+        if banner["title"] == "lung incomplete":
+            banner["text"] += f" Reached: {', '.join(edges)}."
+    errors = [
+        {"level": "error", "title": finding["code"], "text": finding["message"]}
+        for finding in report["findings"]
+        if finding["severity"] == "error"
+    ]
+    return sorted(errors + states, key=lambda banner: ("error", "warning", "info").index(banner["level"]))
+
+
+def _legend(report: dict[str, Any]) -> list[tuple[str, str]]:
+    lungs = [("right lung", figures.RIGHT_LUNG), ("left lung", figures.LEFT_LUNG)]
+    if report["severity"]["right"] is None:
+        lungs = [("lungs", figures.RIGHT_LUNG)]
+    reference = [] if report["truth"] is None else [("infiltrate of the reference", figures.TRUTH)]
+    return [*lungs, ("infiltrate found", figures.INFILTRATE), *reference]
+
+
+def _chart(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Polygons of the profile in a box of 1000 x 100; None without lung."""
+    profile = report["profile"]
+    lung, spot = (np.asarray(profile[name]) for name in ("lung_ml", "infiltrate_ml"))
+    if lung.max() <= 0:
+        return None
+    return {
+        "lung": _steps(lung / lung.max()),
+        "infiltrate": _steps(spot / lung.max()),
+        "marks": [round(1000 * (k + 0.5) / lung.size, 1) for k in report["slices_shown"]],
+        "from_mm": profile["z_mm"][0],
+        "to_mm": profile["z_mm"][-1],
+        "top_ml": float(lung.max()),
+    }
+
+
+def _steps(heights: NDArray[np.floating[Any]]) -> str:
+    """A staircase over the width of 1000, heights of 0 to 1 upwards from y = 100."""
+    edges = np.linspace(0, 1000, heights.size + 1)
+    points = [(0.0, 100.0)]
+    for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
+        points += [(left, 100 - 97 * height), (right, 100 - 97 * height)]
+    points.append((1000.0, 100.0))
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _empty_words(truth: dict[str, Any] | None) -> str:
+    return {
+        "both": "Neither the reference nor the prediction marks infiltrate; the scores of 1 say only that they agree.",
+        "prediction": "Nothing was found although the reference marks infiltrate.",
+        "reference": "The reference marks no infiltrate; everything found is wrong by it.",
+    }.get((truth or {}).get("empty", ""), "")
+
+
+_CARD_FIRST = ("description", "task", "data", "licence", "numbers", "limits")
+
+
+def _card(card: dict[str, Any]) -> dict[str, Any]:
+    """A model card for the page: what a reader asks first, and the rest to unfold."""
+    first = [name for name in _CARD_FIRST if name in card]
+    rest = [name for name in card if name not in first and name not in ("title", "name", "format")]
+    return {
+        "title": str(card.get("title") or card.get("name") or "model"),
+        "rows": _lines(card, first),
+        "more": _lines(card, rest),
+    }
+
+
+def _lines(card: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    return [line for name in names for line in flat(card[name], words(name)) if line[1]]
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    low, high = report["scan"]["hu_range"]
+    rows = [("values of the scan", f"{low:.0f} to {high:.0f} HU".replace("-", "\N{MINUS SIGN}"))]
+    rows += flat(report["scan"]["source"])
+    rows += [(f"time: {words(step)}", seconds(value)) for step, value in (report["timings_seconds"] or {}).items()]
+    return rows

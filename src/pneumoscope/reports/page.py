@@ -1,0 +1,107 @@
+"""One offline HTML file per report: packaged Jinja2 templates, everything inside, nothing fetched.
+
+Every template extends ``base.html``, which forbids the browser to load anything (Content-Security-Policy), escapes all
+text, follows the reader's light or dark setting, and ends with the notice that this is no medical device.
+Text from outside (case names, findings, cards) passes the autoescape as it is; no template uses ``|safe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope import __version__
+from pneumoscope.errors import printable
+from pneumoscope.io.files import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+NOTICE = "Research software, not a medical device. Do not use for diagnosis or treatment."
+"""Stands in every report."""
+
+NOT_MEASURABLE = "not measurable"
+"""What a missing number is called."""
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with autoescape on, missing values an error, and filters for numbers with units."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    env = Environment(
+        loader=PackageLoader("pneumoscope.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        number=number, percent=percent, ml=ml, hu=hu, seconds=seconds, clean=printable, words=words, flat=flat
+    )
+    env.globals.update(version=__version__, notice=NOTICE)
+    return env
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """The page as text. ``title`` must be in `context`; a value that a template needs and does not get is an error."""
+    return environment().get_template(template).render(**context)
+
+
+def write_page(path: str | Path, template: str, context: Mapping[str, Any]) -> None:
+    """Render and write a page, whole or not at all."""
+    write_text(path, render(template, context))
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A number with fixed digits and its unit; None and NaN are said to be not measurable, never 0."""
+    if value is None or value != value:
+        return NOT_MEASURABLE
+    text = f"{value:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+    if not any(c in text for c in "123456789"):
+        text = text.replace("\N{MINUS SIGN}", "")
+    return f"{text}\N{NO-BREAK SPACE}{unit}" if unit else text
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; small shares keep a digit more, and what is not zero never reads as zero."""
+    if value is not None and 0 < value < 0.01:
+        return "<\N{NO-BREAK SPACE}0.01\N{NO-BREAK SPACE}%"
+    return number(value, 1 if value is None or value >= 10 else 2, "%")
+
+
+def ml(value: float | None) -> str:
+    """A volume in millilitres."""
+    return number(value, 0 if value is None or value >= 100 else 1 if value >= 10 else 2, "ml")
+
+
+def hu(value: float | None) -> str:
+    """A density in Hounsfield units."""
+    return number(value, 0, "HU")
+
+
+def seconds(value: float | None) -> str:
+    """A duration in seconds."""
+    return number(value, 1 if value is None or value >= 1 else 2, "s")
+
+
+def words(key: str) -> str:
+    """An identifier as words: ``one_lung_only`` becomes ``one lung only``."""
+    return printable(key).replace("_", " ")
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested plain values as (name, text) lines for a table: cards come in any shape."""
+    if isinstance(value, Mapping):
+        return [
+            line for key, part in value.items() for line in flat(part, f"{prefix} / {words(str(key))}".lstrip(" /"))
+        ]
+    if isinstance(value, (list, tuple)):
+        if all(not isinstance(part, (Mapping, list, tuple)) for part in value):
+            return [(prefix, ", ".join(printable(str(part)) for part in value))]
+        numbered = enumerate(value, start=1)
+        return [line for n, part in numbered for line in flat(part, f"{prefix} {n}" if len(value) > 1 else prefix)]
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return [(prefix, "" if value is None else printable(text))]
