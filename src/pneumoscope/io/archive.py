@@ -1,0 +1,158 @@
+"""A zip that holds one scan, unpacked under caps into a temporary folder that goes away.
+
+Member names are never used as paths beyond their own sanitised folder tree: anything that points elsewhere is refused,
+as are links, encryption, archives inside, and archives that unpack to far more than they are.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pneumoscope.errors import ReadError
+from pneumoscope.io.stored import Place, open_regular
+
+CODE = "IN-ZIP-071"
+MAX_ENTRIES = 20_000
+MAX_DIRECTORY_BYTES = 16 * 2**20
+MAX_DEPTH = 16
+MAX_UNPACKED_BYTES = 8 * 2**30
+MAX_RATIO, RATIO_FLOOR_BYTES = 200, 32 * 2**20
+"""An archive that unpacks more than 200-fold is refused once it is larger than 32 MiB."""
+
+_JUNK = re.compile(r"(^|/)(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
+_NESTED = re.compile(rb"PK\x03\x04|7z\xbc\xaf|Rar!|\xfd7zXZ")
+_CHUNK = 2**20
+
+
+@contextmanager
+def extracted(path: str | Path) -> Iterator[Path]:
+    """Unpack a zip and yield the folder; it is removed at the end, whatever happens.
+
+    Raises:
+        ReadError: IN-ZIP-071, naming the member and what is wrong with it.
+    """
+    place = Place(Path(path), "IN-ZIP")
+    with tempfile.TemporaryDirectory(prefix="pneumoscope-") as folder:
+        with open_regular(place) as stream:
+            size = _check_directory(stream, place)
+            try:
+                _unpack_all(stream, size, Path(folder), place)
+            except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeError) as error:
+                raise _refuse(place, f"is a damaged zip ({error})") from None
+            except NotImplementedError as error:
+                raise _refuse(place, f"uses a compression that is not read ({error})") from None
+            except OSError as error:
+                raise _refuse(place, f"cannot be unpacked ({error.strerror})") from None
+        yield Path(folder)
+
+
+def _unpack_all(stream: BinaryIO, size: int, folder: Path, place: Place) -> None:
+    with zipfile.ZipFile(stream) as archive:
+        left = MAX_UNPACKED_BYTES
+        for member, target in _members(archive, size, place):
+            left = _unpack(archive, member, folder / target, left, place)
+
+
+def _refuse(place: Place, problem: str, member: str | None = None) -> ReadError:
+    where = f"member {member[:80]!r} " if member is not None else ""
+    return place.error(71, f"{where}{problem}; unpack it yourself if you trust it, or zip one scan anew")
+
+
+def _check_directory(stream: BinaryIO, place: Place) -> int:
+    """Size of the archive, after a look at how large its directory says it is (parsing a huge one takes minutes)."""
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - 66_000))
+    tail = stream.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 22:
+        raise _refuse(place, "is cut off or no zip: it has no directory")
+    count, length = struct.unpack("<HI", tail[at + 10 : at + 16])
+    if count == 0xFFFF or length == 0xFFFFFFFF:
+        far = tail.rfind(b"PK\x06\x06", 0, at)
+        if far >= 0 and len(tail) >= far + 56:
+            count, length = struct.unpack("<QQ", tail[far + 32 : far + 48])
+    if count > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
+        raise _refuse(place, f"lists {count} members, expected at most {MAX_ENTRIES}")
+    stream.seek(0)
+    return size
+
+
+def _members(archive: zipfile.ZipFile, size: int, place: Place) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """Members to unpack and where to, all checks that need no data done."""
+    listed = archive.infolist()
+    if len(listed) > MAX_ENTRIES:
+        raise _refuse(place, f"lists {len(listed)} members, expected at most {MAX_ENTRIES}")
+    seen: set[str] = set()
+    members: list[tuple[zipfile.ZipInfo, PurePosixPath]] = []
+    for member in listed:
+        name = member.filename.replace("\\", "/")
+        _check_name(member, name, place)
+        key = name.casefold().rstrip("/")
+        if key in seen:
+            raise _refuse(place, "appears twice", name)
+        seen.add(key)
+        if not member.is_dir() and not name.endswith("/") and not _JUNK.search(name):
+            members.append((member, _safe_path(name, len(members))))
+    total = sum(member.file_size for member, _ in members)
+    if total > MAX_UNPACKED_BYTES:
+        raise _refuse(place, f"unpacks to {total >> 20} MiB, expected at most {MAX_UNPACKED_BYTES >> 20}")
+    if sum(member.compress_size for member, _ in members) > size:
+        raise _refuse(place, "has members that overlap")
+    if total > RATIO_FLOOR_BYTES and total > size * MAX_RATIO:
+        raise _refuse(place, f"unpacks {total // max(1, size)}-fold, no scan does: a bomb")
+    return members
+
+
+def _check_name(member: zipfile.ZipInfo, name: str, place: Place) -> None:
+    parts = name.split("/")
+    if len(parts) > MAX_DEPTH:
+        raise _refuse(place, f"lies more than {MAX_DEPTH} folders deep", name)
+    if name.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", name) or "\0" in member.orig_filename:
+        raise _refuse(place, "points outside the archive", name)
+    mode = member.external_attr >> 16
+    if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise _refuse(place, "is a link or a special file", name)
+    if member.flag_bits & 0x41:
+        raise _refuse(place, "is encrypted", name)
+    if name.lower().endswith((".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".xz")):
+        raise _refuse(place, "is an archive inside the archive", name)
+
+
+def _safe_path(name: str, number: int) -> PurePosixPath:
+    """The member's path with harmless, short parts; parts that had to change get a number to stay apart."""
+    parts = []
+    for part in (p for p in name.split("/") if p not in ("", ".")):
+        plain = re.sub(r"[^\w.+=@ -]", "_", part, flags=re.ASCII)
+        if plain != part or len(plain) > 100:
+            suffix = ".nii.gz" if plain.lower().endswith(".nii.gz") else PurePosixPath(plain).suffix[:10]
+            plain = f"{plain[: 80 - len(suffix)]}-{zlib.crc32(part.encode('utf-8', 'replace')):08x}{suffix}"
+        parts.append(plain)
+    return PurePosixPath(*parts) if parts else PurePosixPath(f"member-{number}")
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int, place: Place) -> int:
+    """Stream one member to `target`; returns how many bytes may still come."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as packed, target.open("xb") as out:
+        got = 0
+        while part := packed.read(_CHUNK):
+            if not got and _NESTED.match(part):
+                raise _refuse(place, "is an archive inside the archive", member.filename)
+            got += len(part)
+            if got > left or got > member.file_size:
+                raise _refuse(place, "unpacks to more than it says", member.filename)
+            if got > RATIO_FLOOR_BYTES and got > max(1, member.compress_size) * MAX_RATIO * 6:
+                raise _refuse(place, "is a bomb", member.filename)
+            out.write(part)
+        if got != member.file_size:
+            raise _refuse(place, f"has {got} bytes, expected {member.file_size}", member.filename)
+    return left - got

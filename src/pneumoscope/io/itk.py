@@ -1,0 +1,269 @@
+"""NRRD and MetaImage in: both headers are a few lines of text, read strictly here, so that no file reaches a parser
+that fills what is missing with zeros. LPS+ becomes RAS+ on the way.
+
+Formats: teem.sourceforge.net/nrrd/format.html and itk.org/Wiki/ITK/MetaIO/Documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import Finding, GeometryError
+from pneumoscope.geometry import LPS_TO_RAS, Grid
+from pneumoscope.io.itk_out import META_TYPES, NRRD_TYPES
+from pneumoscope.io.labels import LABELS_KEY, parse_labels
+from pneumoscope.io.nifti import SPACING_LIMITS_MM
+from pneumoscope.io.stored import (
+    Bzip2Source,
+    GzipSource,
+    Place,
+    Source,
+    Stored,
+    check_budget,
+    open_regular,
+    read_array,
+    read_tail,
+)
+
+FAMILY = "IN-ITK"
+MAX_HEADER_BYTES = 2**20
+
+_NRRD_ALIASES = {
+    "signed char": "i1", "int8_t": "i1", "uchar": "u1", "unsigned char": "u1", "uint8_t": "u1",
+    "short": "i2", "short int": "i2", "signed short": "i2", "signed short int": "i2", "int16_t": "i2",
+    "ushort": "u2", "unsigned short": "u2", "unsigned short int": "u2", "uint16_t": "u2",
+    "int": "i4", "signed int": "i4", "int32_t": "i4", "uint": "u4", "unsigned int": "u4", "uint32_t": "u4",
+    "longlong": "i8", "long long": "i8", "long long int": "i8", "signed long long": "i8", "int64_t": "i8",
+    "ulonglong": "u8", "unsigned long long": "u8", "unsigned long long int": "u8", "uint64_t": "u8",
+}  # fmt: skip
+NRRD_DTYPES: Mapping[str, str] = {**{name: code for code, name in NRRD_TYPES.items()}, **_NRRD_ALIASES}
+META_DTYPES: Mapping[str, str] = {name: code for code, name in META_TYPES.items()}
+
+SPACES: Mapping[str, tuple[float, float, float]] = {
+    "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
+}  # fmt: skip
+"""Signs that turn an NRRD space into RAS+."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What a header promises, before any voxel is read."""
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[np.generic]
+    affine: NDArray[np.float64]
+    labels: Mapping[int, str] | None
+    sparse: bool
+
+
+def read_nrrd(path: str | Path, *, sparse: bool = False) -> Stored:
+    """Read and check one .nrrd file (header and data in one); `sparse` as in `read_nifti`.
+
+    Raises:
+        ReadError: rows 51-56, 59, 60, 62 and 66 of the input codes.
+    """
+    place = Place(Path(path), FAMILY)
+    with open_regular(place) as stream:
+        fields = _nrrd_fields(stream, place)
+        if "data file" in fields or "datafile" in fields:
+            raise place.error(53, "keeps its voxels in another file, expected one .nrrd with both; save it again")
+        if fields.get("line skip", "0") != "0" or fields.get("byte skip", "0") != "0":
+            raise place.error(53, "skips lines or bytes before its voxels, which is not read; save it again")
+        plan = _Plan(
+            name="NRRD",
+            shape=_sizes(fields.get("sizes", ""), fields.get("dimension", ""), place),
+            dtype=_dtype(NRRD_DTYPES.get(fields.get("type", "").lower()), fields.get("endian", ""), place),
+            affine=_nrrd_affine(fields, place),
+            labels=parse_labels(fields.get(f"={LABELS_KEY}", "")),
+            sparse=sparse,
+        )
+        encoding = fields.get("encoding", "").lower()
+        if encoding in ("gzip", "gz"):
+            return _finish(plan, GzipSource(stream, place), _bytes_left(stream), place, packed=True)
+        if encoding in ("bzip2", "bz2"):
+            return _finish(plan, Bzip2Source(stream, place), _bytes_left(stream), place, packed=True)
+        if encoding == "raw":
+            return _finish(plan, stream, _bytes_left(stream), place, packed=False)
+        raise place.error(53, f"has the encoding {encoding!r}, expected raw, gzip or bzip2; save it again")
+
+
+def read_metaimage(path: str | Path, *, sparse: bool = False) -> Stored:
+    """Read and check a .mha file, or a .mhd with its one data file beside it; `sparse` as in `read_nifti`.
+
+    Raises:
+        ReadError: rows 51-56, 59, 60, 62 and 66 of the input codes.
+    """
+    place = Place(Path(path), FAMILY)
+    with open_regular(place) as stream:
+        fields = _meta_fields(stream, place)
+        if fields.get("ElementNumberOfChannels", "1") != "1":
+            raise place.error(59, "has several channels per voxel, expected one; extract it first")
+        if fields.get("HeaderSize", "0") != "0" or not _true(fields.get("BinaryData", "True")):
+            raise place.error(53, "has text voxels or a foreign header, expected plain binary ones; save it again")
+        msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
+        plan = _Plan(
+            name="MetaImage",
+            shape=_sizes(fields.get("DimSize", ""), fields.get("NDims", ""), place),
+            dtype=_dtype(META_DTYPES.get(fields.get("ElementType", "")), "big" if _true(msb) else "little", place),
+            affine=_meta_affine(fields, place),
+            labels=parse_labels(fields.get(LABELS_KEY, "")),
+            sparse=sparse,
+        )
+        packed = _true(fields.get("CompressedData", "False"))
+        target = fields["ElementDataFile"]
+        if target.upper() == "LOCAL":
+            return _meta_voxels(plan, stream, place, packed)
+    if Path(target).name != target or re.search(r"[%\\:\0]|^LIST", target):
+        raise place.error(53, f"keeps its voxels in {target!r}, expected LOCAL or one file in the same folder")
+    beside = Place(place.path.with_name(target), FAMILY)
+    with open_regular(beside) as stream:
+        return _meta_voxels(plan, stream, beside, packed)
+
+
+def _meta_voxels(plan: _Plan, stream: BinaryIO, place: Place, packed: bool) -> Stored:
+    source: Source | BinaryIO = GzipSource(stream, place, window_bits=47) if packed else stream
+    return _finish(plan, source, _bytes_left(stream), place, packed=packed)
+
+
+def _bytes_left(stream: BinaryIO) -> int:
+    start = stream.tell()
+    end = stream.seek(0, 2)
+    stream.seek(start)
+    return end - start
+
+
+def _finish(plan: _Plan, source: Source | BinaryIO, left: int, place: Place, *, packed: bool) -> Stored:
+    """Check what the header asks for against what there is, then read to the end."""
+    try:
+        grid = Grid(plan.shape, plan.affine)
+    except GeometryError as error:
+        raise place.error(62, f"{error.message}; write a valid orientation into the header") from None
+    low, high = SPACING_LIMITS_MM
+    if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
+        raise place.error(66, f"voxel edges are {grid.spacing_mm} mm, expected {low} to {high}; correct the header")
+    limit = left if packed else None
+    if isinstance(source, Bzip2Source):
+        limit = left * 40  # bzip2 packs runs 40 times tighter than deflate
+    n_bytes = check_budget(place, plan.shape, plan.dtype.itemsize, limit, sparse=plan.sparse)
+    if not packed and n_bytes > left:
+        raise place.error(51, f"is cut off: {left} bytes of voxels, expected {n_bytes}; fetch or export it again")
+    array = read_array(source, plan.shape, plan.dtype, place)
+    findings: tuple[Finding, ...] = read_tail(source, place)
+    if not grid.is_orthogonal:
+        findings += (place.note(63, "voxel axes are not perpendicular; kept as stored"),)
+    return Stored(array, grid, plan.name, findings=findings, labels=plan.labels)
+
+
+def _nrrd_fields(stream: BinaryIO, place: Place) -> dict[str, str]:
+    """Lower-case fields, and keys of the file's own with ``=`` in front."""
+    fields: dict[str, str] = {}
+    lines = _lines(stream, place)
+    if not next(lines, "").startswith("NRRD000"):
+        raise place.error(53, "does not begin with NRRD, expected an image; fetch or convert it again")
+    for line in lines:
+        if not line:
+            return fields
+        if line.startswith("#"):
+            continue
+        own, mark, value = line.partition(":=")
+        if mark and ": " not in own:
+            fields["=" + own] = value
+            continue
+        key, mark, value = line.partition(":")
+        if mark:
+            fields[key.strip().lower()] = value.strip()
+    raise place.error(51, "is cut off inside the header; fetch it again")
+
+
+def _meta_fields(stream: BinaryIO, place: Place) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in _lines(stream, place):
+        key, mark, value = line.partition("=")
+        if not mark:
+            raise place.error(53, "is not a MetaImage header (a line without '='); fetch or convert it again")
+        fields[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            return fields
+    raise place.error(51, "has no ElementDataFile line: the header is cut off; fetch it again")
+
+
+def _lines(stream: BinaryIO, place: Place) -> Iterator[str]:
+    """Header lines, one at a time: the stream is never read ahead into the voxels."""
+    left = MAX_HEADER_BYTES
+    while line := stream.readline(left + 1):
+        left -= len(line)
+        if left < 0:
+            raise place.error(54, f"has a header of more than {MAX_HEADER_BYTES} bytes; it is damaged")
+        yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _sizes(text: str, axes: str, place: Place) -> tuple[int, int, int]:
+    try:
+        sizes = [int(part) for part in text.split()]
+        count = int(axes)
+    except ValueError:
+        raise place.error(54, f"has sizes {text!r} for {axes!r} axes, expected three numbers") from None
+    if count != 3:
+        raise place.error(59, f"has {count} axes, expected one 3D volume; extract it first")
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise place.error(54, f"has sizes {text!r}, expected three positive numbers; the header is damaged")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _dtype(code: str | None, endian: str, place: Place) -> np.dtype[np.generic]:
+    if code is None:
+        raise place.error(56, "holds voxels of a type that is not read, expected integers or real numbers; convert it")
+    if code[1] != "1" and endian.lower() not in ("little", "big"):
+        raise place.error(56, f"gives the byte order {endian!r}, expected little or big; save it again")
+    return np.dtype((">" if endian.lower() == "big" else "<") + code)
+
+
+def _numbers(text: str, count: int, what: str, row: int, place: Place) -> NDArray[np.float64]:
+    try:
+        values = np.array([float(part) for part in re.split(r"[\s(),]+", text.strip(" ()")) if part])
+    except ValueError:
+        values = np.zeros(0)
+    if values.size != count:
+        raise place.error(row, f"has no usable {what} ({text[:60]!r}), so its place in the patient is unknown")
+    return values
+
+
+def _nrrd_affine(fields: Mapping[str, str], place: Place) -> NDArray[np.float64]:
+    signs = SPACES.get(fields.get("space", "").lower())
+    if signs is None:
+        raise place.error(60, f"has the space {fields.get('space', '')!r}, expected LPS, RAS or LAS; save it again")
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "", "millimeter", "millimeters"}
+    if units:
+        raise place.error(66, f"has lengths in {sorted(units)}, expected mm; convert it")
+    affine = np.eye(4)
+    affine[:3, :3] = _numbers(fields.get("space directions", ""), 9, "space directions", 60, place).reshape(3, 3).T
+    affine[:3, 3] = _numbers(fields.get("space origin", ""), 3, "space origin", 60, place)
+    return np.diag([*signs, 1.0]) @ affine
+
+
+def _meta_affine(fields: Mapping[str, str], place: Place) -> NDArray[np.float64]:
+    def first(*names: str) -> str:
+        return next((fields[name] for name in names if name in fields), "")
+
+    directions = _numbers(first("TransformMatrix", "Rotation", "Orientation"), 9, "TransformMatrix", 60, place)
+    spacing = _numbers(first("ElementSpacing", "ElementSize"), 3, "ElementSpacing", 65, place)
+    if not (spacing > 0).all():
+        raise place.error(65, f"has voxel sizes {spacing.tolist()}, expected positive numbers; correct the header")
+    affine = np.eye(4)
+    affine[:3, :3] = directions.reshape(3, 3).T * spacing
+    affine[:3, 3] = _numbers(first("Offset", "Position", "Origin"), 3, "Offset", 60, place)
+    return LPS_TO_RAS @ affine
+
+
+def _true(text: str) -> bool:
+    return text.strip().lower() in ("true", "t", "1", "yes")

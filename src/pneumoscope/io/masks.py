@@ -1,0 +1,100 @@
+"""Masks in: what counts as a label, and whether a mask lies on its scan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import ReadError
+from pneumoscope.geometry import Grid
+from pneumoscope.io.stored import Stored
+from pneumoscope.volume import RAS, Mask
+
+CODE = "IN-MSK-069"
+
+ROUNDING_TOLERANCE = 0.01
+"""Values this near to a whole number are taken as it: float masks store 0.9999 for 1."""
+
+
+def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str], path: Path) -> NDArray[np.uint8]:
+    """Stored values as labels by the rules of `read_mask`, stored order.
+
+    Raises:
+        ReadError: IN-MSK-069.
+    """
+    values: NDArray[Any] = stored.values()
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ReadError("holds NaN or infinite values, expected labels; export the mask again", code=CODE, path=path)
+    if threshold is not None:
+        return (values > threshold).astype(np.uint8)
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    if values.dtype.kind == "f":
+        off = np.abs(values - whole)
+        if off.max() > ROUNDING_TOLERANCE:
+            share = float(np.count_nonzero(off > ROUNDING_TOLERANCE)) / off.size
+            raise ReadError(
+                f"holds fractions ({share:.1%} of voxels; {values.min():.4g} to {values.max():.4g}), expected whole "
+                "labels; give a threshold (0.5, or 127 for a mask made from 0/255)",
+                code=CODE,
+                path=path,
+            )
+    if whole.min() < 0 or whole.max() > 255:
+        raise ReadError(
+            f"holds values {whole.min():.4g} to {whole.max():.4g}, expected labels 0 to 255", code=CODE, path=path
+        )
+    labels: NDArray[np.uint8] = whole.astype(np.uint8)
+    if 255 not in names and labels.max() == 255 and not np.any((labels > 0) & (labels < 255)):
+        labels = (labels > 0).astype(np.uint8)
+    return labels
+
+
+def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
+    """The mask on exactly `grid`, when it lies there within tolerance; otherwise a refusal that says how it is off.
+
+    Args:
+        mask: labels.
+        grid: the scan's `Volume.grid`.
+        what: name for the message.
+        path: file for the message.
+
+    Raises:
+        ReadError: IN-MSK-069: another shape, mirrored, shifted (half a voxel is named), or another spacing.
+    """
+    if mask.grid.is_same_space(grid):
+        return Mask(mask.labels, grid, mask.names)
+    raise ReadError(
+        f"{what} does not lie on its scan: {_difference(mask.grid, grid)}; redraw or resample it onto the scan",
+        code=CODE,
+        path=path,
+    )
+
+
+def _difference(mask: Grid, scan: Grid) -> str:
+    if mask.shape != scan.shape:
+        return f"it has {_sizes(mask.shape)} voxels, the scan {_sizes(scan.shape)}"
+    for signs in product((1.0, -1.0), repeat=3):
+        if signs != (1.0, 1.0, 1.0) and _mirrored(mask, signs).is_same_space(scan):
+            axes = [
+                name for name, sign in zip(("left-right", "front-back", "head-foot"), signs, strict=True) if sign < 0
+            ]
+            return f"it is mirrored {' and '.join(axes)}"
+    step = np.abs(mask.affine[:3, :3] - scan.affine[:3, :3]).max()
+    if step > 1e-3 * min(scan.spacing_mm):
+        return f"it has the spacing or direction of {mask}, the scan {scan}"
+    shift = mask.world((0, 0, 0)) - scan.world((0, 0, 0))
+    voxels = scan.index(mask.world((0, 0, 0)))
+    half = " (half a voxel)" if abs(np.abs(voxels).max() - 0.5) < 0.02 else ""
+    return f"it is shifted by {np.round(shift, 3).tolist()} mm{half}"
+
+
+def _mirrored(grid: Grid, signs: tuple[float, ...]) -> Grid:
+    return Grid(grid.shape, np.diag([*signs, 1.0]) @ grid.affine).reorient(RAS)
+
+
+def _sizes(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))

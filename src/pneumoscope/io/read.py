@@ -1,0 +1,163 @@
+"""Scans and masks in: one path of any readable kind to a `Volume` or a `Mask`, told apart by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pneumoscope.errors import InputError, PneumoscopeError, ReadError
+from pneumoscope.io import intensity as hounsfield
+from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
+from pneumoscope.io.masks import CODE as MASK_CODE
+from pneumoscope.io.masks import labels_of
+from pneumoscope.io.stored import Place, Stored
+from pneumoscope.volume import Mask, Volume
+
+Intensity = Literal["auto", "hu"]
+
+
+def read_volume(
+    path: str | Path, *, series: str | None = None, intensity: Intensity = "auto", case: str | None = None
+) -> Volume:
+    """A chest CT in Hounsfield units, RAS+ float32.
+
+    Voxels below -1024 HU are raised to -1024, blank voxels outside the body become air; both leave a finding.
+
+    Args:
+        path: .nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM file or folder, a folder with one image, or a zip of one.
+        series: which DICOM series, when there are several.
+        intensity: ``auto`` refuses values that do not look like HU, ``hu`` takes them as HU unchecked.
+        case: name for outputs; by default the file's stem, for DICOM a name of the reader's that hides the patient.
+
+    Raises:
+        ReadError: with a code of docs/reference/input-codes.md.
+        InputError: an unknown `intensity`, or `series` for something that is not DICOM.
+    """
+    if intensity not in ("auto", "hu"):
+        raise InputError(f'intensity must be "auto" or "hu", got {intensity!r}')
+    start = Path(path)
+    if start.is_dir():
+        return _read_folder(start, series, intensity, case)
+    kind = require_kind(start)
+    if kind == "zip":
+        return _read_zip(start, series, intensity, case)
+    return _read_file(start, kind, series, intensity, case)
+
+
+def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, threshold: float | None = None) -> Mask:
+    """Labels of a .nii, .nii.gz, .nrrd, .mha or .mhd file.
+
+    Rules, in this order:
+
+    1. With `threshold`, voxels above it become label 1 (interpolated masks: 127 for those made from 0/255).
+    2. Values within 0.01 of a whole number are rounded; other fractions, NaN, and values outside 0..255 are refused.
+    3. When the only values are 0 and 255, 255 means label 1, unless `names` knows a label 255.
+
+    An empty mask is a mask without labels, not an error. The names are `names`, else those our own files carry, else
+    ``label 1`` and so on.
+
+    Args:
+        path: the file, or a folder called ``X.nii`` that holds one.
+        names: label numbers that are allowed, and what they mean.
+        threshold: see rule 1.
+
+    Raises:
+        ReadError: IN-MSK-069 for labels; IN-NII and IN-ITK codes for the file.
+    """
+    start = Path(path)
+    kind = "nifti" if start.is_dir() else require_kind(start)
+    if kind in ("dicom", "zip"):
+        raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=path)
+    stored = read_stored(start, kind, sparse=True)
+    labels = labels_of(stored, threshold, names or {}, start)
+    present = [int(v) for v in np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)) if v]
+    known = names if names is not None else stored.labels
+    if known is None:
+        known = {v: f"label {v}" for v in present or [1]}
+    unknown = [v for v in present if v not in known]
+    if unknown:
+        expected = ", ".join(f"{k} = {v}" for k, v in sorted(known.items()))
+        raise ReadError(
+            f"holds the labels {unknown[:8]}, expected 0, {expected}; relabel it", code=MASK_CODE, path=path
+        )
+    return Mask.from_native(labels, stored.grid, {k: known[k] for k in sorted(known)})
+
+
+def read_stored(path: Path, kind: Kind, *, sparse: bool = False) -> Stored:
+    """One NIfTI, NRRD or MetaImage file, checked in form."""
+    if kind == "nifti":
+        from pneumoscope.io.nifti import read_nifti
+
+        return read_nifti(path, sparse=sparse)
+    from pneumoscope.io.itk import read_metaimage, read_nrrd
+
+    return read_nrrd(path, sparse=sparse) if kind == "nrrd" else read_metaimage(path, sparse=sparse)
+
+
+def family_of(stored: Stored) -> str:
+    """Start of the codes for a file's format."""
+    return "IN-NII" if stored.format == "NIfTI" else "IN-ITK"
+
+
+def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity, case: str | None) -> Volume:
+    if kind == "dicom":
+        from pneumoscope.io.dicom import read_dicom
+
+        volume = read_dicom(path, series=series, case=case)
+        if intensity == "auto":
+            hounsfield.require_hu(volume.hu, family="IN-DCM", path=path)
+        return volume
+    if series is not None:
+        raise InputError("a series can be chosen in DICOM only; leave it out for this file", path=path)
+    return _to_volume(read_stored(path, kind), path, intensity, case or case_name(path))
+
+
+def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> Volume:
+    family = family_of(stored)
+    place = Place(path, family)
+    if min(stored.grid.shape) < 2:
+        raise place.error(59, f"is a single slice ({stored.grid.shape}), expected a volume; give the whole scan")
+    with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite and is caught below
+        hu = np.array(stored.values(), dtype=np.float32, order="K")
+    findings = stored.findings + hounsfield.fill_nonfinite(hu, stored.grid, family=family, path=path)
+    hounsfield.require_content(hu, family=family, path=path)
+    if stored.scale_is_broken:
+        if hounsfield.guess_not_hu(hu):
+            raise place.error(
+                58, "its slope or intercept is NaN or infinite and the raw values are no HU; export again"
+            )
+        findings += (place.note(58, "a slope or intercept that is not finite was passed over: raw values are HU"),)
+    elif intensity == "auto":
+        hounsfield.require_hu(hu, family=family, path=path)
+    findings += hounsfield.clip_air(hu, family=family)
+    return Volume.from_native(hu, stored.grid, case=case, findings=findings, source={"format": stored.format})
+
+
+def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
+    """A DICOM folder, or a folder (also one called ``X.nii``) with exactly one image or zip in it."""
+    images = [p for p in sorted(folder.rglob("*")) if is_scan_name(p) and p.is_file()]
+    if not images or len(images) > 1:
+        from pneumoscope.io.dicom_files import is_dicom
+
+        if is_dicom(folder):
+            return _read_file(folder, "dicom", series, intensity, case)
+    if len(images) == 1:
+        named = folder.name if is_scan_name(folder) else images[0].name
+        return read_volume(images[0], series=series, intensity=intensity, case=case or case_name(named))
+    found = f"{len(images)} images ({', '.join(p.name for p in images[:4])} ...)" if images else "no image"
+    raise ReadError(f"is a folder with {found}, expected one scan: {READABLE}", code="IN-NII-053", path=folder)
+
+
+def _read_zip(path: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
+    from pneumoscope.io.archive import extracted
+
+    with extracted(path) as folder:
+        try:
+            return _read_folder(folder, series, intensity, case or case_name(path))
+        except PneumoscopeError as error:
+            inside = (error.path or "").removeprefix(str(folder)).strip("/")
+            where = f"{path}/{inside}" if inside else str(path)
+            raise type(error)(error.message.replace(str(folder), str(path)), code=error.code, path=where) from None

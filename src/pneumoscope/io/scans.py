@@ -1,0 +1,175 @@
+"""Which scans a path means: one file, a DICOM folder, a folder of scans, or a CSV manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pneumoscope.errors import InputError
+from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, suffix_of
+from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.io.table import read_manifest
+
+MAX_FILES = 100_000
+MAX_DEPTH = 8
+
+MASK_NAME = re.compile(
+    r"[-_. ](msk|mask|masks|seg|segmentation|label|labels|lung|lungs|infiltrate|infection|lesion|probability)$",
+    re.IGNORECASE,
+)
+"""Names of masks that lie beside their scan: ``id001-msk.nii.gz`` beside ``id001.nii.gz``."""
+
+NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "DOC", "REG", "FID"})
+"""DICOM modalities that are never a scan."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a search found.
+
+    Attributes:
+        scans: one entry per case, in the order given, names unique.
+        ignored: files that are no scans (masks beside their scans, notes, thumbnails ...).
+    """
+
+    scans: tuple[ScanRef, ...]
+    ignored: int
+
+
+def find_scans(paths: str | Path | Sequence[str | Path]) -> list[ScanRef]:
+    """The scans that one or several paths mean, one case each; `list_scans` also counts what was passed over.
+
+    Raises:
+        ReadError: a path that does not exist or a file that is no image.
+        InputError: nothing found, or a manifest that is not usable.
+    """
+    return list(list_scans(paths).scans)
+
+
+def list_scans(paths: str | Path | Sequence[str | Path]) -> Listing:
+    """As `find_scans`, with the number of files passed over.
+
+    A file, a zip and a folder with DICOM files directly in it are one case each. In any other folder every image is a
+    case, and every subfolder that holds DICOM at any depth is one. A ``.csv`` file is a manifest. A folder is
+    not opened for its images before `read_volume`, so a damaged one is listed and refused there.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given:
+        raise InputError(f"no scan was given; expected {READABLE}, a folder of those or a CSV manifest")
+    search = _Search()
+    for path in map(Path, given):
+        before = len(search.found)
+        if path.is_dir():
+            search.folder(path, 0)
+        elif suffix_of(path) == ".csv":
+            search.found.extend(read_manifest(path))
+        else:
+            require_kind(path)
+            search.add(path)
+        if len(search.found) == before:
+            passed = f"; {search.ignored} other files were passed over" if search.ignored else ""
+            raise InputError(f"holds no scan, expected {READABLE}{passed}", path=path)
+    return Listing(tuple(_unique(search.found)), search.ignored)
+
+
+class _Search:
+    """Collects scans below folders."""
+
+    def __init__(self) -> None:
+        self.found: list[ScanRef] = []
+        self.ignored = 0
+        self._seen = 0
+
+    def add(self, path: Path) -> None:
+        self.found.append(ScanRef(dicom_case(path) if _is_dicom(path) else case_name(path), path))
+
+    def folder(self, folder: Path, depth: int) -> None:
+        inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        self._seen += len(inside)
+        if self._seen > MAX_FILES:
+            raise InputError(f"holds more than {MAX_FILES} files; give a folder of scans or a manifest", path=folder)
+        files = [p for p in inside if not p.is_dir()]
+        folders = [p for p in inside if p.is_dir() and not p.is_symlink()]
+        images = [p for p in files if is_scan_name(p)]
+        if is_scan_name(folder) and len(images) == 1 and not folders:  # a folder called X.nii
+            self.add(folder)
+            self.ignored += len(files) - 1
+            return
+        stems = {case_name(p) for p in images}
+        masks = [p for p in images if MASK_NAME.search(case_name(p)) and MASK_NAME.sub("", case_name(p)) in stems]
+        for image in images:
+            if image not in masks:
+                self.add(image)
+        dicom = [p for p in files if not is_scan_name(p) and _is_dicom(p)]
+        self.ignored += len(files) - len(images) + len(masks) - len(dicom)
+        if dicom:
+            self._dicom(folder, dicom)
+        for sub in folders:
+            if not _holds_images(sub) and _is_dicom(sub):
+                if not dicom:
+                    self._dicom(sub, [p for p in sorted(sub.rglob("*")) if p.is_file() and _is_dicom(p)])
+            elif depth < MAX_DEPTH:
+                self.folder(sub, depth + 1)
+
+    def _dicom(self, folder: Path, files: list[Path]) -> None:
+        if any(_tag(p, "Modality") not in NOT_IMAGES for p in files):
+            self.found.append(ScanRef(dicom_case(folder), folder))
+        else:
+            self.ignored += len(files)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_scan_name(p) for p in folder.rglob("*"))
+
+
+def _is_dicom(path: Path) -> bool:
+    from pneumoscope.io.dicom_files import is_dicom
+
+    return bool(is_dicom(path))
+
+
+def dicom_case(path: Path) -> str:
+    """A name that hides the patient: keyed hash of the series, or of the path when the series cannot be told.
+
+    The key is the environment variable PNEUMOSCOPE_SALT (empty by default), so that names stay the same from run to
+    run and cannot be guessed from outside where a key is set.
+    """
+    first = path if path.is_file() else next((p for p in sorted(path.rglob("*")) if p.is_file() and _is_dicom(p)), path)
+    uid = _tag(first, "SeriesInstanceUID") or path.name
+    key = os.environ.get("PNEUMOSCOPE_SALT", "").encode()
+    return "ct-" + hmac.new(b"pneumoscope" + key, uid.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def _tag(path: Path, keyword: str) -> str:
+    """Text of one top-level DICOM field; empty when it cannot be told (the reader will say why)."""
+    import pydicom
+
+    try:
+        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[keyword], force=True)
+        return str(tags.get(keyword, ""))
+    except Exception:  # whatever a damaged file raises here, reading it raises it properly
+        return ""
+
+
+def _unique(refs: list[ScanRef]) -> list[ScanRef]:
+    """Names told apart: by the folder where stems repeat, then by a number."""
+    count = Counter(ref.case for ref in refs)
+    named = [
+        replace(ref, case=f"{case_name(ref.path.parent)}_{ref.case}") if count[ref.case] > 1 else ref for ref in refs
+    ]
+    taken: set[str] = set()
+    result = []
+    for ref in named:
+        name, number = ref.case, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{ref.case}-{number}"
+        taken.add(name.casefold())
+        result.append(replace(ref, case=name))
+    return result

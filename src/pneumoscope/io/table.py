@@ -1,0 +1,92 @@
+"""A list of scans as a CSV file: ``case,image[,lungs,infiltrate,patient,date,source]``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import stat
+from pathlib import Path
+
+from pneumoscope.errors import InputError
+from pneumoscope.io.kinds import case_name
+from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.io.stored import Place, open_regular
+
+REQUIRED = ("case", "image")
+OPTIONAL = ("lungs", "infiltrate", "patient", "date", "source")
+MAX_BYTES = 64 * 2**20
+
+
+def read_manifest(path: str | Path) -> list[ScanRef]:
+    """The scans a CSV manifest lists, in its order. Cells are stripped; further columns are passed over.
+
+    Paths count from the manifest's folder. Each image must exist (file or folder), masks must be files.
+
+    Raises:
+        InputError: not such a table, a row without case or image, a path to nothing or to a pipe, a repeated case
+            name, or no row at all. The message names the line.
+    """
+    place = Place(Path(path), "IN-NII")
+    with open_regular(place) as stream:
+        raw = stream.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES >> 20} MiB, expected a list of scans", path=path)
+    try:
+        rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"is no CSV table in UTF-8 ({error}); save it again as such", path=path) from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    missing = [name for name in REQUIRED if name not in header]
+    if missing or len(set(header) & {*REQUIRED, *OPTIONAL}) != sum(name in (*REQUIRED, *OPTIONAL) for name in header):
+        raise InputError(
+            f"has the columns {', '.join(header[:12]) or 'none'}; expected case,image and any of "
+            f"{','.join(OPTIONAL)}, each once",
+            path=path,
+        )
+    refs: list[ScanRef] = []
+    lines: dict[str, int] = {}
+    for number, cells in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        ref = _row(Path(path), number, header, cells)
+        if ref.case in lines:
+            raise InputError(f"line {number}: case {ref.case!r} stands in line {lines[ref.case]} too", path=path)
+        lines[ref.case] = number
+        refs.append(ref)
+    if not refs:
+        raise InputError("lists no scan; expected at least one line below the column names", path=path)
+    return refs
+
+
+def _row(path: Path, number: int, header: list[str], cells: list[str]) -> ScanRef:
+    if len(cells) > len(header):
+        raise InputError(f"line {number} has {len(cells)} cells, expected {len(header)}", path=path)
+    row = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    empty = [name for name in REQUIRED if not row.get(name)]
+    if empty:
+        raise InputError(f"line {number} has no {' and no '.join(empty)}", path=path)
+
+    def resolve(column: str) -> Path | None:
+        cell = row.get(column)
+        if not cell:
+            return None
+        target = path.parent / cell
+        try:
+            mode = target.stat().st_mode
+        except (OSError, ValueError):
+            raise InputError(f"line {number}: {column} {cell!r} does not exist", path=path) from None
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"line {number}: {column} {cell!r} is neither a file nor a folder", path=path)
+        return target
+
+    image = resolve("image")
+    assert image is not None
+    return ScanRef(
+        case=case_name(row["case"]),
+        path=image,
+        lungs=resolve("lungs"),
+        infiltrate=resolve("infiltrate"),
+        patient=row.get("patient") or None,
+        date=row.get("date") or None,
+        source=row.get("source") or None,
+    )

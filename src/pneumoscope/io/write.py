@@ -1,0 +1,96 @@
+"""Results out: masks, volumes and probability maps on exactly the scan's own grid, the format chosen by suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import GeometryError, InputError
+from pneumoscope.geometry import Grid
+from pneumoscope.io.kinds import suffix_of
+from pneumoscope.volume import RAS, Mask, Volume, array_to_native
+
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def write_mask(mask: Mask, path: str | Path, native: Grid) -> None:
+    """Write a mask on the scan's own grid with its label names inside.
+
+    Args:
+        mask: labels, (i, j, k) RAS+; an empty one is written as all zeros.
+        path: ends in .nii.gz, .nii, .nrrd or .mha; replaced when it exists, whole or not at all.
+        native: the scan's `Volume.native`; must be the mask's place up to permuted and flipped axes.
+
+    Raises:
+        GeometryError: `native` is another place.
+        InputError: another suffix.
+    """
+    _save(mask.to_native(native), native, path, labels=mask.names, is_mask=True)
+
+
+def write_volume(volume: Volume, path: str | Path) -> None:
+    """Write a volume in whole HU (int16, values beyond it clipped) on its native grid; suffixes as `write_mask`."""
+    hu: NDArray[np.int16] = np.empty(volume.grid.shape, np.int16)
+    for k in range(volume.grid.shape[2]):  # slice by slice: no second float copy of the whole
+        hu[:, :, k] = np.clip(np.rint(volume.hu[:, :, k]), -32768, 32767)
+    _save(array_to_native(hu, volume.native), volume.native, path)
+
+
+def write_image(array: NDArray[np.generic], native: Grid, path: str | Path, *, scaled: bool = False) -> None:
+    """Write any finite array, e.g. a probability map, on the scan's own grid.
+
+    Args:
+        array: (i, j, k) RAS+, numbers; float64 and half are stored as float32, booleans as uint8.
+        native: the scan's `Volume.native`.
+        path: as for `write_mask`.
+        scaled: store values in [0, 1] as uint8 with slope 1/255 (NIfTI only): a quarter of the size, steps of 0.004.
+
+    Raises:
+        GeometryError: the shape does not fit, or values are not finite, or outside [0, 1] with `scaled`.
+        InputError: another suffix.
+    """
+    if array.shape != native.reorient(RAS).shape:
+        raise GeometryError(f"the image has shape {array.shape}, its grid {native.reorient(RAS).shape}", path=path)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise GeometryError("the image holds NaN or infinite values; replace them before writing", path=path)
+    if scaled:
+        if suffix_of(path) not in (".nii", ".nii.gz"):
+            raise InputError(f"scaled images are written as .nii or .nii.gz, got {suffix_of(path)!r}", path=path)
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise GeometryError(f"expected values in [0, 1], got {array.min():.4g} to {array.max():.4g}", path=path)
+        stored = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+        _save(array_to_native(stored, native), native, path, slope=1 / 255)
+        return
+    if array.dtype.kind in "fb":
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.uint8, copy=False)
+    _save(array_to_native(array, native), native, path)
+
+
+def _save(
+    array: NDArray[np.generic],
+    native: Grid,
+    path: str | Path,
+    *,
+    labels: Mapping[int, str] | None = None,
+    slope: float = 1.0,
+    is_mask: bool = False,
+) -> None:
+    final, suffix = Path(path), suffix_of(path)
+    if suffix in (".nii", ".nii.gz"):
+        from pneumoscope.io.nifti_out import FAST_LEVEL, LABEL_LEVEL, save_nifti
+
+        level = LABEL_LEVEL if is_mask else FAST_LEVEL
+        save_nifti(array, native, final, labels=labels, slope=slope, level=level)
+    elif suffix == ".nrrd":
+        from pneumoscope.io.itk_out import save_nrrd
+
+        save_nrrd(array, native, final, labels=labels)
+    elif suffix == ".mha":
+        from pneumoscope.io.itk_out import save_metaimage
+
+        save_metaimage(array, native, final, labels=labels)
+    else:
+        raise InputError(f"ends in {suffix!r}, expected one of {', '.join(WRITABLE)}", path=final)
