@@ -1,0 +1,59 @@
+"""`pneumoscope model`: shipped and own models."""
+
+import json
+
+import pytest
+
+from pneumoscope.io.files import sha256, write_json
+from pneumoscope.models import cards
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """One shipped model, called lungs."""
+    folder = tmp_path / "shipped" / "lungs"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"tensors")
+    weights = {"file": "model.safetensors", "bytes": 7, "sha256": sha256(folder / "model.safetensors")}
+    card = {"format": 1, "architecture": {"name": "unet"}, "licence": "CC BY 4.0", "task": "lungs", "weights": weights}
+    write_json(folder / "card.json", card)
+    monkeypatch.setattr(cards, "SHIPPED", tmp_path / "shipped")
+    return folder
+
+
+def test_list(cli, shipped):
+    assert "lungs" in cli("model", "list").out
+    [row] = cli("model", "list", "--json").json
+    assert row["name"] == "lungs"
+    assert row["licence"] == "CC BY 4.0"
+
+
+def test_list_without_models(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "SHIPPED", tmp_path)
+    assert cli("model", "list", "--json").json == []
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_info_is_the_card(cli, shipped, by):
+    ran = cli("model", "info", "lungs" if by == "name" else shipped, "--json")
+    assert ran.json["weights"] == json.loads((shipped / "card.json").read_text())["weights"]
+    assert "licence: CC BY 4.0" in cli("model", "info", "lungs").out
+
+
+def test_info_of_an_unknown_model(cli, shipped):
+    cli("model", "info", "heart").refused("heart", "lungs")
+
+
+def test_verify_all_or_named(cli, shipped):
+    assert cli("model", "verify").out.startswith("lungs: ok")
+    assert cli("model", "verify", shipped, "--json").json[0]["ok"] is True
+
+
+def test_verify_finds_damage_and_fails(cli, shipped):
+    (shipped / "model.safetensors").write_bytes(b"tensorz")
+    ran = cli("model", "verify")
+    ran.refused("1 of 1", "lungs", code=1)
+    assert "damaged" in ran.out
+    ran = cli("model", "verify", "--json")
+    assert ran.code == 1
+    assert ran.json[0]["ok"] is False
