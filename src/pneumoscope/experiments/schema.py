@@ -76,11 +76,13 @@ class Preprocessing(Sheet):
         size: edge of the square slice the network sees; nearest-neighbour resize.
         windows_hu: one input channel each, scaled to [0, 1] and clipped.
         lung_channel: the binary lung mask as last channel.
+        store: how slices are held in memory; ``uint8`` rounds to 1/255 of a window.
     """
 
     size: int = leaf("px", low=16, high=1024)
     windows_hu: tuple[tuple[float, float], ...] = leaf("HU", low=-2048, high=4096)
     lung_channel: bool = leaf()
+    store: str = leaf(choices=("float16", "uint8"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,10 +117,11 @@ class Split(Sheet):
 
     Attributes:
         by: ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
-            ``patient`` keeps patients whole, in the same proportions of patients, and draws no balance.
-        train_slices: drawn for training (by patient: only its ratio to the others counts).
+            ``patient`` keeps patients whole and draws no balance.
+        train_slices: drawn for training (by patient: only its ratio to `validation_slices` counts).
         validation_slices: drawn for validation.
         shortage: a set with too few slices is refused (``error``) or drawn in proportion.
+        patient_test_share: patients kept for testing when the split is by patient.
         seed: of the draw.
     """
 
@@ -126,6 +129,7 @@ class Split(Sheet):
     train_slices: int = leaf("slices", low=2)
     validation_slices: int = leaf("slices", low=2)
     shortage: str = leaf(choices=("error", "proportional"))
+    patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
     seed: int = leaf(low=0)
 
 
@@ -178,16 +182,22 @@ class LungModel(Sheet):
         sites: the sets it learns from; it sees their training and validation parts and slices without lung.
         features: filters per level.
         max_slices: at most this many training slices, evenly spaced.
-        threshold: lung from this probability on.
-        min_island_ml: smaller islands of found lung are dropped, so that specks do not make a slice "with lung".
+        aerated_hu: voxels below are air or lung.
+        aerated_probability: such a voxel is lung from this probability on.
+        dense_probability: any other voxel is lung from this probability on.
+        closing_mm: vessels and fissures narrower than twice this are filled in.
+        smallest_ml: smaller pieces of found lung are dropped.
         budget: epochs, patience, learning rate.
     """
 
     sites: tuple[int, ...] = leaf("set", low=1)
     features: tuple[int, ...] = leaf("filters", low=1, high=2048)
     max_slices: int = leaf("slices", low=2)
-    threshold: float = leaf("probability", low=0.0, high=1.0)
-    min_island_ml: float = leaf("ml", low=0.0)
+    aerated_hu: float = leaf("HU", low=-1024, high=0)
+    aerated_probability: float = leaf("probability", low=0.0, high=1.0)
+    dense_probability: float = leaf("probability", low=0.0, high=1.0)
+    closing_mm: float = leaf("mm", low=0.0, high=50.0)
+    smallest_ml: float = leaf("ml", low=0.0)
     budget: Budget
 
 

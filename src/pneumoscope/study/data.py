@@ -1,0 +1,214 @@
+"""The sets of a study: found or made, turned into slices, split into training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.splits import (
+    Shortage,
+    assert_no_patient_leak,
+    balanced_draw,
+    patient_split,
+    patients_in_several_parts,
+    read_split,
+    write_split,
+)
+from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.schema import Experiment, Preprocessing, Site, Split
+from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import Mask, Volume
+
+PHANTOM_FOLDER = Path("data") / "phantom"
+"""Where a study without data puts its synthetic sites."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudySet:
+    """One data set, ready.
+
+    Attributes:
+        site: its description in the experiment.
+        slices: every slice kept: those with lung, and for sets that teach the lung network those without.
+        split: table ``case,slice,patient,part`` over the slices with lung.
+        leaks: patients that stand in more than one part.
+        name: what its files are called.
+        supplied: scans whose lungs the study's own network found.
+    """
+
+    site: Site
+    slices: SliceSet
+    split: pd.DataFrame
+    leaks: tuple[str, ...]
+    name: str = ""
+    supplied: int = 0
+
+    def rows(self, part: str) -> NDArray[np.intp]:
+        """Indices into `slices` of a part of the split."""
+        return self.slices.indices_of(self.split, part)
+
+
+def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path]:
+    """Which folder belongs to which set; empty when the study runs on synthetic sites.
+
+    Args:
+        experiment: names the sets.
+        data: ``name -> folder``; a name is a set's data set (``medseg``) or its number (``2``).
+
+    Raises:
+        InputError: a name fits no set, several sets, or some sets are given and others are not.
+    """
+    roots: dict[int, Path] = {}
+    for name, root in data.items():
+        sites = [s for s in experiment.data.sites if name in (s.dataset, str(s.number))]
+        if len(sites) != 1:
+            known = ", ".join(f"{s.dataset} (or {s.number})" for s in experiment.data.sites)
+            raise InputError(f"--data {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
+        if not Path(root).exists():
+            raise InputError(f"--data {name}: there is no such folder", path=root)
+        roots[sites[0].number] = Path(root)
+    missing = [f"{s.dataset} (or {s.number})" for s in experiment.data.sites if s.number not in roots]
+    if roots and missing:
+        raise InputError(
+            f"--data is missing for {', '.join(missing)}; give all sets, or none to run on synthetic sites"
+        )
+    return roots
+
+
+def find_cases(
+    experiment: Experiment, roots: Mapping[int, Path], out: Path, progress: Progress = silent
+) -> dict[int, list[Case]]:
+    """The cases of each set, from the folders given or from synthetic sites made below `out`.
+
+    Raises:
+        InputError: a set without a case that fits its pattern.
+    """
+    from pneumoscope.datasets.registry import read_dataset
+
+    found = {}
+    for done, site in enumerate(experiment.data.sites, start=1):
+        if roots:
+            cases = [c for c in read_dataset(site.dataset, roots[site.number]) if fnmatch(c.case, site.cases)]
+        else:
+            cases = _phantom_cases(experiment, site, out)
+        if not cases:
+            raise InputError(
+                f"set {site.number} ({site.dataset}) has no case named {site.cases!r}", path=roots.get(site.number)
+            )
+        found[site.number] = cases
+        progress("data", done, len(experiment.data.sites), f"set {site.number}: {len(cases)} scans")
+    return found
+
+
+def _phantom_cases(experiment: Experiment, site: Site, out: Path) -> list[Case]:
+    from pneumoscope.datasets.phantom import read_phantom, write_phantom
+
+    folder = out / PHANTOM_FOLDER / site.phantom_site
+    write_phantom(
+        folder,
+        site.phantom_site,
+        site.phantom_patients,
+        seed=experiment.data.phantom_seed,
+        size=experiment.data.phantom_size,
+    )
+    return read_phantom(folder)
+
+
+def slice_recipe(preprocessing: Preprocessing, *, only_lung_slices: bool) -> SliceRecipe:
+    """The preprocessing as the slice builder takes it."""
+    return SliceRecipe(
+        windows=tuple(HuWindow(low, high) for low, high in preprocessing.windows_hu),
+        size=preprocessing.size,
+        lung_channel=preprocessing.lung_channel,
+        only_lung_slices=only_lung_slices,
+        store="uint8" if preprocessing.store == "uint8" else "float16",
+    )
+
+
+def build_set(
+    experiment: Experiment,
+    site: Site,
+    cases: list[Case],
+    folder: Path,
+    *,
+    lungs_for: LungFinder,
+    progress: Progress = silent,
+) -> StudySet:
+    """Read one set into slices and split it; the split is written, or compared with the one written before.
+
+    Raises:
+        DatasetError: the set cannot be read or split.
+        InputError: the split of a resumed study differs: the data have changed.
+    """
+    teaches_lungs = site.number in experiment.lung.sites
+    recipe = slice_recipe(experiment.preprocessing, only_lung_slices=not teaches_lungs)
+    what = f"reading set {site.number}"
+    found: list[str] = []
+
+    def find_lungs(volume: Volume) -> Mask:
+        found.append(volume.case)
+        return lungs_for(volume)
+
+    slices = build_slice_set(
+        cases, recipe, lungs_for=find_lungs, progress=lambda done, total: progress(what, done, total)
+    )
+    split = draw_split(slices.table, experiment.split)
+    name = set_name(experiment, site, cases)
+    _keep_split(split, folder / "splits" / f"{name}.csv")
+    return StudySet(site, slices, split, tuple(patients_in_several_parts(split)), name, len(found))
+
+
+def set_name(experiment: Experiment, site: Site, cases: list[Case]) -> str:
+    """What the files of a set are called: its data set, ``phantom-A`` for a stand-in; numbered where two are alike."""
+    kind = cases[0].dataset
+    if kind == "phantom" and site.dataset != "phantom":
+        return f"phantom-{site.phantom_site}"
+    same = [s for s in experiment.data.sites if s.dataset == site.dataset]
+    return f"{site.dataset}-{site.number}" if len(same) > 1 else site.dataset
+
+
+def draw_split(table: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """Parts of the slices with lung, by slice as the paper or by patient."""
+    rows = table[table["has_lung"].astype(bool)]
+    if split.by == "slice":
+        shortage = cast(Shortage, split.shortage)
+        return balanced_draw(rows, split.train_slices, split.validation_slices, split.seed, shortage=shortage)
+    drawn = split.train_slices + split.validation_slices
+    kept = 1 - split.patient_test_share
+    shares = {"train": kept * split.train_slices / drawn, "val": kept * split.validation_slices / drawn}
+    parts = patient_split(rows, {**shares, "test": split.patient_test_share}, split.seed)
+    assert_no_patient_leak(parts)
+    return parts
+
+
+def _keep_split(split: pd.DataFrame, path: Path) -> None:
+    if path.is_file():
+        before = read_split(path)
+        columns = ["case", "slice", "patient", "part"]
+        now = split[columns].astype(str).sort_values(["case", "slice"]).reset_index(drop=True)
+        old = before[columns].astype(str).sort_values(["case", "slice"]).reset_index(drop=True)
+        if not now.equals(old):
+            raise InputError(
+                "differs from the split drawn now: the data or the lung masks have changed since the study was begun; "
+                "use --overwrite to begin anew",
+                path=path,
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_split(split, path)
+
+
+def two_channel_target(labels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """(n, h, w) labels to (n, o, h, w): infiltrate, and with two channels its complement (2022b, section 3.1)."""
+    infiltrate = (labels > 0).astype(np.uint8)
+    return np.stack([infiltrate, 1 - infiltrate][:channels], axis=1)

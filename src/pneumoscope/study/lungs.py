@@ -1,0 +1,148 @@
+"""The lung network of a study: it learns from the sets that have lung masks and supplies those of the others.
+
+The paper does the same with one sentence of description (2022b, section 1). It is trained at the moment the first scan
+without a mask is met, and never when all sets have masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.tensors import SliceSet, concatenate
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.data import StudySet
+from pneumoscope.study.stages import StageJob, TrainedModel, preprocessing_card, train_stage
+from pneumoscope.volume import Mask, Volume
+
+LUNG_STAGE = "lungs"
+"""Name of the lung network's stage folder."""
+
+EVERY_NTH_EMPTY_SLICE = 8
+"""Of the slices without lung every eighth validates, the others train."""
+
+
+class LungSupply:
+    """Finds the lungs of a scan; trains its network when first asked.
+
+    Args:
+        experiment: the study.
+        sets: the sets that are ready, by number; those of `experiment.lung.sites` must be among them when asked.
+        folder: the study folder.
+        device: for training and prediction.
+        resume: take a finished network from the folder.
+        progress: told about training.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        sets: Mapping[int, StudySet],
+        folder: Path,
+        *,
+        device: str = "auto",
+        resume: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.experiment, self.sets, self.folder = experiment, sets, folder
+        self.device, self.resume, self.progress = device, resume, progress
+        self._model: TrainedModel | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the network lies once it is trained."""
+        return self.folder / "stages" / LUNG_STAGE
+
+    def network(self) -> TrainedModel:
+        """The trained network.
+
+        Raises:
+            InputError: a set that should teach it has no lung masks itself.
+        """
+        if self._model is None:
+            self._model = self._train()
+        return self._model
+
+    def __call__(self, volume: Volume) -> Mask:
+        """The lungs of a scan on its grid: 1 = right, 2 = left."""
+        from pneumoscope.inference.inputs import input_from_card
+        from pneumoscope.inference.lungs import LungRules, find_lungs
+
+        trained = self.network()
+        lung = self.experiment.lung
+        rules = LungRules(
+            aerated_hu=lung.aerated_hu,
+            aerated_probability=lung.aerated_probability,
+            dense_probability=lung.dense_probability,
+            closing_mm=lung.closing_mm,
+            smallest_ml=lung.smallest_ml,
+        )
+        preprocessing = input_from_card({"preprocessing": preprocessing_card(self.experiment, lung_channel=False)})
+        compute: dict[str, Any] = {"device": self.device, "precision": self.experiment.training.precision}
+        mask, _ = find_lungs(volume, trained.model, preprocessing, rules=rules, **compute)
+        return mask
+
+    def _train(self) -> TrainedModel:
+        absent = [n for n in self.experiment.lung.sites if n not in self.sets]
+        if absent:
+            raise InputError(
+                f"set {absent[0]} holds scans without lung masks, but should teach the lung network (lung.sites); "
+                "give it lung masks or name other sets with --set lung.sites=..."
+            )
+        train, val = self._slices("train"), self._slices("val")
+        experiment = self.experiment
+        job = StageJob(
+            name=LUNG_STAGE,
+            in_channels=len(experiment.preprocessing.windows_hu),
+            out_channels=1,
+            features=experiment.lung.features,
+            budget=experiment.lung.budget,
+            start=None,
+            task="lungs",
+        )
+        channels = slice(0, job.in_channels)
+        return train_stage(
+            experiment,
+            job,
+            (train.images[:, channels], _lung(train.lungs), _names(train)),
+            (val.images[:, channels], _lung(val.lungs), _names(val)),
+            self.folder,
+            device=self.device,
+            resume=self.resume,
+            progress=self.progress,
+        )
+
+    def _slices(self, part: str) -> SliceSet:
+        """Slices of a part of the teaching sets and, of the same patients, slices without lung; evenly thinned."""
+        chosen = []
+        for number in self.experiment.lung.sites:
+            study_set = self.sets[number]
+            rows = study_set.rows(part)
+            patients = set(study_set.slices.table["patient"].iloc[rows])
+            table = study_set.slices.table
+            empty = np.flatnonzero(~table["has_lung"].to_numpy(bool) & table["patient"].isin(patients).to_numpy())
+            validates = np.arange(len(empty)) % EVERY_NTH_EMPTY_SLICE == 0
+            rows = np.concatenate([rows, empty[validates] if part == "val" else empty[~validates]])
+            most = max(1, self.experiment.lung.max_slices // len(self.experiment.lung.sites))
+            chosen.append(study_set.slices.select(np.sort(rows)[evenly(len(rows), most)]))
+        return concatenate(chosen)
+
+
+def evenly(n: int, most: int) -> NDArray[np.intp]:
+    """Indices of at most `most` of `n` things, evenly spaced."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(np.intp)
+
+
+def _lung(lungs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(n, h, w) labels to (n, 1, h, w): lung of either side."""
+    return (lungs > 0).astype(np.uint8)[:, None]
+
+
+def _names(slices: SliceSet) -> list[str]:
+    return [f"{case} slice {k}" for case, k in zip(slices.table["case"], slices.table["slice"], strict=True)]

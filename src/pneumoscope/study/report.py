@@ -1,0 +1,155 @@
+"""The page of a study, made from what lies in its folder alone; it can be made again at any time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.experiments.access import describe
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.models.cards import read_card
+from pneumoscope.reports.figures import data_uri
+from pneumoscope.reports.page import write_page
+from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
+from pneumoscope.study.folder import read_experiment
+
+REPORT_FILE = "report.html"
+
+SLICE_SPLIT_LIMIT = (
+    "Slices are split as the paper does, without keeping patients apart: {leaking} of {patients} patients have slices "
+    "in more than one of training, validation and test. Neighbouring slices are nearly alike, so every score of a model "
+    "on a set it has been trained on is higher than it would be for new patients, and forgetting, which starts from such "
+    "a score, looks larger. Scores on sets a model has not been trained on are not touched by this. With "
+    "--set split.by=patient the study keeps patients apart."
+)
+PATIENT_SPLIT = "Patients are kept whole: none has slices in more than one part."
+GENERAL_LIMITS = (
+    "A mean over slices counts patients with many infected slices more; the Dice per patient counts each alike.",
+    "Intervals draw patients. With few patients they are rough, and they leave out the chance in training: another "
+    "seed would give other weights.",
+    "Slices without infiltrate do not enter accuracy, precision, recall and F1, so false alarms on healthy slices show "
+    "in the Dice per patient only.",
+)
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` of a study folder.
+
+    Raises:
+        InputError: the folder holds no study, or one that has not been scored yet.
+    """
+    folder = Path(folder)
+    experiment = read_experiment(folder)
+    tables = _read(folder, "matrix.json")
+    context = {
+        "title": f"Transfer study {experiment.recipe}",
+        "experiment": experiment,
+        "summary": _read(folder, "study.json"),
+        "matrix": tables["rows"],
+        "forgetting": tables["forgetting"],
+        "transfer": tables["transfer"],
+        "formulas": list(tables["formulas"].items()),
+        "numbers": describe(experiment),
+        "published": [site for site in experiment.data.sites if site.published],
+        "headline": headline(experiment, tables["rows"]),
+        "limits": limits(experiment, _read(folder, "study.json")),
+        "good": GOOD_PERCENTILE,
+        "bad": BAD_PERCENTILE,
+        **_pictures(experiment, folder),
+        "cards": _cards(experiment, folder),
+        "facts": _facts(folder),
+    }
+    write_page(folder / REPORT_FILE, "study.html", context)
+    return folder / REPORT_FILE
+
+
+def headline(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
+    """The longest chain in a sentence per set: how F1 on it went from stage to stage, and the paper's numbers."""
+    longest = max((experiment.lineage(stage.name) for stage in experiment.stages.chain), key=len)
+    cells = {(row["stage"], row["test"]): row for row in rows}
+    sentences = []
+    for site in sorted({stage.site for stage in longest}):
+        ours = [cells[stage.name, site]["f1"] for stage in longest]
+        paper = [cells[stage.name, site]["paper_f1"] for stage in longest]
+        text = f"F1 on set {site}: {_arrows(ours)}"
+        if all(value is not None for value in paper):
+            text += f" (the paper: {_arrows(paper)})"
+        sentences.append(text)
+    order = ", then ".join(f"set {stage.site}" for stage in longest)
+    return f"Trained on {order}. " + ". ".join(sentences) + "."
+
+
+def _arrows(values: list[float | None]) -> str:
+    return " \N{RIGHTWARDS ARROW} ".join("not measurable" if v is None else f"{v:.2f}" for v in values)
+
+
+def limits(experiment: Experiment, summary: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    said = []
+    if experiment.split.by == "slice":
+        leaking = sum(row["patients_in_several_parts"] for row in summary["sets"])
+        said.append(SLICE_SPLIT_LIMIT.format(leaking=leaking, patients=sum(row["patients"] for row in summary["sets"])))
+    else:
+        said.append(PATIENT_SPLIT)
+    for row in summary["sets"]:
+        if row["lung_masks_supplied"]:
+            said.append(
+                f"The lungs of {row['lung_masks_supplied']} scans of set {row['number']} were found by the study's own "
+                "network: its errors are part of the input there, in training as in test."
+            )
+        if row["patients"] == 1:
+            said.append(f"Set {row['number']} has one patient: its intervals cannot be computed.")
+        if row["infiltrate_slices"] == 0:
+            said.append(f"Set {row['number']} holds no infiltrate: nothing can be scored on it.")
+    return [*said, *GENERAL_LIMITS]
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(
+            f"holds a study without a readable {name}: it is not finished; go on with study run --resume", path=folder
+        ) from problem
+
+
+def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Figures as data addresses; those that were never drawn are left out."""
+
+    def uri(name: str) -> str:
+        path = folder / "figures" / name
+        return data_uri(path.read_bytes()) if path.is_file() else ""
+
+    stages = [stage.name for stage in experiment.stages.chain]
+    examples = [(name, uri(f"examples_{name}.png")) for name in stages]
+    curves = [(name, uri(f"curves_{name}.png")) for name in (*stages, "lungs")]
+    return {
+        "heat_map": uri("heatmap_f1.png"),
+        "examples": [(name, picture) for name, picture in examples if picture],
+        "curves": [(name, picture) for name, picture in curves if picture],
+    }
+
+
+def _cards(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
+    cards = []
+    for name in (*(stage.name for stage in experiment.stages.chain), "lungs"):
+        try:
+            cards.append(read_card(folder / "stages" / name))
+        except ModelError:
+            continue  # no lung network was needed, or a stage was moved away: the tables stand without it
+    return cards
+
+
+def _facts(folder: Path) -> list[tuple[str, str]]:
+    environment, summary = _read(folder, "environment.json"), _read(folder, "study.json")
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    spent = ", ".join(f"{part} {value:.0f} s" for part, value in summary["seconds"].items())
+    return [
+        ("Processor", f"{environment['processor']}, {environment['threads']} threads"),
+        ("Device and precision", f"{environment['device']}, {environment['precision']}"),
+        ("System", f"{environment['system']} {environment['machine']}, Python {environment['python']}"),
+        ("Packages", packages),
+        ("Time", spent),
+    ]

@@ -1,0 +1,273 @@
+"""Run an experiment: sets, lung masks, stages, scores, tables, figures, report, in a folder that can be gone on with.
+
+The order is the paper's: all trainings first, then every stage on every test set, once. Everything is written under a
+temporary name and renamed, so a study killed at any moment is gone on with by `resume=True` and ends with the same
+tables (CPU, same thread count).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pneumoscope.experiments.registry import build_recipe
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.io.files import write_json, write_text
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study import figures
+from pneumoscope.study.data import StudySet, build_set, find_cases, roots_of, two_channel_target
+from pneumoscope.study.folder import begin, write_environment
+from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
+from pneumoscope.study.lungs import LUNG_STAGE, LungSupply
+from pneumoscope.study.matrix import best_stage, build_matrix, untrained_f1
+from pneumoscope.study.report import write_report
+from pneumoscope.study.scoring import Scorer, ranked_slice, write_per_case
+from pneumoscope.study.stages import Slices, StageJob, TrainedModel, train_stage
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """What a study found, and where it lies.
+
+    Attributes:
+        folder: the study folder.
+        experiment: as it was run.
+        matrix: the table of `matrix.csv`.
+        forgetting: the table of `forgetting.csv`.
+        transfer: per retrained stage backward and forward transfer and gains, as in `matrix.json`.
+        report: the page to open.
+        seconds: wall time by part.
+    """
+
+    folder: Path
+    experiment: Experiment
+    matrix: pd.DataFrame
+    forgetting: pd.DataFrame
+    transfer: list[dict[str, Any]]
+    report: Path
+    seconds: dict[str, float]
+
+
+def run_study(
+    experiment: Experiment | str,
+    out: str | Path,
+    *,
+    data: Mapping[str, str | Path] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> StudyResult:
+    """Run an experiment or a recipe into a study folder.
+
+    Args:
+        experiment: a recipe's name or an experiment of your own making.
+        out: the study folder.
+        data: ``data set name or set number -> folder``, for all sets; none runs on synthetic sites made in `out`.
+        resume: go on with the study in `out`; finished stages are taken as they are.
+        overwrite: begin anew over the study in `out`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        progress: told about every part.
+
+    Raises:
+        InputError: the folder holds another study, data are missing, or a set cannot be read.
+        RunError: a training failed; the study can be resumed.
+    """
+    plan = build_recipe(experiment) if isinstance(experiment, str) else experiment
+    roots = roots_of(plan, {name: Path(root) for name, root in (data or {}).items()})
+    folder = begin(plan, out, resume=resume, overwrite=overwrite)
+    study = _Study(plan, folder, resume, device, progress)
+    study.note_environment()
+    study.prepare(roots)
+    study.train()
+    return study.score()
+
+
+class _Study:
+    """The moving parts of one study."""
+
+    def __init__(self, experiment: Experiment, folder: Path, resume: bool, device: str, progress: Progress) -> None:
+        self.experiment, self.folder, self.resume = experiment, folder, resume
+        self.device, self.progress = device, progress
+        self.sets: dict[int, StudySet] = {}
+        self.models: dict[str, TrainedModel] = {}
+        self.lungs = LungSupply(experiment, self.sets, folder, device=device, resume=resume, progress=progress)
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def _lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = round(now - self._since, 2)
+        self._since = now
+
+    def note_environment(self) -> None:
+        """Write what the study runs on."""
+        import torch
+
+        from pneumoscope.training.devices import pick_device, pick_precision
+
+        device = pick_device(self.device)
+        precision = pick_precision(self.experiment.training.precision, device)  # type: ignore[arg-type]
+        write_environment(self.folder, device=device.type, precision=precision, threads=torch.get_num_threads())
+
+    def prepare(self, roots: Mapping[int, Path]) -> None:
+        """Read every set, those that teach the lung network first, as the others may need it."""
+        cases = find_cases(self.experiment, roots, self.folder, self.progress)
+        self._lap("data")
+        teachers = self.experiment.lung.sites
+        for site in sorted(self.experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
+            self.sets[site.number] = build_set(
+                self.experiment,
+                site,
+                cases[site.number],
+                self.folder,
+                lungs_for=self.lungs,
+                progress=self.progress,
+            )
+        self._lap("reading and lungs")
+
+    def train(self) -> None:
+        """All stages in the order of the chain."""
+        experiment = self.experiment
+        for stage in experiment.stages.chain:
+            budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
+            job = StageJob(
+                stage.name,
+                experiment.preprocessing.channels,
+                experiment.network.out_channels,
+                experiment.network.features,
+                budget,
+                self.models[stage.start] if stage.start else None,
+                "infiltrate",
+            )
+            parts = [self._slices(stage.site, part) for part in ("train", "val")]
+            self.models[stage.name] = train_stage(
+                experiment,
+                job,
+                parts[0],
+                parts[1],
+                self.folder,
+                device=self.device,
+                resume=self.resume,
+                progress=self.progress,
+            )
+        self._lap("training")
+
+    def _slices(self, number: int, part: str) -> Slices:
+        study_set = self.sets[number]
+        rows = study_set.rows(part)
+        table = study_set.slices.table.iloc[rows]
+        names = [f"{case} slice {k}" for case, k in zip(table["case"], table["slice"], strict=True)]
+        target = two_channel_target(study_set.slices.target[rows], self.experiment.network.out_channels)
+        return study_set.slices.images[rows], target, names
+
+    def score(self) -> StudyResult:
+        """Score, write tables, draw, report."""
+        experiment, folder = self.experiment, self.folder
+        scorer = Scorer(experiment, self.sets, self.device, self.progress)
+        rows = {name: scorer.stage(model, model.folder) for name, model in self.models.items()}
+        untrained = scorer.untrained()
+        write_per_case(untrained, folder / "untrained.csv")
+        per_case = pd.concat(rows.values(), ignore_index=True)
+        write_per_case(per_case, folder / "per_case.csv")
+        self._lap("scoring")
+        matrix = build_matrix(per_case, experiment)
+        forgotten = forgetting_table(experiment, matrix)
+        gains = transfer(experiment, matrix, untrained_f1(untrained))
+        write_tables(experiment, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        self._draw(scorer, rows, matrix)
+        self._lap("tables and figures")
+        write_json(folder / "study.json", self._summary())
+        report = write_report(folder)
+        return StudyResult(folder, experiment, matrix, forgotten, gains, report, dict(self.seconds))
+
+    def _draw(self, scorer: Scorer, rows: Mapping[str, pd.DataFrame], matrix: pd.DataFrame) -> None:
+        (self.folder / "figures").mkdir(exist_ok=True)
+        for name, model in self.models.items():
+            number = self.experiment.stage(name).site
+            own = rows[name][rows[name]["test"] == number].reset_index(drop=True)
+            examples = []
+            for kind, percentile in (("good", figures.GOOD_PERCENTILE), ("bad", figures.BAD_PERCENTILE)):
+                position = ranked_slice(own, percentile)
+                if position is not None:
+                    title = f"{name} on set {number}, {kind} example (rank {percentile:.0f} %)"
+                    examples.append(self._example(scorer, model, number, position, title, own))
+            if examples:
+                figures.write_examples(examples, self.folder / "figures" / f"examples_{name}.png")
+        figures.redraw(self.experiment, self.folder, matrix, best_epochs(self.folder))
+
+    def _example(
+        self, scorer: Scorer, model: TrainedModel, number: int, position: int, title: str, own: pd.DataFrame
+    ) -> figures.Example:
+        study_set = self.sets[number]
+        row = study_set.rows("test")[position]
+        found = scorer.predict(model, number, np.array([row]))[0]
+        image = study_set.slices.as_float32(np.array([row]))[0, 0]
+        f1 = float(own["f1"].to_numpy()[position])
+        return figures.Example(image, study_set.slices.target[row] > 0, found, f"{title}: F1 {f1:.3f}")
+
+    def _summary(self) -> dict[str, Any]:
+        """What the report says about the sets and the run, beside the tables."""
+        sets = []
+        for number, study_set in sorted(self.sets.items()):
+            table = study_set.slices.table
+            lung = table[table["has_lung"].astype(bool)]
+            parts = study_set.split["part"].value_counts()
+            sets.append(
+                {
+                    "number": number,
+                    "name": study_set.name,
+                    "scans": int(table["case"].nunique()),
+                    "patients": int(table["patient"].nunique()),
+                    "lung_slices": len(lung),
+                    "infiltrate_slices": int(lung["has_infiltrate"].sum()),
+                    **{f"{part}_slices": int(parts.get(part, 0)) for part in ("train", "val", "test")},
+                    "patients_in_several_parts": len(study_set.leaks),
+                    "lung_masks_supplied": study_set.supplied,
+                }
+            )
+        stages = {name: {"trained_now": model.trained_now} for name, model in self.models.items()}
+        return {"sets": sets, "stages": stages, "synthetic": self.synthetic(), "seconds": self.seconds}
+
+    def synthetic(self) -> bool:
+        """Whether all sets are synthetic sites."""
+        return all(s.name.startswith("phantom") for s in self.sets.values())
+
+
+def best_epochs(folder: Path) -> dict[str, int]:
+    """The epoch whose weights each trained stage kept, from the cards on disk, the lung network included."""
+    from pneumoscope.models.cards import read_card
+
+    cards = sorted((folder / "stages").glob("*/card.json"), key=lambda p: (p.parent.name != LUNG_STAGE, p.parent.name))
+    return {card.parent.name: int(read_card(card.parent)["training"]["best_epoch"]) for card in cards}
+
+
+def write_tables(
+    experiment: Experiment,
+    folder: Path,
+    matrix: pd.DataFrame,
+    forgotten: pd.DataFrame,
+    gains: list[dict[str, Any]],
+    untrained: Mapping[int, float],
+) -> None:
+    """Write matrix.csv, matrix.json and forgetting.csv. Missing numbers are empty in CSV and null in JSON."""
+    for table, name in ((matrix, "matrix.csv"), (forgotten, "forgetting.csv")):
+        write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_json(
+        folder / "matrix.json",
+        {
+            "recipe": experiment.recipe,
+            "rows": matrix.to_dict(orient="records"),
+            "forgetting": forgotten.to_dict(orient="records"),
+            "transfer": gains,
+            "untrained_f1": dict(untrained),
+            "best_stage": best_stage(matrix),
+            "formulas": dict(FORMULAS),
+        },
+    )

@@ -1,0 +1,245 @@
+"""One training of a study: built, begun from the stage before it, trained, saved, and marked as done.
+
+The marker holds a fingerprint of everything that shaped the weights: settings, slices, and the SHA-256 of the weights
+it began from. A resumed study takes a marked stage as it is; anything else is trained again or gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import ModelError
+from pneumoscope.experiments.access import to_json
+from pneumoscope.experiments.schema import Budget, Experiment
+from pneumoscope.io.files import write_json
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.folder import fingerprint
+
+if TYPE_CHECKING:
+    from pneumoscope.models.unet import UNet
+
+DONE_FILE = "done.json"
+"""Marks a finished stage."""
+
+Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
+"""Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What one training is.
+
+    Attributes:
+        name: of its folder below `stages/`.
+        in_channels: channels it is given.
+        out_channels: channels it is asked for.
+        features: filters per level.
+        budget: epochs, patience, learning rate.
+        start: the stage whose weights it begins with, or None for new ones.
+        task: ``infiltrate`` or ``lungs``; what the first output channel means.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    features: tuple[int, ...]
+    budget: Budget
+    start: TrainedModel | None
+    task: str
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A finished stage.
+
+    Attributes:
+        name: of the stage.
+        folder: with `model.safetensors` and `card.json`.
+        model: the network, best weights, eval mode.
+        sha256: of its weights.
+        trained_now: False when it was taken from a study that is resumed.
+    """
+
+    name: str
+    folder: Path
+    model: UNet
+    sha256: str
+    trained_now: bool
+
+    def predict(
+        self, images: NDArray[np.generic], *, device: str, precision: str, batch_size: int = 16
+    ) -> NDArray[np.float32]:
+        """Probabilities (n, o, h, w) of images (n, c, h, w)."""
+        from pneumoscope.inference.slices import predict_probability
+
+        kind = cast(Literal["auto", "fp32", "bf16"], precision)
+        return predict_probability(self.model, images, batch_size=batch_size, precision=kind, device=device)
+
+
+def train_stage(
+    experiment: Experiment,
+    job: StageJob,
+    train: Slices,
+    val: Slices,
+    folder: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> TrainedModel:
+    """Train one stage into `folder/stages/<name>`, or take it from there when `resume` finds it done.
+
+    Raises:
+        NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
+    """
+    from pneumoscope.training.data import ArraySource
+    from pneumoscope.training.loop import fit
+    from pneumoscope.training.tasks import SegmentationTask
+
+    own = folder / "stages" / job.name
+    sources = [ArraySource(*part) for part in (train, val)]
+    identity = _identity(experiment, job, [source.fingerprint() for source in sources])
+    if resume:
+        done = finished_stage(own, identity)
+        if done is not None:
+            progress(job.name, 1, 1, "taken from the folder")
+            return done
+    (own / DONE_FILE).unlink(missing_ok=True)
+    model = new_model(experiment, job)
+    loaded = _begin_from(model, job.start)
+    result = fit(
+        model,
+        SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold),
+        sources[0],
+        sources[1],
+        train_config(experiment, job.budget, device),
+        own,
+        resume=resume,
+        progress=progress,
+    )
+    return _save(experiment, job, model, result, loaded, own, identity, len(train[0]))
+
+
+def new_model(experiment: Experiment, job: StageJob) -> UNet:
+    """A network with fresh weights, the same for the same seed."""
+    import torch
+
+    from pneumoscope.models.unet import UNet, UNetConfig
+
+    torch.manual_seed(experiment.training.seed)
+    network = experiment.network
+    config = UNetConfig(job.in_channels, job.out_channels, job.features, network.norm, network.dropout)  # type: ignore[arg-type]
+    return UNet(config)
+
+
+def train_config(experiment: Experiment, budget: Budget, device: str) -> Any:
+    """The training settings of a stage as the loop takes them."""
+    from pneumoscope.training.loop import TrainConfig
+
+    common = experiment.training
+    return TrainConfig(
+        max_epochs=budget.max_epochs,
+        patience=budget.patience,
+        learning_rate=budget.learning_rate,
+        batch_size=common.batch_size,
+        optimiser=common.optimiser,  # type: ignore[arg-type]
+        weight_decay=common.weight_decay,
+        schedule=common.schedule,  # type: ignore[arg-type]
+        monitor=common.monitor,
+        precision=common.precision,  # type: ignore[arg-type]
+        seed=common.seed,
+        device=device,
+    )
+
+
+def _begin_from(model: UNet, start: TrainedModel | None) -> str:
+    """Load the weights of the stage before; what was loaded, in words."""
+    from pneumoscope.models.weights import load_into
+
+    if start is None:
+        return "new weights"
+    report = load_into(model, start.model.state_dict())
+    if not report.complete:
+        raise ModelError(f"{start.name} does not fit the next stage: {report.sentence()}", path=start.folder)
+    return f"weights of {start.name}: {report.sentence()}"
+
+
+def _identity(experiment: Experiment, job: StageJob, slices: list[str]) -> str:
+    """Fingerprint of all that shapes the weights of the stage."""
+    plain = to_json(experiment)
+    return fingerprint(
+        {
+            **{key: plain[key] for key in ("preprocessing", "network", "training")},
+            "threshold": experiment.scoring.threshold,
+            "budget": [job.budget.max_epochs, job.budget.patience, job.budget.learning_rate],
+            "channels": [job.in_channels, job.out_channels, *job.features],
+            "slices": slices,
+            "start": job.start.sha256 if job.start else None,
+        }
+    )
+
+
+def finished_stage(own: Path, identity: str) -> TrainedModel | None:
+    """The stage in that folder if it is whole and was made in just this way, else None."""
+    from pneumoscope.models.weights import load_model
+
+    try:
+        marker = json.loads((own / DONE_FILE).read_text(encoding="utf-8"))
+        if marker["identity"] != identity:
+            return None
+        model, card = load_model(own)
+    except (OSError, ValueError, KeyError, TypeError, ModelError):
+        return None  # not done, or damaged: it is trained again
+    return TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
+
+
+def _save(
+    experiment: Experiment, job: StageJob, model: UNet, result: Any, loaded: str, own: Path, identity: str, n_train: int
+) -> TrainedModel:
+    from pneumoscope.models.weights import save_model
+
+    card = save_model(own, model, model_card(experiment, job, result, loaded, n_train))
+    digest = card["weights"]["sha256"]
+    write_json(own / DONE_FILE, {"identity": identity, "sha256": digest, "seconds": round(result.seconds, 1)})
+    return TrainedModel(job.name, own, model, digest, trained_now=True)
+
+
+def preprocessing_card(experiment: Experiment, *, lung_channel: bool) -> dict[str, Any]:
+    """The preprocessing of a stage's network as a model card words it, see `inference.inputs.input_from_card`."""
+    return {
+        "kind": "hu_windows",
+        "size": experiment.preprocessing.size,
+        "windows_hu": [list(window) for window in experiment.preprocessing.windows_hu],
+        "lung_channel": lung_channel,
+    }
+
+
+def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, n_train: int) -> dict[str, Any]:
+    """What `card.json` of a stage says beside the architecture and the checksum."""
+    return {
+        "name": job.name,
+        "title": f"{job.name} of {experiment.recipe}",
+        "task": job.task,
+        "threshold": experiment.scoring.threshold,
+        "preprocessing": preprocessing_card(
+            experiment, lung_channel=job.in_channels > len(experiment.preprocessing.windows_hu)
+        ),
+        "started_from": loaded,
+        "training": {
+            "slices": n_train,
+            "epochs_run": result.epochs_run,
+            "best_epoch": result.best_epoch,
+            "stopped_by": result.stopped_by,
+            experiment.training.monitor: result.best_value,
+            "seconds": round(result.seconds, 1),
+            "notes": list(result.notes),
+        },
+        "limits": "Made by a study of transfer between data sets. Research use only; not a medical device.",
+    }
