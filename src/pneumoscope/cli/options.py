@@ -15,7 +15,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,7 +40,7 @@ class Common:
     """Values of the common options; those that a verb did not ask for keep these defaults."""
 
     device: str = "auto"
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int | None = None
     jobs: int = 1
     overwrite: bool = False

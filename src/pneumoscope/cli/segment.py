@@ -53,12 +53,12 @@ def segment(
     listed in cases.csv and the others are still written; the exit code is then 1.
     """
     from pneumoscope.inference.cases import segment_cases
-    from pneumoscope.io import find_scans
+    from pneumoscope.io import list_scans
 
-    found = [scan for path in [*scans, *(more_scans or [])] for scan in find_scans(path)]
+    listing = list_scans([*scans, *(more_scans or [])])
     with progress_for(common) as progress:
         batch = segment_cases(
-            found,
+            listing.scans,
             out,
             model=model,
             lungs_model=lungs_model,

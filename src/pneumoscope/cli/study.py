@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from pneumoscope.cli.output import progress_for, say, say_json, say_table
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.registry import RECIPES, build_recipe
 from pneumoscope.experiments.schema import Experiment
+
+if TYPE_CHECKING:
+    from pneumoscope.study.run import StudyResult
 
 group = new_group("Transfer studies: the papers' experiments.")
 
@@ -41,7 +44,7 @@ def list_recipes(common: Common) -> None:
 
 
 @group.command("show")
-@common_options("seed")
+@common_options("precision", "seed")
 def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
     """Show every number of a recipe with its source.
 
@@ -69,7 +72,8 @@ def run(
         typer.Option(
             "--data",
             metavar="NAME=ROOT",
-            help="Where a data set of the recipe lies. May be repeated; without any, synthetic sites stand in.",
+            help="Where a data set of the recipe lies, by its name or number. May be repeated; without any, "
+            "synthetic sites stand in.",
         ),
     ] = None,
     settings: Settings = None,
@@ -77,8 +81,9 @@ def run(
 ) -> None:
     """Run a recipe and report on it.
 
-    Trains the stages one after the other and scores each on every test set. A killed run goes on where it was with --resume. The study folder holds matrix.csv (one row per stage and test set,
-    the paper's values beside ours), forgetting.csv, per_case.csv, the models, the curves and report.html.
+    Trains the stages one after the other and scores each on every test set. A killed run goes on where it was with
+    --resume. The study folder holds matrix.csv (one row per stage and test set, the paper's values beside ours),
+    forgetting.csv, per_case.csv, the models, the curves and report.html.
     """
     experiment = _experiment(recipe, settings, common)
     roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
@@ -92,7 +97,6 @@ def run(
             resume=resume,
             overwrite=common.overwrite,
             device=common.device,
-            precision=common.precision,
             progress=progress,
         )
     print_study(result, common)
@@ -114,20 +118,43 @@ def report(
         say(f"report: {page}")
 
 
-def print_study(result: Any, common: Common) -> None:
-    """The matrix and where the report is."""
+def print_study(result: StudyResult, common: Common) -> None:
+    """The matrix, ours beside the paper's, and the page to open."""
     if common.json:
-        say_json(result.as_dict())
-    else:
-        for line in result.lines():
-            say(line)
+        say_json(
+            {
+                "folder": result.folder,
+                "report": result.report,
+                "matrix": result.matrix.to_dict(orient="records"),
+                "forgetting": result.forgetting.to_dict(orient="records"),
+                "transfer": result.transfer,
+                "seconds": result.seconds,
+            }
+        )
+        return
+    rows = [
+        (
+            row["name"],
+            _number(row["f1"]),
+            f"{_number(row['f1_low'])} to {_number(row['f1_high'])}",
+            _number(row["paper_f1"]),
+        )
+        for row in result.matrix.to_dict(orient="records")
+    ]
+    say_table(("stage and test set", "f1", "95 % interval", "paper"), rows)
+    say(f"report: {result.report}")
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
 
 
 def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment:
-    """The recipe with `--seed` in every seed, then `--set` on top."""
+    """The recipe with `--seed` in every seed and `--precision` in the training, then `--set` on top."""
     experiment = build_recipe(recipe)
-    seeds = [] if common.seed is None else [f"{k}={common.seed}" for k in _seed_keys(experiment)]
-    return with_overrides(experiment, [*seeds, *(settings or [])])
+    seeds = [] if common.seed is None else [f"{key}={common.seed}" for key in _seed_keys(experiment)]
+    precision = [] if common.precision == "auto" else [f"training.precision={common.precision}"]
+    return with_overrides(experiment, [*seeds, *precision, *(settings or [])])
 
 
 def _seed_keys(experiment: Experiment) -> list[str]:
