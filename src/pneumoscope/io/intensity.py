@@ -182,4 +182,5 @@ def _likely_window(sample: NDArray[np.float64]) -> list[int]:
         dark = np.count_nonzero(np.abs(inner - lung) <= 8) if lung > 10 else np.count_nonzero(sample <= 2) * 0.5
         return float(min(near, dark) + 0.1 * near)
 
-    return list(max(COMMON_WINDOWS, key=score))
+    best: tuple[int, int] = max(COMMON_WINDOWS, key=score)
+    return list(best)

@@ -13,8 +13,8 @@ from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import labels_of
-from pneumoscope.io.stored import Place, Stored
-from pneumoscope.volume import Mask, Volume
+from pneumoscope.io.stored import Place, Stored, laid_out
+from pneumoscope.volume import Mask, Volume, present_labels
 
 Intensity = Literal["auto", "hu"]
 
@@ -73,7 +73,7 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
         raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=path)
     stored = read_stored(start, kind, sparse=True)
     labels = labels_of(stored, threshold, names or {}, start)
-    present = [int(v) for v in np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)) if v]
+    present = present_labels(labels)
     known = names if names is not None else stored.labels
     if known is None:
         known = {v: f"label {v}" for v in present or [1]}
@@ -83,7 +83,7 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
         raise ReadError(
             f"holds the labels {unknown[:8]}, expected 0, {expected}; relabel it", code=MASK_CODE, path=path
         )
-    return Mask.from_native(labels, stored.grid, {k: known[k] for k in sorted(known)})
+    return Mask.from_native(laid_out(labels, stored.grid, np.uint8), stored.grid, {k: known[k] for k in sorted(known)})
 
 
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False) -> Stored:
@@ -121,7 +121,7 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
     if min(stored.grid.shape) < 2:
         raise place.error(59, f"is a single slice ({stored.grid.shape}), expected a volume; give the whole scan")
     with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite and is caught below
-        hu = np.array(stored.values(), dtype=np.float32, order="K")
+        hu = laid_out(stored.values(), stored.grid, np.float32)
     findings = stored.findings + hounsfield.fill_nonfinite(hu, stored.grid, family=family, path=path)
     hounsfield.require_content(hu, family=family, path=path)
     if stored.scale_is_broken:
