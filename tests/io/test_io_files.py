@@ -188,3 +188,16 @@ def test_a_folder_that_may_not_be_made_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be made an output folder"):
         prepare_folder(tmp_path / "a", marker="run.json")
+
+
+def test_leftovers_of_a_dead_process_are_cleared_and_those_of_a_living_one_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".tmp-{dead.pid}-mask.nii.gz", tmp_path / "case" / f".tmp-{dead.pid}-report.json"]
+    kept = [tmp_path / f".tmp-{os.getpid()}-run.json", tmp_path / ".tmp-notes", tmp_path / "mask.nii.gz"]
+    (tmp_path / "case").mkdir()
+    for path in (*left, *kept):
+        path.write_text("x")
+    prepare_folder(tmp_path, marker="run.json")
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)

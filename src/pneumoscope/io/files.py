@@ -44,6 +44,26 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def clear_temporary(folder: str | Path) -> None:
+    """Remove temporary files that a killed process left anywhere below `folder`; those of living processes stay."""
+    for path in Path(folder).rglob(".tmp-*-*"):
+        owner = path.name.split("-")[1]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is there, and not ours
+        return True
+    return True
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     with atomic_path(path) as temporary:

@@ -1,20 +1,20 @@
 """Checkpoints that survive a kill and notice bit rot.
 
-A file is ``PNEUMOSCOPE-CKPT 1``, a newline, the hex SHA-256 of the rest, a newline, and a torch archive of tensors and
-plain values (loaded with ``weights_only=True``: nothing in it is executed). `last.ckpt` is replaced by rename; the one
-before stays as `previous.ckpt` and is used, with a word, when the last is damaged.
+A file is ``PNEUMOSCOPE-CKPT 1``, a newline, the hex SHA-256 of the rest, a newline; then one line of JSON with the
+plain values, and the tensors as safetensors. No pickle, and equal states give equal bytes. `last.ckpt` is replaced by
+rename; the one before stays as `previous.ckpt` and is used, with a word, when the last is damaged.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from pneumoscope.errors import CheckpointError
 from pneumoscope.io.files import write_bytes
@@ -33,11 +33,18 @@ class Loaded:
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
-    """Write `last.ckpt`, keeping the one before as `previous.ckpt`. At every moment at least one whole file exists."""
+    """Write `last.ckpt`, keeping the one before as `previous.ckpt`. At every moment at least one whole file exists.
+
+    Args:
+        folder: of the run.
+        state: nested dicts and lists of tensors, numbers, strings, booleans and None.
+    """
+    from safetensors.torch import save
+
     folder = Path(folder)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
+    tensors: dict[str, Tensor] = {}
+    plain = json.dumps(_pack(state, tensors)).encode()
+    payload = plain + b"\n" + save(tensors)
     last = folder / LAST
     if last.exists():
         link = folder / f".tmp-{os.getpid()}-{PREVIOUS}"
@@ -73,6 +80,8 @@ def load_checkpoint(folder: str | Path) -> Loaded | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load
+
     data = path.read_bytes()
     head = len(_MAGIC)
     digest, newline, payload = data[head : head + 64], data[head + 64 : head + 65], data[head + 65 :]
@@ -80,4 +89,28 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError("not a checkpoint of this program")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise ValueError("its SHA-256 does not match")
-    return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    plain, _, tensors = payload.partition(b"\n")
+    return _unpack(json.loads(plain), load(tensors))
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON for `value`: tensors move into `tensors` and leave their name, dicts become lists of pairs."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: an optimiser's keys are numbers, JSON's are not
+        return {"pairs": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["pairs"]}
+    return value

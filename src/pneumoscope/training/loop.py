@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import clear_temporary, write_text
 from pneumoscope.progress import Progress, silent
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
 from pneumoscope.training.data import Batch, BatchSource
@@ -144,6 +144,7 @@ def fit(
     started = time.perf_counter()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporary(folder)
     run = _Run(model, task, train, val, config, folder)
     notes = run.restore() if resume else ()
     stopped_by = run.finished()

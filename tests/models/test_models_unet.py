@@ -1,0 +1,156 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.models.unet import UNet, UNetConfig, parameter_count
+from pneumoscope.models.weights import load_into, load_model, save_model
+
+SMALL = UNetConfig(3, 2, (4, 8, 12))
+
+
+def net(config=SMALL, seed=0) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(config).eval()
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize("size", [(16, 16), (17, 23), (5, 4), (1, 1)])
+def test_any_size_comes_back_at_its_size(norm, size):
+    if norm == "instance" and size == (1, 1):
+        size = (8, 8)  # a single pixel has no variance
+    model = net(dataclasses.replace(SMALL, norm=norm))
+    out = model(torch.randn(2, 3, *size))
+    assert out.shape == (2, 2, *size)
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_parameter_count_by_hand():
+    config = UNetConfig(1, 1, (2, 3), norm="none")
+    down = (9 * 1 * 2 + 2) + (9 * 2 * 2 + 2) + (9 * 2 * 3 + 3) + (9 * 3 * 3 + 3)
+    grow = 4 * 3 * 2 + 2
+    up = (9 * 4 * 2 + 2) + (9 * 2 * 2 + 2)
+    assert parameter_count(UNet(config)) == down + grow + up + (2 + 1)
+
+
+def test_the_papers_input_and_output():
+    model = net(UNetConfig(4, 2, (4, 8, 16, 32, 64)))
+    assert model.config.stride == 16  # four encoding levels
+    assert model(torch.zeros(1, 4, 64, 64)).shape == (1, 2, 64, 64)
+
+
+def test_padding_does_not_leak_into_the_picture():
+    model = net()
+    image = torch.randn(1, 3, 20, 20)
+    padded = torch.nn.functional.pad(image, (0, 0, 0, 0))
+    assert torch.equal(model(image), model(padded))
+    batch = torch.cat((image, torch.randn(1, 3, 20, 20)))
+    assert torch.allclose(model(batch)[:1], model(image), atol=1e-5)
+
+
+def test_wrong_channels_are_named():
+    with pytest.raises(InputError, match=r"\(n, 3, h, w\), got \(1, 4, 8, 8\)"):
+        net()(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"features": (4,)}, {"features": (0, 4)}, {"in_channels": 0}, {"norm": "layer"}, {"dropout": 1.0}]
+)
+def test_impossible_configurations_are_refused(fields):
+    with pytest.raises(InputError):
+        UNetConfig(**fields)
+
+
+def test_configuration_round_trip():
+    assert UNetConfig(**json.loads(json.dumps(SMALL.as_dict()))) == SMALL
+
+
+def test_save_and_load(tmp_path):
+    model = net()
+    card = save_model(tmp_path, model, {"task": "infiltrate", "licence": "CC0-1.0"})
+    again, read = load_model(tmp_path)
+    assert read == card
+    assert not again.training
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model(x), again(x))
+    first = (tmp_path / "model.safetensors").read_bytes(), (tmp_path / "card.json").read_bytes()
+    save_model(tmp_path, again, {"task": "infiltrate", "licence": "CC0-1.0"})
+    assert first == ((tmp_path / "model.safetensors").read_bytes(), (tmp_path / "card.json").read_bytes())
+
+
+def test_half_precision_storage_is_half_the_size_and_close(tmp_path):
+    model = net()
+    full = save_model(tmp_path / "full", model)["weights"]["bytes"]
+    half = save_model(tmp_path / "half", model, half=True)["weights"]["bytes"]
+    assert half < 0.7 * full
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.allclose(load_model(tmp_path / "half")[0](x), model(x), atol=2e-2)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    save_model(tmp_path, net())
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for position in np.linspace(0, len(whole) - 1, 25).astype(int):
+        bad = bytearray(whole)
+        bad[position] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(ModelError, match="damaged"):
+            load_model(tmp_path)
+
+
+def test_weights_of_another_shape_are_listed_with_both_shapes():
+    source = net(dataclasses.replace(SMALL, out_channels=3)).state_dict()
+    source["extra"] = torch.zeros(2)
+    model = net(seed=1)
+    before = model.head.weight.clone()
+    report = load_into(model, source)
+    assert report.mismatched["head.weight"] == ((3, 4, 1, 1), (2, 4, 1, 1))
+    assert report.unused == ("extra",)
+    assert not report.complete
+    assert "head.weight has shape (3, 4, 1, 1) in the source, (2, 4, 1, 1) here" in report.sentence()
+    assert torch.equal(model.head.weight, before)
+    assert torch.equal(model.down[0][0].weight, source["down.0.0.weight"])
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = net()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    save_model(tmp_path, model)
+    with pytest.raises(ModelError, match="NaN"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"name": "vnet"}, "vnet"), ({"width": 3}, "not a unet"), ({"features": [4, 8, 16]}, "do not fit")],
+)
+def test_a_card_that_lies_about_the_network_is_refused(tmp_path, change, says):
+    save_model(tmp_path, net())
+    card = json.loads((tmp_path / "card.json").read_text())
+    card["architecture"] |= change
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=says):
+        load_model(tmp_path)
+
+
+def test_own_u_net_computes_what_its_parts_say():
+    """One level by hand with torch's functional layers: the skip goes first, the grown map second."""
+    model = net(UNetConfig(1, 1, (2, 3), norm="none"))
+    x = torch.randn(1, 1, 4, 4)
+    f = torch.nn.functional
+    w = model.state_dict()
+    top = f.relu(f.conv2d(x, w["down.0.0.weight"], w["down.0.0.bias"], padding=1))
+    top = f.relu(f.conv2d(top, w["down.0.3.weight"], w["down.0.3.bias"], padding=1))
+    low = f.relu(f.conv2d(f.max_pool2d(top, 2), w["down.1.0.weight"], w["down.1.0.bias"], padding=1))
+    low = f.relu(f.conv2d(low, w["down.1.3.weight"], w["down.1.3.bias"], padding=1))
+    grown = f.conv_transpose2d(low, w["grow.0.weight"], w["grow.0.bias"], stride=2)
+    up = f.relu(f.conv2d(torch.cat((top, grown), 1), w["up.0.0.weight"], w["up.0.0.bias"], padding=1))
+    up = f.relu(f.conv2d(up, w["up.0.3.weight"], w["up.0.3.bias"], padding=1))
+    expected = f.conv2d(up, w["head.weight"], w["head.bias"])
+    assert torch.allclose(model(x), expected, atol=1e-6)

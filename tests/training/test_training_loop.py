@@ -1,0 +1,279 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
+from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.training.augment import SliceAugment
+from pneumoscope.training.checkpoint import LAST, PREVIOUS, load_checkpoint
+from pneumoscope.training.data import ArraySource, Batch
+from pneumoscope.training.loop import TrainConfig, fit
+from pneumoscope.training.tasks import SegmentationTask
+
+CONFIG = TrainConfig(max_epochs=3, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32", seed=5)
+TASK = SegmentationTask("dice_cross_entropy")
+
+
+def net(seed: int = 0, dropout: float = 0.2) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(UNetConfig(2, 2, (4, 8), dropout=dropout))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt:
+    """A progress callback that stops the run after so many calls."""
+
+    def __init__(self, call: int) -> None:
+        self.left = call
+
+    def __call__(self, what, done, total, note=""):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def test_learns_the_toy_problem_and_keeps_the_best(toy, tmp_path):
+    model = net()
+    result = fit(model, TASK, *toy, dataclasses.replace(CONFIG, max_epochs=12, monitor="val_dice"), tmp_path)
+    assert result.best_value > 0.9
+    assert result.best_value == max(row["val_dice"] for row in result.history)
+    assert not model.training
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[0].split(",") == ["epoch", "learning_rate", "train_loss", "val_loss", "val_dice"]
+    assert len(rows) == 13
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("kill_at", [1, 3, 6, 9, 14])
+def test_stopped_and_resumed_ends_with_the_same_bits(toy, tmp_path, ema, kill_at):
+    train = dataclasses.replace(toy[0], augment=SliceAugment(drop_channel=(1, 0.3)))
+    config = dataclasses.replace(CONFIG, ema=ema, checkpoint_every_steps=1, schedule="cosine", warmup_steps=3)
+    whole, parts = net(), net()
+    undisturbed = fit(whole, TASK, train, toy[1], config, tmp_path / "a")
+    with pytest.raises(Killed):
+        fit(parts, TASK, train, toy[1], config, tmp_path / "b", progress=KillAt(kill_at))
+    fresh = net(seed=99)  # a new process knows nothing of the old weights
+    resumed = fit(fresh, TASK, train, toy[1], config, tmp_path / "b", resume=True)
+    assert resumed.history == undisturbed.history
+    assert same(weights(whole), weights(fresh))
+    for name in ("history.csv", LAST):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_finished_run_is_not_trained_on(toy, tmp_path):
+    first, again = net(), net(seed=1)
+    fit(first, TASK, *toy, CONFIG, tmp_path)
+    before = (tmp_path / LAST).read_bytes()
+    result = fit(again, TASK, *toy, CONFIG, tmp_path, resume=True)
+    assert result.epochs_run == 3
+    assert same(weights(first), weights(again))
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(toy, tmp_path, damage):
+    reference = net()
+    expected = fit(reference, TASK, *toy, CONFIG, tmp_path / "a")
+    with pytest.raises(Killed):
+        fit(net(), TASK, *toy, CONFIG, tmp_path / "b", progress=KillAt(13))  # in the third epoch
+    last = tmp_path / "b" / LAST
+    data = bytearray(last.read_bytes())
+    if damage == "truncate":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[len(data) // 2] ^= 1
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        data = bytearray(b"something else entirely")
+    last.write_bytes(data)
+    model = net(seed=3)
+    result = fit(model, TASK, *toy, CONFIG, tmp_path / "b", resume=True)
+    assert "last.ckpt is damaged" in result.notes[0]
+    assert "previous.ckpt" in result.notes[0]
+    assert result.history == expected.history
+    assert same(weights(model), weights(reference))
+
+
+def test_every_flipped_byte_is_noticed(toy, tmp_path):
+    fit(net(), TASK, *toy, dataclasses.replace(CONFIG, max_epochs=1), tmp_path)
+    path = tmp_path / LAST
+    (tmp_path / PREVIOUS).unlink(missing_ok=True)
+    whole = path.read_bytes()
+    for position in np.linspace(0, len(whole) - 1, 60).astype(int):
+        bad = bytearray(whole)
+        bad[position] ^= 0x10
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_checkpoint(tmp_path)
+
+
+def test_only_damaged_checkpoints_never_begin_a_new_run(toy, tmp_path):
+    fit(net(), TASK, *toy, CONFIG, tmp_path)
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"last.ckpt is damaged .* and previous.ckpt is damaged"):
+        fit(net(), TASK, *toy, CONFIG, tmp_path, resume=True)
+
+
+def test_resume_before_the_first_checkpoint_says_so(toy, tmp_path):
+    result = fit(net(), TASK, *toy, dataclasses.replace(CONFIG, max_epochs=1), tmp_path, resume=True)
+    assert "began at the first epoch" in result.notes[0]
+
+
+def test_resume_with_other_settings_or_data_is_refused(toy, tmp_path):
+    fit(net(), TASK, *toy, CONFIG, tmp_path)
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.01, is 0\.02"):
+        fit(net(), TASK, *toy, dataclasses.replace(CONFIG, learning_rate=0.02), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="train was"):
+        fit(net(), TASK, toy[1], toy[1], CONFIG, tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(toy, tmp_path):
+    images = toy[0].images.astype(np.float32)
+    images[7] = np.nan
+    train = ArraySource(images, toy[0].targets, toy[0].names)
+    model = net()
+    before = weights(model)
+    config = dataclasses.replace(CONFIG, batch_size=18)  # one step, so nothing may have moved
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1.*case"):
+        fit(model, TASK, train, toy[1], config, tmp_path)
+    learned = {k: v for k, v in weights(model).items() if "running" not in k and "tracked" not in k}
+    assert all(torch.equal(v, before[k]) for k, v in learned.items())
+
+
+def test_best_is_a_copy_that_later_training_does_not_change(toy, tmp_path):
+    model = net()
+    fit(model, TASK, *toy, dataclasses.replace(CONFIG, max_epochs=4, learning_rate=0.3), tmp_path)
+    state = load_checkpoint(tmp_path).state
+    best = state["state"]["best_epoch"]
+    assert same(weights(model), state["best"])
+    if best < 4:
+        assert not same(state["model"], state["best"])
+
+
+def test_early_stopping_counts_epochs_without_gain(toy, tmp_path):
+    class Flat(SegmentationTask):
+        def loss(self, output, batch):
+            return output.sum() * 0 + 1.0
+
+    result = fit(net(), Flat(), *toy, dataclasses.replace(CONFIG, max_epochs=50, patience=4), tmp_path)
+    assert result.stopped_by == "patience"
+    assert result.best_epoch == 1
+    assert result.epochs_run == 5
+
+
+def test_frozen_parts_keep_weights_and_statistics(toy, tmp_path):
+    model = net()
+    before = weights(model)
+    fit(model, TASK, *toy, dataclasses.replace(CONFIG, frozen=("down.0",)), tmp_path)
+    after = weights(model)
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("down.0"))
+    assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith("down.1"))
+
+
+def test_max_minutes_stops_after_an_epoch(toy, tmp_path):
+    result = fit(net(), TASK, *toy, dataclasses.replace(CONFIG, max_epochs=500, max_minutes=1e-6), tmp_path)
+    assert (result.stopped_by, result.epochs_run) == ("max_minutes", 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("optimiser", "sgd"), ("schedule", "step"),
+     ("monitor", "train_loss")],
+)  # fmt: skip
+def test_nonsense_settings_are_refused(field, value):
+    with pytest.raises(InputError):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_an_unmeasured_monitor_is_refused(toy, tmp_path):
+    with pytest.raises(InputError, match="known are val_loss, val_dice"):
+        fit(net(), TASK, *toy, dataclasses.replace(CONFIG, monitor="val_f2"), tmp_path)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(InputError, match="empty"):
+        ArraySource(np.empty((0, 2, 4, 4), np.uint8), np.empty((0, 2, 4, 4), np.uint8), [])
+
+
+def test_augmentation_moves_image_and_target_together(toy):
+    augment = SliceAugment(noise=0, blur=0, gamma=(1, 1), contrast=(1, 1), brightness=0)
+    drawn = toy[0].batch(np.arange(18), None)
+    moved = augment(drawn, np.random.default_rng(0))
+    assert set(moved.y.unique().tolist()) <= {0.0, 1.0}
+    bright = moved.x[:, 0] > 0.55
+    inside = moved.y[:, 0] > 0.5
+    overlap = 2 * (bright & inside).sum() / (bright.sum() + inside.sum())
+    assert overlap > 0.85
+    again = augment(drawn, np.random.default_rng(0))
+    assert torch.equal(moved.x, again.x)
+
+
+def test_task_scores_count_pooled_pixels():
+    truth = torch.zeros(1, 2, 2, 3)
+    truth[0, 0, 0] = 1
+    logits = torch.full((1, 2, 2, 3), -9.0)
+    logits[0, 0, :, 0] = 9.0
+    counts = TASK.counts(logits, Batch(torch.zeros(1, 2, 2, 3), truth, ("x",)))
+    assert counts.tolist() == [1, 1, 2]
+    assert TASK.scores(counts)["dice"] == pytest.approx(2 / 5)
+    assert TASK.scores(torch.zeros(3))["dice"] == 1.0
+
+
+KILL_SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from conftest import blobs
+from test_training_loop import CONFIG, TASK, net
+from dataclasses import replace
+from pneumoscope.models.weights import save_model
+from pneumoscope.training.loop import fit
+model = net()
+config = replace(CONFIG, max_epochs=40, checkpoint_every_steps=1)
+fit(model, TASK, blobs(18, 0), blobs(7, 1), config, sys.argv[2], resume=True)
+save_model(sys.argv[2], model, {"task": "infiltrate"})
+"""
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_with_the_same_files(tmp_path):
+    """SIGKILL at random moments, each followed by a resume in a new process."""
+
+    def start(folder: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", KILL_SCRIPT, str(Path(__file__).parent), str(folder)])
+
+    assert start(tmp_path / "a").wait(timeout=200) == 0
+    rng = np.random.default_rng(0)
+    kills = 0
+    while kills < 20:
+        process = start(tmp_path / "b")
+        try:
+            process.wait(timeout=float(rng.uniform(2.0, 5.0)))
+            (tmp_path / "b" / LAST).unlink(missing_ok=True)  # finished too soon: begin again
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert start(tmp_path / "b").wait(timeout=200) == 0
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
