@@ -136,14 +136,14 @@ def split_sides(
 ) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
     """Label lungs (n, h, w) 1 = patient's right (left in the picture) and 2 = left.
 
-    Lungs that touch (thin anterior junction) are cut: the mask is eroded until two large pieces part, and each voxel goes to
-    the nearer piece. Where they never part, or there is one lung, pieces go to the side of the body's midline they
-    lie on, with a finding.
+    Lungs that touch (thin anterior junction) are cut: the mask is eroded until two large pieces part, and each voxel
+    goes to the nearer piece. Where they never part, or there is one lung, pieces go to the side of the body's midline
+    they lie on, with a finding.
     """
     labels = np.zeros(lungs.shape, np.uint8)
     if not lungs.any():
         return labels, (Finding("SEG-LUNG-000", "no lung was found in the scan", "error"),)
-    n, h, w = lungs.shape
+    h, w = lungs.shape[1:]
     small_size = (min(h, SIDE_SIZE), min(w, SIDE_SIZE))
     small = resize_nearest(lungs, small_size)
     sampling = (spacing_mm[2], spacing_mm[1] * h / small_size[0], spacing_mm[0] * w / small_size[1])

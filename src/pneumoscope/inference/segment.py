@@ -103,9 +103,7 @@ class Segmenter:
         begun = time.perf_counter()
         probability = self._probability(volume, lungs, _named(progress, "infiltrate"))
         threshold = float(self.card.get("threshold", 0.5))
-        found = Mask(
-            (probability >= np.ceil(threshold * 255)).astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL)
-        )
+        found = Mask((probability >= np.ceil(threshold * 255)).astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL))
         seconds["infiltrate"] = time.perf_counter() - begun
         return Segmentation(lungs, found, probability, findings, cards, seconds)
 

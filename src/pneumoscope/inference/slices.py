@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-
 def predict_probability(
     model: nn.Module,
     images: NDArray[np.generic],

@@ -1,0 +1,296 @@
+"""Segment many scans into case folders: one model load, one failed scan never stops the rest.
+
+A case folder's `report.json` is written last, so its presence says that the case is complete. Case files hold no
+times or dates: the same scan and models give the same bytes. Times and memory are in `run.json`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.errors import InputError, PneumoscopeError
+from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, Segmenter
+from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pneumoscope.io.scans import ScanRef
+
+RUN_FILE = "run.json"
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one scan.
+
+    Attributes:
+        case: its name.
+        status: ``done`` or ``failed``.
+        error: the one-line message when it failed.
+        summary: plain numbers for `cases.csv` (severity), empty when it failed.
+        seconds: wall time by step.
+    """
+
+    case: str
+    status: Literal["done", "failed"]
+    error: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """One line for people."""
+        if self.error:
+            return self.error
+        share = self.summary.get("share_percent")
+        infiltrate, lung = self.summary.get("infiltrate_ml", 0), self.summary.get("lung_ml", 0)
+        states = self.summary.get("states")
+        return (
+            f"{infiltrate:.0f} ml of infiltrate in {lung:.0f} ml of lung"
+            + (f" ({share:.1f} %)" if share is not None else "")
+            + (f"; {states}" if states else "")
+        )
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """All cases of a run in their order."""
+
+    cases: tuple[CaseResult, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"seconds": round(self.seconds, 2), "cases": [asdict(case) for case in self.cases]}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know, besides the scan."""
+
+    out: Path
+    model: str
+    lungs_model: str
+    lungs: str | None
+    device: str
+    precision: Literal["auto", "fp32", "bf16"]
+    probability: bool
+
+
+def segment_cases(
+    scans: Sequence[ScanRef],
+    out: str | Path,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    lungs_model: str | Path = DEFAULT_LUNGS_MODEL,
+    lungs: str | Path | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    jobs: int = 1,
+    overwrite: bool = False,
+    probability: bool = False,
+    progress: Progress = silent,
+) -> BatchResult:
+    """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
+
+    Args:
+        scans: from `io.find_scans`; a scan's own `lungs` goes before the argument.
+        out: refused when it holds a finished run, unless `overwrite`. A run that was killed is done again.
+        model, lungs_model, device, precision: see `Segmenter`.
+        lungs: one lung mask, for a single scan.
+        jobs: scans worked on at the same time, each in its own process with its share of the cores.
+        overwrite: write over a finished run.
+        probability: also write `probability.nii.gz`.
+        progress: called per case and, with one job, per batch of slices.
+
+    Raises:
+        InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
+    """
+    if not scans:
+        raise InputError("there is no scan to segment; give a file, a DICOM folder, or a folder of scans")
+    if lungs is not None and len(scans) > 1:
+        raise InputError(
+            f"--lungs is one mask, but there are {len(scans)} scans; use a CSV manifest with a lungs column"
+        )
+    names = [scan.case for scan in scans]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
+    begun = time.perf_counter()
+    job = _Job(
+        Path(out), str(model), str(lungs_model), None if lungs is None else str(lungs), device, precision, probability
+    )
+    segmenter = _make_segmenter(job)  # says what is wrong with models and device before anything is written
+    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite)
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    done: dict[str, CaseResult] = {}
+    runs = _one_by_one(scans, job, segmenter, progress) if jobs <= 1 else _side_by_side(scans, job, jobs)
+    for result in runs:
+        done[result.case] = result
+        progress("cases", len(done), len(scans), result.case)
+    batch = BatchResult(tuple(done[name] for name in names), time.perf_counter() - begun)
+    write_text(folder / "cases.csv", _table(batch.cases))
+    write_json(folder / RUN_FILE, {**_environment(), "options": asdict(job) | {"out": folder.name}, **batch.as_dict()})
+    return batch
+
+
+def _make_segmenter(job: _Job) -> Segmenter:
+    return Segmenter(job.model, job.lungs_model, device=job.device, precision=job.precision)
+
+
+def _one_by_one(scans: Sequence[ScanRef], job: _Job, segmenter: Segmenter, progress: Progress) -> Iterator[CaseResult]:
+    for scan in scans:
+        yield _guarded(scan, job, segmenter, progress)
+
+
+def _side_by_side(scans: Sequence[ScanRef], job: _Job, jobs: int) -> Iterator[CaseResult]:
+    """Cases in worker processes; when one is killed, what is left is done in a fresh process each."""
+    left = {scan.case: scan for scan in scans}
+    context = get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(jobs, len(scans)), context, _start_worker, (job, jobs)) as pool:
+            for future in as_completed([pool.submit(_work, scan) for scan in scans]):
+                result = future.result()
+                del left[result.case]
+                yield result
+    except BrokenProcessPool:
+        for scan in left.values():
+            try:
+                with ProcessPoolExecutor(1, context, _start_worker, (job, jobs)) as pool:
+                    yield pool.submit(_work, scan).result()
+            except BrokenProcessPool:
+                message = "its process was killed, probably for want of memory; try --jobs 1"
+                yield CaseResult(scan.case, "failed", message)
+
+
+_worker: tuple[_Job, Segmenter] | None = None
+
+
+def _start_worker(job: _Job, jobs: int) -> None:
+    """Load the models once in a worker, with its share of the cores."""
+    global _worker
+    import os
+
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    _worker = job, _make_segmenter(job)
+
+
+def _work(scan: ScanRef) -> CaseResult:
+    assert _worker is not None
+    return _guarded(scan, *_worker, silent)
+
+
+def _guarded(scan: ScanRef, job: _Job, segmenter: Segmenter, progress: Progress) -> CaseResult:
+    """One case; whatever goes wrong becomes its result."""
+    try:
+        return segment_case(scan, job.out / scan.case, segmenter, job.lungs, job.probability, progress)
+    except PneumoscopeError as problem:
+        return CaseResult(scan.case, "failed", str(problem))
+    except MemoryError:
+        return CaseResult(scan.case, "failed", "out of memory; close other programs or use a machine with more")
+    except Exception as problem:
+        return CaseResult(
+            scan.case, "failed", f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
+        )
+
+
+def segment_case(
+    scan: ScanRef,
+    folder: Path,
+    segmenter: Segmenter,
+    lungs: str | Path | None = None,
+    probability: bool = False,
+    progress: Progress = silent,
+) -> CaseResult:
+    """Read, segment, measure and write one scan; `report.json` comes last.
+
+    Raises:
+        PneumoscopeError: as reader, models and writers say.
+    """
+    from pneumoscope.io import read_mask, read_volume, write_image, write_mask
+    from pneumoscope.reports.case import write_case_report
+    from pneumoscope.severity.measure import measure
+    from pneumoscope.surfaces.points import write_case_points
+
+    begun = time.perf_counter()
+    (folder / REPORT_FILE).unlink(missing_ok=True)
+    volume = read_volume(scan.path, case=scan.case)
+    given = lungs if scan.lungs is None else scan.lungs
+    lung_mask = None if given is None else read_mask(given)
+    seconds = {"read": time.perf_counter() - begun}
+    found = segmenter.run(volume, lung_mask, progress=progress)
+    seconds |= found.seconds
+    begun = time.perf_counter()
+    severity = measure(volume, found.lungs, found.infiltrate)
+    seconds["measure"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    write_mask(found.lungs, folder / "lungs.nii.gz", volume.native)
+    write_mask(found.infiltrate, folder / "infiltrate.nii.gz", volume.native)
+    if probability:
+        import numpy as np
+
+        write_image(found.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz")
+    truth = None if scan.infiltrate is None else read_mask(scan.infiltrate)
+    write_case_points(folder, volume, found.lungs, found.infiltrate, truth)
+    write_case_report(
+        folder,
+        volume=volume,
+        lungs=found.lungs,
+        infiltrate=found.infiltrate,
+        severity=severity,
+        findings=(*volume.findings, *found.findings),
+        cards=found.cards,
+        truth=truth,
+    )
+    seconds["write"] = time.perf_counter() - begun
+    total = severity.total
+    summary = {
+        "lung_ml": round(total.lung_ml, 2),
+        "infiltrate_ml": round(total.infiltrate_ml, 3),
+        "share_percent": None if total.share_percent is None else round(total.share_percent, 3),
+        "states": " ".join(severity.states),
+        "findings": len(volume.findings) + len(found.findings),
+    }
+    return CaseResult(scan.case, "done", None, summary, {k: round(v, 2) for k, v in seconds.items()})
+
+
+def _table(cases: Sequence[CaseResult]) -> str:
+    """`cases.csv`: one row per case, the same columns whether it succeeded or not."""
+    columns = ("lung_ml", "infiltrate_ml", "share_percent", "states", "findings")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("case", "status", *columns, "error"))
+    for case in cases:
+        values = ["" if case.summary.get(c) is None else case.summary[c] for c in columns]
+        writer.writerow((case.case, case.status, *values, case.error or ""))
+    return stream.getvalue()
+
+
+def _environment() -> dict[str, Any]:
+    """Versions, threads and the peak memory of this process; no host or user names."""
+    import platform
+    import resource
+
+    import torch
+
+    from pneumoscope import __version__
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "pneumoscope": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": round(peak / 1024),
+    }
