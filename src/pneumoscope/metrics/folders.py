@@ -1,0 +1,255 @@
+"""Two folders of masks, scored: ``per_case.csv`` with one row per case and label, ``summary.json`` over the cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumoscope import __version__
+from pneumoscope.errors import InputError, PneumoscopeError, RunError
+from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.metrics.intervals import bootstrap_interval
+from pneumoscope.metrics.overlap import Counts, SliceScores, dice, mean_over_infected, score, slice_scores
+from pneumoscope.metrics.pairs import Pair, find_pairs
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import Mask
+
+FORMAT = 1
+"""Layout of summary.json; grows when an entry changes its meaning."""
+
+ANY = "any"
+"""Row of all labels together, beside the rows of single labels."""
+
+EMPTY_RULE = (
+    "Both masks empty: Dice, IoU, precision and recall are 1.0 and the case is counted in n_both_empty; "
+    "one of them empty: 0.0. Slice means use only slices whose reference is not empty."
+)
+
+COLUMNS = (
+    "case", "label", "dice", "iou", "precision", "recall", "specificity", "accuracy", "f1", "empty",
+    "prediction_ml", "reference_ml", "slices", "slices_infected", "slice_accuracy", "slice_precision", "slice_recall",
+    "slice_f1", "tp", "fp", "fn", "tn", "prediction", "reference",
+)  # fmt: skip
+"""Columns of per_case.csv, in this order; new ones come at the end."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out of scoring folders.
+
+    Attributes:
+        rows: one per case and label, by `COLUMNS`; slice means are NaN where no slice of the reference is marked.
+        failures: cases that could not be scored: ``case``, ``kind`` (the error's class), ``message``.
+        summary: counts of cases, and per label means, intervals and empty cases; as in summary.json.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    failures: tuple[Mapping[str, str], ...]
+    summary: Mapping[str, Any]
+
+    def write(self, out: str | Path) -> None:
+        """Write ``per_case.csv`` and ``summary.json`` into a folder."""
+        stream = io.StringIO()
+        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: _cell(v) for k, v in row.items()} for row in self.rows)
+        write_text(Path(out) / "per_case.csv", stream.getvalue())
+        write_json(Path(out) / "summary.json", dict(self.summary))
+
+
+def score_folders(
+    prediction: str | Path,
+    reference: str | Path,
+    *,
+    structure: str = "infiltrate",
+    spacing_mm: Sequence[float] | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Score every mask of one folder against its partner in another; see `find_pairs` for which that is.
+
+    A case that cannot be scored (no partner, unreadable, on another grid, labels of another meaning) is listed as a
+    failure, and the others are scored.
+
+    Args:
+        prediction: a mask, or a folder of masks.
+        reference: the same, held to be true.
+        structure: ``infiltrate`` or ``lungs``, where one side has case folders and the other has not.
+        spacing_mm: voxel size along (right, front, head) to use for volumes in ml instead of the files'.
+        progress: told after each case.
+
+    Raises:
+        InputError: as `find_pairs`, and for a spacing that is not three positive numbers.
+    """
+    _check_spacing(spacing_mm)
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    slices: dict[str, dict[str, list[SliceScores]]] = {}
+    pairs = find_pairs(prediction, reference, structure=structure)
+    for done, pair in enumerate(pairs):
+        progress("evaluate", done, len(pairs), pair.case)
+        try:
+            for row, per_slice in _score_pair(pair, spacing_mm):
+                rows.append(row)
+                slices.setdefault(row["label"], {})[pair.case] = per_slice
+        except PneumoscopeError as error:
+            failures.append({"case": pair.case, "kind": type(error).__name__, "message": str(error)})
+    progress("evaluate", len(pairs), len(pairs))
+    summary = {
+        "format": FORMAT,
+        "kind": "evaluation",
+        "software": {"name": "pneumoscope", "version": __version__},
+        "prediction": str(prediction),
+        "reference": str(reference),
+        "empty_masks": EMPTY_RULE,
+        "cases": len({row["case"] for row in rows}),
+        "failed": len(failures),
+        "failures": failures,
+        "labels": {label: _summarise(label, rows, per_case) for label, per_case in sorted(slices.items())},
+    }
+    return Evaluation(tuple(rows), tuple(failures), summary)
+
+
+def evaluate_folders(
+    prediction: str | Path,
+    reference: str | Path,
+    out: str | Path,
+    *,
+    structure: str = "infiltrate",
+    spacing_mm: Sequence[float] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """`score_folders`, written into a folder.
+
+    Returns:
+        What stands in ``summary.json``.
+
+    Raises:
+        InputError: as `score_folders`, and when `out` holds an evaluation and `overwrite` is not given.
+        RunError: when any case failed; the others are written first.
+    """
+    folder = prepare_folder(out, marker="summary.json", overwrite=overwrite)
+    result = score_folders(prediction, reference, structure=structure, spacing_mm=spacing_mm, progress=progress)
+    result.write(folder)
+    if result.failures:
+        first = result.failures[0]
+        raise RunError(
+            f"{len(result.failures)} of {len(result.failures) + result.summary['cases']} cases could not be scored, "
+            f"first {first['case']}: {first['message']}; see failures in {folder / 'summary.json'}"
+        )
+    return dict(result.summary)
+
+
+def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) -> tuple[Counts, list[SliceScores]]:
+    """Counts over the volume, and the scores of its axial slices from the feet up; one label, or all together.
+
+    Raises:
+        GeometryError: when the masks lie on different grids.
+    """
+    reference.grid.require_same_space(prediction.grid, "the prediction")
+    found, drawn = (mask.any if label is None else mask.of(label) for mask in (prediction, reference))
+    per_slice = slice_scores(found.transpose(2, 1, 0), drawn.transpose(2, 1, 0))
+    return sum((scores.counts for scores in per_slice), Counts()), per_slice
+
+
+def _score_pair(pair: Pair, spacing_mm: Sequence[float] | None) -> list[tuple[dict[str, Any], list[SliceScores]]]:
+    from pneumoscope.io import read_mask
+
+    if pair.prediction is None or pair.reference is None:
+        raise InputError(pair.missing)
+    found, drawn = read_mask(pair.prediction), read_mask(pair.reference)
+    drawn.grid.require_same_space(found.grid, f"the prediction {pair.prediction}")
+    labels = _common_labels(found.names, drawn.names)
+    wanted: list[tuple[str, int | None]] = [(name, label) for label, name in labels.items()]
+    if len(wanted) != 1:
+        wanted.append((ANY, None))
+    ml = drawn.grid.voxel_volume_ml if spacing_mm is None else math.prod(spacing_mm) / 1000
+    results = []
+    for name, label in wanted:
+        counts, per_slice = score_masks(found, drawn, label=label)
+        mean = mean_over_infected(per_slice)
+        row = {
+            "case": pair.case,
+            "label": name,
+            **score(counts).as_dict(),
+            "prediction_ml": counts.predicted * ml,
+            "reference_ml": counts.referenced * ml,
+            "slices": len(per_slice),
+            "slices_infected": mean.n_slices,
+            **{f"slice_{key}": getattr(mean, key) for key in ("accuracy", "precision", "recall", "f1")},
+            "prediction": pair.prediction.name,
+            "reference": pair.reference.name,
+        }
+        results.append(({column: row[column] for column in COLUMNS}, per_slice))
+    return results
+
+
+def _common_labels(found: Mapping[int, str], drawn: Mapping[int, str]) -> dict[int, str]:
+    """Numbers and names to compare one by one; none when one side tells parts apart that the other does not.
+
+    Raises:
+        InputError: when both sides name several labels, and name a number differently.
+    """
+    names = {}
+    for label in sorted({*found, *drawn}):
+        known = [side[label] for side in (drawn, found) if side.get(label, f"label {label}") != f"label {label}"]
+        if len(set(known)) > 1:
+            if min(len(found), len(drawn)) == 1:
+                return {}
+            raise InputError(
+                f"label {label} is {found[label]!r} in the prediction, {drawn[label]!r} in the reference; relabel one"
+            )
+        names[label] = known[0] if known else f"label {label}"
+    return names
+
+
+def _summarise(
+    label: str, rows: Sequence[Mapping[str, Any]], slices: Mapping[str, Sequence[SliceScores]]
+) -> dict[str, Any]:
+    """Means over cases and over slices of one label. Intervals take a case for a patient."""
+    own = [row for row in rows if row["label"] == label]
+    counts = sum((Counts(row["tp"], row["fp"], row["fn"], row["tn"]) for row in own), Counts())
+    per_case = {
+        name: asdict(bootstrap_interval({row["case"]: [row[name]] for row in own}))
+        for name in ("dice", "iou", "precision", "recall")
+    }
+    infected = {case: [s.f1 for s in scores if s.infected] for case, scores in slices.items()}
+    every = mean_over_infected([s for scores in slices.values() for s in scores])
+    return {
+        "cases": len(own),
+        "n_both_empty": sum(row["empty"] == "both" for row in own),
+        "n_missed": sum(row["empty"] == "prediction" for row in own),
+        "n_false_alarms": sum(row["empty"] == "reference" for row in own),
+        **{name: {key: value for key, value in mean.items() if key in _KEPT} for name, mean in per_case.items()},
+        "dice_median": float(np.median([row["dice"] for row in own])),
+        "dice_pooled": dice(counts),
+        "slice_mean": {**asdict(every), "f1_interval": _ends(asdict(bootstrap_interval(infected)))},
+    }
+
+
+_KEPT = ("mean", "low", "high")
+
+
+def _ends(interval: Mapping[str, Any]) -> list[float]:
+    return [interval["low"], interval["high"]]
+
+
+def _cell(value: Any) -> Any:
+    """Numbers in at most 6 digits after the point, NaN as an empty cell, text kept from being taken as a formula."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6f}".rstrip("0").rstrip(".")
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
+        return f"'{value}"
+    return value
+
+
+def _check_spacing(spacing_mm: Sequence[float] | None) -> None:
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing_mm)):
+        raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing_mm)}")

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pneumoscope.errors import GeometryError, InputError, RunError
+from pneumoscope.geometry import Grid
+from pneumoscope.io import write_mask
+from pneumoscope.metrics.folders import COLUMNS, evaluate_folders, score_folders, score_masks
+from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
+from pneumoscope.metrics.pairs import find_pairs
+from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
+
+GRID = Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.2))
+ML = 0.5 * 0.8 * 1.2 / 1000
+
+
+def save(path, labels, names=INFILTRATE_LABEL, grid=GRID):
+    """Stored flipped and permuted, so that nothing works by array order alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = Mask(np.asarray(labels, np.uint8), grid, names)
+    write_mask(mask, path, grid.reorient(("P", "L", "S")))
+    return mask
+
+
+@pytest.fixture
+def folders(tmp_path, rng):
+    """Three cases: one ordinary, one missed, one with nothing to find and nothing found."""
+    some, other = (rng.random((2, 4, 5, 6)) < 0.3).astype(np.uint8)
+    some[..., 0] = other[..., :2] = 0
+    nothing = np.zeros_like(some)
+    for case, pred, ref in (("a", some, other), ("b", nothing, other), ("c", nothing, nothing)):
+        save(tmp_path / "pred" / f"{case}.nii.gz", pred)
+        save(tmp_path / "ref" / f"{case}.nii.gz", ref)
+    return tmp_path / "pred", tmp_path / "ref", some.astype(bool), other.astype(bool)
+
+
+def test_rows_equal_the_plain_functions(folders):
+    pred, ref, some, other = folders
+    result = score_folders(pred, ref)
+    row = result.rows[0]
+    scores = score(count(some, other))
+    slices = mean_over_infected(slice_scores(to_slices(some), to_slices(other)))
+    assert (row["case"], row["label"]) == ("a", "infiltrate")
+    for name in ("dice", "iou", "precision", "recall", "specificity", "accuracy", "f1"):
+        assert row[name] == getattr(scores, name), name
+    assert row["slice_f1"] == slices.f1
+    assert row["slices_infected"] == slices.n_slices
+    assert row["reference_ml"] == pytest.approx(other.sum() * ML)
+    assert tuple(row) == COLUMNS
+
+
+def test_empty_cases_are_counted_apart(folders):
+    result = score_folders(*folders[:2])
+    assert [row["empty"] for row in result.rows] == ["", "prediction", "both"]
+    assert [row["dice"] for row in result.rows][1:] == [0.0, 1.0]
+    assert math.isnan(result.rows[2]["slice_f1"])
+    label = result.summary["labels"]["infiltrate"]
+    assert (label["cases"], label["n_both_empty"], label["n_missed"], label["n_false_alarms"]) == (3, 1, 1, 0)
+    assert label["dice"]["mean"] == pytest.approx((result.rows[0]["dice"] + 0 + 1) / 3)
+    assert label["slice_mean"]["n_slices"] == result.rows[0]["slices_infected"] + result.rows[1]["slices_infected"]
+    assert label["slice_mean"]["n_missed"] >= result.rows[1]["slices_infected"]
+
+
+def test_swapped_sides_are_false_alarms(folders):
+    pred, ref = folders[:2]
+    assert score_folders(ref, pred).summary["labels"]["infiltrate"]["n_false_alarms"] == 1
+
+
+def test_files_are_written(folders, tmp_path):
+    summary = evaluate_folders(*folders[:2], tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["per_case.csv", "summary.json"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == summary["cases"] == 3
+    with (tmp_path / "out" / "per_case.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows] == ["a", "b", "c"]
+    assert rows[2]["slice_f1"] == ""
+    assert float(rows[0]["dice"]) == pytest.approx(summary["labels"]["infiltrate"]["dice_pooled"], abs=1)
+    with pytest.raises(InputError, match="already holds a run"):
+        evaluate_folders(*folders[:2], tmp_path / "out")
+    evaluate_folders(*folders[:2], tmp_path / "out", overwrite=True)
+
+
+def test_cases_that_fail_are_named_and_the_others_written(folders, tmp_path):
+    pred, ref, some, _ = folders
+    (pred / "b.nii.gz").unlink()
+    save(pred / "d.nii.gz", some)
+    shifted = Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.2), (0, 0, 0.6))
+    save(pred / "c.nii.gz", some, grid=shifted)
+    (ref / "e.nii.gz").write_bytes(b"no image")
+    save(pred / "e.nii.gz", some)
+    with pytest.raises(RunError, match="4 of 5 cases could not be scored, first b: no prediction for the reference"):
+        evaluate_folders(pred, ref, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(f["case"], f["kind"]) for f in summary["failures"]] == [
+        ("b", "InputError"),
+        ("c", "GeometryError"),
+        ("d", "InputError"),
+        ("e", "ReadError"),
+    ]
+    assert "another grid" in summary["failures"][1]["message"]
+    assert "no reference for the prediction" in summary["failures"][2]["message"]
+    assert summary["cases"] == 1
+
+
+def test_masks_on_other_grids_are_refused():
+    mask = Mask.empty(GRID, INFILTRATE_LABEL)
+    other = Mask.empty(Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.3)), INFILTRATE_LABEL)
+    with pytest.raises(GeometryError, match="another grid"):
+        score_masks(mask, other)
+
+
+def test_slices_are_axial_from_the_feet_up(rng):
+    found, drawn = (rng.random((2, 4, 5, 6)) < 0.4).astype(np.uint8)
+    counts, slices = score_masks(Mask(found, GRID, INFILTRATE_LABEL), Mask(drawn, GRID, INFILTRATE_LABEL))
+    assert counts == count(found > 0, drawn > 0)
+    assert [s.counts for s in slices] == [count(found[..., k] > 0, drawn[..., k] > 0) for k in range(6)]
+
+
+def test_several_labels_are_scored_apart_and_together(tmp_path, rng):
+    found, drawn = rng.integers(0, 3, (2, 4, 5, 6))
+    save(tmp_path / "p.nii.gz", found, LUNG_LABELS)
+    save(tmp_path / "r.nrrd", drawn, LUNG_LABELS)
+    rows = {row["label"]: row for row in score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nrrd").rows}
+    assert list(rows) == ["right lung", "left lung", "any"]
+    assert rows["left lung"]["dice"] == score(count(found == 2, drawn == 2)).dice
+    assert rows["any"]["dice"] == score(count(found > 0, drawn > 0)).dice
+    assert {row["case"] for row in rows.values()} == {"r"}
+
+
+def test_labels_of_another_meaning_are_refused(tmp_path, rng):
+    labels = rng.integers(0, 3, (4, 5, 6))
+    save(tmp_path / "p.nii.gz", labels, LUNG_LABELS)
+    save(tmp_path / "r.nii.gz", labels, {1: "left lung", 2: "right lung"})
+    result = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz")
+    assert "label 1 is 'right lung' in the prediction, 'left lung' in the reference" in result.failures[0]["message"]
+    assert result.rows == ()
+
+
+def test_one_side_that_does_not_tell_kinds_apart_is_compared_as_a_whole(tmp_path, rng):
+    labels = rng.integers(0, 3, (4, 5, 6))
+    save(tmp_path / "p.nii.gz", labels > 0, INFILTRATE_LABEL)
+    save(tmp_path / "r.nii.gz", labels, INFILTRATE_LABELS)
+    rows = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz").rows
+    assert [row["label"] for row in rows] == ["any"]
+    assert rows[0]["dice"] == 1.0
+
+
+def test_spacing_of_the_user_counts_for_volumes(folders):
+    pred, ref, _, other = folders
+    assert score_folders(pred, ref, spacing_mm=(1, 1, 2)).rows[0]["reference_ml"] == pytest.approx(other.sum() * 0.002)
+    for wrong in ((1, 1), (1, 1, 0), (1, 1, math.nan)):
+        with pytest.raises(InputError, match="three positive numbers"):
+            score_folders(pred, ref, spacing_mm=wrong)
+
+
+def test_progress_is_told(folders):
+    told = []
+    score_folders(*folders[:2], progress=lambda *call: told.append(call))
+    assert told == [("evaluate", 0, 3, "a"), ("evaluate", 1, 3, "b"), ("evaluate", 2, 3, "c"), ("evaluate", 3, 3)]
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def names(pairs, root):
+    return [
+        (p.case, *(None if f is None else f.relative_to(root).as_posix() for f in (p.prediction, p.reference)))
+        for p in pairs
+    ]
+
+
+def test_pairs_by_name_whatever_the_format(tmp_path):
+    pred = touch(tmp_path / "p", "a.nii.gz", "sub/b.nrrd", "a.txt", ".tmp-1-c.nii.gz", "case.v2.nii")
+    ref = touch(tmp_path / "r", "a.nrrd", "sub/b.mha", "case.v2.nii.gz")
+    assert names(find_pairs(pred, ref), tmp_path) == [
+        ("a", "p/a.nii.gz", "r/a.nrrd"),
+        ("case.v2", "p/case.v2.nii", "r/case.v2.nii.gz"),
+        ("sub/b", "p/sub/b.nrrd", "r/sub/b.mha"),
+    ]
+
+
+def test_pairs_of_case_folders_with_a_flat_reference(tmp_path):
+    pred = touch(tmp_path / "p", *(f"{c}/{s}.nii.gz" for c in "ab" for s in ("lungs", "infiltrate", "probability")))
+    ref = touch(tmp_path / "r", "a.nii.gz", "b.nii.gz")
+    assert names(find_pairs(pred, ref), tmp_path) == [
+        ("a", "p/a/infiltrate.nii.gz", "r/a.nii.gz"),
+        ("b", "p/b/infiltrate.nii.gz", "r/b.nii.gz"),
+    ]
+    assert find_pairs(pred, ref, structure="lungs")[1].prediction == pred / "b" / "lungs.nii.gz"
+    both = find_pairs(pred, pred)
+    assert [p.case for p in both] == ["a/infiltrate", "a/lungs", "b/infiltrate", "b/lungs"]
+
+
+def test_pairs_without_mask_endings_where_unmistakable(tmp_path):
+    pred = touch(tmp_path / "p", "x.nii", "y.nii", "z.nii")
+    ref = touch(tmp_path / "r", "x_mask.nii", "y_mask.nii", "y_seg.nii", "z.nii")
+    assert names(find_pairs(pred, ref), tmp_path) == [
+        ("x", "p/x.nii", "r/x_mask.nii"),
+        ("y", "p/y.nii", None),
+        ("y_mask", None, "r/y_mask.nii"),
+        ("y_seg", None, "r/y_seg.nii"),
+        ("z", "p/z.nii", "r/z.nii"),
+    ]
+
+
+def test_unusable_folders_are_refused(tmp_path):
+    pred = touch(tmp_path / "p", "a.nii")
+    for call, message in (
+        (lambda: find_pairs(tmp_path / "nowhere", pred), "does not exist"),
+        (lambda: find_pairs(pred, pred / "a.nii"), "is a folder, the reference a file"),
+        (lambda: find_pairs(pred, touch(tmp_path / "r", "b.nii")), "no case in common"),
+        (lambda: find_pairs(pred, touch(tmp_path / "e", "notes.txt")), "holds no masks"),
+        (lambda: find_pairs(pred, touch(tmp_path / "d", "a.nii", "a.nii.gz")), "same case name"),
+        (lambda: find_pairs(pred, pred, structure="heart"), "one of infiltrate, lungs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_a_case_name_is_never_taken_for_a_formula(folders, tmp_path):
+    pred, ref = folders[:2]
+    for folder in (pred, ref):
+        (folder / "a.nii.gz").rename(folder / "=1+1.nii.gz")
+    evaluate_folders(pred, ref, tmp_path / "out")
+    assert "\n'=1+1," in (tmp_path / "out" / "per_case.csv").read_text()
