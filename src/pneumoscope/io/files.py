@@ -123,4 +123,5 @@ def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, re
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"cannot be made an output folder ({reason}); choose another place", path=folder) from error
+    clear_temporary(folder)
     return folder
