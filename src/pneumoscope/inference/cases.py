@@ -37,6 +37,7 @@ class CaseResult:
         case: its name.
         status: ``done`` or ``failed``.
         error: the one-line message when it failed.
+        exit_code: how a command with this scan alone ends: 0 done, 1 failed while running, 2 the scan is unusable.
         summary: plain numbers for `cases.csv` (severity), empty when it failed.
         seconds: wall time by step.
     """
@@ -44,6 +45,7 @@ class CaseResult:
     case: str
     status: Literal["done", "failed"]
     error: str | None = None
+    exit_code: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -169,7 +171,7 @@ def _side_by_side(scans: Sequence[ScanRef], job: _Job, jobs: int) -> Iterator[Ca
                     yield pool.submit(_work, scan).result()
             except BrokenProcessPool:
                 message = "its process was killed, probably for want of memory; try --jobs 1"
-                yield CaseResult(scan.case, "failed", message)
+                yield CaseResult(scan.case, "failed", message, 1)
 
 
 _worker: tuple[_Job, Segmenter] | None = None
@@ -196,12 +198,12 @@ def _guarded(scan: ScanRef, job: _Job, segmenter: Segmenter, progress: Progress)
     try:
         return segment_case(scan, job.out / scan.case, segmenter, job.lungs, job.probability, progress)
     except PneumoscopeError as problem:
-        return CaseResult(scan.case, "failed", str(problem))
+        return CaseResult(scan.case, "failed", str(problem), problem.exit_code)
     except MemoryError:
-        return CaseResult(scan.case, "failed", "out of memory; close other programs or use a machine with more")
+        return CaseResult(scan.case, "failed", "out of memory; close other programs or use a machine with more", 1)
     except Exception as problem:
         return CaseResult(
-            scan.case, "failed", f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
+            scan.case, "failed", f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}", 1
         )
 
 
@@ -262,7 +264,7 @@ def segment_case(
         "states": " ".join(severity.states),
         "findings": len(volume.findings) + len(found.findings),
     }
-    return CaseResult(scan.case, "done", None, summary, {k: round(v, 2) for k, v in seconds.items()})
+    return CaseResult(scan.case, "done", None, 0, summary, {k: round(v, 2) for k, v in seconds.items()})
 
 
 def _table(cases: Sequence[CaseResult]) -> str:
