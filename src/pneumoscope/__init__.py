@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pneumoscope.api import quantify, read_scan, run_study, segment
+    from pneumoscope.api import evaluate, quantify, read_scan, run_study, segment
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "evaluate": "api",
     "read_scan": "api",
     "segment": "api",
     "quantify": "api",
@@ -28,7 +29,18 @@ _HOMES = {
 }
 """Public name -> its module; loaded on first use, so that `import pneumoscope` costs nothing."""
 
-__all__ = ["Grid", "Mask", "PneumoscopeError", "Volume", "__version__", "quantify", "read_scan", "run_study", "segment"]
+__all__ = [
+    "Grid",
+    "Mask",
+    "PneumoscopeError",
+    "Volume",
+    "__version__",
+    "evaluate",
+    "quantify",
+    "read_scan",
+    "run_study",
+    "segment",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from pneumoscope.progress import Progress, silent
 if TYPE_CHECKING:
     from pneumoscope.experiments.schema import Experiment
     from pneumoscope.inference.segment import Segmentation
+    from pneumoscope.metrics.folders import Evaluation
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.run import StudyResult
     from pneumoscope.volume import Mask, Volume
@@ -75,6 +76,27 @@ def quantify(scan: str | Path | Volume, lungs: str | Path | Mask, infiltrate: st
     from pneumoscope.severity.measure import measure
 
     return measure(_volume(scan), _mask(lungs), _mask(infiltrate))
+
+
+def evaluate(
+    prediction: str | Path,
+    reference: str | Path,
+    *,
+    structure: Literal["infiltrate", "lungs"] = "infiltrate",
+    spacing_mm: Sequence[float] | None = None,
+) -> Evaluation:
+    """Score masks against masks: two files, or two folders matched by case name.
+
+    Returns:
+        A row per case and label, what could not be scored, and means with 95 % bootstrap intervals;
+        `Evaluation.write` puts them into a folder.
+
+    Raises:
+        InputError: nothing to compare.
+    """
+    from pneumoscope.metrics.folders import score_folders
+
+    return score_folders(prediction, reference, structure=structure, spacing_mm=spacing_mm)
 
 
 def run_study(

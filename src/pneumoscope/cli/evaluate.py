@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import progress_for, say, say_json
+from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.errors import RunError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,20 +20,70 @@ def add_to(app: typer.Typer) -> None:
 
 @common_options("overwrite")
 def evaluate(
-    prediction: Annotated[Path, typer.Option("--input", "-i", metavar="PRED", help="The masks to score.")],
-    reference: Annotated[Path, typer.Option("--reference", "-r", metavar="REF", help="The masks held to be true.")],
+    prediction: Annotated[
+        Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")
+    ],
+    reference: Annotated[
+        Path, typer.Option("--reference", "-r", metavar="REF", help="The mask or folder of masks held to be true.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
+    structure: Annotated[
+        str,
+        typer.Option(
+            "--structure",
+            metavar="infiltrate|lungs",
+            help="Which mask of a case folder to score, where only one side has case folders.",
+        ),
+    ] = "infiltrate",
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            "--spacing", metavar="X Y Z", help="Voxel size in mm to use for volumes instead of the one in the files."
+        ),
+    ] = None,
 ) -> None:
     """Score predicted masks against reference masks.
 
-    Writes per_case.csv and summary.json. Masks are matched by case name.
+    Masks are matched by case name. Writes per_case.csv, one row per case and label, and summary.json with means and
+    95 % intervals. A case that cannot be scored is listed and the others are scored; the exit code is then 1.
     """
     from pneumoscope.metrics.folders import evaluate_folders
 
-    with progress_for(common) as progress:
-        result = evaluate_folders(prediction, reference, out, overwrite=common.overwrite, progress=progress)
+    failed: RunError | None = None
+    try:
+        with progress_for(common) as progress:
+            summary = evaluate_folders(
+                prediction,
+                reference,
+                out,
+                structure=structure,
+                spacing_mm=spacing,
+                overwrite=common.overwrite,
+                progress=progress,
+            )
+    except RunError as problem:  # the cases that could be scored have been written
+        failed, summary = problem, json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    _show(summary, out, common)
+    if failed:
+        raise failed
+
+
+def _show(summary: dict[str, Any], out: Path, common: Common) -> None:
     if common.json:
-        say_json(result)
-    else:
-        say(f"written to {out}")
+        say_json(summary)
+        return
+    say_table(
+        ("label", "cases", "dice", "95 % interval", "iou", "precision", "recall"),
+        [
+            (
+                label,
+                found["cases"],
+                number(found["dice"]["mean"]),
+                f"{number(found['dice']['low'])} to {number(found['dice']['high'])}",
+                *(number(found[name]["mean"]) for name in ("iou", "precision", "recall")),
+            )
+            for label, found in summary["labels"].items()
+        ],
+    )
+    say(f"written to {out}")

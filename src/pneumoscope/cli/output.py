@@ -65,6 +65,11 @@ def say_fields(fields: Mapping[str, Any], indent: str = "") -> None:
             say(f"{label} {value}")
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """A score for people; ``-`` where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
+
+
 @contextmanager
 def progress_for(common: Common) -> Iterator[Progress]:
     """A bar on stderr when it is a terminal and ``--quiet`` was not given; silence otherwise. NO_COLOR is honoured."""

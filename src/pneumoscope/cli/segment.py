@@ -9,7 +9,7 @@ import typer
 
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_json
-from pneumoscope.errors import RunError
+from pneumoscope.errors import InputError, RunError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,8 +49,8 @@ def segment(
 ) -> None:
     """Segment lungs and infiltrates of chest CT scans.
 
-    Each case gets a folder with masks on exactly the scan's grid, report.json and report.html. A case that fails is
-    listed in cases.csv and the others are still written; the exit code is then 1.
+    Each scan gets a folder with masks on exactly its grid, report.json and report.html. A scan that fails is listed in
+    cases.csv and the others are still written; the exit code is then 1.
     """
     from pneumoscope.inference.cases import segment_cases
     from pneumoscope.io import list_scans
@@ -70,12 +70,14 @@ def segment(
             probability=probability,
             progress=progress,
         )
-    failed = [case for case in batch.cases if case.error]
+    failed = [case for case in batch.cases if case.status == "failed"]
     if common.json:
-        say_json(batch.as_dict())
-    else:
+        say_json({"out": out, **batch.as_dict()})
+    elif len(batch.cases) > len(failed):
         for case in batch.cases:
-            say(f"{case.case}: {case.error or case.sentence()}")
+            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}")
         say(f"written to {out}")
+    if failed and len(batch.cases) == 1:
+        raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].sentence())
     if failed:
-        raise RunError(f"{len(failed)} of {len(batch.cases)} cases failed; see {out / 'cases.csv'}")
+        raise RunError(f"{len(failed)} of {len(batch.cases)} scans failed; see {out / 'cases.csv'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
-from pneumoscope.cli.output import progress_for, say, say_json, say_table
+from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.registry import RECIPES, build_recipe
 from pneumoscope.experiments.schema import Experiment
@@ -135,18 +135,14 @@ def print_study(result: StudyResult, common: Common) -> None:
     rows = [
         (
             row["name"],
-            _number(row["f1"]),
-            f"{_number(row['f1_low'])} to {_number(row['f1_high'])}",
-            _number(row["paper_f1"]),
+            number(row["f1"]),
+            f"{number(row['f1_low'])} to {number(row['f1_high'])}",
+            number(row["paper_f1"]),
         )
         for row in result.matrix.to_dict(orient="records")
     ]
     say_table(("stage and test set", "f1", "95 % interval", "paper"), rows)
     say(f"report: {result.report}")
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None or value != value else f"{value:.3f}"
 
 
 def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment:

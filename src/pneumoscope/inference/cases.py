@@ -252,7 +252,7 @@ def segment_case(
         infiltrate=found.infiltrate,
         severity=severity,
         findings=(*volume.findings, *found.findings),
-        cards=found.cards,
+        cards=[{"name": task, **card} for task, card in sorted(found.cards.items())],
         truth=truth,
     )
     seconds["write"] = time.perf_counter() - begun

@@ -1,0 +1,81 @@
+"""`pneumoscope evaluate`: files in, tables out, endings."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+
+def write_mask(path, labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels.astype(np.uint8), np.diag([0.5, 0.8, 1.2, 1.0])), path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases: equal, half found, and one whose prediction is on another grid."""
+    drawn = np.zeros((4, 5, 6))
+    drawn[1:3, 1:3, 1:3] = 1
+    half = drawn.copy()
+    half[2] = 0
+    for case, found in (("a", drawn), ("b", half)):
+        write_mask(tmp_path / "ref" / f"{case}.nii.gz", drawn)
+        write_mask(tmp_path / "pred" / f"{case}.nii.gz", found)
+    return tmp_path
+
+
+def test_scores_tables_and_json(cli, folders):
+    ran = cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", "--json")
+    assert ran.code == 0, ran
+    assert ran.json == json.loads((folders / "out" / "summary.json").read_text())
+    with (folders / "out" / "per_case.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["case"], float(row["dice"])) for row in rows] == [("a", 1.0), ("b", pytest.approx(2 / 3, abs=1e-6))]
+    assert float(rows[0]["reference_ml"]) == pytest.approx(8 * 0.5 * 0.8 * 1.2 / 1000, abs=1e-6)
+
+
+def test_text_names_the_mean(cli, folders):
+    ran = cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out")
+    assert ran.code == 0, ran
+    assert "0.833" in ran.out
+    assert f"written to {folders / 'out'}" in ran.out
+
+
+def test_spacing_replaces_the_files(cli, folders):
+    spacing = ("--spacing", "1", "1", "10")
+    cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", *spacing)
+    with (folders / "out" / "per_case.csv").open() as stream:
+        assert float(next(csv.DictReader(stream))["reference_ml"]) == pytest.approx(0.08)
+
+
+def test_a_case_that_fails_ends_in_1_and_the_others_are_scored(cli, folders):
+    write_mask(folders / "ref" / "c.nii.gz", np.zeros((4, 5, 6)))
+    write_mask(folders / "pred" / "c.nii.gz", np.zeros((4, 5, 7)))
+    ran = cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", "--json")
+    ran.refused("1 of 3", "c", code=1)
+    assert ran.json["cases"] == 2
+    assert (folders / "out" / "per_case.csv").is_file()
+
+
+def test_an_earlier_evaluation_is_kept_without_overwrite(cli, folders):
+    argv = ("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out")
+    assert cli(*argv).code == 0
+    cli(*argv).refused("--overwrite")
+    assert cli(*argv, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-i", "nowhere", "-r", "ref", "-o", "out"], "nowhere"),
+        (["-i", "pred", "-r", "ref", "-o", "out", "--structure", "heart"], "heart"),
+        (["-i", "pred", "-r", "ref", "-o", "out", "--spacing", "0", "1", "1"], "spacing"),
+        (["-i", "pred", "-r", "ref", "-o", "out", "--spacing", "1", "1"], "--spacing"),
+        (["-i", "pred", "-r", "ref"], "--out"),
+    ],
+)
+def test_unusable_calls(cli, folders, monkeypatch, argv, words):
+    monkeypatch.chdir(folders)
+    cli("evaluate", *argv).refused(words)
