@@ -162,10 +162,23 @@ def test_empty_masks_against_the_reference_are_said_aloud(written, small_case, f
 
 def test_files_that_lie_there_are_linked(written, tmp_path):
     (tmp_path / "out" / "points").mkdir(parents=True)
-    (tmp_path / "out" / "points" / "lungs.csv").touch()
-    _, _, shown = written()
-    links = [a["href"] for t, a in shown.tags if t == "a"]
-    assert links == ["report.json", "points/lungs.csv"]
+    for name in ("points/lungs.csv", "points/truth.csv", "notes.txt"):
+        (tmp_path / "out" / name).touch()
+    for truth, more in ((None, []), (..., ["points/truth.csv"])):
+        _, _, shown = written() if truth is ... else written(truth=None)
+        links = [a["href"] for t, a in shown.tags if t == "a"]
+        assert links == ["report.json", "points/lungs.csv", *more]
+
+
+def test_json_comes_last(small_case, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pneumoscope.reports.case.write_page", fail)
+    severity = measure(small_case["volume"], small_case["lungs"], small_case["infiltrate"])
+    with pytest.raises(OSError, match="disk full"):
+        write_case_report(tmp_path, **small_case, severity=severity)
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_input_same_bytes(written, tmp_path):

@@ -42,8 +42,8 @@ _EDGE_WORDS = {
     "left": "the left side",
 }
 _FILES = (
-    "view.html", "report.json", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "points/lungs.csv",
-    "points/infiltrate.csv", "points/truth.csv", "volume.vti", "seg.dcm", "report.dcm",
+    "view.html", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "points/lungs.csv", "points/infiltrate.csv",
+    "points/truth.csv", "volume.vti", "seg.dcm", "report.dcm",
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def write_case_report(
     timings: Mapping[str, float] | None = None,
     truth: Mask | None = None,
 ) -> dict[str, Any]:
-    """Write ``report.json`` and ``report.html`` into the folder of a case; write it last, so that it can link the rest.
+    """Write ``report.html``, then ``report.json``, into the folder of a case, after everything that is to be linked.
 
     Args:
         folder: the case's folder; files of ours that lie in it are linked.
@@ -97,8 +97,8 @@ def write_case_report(
         "timings_seconds": None if timings is None else dict(timings),
     }
     report = jsonable(report)
-    write_json(Path(folder) / "report.json", report)
     write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, views))
+    write_json(Path(folder) / "report.json", report)  # last: it tells that the case is whole
     return report
 
 
@@ -162,8 +162,14 @@ def _context(folder: Path, report: dict[str, Any], views: Sequence[figures.Slice
         "truth_words": _empty_words(report["truth"]),
         "cards": [_card(card) for card in report["models"]],
         "facts": _facts(report),
-        "files": [name for name in _FILES if (folder / name).is_file()],
+        "files": ["report.json", *_files(folder, report)],
     }
+
+
+def _files(folder: Path, report: dict[str, Any]) -> list[str]:
+    """Files of ours in the folder; a reference's points of an earlier run are not this run's."""
+    stale = set() if report["truth"] else {"points/truth.csv"}
+    return [name for name in _FILES if name not in stale and (folder / name).is_file()]
 
 
 def _banners(report: dict[str, Any]) -> list[dict[str, str]]:
