@@ -1,0 +1,205 @@
+"""Synthetic sites on disk: scans, masks, the exact truth beside them, and what was planted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.phantom_sites import phantom_site, phantom_size
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pneumoscope.datasets.phantom import PhantomScan
+
+MANIFEST = "phantom.json"
+TABLE = "manifest.csv"
+FAULTS = "faults.csv"
+LICENCE = "CC0 1.0"
+CITATION = "synthetic, made by pneumoscope"
+TABLE_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
+FAULT_COLUMNS = ("case", "slice", "kind", "voxels", "x", "y", "z")
+VERSION = 1
+"""Raised when the same seed would give other scans."""
+
+
+def write_phantom(
+    out: str | Path,
+    site: str,
+    patients: int,
+    *,
+    seed: int = 0,
+    format: Literal["nifti", "dicom"] | str = "nifti",
+    size: str = "full",
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> list[str]:
+    """Write the patients 0 .. patients - 1 of a site as a data set.
+
+    The folder gets ``manifest.csv`` (any reader of manifests takes it), ``images``, ``lungs`` (not at site C),
+    ``infiltrate``, ``truth`` (exact infiltrate and lungs), ``faults.csv`` and, last, ``phantom.json``. The same call
+    on a finished folder finds it finished and writes nothing; on an unfinished one it goes on where it stopped.
+
+    Returns:
+        The case names.
+
+    Raises:
+        DatasetError: unknown site, size or format, no patient, or a negative seed.
+        InputError: the folder holds another set and `overwrite` is not given.
+    """
+    name, scale = phantom_site(site).name, phantom_size(size)
+    if format not in ("nifti", "dicom"):
+        raise DatasetError(f"unknown format {format!r} for synthetic scans; there are nifti and dicom")
+    if patients < 1 or seed < 0:
+        raise DatasetError(f"needs at least one patient and a seed of 0 or more, got {patients} and {seed}")
+    plan = {"version": VERSION, "site": name, "seed": seed, "size": scale, "format": format, "patients": patients}
+    cases = [_case_name(name, number) for number in range(patients)]
+    folder = Path(out)
+    if not overwrite and _finished(folder, plan):
+        return cases
+    prepare_folder(folder, marker=MANIFEST, overwrite=overwrite)
+    rows, faults = [], []
+    for number in range(patients):
+        progress(f"phantom {name}", number, patients)
+        row, found = _write_case(folder, plan, number)
+        rows.append(row)
+        faults.extend(found)
+    progress(f"phantom {name}", patients, patients)
+    write_text(folder / FAULTS, _table(FAULT_COLUMNS, faults))
+    write_text(folder / TABLE, _table(TABLE_COLUMNS, rows))
+    title = phantom_site(name).title
+    write_json(folder / MANIFEST, {**plan, "title": title, "licence": LICENCE, "citation": CITATION, "cases": cases})
+    return cases
+
+
+def _case_name(site: str, number: int) -> str:
+    from pneumoscope.datasets.phantom import case_name
+
+    return case_name(site, number)
+
+
+def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the folder already holds exactly this set."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    held = read_phantom_json(folder)
+    return all(held.get(key) == value for key, value in plan.items())
+
+
+def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make and write one patient; gives its row of the manifest and its planted faults."""
+    from pneumoscope.datasets.phantom import scan_patient
+    from pneumoscope.io.write import write_mask
+
+    made = scan_patient(plan["site"], number, seed=plan["seed"], size=plan["size"])
+    case, native = made.scan.volume.case, made.scan.volume.native
+    image = _write_image(folder, made, plan["format"])
+    masks = {
+        f"lungs/{case}.nii.gz": made.scan.lungs,
+        f"infiltrate/{case}.nii.gz": made.scan.infiltrate,
+        f"truth/{case}-lungs.nii.gz": made.lungs,
+        f"truth/{case}-infiltrate.nii.gz": made.scan.truth,
+    }
+    for name, mask in masks.items():
+        if mask is not None:
+            write_mask(mask, folder / name, native)
+    row = {
+        "case": case,
+        "image": image,
+        "lungs": f"lungs/{case}.nii.gz" if made.scan.lungs is not None else "",
+        "infiltrate": f"infiltrate/{case}.nii.gz",
+        "patient": case,
+        "date": f"2020-{3 + number // 28 % 9:02d}-{1 + number % 28:02d}",
+        "source": plan["site"],
+    }
+    faults = [{**asdict(fault), "case": case} for fault in made.faults]
+    for fault in faults:
+        fault.update(x=fault.pop("x_mm"), y=fault.pop("y_mm"), z=fault.pop("z_mm"))
+    return row, faults
+
+
+def _write_image(folder: Path, made: PhantomScan, form: str) -> str:
+    from pneumoscope.io.write import write_volume
+
+    volume = made.scan.volume
+    if form == "nifti":
+        write_volume(volume, folder / "images" / f"{volume.case}.nii.gz")
+        return f"images/{volume.case}.nii.gz"
+    from pneumoscope.io.dicom_write import write_dicom_series
+
+    write_dicom_series(volume, folder / "images" / volume.case)
+    return f"images/{volume.case}"
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_phantom_json(root: str | Path) -> dict[str, Any]:
+    """``phantom.json`` of a folder; DatasetError when there is none or it is damaged."""
+    path = Path(root) / MANIFEST
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(
+            f"has no {MANIFEST}: no synthetic data set, or an unfinished one; make it with `pneumoscope data phantom`",
+            path=root,
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot be read ({error}); make the data set again", path=path) from error
+    if not isinstance(held, dict) or not isinstance(held.get("cases"), list):
+        raise DatasetError("is no description of a synthetic data set; make the data set again", path=path)
+    return held
+
+
+def read_phantom(root: str | Path) -> list[Case]:
+    """The cases of a folder written by `write_phantom`; scans are read when loaded.
+
+    Raises:
+        DatasetError: no such folder, an unfinished one, or a table that differs from the description.
+    """
+    from pneumoscope.io.table import read_manifest
+
+    held = read_phantom_json(root)
+    try:
+        refs = read_manifest(Path(root) / TABLE)
+    except InputError as error:
+        raise DatasetError(f"the synthetic data set is damaged: {error}", path=root) from error
+    if [ref.case for ref in refs] != held["cases"]:
+        raise DatasetError(f"{TABLE} and {MANIFEST} name different cases; make the data set again", path=root)
+    cases = [
+        Case("phantom", ref.case, ref.patient or ref.case, ref.source or "", LICENCE, CITATION, partial(_load, ref))
+        for ref in refs
+    ]
+    return require_unique_cases(cases, str(root))
+
+
+def _load(ref: Any) -> LabelledScan:
+    """The scan with its masks, and the exact infiltrate where it lies beside."""
+    from pneumoscope.datasets.manifest import load_scan
+    from pneumoscope.io.read import read_mask
+    from pneumoscope.volume import INFILTRATE_LABELS
+
+    scan = load_scan(ref)
+    exact = ref.path.parent.parent / "truth" / f"{ref.case}-infiltrate.nii.gz"
+    truth = read_mask(exact, INFILTRATE_LABELS) if exact.is_file() else None
+    return LabelledScan(scan.volume, scan.lungs, scan.infiltrate, truth)
+
+
+def read_faults(root: str | Path) -> list[dict[str, str]]:
+    """Rows of ``faults.csv``: ``case,slice,kind,voxels,x,y,z``; empty when nothing was planted."""
+    with (Path(root) / FAULTS).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

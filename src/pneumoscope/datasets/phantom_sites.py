@@ -1,0 +1,177 @@
+"""The three synthetic hospitals: scanner, patients and the way their reader draws.
+
+They differ as the papers' sets do: A stands for MedSeg set 2 (630 pixels, pictures exported from the web), B for
+Coronacases (512 pixels, thin and sharp), C for MosMedData (512 pixels, 8 mm slices, faint ground glass, no lung masks).
+Numbers are our choice unless said otherwise; they were set so that a network trained on one site does worse on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pneumoscope.errors import DatasetError
+from pneumoscope.geometry import AxisCodes
+
+Size = Literal["tiny", "small", "full"]
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How a site's pictures look.
+
+    Attributes:
+        pixels: matrix per size.
+        slice_mm: distances between slices that occur, per size.
+        slab_mm: thickness a slice averages over; None for the slice distance.
+        field_mm: smallest and largest field of view.
+        noise_hu: standard deviation of the noise in soft tissue.
+        kernel: ``soft`` blurs picture and noise, ``sharp`` lifts edges and fine noise.
+        offset_hu, gain: how far the stored values are from Hounsfield units.
+        levels: grey levels the values went through, None for whole HU.
+        ceiling_hu: values above are lost.
+        air_outside: whether corners outside the round field of view are blanked.
+        stored_axes: orientation on disk.
+    """
+
+    pixels: Mapping[str, int]
+    slice_mm: Mapping[str, tuple[float, ...]]
+    slab_mm: float
+    field_mm: tuple[float, float]
+    noise_hu: float
+    kernel: Literal["soft", "sharp"]
+    offset_hu: float
+    gain: float
+    levels: int | None
+    ceiling_hu: float
+    air_outside: bool
+    stored_axes: AxisCodes
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Who comes to a site.
+
+    Attributes:
+        severe, severe_share: chance of a severe case, and the shares of lung they have.
+        mild_share: shares of lung of the others.
+        height: part of the lung's height with lesions; sets how many slices have none.
+        ground_glass_hu: faintest and densest ground glass.
+        consolidation: chance that a lesion has a dense core.
+        radius_mm: lesion radii.
+        dependent_hu: how much denser the healthy back of the lung is than the front.
+        lung_hu: healthy parenchyma in the middle.
+    """
+
+    severe: float
+    severe_share: tuple[float, float]
+    mild_share: tuple[float, float]
+    height: tuple[float, float]
+    ground_glass_hu: tuple[float, float]
+    consolidation: float
+    radius_mm: tuple[float, float]
+    dependent_hu: float
+    lung_hu: float
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a site's reader draws.
+
+    Attributes:
+        margin_mm: how far outside (positive) or inside (negative) the true border.
+        rounding_mm: how much the outline is smoothed; 0 follows the true border.
+        vessels: whether vessels inside are part of the infiltrate.
+        faintest_hu: places below are left out (after the site's own offset), None to keep all.
+        smallest_ml: smaller lesions are overlooked.
+        kinds: whether ground glass and consolidation are told apart.
+        lungs: whether lung masks are stored.
+    """
+
+    margin_mm: float
+    rounding_mm: float
+    vessels: bool
+    faintest_hu: float | None
+    smallest_ml: float
+    kinds: bool
+    lungs: bool
+
+
+@dataclass(frozen=True)
+class PhantomSite:
+    """One synthetic hospital."""
+
+    name: str
+    title: str
+    scanner: Scanner
+    patients: Patients
+    reader: Reader
+
+
+SITES: Mapping[str, PhantomSite] = {
+    "A": PhantomSite(
+        "A",
+        "web exports, generous outlines",
+        Scanner(
+            pixels={"tiny": 64, "small": 192, "full": 630},
+            slice_mm={"tiny": (26.0,), "small": (7.5, 9.0, 10.0), "full": (1.5, 3.0, 3.0, 5.0)},
+            slab_mm=3.0, field_mm=(325.0, 365.0), noise_hu=16.0, kernel="soft", offset_hu=25.0, gain=0.94,
+            levels=256, ceiling_hu=240.0, air_outside=False, stored_axes=("L", "P", "S"),
+        ),
+        Patients(
+            severe=0.35, severe_share=(0.15, 0.38), mild_share=(0.02, 0.10), height=(0.42, 0.66),
+            ground_glass_hu=(-640.0, -380.0), consolidation=0.4, radius_mm=(11.0, 40.0), dependent_hu=50.0,
+            lung_hu=-860.0,
+        ),
+        Reader(1.8, 2.2, True, None, 0.0, True, True),
+    ),
+    "B": PhantomSite(
+        "B",
+        "thin sharp slices, tight outlines without vessels",
+        Scanner(
+            pixels={"tiny": 56, "small": 160, "full": 512},
+            slice_mm={"tiny": (26.0,), "small": (7.5,), "full": (1.0,)},
+            slab_mm=1.0, field_mm=(350.0, 400.0), noise_hu=52.0, kernel="sharp", offset_hu=0.0, gain=1.0,
+            levels=None, ceiling_hu=3071.0, air_outside=False, stored_axes=("L", "P", "S"),
+        ),
+        Patients(
+            severe=0.3, severe_share=(0.12, 0.32), mild_share=(0.02, 0.10), height=(0.52, 0.78),
+            ground_glass_hu=(-700.0, -450.0), consolidation=0.35, radius_mm=(9.0, 36.0), dependent_hu=70.0,
+            lung_hu=-850.0,
+        ),
+        Reader(-0.8, 0.0, False, None, 0.05, False, True),
+    ),
+    "C": PhantomSite(
+        "C",
+        "thick slices, faint ground glass, no lung masks",
+        Scanner(
+            pixels={"tiny": 48, "small": 160, "full": 512},
+            slice_mm={"tiny": (30.0,), "small": (11.0,), "full": (8.0,)},
+            slab_mm=8.0, field_mm=(380.0, 430.0), noise_hu=24.0, kernel="soft", offset_hu=-55.0, gain=1.0,
+            levels=None, ceiling_hu=3071.0, air_outside=True, stored_axes=("L", "A", "S"),
+        ),
+        Patients(
+            severe=0.05, severe_share=(0.08, 0.15), mild_share=(0.006, 0.06), height=(0.34, 0.60),
+            ground_glass_hu=(-760.0, -600.0), consolidation=0.08, radius_mm=(8.0, 28.0), dependent_hu=70.0,
+            lung_hu=-845.0,
+        ),
+        Reader(-1.2, 1.0, True, None, 0.35, False, False),
+    ),
+}  # fmt: skip
+
+
+def phantom_site(name: str) -> PhantomSite:
+    """A site by name, in either case of letters; DatasetError lists the sites there are."""
+    if name.upper() not in SITES:
+        raise DatasetError(f"unknown synthetic site {name!r}; there are {', '.join(SITES)}")
+    return SITES[name.upper()]
+
+
+def phantom_size(name: str) -> Size:
+    """A size by name; ``paper`` is another word for ``full``."""
+    if name in ("tiny", "small", "full"):
+        return name  # type: ignore[return-value]
+    if name == "paper":
+        return "full"
+    raise DatasetError(f"unknown phantom size {name!r}; there are tiny, small and full")
