@@ -54,7 +54,7 @@ def test_every_verb_has_help_and_the_common_options(cli, verb):
         (["demo", "--device", "cuda:x"], "cuda:x"),
         (["demo", "--precision", "fp8"], "fp8"),
         (["demo", "--seed", "-1"], "--seed"),
-        (["data", "phantom", "--jobs", "0"], "--jobs"),
+        (["segment", "-i", "x", "-o", "y", "--jobs", "0"], "--jobs"),
         (["study", "run", "maganaris-2022b", "-o", "x", "--data", "medseg"], "NAME=VALUE"),
         (["study", "run", "maganaris-2022b", "-o", "x", "--data", "a=b", "--data", "a=c"], "twice"),
         (["study", "run", "maganaris-2022b"], "--out"),

@@ -1,8 +1,8 @@
 """Help and listings answer at once: nothing heavy is imported for them."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -31,9 +31,10 @@ def test_help_and_listings_import_nothing_heavy():
 
 @pytest.mark.parametrize("argv", [["--help"], ["data", "list"], ["study", "list"], ["model", "list"]], ids=" ".join)
 def test_help_and_listings_answer_in_half_a_second(argv):
-    def seconds():
-        start = time.perf_counter()
+    def processor_seconds():  # not by the clock: the machine may be busy with something else
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "pneumoscope", *argv], capture_output=True, check=True)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert any(seconds() < 0.5 for _ in range(10))  # again when the machine is busy
+    assert any(processor_seconds() < 0.5 for _ in range(5))

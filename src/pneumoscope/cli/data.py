@@ -52,7 +52,7 @@ def info(
 
 
 @group.command("phantom")
-@common_options("seed", "jobs", "overwrite")
+@common_options("seed", "overwrite")
 def phantom(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The data set's folder.")],
     site: Annotated[str, typer.Option("--site", metavar="A|B|C", help="Which synthetic hospital.")],
@@ -61,7 +61,12 @@ def phantom(
     file_format: Annotated[
         str, typer.Option("--format", metavar="nifti|dicom", help="How the scans are stored.")
     ] = "nifti",
-    size: Annotated[str, typer.Option("--size", metavar="small|full", help="small is for tests and demos.")] = "full",
+    size: Annotated[
+        str,
+        typer.Option(
+            "--size", metavar="full|small|tiny", help="full is as large as patients' scans; tiny is for tests."
+        ),
+    ] = "full",
 ) -> None:
     """Make synthetic chest CTs with exact masks.
 
