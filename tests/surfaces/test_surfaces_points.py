@@ -32,6 +32,20 @@ def test_every_point_lies_where_the_grid_says(tmp_path, tilted, rng):
     np.testing.assert_allclose(table[:, 3], values[where], atol=5.1e-4)
 
 
+@pytest.mark.parametrize("values", [(-1024, 3071), (-9000, 9000), (0.25, 1.75), (-4096, 4095), (-4097, 4096)], ids=str)
+def test_upright_and_oblique_grids_write_numbers_alike(tmp_path, rng, values):
+    """The quick ways (coordinates made once, whole Hounsfield units from a table) give the text of the plain one."""
+    grid = Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.2), (-2.0004, -0.8, 1234.5675))
+    hu = rng.choice(values, grid.shape)
+    affine = grid.affine.copy()
+    affine[0, 1] = 1e-9
+    every = np.ones(grid.shape, bool)
+    upright = write_points(tmp_path / "a.csv", hu, every, grid).path.read_bytes()
+    oblique = write_points(tmp_path / "b.csv", hu, every, Grid(grid.shape, affine)).path.read_bytes()
+    assert upright == oblique
+    np.testing.assert_allclose(read(tmp_path / "a.csv")[:, 3], hu.ravel())
+
+
 def test_no_blanks_and_no_exponents(tmp_path, tilted, rng):
     values = rng.normal(0, 1e-3, tilted.shape)
     text = write_points(tmp_path / "p.csv", values, np.ones(tilted.shape, bool), tilted).path.read_text()
