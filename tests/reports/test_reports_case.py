@@ -118,6 +118,8 @@ def test_states_are_banners(written, small_case):
     assert banners[0] == "banner error"
     assert STATES["no_lung_found"] in shown.text
     assert "not measurable" in shown.text
+    assert "none found" in shown.text
+    assert not re.search(r"\b0(\.0+)?\s(ml|%)", shown.text.split("Infiltrate marked outside")[0])
 
 
 def test_lung_at_the_edge_names_the_edge(written, small_case):
