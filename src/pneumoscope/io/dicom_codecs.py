@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,7 +61,7 @@ def decode_frame(
     return frame
 
 
-def _decode(data: bytes, syntax: str, shape: tuple[int, int], bits_allocated: int) -> NDArray[np.generic]:
+def _decode(data: bytes, syntax: str, shape: tuple[int, int], bits_allocated: int) -> NDArray[Any]:
     import imagecodecs
 
     if syntax == RLE:

@@ -31,7 +31,7 @@ class Frame:
         slope, intercept: stored value to HU; None when the file gives none.
         thickness_mm, gap_mm: SliceThickness and SpacingBetweenSlices, None when missing or unusable.
         kernel: convolution kernel, a short word.
-        position_decimals: decimals the position is written with.
+        position_decimals: decimals that x, y and z are written with.
     """
 
     header: Header
@@ -45,7 +45,7 @@ class Frame:
     thickness_mm: float | None
     gap_mm: float | None
     kernel: str
-    position_decimals: int
+    position_decimals: tuple[int, ...]
 
     @property
     def name(self) -> str:

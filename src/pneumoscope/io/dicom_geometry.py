@@ -93,7 +93,7 @@ def stack(
     findings += more
     vector = (kept[-1].position_mm - kept[0].position_mm) / (len(steps) - 1)
     vector, tilt = _tilt(vector, normal, len(steps), where)
-    findings += tilt + _contradictions(kept, float(np.linalg.norm(vector)))
+    findings += tilt + _contradictions(kept, float(np.linalg.norm(vector)), float(vector @ normal))
     return Stack(kept, steps, _affine(kept[0], vector), findings)
 
 
@@ -230,7 +230,8 @@ def _is_even(frames: list[Frame], place: NDArray[np.float64], gaps: NDArray[np.f
     off = float(np.abs(place - (start + slope * count)).max())
     if np.abs(gaps - mean).max() <= max(SPACING_TOLERANCE * mean, SAME_POSITION_MM):
         return off <= max(0.1 * mean, SAME_POSITION_MM)
-    rounding = 10.0 ** -max(1, max(frame.position_decimals for frame in frames))
+    along = int(np.abs(np.cross(*frames[0].directions)).argmax())
+    rounding = 10.0 ** -max(1, max(frame.position_decimals[along] for frame in frames))
     return off <= 0.6 * rounding and float(gaps.min()) > SAME_POSITION_MM
 
 
@@ -277,10 +278,12 @@ def _tilt(
     return vector, [Finding("IN-DCM-012", note)]
 
 
-def _contradictions(frames: list[Frame], distance_mm: float) -> list[Finding]:
+def _contradictions(frames: list[Frame], distance_mm: float, upright_mm: float) -> list[Finding]:
+    """What the header says of distances against the positions, measured along the stack or along the normal."""
     findings = []
+    slack = max(SPACING_TOLERANCE * distance_mm, 5 * SAME_POSITION_MM)
     for what, value in (("SpacingBetweenSlices", frames[0].gap_mm), ("SliceThickness", frames[0].thickness_mm)):
-        if value is not None and abs(value - distance_mm) > max(SPACING_TOLERANCE * distance_mm, 5 * SAME_POSITION_MM):
+        if value is not None and min(abs(value - distance_mm), abs(value - upright_mm)) > slack:
             note = f"{what} says {value:g} mm, positions say {distance_mm:.3f} mm; positions are used"
             findings.append(Finding("IN-DCM-037", note, "info" if what == "SliceThickness" else "warning"))
     return findings

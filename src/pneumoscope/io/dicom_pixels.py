@@ -121,7 +121,7 @@ def _require_bytes(header: Header, layout: PixelFormat) -> None:
         raise _refused(27, "says it is compressed, but its pixels are not; export the series again", header)
     if length < need:
         raise _lies(header, layout, length)
-    if length - need > max(columns * layout.bits_allocated // 8, 1024):
+    if length - need > max(columns * layout.bits_allocated // 8, 128):
         message = f"the header says {rows} x {columns} pixels ({need} bytes), the file holds {length} bytes of them"
         raise _refused(30, f"{message}; export the series again", header)
 

@@ -24,6 +24,8 @@ _OTHER_IMAGE_CLASSES = re.compile(
 )
 _STANDARD_CLASS = "1.2.840.10008."
 SCOUT_THICKNESS_MM = 100.0
+SMALLEST_BYTES = 132
+"""Preamble and mark: a shorter file was cut, a longer one without the mark never was a DICOM file."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _place_rest(rest: list[Found], folder: Folder) -> None:
             folder.broken.append(Broken(found, 3, message))
         elif found.name in lost:
             message = "is named like a slice but is no DICOM; copy or export the file again"
-            folder.broken.append(Broken(found, 2, message))
+            folder.broken.append(Broken(found, 2 if found.size < SMALLEST_BYTES else 4, message))
         else:
             folder.junk += 1
 

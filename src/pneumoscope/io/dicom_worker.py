@@ -62,14 +62,15 @@ def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, A
     findings += _lost_files(folder, uid, request["fill_gaps"])
     headers = folder.slices[uid]
     notes = Counter(row for header in headers for row in header.notes)
+    other_modality = request["any_modality"] and headers[0].text("Modality") not in ("CT", "")
     frames = [frame for header in headers for frame in frames_of(header)]
     _require_room(frames, request["max_voxels"], where)
     made = stack(frames, _same_pixels, where=where, fill_gaps=request["fill_gaps"], min_slices=request["min_slices"])
-    converter = Hounsfield(made.frames, where)
+    converter = Hounsfield(made.frames, where, any_values=other_modality)
     _write(made, converter, out)
     findings += made.findings + converter.conclude()
     findings += [Finding(f"IN-DCM-{row:03d}", f"{count} file(s) {_NOTES[row]}") for row, count in notes.items()]
-    if request["any_modality"] and headers[0].text("Modality") not in ("CT", ""):
+    if other_modality:
         findings.append(Finding("IN-DCM-041", "not a CT; read because any modality was allowed", "error"))
     rows, columns = made.frames[0].layout.shape
     return {

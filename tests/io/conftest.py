@@ -1,0 +1,26 @@
+"""Fixtures of the border: no secret of the user is touched, and DICOM may be read without a process of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import pytest
+
+from pneumoscope.io import dicom, dicom_worker
+
+
+@pytest.fixture(autouse=True)
+def _salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`read_dicom` runs the same code and the same JSON in this process: half a second faster per call."""
+
+    def exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any]:
+        reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(request)), stream))
+        return dicom._understood(reply.encode(), 0, request["where"])
+
+    monkeypatch.setattr(dicom, "_exchange", exchange)
