@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     common: Common,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a demo that was stopped.")] = False,
 ) -> None:
     """Show the main job on synthetic hospitals; no data needed.
 
@@ -31,6 +32,12 @@ def demo(
 
     with progress_for(common) as progress:
         result = run_demo(
-            out, device=common.device, precision=common.precision, overwrite=common.overwrite, progress=progress
+            out,
+            device=common.device,
+            precision=common.precision,
+            seed=common.seed,
+            overwrite=common.overwrite,
+            resume=resume,
+            progress=progress,
         )
     print_study(result, common)

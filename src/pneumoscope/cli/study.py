@@ -125,6 +125,7 @@ def print_study(result: StudyResult, common: Common) -> None:
             {
                 "folder": result.folder,
                 "report": result.report,
+                "case": result.case_folder,
                 "matrix": result.matrix.to_dict(orient="records"),
                 "forgetting": result.forgetting.to_dict(orient="records"),
                 "transfer": result.transfer,
@@ -142,6 +143,8 @@ def print_study(result: StudyResult, common: Common) -> None:
         for row in result.matrix.to_dict(orient="records")
     ]
     say_table(("stage and test set", "f1", "95 % interval", "paper"), rows)
+    if result.case_folder:
+        say(f"case: {result.case_folder / 'report.html'}")
     say(f"report: {result.report}")
 
 

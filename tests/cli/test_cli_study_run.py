@@ -1,0 +1,110 @@
+"""`pneumoscope demo` and `study run|report` at their smallest: the wiring, not the science."""
+
+import csv
+import json
+import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+
+from pneumoscope.cli.app import run
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.maganaris import four_channel_demo
+
+TINY = [
+    "data.phantom_size=tiny",
+    *(f"data.sites.{n}.phantom_patients=2" for n in (1, 2, 3)),
+    "preprocessing.size=16",
+    "network.features=4,8",
+    "split.train_slices=4",
+    "split.validation_slices=2",
+    "stages.first.max_epochs=1",
+    "stages.retrain.max_epochs=1",
+    "lung.budget.max_epochs=1",
+    "lung.features=4,8",
+    "lung.max_slices=8",
+    "scoring.interval_resamples=20",
+]
+SET = [word for setting in TINY for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo, run once: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumoscope.study.demo.four_channel_demo", lambda: with_overrides(four_channel_demo(), TINY))
+        printed = StringIO()
+        with redirect_stdout(printed):
+            code = run(["demo", "--out", str(out), "--device", "cpu", "--seed", "3", "--json"])
+    assert code == 0
+    return out, json.loads(printed.getvalue())
+
+
+def test_the_demo_writes_a_study_and_a_case_and_names_the_report(demo):
+    out, printed = demo
+    assert printed["report"] == str(out / "report.html")
+    for name in ("experiment.json", "environment.json", "matrix.csv", "forgetting.csv", "per_case.csv", "report.html"):
+        assert (out / name).is_file(), name
+    with (out / "matrix.csv").open() as stream:
+        assert [row["name"] for row in csv.DictReader(stream)] == [row["name"] for row in printed["matrix"]]
+    assert list((out / "cases").glob("*/report.html"))
+    assert printed["case"].startswith(str(out / "cases"))
+
+
+def test_the_seed_reached_the_experiment(demo):
+    numbers = {row["key"]: row["value"] for row in json.loads((demo[0] / "experiment.json").read_text())["numbers"]}
+    assert numbers["training.seed"] == 3
+
+
+def test_nothing_half_written_is_left(demo):
+    assert not [path for path in demo[0].rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_report_again(cli, demo):
+    out, _ = demo
+    (out / "report.html").unlink()
+    ran = cli("study", "report", out)
+    assert ran.code == 0, ran
+    assert ran.out == f"report: {out / 'report.html'}\n"
+    assert (out / "report.html").is_file()
+    assert cli("study", "report", out, "--json").json == {"report": str(out / "report.html")}
+
+
+def test_report_of_what_is_no_study(cli, tmp_path):
+    cli("study", "report", tmp_path).refused(str(tmp_path))
+
+
+def test_a_study_is_not_written_over(cli, demo):
+    out, _ = demo
+    cli("demo", "--out", out).refused("--overwrite")
+    cli("study", "run", "maganaris-2022b-demo", "-o", out, *SET).refused("--overwrite")
+    cli("study", "run", "maganaris-2022b-demo", "-o", out, *SET, "--resume", "--overwrite").refused("one of them")
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(cli, demo):
+    cli("study", "run", "maganaris-2022b-demo", "-o", demo[0], *SET, "--resume").refused("training.seed")
+
+
+def test_a_finished_run_is_gone_on_with_at_once(cli, demo, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(demo[0], copy)
+    seeds = [word for key in ("data.phantom_seed", "split.seed", "training.seed") for word in ("--set", f"{key}=3")]
+    ran = cli("study", "run", "maganaris-2022b-demo", "-o", copy, *SET, *seeds, "--resume", "--device", "cpu")
+    assert ran.code == 0, ran
+    assert ran.out.splitlines()[-1] == f"report: {copy / 'report.html'}"
+    assert (copy / "matrix.csv").read_bytes() == (demo[0] / "matrix.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "medseg=nowhere"], "nowhere"),
+        (["--data", "heart=."], "heart"),
+        (["--data", "1=."], "missing"),
+        (["--device", "cuda:77"], "cuda:77"),
+    ],
+)
+def test_unusable_calls(cli, tmp_path, options, words):
+    cli("study", "run", "maganaris-2022b-demo", "-o", tmp_path / "out", *SET, *options).refused(words)
