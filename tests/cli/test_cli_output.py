@@ -55,6 +55,24 @@ def test_bar_on_a_terminal_goes_to_stderr_without_colours(monkeypatch, capsys):
     assert "\x1b[3" not in err  # no colour codes
 
 
+def test_work_that_stopped_early_makes_room(monkeypatch, capsys):
+    import rich.progress
+
+    shown = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    update = rich.progress.Progress.update
+
+    def note_tasks(bars, task, **fields):
+        update(bars, task, **fields)
+        shown.append([task.description for task in bars.tasks])
+
+    monkeypatch.setattr(rich.progress.Progress, "update", note_tasks)
+    with output.progress_for(Common()) as progress:
+        for what in ("cases", "lungs", "cases", "infiltrate", "next"):
+            progress(what, 1, 9)
+    assert shown[-2:] == [["cases", "infiltrate"], ["infiltrate", "next"]]
+
+
 def test_a_failure_inside_the_bar_is_passed_on(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
 

@@ -13,6 +13,9 @@ from pneumoscope.cli.options import Common
 from pneumoscope.io.files import jsonable
 from pneumoscope.progress import Progress, silent
 
+MAX_BARS = 2
+"""Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room."""
+
 
 def say(text: str = "") -> None:
     """One result line on stdout. A reader that has gone (``| head``) does not stop the work."""
@@ -87,16 +90,18 @@ def progress_for(common: Common) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bars:
+        tasks: dict[str, TaskID] = {}  # the work that moved last stands last
 
         def advance(what: str, done: int, total: int, note: str = "") -> None:
             if what not in tasks:
-                for finished in [
-                    name for name, task in tasks.items() if bars.tasks[bars.task_ids.index(task)].finished
-                ]:
-                    bars.remove_task(tasks.pop(finished))
+                ended = {task.id for task in bars.tasks if task.finished}
+                stale = [name for name, task in tasks.items() if task in ended]
+                running = [name for name in tasks if name not in stale]
+                for name in [*stale, *running[: max(0, len(running) - MAX_BARS + 1)]]:
+                    bars.remove_task(tasks.pop(name))
                 tasks[what] = bars.add_task(what, total=total, note=note)
+            tasks[what] = tasks.pop(what)
             bars.update(tasks[what], completed=done, total=total, note=note)
 
         yield advance
