@@ -3,9 +3,15 @@
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import pneumoscope as ps
+from pneumoscope.study import run as study_run
+
+AFFINE = np.array([[-0.5, 0, 0.1, 10], [0, -0.8, 0, 20], [0.1, 0, 1.2, -30], [0, 0, 0, 1]])
+SHAPE = (16, 18, 8)
 
 
 def test_import_loads_nothing_heavy():
@@ -32,3 +38,73 @@ def test_version_is_the_installed_one():
     from importlib.metadata import version
 
     assert version("pneumoscope") == ps.__version__
+
+
+def save(path, array, dtype):
+    nib.save(nib.Nifti1Image(array.astype(dtype), AFFINE), path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A scan with two lungs and infiltrate in one of them, as other programs store them."""
+    hu, lungs, infiltrate = np.full(SHAPE, 40.0), np.zeros(SHAPE), np.zeros(SHAPE)
+    hu[:2] = -1000
+    lungs[3:7, 4:14, 2:6], lungs[9:13, 4:14, 2:6] = 1, 2
+    infiltrate[3:5, 4:8, 3:5] = 1
+    hu[lungs > 0], hu[infiltrate > 0] = -800, -500
+    arrays = {"scan": (hu, np.int16), "lungs": (lungs, np.uint8), "infiltrate": (infiltrate, np.uint8)}
+    return {name: save(tmp_path / f"{name}.nii.gz", *array) for name, array in arrays.items()}
+
+
+def test_read_scan(files):
+    scan = ps.read_scan(files["scan"])
+    assert isinstance(scan, ps.Volume)
+    assert scan.case == "scan"
+    assert scan.hu.min() == -1000
+
+
+@pytest.mark.parametrize("by", ["path", "object"])
+def test_quantify_takes_files_and_objects(files, by):
+    from pneumoscope.io import read_mask
+
+    scan, infiltrate = files["scan"], files["infiltrate"]
+    if by == "object":
+        scan, infiltrate = ps.read_scan(scan), read_mask(infiltrate)
+    severity = ps.quantify(scan, files["lungs"], infiltrate)
+    assert severity.right.share_percent == pytest.approx(100 * 16 / 160)
+    assert severity.left.share_percent == 0.0
+
+
+def test_quantify_of_lungs_without_sides(files):
+    lungs = nib.load(files["lungs"]).get_fdata() > 0
+    severity = ps.quantify(files["scan"], save(files["lungs"], lungs, np.uint8), files["infiltrate"])
+    assert "lungs_not_sided" in severity.states
+    assert severity.total.share_percent == pytest.approx(100 * 16 / 320)
+
+
+def test_a_mask_on_another_grid_is_refused(files, tmp_path):
+    other = save(tmp_path / "other.nii.gz", np.ones((4, 5, 6)), np.uint8)
+    with pytest.raises(ps.PneumoscopeError, match="lung mask"):
+        ps.quantify(files["scan"], other, files["infiltrate"])
+
+
+def test_evaluate(files):
+    result = ps.evaluate(files["infiltrate"], files["infiltrate"])
+    assert result.rows[0]["dice"] == 1.0
+
+
+def test_segment_without_the_model_says_which_there_are(files):
+    with pytest.raises(ps.PneumoscopeError, match="neither a model folder nor a shipped model"):
+        ps.segment(files["scan"], model="heart")
+
+
+def test_run_study_hands_over_the_changed_recipe(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(study_run, "run_study", lambda *args, **kwargs: calls.append((args, kwargs)))
+    ps.run_study("maganaris-2022b", out=tmp_path, settings=["training.seed=9"], data={"1": "x"}, resume=True)
+    [((experiment, out), options)] = calls
+    assert experiment.training.seed == 9
+    assert out == tmp_path
+    assert options["resume"] is True
+    assert {name: str(root) for name, root in options["data"].items()} == {"1": "x"}

@@ -49,7 +49,8 @@ def segment(
     Args:
         scan: a path that `read_scan` takes, or a volume.
         model: a shipped model's name or a model folder.
-        lungs: a lung mask made elsewhere (1 = right, 2 = left); None lets the model find the lungs.
+        lungs: a lung mask made elsewhere; in a file without label names 1 = right, 2 = left. None lets the model find
+            the lungs.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto takes bf16 where the hardware has it, else fp32.
         progress: called as the work advances.
@@ -60,13 +61,14 @@ def segment(
     from pneumoscope.inference.segment import segment_volume
 
     return segment_volume(
-        _volume(scan), model=model, lungs=_mask(lungs), device=device, precision=precision, progress=progress
+        _volume(scan), model=model, lungs=_lungs(lungs), device=device, precision=precision, progress=progress
     )
 
 
 def quantify(scan: str | Path | Volume, lungs: str | Path | Mask, infiltrate: str | Path | Mask) -> Severity:
     """How much of the lungs is affected, from masks on the scan's grid.
 
+    In a lung file without label names, 1 and 2 are taken as right and left, and 1 alone as lung of no side.
     Millilitres and shares per lung and in all, mean densities, and named states such as ``no_lung_found``; a share is
     None, never 0, when there is no lung to divide by.
 
@@ -75,7 +77,7 @@ def quantify(scan: str | Path | Volume, lungs: str | Path | Mask, infiltrate: st
     """
     from pneumoscope.severity.measure import measure
 
-    return measure(_volume(scan), _mask(lungs), _mask(infiltrate))
+    return measure(_volume(scan), _lungs(lungs), _mask(infiltrate))
 
 
 def evaluate(
@@ -132,9 +134,18 @@ def _volume(scan: str | Path | Volume) -> Volume:
     return read_scan(scan) if isinstance(scan, (str, Path)) else scan
 
 
-def _mask(mask: str | Path | Mask | None) -> Any:
-    if not isinstance(mask, (str, Path)):
-        return mask
+def _mask(mask: str | Path | Mask) -> Mask:
     from pneumoscope.io import read_mask
 
-    return read_mask(mask)
+    return read_mask(mask) if isinstance(mask, (str, Path)) else mask
+
+
+def _lungs(mask: str | Path | Mask | None) -> Any:
+    """The lung mask with sides, where a file of other programs stores them without names."""
+    from pneumoscope.volume import LUNG_LABELS, Mask
+
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    read = _mask(mask)
+    unnamed = dict(read.names) == {1: "label 1", 2: "label 2"}
+    return Mask(read.labels, read.grid, LUNG_LABELS) if unnamed else read
