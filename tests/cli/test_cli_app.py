@@ -1,7 +1,9 @@
 """Endings: exit codes, one line on stderr, tracebacks only on demand, pipes that close."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -141,3 +143,19 @@ def test_library_warnings_are_kept_back_but_not_with_debug(monkeypatch):
     monkeypatch.setattr(app_module.sys, "argv", ["pneumoscope", "model", "list", "--debug"])
     assert run() == 0
     assert calls == ["ignore"]
+
+
+def test_interrupted_by_the_user(tmp_path):
+    call = [sys.executable, "-m", "pneumoscope", "data", "phantom", "-o", str(tmp_path / "out"), "--site", "A"]
+    process = subprocess.Popen(
+        [*call, "--patients", "5000", "--size", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/images/*.nii.gz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "error: interrupted; finished files are whole, the rest was not written\n"
+    assert not list(tmp_path.rglob(".tmp-*"))
