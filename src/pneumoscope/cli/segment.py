@@ -52,7 +52,7 @@ def segment(
     Each scan gets a folder with masks on exactly its grid, report.json and report.html. A scan that fails is listed in
     cases.csv and the others are still written; the exit code is then 1.
     """
-    from pneumoscope.inference.cases import segment_cases
+    from pneumoscope.cases.segment import segment_cases
     from pneumoscope.io import list_scans
 
     listing = list_scans([*scans, *(more_scans or [])])

@@ -2,7 +2,7 @@
 
 The network works on 128 x 128 slices and knows lungs, dense infiltrate in them included, from bowel gas, trachea and
 table; it cannot place an edge within a millimetre. Air can: the mask is aerated voxels where the network sees lung,
-joined with dense voxels deep inside what the network sees.
+joined with dense voxels it is sure of and that hang together with aerated lung.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.errors import Finding
+from pneumoscope.geometry import Grid
 from pneumoscope.inference.inputs import ModelInput
 from pneumoscope.inference.slices import predict_probability
 from pneumoscope.preprocess.slices import from_slices, resize_linear, resize_nearest, to_slices
@@ -32,14 +33,20 @@ class LungRules:
     Attributes:
         aerated_hu: voxels below are air or lung.
         aerated_probability: an aerated voxel is lung from this network probability on.
+        outside_probability: air that reaches the picture's border is lung only when the network's mean over all of it
+            is at least this (a lung cut off by the field of view), else it is the room.
         dense_probability: a voxel that is not aerated is lung from this probability on.
+        aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
+            the network from seeing lungs in the belly or the neck.
         closing_mm: vessels and fissures narrower than twice this are filled in.
-        smallest_ml: a connected piece below this is dropped.
+        smallest_ml: a connected piece of aerated lung below this is dropped.
     """
 
     aerated_hu: float = -320.0
     aerated_probability: float = 0.3
+    outside_probability: float = 0.4
     dense_probability: float = 0.75
+    aerated_share: float = 0.1
     closing_mm: float = 4.0
     smallest_ml: float = 20.0
 
@@ -70,43 +77,61 @@ def find_lungs(
     stack = to_slices(volume.hu)  # (n, h, w), a view
     images = preprocessing.images(stack, None)
     probability = predict_probability(model, images, progress=progress, **compute)[:, 0]
-    lungs = join_with_hu(stack, probability, volume.grid.spacing_mm, rules)
-    lungs = _drop_small(lungs, rules.smallest_ml / volume.grid.voxel_volume_ml)
+    lungs = join_with_hu(stack, probability, volume.grid, rules)
     labels, findings = split_sides(lungs, volume.grid.spacing_mm)
     return Mask(from_slices(labels), volume.grid, dict(LUNG_LABELS)), findings
 
 
 def join_with_hu(
-    stack_hu: NDArray[np.float32],
-    probability: NDArray[np.float32],
-    spacing_mm: tuple[float, float, float],
-    rules: LungRules,
+    stack_hu: NDArray[np.float32], probability: NDArray[np.float32], grid: Grid, rules: LungRules
 ) -> NDArray[np.bool_]:
     """Lung voxels (n, h, w) from Hounsfield units (n, h, w) and network probability (n, rows, columns).
 
-    Works slice by slice, so memory stays at one probability slice beside the result. `spacing_mm` is (i, j, k).
+    First the aerated lung, slice by slice, without pieces that are small in 3D; then, slice by slice, the dense voxels
+    that belong to it. Memory stays at one probability slice beside the two masks. `grid` is the scan's.
     """
     size = (stack_hu.shape[1], stack_hu.shape[2])
-    radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(spacing_mm[1::-1]))).astype(int)
-    disk = _ellipse(*radius)
-    out = np.zeros(stack_hu.shape, bool)
-    for k in range(len(stack_hu)):
-        if probability[k].max() < rules.aerated_probability:
-            continue
+    aerated = np.zeros(stack_hu.shape, bool)
+    seen = np.flatnonzero(probability.max(axis=(1, 2), initial=0) >= rules.aerated_probability)
+    for k in seen:
         p = resize_linear(probability[k : k + 1], size)[0]
-        lung = (stack_hu[k] < rules.aerated_hu) & (p >= rules.aerated_probability)
-        lung |= p >= rules.dense_probability
-        out[k] = _close(lung, disk, p >= 0.5)
-    return out
+        aerated[k] = _aerated(stack_hu[k], p, rules)
+    aerated = _drop_small(aerated, rules.smallest_ml / grid.voxel_volume_ml)
+    radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(grid.spacing_mm[1::-1]))).astype(int)
+    disk = _ellipse(*radius)
+    for k in seen:
+        if aerated[k].any():
+            p = resize_linear(probability[k : k + 1], size)[0]
+            aerated[k] = _with_dense(aerated[k], p, disk, rules)
+    return aerated
 
 
-def _close(lung: NDArray[np.bool_], disk: NDArray[np.uint8], allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill narrow gaps and holes, but only where `allowed`."""
+def _aerated(hu: NDArray[np.float32], p: NDArray[np.float32], rules: LungRules) -> NDArray[np.bool_]:
+    """Air of one slice (h, w) that the network takes for lung, without the air around the patient."""
+    air = hu < rules.aerated_hu
+    pieces, count = ndimage.label(air)
+    edge = np.unique(np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1])))
+    edge = edge[edge > 0]
+    room = np.zeros(count + 1, bool)
+    if len(edge):
+        room[edge] = ndimage.mean(p, pieces, edge) < rules.outside_probability
+    return air & ~room[pieces] & (p >= rules.aerated_probability)
+
+
+def _with_dense(
+    aerated: NDArray[np.bool_], p: NDArray[np.float32], disk: NDArray[np.uint8], rules: LungRules
+) -> NDArray[np.bool_]:
+    """Aerated lung of one slice with the dense lung that hangs together with it, gaps and holes closed."""
     import cv2
 
-    plain = lung.astype(np.uint8)
-    closed = cv2.morphologyEx(plain, cv2.MORPH_CLOSE, disk, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    return lung | ((closed | ndimage.binary_fill_holes(lung)) & allowed)
+    both = aerated | (p >= rules.dense_probability)
+    closed = cv2.morphologyEx(both.astype(np.uint8), cv2.MORPH_CLOSE, disk, borderType=cv2.BORDER_CONSTANT) > 0
+    both |= (closed | ndimage.binary_fill_holes(both)) & (p >= 0.5)
+    pieces, count = ndimage.label(both)
+    share = ndimage.mean(aerated, pieces, np.arange(count + 1))
+    keep = np.nan_to_num(share) >= rules.aerated_share
+    keep[0] = False
+    return keep[pieces]
 
 
 def _ellipse(rows: int, columns: int) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""Scans to case folders: read, segment, measure, write; one scan or many."""
