@@ -25,6 +25,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     """A few flipped, removed, doubled or overwritten stretches, most of them in the header."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 6)):
+        if not changed:
+            break
         end = len(changed) if rng.random() < 0.2 else min(len(changed), 4000)
         at = rng.randrange(max(1, end))
         kind = rng.random()
@@ -43,35 +45,41 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("CT_small", 250), ("MR_small_RLE", 60), ("MR_small_jpeg_ls_lossless", 60)]
-)
+def outcome(path: Path, **options: bool) -> str:
+    """ "volume", or the code and the whole message of our error; any other exception fails the test."""
+    try:
+        volume = read_dicom(path, min_slices=1, **options)
+    except PneumoscopeError as error:
+        return f"{error.code} {error}"
+    return "volume" if volume.hu.size < 1 << 26 else "too large"
+
+
+def assert_allowed(outcomes: list[str]) -> None:
+    assert [told for told in outcomes if told != "volume" and not told.startswith("IN-DCM-")] == []
+    assert [told for told in outcomes if "\n" in told] == []
+
+
+@pytest.mark.parametrize(("name", "count"), [("CT_small", 250), ("MR_small_RLE", 80)])
 def test_mutated_files(name: str, count: int, tmp_path: Path, in_process: None) -> None:
     rng = random.Random(20240229)
     whole = SEEDS[name].read_bytes()
-    outcomes = {"volume": 0, "error": 0}
+    outcomes = []
     for number in range(count):
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(mutate(whole, rng))
         start = time.monotonic()
-        try:
-            volume = read_dicom(path, min_slices=1, any_modality=name != "CT_small")
-            assert volume.hu.size < 1 << 26
-            outcomes["volume"] += 1
-        except PneumoscopeError as error:
-            assert error.code is not None
-            assert error.code.startswith("IN-DCM-")
-            assert "\n" not in str(error)
-            outcomes["error"] += 1
+        outcomes.append(outcome(path, any_modality=name != "CT_small"))
         assert time.monotonic() - start < 5
         path.unlink()
-    assert min(outcomes.values()) > count // 20, outcomes
+    assert_allowed(outcomes)
+    assert 0 < outcomes.count("volume") < count
 
 
 def test_mutated_slices_of_a_series_in_the_real_process(tmp_path: Path) -> None:
-    """Whole series with one bad slice, codecs that may crash: the parent only ever sees one error."""
+    """A whole series with one bad slice and codecs that may crash: the parent only ever sees one error."""
     rng = random.Random(4)
-    for number in range(4):
+    outcomes = []
+    for number in range(3):
         slices = [making.code_as(data, "1.2.840.10008.1.2.4.90") for data in making.make_series()]
         folder = making.save(slices, tmp_path / str(number))
         target = folder / "IM0005.dcm"
@@ -79,19 +87,18 @@ def test_mutated_slices_of_a_series_in_the_real_process(tmp_path: Path) -> None:
         for _ in range(20):
             data[rng.randrange(len(data) - 300, len(data))] = rng.randrange(256)
         target.write_bytes(data)
-        try:
-            read_dicom(folder)
-        except PneumoscopeError as error:
-            assert error.code is not None
+        outcomes.append(outcome(folder))
+    assert_allowed(outcomes)
 
 
 @pytest.mark.slow
-def test_many_more_mutations(tmp_path: Path, in_process: None) -> None:
+@pytest.mark.parametrize("name", SEEDS)
+def test_many_more_mutations(name: str, tmp_path: Path) -> None:
+    """In the real process: a codec that crashes must not take the tests with it."""
     rng = random.Random(5)
     path = tmp_path / "a.dcm"
-    for _ in range(5000):
-        path.write_bytes(mutate(SEEDS[rng.choice(list(SEEDS))].read_bytes(), rng))
-        try:
-            read_dicom(path, min_slices=1, any_modality=True)
-        except PneumoscopeError as error:
-            assert error.code is not None
+    outcomes = []
+    for _ in range(150):
+        path.write_bytes(mutate(SEEDS[name].read_bytes(), rng))
+        outcomes.append(outcome(path, any_modality=True))
+    assert_allowed(outcomes)

@@ -31,6 +31,13 @@ __all__ = ["ReadLimits", "SeriesInfo", "is_dicom", "list_series", "read_dicom"]
 MIN_SLICES = 3
 """The fewest slices whose distances can be compared."""
 
+_CHILD = """
+import sys
+sys.path.append(sys.argv[1])
+from pneumoscope.io.dicom_worker import main
+sys.exit(main())
+"""  # with -P, so that no module of the working folder, which may be the scan's, is imported
+
 
 @dataclass(frozen=True)
 class ReadLimits:
@@ -169,17 +176,15 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
         ReadError: what the child refuses; out of time (IN-DCM-101); ended or failed (IN-DCM-102).
     """
     where = request["where"]
-    package = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name != "PNEUMOSCOPE_SALT"}
     environment |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "pneumoscope.io.dicom_worker"],
+            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=request["wall_s"],

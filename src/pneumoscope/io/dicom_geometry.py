@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -290,7 +289,7 @@ def _contradictions(frames: list[Frame], distance_mm: float, upright_mm: float) 
 
 
 def _affine(first: Frame, vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    lps: NDArray[Any] = np.eye(4)
+    lps = np.eye(4)
     lps[:3, 0] = first.directions[0] * first.spacing_mm[0]
     lps[:3, 1] = first.directions[1] * first.spacing_mm[1]
     lps[:3, 2] = vector

@@ -1,4 +1,4 @@
-"""The process that touches untrusted DICOM: ``python -m pneumoscope.io.dicom_worker``.
+"""The process that touches untrusted DICOM, started by `pneumoscope.io.dicom`.
 
 It takes one JSON request on standard input, writes the voxels to the file named in it, and answers with one JSON
 document on standard output. Limits are set before the first byte of DICOM is read, so that a decoder that
@@ -226,7 +226,3 @@ def main() -> int:
     json.dump(reply, sys.stdout)
     sys.stdout.flush()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
