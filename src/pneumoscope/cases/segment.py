@@ -83,6 +83,7 @@ class _Job:
     model: str
     lungs_model: str
     lungs: str | None
+    series: str | None
     device: str
     precision: Literal["auto", "fp32", "bf16"]
     probability: bool
@@ -95,6 +96,7 @@ def segment_cases(
     model: str | Path = DEFAULT_MODEL,
     lungs_model: str | Path = DEFAULT_LUNGS_MODEL,
     lungs: str | Path | None = None,
+    series: str | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     jobs: int = 1,
@@ -109,6 +111,7 @@ def segment_cases(
         out: refused when it holds a finished run, unless `overwrite`. A run that was killed is done again.
         model, lungs_model, device, precision: see `Segmenter`.
         lungs: one lung mask, for a single scan.
+        series: which DICOM series (number or UID), for a single scan that holds several.
         jobs: scans worked on at the same time, each in its own process with its share of the cores.
         overwrite: write over a finished run.
         probability: also write `probability.nii.gz`.
@@ -123,13 +126,22 @@ def segment_cases(
         raise InputError(
             f"--lungs is one mask, but there are {len(scans)} scans; use a CSV manifest with a lungs column"
         )
+    if series is not None and len(scans) > 1:
+        raise InputError(f"--series is of one scan, but there are {len(scans)} scans; give one")
     names = [scan.case for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     begun = time.perf_counter()
     job = _Job(
-        Path(out), str(model), str(lungs_model), None if lungs is None else str(lungs), device, precision, probability
+        Path(out),
+        str(model),
+        str(lungs_model),
+        None if lungs is None else str(lungs),
+        series,
+        device,
+        precision,
+        probability,
     )
     segmenter = _make_segmenter(job)  # says what is wrong with models and device before anything is written
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite)
@@ -196,7 +208,10 @@ def _work(scan: ScanRef) -> CaseResult:
 def _guarded(scan: ScanRef, job: _Job, segmenter: Segmenter, progress: Progress) -> CaseResult:
     """One case; whatever goes wrong becomes its result."""
     try:
-        return segment_case(scan, job.out / scan.case, segmenter, job.lungs, job.probability, progress)
+        folder = job.out / scan.case
+        return segment_case(
+            scan, folder, segmenter, job.lungs, series=job.series, probability=job.probability, progress=progress
+        )
     except PneumoscopeError as problem:
         return CaseResult(scan.case, "failed", str(problem), problem.exit_code)
     except MemoryError:
@@ -212,6 +227,8 @@ def segment_case(
     folder: Path,
     segmenter: Segmenter,
     lungs: str | Path | None = None,
+    *,
+    series: str | None = None,
     probability: bool = False,
     progress: Progress = silent,
 ) -> CaseResult:
@@ -227,7 +244,7 @@ def segment_case(
 
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    volume = read_volume(scan.path, case=scan.case)
+    volume = read_volume(scan.path, series=series, case=scan.case)
     given = lungs if scan.lungs is None else scan.lungs
     lung_mask = None if given is None else read_mask(given)
     seconds = {"read": time.perf_counter() - begun}

@@ -43,6 +43,10 @@ def segment(
             "--lungs", metavar="MASK", help="A lung mask made elsewhere (1 right, 2 left), for a single scan."
         ),
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
+    ] = None,
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
     ] = False,
@@ -63,6 +67,7 @@ def segment(
             model=model,
             lungs_model=lungs_model,
             lungs=lungs,
+            series=series,
             device=common.device,
             precision=common.precision,
             jobs=common.jobs,
