@@ -80,19 +80,19 @@ def _header(array: NDArray[np.generic], native: Grid, slope: float, offset: int)
     header = Nifti1Header(endianness="<")
     header.set_data_dtype(array.dtype.newbyteorder("="))
     header.set_data_shape(array.shape)
-    header["pixdim"][1:4] = native.spacing_mm
     header["xyzt_units"] = 2  # mm
     header["scl_slope"], header["scl_inter"] = slope, 0.0
     header["vox_offset"] = offset
     header["magic"] = b"n+1"
-    affine = np.array(native.affine)
-    rounded = affine.astype(np.float32).astype(np.float64)
-    orthogonal = native.is_orthogonal
-    if orthogonal:
+    affine = native.affine + 0.0  # no negative zeros
+    rounded = affine.astype(np.float32).astype(np.float64) + 0.0
+    header["pixdim"][1:4] = np.linalg.norm(rounded[:3, :3], axis=0)
+    if native.is_orthogonal:
         header.set_qform(affine, code=1, strip_shears=True)
         if not np.array_equal(rounded, affine) and np.array_equal(header.get_qform(), affine):
             return header
+        header.set_qform(rounded, code=1, strip_shears=True)
+    for name in ("quatern_b", "quatern_c", "quatern_d"):
+        header[name] = header[name] + 0.0
     header.set_sform(rounded, code=1)
-    if not orthogonal:
-        header["qform_code"] = 0
     return header

@@ -107,7 +107,8 @@ def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity,
         from pneumoscope.io.dicom import read_dicom
 
         volume = read_dicom(path, series=series, case=case)
-        if intensity == "auto":
+        outside = any(finding.code == "IN-DCM-049" for finding in volume.findings)  # not a chest: said already
+        if intensity == "auto" and not outside:
             hounsfield.require_hu(volume.hu, family="IN-DCM", path=path)
         return volume
     if series is not None:

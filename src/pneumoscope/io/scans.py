@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -87,10 +85,13 @@ class _Search:
         self._seen = 0
 
     def add(self, path: Path) -> None:
-        self.found.append(ScanRef(dicom_case(path) if _is_dicom(path) else case_name(path), path))
+        self.found.append(ScanRef(dicom_case([path]) if path.is_file() and _is_dicom(path) else case_name(path), path))
 
     def folder(self, folder: Path, depth: int) -> None:
-        inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        try:
+            inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        except OSError as error:
+            raise InputError(f"cannot be listed ({error.strerror}); check its permissions", path=folder) from None
         self._seen += len(inside)
         if self._seen > MAX_FILES:
             raise InputError(f"holds more than {MAX_FILES} files; give a folder of scans or a manifest", path=folder)
@@ -119,7 +120,7 @@ class _Search:
 
     def _dicom(self, folder: Path, files: list[Path]) -> None:
         if any(_tag(p, "Modality") not in NOT_IMAGES for p in files):
-            self.found.append(ScanRef(dicom_case(folder), folder))
+            self.found.append(ScanRef(dicom_case(files), folder))
         else:
             self.ignored += len(files)
 
@@ -134,16 +135,12 @@ def _is_dicom(path: Path) -> bool:
     return bool(is_dicom(path))
 
 
-def dicom_case(path: Path) -> str:
-    """A name that hides the patient: keyed hash of the series, or of the path when the series cannot be told.
+def dicom_case(files: Sequence[Path]) -> str:
+    """The DICOM reader's name (a keyed hash) for the first series of `files` that is a scan."""
+    from pneumoscope.io.dicom_identity import case_name as hashed
 
-    The key is the environment variable PNEUMOSCOPE_SALT (empty by default), so that names stay the same from run to
-    run and cannot be guessed from outside where a key is set.
-    """
-    first = path if path.is_file() else next((p for p in sorted(path.rglob("*")) if p.is_file() and _is_dicom(p)), path)
-    uid = _tag(first, "SeriesInstanceUID") or path.name
-    key = os.environ.get("PNEUMOSCOPE_SALT", "").encode()
-    return "ct-" + hmac.new(b"pneumoscope" + key, uid.encode(), hashlib.sha256).hexdigest()[:12]
+    first = next((p for p in files if _tag(p, "Modality") not in NOT_IMAGES), files[0])
+    return hashed(_tag(first, "SeriesInstanceUID") or first.parent.name)
 
 
 def _tag(path: Path, keyword: str) -> str:
@@ -151,17 +148,22 @@ def _tag(path: Path, keyword: str) -> str:
     import pydicom
 
     try:
-        tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[keyword], force=True)
-        return str(tags.get(keyword, ""))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[keyword], force=True)
+            return str(tags.get(keyword, ""))
     except Exception:  # whatever a damaged file raises here, reading it raises it properly
         return ""
 
 
 def _unique(refs: list[ScanRef]) -> list[ScanRef]:
-    """Names told apart: by the folder where stems repeat, then by a number."""
+    """Names told apart: files by their folder where stems repeat, then all by a number."""
     count = Counter(ref.case for ref in refs)
     named = [
-        replace(ref, case=f"{case_name(ref.path.parent)}_{ref.case}") if count[ref.case] > 1 else ref for ref in refs
+        replace(ref, case=f"{case_name(ref.path.parent)}_{ref.case}")
+        if count[ref.case] > 1 and is_scan_name(ref.path)  # a DICOM folder's parent may carry the patient's name
+        else ref
+        for ref in refs
     ]
     taken: set[str] = set()
     result = []

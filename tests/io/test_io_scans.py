@@ -1,0 +1,321 @@
+"""Which scans a path means, case names, and the CSV manifest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from border_files import chest, nifti_bytes, scan_file
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from pneumoscope.errors import InputError, ReadError
+from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume
+from pneumoscope.io.kinds import case_name, kind_of
+from pneumoscope.io.table import read_manifest
+
+
+@pytest.fixture(autouse=True)
+def salted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNEUMOSCOPE_SALT", "test")
+
+
+def write_dicom(
+    folder: Path, *, uid: str = "1.2.826.9", modality: str = "CT", shift: float = 0.0, hu: np.ndarray | None = None
+) -> Path:
+    """A CT series of the small chest, patient DOE^JOHN, names without suffix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hu = chest() if hu is None else hu
+    for k in range(hu.shape[2]):
+        tags = pydicom.Dataset()
+        tags.file_meta = pydicom.dataset.FileMetaDataset()
+        tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = CTImageStorage
+        tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID = generate_uid()
+        tags.StudyInstanceUID, tags.SeriesInstanceUID, tags.FrameOfReferenceUID = uid + ".1", uid, uid + ".2"
+        tags.Modality, tags.PatientName, tags.PatientID, tags.InstanceNumber = modality, "DOE^JOHN", "7", k + 1
+        tags.ImageOrientationPatient, tags.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-6, -7, -100 + 1.25 * k]
+        tags.PixelSpacing, tags.SliceThickness = [0.75, 0.5], 1.25
+        tags.SamplesPerPixel, tags.PhotometricInterpretation = 1, "MONOCHROME2"
+        tags.Columns, tags.Rows = hu.shape[:2]
+        tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, 16, 15, 1
+        tags.RescaleSlope, tags.RescaleIntercept = 1, int(shift)
+        tags.PixelData = hu[:, :, k].tobytes(order="F")
+        tags.save_as(folder / f"IM{k:03d}", enforce_file_format=True)
+    return folder
+
+
+def cases(*paths: Path) -> list[str]:
+    return [ref.case for ref in find_scans(list(paths))]
+
+
+def test_one_file(tmp_path: Path) -> None:
+    path = scan_file(tmp_path, "case 7.nii.gz")
+    assert find_scans(path) == [ScanRef("case_7", path)]
+    assert find_scans(str(path)) == [ScanRef("case_7", path)]
+
+
+def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
+    for name in ("b.nii.gz", "a.nii", "c.nrrd", "d.mha", "e.zip", "notes.txt", ".hidden.nii", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    listing = list_scans(tmp_path)
+    assert [ref.case for ref in listing.scans] == ["a", "b", "c", "d", "e"]
+    assert listing.ignored == 2
+
+
+def test_masks_beside_their_scan_are_not_cases(tmp_path: Path) -> None:
+    for name in ("id1.nii.gz", "id1-msk.nii.gz", "id1_lungs.nii.gz", "id2_mask.nii.gz", "lungs.nii.gz"):
+        scan_file(tmp_path, name)
+    listing = list_scans(tmp_path)
+    assert [ref.case for ref in listing.scans] == ["id1", "id2_mask", "lungs"]
+    assert listing.ignored == 2
+
+
+def test_folder_called_nii(tmp_path: Path) -> None:
+    for case in ("x", "y"):
+        (tmp_path / f"{case}.nii").mkdir()
+        scan_file(tmp_path / f"{case}.nii", "inside.nii")
+    assert cases(tmp_path) == ["x", "y"]
+    assert cases(tmp_path / "x.nii") == ["x"]
+    assert read_volume(tmp_path / "x.nii").case == "x"
+
+
+def test_equal_stems_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("p1", "p2", "p3/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        scan_file(tmp_path / folder, "ct.nii.gz")
+    scan_file(tmp_path, "other.nii")
+    assert cases(tmp_path) == ["other", "p1_ct", "p2_ct", "deep_ct"]
+    assert cases(tmp_path / "p1" / "ct.nii.gz", tmp_path / "p1" / "ct.nii.gz") == ["p1_ct", "p1_ct-2"]
+    scan_file(tmp_path, "OTHER.nii.gz")
+    assert cases(tmp_path)[:2] == ["OTHER", "other-2"]
+
+
+def test_dicom_folder_is_one_case_that_hides_the_patient(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "DOE JOHN", uid="1.2.3")
+    (folder / "Thumbs.db").write_bytes(b"junk")
+    (ref,) = find_scans(folder)
+    assert ref.path == folder
+    assert ref.case.startswith("ct-")
+    volume = read_volume(ref.path, case=ref.case)
+    assert volume.case == ref.case == read_volume(folder).case
+    assert cases(folder / "IM003") == [ref.case]
+
+
+def test_folder_of_dicom_folders(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "one", uid="1.2.3")
+    write_dicom(tmp_path / "two" / "study" / "series", uid="1.2.4")
+    write_dicom(tmp_path / "structures", uid="1.2.5", modality="RTSTRUCT")
+    scan_file(tmp_path, "three.nii")
+    (tmp_path / "empty").mkdir()
+    listing = list_scans(tmp_path)
+    assert [ref.path.name for ref in listing.scans] == ["three.nii", "one", "two"]
+    assert listing.ignored == chest().shape[2]
+    assert len({ref.case for ref in listing.scans}) == 3
+    assert len(set(cases(tmp_path / "one", tmp_path / "one"))) == 2
+
+
+def test_dicom_and_images_in_one_folder(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "a")
+    scan_file(tmp_path / "a", "b.nii")
+    assert [ref.path.name for ref in find_scans(tmp_path)] == ["b.nii", "a"]
+
+
+def test_zip_of_dicom(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "series")
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"x/{path.name}")
+    volume = read_volume(tmp_path / "scan.zip")
+    assert volume.case == "scan"
+    np.testing.assert_array_equal(volume.hu, read_volume(folder).hu)
+    assert kind_of(tmp_path / "scan.zip") == "zip"
+
+
+def test_dicom_that_is_no_hu_is_refused_unless_overridden(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "a", shift=1024)
+    with pytest.raises(ReadError, match=r"IN-DCM-067.*\+1024"):
+        read_volume(folder)
+    assert read_volume(folder, intensity="hu").hu.min() == 4
+
+
+def test_dicom_said_to_be_no_chest_is_not_refused_for_its_values(tmp_path: Path) -> None:
+    volume = read_volume(write_dicom(tmp_path / "a", hu=chest() * 0 - 1000))
+    assert "IN-DCM-049" in {finding.code for finding in volume.findings}
+
+
+def test_errors_inside_a_zip_of_dicom_name_the_zip(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "series")
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for path in sorted(folder.iterdir())[:2]:
+            archive.write(path, path.name)
+    with pytest.raises(ReadError) as caught:
+        read_volume(tmp_path / "scan.zip")
+    assert str(tmp_path / "scan.zip") in str(caught.value)
+    assert "pneumoscope-" not in str(caught.value)
+
+
+def test_folder_with_one_image_can_be_read_as_a_scan(tmp_path: Path) -> None:
+    scan_file(tmp_path, "a.nii.gz")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert read_volume(tmp_path).case == "a"
+    scan_file(tmp_path, "b.nii.gz")
+    with pytest.raises(ReadError, match="2 images"):
+        read_volume(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no scan"):
+        find_scans(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(InputError, match="1 other files"):
+        find_scans(tmp_path)
+    with pytest.raises(ReadError, match="no image"):
+        read_volume(tmp_path)
+    with pytest.raises(ReadError, match="no such file"):
+        find_scans(tmp_path / "gone")
+    with pytest.raises(ReadError, match="no image that can be read"):
+        find_scans(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="no scan was given"):
+        find_scans([])
+
+
+def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(InputError, match="cannot be listed"):
+        find_scans(tmp_path)
+
+
+def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pneumoscope.io.scans.MAX_FILES", 3)
+    for n in range(4):
+        (tmp_path / f"{n}.txt").write_text("x")
+    with pytest.raises(InputError, match="more than 3"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/b/scan.nii.gz", "scan"),
+        ("scan.NII.GZ", "scan"),
+        ("x.nii/", "x"),
+        ("Jürgen Müller #3.nrrd", "Jurgen_Muller_3"),
+        ("../..", "scan"),
+        ("中文.nii", "scan"),
+        ("-rf.nii", "rf"),
+        ("<b>x</b>.mha", "b"),
+        ("a" * 300 + ".nii", "a" * 80),
+        ("v1.2.nii.gz", "v1.2"),
+        ("IM0001.dcm", "IM0001"),
+    ],
+)
+def test_case_names_are_safe(name: str, expected: str) -> None:
+    assert case_name(name) == expected
+
+
+def table(folder: Path, text: str, name: str = "list.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode("utf-8-sig"))
+    return path
+
+
+def test_manifest(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    a, b = scan_file(tmp_path / "sub", "a.nii.gz"), scan_file(tmp_path, "b.nii.gz")
+    path = table(
+        tmp_path,
+        "case, image ,lungs,infiltrate,patient,date,source,notes\r\n"
+        f"one, sub/a.nii.gz ,b.nii.gz,,P1,2020-03-01,site A,hello\r\n\r\n two x ,{b},,,,,\r\n",
+    )
+    assert find_scans(path) == [
+        ScanRef("one", a, b, None, "P1", "2020-03-01", "site A"),
+        ScanRef("two_x", b),
+    ]
+
+
+def test_manifest_takes_a_dicom_folder(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "a")
+    (ref,) = read_manifest(table(tmp_path, "case,image\n1,a\n"))
+    assert ref == ScanRef("1", folder)
+
+
+BAD_TABLES = {
+    "empty": ("", "columns none"),
+    "no image column": ("case,file\na,b\n", "columns case, file"),
+    "semicolons": ("case;image\na;s.nii\n", "expected case,image"),
+    "column twice": ("case,image,image\na,s.nii,s.nii\n", "each once"),
+    "no rows": ("case,image\n\n", "lists no scan"),
+    "no case": ("case,image\n,s.nii\n", "line 2 has no case"),
+    "no image": ("case,image\na,\n", "line 2 has no image"),
+    "gone": ("case,image\na,gone.nii\n", "line 2: image 'gone.nii' does not exist"),
+    "mask gone": ("case,image,lungs\na,s.nii,gone.nii\n", "lungs 'gone.nii'"),
+    "pipe": ("case,image\na,pipe\n", "neither a file nor a folder"),
+    "case twice": ("case,image\na,s.nii\nb,s.nii\na,s.nii\n", "line 4: case 'a' stands in line 2 too"),
+    "too many cells": ("case,image\na,s.nii,x\n", "line 2 has 3 cells"),
+    "NUL in a path": ("case,image\na,s\0.nii\n", "list.csv"),
+    "open quote": ('case,image\na,"s.nii\n', "no CSV table"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_manifests_name_the_line(tmp_path: Path, name: str) -> None:
+    text, words = BAD_TABLES[name]
+    scan_file(tmp_path, "s.nii")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError) as caught:
+        find_scans(table(tmp_path, text))
+    assert words in str(caught.value)
+
+
+def test_manifest_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.csv").write_bytes(b"case,image\n\xff\xfe,x\n")
+    with pytest.raises(InputError, match="UTF-8"):
+        find_scans(tmp_path / "list.csv")
+    monkeypatch.setattr("pneumoscope.io.table.MAX_BYTES", 5)
+    with pytest.raises(InputError, match="larger than"):
+        find_scans(tmp_path / "list.csv")
+
+
+def test_nothing_heavy_is_imported_with_the_package() -> None:
+    code = (
+        "import sys, pneumoscope.io, pneumoscope.io.scans, pneumoscope.io.write, pneumoscope.io.read\n"
+        "heavy = {'torch', 'nibabel', 'pydicom', 'SimpleITK', 'pandas', 'scipy', 'psutil'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "from pneumoscope import io\n"
+        "assert all(hasattr(io, name) for name in dir(io))\n"
+        "try:\n    io.nonsense\nexcept AttributeError as error:\n    assert 'nonsense' in str(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_kinds_by_content(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(nifti_bytes(chest()))
+    assert kind_of(tmp_path / "a.bin") == "nifti"
+    assert read_volume(tmp_path / "a.bin").grid.shape == chest().shape
+    (tmp_path / "b.bin").write_bytes(b"\x1f\x8b damaged gzip, no suffix" * 30)
+    assert kind_of(tmp_path / "b.bin") is None
+    with pytest.raises(ReadError, match="IN-NII-053"):
+        read_volume(tmp_path / "b.bin")
+
+
+@pytest.mark.real
+def test_real_folders(real_data: Path) -> None:
+    listing = list_scans(real_data / "ct-volumes" / "imlab")
+    assert [ref.case for ref in listing.scans] == ["id001", "id002"]
+    assert listing.ignored == 2
+    (ref,) = find_scans(real_data / "ct-volumes" / "nsclc-LUNG1-001")
+    assert ref.path.name == "image"
+    slices = find_scans(real_data / "ct-volumes" / "covid-slices-ny-sbu")
+    assert len(slices) == 5
+    with pytest.raises(ReadError):
+        read_volume(slices[0].path)
