@@ -400,3 +400,9 @@ def test_simpleitk_reads_the_same(tmp_path_factory, codes, tilt, spacing, origin
     for corner in ((0, 0, 0), (4, 0, 0), (0, 5, 0), (0, 0, 6), (4, 5, 6)):
         lps = np.array(image.TransformIndexToPhysicalPoint(corner))
         assert np.linalg.norm(lps * (-1, -1, 1) - native.world(corner)) < 2e-2
+
+
+def test_every_code_is_in_the_reference() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "input-codes.md").read_text(encoding="utf-8")
+    codes = {code for code, _ in REFUSED.values()} | {code for code, _ in ACCEPTED.values() if code}
+    assert not [code for code in sorted(codes) if f"| {code} |" not in text]
