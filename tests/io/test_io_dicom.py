@@ -23,6 +23,7 @@ from pneumoscope.errors import ReadError
 from pneumoscope.geometry import LPS_TO_RAS
 from pneumoscope.io import dicom, dicom_worker
 from pneumoscope.io.dicom import ReadLimits, is_dicom, list_series, read_dicom
+from pneumoscope.io.dicom_header import peek
 from pneumoscope.volume import Volume, array_to_native
 
 
@@ -296,6 +297,15 @@ def test_hostile_strings_and_a_polyglot_preamble_are_read_and_kept_out(tmp_path:
         data.PatientComments = "../../etc/passwd\x1b[2J"
         data.preamble = b"MZ" + b"\x7fELF" * 31 + b"\0\0"
     np.testing.assert_array_equal(native_kji(read_dicom(making.save(slices, tmp_path / "s"))), clean_hu())
+
+
+def test_peek_tells_series_and_modality_without_pixels_or_inflating(tmp_path: Path) -> None:
+    slices = [making.make_slice(0), making.code_as(making.make_slice(1), making.DEFLATED)]
+    folder = making.save(slices, tmp_path / "series")
+    (folder / "note").write_text("hello")
+    (folder / "deep").write_bytes(making.nested(20_000))
+    assert peek(folder / "IM0000.dcm") == ("CT", making.SERIES_UID)
+    assert [peek(folder / name) for name in ("IM0001.dcm", "note", "deep", "absent")] == [("", "")] * 4
 
 
 # The reading process

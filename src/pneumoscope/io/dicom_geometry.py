@@ -157,11 +157,9 @@ def _without_copies(
 
 def _two_pictures(first: Frame, second: Frame, ordered: list[Frame], normal: NDArray[np.float64]) -> ReadError:
     def group(frame: Frame) -> str:
-        acquisition = frame.header.text("AcquisitionNumber")
-        known = (
-            f"acquisition {int(acquisition)}" if acquisition.isdecimal() and len(acquisition) < 7 else "acquisition ?"
-        )
-        return f"{known}, kernel {frame.kernel or '?'}"
+        number = frame.header.text("AcquisitionNumber")
+        known = int(number) if number.isdecimal() and len(number) < 7 else "?"
+        return f"acquisition {known}, kernel {frame.kernel or '?'}"
 
     listed = ", ".join(f"{count} x ({name})" for name, count in sorted(Counter(map(group, ordered)).items()))
     return _refused(

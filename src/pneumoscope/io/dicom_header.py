@@ -13,10 +13,11 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom_files import Found
+from pneumoscope.io.dicom_files import Found, discover
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -188,6 +189,21 @@ def read_header(found: Found) -> Header:
         raise ReadError(
             "the header is damaged or ends too early; copy or export the file again", code="IN-DCM-002", path=found.name
         ) from error
+
+
+def peek(path: Path) -> tuple[str, str]:
+    """Modality and SeriesInstanceUID of a file, "" for what cannot be told; never raises for a damaged file.
+
+    Safe enough outside the reading process: pixels are not touched, and deflated files are not inflated.
+    """
+    found = discover(path)[0] if path.is_file() else None
+    if found is None or found.kind not in ("dicom", "bare") or _transfer_syntax(found) == DEFLATED:
+        return "", ""
+    try:
+        header = read_header(found)
+    except (ReadError, MemoryError):
+        return "", ""
+    return header.text("Modality"), header.text("SeriesInstanceUID")
 
 
 def _parse(found: Found) -> Header:
