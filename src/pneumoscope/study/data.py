@@ -100,7 +100,7 @@ def find_cases(
         if roots:
             cases = [c for c in read_dataset(site.dataset, roots[site.number]) if fnmatch(c.case, site.cases)]
         else:
-            cases = _phantom_cases(experiment, site, out)
+            cases = _phantom_cases(experiment, site, out, progress)
         if not cases:
             raise InputError(
                 f"set {site.number} ({site.dataset}) has no case named {site.cases!r}", path=roots.get(site.number)
@@ -110,7 +110,7 @@ def find_cases(
     return found
 
 
-def _phantom_cases(experiment: Experiment, site: Site, out: Path) -> list[Case]:
+def _phantom_cases(experiment: Experiment, site: Site, out: Path, progress: Progress) -> list[Case]:
     from pneumoscope.datasets.phantom import read_phantom, write_phantom
 
     folder = out / PHANTOM_FOLDER / site.phantom_site
@@ -120,6 +120,7 @@ def _phantom_cases(experiment: Experiment, site: Site, out: Path) -> list[Case]:
         site.phantom_patients,
         seed=experiment.data.phantom_seed,
         size=experiment.data.phantom_size,
+        progress=progress,
     )
     return read_phantom(folder)
 

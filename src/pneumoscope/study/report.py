@@ -19,9 +19,9 @@ REPORT_FILE = "report.html"
 
 SLICE_SPLIT_LIMIT = (
     "Slices are split as the paper does, without keeping patients apart: {leaking} of {patients} patients have slices "
-    "in more than one of training, validation and test. Neighbouring slices are nearly alike, so every score of a model "
-    "on a set it has been trained on is higher than it would be for new patients, and forgetting, which starts from such "
-    "a score, looks larger. Scores on sets a model has not been trained on are not touched by this. With "
+    "in more than one of training, validation and test. Neighbouring slices are nearly alike, so every score of a "
+    "model on a set it has been trained on is higher than it would be for new patients, and forgetting, which starts "
+    "from such a score, looks larger. Scores on sets a model has not been trained on are not touched by this. With "
     "--set split.by=patient the study keeps patients apart."
 )
 PATIENT_SPLIT = "Patients are kept whole: none has slices in more than one part."
@@ -60,6 +60,7 @@ def write_report(folder: str | Path) -> Path:
         **_pictures(experiment, folder),
         "cards": _cards(experiment, folder),
         "facts": _facts(folder),
+        "cases": [page.relative_to(folder).as_posix() for page in sorted(folder.glob("cases/*/report.html"))],
     }
     write_page(folder / REPORT_FILE, "study.html", context)
     return folder / REPORT_FILE

@@ -43,6 +43,7 @@ class StudyResult:
         transfer: per retrained stage backward and forward transfer and gains, as in `matrix.json`.
         report: the page to open.
         seconds: wall time by part.
+        case_folder: the case that the demo segments after the study.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class StudyResult:
     transfer: list[dict[str, Any]]
     report: Path
     seconds: dict[str, float]
+    case_folder: Path | None = None
 
 
 def run_study(

@@ -25,8 +25,8 @@ from pneumoscope.study.folder import fingerprint
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
 
-DONE_FILE = "done.json"
-"""Marks a finished stage."""
+DONE_FILE, BEGUN_FILE = "done.json", "begun.json"
+"""Mark a finished stage, and one that was begun; both hold its fingerprint."""
 
 Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 """Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
@@ -111,7 +111,10 @@ def train_stage(
         if done is not None:
             progress(job.name, 1, 1, "taken from the folder")
             return done
-    (own / DONE_FILE).unlink(missing_ok=True)
+    go_on = resume and _marked(own / BEGUN_FILE, identity)
+    if not go_on:
+        _clear(own)
+        write_json(own / BEGUN_FILE, {"identity": identity})
     model = new_model(experiment, job)
     loaded = _begin_from(model, job.start)
     result = fit(
@@ -121,7 +124,7 @@ def train_stage(
         sources[1],
         train_config(experiment, job.budget, device),
         own,
-        resume=resume,
+        resume=go_on,
         progress=progress,
     )
     return _save(experiment, job, model, result, loaded, own, identity, len(train[0]))
@@ -190,14 +193,27 @@ def finished_stage(own: Path, identity: str) -> TrainedModel | None:
     """The stage in that folder if it is whole and was made in just this way, else None."""
     from pneumoscope.models.weights import load_model
 
+    if not _marked(own / DONE_FILE, identity):
+        return None
     try:
-        marker = json.loads((own / DONE_FILE).read_text(encoding="utf-8"))
-        if marker["identity"] != identity:
-            return None
         model, card = load_model(own)
-    except (OSError, ValueError, KeyError, TypeError, ModelError):
-        return None  # not done, or damaged: it is trained again
+    except ModelError:
+        return None  # damaged: it is trained again, or taken from its last checkpoint
     return TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
+
+
+def _marked(path: Path, identity: str) -> bool:
+    """Whether a marker is there, readable, and of this very training."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["identity"] == identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _clear(own: Path) -> None:
+    """Remove what another training left in the folder, its checkpoints above all."""
+    for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
+        path.unlink(missing_ok=True)
 
 
 def _save(

@@ -1,0 +1,111 @@
+"""The main job on synthetic data, from nothing to a page to open: the transfer study, then one case."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.errors import RunError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.maganaris import four_channel_demo
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.lungs import LUNG_STAGE
+from pneumoscope.study.matrix import best_stage
+from pneumoscope.study.report import write_report
+from pneumoscope.study.run import StudyResult, run_study
+
+if TYPE_CHECKING:
+    from pneumoscope.io.scan_ref import ScanRef
+
+CASE_SITE = 1
+"""The set whose synthetic hospital the case comes from; the best stage on that set segments it."""
+
+NEW_PATIENT = 900
+"""Number of the synthetic patient; far beyond those of the sets, so that no network has seen it."""
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    experiment: Experiment | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> StudyResult:
+    """Run the demo study into `out` and segment one case into `out/cases/<case>`.
+
+    Args:
+        out: the study folder.
+        experiment: another profile; by default `four_channel_demo`.
+        device: see `run_study`.
+        precision: other than ``auto`` replaces the profile's.
+        seed: replaces the seeds of data, split and training.
+        overwrite: begin anew over a study in `out`.
+        resume: go on with the study in `out`.
+        progress: told about every part.
+
+    Returns:
+        The study, with `case_folder` set; its `report` links the case.
+    """
+    plan = four_channel_demo() if experiment is None else experiment
+    settings = [] if precision == "auto" else [f"training.precision={precision}"]
+    if seed is not None:
+        settings += [f"{key}={seed}" for key in ("data.phantom_seed", "split.seed", "training.seed")]
+    study = run_study(
+        with_overrides(plan, settings), out, resume=resume, overwrite=overwrite, device=device, progress=progress
+    )
+    begun = time.perf_counter()
+    case_folder = segment_new_patient(study, device=device, progress=progress)
+    seconds = {**study.seconds, "case": round(time.perf_counter() - begun, 2)}
+    return replace(study, case_folder=case_folder, report=write_report(study.folder), seconds=seconds)
+
+
+def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: Progress = silent) -> Path:
+    """Make a scan of a new synthetic patient and segment it with the study's own networks.
+
+    Returns:
+        The case folder: masks, severity, points, report.
+
+    Raises:
+        RunError: the case could not be segmented.
+    """
+    from pneumoscope.cases.segment import segment_case
+    from pneumoscope.inference.segment import Segmenter
+
+    experiment = study.experiment
+    stage = best_stage(study.matrix).get(CASE_SITE, experiment.stages.chain[0].name)
+    segmenter = Segmenter(
+        study.folder / "stages" / stage,
+        study.folder / "stages" / LUNG_STAGE,
+        device=device,
+        precision=experiment.training.precision,  # type: ignore[arg-type]
+    )
+    scan = _new_patient(experiment, study.folder / "data" / "case")
+    folder = study.folder / "cases" / scan.case
+    result: Any = segment_case(scan, folder, segmenter, progress=progress)
+    if result.status != "done":
+        raise RunError(f"the demo's case failed: {result.error}", path=folder)
+    progress("case", 1, 1, result.sentence())
+    return folder
+
+
+def _new_patient(experiment: Experiment, folder: Path) -> ScanRef:
+    """Write the scan of a patient that is in no set, and what the site's reader drew on it."""
+    from pneumoscope.datasets.phantom import make_phantom
+    from pneumoscope.io import write_mask, write_volume
+    from pneumoscope.io.scan_ref import ScanRef
+
+    site = experiment.site(CASE_SITE).phantom_site
+    made = make_phantom(site, NEW_PATIENT, seed=experiment.data.phantom_seed, size=experiment.data.phantom_size)
+    volume = made.volume
+    image, drawn = folder / f"{volume.case}.nii.gz", folder / f"{volume.case}-infiltrate.nii.gz"
+    write_volume(volume, image)
+    if made.infiltrate is not None:
+        write_mask(made.infiltrate, drawn, volume.native)
+    return ScanRef(volume.case, image, infiltrate=drawn if made.infiltrate is not None else None)

@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.maganaris import four_channel
+from pneumoscope.study.data import build_set, draw_split, find_cases, roots_of, set_name, two_channel_target
+
+
+def no_lungs(volume):
+    raise AssertionError("nobody asked for lungs")
+
+
+@pytest.fixture
+def three_folders(tmp_path):
+    names = ("medseg", "covid19ctseg", "mosmed")
+    for name in names:
+        (tmp_path / name).mkdir()
+    return {name: tmp_path / name for name in names}
+
+
+def test_folders_go_to_sets_by_name_or_number(three_folders):
+    full = four_channel()
+    by_name = roots_of(full, three_folders)
+    by_number = roots_of(full, {str(n): root for n, root in by_name.items()})
+    assert by_name == by_number
+    assert roots_of(full, {}) == {}
+
+
+def test_some_data_and_some_not_is_refused(three_folders):
+    full = four_channel()
+    three_folders.pop("mosmed")
+    with pytest.raises(InputError, match=r"--data is missing for mosmed \(or 3\)"):
+        roots_of(full, three_folders)
+    with pytest.raises(InputError, match="fits 0 sets"):
+        roots_of(full, {"mosmet": three_folders["medseg"]})
+    with pytest.raises(InputError, match="no such folder"):
+        roots_of(full, {"medseg": three_folders["medseg"] / "absent"})
+
+
+def test_one_data_set_twice_is_given_by_number(three_folders):
+    twice = with_overrides(four_channel(), ["data.sites.1.dataset=manifest", "data.sites.2.dataset=manifest"])
+    root = three_folders["mosmed"]
+    with pytest.raises(InputError, match="fits 2 sets"):
+        roots_of(twice, {"manifest": root})
+    assert roots_of(twice, {"1": root, "2": root, "3": root}) == {1: root, 2: root, 3: root}
+
+
+def test_cases_are_chosen_by_pattern(monkeypatch, hospitals, tmp_path):
+    full = with_overrides(four_channel(), ["data.sites.2.cases=s2p[01]"])
+    monkeypatch.setattr("pneumoscope.datasets.registry.read_dataset", lambda name, root: hospitals[int(root.name)])
+    found = find_cases(full, {n: tmp_path / str(n) for n in (1, 2, 3)}, tmp_path)
+    assert [len(found[n]) for n in (1, 2, 3)] == [4, 2, 4]
+    none = with_overrides(full, ["data.sites.3.cases=nobody*"])
+    with pytest.raises(InputError, match=r"set 3 \(mosmed\) has no case named 'nobody\*'"):
+        find_cases(none, {n: tmp_path / str(n) for n in (1, 2, 3)}, tmp_path)
+
+
+def test_sets_are_called_after_their_data(hospitals):
+    full = four_channel()
+    assert set_name(full, full.site(1), hospitals[1]) == "phantom-A"
+    real = [replace(case, dataset="medseg") for case in hospitals[1]]
+    assert set_name(full, full.site(1), real) == "medseg"
+    twice = with_overrides(full, ["data.sites.1.dataset=manifest", "data.sites.2.dataset=manifest"])
+    assert set_name(twice, twice.site(2), [replace(c, dataset="manifest") for c in hospitals[2]]) == "manifest-2"
+
+
+def test_slices_without_lung_are_kept_for_the_lung_network_only(small, hospitals, find_all_lungs, tmp_path):
+    one = build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
+    assert not one.slices.table["has_lung"].all()
+    assert len(one.split) == one.slices.table["has_lung"].sum()
+    three = build_set(small, small.site(3), hospitals[3], tmp_path, lungs_for=find_all_lungs)
+    assert three.slices.table["has_lung"].all()
+    assert (three.supplied, len(find_all_lungs.asked)) == (4, 4)
+    assert (tmp_path / "splits" / "phantom-C.csv").read_text().startswith("case,slice,patient,part\n")
+
+
+def test_parts_do_not_overlap_and_are_balanced(small, hospitals, tmp_path):
+    one = build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
+    parts = {part: set(one.rows(part)) for part in ("train", "val", "test")}
+    assert not parts["train"] & parts["val"]
+    assert not (parts["train"] | parts["val"]) & parts["test"]
+    infected = one.slices.table["has_infiltrate"].to_numpy()
+    assert infected[list(parts["train"])].mean() == 0.5
+    assert one.leaks  # by slice, as the paper: patients stand in several parts
+
+
+def test_a_resumed_study_on_other_data_is_refused(small, hospitals, tmp_path):
+    build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
+    build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
+    with pytest.raises(InputError, match="the data or the lung masks have changed"):
+        build_set(small, small.site(1), hospitals[1][:3], tmp_path, lungs_for=no_lungs)
+
+
+def test_split_by_patient_keeps_patients_whole(small):
+    table = pd.DataFrame(
+        {
+            "case": [f"c{n // 6}" for n in range(60)],
+            "slice": [n % 6 for n in range(60)],
+            "patient": [f"p{n // 6}" for n in range(60)],
+            "has_lung": True,
+            "has_infiltrate": [n % 2 == 0 for n in range(60)],
+        }
+    )
+    split = draw_split(table, with_overrides(small, ["split.by=patient", "split.patient_test_share=0.4"]).split)
+    parts = split.groupby("patient")["part"].agg(["nunique", "first"])
+    assert (parts["nunique"] == 1).all()
+    assert (parts["first"] == "test").sum() == 4
+
+
+def test_two_channels_are_opposites():
+    labels = np.array([[[0, 1], [2, 0]]], np.uint8)
+    target = two_channel_target(labels, 2)
+    assert target.tolist() == [[[[0, 1], [1, 0]], [[1, 0], [0, 1]]]]
+    assert two_channel_target(labels, 1).shape == (1, 1, 2, 2)

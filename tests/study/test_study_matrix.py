@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.maganaris import four_channel
+from pneumoscope.metrics.overlap import slice_scores
+from pneumoscope.study.matrix import (
+    COLUMNS,
+    PER_CASE_COLUMNS,
+    best_stage,
+    build_matrix,
+    cell_scores,
+    per_case_rows,
+    untrained_f1,
+)
+
+CONTRACT = (
+    "name,stage,test,n_patients,n_slices,accuracy,precision,recall,f1,f1_low,f1_high,dice,dice_low,dice_high,nsd,"
+    "paper_accuracy,paper_precision,paper_recall,paper_f1"
+)
+
+
+def rows_of(counts, stage="Tr1", test=1):
+    """(patient, tp, fp, fn, tn) per slice to rows of per_case.csv, through the real scoring."""
+    pred, ref = np.zeros((len(counts), 1, 20), bool), np.zeros((len(counts), 1, 20), bool)
+    for n, (_, tp, fp, fn, _) in enumerate(counts):
+        ref[n, 0, : tp + fn] = True
+        pred[n, 0, fn : tp + fn + fp] = True
+    table = pd.DataFrame(
+        {"case": [c[0] for c in counts], "slice": range(len(counts)), "patient": [c[0] for c in counts]}
+    )
+    return per_case_rows(stage, test, table, slice_scores(pred, ref))
+
+
+def test_columns_are_the_contract():
+    assert ",".join(COLUMNS) == CONTRACT
+    assert PER_CASE_COLUMNS[:5] == ("stage", "test", "case", "slice", "patient")
+
+
+def test_one_cell_by_hand():
+    rows = rows_of(
+        [
+            ("a", 4, 0, 4, 12),  # precision 1, recall 1/2, F1 2/3, accuracy 16/20
+            ("a", 2, 2, 0, 16),  # precision 1/2, recall 1, F1 2/3, accuracy 18/20
+            ("a", 0, 3, 0, 17),  # no infiltrate: not averaged, but its false pixels count in the Dice
+            ("b", 0, 0, 5, 15),  # missed: 0, 0, 0, accuracy 15/20
+            ("c", 0, 1, 0, 19),  # a patient without infiltrate: no Dice
+        ]
+    )
+    cell = cell_scores(rows, four_channel().scoring)
+    assert (cell["n_patients"], cell["n_slices"]) == (2, 3)
+    assert cell["accuracy"] == pytest.approx((0.8 + 0.9 + 0.75) / 3)
+    assert cell["precision"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert cell["recall"] == pytest.approx((0.5 + 1 + 0) / 3)
+    assert cell["f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert cell["dice"] == pytest.approx((2 * 6 / (2 * 6 + 5 + 4) + 0) / 2)
+    assert cell["f1_low"] <= cell["f1"] <= cell["f1_high"]
+    assert cell["dice_low"] == 0
+
+
+def test_one_patient_has_no_interval_and_no_infiltrate_no_score():
+    one = cell_scores(rows_of([("a", 4, 0, 4, 12)]), four_channel().scoring)
+    assert one["f1"] == pytest.approx(2 / 3)
+    assert math.isnan(one["f1_low"])
+    assert math.isnan(one["dice_high"])
+    none = cell_scores(rows_of([("a", 0, 2, 0, 18)]), four_channel().scoring)
+    assert (none["n_patients"], none["n_slices"]) == (0, 0)
+    assert all(math.isnan(none[key]) for key in ("accuracy", "precision", "recall", "f1", "dice"))
+
+
+def full_table():
+    counts = [("a", 4, 0, 4, 12), ("b", 2, 2, 0, 16)]
+    parts = [rows_of(counts, s.name, t) for s in four_channel().stages.chain for t in (1, 2, 3)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_matrix_has_a_row_per_stage_and_set_with_the_papers_numbers_beside():
+    matrix = build_matrix(full_table(), four_channel())
+    assert list(matrix.columns) == list(COLUMNS)
+    assert len(matrix) == 18
+    assert matrix["name"].is_unique
+    with_paper = matrix.dropna(subset=["paper_f1"])
+    assert sorted(with_paper["name"]) == sorted(row.name for row in four_channel().paper)
+    row = matrix[(matrix["stage"] == "Tr2_R_3") & (matrix["test"] == 3)].iloc[0]
+    assert (row["name"], row["paper_f1"]) == ("Tr2_R_2_Te3", 0.542704)
+    assert matrix["nsd"].isna().all()
+    assert matrix["paper_f1"].isna().sum() == 5
+
+
+def test_a_cell_that_was_never_scored_is_an_error():
+    table = full_table()
+    with pytest.raises(InputError, match="no rows of stage Tr3 on set 2"):
+        build_matrix(table[~((table["stage"] == "Tr3") & (table["test"] == 2))], four_channel())
+
+
+def test_small_summaries():
+    matrix = pd.DataFrame({"stage": ["x", "y", "x", "y"], "test": [1, 1, 2, 2], "f1": [0.2, 0.5, math.nan, math.nan]})
+    assert best_stage(matrix) == {1: "y"}
+    assert untrained_f1(rows_of([("a", 4, 0, 4, 12), ("a", 0, 3, 0, 17)])) == {1: pytest.approx(2 / 3)}
