@@ -116,15 +116,15 @@ SITES: Mapping[str, PhantomSite] = {
         Scanner(
             pixels={"tiny": 64, "small": 192, "full": 630},
             slice_mm={"tiny": (26.0,), "small": (7.5, 9.0, 10.0), "full": (1.5, 3.0, 3.0, 5.0)},
-            slab_mm=3.0, field_mm=(325.0, 365.0), noise_hu=16.0, kernel="soft", offset_hu=25.0, gain=0.94,
+            slab_mm=3.0, field_mm=(325.0, 365.0), noise_hu=16.0, kernel="soft", offset_hu=32.0, gain=0.94,
             levels=256, ceiling_hu=240.0, air_outside=False, stored_axes=("L", "P", "S"),
         ),
         Patients(
             severe=0.35, severe_share=(0.15, 0.38), mild_share=(0.02, 0.10), height=(0.42, 0.66),
-            ground_glass_hu=(-640.0, -380.0), consolidation=0.4, radius_mm=(11.0, 40.0), dependent_hu=50.0,
+            ground_glass_hu=(-670.0, -380.0), consolidation=0.4, radius_mm=(11.0, 40.0), dependent_hu=50.0,
             lung_hu=-860.0,
         ),
-        Reader(1.8, 2.2, True, None, 0.0, True, True),
+        Reader(2.8, 2.2, True, None, 0.0, True, True),
     ),
     "B": PhantomSite(
         "B",
@@ -132,15 +132,15 @@ SITES: Mapping[str, PhantomSite] = {
         Scanner(
             pixels={"tiny": 56, "small": 160, "full": 512},
             slice_mm={"tiny": (26.0,), "small": (7.5,), "full": (1.0,)},
-            slab_mm=1.0, field_mm=(350.0, 400.0), noise_hu=52.0, kernel="sharp", offset_hu=0.0, gain=1.0,
+            slab_mm=1.0, field_mm=(350.0, 400.0), noise_hu=46.0, kernel="sharp", offset_hu=0.0, gain=1.0,
             levels=None, ceiling_hu=3071.0, air_outside=False, stored_axes=("L", "P", "S"),
         ),
         Patients(
             severe=0.3, severe_share=(0.12, 0.32), mild_share=(0.02, 0.10), height=(0.52, 0.78),
-            ground_glass_hu=(-700.0, -450.0), consolidation=0.35, radius_mm=(9.0, 36.0), dependent_hu=70.0,
+            ground_glass_hu=(-715.0, -430.0), consolidation=0.35, radius_mm=(11.0, 36.0), dependent_hu=85.0,
             lung_hu=-850.0,
         ),
-        Reader(-0.8, 0.0, False, None, 0.05, False, True),
+        Reader(-0.5, 0.0, False, -660.0, 0.0, False, True),
     ),
     "C": PhantomSite(
         "C",
@@ -148,12 +148,12 @@ SITES: Mapping[str, PhantomSite] = {
         Scanner(
             pixels={"tiny": 48, "small": 160, "full": 512},
             slice_mm={"tiny": (30.0,), "small": (11.0,), "full": (8.0,)},
-            slab_mm=8.0, field_mm=(380.0, 430.0), noise_hu=24.0, kernel="soft", offset_hu=-55.0, gain=1.0,
+            slab_mm=8.0, field_mm=(380.0, 430.0), noise_hu=24.0, kernel="soft", offset_hu=-40.0, gain=1.0,
             levels=None, ceiling_hu=3071.0, air_outside=True, stored_axes=("L", "A", "S"),
         ),
         Patients(
-            severe=0.05, severe_share=(0.08, 0.15), mild_share=(0.006, 0.06), height=(0.34, 0.60),
-            ground_glass_hu=(-760.0, -600.0), consolidation=0.08, radius_mm=(8.0, 28.0), dependent_hu=70.0,
+            severe=0.05, severe_share=(0.08, 0.15), mild_share=(0.01, 0.07), height=(0.34, 0.60),
+            ground_glass_hu=(-745.0, -490.0), consolidation=0.08, radius_mm=(10.0, 30.0), dependent_hu=70.0,
             lung_hu=-845.0,
         ),
         Reader(-1.2, 1.0, True, None, 0.35, False, False),

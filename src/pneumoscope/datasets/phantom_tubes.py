@@ -110,7 +110,8 @@ def grow_tree(
     Points are scattered in the shape and joined, nearest to the root first, to the place on the tree that costs
     least: the length of the new piece plus a part of the way from there to the root. That balance gives trunks
     that run outward and short side branches (the rule of Cuntz et al. 2010, PLoS Comput Biol 6(8), the TREES
-    toolbox). Radii follow Murray: the parent's power is the sum of the children's, with exponent 2.7.
+    toolbox). Radii follow Murray: the parent's power is the sum of the children's, with exponent 2.7; each
+    point feeds one more twig of the thinnest kind, too thin to be drawn.
 
     Args:
         root: (3,) where the vessel enters.
@@ -130,7 +131,7 @@ def grow_tree(
         path[n] = path[parent[n]] + step[parent[n]]
     power = np.zeros(len(nodes))
     for n in range(len(nodes) - 1, 0, -1):
-        power[n] += thinnest_mm**2.7 if power[n] == 0 else 0
+        power[n] += thinnest_mm**2.7
         power[parent[n]] += power[n]
     return Tubes(nodes[parent[1:]], nodes[1:], power[1:] ** (1 / 2.7))
 

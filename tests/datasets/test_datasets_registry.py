@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pneumoscope.datasets.registry import DATASETS, dataset_info, read_dataset
+from pneumoscope.errors import DatasetError
+
+NAMES = [
+    "medseg",
+    "medseg-slices",
+    "covid19ctseg",
+    "mosmed",
+    "ricord",
+    "covid1920",
+    "an2020",
+    "nnunet",
+    "decathlon",
+    "miscnn",
+    "manifest",
+    "slices",
+    "phantom",
+    "kermany",
+    "cohen",
+    "hannover",
+    "nih",
+    "radiographs",
+]
+
+
+def test_every_name_of_the_interface_is_there():
+    assert list(DATASETS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entries_are_complete(name):
+    info = dataset_info(name)
+    assert info.title
+    assert info.licence
+    assert info.citation
+    assert info.home
+    assert info.kind in ("ct", "slices", "xray")
+    assert all(isinstance(count, int) and count > 0 for count in info.expected.values())
+
+
+def test_published_counts():
+    assert DATASETS["medseg"].expected["slices"] == 829
+    assert DATASETS["covid19ctseg"].expected == {"scans": 20, "patients": 19, "slices_coronacases": 2581}
+    assert DATASETS["mosmed"].expected["slices_with_masks_drawn"] == 785
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(DatasetError, match=r"unknown data set 'mosmet'.*mosmed"):
+        read_dataset("mosmet", ".")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not DATASETS[n].readable])
+def test_sets_that_cannot_be_read_yet_say_so(name, tmp_path):
+    with pytest.raises(DatasetError, match=r"not built yet|read_slice_folder"):
+        read_dataset(name, tmp_path)
+
+
+def test_listing_needs_neither_torch_nor_pandas_nor_time():
+    code = (
+        "import sys, time; t = time.process_time(); import pneumoscope.datasets.registry; "
+        "print(time.process_time() - t, bool({'torch', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    began = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    seconds, heavy = said.split()
+    assert heavy == "False"
+    assert float(seconds) < 0.3
+    assert time.perf_counter() - began < 20
