@@ -79,6 +79,18 @@ def inner_zip() -> bytes:
     return buffer.getvalue()
 
 
+def long_directory() -> bytes:
+    """The end of a zip64 file that says it has a million members."""
+    far = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 10**6, 10**6, 10**8, 0)
+    near = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return b"PK\x03\x04" + bytes(40) + far + b"PK\x06\x07" + struct.pack("<IQI", 0, 44, 1) + near
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
 CENTRAL, END = b"PK\x01\x02", b"PK\x05\x06"
 HOSTILE: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "traversal": ("outside", lambda p: zipped(p, [("../scan.nii", SCAN)])),
@@ -100,6 +112,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "size far beyond": ("unpacks", lambda p: edited(p, [("s.nii", SCAN)], set_field(CENTRAL, 24, "<I", 2**31))),
     "packed size beyond the file": ("overlap", lambda p: edited(p, [("s", SCAN)], set_field(CENTRAL, 20, "<I", 2**30))),
     "a million members": ("lists", lambda p: edited(p, [("s", SCAN)], set_field(END, 12, "<I", 90_000_000))),
+    "a million members in the long form": ("lists 1000000", lambda p: written(p, long_directory())),
     "too many members": ("lists", lambda p: edited(p, [("s", SCAN)], set_field(END, 10, "<H", 60_000))),
     "too deep": ("deep", lambda p: zipped(p, [("a/" * 20 + "scan.nii", SCAN)])),
     "file and folder of one name": ("unpacked", lambda p: zipped(p, [("a", SCAN), ("a/scan.nii", SCAN)])),

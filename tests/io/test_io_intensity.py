@@ -43,6 +43,8 @@ NOT_HU: dict[str, tuple[str, np.ndarray]] = {
     "clipped to lung": ("no soft tissue", np.clip(HU, -970, -450)),
     "intercept twice": ("-1024", HU - 1024),
     "scaled to 16 bit": ("without a negative", windowed(-1000, 400, 30_000)),
+    "a mask": ("a mask (values 0, 1, 2)", np.digitize(HU, [-900, -500])),
+    "a picture of a mask": ("a mask (values 0, 255)", (HU > -500) * 255),
     "an MR": ("neither lung nor air", normal(-50, 80)),
 }
 

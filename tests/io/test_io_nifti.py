@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, ReadError
 from pneumoscope.geometry import Grid, all_axis_codes
-from pneumoscope.io import read_volume, write_image, write_volume
+from pneumoscope.io import read_mask, read_volume, write_image, write_volume
+from pneumoscope.io.nifti import read_nifti
 from pneumoscope.volume import Volume, array_to_native
 
 Build = Callable[[Path], Path]
@@ -135,6 +136,7 @@ REFUSED: dict[str, tuple[str, Build]] = {
     "51 more voxels than the file can hold": ("IN-NII-051", bent(dim=[3, 1000, 1000, 1000, 1, 1, 1, 1])),
     "55 bomb": ("IN-NII-055", bomb),
     "55 far more than the header says": ("IN-NII-055", overfull),
+    "55 far more after the gzip": ("IN-NII-055", raw_file("s.nii.gz", lambda: packed(WHOLE, garbage=bytes(3 * 2**20)))),
     "56 unknown type": ("IN-NII-056", bent(datatype=9999)),
     "56 RGB": ("IN-NII-056", bent(datatype=128, bitpix=24)),
     "56 complex": ("IN-NII-056", bent(datatype=32, bitpix=64)),
@@ -268,6 +270,28 @@ def test_address_space_limit_counts_as_memory() -> None:
         assert 0 < available_bytes() < 2**44
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"text" * 200, gzip.compress(b"")])
+def test_reader_alone_refuses_what_is_no_nifti(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(ReadError, match="IN-NII-053"):
+        read_nifti(tmp_path / "a.nii")
+
+
+def test_folder_of_two_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match="a folder with 2 NIfTI files"):
+        read_mask(folder_of(2)(tmp_path))
+
+
+def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = scan_file(tmp_path)
+    monkeypatch.setattr("pneumoscope.io.stored.os.open", forbidden)
+    with pytest.raises(ReadError, match="Permission denied"):
+        read_volume(path)
 
 
 def test_nothing_that_identifies_is_taken_over(tmp_path: Path) -> None:

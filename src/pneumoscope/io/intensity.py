@@ -46,6 +46,8 @@ def guess_not_hu(values: NDArray[np.generic]) -> str | None:
 
     if share(55_000, 66_000) > 1e-3 or share(4.2e9, 4.3e9) > 1e-3:
         return "signed values read as unsigned (negative values wrapped to 2**16 and below)"
+    if low >= 0 and high <= 255 and len(few := np.unique(sample[:: max(1, sample.size // 50_000)])) <= 10:
+        return f"a mask (values {', '.join(f'{v:.4g}' for v in few)})"
     if highest - lowest < 50:
         return f"normalised to [{low:.3g}, {high:.3g}]"
     if share(-1100, -400) >= MIN_AIR_OR_LUNG_SHARE:
@@ -169,8 +171,6 @@ def _sample(values: NDArray[np.generic]) -> NDArray[np.float64]:
 def _likely_window(sample: NDArray[np.float64]) -> list[int]:
     """The common window under which soft tissue (40 HU) and lung (-850 HU) fall on the picture's peaks."""
     inner = sample[(sample > 2) & (sample < 253)]
-    if not inner.size:
-        return list(COMMON_WINDOWS[0])
 
     def score(window: tuple[int, int]) -> float:
         low, high = window

@@ -79,7 +79,8 @@ def read_nifti(path: str | Path, *, sparse: bool = False) -> Stored:
         if place.path.name.lower().endswith(".gz") and not packed:
             raise place.error(53, "is not gzip although its name says so; rename it, or fetch it again")
         source: Source | BinaryIO = GzipSource(stream, place) if packed else stream
-        return _read(source, size, place, packed=packed, sparse=sparse)
+        with np.errstate(all="ignore"):  # damaged headers hold odd numbers, which are tested for
+            return _read(source, size, place, packed=packed, sparse=sparse)
 
 
 def _read(source: Source | BinaryIO, size: int, place: Place, *, packed: bool, sparse: bool) -> Stored:

@@ -121,7 +121,7 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
     place = Place(path, family)
     if min(stored.grid.shape) < 2:
         raise place.error(59, f"is a single slice ({stored.grid.shape}), expected a volume; give the whole scan")
-    with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite and is caught below
+    with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is caught below
         hu = laid_out(stored.values(), stored.grid, np.float32)
     findings = stored.findings + hounsfield.fill_nonfinite(hu, stored.grid, family=family, path=path)
     hounsfield.require_content(hu, family=family, path=path)

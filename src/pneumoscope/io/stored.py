@@ -85,8 +85,9 @@ class Stored:
             return self.array
         wide = self.array.dtype.itemsize > 4 or (self.array.dtype.kind in "iu" and self.array.dtype.itemsize == 4)
         scaled: NDArray[Any] = self.array.astype(np.float64 if wide else np.float32)
-        scaled *= self.slope
-        scaled += self.intercept
+        with np.errstate(all="ignore"):  # what overflows is infinite, which is tested for
+            scaled *= self.slope
+            scaled += self.intercept
         return scaled
 
 
@@ -231,14 +232,12 @@ def read_tail(source: Source | BinaryIO, place: Place) -> tuple[Finding, ...]:
         ReadError: row 52 for a bad checksum, row 55 when far more data follow than belong to the image.
     """
     extra = 0
-    while part := source.read(CHUNK):
+    while extra <= MAX_TAIL_BYTES and (part := source.read(CHUNK)):
         extra += len(part)
-        if extra > MAX_TAIL_BYTES:
-            raise place.error(55, "holds far more data than its header describes; it is damaged or hostile")
-    trailing = getattr(source, "trailing_bytes", 0)
-    if extra or trailing:
-        return (place.note(52, f"{extra + trailing} bytes after the image were ignored", "info"),)
-    return ()
+    extra += getattr(source, "trailing_bytes", 0)
+    if extra > MAX_TAIL_BYTES:
+        raise place.error(55, "holds far more data than its header describes; it is damaged or hostile")
+    return (place.note(52, f"{extra} bytes after the image were ignored", "info"),) if extra else ()
 
 
 def check_budget(place: Place, shape: tuple[int, ...], itemsize: int, packed_bytes: int | None, *, sparse: bool) -> int:
