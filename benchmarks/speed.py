@@ -1,0 +1,114 @@
+"""Training and inference speed of the 2D U-Net against MONAI's BasicUNet of the same widths, in one run.
+
+    python benchmarks/speed.py [--size 320] [--threads N] [--json FILE]
+
+Both networks get the same slices, batch, optimiser and loss, in turns, best of several. BasicUNet runs as it comes
+(InstanceNorm, NCHW, fp32); ours as `training.loop` runs it: channels-last, bf16 where the processor computes in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pneumoscope.models.unet import UNet, UNetConfig, parameter_count
+from pneumoscope.training.devices import has_fast_bf16
+from pneumoscope.training.losses import cross_entropy
+
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+def monai_unet() -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    return BasicUNet(spatial_dims=2, in_channels=4, out_channels=2, features=(*WIDTHS, WIDTHS[0]))
+
+
+def timed(work: Callable[[], None], repeats: int) -> float:
+    """Best wall time of `repeats` after one warm-up."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def measure(
+    model: nn.Module, size: int, batch: int, repeats: int, *, channels_last: bool, bf16: bool
+) -> dict[str, float]:
+    """Slices a second in training and in inference."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    x = torch.rand(batch, 4, size, size).to(memory_format=layout)
+    y = (torch.rand(batch, 2, size, size) > 0.9).float()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def train() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = model(x)
+        loss = cross_entropy(out.float(), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    def infer() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            model(x)
+
+    model.train()
+    training = batch / timed(train, repeats)
+    model.eval()
+    return {"train_slices_per_s": training, "infer_slices_per_s": batch / timed(infer, repeats)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    bf16 = has_fast_bf16(torch.device("cpu"))
+    ours, theirs = UNet(UNetConfig(4, 2, WIDTHS)), monai_unet()
+    common = (options.size, options.batch, options.repeats)
+    result: dict[str, Any] = {
+        "machine": {
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "bf16": bf16,
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "size": options.size,
+        "batch": options.batch,
+        "pneumoscope": {"parameters": parameter_count(ours), **measure(ours, *common, channels_last=True, bf16=bf16)},
+        "monai_basicunet": {
+            "parameters": parameter_count(theirs),
+            **measure(theirs, *common, channels_last=False, bf16=False),
+        },
+    }
+    result["ratio"] = {
+        key: result["pneumoscope"][key] / result["monai_basicunet"][key]
+        for key in ("train_slices_per_s", "infer_slices_per_s")
+    }
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
