@@ -282,6 +282,9 @@ def test_reader_alone_refuses_what_is_no_nifti(tmp_path: Path, data: bytes) -> N
 def test_folder_of_two_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match="a folder with 2 NIfTI files"):
         read_mask(folder_of(2)(tmp_path))
+    (tmp_path / "x.nii" / "1.nii").unlink()
+    save(tmp_path / "x.nii" / "0.nii", nifti_bytes((chest() > 0).astype(np.uint8)))
+    assert read_mask(tmp_path / "x.nii").any.any()
 
 
 def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,34 @@ def test_masks_beside_their_scan_are_not_cases(tmp_path: Path) -> None:
     assert listing.ignored == 2
 
 
+def test_folders_of_masks_are_passed_over(tmp_path: Path) -> None:
+    for folder in ("imagesTr", "labelsTr", "lungs", "Infiltrate"):
+        (tmp_path / folder).mkdir()
+        scan_file(tmp_path / folder, "a.nii.gz")
+    listing = list_scans(tmp_path)
+    assert [ref.case for ref in listing.scans] == ["a"]
+    assert listing.ignored == 3
+    assert cases(tmp_path / "lungs") == ["a"]  # when it is given itself, it is meant
+
+
+def test_a_manifest_in_the_folder_counts(tmp_path: Path) -> None:
+    scan_file(tmp_path, "a.nii.gz")
+    scan_file(tmp_path, "b.nii.gz")
+    table(tmp_path, "name,file\n1,2\n", "manifest.csv")
+    assert cases(tmp_path) == ["a", "b"]
+    table(tmp_path, "case,image\nonly,b.nii.gz\n", "manifest.csv")
+    assert cases(tmp_path) == ["only"]
+
+
+def test_tags_that_cannot_be_read_do_not_stop_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    folder = write_dicom(tmp_path / "a")
+    monkeypatch.setattr(pydicom, "dcmread", fails)
+    assert len(cases(folder)) == 1
+
+
 def test_folder_called_nii(tmp_path: Path) -> None:
     for case in ("x", "y"):
         (tmp_path / f"{case}.nii").mkdir()
@@ -118,6 +146,15 @@ def test_folder_of_dicom_folders(tmp_path: Path) -> None:
     assert listing.ignored == chest().shape[2]
     assert len({ref.case for ref in listing.scans}) == 3
     assert len(set(cases(tmp_path / "one", tmp_path / "one"))) == 2
+
+
+def test_damaged_dicom_is_listed_and_refused_when_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "IM1").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI\x00\x04 1.2" + b"\xff" * 40)
+    (ref,) = find_scans(tmp_path)
+    assert ref.case.startswith("ct-")
+    with pytest.raises(ReadError, match="IN-DCM"):
+        read_volume(ref.path)
 
 
 def test_dicom_and_images_in_one_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, GeometryError
+from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
 from pneumoscope.io.labels import labels_in_extensions
 from pneumoscope.io.stored import (
@@ -101,12 +101,8 @@ def _read(source: Source | BinaryIO, size: int, place: Place, *, packed: bool, s
     extensions = read_up_to(source, int(offset) - len(block))
     array = read_array(source, shape, dtype, place)
     findings += read_tail(source, place)
-    try:
-        grid = Grid(shape, affine)
-    except GeometryError as error:
-        raise place.error(62, f"{error.message}; write a valid orientation into the header") from None
     labels = labels_in_extensions(extensions, header.endianness) if block[-4] else None
-    return Stored(array, grid, "NIfTI", slope, intercept, broken, findings, labels)
+    return Stored(array, Grid(shape, affine), "NIfTI", slope, intercept, broken, findings, labels)
 
 
 def _inside_folder(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pneumoscope.errors import InputError
 from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, suffix_of
 from pneumoscope.io.scan_ref import ScanRef
-from pneumoscope.io.table import read_manifest
+from pneumoscope.io.table import is_manifest, read_manifest
 
 MAX_FILES = 100_000
 MAX_DEPTH = 8
@@ -22,6 +22,13 @@ MASK_NAME = re.compile(
     re.IGNORECASE,
 )
 """Names of masks that lie beside their scan: ``id001-msk.nii.gz`` beside ``id001.nii.gz``."""
+
+MASK_FOLDER = re.compile(
+    r"(labels?|masks?|segs?|segmentations?|lungs?|infiltrates?|infections?|lesions?|exact)(Tr|Ts|Va)?$", re.IGNORECASE
+)
+"""Names of folders that hold masks of the scans in the folders beside them: ``labelsTr`` beside ``imagesTr``."""
+
+MANIFEST = "manifest.csv"
 
 NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "DOC", "REG", "FID"})
 """DICOM modalities that are never a scan."""
@@ -53,9 +60,10 @@ def find_scans(paths: str | Path | Sequence[str | Path]) -> list[ScanRef]:
 def list_scans(paths: str | Path | Sequence[str | Path]) -> Listing:
     """As `find_scans`, with the number of files passed over.
 
-    A file, a zip and a folder with DICOM files directly in it are one case each. In any other folder every image is a
-    case, and every subfolder that holds DICOM at any depth is one. A ``.csv`` file is a manifest. A folder is
-    not opened for its images before `read_volume`, so a damaged one is listed and refused there.
+    A file, a zip and a folder with DICOM files directly in it are one case each. A ``.csv`` file is a manifest, so is
+    ``manifest.csv`` in a folder that is given. In any other folder every image is a case, and every subfolder that
+    holds DICOM at any depth is one; masks beside their scans and folders named after masks are passed over.
+    Images in folders are told by name and not opened, so a damaged one is listed, and refused by `read_volume`.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
@@ -63,7 +71,9 @@ def list_scans(paths: str | Path | Sequence[str | Path]) -> Listing:
     search = _Search()
     for path in map(Path, given):
         before = len(search.found)
-        if path.is_dir():
+        if path.is_dir() and is_manifest(path / MANIFEST):
+            search.found.extend(read_manifest(path / MANIFEST))
+        elif path.is_dir():
             search.folder(path, 0)
         elif suffix_of(path) == ".csv":
             search.found.extend(read_manifest(path))
@@ -112,7 +122,9 @@ class _Search:
         if dicom:
             self._dicom(folder, dicom)
         for sub in folders:
-            if not _holds_images(sub) and _is_dicom(sub):
+            if MASK_FOLDER.match(sub.name):
+                self.ignored += sum(p.is_file() for p in sub.rglob("*"))
+            elif not _holds_images(sub) and _is_dicom(sub):
                 if not dicom:
                     self._dicom(sub, [p for p in sorted(sub.rglob("*")) if p.is_file() and _is_dicom(p)])
             elif depth < MAX_DEPTH:

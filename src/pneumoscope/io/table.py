@@ -58,6 +58,15 @@ def read_manifest(path: str | Path) -> list[ScanRef]:
     return refs
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file begins with the columns of a manifest."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        first = stream.readline(10_000).decode("utf-8-sig", "replace")
+    return set(REQUIRED) <= {cell.strip().lower() for cell in first.split(",")}
+
+
 def _row(path: Path, number: int, header: list[str], cells: list[str]) -> ScanRef:
     if len(cells) > len(header):
         raise InputError(f"line {number} has {len(cells)} cells, expected {len(header)}", path=path)
