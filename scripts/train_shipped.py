@@ -308,7 +308,7 @@ def common_card(task: str, examples: int, epochs: int, best_epoch: int, config: 
         },
         "limits": [
             "Research software, not a medical device.",
-            "Trained on a dozen adults with COVID-19, 8-bit slices from the middle of the chest that all show infiltrate.",
+            "Trained on 8-bit slices of a dozen adults with COVID-19, mid-chest, all showing infiltrate.",
             "Infiltrate of other causes, children, effusion, tumour and emphysema were not in the training data.",
             "Ground-glass and consolidation are not told apart.",
         ],

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+import torch
+
+from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
+from pneumoscope.geometry import Grid
+from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
+from pneumoscope.inference.segment import Segmenter, segment_volume
+from pneumoscope.inference.slices import predict_probability
+from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.models.weights import save_model
+from pneumoscope.preprocess.appearance import Appearance
+from pneumoscope.preprocess.lung_crop import LungCrop
+from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
+
+WINDOWS = {"kind": "hu_windows", "size": 32, "windows_hu": [[-970, -150], [-700, -450], [-450, -150]]}
+FRAME = {"kind": "lung_frame", "frame": [24, 32], "appearance": Appearance(size=48).as_dict()}
+
+
+def save(folder, channels, preprocessing, task="infiltrate", bias=0.0):
+    """A small network that says the same probability everywhere but for a little texture."""
+    torch.manual_seed(1)
+    model = UNet(UNetConfig(channels, 2, (4, 8)))
+    with torch.no_grad():
+        model.head.weight.mul_(0.01)
+        model.head.bias[:] = torch.tensor([bias, -bias])
+    save_model(folder, model, {"task": task, "preprocessing": preprocessing})
+    return folder
+
+
+@pytest.fixture
+def scan():
+    """A scan with awkward axes, and its lungs."""
+    grid = Grid((30, 9, 28), [[0, 0, -2.5, 60], [2.0, 0, 0, -40], [0, 6.0, 0.2, 5], [0, 0, 0, 1]])
+    rng = np.random.default_rng(0)
+    hu = rng.normal(40, 10, grid.shape)
+    lungs = np.zeros(grid.shape, np.uint8)
+    lungs[6:24, 1:8, 3:12] = 1
+    lungs[6:24, 1:8, 16:25] = 2
+    hu[lungs > 0] -= 880
+    return Volume.from_native(hu, grid, case="awkward"), Mask.from_native(lungs, grid, LUNG_LABELS)
+
+
+@pytest.mark.parametrize(("channels", "preprocessing"), [(4, WINDOWS), (3, WINDOWS | {"lung_channel": False}), (2, FRAME)])
+def test_the_mask_lies_on_the_scan_and_inside_the_lungs(tmp_path, scan, channels, preprocessing):
+    volume, lungs = scan
+    found = segment_volume(volume, model=save(tmp_path, channels, preprocessing, bias=4.0), lungs=lungs)
+    assert found.infiltrate.grid == volume.grid
+    assert found.infiltrate.names == INFILTRATE_LABEL
+    assert not (found.infiltrate.any & ~lungs.any).any()
+    assert found.infiltrate.any.sum() > 0.9 * lungs.any.sum()
+    assert found.probability.dtype == np.uint8
+    assert not found.probability[~lungs.any].any()
+    assert found.cards["infiltrate"]["task"] == "infiltrate"
+    assert "lungs" not in found.cards
+
+
+def test_no_lung_means_no_infiltrate_and_no_network_run(tmp_path, scan, monkeypatch):
+    volume, _ = scan
+    segmenter = Segmenter(save(tmp_path, 4, WINDOWS, bias=4.0))
+    monkeypatch.setattr("pneumoscope.inference.segment.predict_probability", None)
+    found = segmenter.run(volume, Mask.empty(volume.grid, LUNG_LABELS))
+    assert not found.infiltrate.any.any()
+
+
+def test_slabs_do_not_change_the_result(tmp_path, scan, monkeypatch):
+    volume, lungs = scan
+    model = save(tmp_path, 2, FRAME)
+    whole = segment_volume(volume, model=model, lungs=lungs).probability
+    monkeypatch.setattr("pneumoscope.inference.segment.SLAB", 2)
+    assert np.array_equal(segment_volume(volume, model=model, lungs=lungs).probability, whole)
+
+
+def test_a_lung_mask_of_another_scan_is_refused(tmp_path, scan):
+    volume, _ = scan
+    other = Mask.empty(Grid.from_spacing(volume.grid.shape, (2, 2, 6)), LUNG_LABELS)
+    with pytest.raises(GeometryError, match="lung mask lies on another grid"):
+        Segmenter(save(tmp_path, 4, WINDOWS)).run(volume, other)
+
+
+def test_models_of_another_task_are_refused(tmp_path):
+    save(tmp_path, 1, WINDOWS, task="lungs")
+    with pytest.raises(ModelError, match="model for 'lungs', expected one for 'infiltrate'"):
+        Segmenter(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(InputError, match="not on this machine"):
+        Segmenter(save(tmp_path, 4, WINDOWS), device="cuda:7")
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [None, {}, {"kind": "wavelets"}, {"kind": "hu_windows"}, {"kind": "lung_frame", "frame": [3], "appearance": {}}],
+)
+def test_a_card_without_readable_preprocessing_is_refused(preprocessing):
+    with pytest.raises(ModelError):
+        input_from_card({"preprocessing": preprocessing})
+
+
+def test_batches_and_mirror(scan):
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(1, 1, (4, 8)))
+    images = np.random.default_rng(0).random((5, 1, 16, 16)).astype(np.float32)
+    one = predict_probability(model, images, batch_size=1)
+    assert np.allclose(one, predict_probability(model, images, batch_size=4), atol=1e-6)
+    both = predict_probability(model, images, mirror=True)
+    flipped = predict_probability(model, images[..., ::-1].copy(), mirror=True)[..., ::-1]
+    assert np.allclose(both, flipped, atol=1e-6)
+    assert predict_probability(model, images[:0]).shape == (0, 1, 16, 16)
+    byte = (images * 255).astype(np.uint8)
+    assert np.allclose(predict_probability(model, byte), predict_probability(model, byte / np.float32(255)), atol=1e-6)
+
+
+def test_probabilities_that_are_not_finite_are_an_error():
+    model = UNet(UNetConfig(1, 1, (4, 8)))
+    with pytest.raises(RunError, match="NaN"):
+        predict_probability(model, np.full((1, 1, 8, 8), np.nan, np.float32))
+
+
+def test_lung_crop_comes_back_where_it_was():
+    lungs = np.zeros((3, 50, 60), bool)
+    lungs[0, 10:30, 15:50] = True
+    lungs[2, 20:35, 12:20] = True
+    crop = LungCrop.around(lungs, (24, 32))
+    picture = np.zeros((3, 50, 60), np.float32)
+    picture[:, 18:24, 20:40] = 1
+    back = crop.paste(crop.cut(picture).astype(np.float32)) > 0.5
+    assert 2 * (back & (picture > 0)).sum() / (back.sum() + (picture > 0).sum()) > 0.93
+    rows, columns = np.nonzero(back[0])
+    assert abs(rows.mean() - 20.5) < 0.5
+    assert abs(columns.mean() - 29.5) < 0.5
+    assert crop.cut(lungs, nearest=True).any(axis=0).sum() > 0
+
+
+def test_lung_crop_without_lungs_takes_the_whole_slice():
+    crop = LungCrop.around(np.zeros((2, 20, 40), bool), (20, 40))
+    picture = np.random.default_rng(0).random((2, 20, 40)).astype(np.float32)
+    assert np.allclose(crop.cut(picture), picture, atol=1e-5)
+
+
+def test_a_lung_frame_must_be_fitted_first():
+    way = input_from_card({"preprocessing": FRAME})
+    assert isinstance(way, LungFrameInput)
+    with pytest.raises(ModelError, match="fitted"):
+        way.images(np.zeros((1, 8, 8), np.float32), np.zeros((1, 8, 8), bool))
+    with pytest.raises(ModelError, match="needs a lung mask"):
+        way.fitted(None)
+
+
+def test_the_papers_input_is_the_windows_and_the_lungs():
+    way = input_from_card({"preprocessing": WINDOWS})
+    assert isinstance(way, HuWindowInput)
+    hu = np.full((1, 32, 32), -560.0, np.float32)
+    lungs = np.zeros((1, 32, 32), bool)
+    lungs[0, 4:8] = True
+    channels = way.images(hu, lungs)[0]
+    assert channels[:, 5, 5] == pytest.approx([410 / 820, 140 / 250, 0, 1])
+    assert channels[3, 20, 20] == 0
+
+
+def test_appearance_is_the_public_sets():
+    rng = np.random.default_rng(0)
+    hu = rng.normal(-300, 400, (2, 40, 40)).astype(np.float32)
+    out = Appearance(size=64).of_hu(hu)
+    assert out.dtype == np.uint8
+    assert out.shape == (2, 64, 64)
+    shifted = Appearance(size=64, window_hu=(-3000, 4000)).of_hu(hu * 0.5 + 200)
+    assert np.abs(out.astype(int) - Appearance(size=64, window_hu=(-3000, 4000)).of_hu(hu)).mean() < 40
+    assert np.abs(shifted.astype(int) - Appearance(size=64, window_hu=(-3000, 4000)).of_hu(hu)).max() <= 4
+    assert not Appearance(size=64).of_hu(np.full((1, 40, 40), -1000, np.float32)).std() > 1
+    assert Appearance(size=64).of_8bit(np.zeros((0, 9, 9), np.uint8)).shape == (0, 64, 64)
+    with pytest.raises(InputError):
+        Appearance(window_hu=(10, 10))
