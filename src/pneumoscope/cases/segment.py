@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 REPORT_FILE = "report.json"
 
+MAX_POINTS = 2_000_000
+"""Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
+
 
 @dataclass(frozen=True)
 class CaseResult:
@@ -153,7 +156,9 @@ def segment_cases(
         progress("cases", len(done), len(scans), result.case)
     batch = BatchResult(tuple(done[name] for name in names), time.perf_counter() - begun)
     write_text(folder / "cases.csv", _table(batch.cases))
-    write_json(folder / RUN_FILE, {**_environment(), "options": asdict(job) | {"out": folder.name}, **batch.as_dict()})
+    options = {name: Path(value).name if isinstance(value, Path) else value for name, value in asdict(job).items()}
+    options |= {name: Path(options[name]).name for name in ("model", "lungs_model", "lungs") if options[name]}
+    write_json(folder / RUN_FILE, {**_environment(), "options": options, **batch.as_dict()})
     return batch
 
 
@@ -261,7 +266,7 @@ def segment_case(
 
         write_image(found.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz")
     truth = None if scan.infiltrate is None else read_mask(scan.infiltrate)
-    write_case_points(folder, volume, found.lungs, found.infiltrate, truth)
+    write_case_points(folder, volume, found.lungs, found.infiltrate, truth, max_points=MAX_POINTS)
     write_case_report(
         folder,
         volume=volume,

@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from pneumoscope.cases.segment import segment_cases
+from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.errors import InputError
+from pneumoscope.io import find_scans, write_volume
+from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.models.weights import save_model
+from pneumoscope.preprocess.appearance import Appearance
+
+SMALL = Appearance(size=64, tiles=4).as_dict()
+
+
+def make_model(folder, task, channels, preprocessing):
+    torch.manual_seed(0)
+    save_model(folder, UNet(UNetConfig(channels, 1, (4, 8))), {"task": task, "preprocessing": preprocessing})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Two tiny synthetic scans, one broken file, and models that know nothing but are quick."""
+    root = tmp_path_factory.mktemp("segment")
+    for patient in range(2):
+        write_volume(scan_patient("B", patient, size="tiny").scan.volume, root / "scans" / f"p{patient}.nii.gz")
+    make_model(root / "lungs", "lungs", 1, {"kind": "appearance", "size": 32, "appearance": SMALL})
+    make_model(root / "infiltrate", "infiltrate", 2, {"kind": "lung_frame", "frame": [24, 32], "appearance": SMALL})
+    return root
+
+
+def run(work, out, scans=None, **options):
+    found = find_scans(scans or work / "scans")
+    return segment_cases(found, out, model=work / "infiltrate", lungs_model=work / "lungs", **options)
+
+
+def contents(folder, without=("run.json",)):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in without
+    }
+
+
+def test_a_case_folder_holds_what_was_found_on_the_scans_grid(work, tmp_path):
+    batch = run(work, tmp_path / "out", probability=True)
+    assert [case.status for case in batch.cases] == ["done", "done"]
+    names = {"lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "report.json", "report.html"}
+    for case in ("p0", "p1"):
+        folder = tmp_path / "out" / case
+        assert names <= {path.name for path in folder.iterdir()}
+        assert {path.name for path in (folder / "points").iterdir()} == {"lungs.csv", "infiltrate.csv"}
+        scan = nib.load(work / "scans" / f"{case}.nii.gz")
+        for mask in ("lungs", "infiltrate", "probability"):
+            image = nib.load(folder / f"{mask}.nii.gz")
+            assert image.shape == scan.shape
+            assert np.array_equal(image.affine, scan.affine)
+    rows = (tmp_path / "out" / "cases.csv").read_text().splitlines()
+    assert rows[0] == "case,status,lung_ml,infiltrate_ml,share_percent,states,findings,error"
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["peak_memory_mib"] > 0
+    assert str(tmp_path) not in json.dumps(facts), "no paths of the machine"
+
+
+def test_the_same_scan_gives_the_same_bytes(work, tmp_path):
+    run(work, tmp_path / "a")
+    run(work, tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_broken_scan_does_not_stop_the_others(work, tmp_path):
+    broken = tmp_path / "scans"
+    broken.mkdir()
+    whole = (work / "scans" / "p0.nii.gz").read_bytes()
+    (broken / "good.nii.gz").write_bytes(whole)
+    (broken / "bad.nii.gz").write_bytes(whole[: len(whole) // 2])
+    batch = run(work, tmp_path / "out", broken)
+    status = {case.case: case.status for case in batch.cases}
+    assert status == {"bad": "failed", "good": "done"}
+    assert "bad.nii.gz" in next(case.error for case in batch.cases if case.case == "bad")
+    assert not (tmp_path / "out" / "bad" / "lungs.nii.gz").exists()
+
+
+def test_a_finished_run_is_not_written_over_unasked(work, tmp_path):
+    run(work, tmp_path / "out")
+    with pytest.raises(InputError, match="--overwrite"):
+        run(work, tmp_path / "out")
+    run(work, tmp_path / "out", overwrite=True)
+
+
+def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
+    with pytest.raises(InputError, match="no scan"):
+        segment_cases([], tmp_path / "out")
+    with pytest.raises(InputError, match="one mask, but there are 2 scans"):
+        run(work, tmp_path / "out", lungs=work / "x.nii.gz")
+    twice = [*find_scans(work / "scans"), *find_scans(work / "scans")]
+    with pytest.raises(InputError, match="'p0'"):
+        segment_cases(twice, tmp_path / "out", model=work / "infiltrate")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
+    run(work, tmp_path / "one")
+    run(work, tmp_path / "two", jobs=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path):
+    """SIGKILL at random moments of `segment`: no half file at any time, and the same bytes after one whole run."""
+    models = ["--model", str(work / "infiltrate"), "--lungs-model", str(work / "lungs")]
+    call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(work / "scans"), *models, "--quiet", "-o"]
+    begun = time.perf_counter()
+    subprocess.run([*call, str(tmp_path / "a")], check=True, stdout=subprocess.DEVNULL)
+    whole = time.perf_counter() - begun
+    expected = contents(tmp_path / "a")
+    rng = np.random.default_rng(1)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen([*call, str(tmp_path / "b")], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=float(rng.uniform(0.35, 0.98)) * whole)
+            (tmp_path / "b" / "run.json").unlink(missing_ok=True)  # it was done already: kill it again
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        if (tmp_path / "b").exists():
+            for name, data in contents(tmp_path / "b").items():
+                assert ".tmp-" in name or data == expected[name], f"half a file: {name}"
+    (tmp_path / "b" / "run.json").unlink(missing_ok=True)
+    subprocess.run([*call, str(tmp_path / "b")], check=True, stdout=subprocess.DEVNULL)
+    assert contents(tmp_path / "b") == expected
