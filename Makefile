@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
+DATA := $(or $(PNEUMOSCOPE_DATA),../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Tests work on small arrays, where several threads only wait for each other.
@@ -71,7 +72,10 @@ docs: $(VENV)/.base
 	$(RUN) pneumoscope.cli.reference docs/reference/cli.md
 
 bench: $(VENV)/.test
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/end_to_end.py
+	@if [ -d "$(DATA)/ct-volumes" ]; then $(BIN)/python benchmarks/lungs.py --data "$(DATA)/ct-volumes"; \
+	else echo "benchmarks/lungs.py is left out: no real scans in $(DATA); name their folder with PNEUMOSCOPE_DATA"; fi
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
