@@ -60,8 +60,9 @@ def segment(
     """
     from pneumoscope.inference.segment import segment_volume
 
+    given = None if lungs is None else _lungs(lungs)
     return segment_volume(
-        _volume(scan), model=model, lungs=_lungs(lungs), device=device, precision=precision, progress=progress
+        _volume(scan), model=model, lungs=given, device=device, precision=precision, progress=progress
     )
 
 
@@ -140,12 +141,7 @@ def _mask(mask: str | Path | Mask) -> Mask:
     return read_mask(mask) if isinstance(mask, (str, Path)) else mask
 
 
-def _lungs(mask: str | Path | Mask | None) -> Any:
-    """The lung mask with sides, where a file of other programs stores them without names."""
-    from pneumoscope.volume import LUNG_LABELS, Mask
+def _lungs(mask: str | Path | Mask) -> Mask:
+    from pneumoscope.io import read_lungs
 
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    read = _mask(mask)
-    unnamed = dict(read.names) == {1: "label 1", 2: "label 2"}
-    return Mask(read.labels, read.grid, LUNG_LABELS) if unnamed else read
+    return read_lungs(mask) if isinstance(mask, (str, Path)) else mask

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.cases.segment import segment_cases
+from pneumoscope.cases.segment import SegmentOptions, segment_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_volume
@@ -36,9 +36,9 @@ def work(tmp_path_factory):
     return root
 
 
-def run(work, out, scans=None, **options):
-    found = find_scans(scans or work / "scans")
-    return segment_cases(found, out, model=work / "infiltrate", lungs_model=work / "lungs", **options)
+def run(work, out, scans=None, *, jobs=1, overwrite=False, **changes):
+    options = SegmentOptions(model=work / "infiltrate", lungs_model=work / "lungs", **changes)
+    return segment_cases(find_scans(scans or work / "scans"), out, options, jobs=jobs, overwrite=overwrite)
 
 
 def contents(folder, without=("run.json",)):
@@ -98,11 +98,11 @@ def test_a_finished_run_is_not_written_over_unasked(work, tmp_path):
 def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
     with pytest.raises(InputError, match="no scan"):
         segment_cases([], tmp_path / "out")
-    with pytest.raises(InputError, match="one mask, but there are 2 scans"):
+    with pytest.raises(InputError, match="--lungs is for one scan, but there are 2 scans"):
         run(work, tmp_path / "out", lungs=work / "x.nii.gz")
     twice = [*find_scans(work / "scans"), *find_scans(work / "scans")]
     with pytest.raises(InputError, match="'p0'"):
-        segment_cases(twice, tmp_path / "out", model=work / "infiltrate")
+        segment_cases(twice, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

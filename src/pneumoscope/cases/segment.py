@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, Segmenter
@@ -78,105 +80,101 @@ class BatchResult:
         return {"seconds": round(self.seconds, 2), "cases": [asdict(case) for case in self.cases]}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know, besides the scan."""
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How scans are segmented.
 
-    out: Path
-    model: str
-    lungs_model: str
-    lungs: str | None
-    series: str | None
-    device: str
-    precision: Literal["auto", "fp32", "bf16"]
-    probability: bool
+    Attributes:
+        model: infiltrate model, a shipped name or a model folder.
+        lungs_model: lung model, likewise.
+        lungs: one lung mask made elsewhere, for a single scan; a manifest's own goes before it.
+        series: which DICOM series (number or UID), for a single scan that holds several.
+        intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
+        device: see `Segmenter`.
+        precision: likewise.
+        probability: also write `probability.nii.gz`.
+    """
+
+    model: str | Path = DEFAULT_MODEL
+    lungs_model: str | Path = DEFAULT_LUNGS_MODEL
+    lungs: str | Path | None = None
+    series: str | None = None
+    intensity: Literal["auto", "hu"] = "auto"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    probability: bool = False
+
+    def segmenter(self) -> Segmenter:
+        """The models, loaded."""
+        return Segmenter(self.model, self.lungs_model, device=self.device, precision=self.precision)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with file names instead of paths: a run's record says nothing of the machine."""
+        return {
+            name: Path(value).name if value and name in ("model", "lungs_model", "lungs") else value
+            for name, value in asdict(self).items()
+        }
 
 
 def segment_cases(
     scans: Sequence[ScanRef],
     out: str | Path,
+    options: SegmentOptions | None = None,
     *,
-    model: str | Path = DEFAULT_MODEL,
-    lungs_model: str | Path = DEFAULT_LUNGS_MODEL,
-    lungs: str | Path | None = None,
-    series: str | None = None,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
     jobs: int = 1,
     overwrite: bool = False,
-    probability: bool = False,
     progress: Progress = silent,
 ) -> BatchResult:
     """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
 
     Args:
-        scans: from `io.find_scans`; a scan's own `lungs` goes before the argument.
+        scans: from `io.find_scans`.
         out: refused when it holds a finished run, unless `overwrite`. A run that was killed is done again.
-        model, lungs_model, device, precision: see `Segmenter`.
-        lungs: one lung mask, for a single scan.
-        series: which DICOM series (number or UID), for a single scan that holds several.
+        options: see `SegmentOptions`.
         jobs: scans worked on at the same time, each in its own process with its share of the cores.
         overwrite: write over a finished run.
-        probability: also write `probability.nii.gz`.
         progress: called per case and, with one job, per batch of slices.
 
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
+    options = options or SegmentOptions()
     if not scans:
         raise InputError("there is no scan to segment; give a file, a DICOM folder, or a folder of scans")
-    if lungs is not None and len(scans) > 1:
-        raise InputError(
-            f"--lungs is one mask, but there are {len(scans)} scans; use a CSV manifest with a lungs column"
-        )
-    if series is not None and len(scans) > 1:
-        raise InputError(f"--series is of one scan, but there are {len(scans)} scans; give one")
+    for name in ("lungs", "series"):
+        if getattr(options, name) is not None and len(scans) > 1:
+            raise InputError(
+                f"--{name} is for one scan, but there are {len(scans)} scans; use a manifest or one call each"
+            )
     names = [scan.case for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     begun = time.perf_counter()
-    job = _Job(
-        Path(out),
-        str(model),
-        str(lungs_model),
-        None if lungs is None else str(lungs),
-        series,
-        device,
-        precision,
-        probability,
-    )
-    segmenter = _make_segmenter(job)  # says what is wrong with models and device before anything is written
+    segmenter = options.segmenter()  # says what is wrong with models and device before anything is written
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite)
     (folder / RUN_FILE).unlink(missing_ok=True)
     done: dict[str, CaseResult] = {}
-    runs = _one_by_one(scans, job, segmenter, progress) if jobs <= 1 else _side_by_side(scans, job, jobs)
+    runs: Iterable[CaseResult]
+    if jobs <= 1:
+        runs = (_guarded(scan, folder, segmenter, options, progress) for scan in scans)
+    else:
+        runs = _side_by_side(scans, folder, options, jobs)
     for result in runs:
         done[result.case] = result
         progress("cases", len(done), len(scans), result.case)
     batch = BatchResult(tuple(done[name] for name in names), time.perf_counter() - begun)
     write_text(folder / "cases.csv", _table(batch.cases))
-    options = {name: Path(value).name if isinstance(value, Path) else value for name, value in asdict(job).items()}
-    options |= {name: Path(options[name]).name for name in ("model", "lungs_model", "lungs") if options[name]}
-    write_json(folder / RUN_FILE, {**_environment(), "options": options, **batch.as_dict()})
+    write_json(folder / RUN_FILE, {**_environment(), "options": options.as_dict(), **batch.as_dict()})
     return batch
 
 
-def _make_segmenter(job: _Job) -> Segmenter:
-    return Segmenter(job.model, job.lungs_model, device=job.device, precision=job.precision)
-
-
-def _one_by_one(scans: Sequence[ScanRef], job: _Job, segmenter: Segmenter, progress: Progress) -> Iterator[CaseResult]:
-    for scan in scans:
-        yield _guarded(scan, job, segmenter, progress)
-
-
-def _side_by_side(scans: Sequence[ScanRef], job: _Job, jobs: int) -> Iterator[CaseResult]:
+def _side_by_side(scans: Sequence[ScanRef], out: Path, options: SegmentOptions, jobs: int) -> Iterator[CaseResult]:
     """Cases in worker processes; when one is killed, what is left is done in a fresh process each."""
     left = {scan.case: scan for scan in scans}
     context = get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(jobs, len(scans)), context, _start_worker, (job, jobs)) as pool:
+        with ProcessPoolExecutor(min(jobs, len(scans)), context, _start_worker, (out, options, jobs)) as pool:
             for future in as_completed([pool.submit(_work, scan) for scan in scans]):
                 result = future.result()
                 del left[result.case]
@@ -184,17 +182,17 @@ def _side_by_side(scans: Sequence[ScanRef], job: _Job, jobs: int) -> Iterator[Ca
     except BrokenProcessPool:
         for scan in left.values():
             try:
-                with ProcessPoolExecutor(1, context, _start_worker, (job, jobs)) as pool:
+                with ProcessPoolExecutor(1, context, _start_worker, (out, options, jobs)) as pool:
                     yield pool.submit(_work, scan).result()
             except BrokenProcessPool:
                 message = "its process was killed, probably for want of memory; try --jobs 1"
                 yield CaseResult(scan.case, "failed", message, 1)
 
 
-_worker: tuple[_Job, Segmenter] | None = None
+_worker: tuple[Path, Segmenter, SegmentOptions] | None = None
 
 
-def _start_worker(job: _Job, jobs: int) -> None:
+def _start_worker(out: Path, options: SegmentOptions, jobs: int) -> None:
     """Load the models once in a worker, with its share of the cores."""
     global _worker
     import os
@@ -202,7 +200,7 @@ def _start_worker(job: _Job, jobs: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    _worker = job, _make_segmenter(job)
+    _worker = out, options.segmenter(), options
 
 
 def _work(scan: ScanRef) -> CaseResult:
@@ -210,31 +208,25 @@ def _work(scan: ScanRef) -> CaseResult:
     return _guarded(scan, *_worker, silent)
 
 
-def _guarded(scan: ScanRef, job: _Job, segmenter: Segmenter, progress: Progress) -> CaseResult:
+def _guarded(scan: ScanRef, out: Path, segmenter: Segmenter, options: SegmentOptions, progress: Progress) -> CaseResult:
     """One case; whatever goes wrong becomes its result."""
     try:
-        folder = job.out / scan.case
-        return segment_case(
-            scan, folder, segmenter, job.lungs, series=job.series, probability=job.probability, progress=progress
-        )
+        return segment_case(scan, out / scan.case, segmenter, options, progress=progress)
     except PneumoscopeError as problem:
         return CaseResult(scan.case, "failed", str(problem), problem.exit_code)
     except MemoryError:
         return CaseResult(scan.case, "failed", "out of memory; close other programs or use a machine with more", 1)
     except Exception as problem:
-        return CaseResult(
-            scan.case, "failed", f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}", 1
-        )
+        message = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
+        return CaseResult(scan.case, "failed", message, 1)
 
 
 def segment_case(
     scan: ScanRef,
     folder: Path,
     segmenter: Segmenter,
-    lungs: str | Path | None = None,
+    options: SegmentOptions | None = None,
     *,
-    series: str | None = None,
-    probability: bool = False,
     progress: Progress = silent,
 ) -> CaseResult:
     """Read, segment, measure and write one scan; `report.json` comes last.
@@ -242,16 +234,18 @@ def segment_case(
     Raises:
         PneumoscopeError: as reader, models and writers say.
     """
-    from pneumoscope.io import read_mask, read_volume, write_image, write_mask
+    from pneumoscope.io import fit_mask, read_lungs, read_mask, read_volume, write_image, write_mask
     from pneumoscope.reports.case import write_case_report
     from pneumoscope.severity.measure import measure
     from pneumoscope.surfaces.points import write_case_points
 
+    options = options or SegmentOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    volume = read_volume(scan.path, series=series, case=scan.case)
-    given = lungs if scan.lungs is None else scan.lungs
-    lung_mask = None if given is None else read_mask(given)
+    volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
+    given = options.lungs if scan.lungs is None else scan.lungs
+    lung_mask = None if given is None else fit_mask(read_lungs(given), volume.grid, what="the lung mask", path=given)
+    truth = None if scan.infiltrate is None else fit_mask(read_mask(scan.infiltrate), volume.grid, path=scan.infiltrate)
     seconds = {"read": time.perf_counter() - begun}
     found = segmenter.run(volume, lung_mask, progress=progress)
     seconds |= found.seconds
@@ -261,11 +255,9 @@ def segment_case(
     begun = time.perf_counter()
     write_mask(found.lungs, folder / "lungs.nii.gz", volume.native)
     write_mask(found.infiltrate, folder / "infiltrate.nii.gz", volume.native)
-    if probability:
-        import numpy as np
-
-        write_image(found.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz")
-    truth = None if scan.infiltrate is None else read_mask(scan.infiltrate)
+    if options.probability:
+        probability = found.probability.astype(np.float32) / 255
+        write_image(probability, volume.native, folder / "probability.nii.gz", scaled=True)
     write_case_points(folder, volume, found.lungs, found.infiltrate, truth, max_points=MAX_POINTS)
     write_case_report(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ import typer
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_json
 from pneumoscope.errors import InputError, RunError
+
+
+class Intensity(StrEnum):
+    """What may be taken for Hounsfield units."""
+
+    AUTO = "auto"
+    HU = "hu"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,6 +55,12 @@ def segment(
         str | None,
         typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
     ] = None,
+    intensity: Annotated[
+        Intensity,
+        typer.Option(
+            "--intensity", help="auto refuses what does not look like Hounsfield units; hu takes it as it is."
+        ),
+    ] = Intensity.AUTO,
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
     ] = False,
@@ -56,24 +70,23 @@ def segment(
     Each scan gets a folder with masks on exactly its grid, report.json and report.html. A scan that fails is listed in
     cases.csv and the others are still written; the exit code is then 1.
     """
-    from pneumoscope.cases.segment import segment_cases
+    from pneumoscope.cases.segment import SegmentOptions, segment_cases
     from pneumoscope.io import list_scans
 
     listing = list_scans([*scans, *(more_scans or [])])
     with progress_for(common) as progress:
-        batch = segment_cases(
-            listing.scans,
-            out,
+        options = SegmentOptions(
             model=model,
             lungs_model=lungs_model,
             lungs=lungs,
             series=series,
+            intensity=intensity.value,
             device=common.device,
             precision=common.precision,
-            jobs=common.jobs,
-            overwrite=common.overwrite,
             probability=probability,
-            progress=progress,
+        )
+        batch = segment_cases(
+            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress
         )
     failed = [case for case in batch.cases if case.status == "failed"]
     if common.json:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pneumoscope.io.dicom import is_dicom, list_series, read_dicom
     from pneumoscope.io.intensity import guess_not_hu, require_hu
     from pneumoscope.io.masks import fit_mask
-    from pneumoscope.io.read import read_mask, read_volume
+    from pneumoscope.io.read import read_lungs, read_mask, read_volume
     from pneumoscope.io.scan_ref import ScanRef
     from pneumoscope.io.scans import Listing, find_scans, list_scans
     from pneumoscope.io.write import write_image, write_mask, write_volume
@@ -27,6 +27,7 @@ _HOMES = {
     "list_scans": "scans",
     "list_series": "dicom",
     "read_dicom": "dicom",
+    "read_lungs": "read",
     "read_mask": "read",
     "read_volume": "read",
     "require_hu": "intensity",
@@ -45,6 +46,7 @@ __all__ = [
     "list_scans",
     "list_series",
     "read_dicom",
+    "read_lungs",
     "read_mask",
     "read_volume",
     "require_hu",

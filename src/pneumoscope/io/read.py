@@ -14,7 +14,7 @@ from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, requir
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import labels_of
 from pneumoscope.io.stored import Place, Stored, laid_out
-from pneumoscope.volume import Mask, Volume, present_labels
+from pneumoscope.volume import LUNG_LABELS, Mask, Volume, present_labels
 
 Intensity = Literal["auto", "hu"]
 
@@ -84,6 +84,19 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
             f"holds the labels {unknown[:8]}, expected 0, {expected}; relabel it", code=MASK_CODE, path=path
         )
     return Mask.from_native(laid_out(labels, stored.grid, np.uint8), stored.grid, {k: known[k] for k in sorted(known)})
+
+
+def read_lungs(path: str | Path) -> Mask:
+    """A lung mask; labels 1 and 2 without names in the file are taken as right and left, the house order.
+
+    A mask with label 1 only stays a lung of no side. Masks of programs with another order must be relabelled before.
+
+    Raises:
+        ReadError: see `read_mask`.
+    """
+    mask = read_mask(path)
+    unnamed = dict(mask.names) == {1: "label 1", 2: "label 2"}
+    return Mask(mask.labels, mask.grid, LUNG_LABELS) if unnamed else mask
 
 
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False) -> Stored:

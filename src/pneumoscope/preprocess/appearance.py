@@ -1,8 +1,8 @@
 """How a Hounsfield slice is made to look like the public 8-bit slice sets, so that one model can serve both.
 
-The sets of 2D slices (Coronacases and Radiopaedia as PNG) were made by a cubic resize to 256 x 256, min-max scaling per
-slice, rounding to 8 bit, and contrast-limited adaptive histogram equalisation (OpenCV's CLAHE, clip limit 7, 8 x 8 tiles).
-Hounsfield units cannot be had back from that; a Hounsfield slice can be taken the same way.
+The sets of 2D slices (Coronacases and Radiopaedia as PNG) were made by a cubic resize to 256 x 256, min-max scaling
+per slice, rounding to 8 bit, and contrast-limited adaptive histogram equalisation (OpenCV's CLAHE, clip limit 7, 8 x 8
+tiles). Hounsfield units cannot be had back from that; a Hounsfield slice can be taken the same way.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Appearance:
 
         if not self.clip_limit:
             return plane
-        return cv2.createCLAHE(clipLimit=self.clip_limit, tileGridSize=(self.tiles, self.tiles)).apply(plane)
+        clahe = cv2.createCLAHE(clipLimit=self.clip_limit, tileGridSize=(self.tiles, self.tiles))
+        return np.asarray(clahe.apply(plane), np.uint8)
 
 
 def _min_max_8bit(plane: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -37,10 +37,10 @@ class LungCrop:
         if lungs.ndim != 3:
             raise InputError(f"lungs must be a stack (n, h, w), got shape {lungs.shape}")
         full = (lungs.shape[1], lungs.shape[2])
-        seen = lungs.any(axis=0)
+        seen = np.any(lungs, axis=0)
         if not seen.any():
             return cls((0, full[0], 0, full[1]), frame, full)
-        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        rows, columns = np.flatnonzero(np.any(seen, axis=1)), np.flatnonzero(np.any(seen, axis=0))
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         down, across = round((bottom - top) * margin) + 1, round((right - left) * margin) + 1
         return cls((int(top - down), int(bottom + down), int(left - across), int(right + across)), frame, full)
@@ -64,16 +64,15 @@ class LungCrop:
         """Slices (n, h, w) cut to (n, *frame). Outside the slice is 0; `nearest` for masks."""
         import cv2
 
-        way = cv2.INTER_NEAREST if nearest else (cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR)
-        way = cv2.INTER_LINEAR if way == cv2.INTER_AREA else way  # warpAffine has no area mode
-        return self._warp(stack, self._to_frame(), self.frame, way)
+        return self._warp(stack, self._to_frame(), self.frame, cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR)
 
     def paste(self, stack: NDArray[np.floating]) -> NDArray[np.float32]:
         """Frames (n, *frame) back on (n, *full), linear; 0 where the crop did not look."""
         import cv2
 
-        back = cv2.invertAffineTransform(self._to_frame())
-        return self._warp(stack.astype(np.float32), back, self.full, cv2.INTER_LINEAR)
+        back = np.asarray(cv2.invertAffineTransform(self._to_frame()), np.float64)
+        pasted = self._warp(stack.astype(np.float32), back, self.full, cv2.INTER_LINEAR)
+        return pasted.astype(np.float32, copy=False)
 
     def _warp(
         self, stack: NDArray[np.generic], matrix: NDArray[np.float64], size: tuple[int, int], way: int
