@@ -25,8 +25,7 @@ help:
 # pip knows dependency groups since 25.1; where the system's venv lacks ensurepip, the system's pip fills it.
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 was found; name one with PYTHON=/path/to/python3" >&2; exit 2; }
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && \
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(RUN) pip install --quiet --upgrade "pip>=25.1"
 	@touch $@
@@ -78,5 +77,6 @@ bench: $(VENV)/.test
 	else echo "benchmarks/lungs.py is left out: no real scans in $(DATA); name their folder with PNEUMOSCOPE_DATA"; fi
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	[ ! -f $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)
+	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
