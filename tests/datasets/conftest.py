@@ -14,6 +14,12 @@ def tiny() -> dict[tuple[str, int], PhantomScan]:
     return {(site, n): scan_patient(site, n, seed=11, size="tiny") for site in "ABC" for n in range(4)}
 
 
+@pytest.fixture(scope="session")
+def small() -> dict[str, PhantomScan]:
+    """One patient of each site at a size where noise and outlines can be told."""
+    return {site: scan_patient(site, 0, seed=5, size="small") for site in "ABC"}
+
+
 def slice_table(lung: int, infected: int, other: int = 0, patients: int = 9) -> pd.DataFrame:
     """`lung` slices with lung, `infected` of them with infiltrate, `other` without lung, dealt over patients."""
     rows = [

@@ -76,14 +76,18 @@ def test_other_seeds_patients_and_sites_are_other_people(tiny):
     assert round(other.lungs.volume_ml(), 3) not in volumes
 
 
-def test_size_changes_the_matrix_and_not_the_anatomy(tiny):
-    small = scan_patient("A", 0, seed=11, size="small")
-    assert small.scan.volume.hu.shape[:2] == (192, 192)
-    assert 24 <= small.scan.volume.hu.shape[2] <= 44
-    assert small.lungs.volume_ml() == pytest.approx(tiny["A", 0].lungs.volume_ml(), rel=0.12)
-    share = small.scan.truth.volume_ml() / small.lungs.volume_ml()
-    coarse = tiny["A", 0].scan.truth.volume_ml() / tiny["A", 0].lungs.volume_ml()
-    assert share == pytest.approx(coarse, rel=0.6, abs=0.02)
+def test_size_changes_the_matrix_and_not_the_anatomy(small):
+    coarse, fine = scan_patient("A", 0, seed=5, size="tiny"), small["A"]
+    assert fine.scan.volume.hu.shape[:2] == (192, 192)
+    assert 24 <= fine.scan.volume.hu.shape[2] <= 44
+    assert fine.lungs.volume_ml() == pytest.approx(coarse.lungs.volume_ml(), rel=0.12)
+    middles = []
+    for made in (coarse, fine):
+        where = made.lungs.grid.world(np.argwhere(made.scan.truth.any))
+        middles.append(where.mean(axis=0))
+        share = made.scan.truth.volume_ml() / made.lungs.volume_ml()
+        assert share == pytest.approx(fine.scan.truth.volume_ml() / fine.lungs.volume_ml(), rel=0.4)
+    assert np.abs(middles[0] - middles[1]).max() < 20
 
 
 def test_sites_differ_as_the_papers_sets_do(tiny):
@@ -101,12 +105,12 @@ def test_sites_differ_as_the_papers_sets_do(tiny):
     assert len({tiny[s, 0].scan.volume.native.axis_codes for s in "ABC"}) > 1
 
 
-def test_noise_differs_in_strength_and_grain():
+def test_noise_differs_in_strength_and_grain(small):
     from scipy.ndimage import gaussian_filter
 
     strength, grain = {}, {}
     for site in "ABC":
-        made = scan_patient(site, 0, seed=5, size="small")
+        made = small[site]
         hu = made.scan.volume.hu
         middle = hu[:, :, hu.shape[2] // 2]
         flat = gaussian_filter(middle, 4)
@@ -126,10 +130,10 @@ def test_only_site_c_hides_its_lungs(tiny):
     assert dict(tiny["B", 0].scan.infiltrate.names) == {1: "infiltrate"}
 
 
-def test_readers_draw_in_their_own_way():
+def test_readers_draw_in_their_own_way(small):
     ratio = {}
     for site in "ABC":
-        made = scan_patient(site, 0, seed=5, size="small")
+        made = small[site]
         inside = made.lungs.any
         ratio[site] = (made.scan.infiltrate.any & inside).sum() / made.scan.truth.any.sum()
     assert ratio["A"] > 1.05 > 1 > ratio["C"]

@@ -1,7 +1,8 @@
 """Synthetic chest CTs with exact masks, from three made-up hospitals.
 
 `make_phantom` gives one labelled scan; `write_phantom` and `read_phantom` a data set on disk. The same site, patient,
-seed and size give the same scan. A size changes the matrix and the number of slices, never the anatomy.
+seed and size give the same scan. A size changes the matrix and the number of slices; the body and its lesions stay,
+only the vessels branch differently.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pneumoscope.datasets.phantom_patient import draw_patient
 from pneumoscope.datasets.phantom_reader import Fault, drawn_labels, overlook_small, plant_faults, true_labels
 from pneumoscope.datasets.phantom_scanner import Protocol, chunks, expose, paint_slab, plan_scan
 from pneumoscope.datasets.phantom_sites import SITES, PhantomSite, phantom_site, phantom_size
+from pneumoscope.datasets.phantom_tissue import lung_labels
 from pneumoscope.errors import DatasetError
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 __all__ = ["SITES", "PhantomScan", "make_phantom", "read_phantom", "scan_patient", "write_phantom"]
 
-LATTICE_STEP_MM = {"tiny": 9.0, "small": 6.0, "full": 4.5}
+DETAIL = {"tiny": (9.0, 150), "small": (6.0, 450), "full": (4.5, 700)}
+"""How finely the body is kept, in mm, and how many branches its vessels have, per size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ def scan_patient(site: str, patient: int, *, seed: int = 0, size: str = "full") 
     hospital, scale = phantom_site(site), phantom_size(size)
     rng = np.random.default_rng([seed, ord(hospital.name), patient])
     of_body, of_scan, of_noise, of_faults = rng.spawn(4)
-    body = draw_patient(hospital, of_body, step_mm=LATTICE_STEP_MM[scale])
+    step_mm, branches = DETAIL[scale]
+    body = draw_patient(hospital, of_body, step_mm=step_mm, branches=branches)
     protocol = plan_scan(hospital.scanner, body, scale, of_scan)
     shape = protocol.where.shape
     hu = np.empty(shape, np.float32)
@@ -75,14 +79,15 @@ def scan_patient(site: str, patient: int, *, seed: int = 0, size: str = "full") 
     inside = np.empty(shape, bool)
     for part in chunks(protocol):
         painted = paint_slab(body, protocol, part)
-        lungs[part], truth[part] = painted.lungs, true_labels(painted)
+        lungs[part] = lung_labels(painted, protocol.where.slices(part))
+        truth[part] = true_labels(painted)
         drawn[part] = drawn_labels(painted, hospital.reader)
         inside[part] = painted.body < -12
         hu[part] = expose(painted, protocol, hospital.scanner, part, of_noise)
     overlook_small(drawn, hospital.reader.smallest_ml, protocol.grid.voxel_volume_ml)
     faults = plant_faults(drawn, lungs, inside, protocol, patient, of_faults)
     case = case_name(hospital.name, patient)
-    return _assemble(hospital, case, protocol, (hu, lungs, truth, drawn), faults)
+    return _assemble(hospital, case, protocol, hu, (lungs, truth, drawn), faults)
 
 
 def case_name(site: str, patient: int) -> str:
@@ -94,20 +99,20 @@ def _assemble(
     site: PhantomSite,
     case: str,
     protocol: Protocol,
-    arrays: tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]],
+    hu: NDArray[np.float32],
+    masks: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]],
     faults: list[Fault],
 ) -> PhantomScan:
-    """Arrays (z, y, x) as objects on the RAS+ grid; views, nothing is copied."""
+    """Arrays (z, y, x) as objects on the RAS+ grid; views, nothing is copied. Masks are lungs, truth, drawn."""
     grid = protocol.grid
-    hu, lungs, truth, drawn = (a.transpose(2, 1, 0) for a in arrays)
+    lungs, truth, drawn = (mask.transpose(2, 1, 0) for mask in masks)
     facts = {"site": site.name, "kernel": site.scanner.kernel, "made by": "pneumoscope phantom, synthetic"}
-    volume = Volume(hu, grid, grid.reorient(site.scanner.stored_axes), case, (), facts)
+    volume = Volume(hu.transpose(2, 1, 0), grid, grid.reorient(site.scanner.stored_axes), case, (), facts)
     exact_lungs = Mask(lungs, grid, LUNG_LABELS)
-    names = INFILTRATE_LABELS if site.reader.kinds else INFILTRATE_LABEL
     scan = LabelledScan(
         volume,
         exact_lungs if site.reader.lungs else None,
-        Mask(drawn, grid, names),
+        Mask(drawn, grid, INFILTRATE_LABELS if site.reader.kinds else INFILTRATE_LABEL),
         Mask(truth, grid, INFILTRATE_LABELS),
     )
     return PhantomScan(scan, exact_lungs, tuple(faults))

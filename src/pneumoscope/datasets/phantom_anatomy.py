@@ -120,13 +120,11 @@ def build_shapes(anatomy: Anatomy, step_mm: float = LATTICE_MM) -> Shapes:
     cupola = _smooth_max(cage, np.where(z > 30, 0.75 * apex, np.float32(-90)), 12.0)
     lungs = _smooth_max(_smooth_max(cupola, -_mediastinum(x, y, z, heart), 5.0), abdomen * -1 + 2, 4.0)
     under = _smooth_max(abdomen + 3, cage + 2, 3.0)
-    return Shapes(
-        lattice,
-        *(np.ascontiguousarray(f, dtype=np.float32) for f in (body, muscle, cage, lungs, heart, under)),
-        liver=np.maximum(under + 1, -28 - x + 0.15 * (y - 20)).astype(np.float32),
-        spleen=np.maximum(under + 2, _ellipsoid(x, y, z, (-92, -45, -150), (38, 45, 70))).astype(np.float32),
-        stomach=np.maximum(under + 4, _ellipsoid(x, y, z, (-72, 30, -150), (48, 48, 62))).astype(np.float32),
-    )
+    liver = np.maximum(under + 1, -28 - x + 0.15 * (y - 20))
+    spleen = np.maximum(under + 2, _ellipsoid(x, y, z, (-92, -45, -150), (38, 45, 70)))
+    stomach = np.maximum(under + 4, _ellipsoid(x, y, z, (-72, 30, -150), (48, 48, 62)))
+    everything = (body, muscle, cage, lungs, heart, under, liver, spleen, stomach)
+    return Shapes(lattice, *(np.ascontiguousarray(field, dtype=np.float32) for field in everything))
 
 
 def _superellipse(x: Field, y: Field, a: Field, front: Field, back: Field, powers: tuple[float, float]) -> Field:
@@ -174,8 +172,8 @@ def _wall(anatomy: Anatomy, x: Field, y: Field, z: Field) -> tuple[Field, Field]
     if anatomy.breast_mm > 0:
         for side in (-1, 1):
             centre = (side * 78.0, float(anatomy.half_depth_mm) + 2, -25.0)
-            breast = _ellipsoid(x, y, z, centre, (58.0, 12.0 + anatomy.breast_mm, 62.0))
-            skin = _smooth_min(skin, breast, 18.0)
+            breast = _ellipsoid(x, y, z, centre, (66.0, 8.0 + 0.85 * anatomy.breast_mm, 62.0))
+            skin = _smooth_min(skin, breast, 26.0)
     return muscle, skin
 
 
@@ -216,5 +214,5 @@ def _below_diaphragm(anatomy: Anatomy, x: Field, y: Field, z: Field) -> Field:
     left = anatomy.left_dome_z_mm - 52 * (((x + 66) / 70) ** 2 + ((y - 8) / 84) ** 2) - behind
     middle = -104 - 14 * (x / 40) ** 2 - 30 * ((y - 10) / 80) ** 2
     surface = np.maximum(_smooth_max(_smooth_max(right, left, 12.0), middle, 16.0), np.float32(DEEPEST_Z_MM))
-    steep = np.sqrt(1 + (1.5 * (np.abs(x) - 66) / 72) ** 2 + (1.35 * (y - 8) / 84) ** 2)
-    return (z - surface) / steep.astype(np.float32)
+    across, ahead = 1.5 * (np.abs(x) - 66) / 72, 1.35 * (y - 8) / 84
+    return (z - surface) / np.sqrt(1 + across * across + ahead * ahead)

@@ -67,7 +67,7 @@ def shoulder_bones(anatomy: Anatomy) -> Tubes:
             bend = (side * (wide * (0.86 + 0.05 * up)), -deep * (0.93 - 0.10 * up), z)
             outer = (side * (wide * (0.97 + 0.16 * up)), -deep * (0.68 - 0.28 * up), z)
             points = _zyx(inner, bend, outer) if up > 0.22 else _zyx(inner, bend)
-            parts.append(chain(points, 2.5 + 1.6 * max(0.0, up - 0.6)))
+            parts.append(chain(points, 2.1 + 1.8 * max(0.0, up - 0.6)))
         collar = _zyx(
             (side * 18, deep * 0.72, 82), (side * 60, deep * 0.62, 104), (side * 110, deep * 0.25, 118),
             (side * 150, -8, 126),
@@ -83,11 +83,9 @@ def vertebral_processes(anatomy: Anatomy) -> Tubes:
     parts = []
     for z in vertebra_heights(anatomy):
         for side in (-1, 1):
-            parts.append(
-                chain(_zyx((side * 11, SPINE_Y_MM - 20, z), (side * 36, SPINE_Y_MM - 31, z + 4)), 4.8)
-            )
+            parts.append(chain(_zyx((side * 11, SPINE_Y_MM - 20, z), (side * 36, SPINE_Y_MM - 31, z + 4)), 4.8))
             parts.append(chain(_zyx((side * 10, SPINE_Y_MM - 25, z), (0, SPINE_Y_MM - 33, z - 4)), 3.6))
-        parts.append(chain(_zyx((0, SPINE_Y_MM - 33, z - 4), (0, SPINE_Y_MM - 53, z - 20)), 3.4))
+        parts.append(chain(_zyx((0, SPINE_Y_MM - 33, z - 4), (0, SPINE_Y_MM - 44, z - 18)), 3.4))
     return joined(parts)
 
 
@@ -126,9 +124,7 @@ def great_vessels() -> Tubes:
     right_neck = chain(_zyx((26, 18, 76), (34, 10, 105), (36, 6, 140)), 7.0)
     trunk = chain(_zyx((-14, 32, -20), (-18, 16, 2), (-22, -6, 2), (-34, -16, -2), (-44, -24, -8)), 11.0)
     right_artery = chain(_zyx((-18, 8, 0), (4, -8, -6), (24, -10, -10), (40, -14, -18)), 9.5)
-    veins = [
-        chain(_zyx((side * 10, -14, -34), (side * 30, -12, -30), (side * 44, -14, -34)), 6.0) for side in (-1, 1)
-    ]
+    veins = [chain(_zyx((side * 10, -14, -34), (side * 30, -12, -30), (side * 44, -14, -34)), 6.0) for side in (-1, 1)]
     gullet = chain(_zyx((-4, -34, 200), (-6, -36, 60), (-4, -44, 0), (-6, -44, -90), (-18, -30, -150)), 7.0)
     return joined(
         [chain(ascending, 14.5), chain(descending, 11.8), *branches, vein, brachiocephalic, right_neck, trunk,

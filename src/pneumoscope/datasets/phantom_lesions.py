@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.phantom_anatomy import Shapes
+from pneumoscope.datasets.phantom_anatomy import Anatomy, Shapes, build_shapes
 from pneumoscope.datasets.phantom_lattice import Field, Lattice, Positions
 
 NO_LESION = -60.0
+PLACING_STEP_MM = 9.0
 
 
 @dataclass(frozen=True)
@@ -71,33 +72,58 @@ class Lesions:
         return depth, smooth, np.minimum(dense, depth - 1)
 
 
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """One ellipsoid, flattened along `normal`.
+
+    Attributes:
+        centre, normal: (3,) as (z, y, x); mm, and unit length.
+        radius_mm, thickness_mm: half axes along and across the pleura.
+        core_mm: depth at which consolidation begins, None without.
+    """
+
+    centre: NDArray[np.float64]
+    normal: NDArray[np.float64]
+    radius_mm: float
+    thickness_mm: float
+    core_mm: float | None
+
+
 def place_lesions(
-    shapes: Shapes, plan: LesionPlan, rng: np.random.Generator, noise_rng: np.random.Generator
+    anatomy: Anatomy, shapes: Shapes, plan: LesionPlan, rng: np.random.Generator, noise_rng: np.random.Generator
 ) -> Lesions:
     """Put lesions into the lungs until the planned share is reached.
 
-    Places near the pleura, at the back and at the base are preferred. `rng` decides the places and is used in
-    the same order whatever the lattice; `noise_rng` the irregularities, on a lattice of their own.
+    Places near the pleura, at the back and at the base are preferred. They are found on one coarse lattice whatever
+    that of `shapes`, so that they do not depend on how finely the body is kept.
+
+    Args:
+        anatomy: of the patient; for the coarse lattice.
+        shapes: lattice on which the fields are wanted.
+        plan: how much, how large, where.
+        rng: decides the places.
+        noise_rng: decides the irregularities.
     """
+    wobble = _noise_lattice(16.0)
+    border, grade = wobble.noise(noise_rng), wobble.noise(noise_rng)
     lattice = shapes.lattice
-    coarse, fine = _noise_lattice(lattice, 16.0), _noise_lattice(lattice, 4.5)
-    wobble = lattice.positions()
-    border = coarse.sample(coarse.noise(noise_rng), wobble, smooth=True)
-    grade = coarse.sample(coarse.noise(noise_rng), wobble, smooth=True)
-    inside = shapes.lungs < 0
+    where = lattice.positions()
     depth = np.full(lattice.shape, NO_LESION, np.float32)
     dense = depth.copy()
-    if plan.share > 0 and inside.any():
-        band = _band(shapes, plan, rng)
-        _fill(shapes, plan, band, border, depth, dense, rng)
-    return Lesions(
-        lattice, depth, dense, np.clip(0.5 + 0.3 * grade, 0, 1), fine, fine.noise(noise_rng), fine.noise(noise_rng)
-    )
+    rough = build_shapes(anatomy, PLACING_STEP_MM)
+    band = _band(rough, plan, rng)
+    own_border = wobble.sample(border, where, smooth=True)
+    for lesion in _choose(rough, plan, band, wobble.sample(border, rough.lattice.positions(), smooth=True), rng):
+        _add(lesion, lattice, band, own_border, depth, dense)
+    fine = _noise_lattice(4.5)
+    opacity = np.clip(0.5 + 0.3 * wobble.sample(grade, where, smooth=True), 0, 1)
+    return Lesions(lattice, depth, dense, opacity, fine, fine.noise(noise_rng), fine.noise(noise_rng))
 
 
-def _noise_lattice(lattice: Lattice, step: float) -> Lattice:
-    """A lattice over the same box whose points do not depend on how fine `lattice` is."""
-    return Lattice((-220.0, -150.0, -190.0), step, tuple(int(n / step) for n in (400.0, 300.0, 380.0)))  # type: ignore[arg-type]
+def _noise_lattice(step: float) -> Lattice:
+    """A lattice over the whole chest."""
+    z, y, x = (int(size / step) for size in (400.0, 300.0, 380.0))
+    return Lattice((-220.0, -150.0, -190.0), step, (z, y, x))
 
 
 def _band(shapes: Shapes, plan: LesionPlan, rng: np.random.Generator) -> tuple[float, float]:
@@ -110,42 +136,51 @@ def _band(shapes: Shapes, plan: LesionPlan, rng: np.random.Generator) -> tuple[f
     return start, start + height
 
 
-def _fill(
-    shapes: Shapes,
-    plan: LesionPlan,
-    band: tuple[float, float],
-    border: Field,
-    depth: Field,
-    dense: Field,
-    rng: np.random.Generator,
-) -> None:
-    """Add lesions to `depth` and `dense` in place until the share is reached (at most 60)."""
-    z, y, x = shapes.lattice.positions().open_grid()
+def _choose(
+    shapes: Shapes, plan: LesionPlan, band: tuple[float, float], border: Field, rng: np.random.Generator
+) -> list[Lesion]:
+    """Lesions, one after the other until the share is reached; at most 60."""
     lungs = shapes.lungs < 0
     wanted = plan.share * np.count_nonzero(lungs)
-    rim = np.minimum(z - band[0], band[1] - z)
-    candidates = _candidates(shapes, plan, band)
-    slope = np.gradient(shapes.lungs)
-    draws = rng.random((60, 8))
-    for draw in draws:
+    points, preference = _candidates(shapes, plan, band)
+    slopes = [np.asarray(slope) for slope in np.gradient(shapes.lungs)]
+    low = np.asarray(shapes.lattice.low_mm)
+    depth = np.full(shapes.lattice.shape, NO_LESION, np.float32)
+    dense = depth.copy()
+    chosen: list[Lesion] = []
+    for draw in rng.random((60, 8)):
         if np.count_nonzero((depth > 0) & lungs) >= wanted:
             break
-        at = candidates[0][min(int(np.searchsorted(candidates[1], draw[0])), len(candidates[0]) - 1)]
-        centre = np.array([z[at[0], 0, 0], y[0, at[1], 0], x[0, 0, at[2]]])
-        normal = np.array([axis[tuple(at)] for axis in slope])
-        normal /= max(float(np.linalg.norm(normal)), 1e-6)
+        at = points[min(int(np.searchsorted(preference, draw[0])), len(points) - 1)]
+        normal = np.array([float(slope[tuple(at)]) for slope in slopes])
         radius = plan.radius_mm[0] + (plan.radius_mm[1] - plan.radius_mm[0]) * draw[1] ** 1.7
-        flat = 0.5 + 0.3 * draw[2]
-        box = _box(shapes.lattice, centre, radius + 8)
-        offset = (z[box[0]] - centre[0], y[:, box[1]] - centre[1], x[:, :, box[2]] - centre[2])
-        along = sum(o * np.float32(n) for o, n in zip(offset, normal, strict=True))
-        across2 = np.maximum(sum(o * o for o in offset) - along**2, 0)
-        inner = (1 - np.sqrt(across2 / radius**2 + along**2 / (flat * radius) ** 2)) * np.float32(flat * radius)
-        value = np.minimum(inner + 3.6 * border[box], rim[box[0]])
-        depth[box] = np.maximum(depth[box], value)
-        if draw[3] < plan.consolidation:
-            core = value - np.float32((0.25 + 0.4 * draw[4]) * flat * radius) + 2.5 * border[box][::-1]
-            dense[box] = np.maximum(dense[box], core)
+        thickness = (0.5 + 0.3 * draw[2]) * radius
+        core = (0.25 + 0.4 * draw[4]) * thickness if draw[3] < plan.consolidation else None
+        centre = low + (at + draw[5:8] - 0.5) * shapes.lattice.spacing_mm
+        unit = normal / max(float(np.linalg.norm(normal)), 1e-6)
+        chosen.append(Lesion(centre, unit, float(radius), float(thickness), core))
+        _add(chosen[-1], shapes.lattice, band, border, depth, dense)
+    return chosen
+
+
+def _add(
+    lesion: Lesion, lattice: Lattice, band: tuple[float, float], border: Field, depth: Field, dense: Field
+) -> None:
+    """Raise `depth` and `dense` in place where the lesion lies, within the band of z."""
+    z, y, x = lattice.positions().open_grid()
+    box = _box(lattice, lesion.centre, lesion.radius_mm + 8)
+    dz, dy, dx = (
+        axis - np.float32(c) for axis, c in zip((z[box[0]], y[:, box[1]], x[:, :, box[2]]), lesion.centre, strict=True)
+    )
+    normal = lesion.normal.astype(np.float32)
+    across = dz * normal[0] + dy * normal[1] + dx * normal[2]
+    along2 = np.maximum(dz * dz + dy * dy + dx * dx - across * across, 0)
+    inner = (1 - np.sqrt(along2 / lesion.radius_mm**2 + (across / lesion.thickness_mm) ** 2)) * lesion.thickness_mm
+    rim = np.minimum(z[box[0]] - band[0], band[1] - z[box[0]])
+    value = np.minimum(inner + 3.6 * border[box], rim + 9 * border[box])
+    depth[box] = np.maximum(depth[box], value)
+    if lesion.core_mm is not None:
+        dense[box] = np.maximum(dense[box], value - lesion.core_mm - 2.0 * border[box])
 
 
 def _candidates(

@@ -13,8 +13,8 @@ from pneumoscope.datasets.phantom_lesions import LesionPlan, Lesions, place_lesi
 from pneumoscope.datasets.phantom_sites import PhantomSite
 from pneumoscope.datasets.phantom_tubes import Tubes, grow_tree, joined
 
-TIPS_PER_TREE = 560
 THINNEST_MM = 0.5
+"""Radius of the last branches of a tree of 700; a tree of fewer has thicker ones, so that trunks stay the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,13 @@ class Patient:
     meshwork_hu: float
 
 
-def draw_patient(site: PhantomSite, rng: np.random.Generator, *, step_mm: float = LATTICE_MM) -> Patient:
-    """A patient of a site. The same generator state gives the same body; `step_mm` is only how finely it is kept."""
+def draw_patient(
+    site: PhantomSite, rng: np.random.Generator, *, step_mm: float = LATTICE_MM, branches: int = 700
+) -> Patient:
+    """A patient of a site. The same generator state gives the same body; `step_mm` is only how finely it is kept.
+
+    `branches` counts the branching points of each of the four vessel trees.
+    """
     of_body, of_lesions, of_noise, of_vessels, of_values = rng.spawn(5)
     anatomy = draw_anatomy(of_body)
     shapes = build_shapes(anatomy, step_mm)
@@ -69,12 +74,12 @@ def draw_patient(site: PhantomSite, rng: np.random.Generator, *, step_mm: float 
     faintest, densest = site.patients.ground_glass_hu
     shift = of_values.uniform(-0.12, 0.12) * (densest - faintest)
     rib, cartilage = bones.ribs(anatomy)
-    vessels, bronchi = _vessels(shapes, anatomy, of_vessels)
+    vessels, bronchi = _vessels(shapes, anatomy, of_vessels, branches)
     scale = anatomy.scale
     return Patient(
         anatomy,
         shapes,
-        place_lesions(shapes, plan, of_lesions, of_noise.spawn(1)[0]),
+        place_lesions(anatomy, shapes, plan, of_lesions, of_noise.spawn(1)[0]),
         _texture(shapes, of_noise),
         vessels,
         bronchi,
@@ -111,15 +116,16 @@ def _texture(shapes: Shapes, rng: np.random.Generator) -> Texture:
     return Texture(coarse, coarse.noise(rng), fine, fine.noise(rng))
 
 
-def _vessels(shapes: Shapes, anatomy: Anatomy, rng: np.random.Generator) -> tuple[Tubes, Tubes]:
+def _vessels(shapes: Shapes, anatomy: Anatomy, rng: np.random.Generator, branches: int) -> tuple[Tubes, Tubes]:
     """Arteries and veins of both lungs, and bronchi beside the thicker arteries."""
     x = shapes.lattice.positions().open_grid()[2]
+    thinnest = THINNEST_MM * (700 / branches) ** (1 / 2.7)
     trees, bronchi = [], []
     for side, hilum in bones.HILA_MM.items():
         lung = np.where(x * side > 0, shapes.lungs, np.float32(50))
         for vein in (False, True):
             root = np.array(hilum[::-1]) * anatomy.scale[::-1] + (np.array([-14.0, 6.0, 0.0]) if vein else 0.0)
-            tree = grow_tree(root, lung, shapes.lattice, rng, tips=TIPS_PER_TREE, thinnest_mm=THINNEST_MM)
+            tree = grow_tree(root, lung, shapes.lattice, rng, tips=branches, thinnest_mm=thinnest)
             tree = replace(tree, radius_mm=np.minimum(tree.radius_mm, 5.5))
             trees.append(tree)
             if not vein:

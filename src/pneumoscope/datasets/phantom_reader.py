@@ -37,7 +37,7 @@ def true_labels(painted: Painted) -> NDArray[np.uint8]:
     """Exact infiltrate, (z, y, x): 1 = ground-glass, 2 = consolidation; inside the lungs."""
     labels = (painted.depth > 0).astype(np.uint8)
     labels += (painted.dense > 0) & (labels > 0)
-    labels[painted.lungs == 0] = 0
+    labels[painted.lung >= 0] = 0
     return labels
 
 
@@ -48,7 +48,7 @@ def drawn_labels(painted: Painted, reader: Reader) -> NDArray[np.uint8]:
     """
     rounding = np.float32(np.clip(reader.rounding_mm / 2.2, 0, 1))
     depth = painted.depth + rounding * (painted.smooth_depth - painted.depth) if rounding > 0 else painted.depth
-    drawn = (depth > -reader.margin_mm) & (painted.lungs > 0)
+    drawn = (depth > -reader.margin_mm) & (painted.lung < 0)
     if not reader.vessels:
         drawn &= painted.vessels < 0.6
     if reader.faintest_hu is not None:

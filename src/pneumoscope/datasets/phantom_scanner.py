@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,14 +52,15 @@ def plan_scan(scanner: Scanner, patient: Patient, size: str, rng: np.random.Gene
     centre = (float(rng.normal(0, 4)), float(rng.normal(-6, 4)) * patient.anatomy.scale[1])
     pixels = scanner.pixels[size]
     pixel = round(field / pixels, 4)
-    across = (np.arange(pixels) - (pixels - 1) / 2) * pixel
+    across = (np.arange(pixels, dtype=np.float64) - (pixels - 1) / 2) * pixel
     z = patient.shapes.lattice.positions().z_mm
     levels = z[(patient.shapes.lungs < 0).any(axis=(1, 2))]
     height = (levels[-1] - levels[0]) / LUNG_PART_OF_SCAN
     count = max(8, round(height / step))
     below = 0.5 * height + 0.3 * (height - (levels[-1] - levels[0])) * rng.uniform(-1, 1)
     start = round((levels[0] + levels[-1]) / 2 - below + rng.uniform(0, 0.4) * step, 2)
-    where = Positions(across + round(centre[0], 2), across + round(centre[1], 2), start + step * np.arange(count))
+    middle_x, middle_y = np.float64(round(centre[0], 2)), np.float64(round(centre[1], 2))
+    where = Positions(across + middle_x, across + middle_y, start + step * np.arange(count, dtype=np.float64))
     return Protocol(where, pixel, step, min(scanner.slab_mm, step), centre)
 
 
@@ -71,16 +72,29 @@ def chunks(protocol: Protocol) -> list[slice]:
 
 
 def paint_slab(patient: Patient, protocol: Protocol, part: slice) -> Painted:
-    """Slices painted with the averaging of their thickness; masks are those of the middle of each slice."""
+    """Slices painted with the averaging of their thickness: two planes, or three where pixels are fine.
+
+    Distances are averaged like the picture, so that masks are those of the middle of each slice.
+    """
     where = protocol.where.slices(part)
     soft = max(protocol.pixel_mm, 0.8)
-    middle = paint_patient(patient, where, soft)
-    if protocol.slab_mm > 3.5:
-        for shift in (-protocol.slab_mm / 3, protocol.slab_mm / 3):
-            beside = Positions(where.x_mm, where.y_mm, where.z_mm + shift)
-            np.add(middle.hu, paint_patient(patient, beside, soft).hu, out=middle.hu)
-        np.divide(middle.hu, np.float32(3), out=middle.hu)
-    return middle
+    planes = 1 if protocol.slab_mm <= 3.5 else 3 if protocol.pixel_mm < 1.2 else 2
+    shifts = protocol.slab_mm * ((np.arange(planes) + 0.5) / planes - 0.5)
+    mean: Painted | None = None
+    for shift in shifts:
+        painted = paint_patient(patient, Positions(where.x_mm, where.y_mm, where.z_mm + shift), soft)
+        if mean is None:
+            mean = painted
+            continue
+        for item in fields(Painted):
+            total = getattr(mean, item.name)
+            total += getattr(painted, item.name)
+    assert mean is not None
+    if planes > 1:
+        for item in fields(Painted):
+            average = getattr(mean, item.name)
+            average /= np.float32(planes)
+    return mean
 
 
 def expose(painted: Painted, protocol: Protocol, scanner: Scanner, part: slice, rng: np.random.Generator) -> Field:

@@ -27,7 +27,7 @@ class Painted:
 
     Attributes:
         hu: float32 Hounsfield units, without noise.
-        lungs: uint8, 1 = right, 2 = left.
+        lung: signed distance to the lungs' surface in mm, negative inside.
         depth: mm inside the infiltrate, irregular border included; negative outside.
         smooth_depth: the same without the fine irregularities, as an outline drawn by hand would run.
         dense: mm inside consolidation.
@@ -36,12 +36,18 @@ class Painted:
     """
 
     hu: Field
-    lungs: NDArray[np.uint8]
+    lung: Field
     depth: Field
     smooth_depth: Field
     dense: Field
     vessels: Field
     body: Field
+
+
+def lung_labels(painted: Painted, where: Positions) -> NDArray[np.uint8]:
+    """Exact lungs, (z, y, x): 1 = right, 2 = left."""
+    side = np.where(where.open_grid()[2] > 0, np.uint8(1), np.uint8(2))
+    return np.where(painted.lung < 0, side, np.uint8(0))
 
 
 def paint_patient(patient: Patient, where: Positions, soft_mm: float) -> Painted:
@@ -57,10 +63,12 @@ def paint_patient(patient: Patient, where: Positions, soft_mm: float) -> Painted
     _skeleton(hu, patient, where, soft_mm)
     painted = Painted(
         hu,
-        np.zeros(where.shape, np.uint8),
-        *(np.full(where.shape, NO_LESION, np.float32) for _ in range(3)),
-        np.zeros(where.shape, np.float32),
-        body,
+        lung=np.full(where.shape, 60, np.float32),
+        depth=np.full(where.shape, NO_LESION, np.float32),
+        smooth_depth=np.full(where.shape, NO_LESION, np.float32),
+        dense=np.full(where.shape, NO_LESION, np.float32),
+        vessels=np.zeros(where.shape, np.float32),
+        body=body,
     )
     _paint(hu, -20.0, where, patient.airways.grown(1.5), soft_mm)
     _lungs(painted, patient, where, clouds, grain, soft_mm)
@@ -68,9 +76,7 @@ def paint_patient(patient: Patient, where: Positions, soft_mm: float) -> Painted
     return painted
 
 
-def _lungs(
-    painted: Painted, patient: Patient, where: Positions, clouds: Field, grain: Field, soft_mm: float
-) -> None:
+def _lungs(painted: Painted, patient: Patient, where: Positions, clouds: Field, grain: Field, soft_mm: float) -> None:
     """Lung tissue with its infiltrate, vessels and small airways, in the part of the picture where there is lung."""
     rows, columns = _extent(patient.shapes, where)
     part = (slice(None), rows, columns)
@@ -78,8 +84,7 @@ def _lungs(
     if 0 in box.shape:
         return
     lungs = patient.shapes.lattice.sample(patient.shapes.lungs, box)
-    side = np.where(box.open_grid()[2] > 0, np.uint8(1), np.uint8(2))
-    painted.lungs[part] = np.where(lungs < 0, side, np.uint8(0))
+    painted.lung[part] = lungs
     depth, smooth, dense = patient.lesions.depth_at(box)
     painted.depth[part], painted.smooth_depth[part], painted.dense[part] = depth, smooth, dense
     tissue = _lung_tissue(patient, box, depth, dense, clouds[part], grain[part], soft_mm)
