@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pydicom
 import pytest
 
 from pneumoscope.datasets.phantom import read_phantom, scan_patient, write_phantom
@@ -79,7 +80,8 @@ def test_a_finished_folder_is_left_alone_and_another_refused(tmp_path):
 
 def test_dicom_reads_back_the_same(tmp_path):
     write_phantom(tmp_path, "A", 1, seed=3, size="tiny", format="dicom")
-    assert list((tmp_path / "images" / "A-000").glob("*.dcm"))
+    first = pydicom.dcmread(sorted((tmp_path / "images" / "A-000").glob("*.dcm"))[0], stop_before_pixels=True)
+    assert (first.PatientID, first.ConvolutionKernel) == ("PHANTOM-A-000", "SOFT")
     (case,) = read_phantom(tmp_path)
     scan = case.load()
     made = scan_patient("A", 0, seed=3, size="tiny").scan
@@ -111,4 +113,17 @@ def test_damaged_folders_are_refused(tmp_path):
     (tmp_path / "phantom.json").write_text(text)
     (tmp_path / "manifest.csv").unlink()
     with pytest.raises(DatasetError, match="damaged"):
+        read_phantom(tmp_path)
+
+
+def test_a_folder_being_rewritten_is_no_finished_set(tmp_path, monkeypatch):
+    write_phantom(tmp_path, "A", 1, size="tiny")
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pneumoscope.datasets.phantom.scan_patient", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(tmp_path, "A", 1, seed=1, size="tiny", overwrite=True)
+    with pytest.raises(DatasetError, match=r"no phantom\.json"):
         read_phantom(tmp_path)

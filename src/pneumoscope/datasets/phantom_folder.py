@@ -46,7 +46,7 @@ def write_phantom(
 
     The folder gets ``manifest.csv`` (any reader of manifests takes it), ``images``, ``lungs`` (not at site C),
     ``infiltrate``, ``truth`` (exact infiltrate and lungs), ``faults.csv`` and, last, ``phantom.json``. The same call
-    on a finished folder finds it finished and writes nothing; on an unfinished one it goes on where it stopped.
+    on a finished folder finds it finished and writes nothing; an unfinished one is made again from the start.
 
     Returns:
         The case names.
@@ -66,6 +66,7 @@ def write_phantom(
     if not overwrite and _finished(folder, plan):
         return cases
     prepare_folder(folder, marker=MANIFEST, overwrite=overwrite)
+    (folder / MANIFEST).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
     rows, faults = [], []
     for number in range(patients):
         progress(f"phantom {name}", number, patients)
@@ -102,7 +103,7 @@ def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dic
 
     made = scan_patient(plan["site"], number, seed=plan["seed"], size=plan["size"])
     case, native = made.scan.volume.case, made.scan.volume.native
-    image = _write_image(folder, made, plan["format"])
+    image = _write_image(folder, made, plan)
     masks = {
         f"lungs/{case}.nii.gz": made.scan.lungs,
         f"infiltrate/{case}.nii.gz": made.scan.infiltrate,
@@ -127,16 +128,24 @@ def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dic
     return row, faults
 
 
-def _write_image(folder: Path, made: PhantomScan, form: str) -> str:
-    from pneumoscope.io.write import write_volume
-
+def _write_image(folder: Path, made: PhantomScan, plan: Mapping[str, Any]) -> str:
+    """Write the scan; gives its path within the folder."""
     volume = made.scan.volume
-    if form == "nifti":
+    if plan["format"] == "nifti":
+        from pneumoscope.io.write import write_volume
+
         write_volume(volume, folder / "images" / f"{volume.case}.nii.gz")
         return f"images/{volume.case}.nii.gz"
     from pneumoscope.io.dicom_write import write_dicom_series
 
-    write_dicom_series(volume, folder / "images" / volume.case)
+    write_dicom_series(
+        volume,
+        folder / "images" / volume.case,
+        seed=f"{plan['seed']}/{plan['size']}",
+        patient=f"PHANTOM-{volume.case}",
+        kernel=volume.source["kernel"].upper(),
+        overwrite=True,
+    )
     return f"images/{volume.case}"
 
 
