@@ -1,0 +1,159 @@
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from made_up_hospitals import make_cases
+
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.study.demo import run_demo
+from pneumoscope.study.matrix import COLUMNS, PER_CASE_COLUMNS, build_matrix
+from pneumoscope.study.run import run_study
+from pneumoscope.study.scoring import read_per_case
+
+TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")
+STAGES = ("Tr1", "Tr1_R_2", "Tr1_R_2_R_3", "Tr2", "Tr2_R_3", "Tr3")
+
+
+class Killed(BaseException):
+    """Ends a study at once, as a killed process would; nothing in the program catches it."""
+
+
+def kill_at(wanted):
+    """Progress that kills the study when work of that name has advanced."""
+
+    def progress(what, done, total, note=""):
+        if re.fullmatch(wanted, what):
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out the pictures: they take most of the time of so small a study."""
+    monkeypatch.setattr("pneumoscope.study.figures.redraw", lambda *args: None)
+    monkeypatch.setattr("pneumoscope.study.figures.write_examples", lambda *args: None)
+
+
+def tables(folder):
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def test_the_folder_is_the_contract(whole):
+    folder = whole.folder
+    for name in (*TABLES, "experiment.json", "environment.json", "matrix.json", "report.html"):
+        assert (folder / name).is_file(), name
+    for stage in (*STAGES, "lungs"):
+        for name in ("history.csv", "model.safetensors", "last.ckpt", "card.json"):
+            assert (folder / "stages" / stage / name).is_file(), (stage, name)
+    assert {p.stem for p in (folder / "splits").iterdir()} == {"phantom-A", "phantom-B", "phantom-C"}
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert {"heatmap_f1.png", "curves_Tr1.png", "curves_lungs.png", "examples_Tr3.png"} <= figures
+    assert not [p for p in folder.rglob("*") if p.name.startswith(".tmp")]
+
+
+def test_the_tables_hang_together(whole):
+    folder = whole.folder
+    per_case = read_per_case(folder / "per_case.csv")
+    assert tuple(per_case.columns) == PER_CASE_COLUMNS
+    matrix = pd.read_csv(folder / "matrix.csv")
+    assert tuple(matrix.columns) == COLUMNS
+    assert len(matrix) == 18
+    again = build_matrix(per_case, whole.experiment)
+    assert again["f1"].tolist() == pytest.approx(matrix["f1"].tolist(), abs=1e-6)
+    counts = per_case.groupby(["stage", "test"]).size().groupby("test").nunique()
+    assert (counts == 1).all()  # every stage is scored on the same slices
+    written = json.loads((folder / "matrix.json").read_text())
+    assert len(written["rows"]) == 18
+    assert "Chaudhry" in written["formulas"]["forgetting"]
+    assert [row["stage"] for row in written["transfer"]] == ["Tr1_R_2", "Tr1_R_2_R_3", "Tr2_R_3"]
+    assert (folder / "forgetting.csv").read_text().startswith("stage,test,f1,best_before,forgetting\nTr1_R_2,1,")
+
+
+def test_test_slices_are_never_trained_on(whole):
+    for name in ("A", "B", "C"):
+        split = pd.read_csv(whole.folder / "splits" / f"phantom-{name}.csv")
+        assert not split.duplicated(["case", "slice"]).any()
+        test = split[split["part"] == "test"]
+        rows = read_per_case(whole.folder / "per_case.csv")
+        scored = rows[(rows["stage"] == "Tr1") & (rows["test"] == "ABC".index(name) + 1)]
+        assert set(zip(scored["case"], scored["slice"], strict=True)) == set(
+            zip(test["case"], test["slice"], strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["reading set 3", "lungs epoch 2", "Tr1_R_2 epoch 1", "Tr1_R_2", "scoring Tr2"],
+)
+def test_a_study_killed_anywhere_ends_with_the_same_tables(small, hospitals, whole, no_figures, tmp_path, moment):
+    with pytest.raises(Killed):
+        run_study(small, tmp_path, progress=kill_at(moment))
+    seen = []
+    run_study(small, tmp_path, resume=True, progress=lambda what, *rest: seen.append((what, rest[-1])))
+    assert tables(tmp_path) == tables(whole.folder)
+    if moment == "scoring Tr2":
+        assert ("Tr3", "taken from the folder") in seen
+        assert not [what for what, _ in seen if "epoch" in what]
+        assert not [what for what, _ in seen if what == "scoring Tr1"]
+
+
+def test_a_study_with_no_infiltrate_in_one_set_says_so(small, hospitals, tmp_path):
+    """The draw needs both kinds of slices, so a set without infiltrate is one clear line."""
+    hospitals[2] = [
+        type(case)(**{**vars(case), "load": lambda case=case: _healthy(case.load())}) for case in make_cases(2)
+    ]
+    with pytest.raises(DatasetError, match="infiltrate"):
+        run_study(small, tmp_path)
+
+
+def _healthy(scan):
+    from pneumoscope.volume import Mask
+
+    return type(scan)(scan.volume, scan.lungs, Mask.empty(scan.volume.grid, scan.infiltrate.names))
+
+
+def test_a_set_with_one_patient_has_scores_without_intervals(small, hospitals, no_figures, tmp_path):
+    hospitals[2] = make_cases(2, patients=1, slices=40)
+    small = with_overrides(small, ["stages.first.max_epochs=1", "stages.retrain.max_epochs=1"])
+    result = run_study(small, tmp_path)
+    cells = result.matrix[result.matrix["test"] == 2]
+    assert cells["f1"].notna().all()
+    assert cells["f1_low"].isna().all()
+    assert "Set 2 has one patient" in (tmp_path / "report.html").read_text()
+
+
+def test_refusals_leave_a_finished_study_alone(small, hospitals, whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.folder, copy)
+    with pytest.raises(InputError, match="already holds a run"):
+        run_study(small, copy)
+    with pytest.raises(InputError, match="other settings"):
+        run_study(with_overrides(small, ["training.seed=4"]), copy, resume=True)
+    assert tables(copy) == tables(whole.folder)
+
+
+def test_the_demo_runs_from_nothing_to_a_case(small, no_figures, tmp_path):
+    """Everything real but tiny: synthetic sites on disk, the study, a new patient segmented by the study's networks."""
+    tiny = with_overrides(
+        small,
+        [
+            "data.phantom_size=tiny",
+            *(f"data.sites.{n}.phantom_patients=3" for n in (1, 2, 3)),
+            "stages.first.max_epochs=1",
+            "lung.budget.max_epochs=1",
+            "split.train_slices=4",
+            "split.validation_slices=2",
+        ],
+    )
+    result = run_demo(tmp_path, experiment=tiny)
+    assert result.report == tmp_path / "report.html"
+    assert len(result.matrix) == 18
+    assert result.case_folder is not None
+    for name in ("report.json", "report.html", "lungs.nii.gz", "infiltrate.nii.gz", "points/lungs.csv"):
+        assert (result.case_folder / name).is_file(), name
+    assert f"cases/{result.case_folder.name}/report.html" in result.report.read_text()
+    assert "case" in result.seconds
