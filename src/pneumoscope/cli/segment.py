@@ -58,7 +58,9 @@ def segment(
     intensity: Annotated[
         Intensity,
         typer.Option(
-            "--intensity", help="auto refuses what does not look like Hounsfield units; hu takes it as it is."
+            "--intensity",
+            metavar="auto|hu",
+            help="auto refuses what does not look like Hounsfield units; hu takes it as it is.",
         ),
     ] = Intensity.AUTO,
     probability: Annotated[
