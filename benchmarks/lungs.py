@@ -59,7 +59,7 @@ def scans(data: Path) -> Iterator[tuple[str, Volume, dict[str, NDArray[np.bool_]
         yield "nsclc-LUNG1-001", volume, {"right": right, "left": left, "both": right | left}, counted
     for path in sorted((data / "imlab").glob("id???.nii.gz")):
         volume = read_volume(path)
-        mask = read_mask(path.with_name(path.name.replace(".nii.gz", "-msk.nii.gz")))
+        mask = read_mask(path.with_name(path.name.replace(".nii.gz", "-msk.nii.gz")), threshold=127)
         yield f"imlab {path.name[:5]}", volume, {"both": mask.any}, np.ones(volume.grid.shape, bool)
 
 

@@ -1,8 +1,9 @@
 """Right and left lung of a scan: a small network says what is lung, Hounsfield units say where exactly it ends.
 
-The network works on 128 x 128 slices and knows lungs, dense infiltrate in them included, from bowel gas, trachea and
-table; it cannot place an edge within a millimetre. Air can: the mask is aerated voxels where the network sees lung,
-joined with dense voxels it is sure of and that hang together with aerated lung.
+The network works on 128 x 128 slices and knows lungs, dense infiltrate in them included, from belly, neck and table; it
+cannot place an edge within a millimetre, and on a scanner it never saw it overlooks parts. Air can place edges: each
+connected piece of air in a slice is taken or left as a whole, by the network's vote over it or because it goes on from
+lung in the next slice; dense voxels are added where the network is sure and they hang together with aerated lung.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ class LungRules:
 
     Attributes:
         aerated_hu: voxels below are air or lung.
-        aerated_probability: an aerated voxel is lung from this network probability on.
+        aerated_probability: a voxel of air votes for lung from this network probability on.
+        vote: share of a piece of air in a slice that must vote for lung.
         outside_probability: air that reaches the picture's border is lung only when the network's mean over all of it
             is at least this (a lung cut off by the field of view), else it is the room.
+        overlap: share of a piece without votes enough that must lie on lung of the next slice to be lung as well.
+        gas_hu: half of a piece's core below this, noise smoothed away, makes it plain gas (trachea, stomach), whatever
+            the vote.
         dense_probability: a voxel that is not aerated is lung from this probability on.
         aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
             the network from seeing lungs in the belly or the neck.
@@ -42,9 +47,12 @@ class LungRules:
         smallest_ml: a connected piece of aerated lung below this is dropped.
     """
 
-    aerated_hu: float = -320.0
+    aerated_hu: float = -250.0
     aerated_probability: float = 0.3
+    vote: float = 0.3
     outside_probability: float = 0.4
+    overlap: float = 0.5
+    gas_hu: float = -960.0
     dense_probability: float = 0.75
     aerated_share: float = 0.1
     closing_mm: float = 4.0
@@ -87,35 +95,83 @@ def join_with_hu(
 ) -> NDArray[np.bool_]:
     """Lung voxels (n, h, w) from Hounsfield units (n, h, w) and network probability (n, rows, columns).
 
-    First the aerated lung, slice by slice, without pieces that are small in 3D; then, slice by slice, the dense voxels
-    that belong to it. Memory stays at one probability slice beside the two masks. `grid` is the scan's.
+    First the aerated lung, without pieces that are small in 3D; then, slice by slice, the dense voxels that belong to
+    it. Beside the result stands one 16-bit map of undecided air. `grid` is the scan's.
     """
     size = (stack_hu.shape[1], stack_hu.shape[2])
-    aerated = np.zeros(stack_hu.shape, bool)
-    seen = np.flatnonzero(probability.max(axis=(1, 2), initial=0) >= rules.aerated_probability)
-    for k in seen:
-        p = resize_linear(probability[k : k + 1], size)[0]
-        aerated[k] = _aerated(stack_hu[k], p, rules)
+    aerated, undecided = _vote(stack_hu, probability, grid.spacing_mm[:2], rules)
+    _go_on(aerated, undecided, rules.overlap)
     aerated = _drop_small(aerated, rules.smallest_ml / grid.voxel_volume_ml)
     radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(grid.spacing_mm[1::-1]))).astype(int)
     disk = _ellipse(*radius)
-    for k in seen:
-        if aerated[k].any():
-            p = resize_linear(probability[k : k + 1], size)[0]
-            aerated[k] = _with_dense(aerated[k], p, disk, rules)
+    for k in np.flatnonzero(aerated.any(axis=(1, 2))):
+        p = resize_linear(probability[k : k + 1], size)[0]
+        aerated[k] = _with_dense(aerated[k], p, disk, rules)
     return aerated
 
 
-def _aerated(hu: NDArray[np.float32], p: NDArray[np.float32], rules: LungRules) -> NDArray[np.bool_]:
-    """Air of one slice (h, w) that the network takes for lung, without the air around the patient."""
-    air = hu < rules.aerated_hu
-    pieces, count = ndimage.label(air)
-    edge = np.unique(np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1])))
-    edge = edge[edge > 0]
-    room = np.zeros(count + 1, bool)
-    if len(edge):
-        room[edge] = ndimage.mean(p, pieces, edge) < rules.outside_probability
-    return air & ~room[pieces] & (p >= rules.aerated_probability)
+def _vote(
+    stack_hu: NDArray[np.float32], probability: NDArray[np.float32], spacing_mm: tuple[float, float], rules: LungRules
+) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
+    """Aerated lung by the network's vote (n, h, w), and the pieces of air that may yet be lung, numbered per slice."""
+    import cv2
+
+    aerated = np.zeros(stack_hu.shape, bool)
+    undecided = np.zeros(stack_hu.shape, np.uint16)
+    for k, hu in enumerate(stack_hu):
+        air = hu < rules.aerated_hu
+        count, pieces = cv2.connectedComponents(air.astype(np.uint8), connectivity=4)
+        if count < 2 or count > np.iinfo(np.uint16).max:
+            continue
+        p = resize_linear(probability[k : k + 1], hu.shape)[0]
+        area = np.bincount(pieces.ravel(), minlength=count)
+        mean_p = np.bincount(pieces.ravel(), p.ravel(), count) / area
+        gas = _is_gas(hu, air, pieces, count, spacing_mm, rules.gas_hu)
+        votes = np.bincount(pieces[p >= rules.aerated_probability], minlength=count) / area
+        room = np.zeros(count, bool)
+        room[np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))] = True
+        room &= mean_p < rules.outside_probability
+        lung = (votes >= rules.vote) & ~room & ~gas
+        maybe = ~lung & ~room & ~gas
+        lung[0] = maybe[0] = False
+        aerated[k] = lung[pieces]
+        undecided[k] = np.where(maybe[pieces], pieces, 0)
+    return aerated, undecided
+
+
+def _is_gas(
+    hu: NDArray[np.float32],
+    air: NDArray[np.bool_],
+    pieces: NDArray[np.int32],
+    count: int,
+    spacing_mm: tuple[float, float],
+    gas_hu: float,
+) -> NDArray[np.bool_]:
+    """Which pieces are plain gas: half their core, a voxel off tissue and smoothed over 3 mm, is below `gas_hu`."""
+    import cv2
+
+    columns, rows = (2 * max(0, round((SMOOTH_MM / step - 1) / 2)) + 1 for step in spacing_mm)
+    core = cv2.erode(air.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
+    size = np.bincount(pieces[core], minlength=count)
+    thin = np.bincount(pieces[core & (cv2.blur(hu, (columns, rows)) < gas_hu)], minlength=count)
+    return (thin >= 0.5 * size) & (size > 0)
+
+
+def _go_on(aerated: NDArray[np.bool_], undecided: NDArray[np.uint16], overlap: float) -> None:
+    """Take undecided pieces that lie on lung of the slice before, going up and then down; changes both in place."""
+    n = len(aerated)
+    for order in (range(1, n), range(n - 2, -1, -1)):
+        step = order.step
+        for k in order:
+            pieces = undecided[k]
+            if not pieces.any() or not aerated[k - step].any():
+                continue
+            area = np.bincount(pieces.ravel())
+            on_lung = np.bincount(pieces[aerated[k - step]], minlength=len(area))
+            taken = on_lung >= overlap * np.maximum(area, 1)
+            taken[0] = False
+            aerated[k] |= taken[pieces]
+            pieces[taken[pieces]] = 0
 
 
 def _with_dense(
@@ -151,6 +207,9 @@ def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.
     keep[0] = False
     return keep[pieces]
 
+
+SMOOTH_MM = 3.0
+"""Width of the mean that takes out noise before plain gas is told from lung."""
 
 SIDE_SIZE = 128
 """Sides are told apart on slices of at most this size; the cut between touching lungs is that coarse."""
