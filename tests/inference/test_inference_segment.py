@@ -41,7 +41,9 @@ def scan():
     return Volume.from_native(hu, grid, case="awkward"), Mask.from_native(lungs, grid, LUNG_LABELS)
 
 
-@pytest.mark.parametrize(("channels", "preprocessing"), [(4, WINDOWS), (3, WINDOWS | {"lung_channel": False}), (2, FRAME)])
+@pytest.mark.parametrize(
+    ("channels", "preprocessing"), [(4, WINDOWS), (3, WINDOWS | {"lung_channel": False}), (2, FRAME)]
+)
 def test_the_mask_lies_on_the_scan_and_inside_the_lungs(tmp_path, scan, channels, preprocessing):
     volume, lungs = scan
     found = segment_volume(volume, model=save(tmp_path, channels, preprocessing, bias=4.0), lungs=lungs)

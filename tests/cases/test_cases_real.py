@@ -1,0 +1,65 @@
+"""The shipped models on real scans: needs the scans, see `real_data`."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from pneumoscope.cases.segment import segment_cases
+from pneumoscope.io import find_scans, read_mask
+
+pytestmark = pytest.mark.real
+
+
+def load_benchmark():
+    """`benchmarks/lungs.py`, for its reading of RTSTRUCT."""
+    path = Path(__file__).parents[2] / "benchmarks" / "lungs.py"
+    spec = importlib.util.spec_from_file_location("benchmark_lungs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def dice(a, b) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+@pytest.mark.timeout(900)
+def test_a_real_dicom_scan_gives_masks_on_its_grid(real_data, tmp_path):
+    series = real_data / "ct-volumes" / "nsclc-LUNG1-001" / "image"
+    batch = segment_cases(find_scans(series), tmp_path / "out")
+    (case,) = batch.cases
+    assert case.status == "done", case.error
+    folder = tmp_path / "out" / case.case
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    scan = reader.Execute()
+    for name in ("lungs", "infiltrate"):
+        mask = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+        assert mask.GetSize() == scan.GetSize()
+        assert np.allclose(mask.GetSpacing(), scan.GetSpacing(), atol=1e-5)
+        assert np.allclose(mask.GetOrigin(), scan.GetOrigin(), atol=1e-3)
+        assert np.allclose(mask.GetDirection(), scan.GetDirection(), atol=1e-6)
+
+    benchmark = load_benchmark()
+    _, volume, reference, counted = next(benchmark.scans(real_data / "ct-volumes"))
+    lungs = read_mask(folder / "lungs.nii.gz")
+    assert dice(lungs.any & counted, reference["both"] & counted) >= 0.97
+    assert dice(lungs.of("right lung") & counted, reference["right"] & counted) >= 0.96
+    assert dice(lungs.of("left lung") & counted, reference["left"] & counted) >= 0.96
+    assert lungs.grid.is_same_space(volume.grid)
+
+
+@pytest.mark.timeout(600)
+def test_lungs_of_coarse_scans(real_data, tmp_path):
+    folder = real_data / "ct-volumes" / "imlab"
+    scans = [scan for scan in find_scans(folder) if not scan.case.endswith("-msk")]
+    batch = segment_cases(scans, tmp_path / "out")
+    for case in batch.cases:
+        assert case.status == "done", case.error
+        found = read_mask(tmp_path / "out" / case.case / "lungs.nii.gz")
+        truth = read_mask(folder / f"{case.case}-msk.nii.gz", threshold=127)
+        assert dice(found.any, truth.any) >= 0.95
