@@ -63,7 +63,7 @@ def save_metaimage(
         raise GeometryError("MetaImage cannot hold voxel axes that are not perpendicular; use .nii.gz", path=path)
     affine = LPS_TO_RAS @ native.affine
     spacing = [float(f"{s:.12g}") for s in native.spacing_mm]
-    matrix = " ".join(_number(float(f"{v:.13g}")) for v in (affine[:3, :3] / native.spacing_mm).T.ravel())
+    matrix = " ".join(_number(float(f"{v:.13g}")) for v in (affine[:3, :3] / spacing).T.ravel())
     deflate = zlib.compressobj(LABEL_LEVEL)
     packed = b"".join([*(deflate.compress(slab) for slab in slabs(array)), deflate.flush()])
     lines = [
