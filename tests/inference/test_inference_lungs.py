@@ -48,6 +48,19 @@ def test_consolidation_inside_the_lung_is_kept(chest):
     assert np.count_nonzero(found & to_slices(dense)) > 0.8 * np.count_nonzero(dense)
 
 
+def test_what_lung_surrounds_is_lung_unless_it_is_large(chest):
+    hu, right, left = chest
+    vessel = np.zeros(GRID.shape, bool)
+    vessel[30:35, 12:16, 2] = True  # 5 x 4 voxels of 9 mm2: 1.8 cm2
+    dome = np.zeros(GRID.shape, bool)
+    dome[29:38, 11:29, 1] = True  # 14.6 cm2
+    hu[vessel | dome] = 40
+    unseen = network_view(right & ~vessel & ~dome, left)
+    found = join_with_hu(to_slices(hu), unseen, GRID, RULES)
+    assert (found & to_slices(vessel)).sum() == vessel.sum()
+    assert (found & to_slices(dome)).sum() < 0.4 * dome.sum()
+
+
 def test_a_network_that_sees_lung_in_the_belly_is_not_believed(chest):
     hu, right, left = chest
     belly = np.zeros(GRID.shape, bool)

@@ -44,6 +44,8 @@ class LungRules:
         aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
             the network from seeing lungs in the belly or the neck.
         closing_mm: vessels and fissures narrower than twice this are filled in.
+        hole_cm2: what lung surrounds in a slice and is no larger is lung too (vessels, consolidation), whatever the
+            network says; the dome of the diaphragm is larger.
         smallest_ml: a connected piece of aerated lung below this is dropped.
     """
 
@@ -56,6 +58,7 @@ class LungRules:
     dense_probability: float = 0.75
     aerated_share: float = 0.1
     closing_mm: float = 4.0
+    hole_cm2: float = 6.0
     smallest_ml: float = 20.0
 
 
@@ -104,9 +107,10 @@ def join_with_hu(
     aerated = _drop_small(aerated, rules.smallest_ml / grid.voxel_volume_ml)
     radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(grid.spacing_mm[1::-1]))).astype(int)
     disk = _ellipse(*radius)
+    hole_pixels = 100 * rules.hole_cm2 / (grid.spacing_mm[0] * grid.spacing_mm[1])
     for k in np.flatnonzero(aerated.any(axis=(1, 2))):
         p = resize_linear(probability[k : k + 1], size)[0]
-        aerated[k] = _with_dense(aerated[k], p, disk, rules)
+        aerated[k] = _with_dense(aerated[k], p, disk, hole_pixels, rules)
     return aerated
 
 
@@ -175,7 +179,7 @@ def _go_on(aerated: NDArray[np.bool_], undecided: NDArray[np.uint16], overlap: f
 
 
 def _with_dense(
-    aerated: NDArray[np.bool_], p: NDArray[np.float32], disk: NDArray[np.uint8], rules: LungRules
+    aerated: NDArray[np.bool_], p: NDArray[np.float32], disk: NDArray[np.uint8], hole_pixels: float, rules: LungRules
 ) -> NDArray[np.bool_]:
     """Aerated lung of one slice with the dense lung that hangs together with it, gaps and holes closed."""
     import cv2
@@ -183,11 +187,23 @@ def _with_dense(
     both = aerated | (p >= rules.dense_probability)
     closed = cv2.morphologyEx(both.astype(np.uint8), cv2.MORPH_CLOSE, disk, borderType=cv2.BORDER_CONSTANT) > 0
     both |= (closed | ndimage.binary_fill_holes(both)) & (p >= 0.5)
+    both |= _small_holes(both, hole_pixels)
     pieces, count = ndimage.label(both)
     share = ndimage.mean(aerated, pieces, np.arange(count + 1))
     keep = np.nan_to_num(share) >= rules.aerated_share
     keep[0] = False
     return keep[pieces]
+
+
+def _small_holes(mask: NDArray[np.bool_], largest: float) -> NDArray[np.bool_]:
+    """Background pieces of a slice that the mask surrounds and that have at most `largest` pixels."""
+    holes = ndimage.binary_fill_holes(mask) & ~mask
+    if not holes.any():
+        return holes
+    pieces, _ = ndimage.label(holes)
+    small = np.bincount(pieces.ravel()) <= largest
+    small[0] = False
+    return small[pieces]
 
 
 def _ellipse(rows: int, columns: int) -> NDArray[np.uint8]:
