@@ -311,9 +311,14 @@ def four_channel() -> Experiment:
 
 DEMO = OUR_CHOICE + "the demo must finish in minutes on two processor cores without bf16"
 
+DEMO_LOSS = (
+    OUR_CHOICE + "in 200 steps cross-entropy alone still finds nothing on sets with small lesions; over thousands of "
+    "steps, as in the full study, it does"
+)
+
 
 def four_channel_demo() -> Experiment:
-    """The same chain, small: synthetic sites, 96 x 96 pixels, a narrow network, few epochs, a higher learning rate."""
+    """The same chain, small: synthetic sites, 96 x 96 pixels, a narrow network, few epochs, a quicker loss and rate."""
     full = four_channel()
     sites = tuple(
         revise(site, DEMO, phantom_patients=patients)
@@ -327,11 +332,13 @@ def four_channel_demo() -> Experiment:
         preprocessing=revise(full.preprocessing, DEMO, size=96),
         network=revise(full.network, DEMO, features=(8, 16, 32, 64)),
         split=revise(full.split, DEMO, train_slices=80, validation_slices=20, shortage="proportional"),
-        training=revise(full.training, DEMO, batch_size=8, precision="fp32"),
+        training=revise(
+            revise(full.training, DEMO, batch_size=8, precision="fp32"), DEMO_LOSS, loss="pooled_dice_cross_entropy"
+        ),
         stages=replace(
             full.stages,
-            first=revise(full.stages.first, DEMO, max_epochs=12, patience=5, learning_rate=3e-3),
-            retrain=revise(full.stages.retrain, DEMO, max_epochs=8, patience=4, learning_rate=3e-3),
+            first=revise(full.stages.first, DEMO, max_epochs=20, patience=8, learning_rate=3e-3),
+            retrain=revise(full.stages.retrain, DEMO, max_epochs=10, patience=5, learning_rate=3e-3),
         ),
         lung=replace(
             revise(full.lung, DEMO, features=(8, 16, 32), max_slices=120),
