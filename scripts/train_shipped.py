@@ -272,6 +272,7 @@ def infiltrate_card(examples: int, epochs: int, best_epoch: int) -> dict[str, An
         "labels": {"0": "infiltrate"},
         "threshold": 0.5,
         "mirror": True,
+        "denser_than_lung_hu": 120,
         "preprocessing": {"kind": "lung_frame", "frame": list(FRAME), "appearance": APPEARANCE.as_dict()},
     }
 
@@ -311,6 +312,7 @@ def common_card(task: str, examples: int, epochs: int, best_epoch: int, config: 
             "Trained on 8-bit slices of a dozen adults with COVID-19, mid-chest, all showing infiltrate.",
             "Infiltrate of other causes, children, effusion, tumour and emphysema were not in the training data.",
             "Ground-glass and consolidation are not told apart.",
+            "No healthy scan was in the training data: small false finds in healthy lung are to be expected.",
         ],
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ModelError
+from pneumoscope.inference.density import dense_enough, density_limit_hu
 from pneumoscope.inference.inputs import ModelInput, input_from_card
 from pneumoscope.inference.lungs import find_lungs
 from pneumoscope.inference.slices import predict_probability
@@ -116,11 +117,15 @@ class Segmenter:
             return from_slices(out)
         fitted = self.input.fitted(inside)
         mirror = bool(self.card.get("mirror", False))
+        above_hu = self.card.get("denser_than_lung_hu")
+        limit_hu = None if above_hu is None else density_limit_hu(stack, inside, float(above_hu))
         for start in range(0, len(wanted), SLAB):
             rows = wanted[start : start + SLAB]
             images = fitted.images(stack[rows], inside[rows])
             p = predict_probability(self.model, images, mirror=mirror, **self.compute)[:, 0]
             p = fitted.back(p, (stack.shape[1], stack.shape[2]))
+            if limit_hu is not None:
+                p = np.where(dense_enough(stack[rows], limit_hu, volume.grid.spacing_mm[:2]), p, np.float32(0))
             out[rows] = np.where(inside[rows], np.rint(np.clip(p, 0, 1) * 255), 0).astype(np.uint8)
             progress("slices", min(start + SLAB, len(wanted)), len(wanted))
         return from_slices(out)
