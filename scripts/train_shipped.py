@@ -273,6 +273,7 @@ def infiltrate_card(examples: int, epochs: int, best_epoch: int) -> dict[str, An
         "threshold": 0.5,
         "mirror": True,
         "denser_than_lung_hu": 120,
+        "smallest_ml": 0.1,
         "preprocessing": {"kind": "lung_frame", "frame": list(FRAME), "appearance": APPEARANCE.as_dict()},
     }
 

@@ -5,7 +5,7 @@ import torch
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
-from pneumoscope.inference.segment import Segmenter, segment_volume
+from pneumoscope.inference.segment import Segmenter, _labels, segment_volume
 from pneumoscope.inference.slices import predict_probability
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
@@ -174,3 +174,23 @@ def test_appearance_is_the_public_sets():
     assert Appearance(size=64).of_8bit(np.zeros((0, 9, 9), np.uint8)).shape == (0, 64, 64)
     with pytest.raises(InputError):
         Appearance(window_hu=(10, 10))
+
+
+def test_specks_are_dropped_by_volume_and_lesions_stay():
+    probability = np.zeros((12, 10, 8), np.uint8)
+    probability[1:4, 1:4, 1:4] = 200  # 27 voxels
+    probability[8, 8, 6] = probability[9, 9, 7] = 255  # two that touch at a corner
+    assert _labels(probability, 0.5, 0).sum() == 29
+    assert _labels(probability, 0.5, 3).sum() == 27
+    assert _labels(probability, 0.5, 28).sum() == 0
+    assert _labels(probability, 0.9, 0).sum() == 2
+
+
+def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):
+    volume, lungs = scan
+    folder = save(tmp_path, 2, FRAME, bias=4.0)
+    free = Segmenter(folder)
+    bound = Segmenter(folder)
+    bound.card["denser_than_lung_hu"] = 120
+    assert free.run(volume, lungs).infiltrate.any.sum() > 0.9 * lungs.any.sum()
+    assert not bound.run(volume, lungs).infiltrate.any.any()

@@ -104,7 +104,8 @@ class Segmenter:
         begun = time.perf_counter()
         probability = self._probability(volume, lungs, _named(progress, "infiltrate"))
         threshold = float(self.card.get("threshold", 0.5))
-        found = Mask((probability >= np.ceil(threshold * 255)).astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL))
+        smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
+        found = Mask(_labels(probability, threshold, smallest), volume.grid, dict(INFILTRATE_LABEL))
         seconds["infiltrate"] = time.perf_counter() - begun
         return Segmentation(lungs, found, probability, findings, cards, seconds)
 
@@ -147,6 +148,16 @@ def segment_volume(
 ) -> Segmentation:
     """Segment one scan; `options` are those of `Segmenter`. For many scans make one `Segmenter`."""
     return Segmenter(model, **options).run(volume, lungs, progress=progress)
+
+
+def _labels(probability: NDArray[np.uint8], threshold: float, smallest_voxels: float) -> NDArray[np.uint8]:
+    """Voxels (i, j, k) at or above the threshold, without pieces (26 neighbours) smaller than so many voxels."""
+    import cc3d
+
+    found = probability >= np.ceil(threshold * 255)
+    if smallest_voxels > 1 and found.any():
+        found = cc3d.dust(found, threshold=smallest_voxels, connectivity=26)
+    return found.astype(np.uint8)
 
 
 def _load(name: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
