@@ -31,7 +31,7 @@ def test_without_aerated_lung_the_limit_is_the_lowest():
 def test_noise_does_not_decide_and_a_lesion_keeps_its_size():
     hu = lung(-860, 100)
     hu[:, 8:20, 10:25] = lung(-550, 100, (4, 12, 15))
-    found = dense_enough(hu, -740, (0.8, 0.8))
+    found = dense_enough(hu, np.ones(hu.shape, bool), -740, (0.8, 0.8))
     lesion = np.zeros(hu.shape, bool)
     lesion[:, 8:20, 10:25] = True
     assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.9
@@ -41,4 +41,12 @@ def test_noise_does_not_decide_and_a_lesion_keeps_its_size():
 def test_coarse_voxels_are_taken_as_they_are():
     hu = np.full((1, 6, 6), -860, np.float32)
     hu[0, 3, 3] = -500
-    assert dense_enough(hu, -740, (6.0, 6.0)).sum() == 1
+    assert dense_enough(hu, np.ones(hu.shape, bool), -740, (6.0, 6.0)).sum() == 1
+
+
+def test_the_chest_wall_does_not_make_the_rim_dense():
+    hu = np.full((1, 20, 20), 40, np.float32)
+    inside = np.zeros(hu.shape, bool)
+    inside[0, 5:15, 5:15] = True
+    hu[inside] = -860
+    assert not dense_enough(hu, inside, -740, (0.7, 0.7)).any()

@@ -38,9 +38,21 @@ def density_limit_hu(hu: NDArray[np.float32], lungs: NDArray[np.bool_], above_hu
     return LOWEST_HU if typical is None else float(np.clip(typical + above_hu, LOWEST_HU, HIGHEST_HU))
 
 
-def dense_enough(stack_hu: NDArray[np.float32], limit_hu: float, spacing_mm: tuple[float, float]) -> NDArray[np.bool_]:
-    """Voxels of slices (n, h, w) whose in-plane mean over SMOOTH_MM reaches the limit; `spacing_mm` is (i, j)."""
+def dense_enough(
+    stack_hu: NDArray[np.float32], inside: NDArray[np.bool_], limit_hu: float, spacing_mm: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Lung voxels of slices (n, h, w) whose in-plane mean over SMOOTH_MM reaches the limit.
+
+    The mean is over lung voxels only, so that the chest wall does not make a rim of the lung dense. `spacing_mm` is
+    (i, j).
+    """
     import cv2
 
     columns, rows = (2 * max(0, round((SMOOTH_MM / step - 1) / 2)) + 1 for step in spacing_mm)
-    return np.stack([cv2.blur(plane, (columns, rows)) >= limit_hu for plane in np.ascontiguousarray(stack_hu)])
+    out = np.zeros(stack_hu.shape, bool)
+    for k, (hu, lung) in enumerate(zip(stack_hu, inside, strict=True)):
+        weight = lung.astype(np.float32)
+        total = cv2.blur(np.where(lung, hu, np.float32(0)), (columns, rows))
+        share = cv2.blur(weight, (columns, rows))
+        out[k] = lung & (total >= limit_hu * share)
+    return out

@@ -126,7 +126,9 @@ class Segmenter:
             p = predict_probability(self.model, images, mirror=mirror, **self.compute)[:, 0]
             p = fitted.back(p, (stack.shape[1], stack.shape[2]))
             if limit_hu is not None:
-                p = np.where(dense_enough(stack[rows], limit_hu, volume.grid.spacing_mm[:2]), p, np.float32(0))
+                p = np.where(
+                    dense_enough(stack[rows], inside[rows], limit_hu, volume.grid.spacing_mm[:2]), p, np.float32(0)
+                )
             out[rows] = np.where(inside[rows], np.rint(np.clip(p, 0, 1) * 255), 0).astype(np.uint8)
             progress("slices", min(start + SLAB, len(wanted)), len(wanted))
         return from_slices(out)
