@@ -30,7 +30,7 @@ OWN_FILES = (
     "study.json",
 )
 
-PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-image", "matplotlib")
+PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")
 
 
 def begin(experiment: Experiment, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
