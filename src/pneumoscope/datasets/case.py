@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from pneumoscope.errors import DatasetError
 from pneumoscope.volume import Mask, Volume
@@ -35,6 +36,31 @@ class LabelledScan:
                 self.volume.grid.require_same_space(mask.grid, f"{what} of {self.volume.case}")
 
 
+SAME_LABELS: Mapping[int, int] = {1: 1, 2: 2}
+"""A file whose labels already mean what they mean here."""
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where a case lies, as it lies there: what `data check` opens and `data audit` looks at before anything is mended.
+
+    Attributes:
+        image: the scan: a file or a DICOM folder.
+        lungs: file of the lung mask, if there is one.
+        infiltrate: file of the infiltrate mask, if there is one; may be the same file as `lungs`.
+        lung_labels: label on disk -> label here (1 = right, 2 = left).
+        infiltrate_labels: label on disk -> label here.
+        ignored_labels: labels the data set declares and that are neither lung nor infiltrate (pleural effusion, say).
+    """
+
+    image: Path
+    lungs: Path | None = None
+    infiltrate: Path | None = None
+    lung_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
+    infiltrate_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
+    ignored_labels: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True)
 class Case:
     """A scan that can be loaded, with what must be known before it is.
@@ -47,6 +73,8 @@ class Case:
         licence: the licence of the data, for model cards.
         citation: how to cite the data.
         load: reads the scan; may take seconds and hundreds of megabytes, keep the result only as long as needed.
+        date: of the scan as the data set states it (ISO 8601 where possible), empty where it does not.
+        files: where the case lies; None where its masks are no files (contours, pictures).
     """
 
     dataset: str
@@ -56,6 +84,8 @@ class Case:
     licence: str
     citation: str
     load: Callable[[], LabelledScan]
+    date: str = ""
+    files: CaseFiles | None = None
 
 
 def require_unique_cases(cases: list[Case], where: str) -> list[Case]:

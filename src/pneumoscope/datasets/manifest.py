@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
@@ -33,6 +33,8 @@ def read_manifest_cases(path: str | Path) -> list[Case]:
             licence="as your data are licensed",
             citation="none: your own data",
             load=partial(load_scan, ref),
+            date=ref.date or "",
+            files=CaseFiles(ref.path, ref.lungs, ref.infiltrate),
         )
         for ref in read_manifest(table)
     ]

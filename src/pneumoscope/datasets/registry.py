@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -171,6 +172,12 @@ DATASETS: Mapping[str, DatasetInfo] = {
 }  # fmt: skip
 
 
+READERS: Mapping[str, str] = {
+    "manifest": "pneumoscope.datasets.manifest:read_manifest_cases",
+}
+"""Which function reads which data set, as ``module:function``; imported when it is asked for."""
+
+
 def dataset_info(name: str) -> DatasetInfo:
     """The facts of one data set.
 
@@ -195,10 +202,10 @@ def read_dataset(name: str, root: str | Path) -> list[Case]:
 
     if name == "phantom" or (info.kind == "ct" and (Path(root) / MANIFEST).is_file()):
         return read_phantom(root)
-    if name == "manifest":
-        from pneumoscope.datasets.manifest import read_manifest_cases
-
-        return read_manifest_cases(root)
+    if name in READERS:
+        module, _, function = READERS[name].partition(":")
+        cases: list[Case] = getattr(import_module(module), function)(root)
+        return cases
     if name == "slices":
         raise DatasetError(
             "8-bit slices are no scans in Hounsfield units; read them with "
