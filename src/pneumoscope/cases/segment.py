@@ -17,8 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from pneumoscope.cases.outputs import REPORT_FILE, CaseContent, OutputOptions, given_masks, summary_of, write_case
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, Segmenter
 from pneumoscope.io.files import prepare_folder, write_json, write_text
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from pneumoscope.io.scans import ScanRef
 
 RUN_FILE = "run.json"
-REPORT_FILE = "report.json"
-
-MAX_POINTS = 2_000_000
-"""Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
 
 
 @dataclass(frozen=True)
@@ -234,18 +229,14 @@ def segment_case(
     Raises:
         PneumoscopeError: as reader, models and writers say.
     """
-    from pneumoscope.io import fit_mask, read_lungs, read_mask, read_volume, write_image, write_mask
-    from pneumoscope.reports.case import write_case_report
+    from pneumoscope.io import read_volume
     from pneumoscope.severity.measure import measure
-    from pneumoscope.surfaces.points import write_case_points
 
     options = options or SegmentOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
-    given = options.lungs if scan.lungs is None else scan.lungs
-    lung_mask = None if given is None else fit_mask(read_lungs(given), volume.grid, what="the lung mask", path=given)
-    truth = None if scan.infiltrate is None else fit_mask(read_mask(scan.infiltrate), volume.grid, path=scan.infiltrate)
+    lung_mask, truth = given_masks(volume, scan, options.lungs, None)
     seconds = {"read": time.perf_counter() - begun}
     found = segmenter.run(volume, lung_mask, progress=progress)
     seconds |= found.seconds
@@ -253,32 +244,20 @@ def segment_case(
     severity = measure(volume, found.lungs, found.infiltrate)
     seconds["measure"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    write_mask(found.lungs, folder / "lungs.nii.gz", volume.native)
-    write_mask(found.infiltrate, folder / "infiltrate.nii.gz", volume.native)
-    if options.probability:
-        probability = found.probability.astype(np.float32) / 255
-        write_image(probability, volume.native, folder / "probability.nii.gz", scaled=True)
-    write_case_points(folder, volume, found.lungs, found.infiltrate, truth, max_points=MAX_POINTS)
-    write_case_report(
-        folder,
+    content = CaseContent(
         volume=volume,
         lungs=found.lungs,
         infiltrate=found.infiltrate,
         severity=severity,
-        findings=(*volume.findings, *found.findings),
-        cards=[{"name": task, **card} for task, card in sorted(found.cards.items())],
+        probability=found.probability,
         truth=truth,
+        findings=found.findings,
+        cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
+    write_case(folder, content, OutputOptions(probability=options.probability))
     seconds["write"] = time.perf_counter() - begun
-    total = severity.total
-    summary = {
-        "lung_ml": round(total.lung_ml, 2),
-        "infiltrate_ml": round(total.infiltrate_ml, 3),
-        "share_percent": None if total.share_percent is None else round(total.share_percent, 3),
-        "states": " ".join(severity.states),
-        "findings": len(volume.findings) + len(found.findings),
-    }
-    return CaseResult(scan.case, "done", None, 0, summary, {k: round(v, 2) for k, v in seconds.items()})
+    rounded = {k: round(v, 2) for k, v in seconds.items()}
+    return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
 
 
 def _table(cases: Sequence[CaseResult]) -> str:

@@ -1,0 +1,138 @@
+"""Writing one case: the only place that knows which files a case folder holds, whoever made the masks.
+
+`report.json` is written last, so its presence says that the case is complete. Case files hold no times or dates:
+the same scan and masks give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import Finding
+from pneumoscope.severity.measure import Severity
+from pneumoscope.volume import Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.io.scan_ref import ScanRef
+
+REPORT_FILE = "report.json"
+
+MAX_POINTS = 2_000_000
+"""Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseContent:
+    """Everything that is known of one case when it is written; all arrays on the scan's grid.
+
+    Attributes:
+        volume: the scan; its findings are reported too.
+        lungs: 1 = right, 2 = left.
+        infiltrate: what was found, or marked elsewhere.
+        severity: of these masks.
+        probability: (i, j, k) uint8, the network's probability times 255; None without a network.
+        truth: a reader's infiltrate to compare with, or None.
+        findings: more findings, of the run.
+        cards: cards of the models used; a ``name`` may be added.
+    """
+
+    volume: Volume
+    lungs: Mask
+    infiltrate: Mask
+    severity: Severity
+    probability: NDArray[np.uint8] | None = None
+    truth: Mask | None = None
+    findings: tuple[Finding, ...] = ()
+    cards: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Which of the optional files are written.
+
+    Attributes:
+        probability: `probability.nii.gz`, when there is a probability.
+        max_points: rows of a point table at most.
+    """
+
+    probability: bool = False
+    max_points: int = MAX_POINTS
+
+
+def write_case(folder: Path, content: CaseContent, options: OutputOptions | None = None) -> dict[str, Any]:
+    """Write the files of a case into its folder, `report.html` and then `report.json` last.
+
+    Args:
+        folder: made when missing; a `report.json` of an earlier run is removed before anything else is written.
+        content: what to write.
+        options: see `OutputOptions`.
+
+    Returns:
+        What stands in `report.json`.
+
+    Raises:
+        GeometryError: a mask lies on another grid than the scan.
+    """
+    from pneumoscope.io import write_image, write_mask
+    from pneumoscope.reports.case import write_case_report
+    from pneumoscope.surfaces.points import write_case_points
+
+    options = options or OutputOptions()
+    volume, lungs, infiltrate, truth = content.volume, content.lungs, content.infiltrate, content.truth
+    (folder / REPORT_FILE).unlink(missing_ok=True)
+    write_mask(lungs, folder / "lungs.nii.gz", volume.native)
+    write_mask(infiltrate, folder / "infiltrate.nii.gz", volume.native)
+    if options.probability and content.probability is not None:
+        write_image(
+            content.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz", scaled=True
+        )
+    write_case_points(folder, volume, lungs, infiltrate, truth, max_points=options.max_points)
+    return write_case_report(
+        folder,
+        volume=volume,
+        lungs=lungs,
+        infiltrate=infiltrate,
+        severity=content.severity,
+        findings=(*volume.findings, *content.findings),
+        cards=content.cards,
+        truth=truth,
+    )
+
+
+def summary_of(content: CaseContent) -> dict[str, Any]:
+    """Plain numbers of a case for `cases.csv`."""
+    total = content.severity.total
+    return {
+        "lung_ml": round(total.lung_ml, 2),
+        "infiltrate_ml": round(total.infiltrate_ml, 3),
+        "share_percent": None if total.share_percent is None else round(total.share_percent, 3),
+        "states": " ".join(content.severity.states),
+        "findings": len(content.volume.findings) + len(content.findings),
+    }
+
+
+def given_masks(
+    volume: Volume, scan: ScanRef, lungs: str | Path | None, infiltrate: str | Path | None
+) -> tuple[Mask | None, Mask | None]:
+    """Masks that came with a scan, on its grid: the manifest's own go before those of the call.
+
+    Returns:
+        Lungs and infiltrate, each None where there is none.
+
+    Raises:
+        ReadError: a mask cannot be read or does not lie on its scan.
+    """
+    from pneumoscope.io import fit_mask, read_lungs, read_mask
+
+    where = scan.lungs or lungs
+    marked = scan.infiltrate or infiltrate
+    return (
+        None if where is None else fit_mask(read_lungs(where), volume.grid, what="the lung mask", path=where),
+        None if marked is None else fit_mask(read_mask(marked), volume.grid, what="the infiltrate mask", path=marked),
+    )
