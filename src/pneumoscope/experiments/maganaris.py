@@ -250,12 +250,21 @@ def _scoring() -> Scoring:
     return Scoring(
         threshold=0.5,
         slices="infected",
+        unseen="test",
+        surface_tolerance_mm=3.0,
+        calibration_bins=15,
         interval_level=0.95,
         interval_resamples=2000,
         interval_seed=0,
         sources={
             "threshold": OUR_CHOICE + "section 3.1 speaks of a decimal threshold without its value",
             "slices": f"{SECTION_32}: averages per slice, over slices with marked areas only",
+            "unseen": f"{SECTION_31} and {TABLE_1}: every model is tested on the test slices of each set",
+            "surface_tolerance_mm": OUR_CHOICE
+            + "the paper scores no surfaces; 3 mm is the tolerance of Ma et al. 2021 (Medical Physics 48, 1197) for "
+            "COVID-19 infection",
+            "calibration_bins": OUR_CHOICE
+            + "the paper does not look at it; 15 bins as Guo et al. 2017 (On Calibration of Modern Neural Networks)",
             "interval_level": OUR_CHOICE + "the paper gives no intervals",
             "interval_resamples": OUR_CHOICE + "enough for two stable decimals",
             "interval_seed": OUR_CHOICE + "fixed, so that the interval can be repeated",

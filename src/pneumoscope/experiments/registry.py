@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
+from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
 
 
@@ -29,6 +30,11 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        Recipe(
+            "maganaris-2022a",
+            "Maganaris et al. 2022: one HU window and the lung mask, two sets, one retraining (table 2)",
+            two_channel,
+        ),
         Recipe(
             "maganaris-2022b",
             "Maganaris et al. 2022: three HU windows and the lung mask, three sets, successive retraining (table 2)",

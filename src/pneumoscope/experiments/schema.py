@@ -203,10 +203,25 @@ class LungModel(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Sheet):
-    """How test slices are scored."""
+    """How stages are scored.
+
+    Attributes:
+        threshold: infiltrate is where the probability reaches it.
+        slices: which slices are averaged over; ``infected``: those whose reference holds infiltrate.
+        unseen: the slices of a set that a stage has never been trained on: ``test`` as for every other set, or
+            ``all`` with lung (2022a). Differences between stages are taken over test slices in either case.
+        surface_tolerance_mm: a contour within this distance of the other counts as found (NSD).
+        calibration_bins: bins of equal width in which probabilities are compared with what is true.
+        interval_level: coverage of intervals.
+        interval_resamples: draws of patients per interval.
+        interval_seed: of these draws.
+    """
 
     threshold: float = leaf("probability", low=0.0, high=1.0)
     slices: str = leaf(choices=("infected",))
+    unseen: str = leaf(choices=("test", "all"))
+    surface_tolerance_mm: float = leaf("mm", low=0.0, high=50.0)
+    calibration_bins: int = leaf("bins", low=2, high=1000)
     interval_level: float = leaf("share", low=0.5, high=0.999)
     interval_resamples: int = leaf("resamples", low=10)
     interval_seed: int = leaf(low=0)
