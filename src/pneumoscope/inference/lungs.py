@@ -39,7 +39,9 @@ class LungRules:
             is at least this (a lung cut off by the field of view), else it is the room.
         overlap: share of a piece without votes enough that must lie on lung of the next slice to be lung as well.
         gas_hu: half of a piece's core below this, noise smoothed away, makes it plain gas (trachea, stomach), whatever
-            the vote.
+            the vote. Where the air around the patient reads higher, as on scans that passed through grey levels, the
+            limit is `gas_margin_hu` above that air.
+        gas_margin_hu: see `gas_hu`.
         dense_probability: a voxel that is not aerated is lung from this probability on.
         aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
             the network from seeing lungs in the belly or the neck.
@@ -55,6 +57,7 @@ class LungRules:
     outside_probability: float = 0.4
     overlap: float = 0.5
     gas_hu: float = -960.0
+    gas_margin_hu: float = 40.0
     dense_probability: float = 0.75
     aerated_share: float = 0.1
     closing_mm: float = 4.0
@@ -122,6 +125,7 @@ def _vote(
 
     aerated = np.zeros(stack_hu.shape, bool)
     undecided = np.zeros(stack_hu.shape, np.uint16)
+    gas_hu = _gas_limit_hu(stack_hu, rules)
     for k, hu in enumerate(stack_hu):
         air = hu < rules.aerated_hu
         count, pieces = cv2.connectedComponents(air.astype(np.uint8), connectivity=4)
@@ -130,7 +134,7 @@ def _vote(
         p = resize_linear(probability[k : k + 1], hu.shape)[0]
         area = np.bincount(pieces.ravel(), minlength=count)
         mean_p = np.bincount(pieces.ravel(), p.ravel(), count) / area
-        gas = _is_gas(hu, air, pieces, count, spacing_mm, rules.gas_hu)
+        gas = _is_gas(hu, air, pieces, count, spacing_mm, gas_hu)
         votes = np.bincount(pieces[p >= rules.aerated_probability], minlength=count) / area
         room = np.zeros(count, bool)
         room[np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))] = True
@@ -141,6 +145,18 @@ def _vote(
         aerated[k] = lung[pieces]
         undecided[k] = np.where(maybe[pieces], pieces, 0)
     return aerated, undecided
+
+
+def _gas_limit_hu(stack_hu: NDArray[np.float32], rules: LungRules) -> float:
+    """Below what gas is plain: `gas_hu`, or a margin above the air in the corners of the slices, where no lung is."""
+    rows, columns = (max(1, size // 20) for size in stack_hu.shape[1:])
+    corners = [
+        stack_hu[:, i, j] for i in (slice(rows), slice(-rows, None)) for j in (slice(columns), slice(-columns, None))
+    ]
+    room_hu = float(np.median(np.concatenate([corner.ravel() for corner in corners])))
+    if room_hu >= HIGHEST_ROOM_HU:  # no air there: a picture cut to the body
+        return rules.gas_hu
+    return max(rules.gas_hu, room_hu + rules.gas_margin_hu)
 
 
 def _is_gas(
@@ -223,6 +239,9 @@ def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.
     keep[0] = False
     return keep[pieces]
 
+
+HIGHEST_ROOM_HU = -860.0
+"""Corners of slices denser than this are no air of the room."""
 
 SMOOTH_MM = 3.0
 """Width of the mean that takes out noise before plain gas is told from lung."""
