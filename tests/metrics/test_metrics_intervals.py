@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.intervals import bootstrap_interval
+from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference, seeds_and_patients
 
 
 def test_mean_is_over_values_and_ends_enclose_it(rng):
@@ -87,3 +87,56 @@ def test_blocks_do_not_change_the_result(rng, monkeypatch):
     whole = bootstrap_interval(values, n=300)
     monkeypatch.setattr("pneumoscope.metrics.intervals._BLOCK", 1000)
     assert bootstrap_interval(values, n=300) == whole
+
+
+def test_a_paired_difference_by_hand():
+    before = {"a": [0.1, 0.2], "b": [0.9]}
+    after = {"a": [0.3, 0.4], "b": [1.0]}
+    found = paired_difference(after, before)
+    assert found.mean == pytest.approx((0.2 + 0.2 + 0.1) / 3)
+    assert (found.n_patients, found.n_values) == (2, 3)
+    assert 0.1 - 1e-9 <= found.low <= found.high <= 0.2 + 1e-9
+
+
+def test_pairing_is_what_makes_a_small_steady_gain_certain():
+    rng = np.random.default_rng(0)
+    hard = rng.random(20)
+    before = {f"p{k}": [v] for k, v in enumerate(hard)}
+    after = {f"p{k}": [v + 0.05] for k, v in enumerate(hard)}
+    found = paired_difference(after, before)
+    assert found.low == pytest.approx(0.05)
+    alone = bootstrap_interval(after)
+    assert alone.low < np.mean(hard)  # unpaired, the two intervals overlap
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(InputError, match="same patients"):
+        paired_difference({"a": [1.0]}, {"b": [1.0]})
+    with pytest.raises(InputError, match="as many values"):
+        paired_difference({"a": [1.0]}, {"a": [1.0, 0.5]})
+    assert math.isnan(paired_difference({}, {}).mean)
+    assert math.isnan(paired_difference({"a": [1.0]}, {"a": [0.5]}).low)
+
+
+def test_seeds_widen_the_interval():
+    patients = {f"p{k}": [0.5 + 0.01 * k] for k in range(10)}
+    shifted = [{p: [v[0] + gap] for p, v in patients.items()} for gap in (-0.2, 0.0, 0.2)]
+    one, three = bootstrap_interval(patients), seeds_and_patients(shifted)
+    assert three.mean == pytest.approx(one.mean)
+    assert three.high - three.low > 3 * (one.high - one.low)
+    assert (three.n_patients, three.n_values) == (10, 30)
+
+
+def test_one_seed_is_the_plain_interval():
+    values = {f"p{k}": [0.1 * k, 0.05 * k] for k in range(8)}
+    one, two = bootstrap_interval(values, n=4000), seeds_and_patients([values, {}], n=4000)
+    assert two.mean == pytest.approx(one.mean)
+    assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=0.02)
+
+
+def test_seeds_with_other_patients_are_nested():
+    found = seeds_and_patients([{"a": [0.0], "b": [1.0]}, {"c": [0.0], "d": [1.0]}])
+    assert (found.mean, found.n_patients) == (0.5, 4)
+    assert found.low < 0.5 < found.high
+    assert math.isnan(seeds_and_patients([]).mean)
+    assert math.isnan(seeds_and_patients([{"a": [1.0]}, {"a": [0.5]}]).low)

@@ -1,12 +1,14 @@
-"""How sure a mean is: bootstrap intervals that draw patients, not slices.
+"""How sure a mean or a difference is: bootstrap intervals that draw patients, and seeds, not slices.
 
-Slices of one patient resemble each other; drawing them one by one would make intervals far too narrow.
+Slices of one patient resemble each other; drawing them one by one would make intervals far too narrow. For the same
+reason a difference between two models is drawn with both models on the same patients, and a mean over several trainings
+draws the trainings too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,23 +56,113 @@ def bootstrap_interval(
     Raises:
         InputError: a value that is not finite (NaN is never averaged away), n < 1, or a level outside (0, 1).
     """
-    if n < 1 or not 0 < level < 1:
-        raise InputError(f"a bootstrap needs n >= 1 and a level between 0 and 1, got n={n}, level={level}")
+    _require_sense(n, level)
     sums, counts = _sums(values_by_patient)
     patients, values = len(sums), int(counts.sum())
     if patients == 0:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
-    mean = float(sums.sum() / values)
+    low, high = _drawn(patients, lambda drawn: sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), n, seed, level)
+    return Interval(float(sums.sum() / values), low, high, patients, values)
+
+
+def paired_difference(
+    after: Mapping[str, Sequence[float]],
+    before: Mapping[str, Sequence[float]],
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of `after` minus mean of `before`, on the same patients and with as many values of each.
+
+    Every round draws patients and takes both models' values of those drawn (paired bootstrap; Efron and Tibshirani
+    1993, chapter 16), so what makes a patient hard for both cancels. An interval that leaves out 0 is a difference that
+    other patients of the same kind would be expected to show again.
+
+    Raises:
+        InputError: as `bootstrap_interval`; patients, or numbers of values, that differ between the two.
+    """
+    _require_sense(n, level)
+    if {p for p, v in after.items() if len(v)} != {p for p, v in before.items() if len(v)}:
+        raise InputError("a paired difference needs the same patients on both sides")
+    now, counts = _sums(after)
+    then, other = _sums(before)
+    if (counts != other).any():
+        raise InputError("a paired difference needs as many values of each patient on both sides")
+    if len(now) == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    gap, values = now - then, int(counts.sum())
+    low, high = _drawn(len(gap), lambda drawn: gap[drawn].sum(axis=1) / counts[drawn].sum(axis=1), n, seed, level)
+    return Interval(float(gap.sum() / values), low, high, len(gap), values)
+
+
+def seeds_and_patients(
+    values: Sequence[Mapping[str, Sequence[float]]], *, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean over trainings of the mean over their values, with an interval that draws trainings and patients.
+
+    With the same patients in every training each round draws patients once for all drawn trainings (crossed; the
+    pigeonhole bootstrap, Owen 2007, The Annals of Applied Statistics 1, 386); with other patients in each, anew for
+    each drawn training (nested). The interval is somewhat wide rather than narrow. One training gives the interval of
+    `bootstrap_interval`, up to the draws.
+
+    Args:
+        values: per training the values of each patient; trainings without values are left out.
+        n: rounds.
+        seed: of the draws.
+        level: coverage.
+
+    Returns:
+        `Interval` with the number of different patients and of all values.
+
+    Raises:
+        InputError: as `bootstrap_interval`.
+    """
+    _require_sense(n, level)
+    named = [{p: v for p, v in one.items() if len(v)} for one in values]
+    named = [one for one in named if one]
+    parts = [_sums(one) for one in named]
+    if not parts:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    patients = len({name for one in named for name in one})
+    mean = float(np.mean([sums.sum() / counts.sum() for sums, counts in parts]))
+    if patients < 2:
+        return Interval(mean, math.nan, math.nan, patients, int(sum(c.sum() for _, c in parts)))
+    crossed = all(set(one) == set(named[0]) for one in named)
+    rng = np.random.default_rng(seed)
+    means = np.empty(n)
+    for turn in range(n):
+        chosen = rng.integers(0, len(parts), len(parts))
+        shared = rng.integers(0, len(parts[0][0]), len(parts[0][0])) if crossed else None
+        means[turn] = np.mean([_one_draw(parts[k], shared, rng) for k in chosen])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), patients, int(sum(c.sum() for _, c in parts)))
+
+
+def _one_draw(part: tuple[np.ndarray, np.ndarray], shared: np.ndarray | None, rng: np.random.Generator) -> float:
+    sums, counts = part
+    drawn = rng.integers(0, len(sums), len(sums)) if shared is None else shared
+    return float(sums[drawn].sum() / counts[drawn].sum())
+
+
+def _require_sense(n: int, level: float) -> None:
+    if n < 1 or not 0 < level < 1:
+        raise InputError(f"a bootstrap needs n >= 1 and a level between 0 and 1, got n={n}, level={level}")
+
+
+def _drawn(
+    patients: int, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, level: float
+) -> tuple[float, float]:
+    """Ends of the percentile interval of a statistic over drawn patients (rounds, patients); NaN for one patient."""
     if patients == 1:
-        return Interval(mean, math.nan, math.nan, 1, values)
+        return math.nan, math.nan
     rng = np.random.default_rng(seed)
     rounds = max(1, _BLOCK // patients)
-    means = []
+    values = []
     for start in range(0, n, rounds):
-        drawn = rng.integers(0, patients, size=(min(rounds, n - start), patients))  # (rounds, patients)
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), patients, values)
+        values.append(statistic(rng.integers(0, patients, size=(min(rounds, n - start), patients))))
+    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _sums(values_by_patient: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,218 @@
+"""Whether a probability means what it says, and how well a score tells two groups apart.
+
+A network that says 0.8 of many voxels is calibrated when 8 of 10 of them are infiltrate. Everything is computed from
+sums per bin, and sums add up over slices and patients: a patient is drawn again by adding its sums again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError
+
+FloatArray = NDArray[np.floating]
+
+SMALLEST = 1e-6
+"""Probabilities are kept this far from 0 and 1 before a logarithm is taken of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """What was said and what was true, by bins of equal width of the probability. Add them with ``+``.
+
+    Attributes:
+        count: (bins,) voxels whose probability lies in the bin.
+        said: (bins,) sum of their probabilities.
+        true: (bins,) how many of them are infiltrate.
+        squared: sum over all voxels of (probability - truth) squared.
+    """
+
+    count: NDArray[np.int64]
+    said: NDArray[np.float64]
+    true: NDArray[np.int64]
+    squared: float
+
+    def __add__(self, other: Reliability) -> Reliability:
+        if len(self.count) != len(other.count):
+            raise InputError(f"reliabilities of {len(self.count)} and {len(other.count)} bins cannot be added")
+        return Reliability(
+            self.count + other.count, self.said + other.said, self.true + other.true, self.squared + other.squared
+        )
+
+    @property
+    def n(self) -> int:
+        """Voxels counted."""
+        return int(self.count.sum())
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """(bins,) mean probability per bin; NaN in empty bins."""
+        return _divided(self.said, self.count)
+
+    @property
+    def frequency(self) -> NDArray[np.float64]:
+        """(bins,) share of infiltrate per bin; NaN in empty bins."""
+        return _divided(self.true, self.count)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean over voxels of the gap between bin mean and bin frequency, in [0, 1].
+
+        Naeini et al. 2015 (AAAI), in the binary form of Guo et al. 2017 (ICML), equation 3, with the probability of
+        infiltrate in place of the confidence of the winning class. NaN without voxels.
+        """
+        return float(np.abs(self.said - self.true).sum() / self.n) if self.n else math.nan
+
+    @property
+    def largest_gap(self) -> float:
+        """Maximum calibration error: the largest gap of any bin (Guo et al. 2017, equation 5). NaN without voxels."""
+        return float(np.nanmax(np.abs(self.confidence - self.frequency))) if self.n else math.nan
+
+    @property
+    def brier(self) -> float:
+        """Brier score: mean squared gap between probability and truth, in [0, 1]; NaN without voxels."""
+        return self.squared / self.n if self.n else math.nan
+
+    @property
+    def overconfidence(self) -> float:
+        """Mean probability minus share of infiltrate: above 0 the network says more infiltrate than there is."""
+        return float((self.said.sum() - self.true.sum()) / self.n) if self.n else math.nan
+
+
+def empty_reliability(bins: int) -> Reliability:
+    """A `Reliability` of no voxels, to add to."""
+    return Reliability(np.zeros(bins, np.int64), np.zeros(bins), np.zeros(bins, np.int64), 0.0)
+
+
+def reliability(probability: FloatArray, truth: NDArray[np.bool_], bins: int = 15) -> Reliability:
+    """Sums per bin for flat or shaped arrays of one shape; bin k holds [k / bins, (k + 1) / bins), the last one 1 too.
+
+    Empty arrays give zeros.
+
+    Raises:
+        InputError: shapes that differ, probabilities outside [0, 1] or not finite, or fewer than 2 bins.
+    """
+    if bins < 2:
+        raise InputError(f"a reliability needs at least 2 bins, got {bins}")
+    p, y = _checked(probability, truth)
+    place = np.minimum((p * bins).astype(np.intp), bins - 1)
+    return Reliability(
+        np.bincount(place, minlength=bins).astype(np.int64),
+        np.bincount(place, weights=p, minlength=bins),
+        np.bincount(place[y], minlength=bins).astype(np.int64),
+        float(((p - y) ** 2).sum()),
+    )
+
+
+def rescaled(probability: FloatArray, temperature: float) -> NDArray[np.float64]:
+    """Probabilities after dividing their logits by `temperature` (Guo et al. 2017, section 4.2).
+
+    Above 1 they move towards 0.5, below 1 away from it; what is above 0.5 stays above, so a mask cut at 0.5 is
+    unchanged.
+
+    Raises:
+        InputError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise InputError(f"a temperature must be positive, got {temperature}")
+    return 1 / (1 + np.exp(-logits(probability) / temperature))
+
+
+def logits(probability: FloatArray) -> NDArray[np.float64]:
+    """log(p / (1 - p)), with p kept `SMALLEST` away from 0 and 1."""
+    p = np.clip(np.asarray(probability, np.float64), SMALLEST, 1 - SMALLEST)
+    return np.log(p / (1 - p))
+
+
+def log_loss(probability: FloatArray, truth: NDArray[np.bool_], weight: FloatArray | None = None) -> float:
+    """Mean of -log(probability of what is true), in nats; weighted where weights are given. NaN of nothing."""
+    p, y = _checked(probability, truth)
+    if not p.size:
+        return math.nan
+    p = np.clip(p, SMALLEST, 1 - SMALLEST)
+    return float(np.average(-np.log(np.where(y, p, 1 - p)), weights=None if weight is None else np.ravel(weight)))
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """How well a score tells the marked from the others.
+
+    Attributes:
+        auc: chance that a marked one scores higher than another (ties count half); NaN when a group is empty.
+        low: lower end of the interval over both groups; NaN with fewer than two of either.
+        high: upper end.
+        false_positive: share of the others above each threshold, from 0 to 1.
+        true_positive: share of the marked above it.
+        n_marked: how many are marked.
+        n_others: how many are not.
+    """
+
+    auc: float
+    low: float
+    high: float
+    false_positive: NDArray[np.float64]
+    true_positive: NDArray[np.float64]
+    n_marked: int
+    n_others: int
+
+
+def roc(scores: FloatArray, marked: NDArray[np.bool_], *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Roc:
+    """The ROC curve of a score, its area, and a bootstrap interval that draws within both groups.
+
+    The area is the Mann-Whitney statistic (Hanley and McNeil 1982, Radiology 143, 29). One score per independent
+    thing: a scan or a patient, never a slice.
+
+    Raises:
+        InputError: arrays that are not flat and of one length, or scores that are not finite.
+    """
+    values, flags = np.asarray(scores, np.float64), np.asarray(marked, bool)
+    if values.ndim != 1 or values.shape != flags.shape or not np.isfinite(values).all():
+        raise InputError("a ROC curve needs one finite score and one mark for each scan")
+    inside, outside = values[flags], values[~flags]
+    if not inside.size or not outside.size:
+        nothing = np.array([0.0, 1.0])
+        return Roc(math.nan, math.nan, math.nan, nothing, nothing, inside.size, outside.size)
+    steps = np.concatenate([[np.inf], np.unique(values)[::-1]])
+    low = high = math.nan
+    if min(inside.size, outside.size) > 1:
+        rng = np.random.default_rng(seed)
+        wins = _wins(inside, outside)
+        drawn = [
+            wins[np.ix_(rng.integers(0, len(wins), len(wins)), rng.integers(0, wins.shape[1], wins.shape[1]))].mean()
+            for _ in range(n)
+        ]
+        low, high = (float(v) for v in np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    return Roc(
+        float(_wins(inside, outside).mean()),
+        low,
+        high,
+        np.array([(outside >= step).mean() for step in steps]),
+        np.array([(inside >= step).mean() for step in steps]),
+        inside.size,
+        outside.size,
+    )
+
+
+def _wins(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(marked, others): 1 where the marked one scores higher, 0.5 where both score alike."""
+    return (inside[:, None] > outside).astype(np.float64) + 0.5 * (inside[:, None] == outside)
+
+
+def _divided(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _checked(probability: FloatArray, truth: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    p, y = np.asarray(probability), np.asarray(truth)
+    if p.shape != y.shape or y.dtype != np.bool_:
+        raise InputError(
+            f"probabilities {p.shape} and a truth {y.shape} of type {y.dtype} do not fit: one boolean for each"
+        )
+    flat = p.ravel().astype(np.float64)
+    if flat.size and not (flat.min() >= 0 and flat.max() <= 1):  # NaN fails as well
+        raise InputError("probabilities must lie in [0, 1]")
+    return flat, y.ravel()

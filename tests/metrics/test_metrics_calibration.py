@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+
+from pneumoscope.errors import InputError
+from pneumoscope.metrics.calibration import empty_reliability, log_loss, logits, reliability, rescaled, roc
+
+
+def test_ece_and_brier_by_hand():
+    """Two bins. Low: 0.1, 0.3 with one true: mean 0.2, frequency 0.5. High: 0.9, 0.7, 0.8 with two true: 0.8, 2/3."""
+    p = np.array([0.1, 0.3, 0.9, 0.7, 0.8])
+    y = np.array([True, False, True, True, False])
+    found = reliability(p, y, bins=2)
+    assert found.count.tolist() == [2, 3]
+    assert found.confidence == pytest.approx([0.2, 0.8])
+    assert found.frequency == pytest.approx([0.5, 2 / 3])
+    assert found.ece == pytest.approx((2 * 0.3 + 3 * (0.8 - 2 / 3)) / 5)
+    assert found.largest_gap == pytest.approx(0.3)
+    assert found.brier == pytest.approx((0.81 + 0.09 + 0.01 + 0.09 + 0.64) / 5)
+    assert found.overconfidence == pytest.approx((2.8 - 3) / 5)
+
+
+def test_ece_equals_a_loop_over_bins():
+    rng = np.random.default_rng(3)
+    p = rng.random((7, 11))
+    y = rng.random((7, 11)) < p**2
+    total = 0.0
+    for k in range(15):
+        inside = (p >= k / 15) & ((p < (k + 1) / 15) | (k == 14))
+        if inside.any():
+            total += inside.sum() * abs(p[inside].mean() - y[inside].mean())
+    found = reliability(p, y)
+    assert found.ece == pytest.approx(total / p.size)
+    assert found.brier == pytest.approx(np.mean((p - y) ** 2))
+
+
+def test_edges_of_bins():
+    found = reliability(np.array([0.0, 0.5, 1.0]), np.array([False, True, True]), bins=2)
+    assert found.count.tolist() == [1, 2]
+
+
+def test_a_perfect_and_a_wrong_forecast():
+    y = np.array([True, False, False, True])
+    assert reliability(y.astype(float), y).ece == 0
+    wrong = reliability(1.0 - y, y)
+    assert (wrong.ece, wrong.brier) == (1.0, 1.0)
+
+
+def test_sums_add_over_patients():
+    rng = np.random.default_rng(0)
+    p, y = rng.random(50), rng.random(50) < 0.4
+    parts = reliability(p[:20], y[:20]) + reliability(p[20:], y[20:]) + empty_reliability(15)
+    whole = reliability(p, y)
+    assert parts.ece == pytest.approx(whole.ece)
+    assert parts.brier == pytest.approx(whole.brier)
+    assert parts.n == 50
+
+
+def test_nothing_has_no_calibration():
+    none = reliability(np.zeros(0), np.zeros(0, bool))
+    assert none.n == 0
+    assert all(math.isnan(v) for v in (none.ece, none.brier, none.largest_gap, none.overconfidence))
+    assert math.isnan(log_loss(np.zeros(0), np.zeros(0, bool)))
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "bins"),
+    [
+        (np.array([0.5]), np.array([True, False]), 15),
+        (np.array([0.5]), np.array([1]), 15),
+        (np.array([1.5]), np.array([True]), 15),
+        (np.array([math.nan]), np.array([True]), 15),
+        (np.array([0.5]), np.array([True]), 1),
+    ],
+)
+def test_what_does_not_fit_is_refused(p, y, bins):
+    with pytest.raises(InputError):
+        reliability(p, y, bins)
+    with pytest.raises(InputError, match="bins cannot be added"):
+        empty_reliability(3) + empty_reliability(4)
+
+
+def test_a_temperature_keeps_the_mask_and_its_inverse_undoes_it():
+    p = np.array([0.01, 0.3, 0.5, 0.9])
+    soft = rescaled(p, 2.0)
+    assert ((soft >= 0.5) == (p >= 0.5)).all()
+    assert abs(soft - 0.5).max() < abs(p - 0.5).max()
+    assert rescaled(soft, 0.5) == pytest.approx(p)
+    assert rescaled(p, 1.0) == pytest.approx(p)
+    assert logits(np.array([0.5, 0.0]))[0] == 0
+    assert np.isfinite(logits(np.array([0.0, 1.0]))).all()
+    with pytest.raises(InputError, match="positive"):
+        rescaled(p, 0.0)
+
+
+def test_log_loss_by_hand():
+    found = log_loss(np.array([0.8, 0.4]), np.array([True, False]))
+    assert found == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
+    weighted = log_loss(np.array([0.8, 0.4]), np.array([True, False]), np.array([3.0, 1.0]))
+    assert weighted == pytest.approx(-(3 * math.log(0.8) + math.log(0.6)) / 4)
+
+
+def test_auc_by_hand_and_by_counting_pairs():
+    """Marked 3, 1; others 2, 1, 0: wins 3 of 3 and 1.5 of 3."""
+    found = roc(np.array([3.0, 1, 2, 1, 0]), np.array([True, True, False, False, False]))
+    assert found.auc == pytest.approx(4.5 / 6)
+    assert found.low <= found.auc <= found.high
+    rng = np.random.default_rng(1)
+    scores, marked = rng.integers(0, 9, 40).astype(float), rng.random(40) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[marked] for b in scores[~marked]]
+    got = roc(scores, marked)
+    assert got.auc == pytest.approx(np.mean(pairs))
+    area = np.trapezoid(got.true_positive, got.false_positive)
+    assert area == pytest.approx(got.auc)
+    assert (got.false_positive[0], got.true_positive[-1]) == (0, 1)
+
+
+def test_auc_of_one_group_is_not_known():
+    none = roc(np.array([1.0, 2.0]), np.array([True, True]))
+    assert math.isnan(none.auc)
+    assert (none.n_marked, none.n_others) == (2, 0)
+    assert math.isnan(roc(np.array([1.0, 2.0]), np.array([True, False])).low)
+    with pytest.raises(InputError, match="finite"):
+        roc(np.array([math.nan, 1.0]), np.array([True, False]))
