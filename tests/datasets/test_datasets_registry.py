@@ -47,9 +47,18 @@ def test_entries_are_complete(name):
 
 
 def test_published_counts():
-    assert DATASETS["medseg"].expected["slices"] == 829
-    assert DATASETS["covid19ctseg"].expected == {"scans": 20, "patients": 19, "slices_coronacases": 2581}
-    assert DATASETS["mosmed"].expected["slices_with_masks_drawn"] == 785
+    """Slices, slices with lung, slices with infiltrate: Maganaris 2022b, Table 1."""
+    counts = ("slices", "slices_with_lung", "slices_with_infiltrate")
+    assert [DATASETS["medseg"].expected[key] for key in counts] == [829, 713, 373]
+    assert [DATASETS["covid19ctseg"].expected[f"{key}@coronacases"] for key in counts] == [2581, 2156, 1351]
+    assert [DATASETS["mosmed"].expected[f"{key}@masks"] for key in counts] == [2049, 1748, 785]
+    assert sum(DATASETS["mosmed"].expected[f"scans@CT-{n}"] for n in range(5)) == DATASETS["mosmed"].expected["scans"]
+
+
+def test_counts_have_the_names_that_checks_know():
+    known = {"scans", "patients", "slices", "slices_with_lung", "slices_with_infiltrate", "images"}
+    for name, info in DATASETS.items():
+        assert {key.partition("@")[0] for key in info.expected} <= known, name
 
 
 def test_unknown_names_list_the_known():

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pneumoscope.errors import DatasetError
+from pneumoscope.geometry import Grid
 from pneumoscope.volume import Mask, Volume
 
 
@@ -36,6 +38,11 @@ class LabelledScan:
                 self.volume.grid.require_same_space(mask.grid, f"{what} of {self.volume.case}")
 
 
+PatientAxis = Literal["left-right", "front-back", "head-foot"]
+_PATIENT_AXES: Mapping[str, PatientAxis] = {
+    "R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot",
+}  # fmt: skip
+
 SAME_LABELS: Mapping[int, int] = {1: 1, 2: 2}
 """A file whose labels already mean what they mean here."""
 
@@ -51,6 +58,12 @@ class CaseFiles:
         lung_labels: label on disk -> label here (1 = right, 2 = left).
         infiltrate_labels: label on disk -> label here.
         ignored_labels: labels the data set declares and that are neither lung nor infiltrate (pleural effusion, say).
+            In a file that holds both, a label of one kind is ignored for the other; the two maps come first.
+        mirrored: how the file's header places the voxels wrongly: the patient's axes along which it is mirrored.
+            Masks of the set share the fault. See `corrected_grid`.
+        stored_axes: which way the file's voxel axes are known to run whatever its header says, e.g. ``("L", "P", "")``;
+            an empty letter trusts the header.
+        part: index along the file's third axis, where each index is a patient of its own; the case is that slice.
     """
 
     image: Path
@@ -59,6 +72,39 @@ class CaseFiles:
     lung_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
     infiltrate_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
     ignored_labels: frozenset[int] = frozenset()
+    mirrored: tuple[PatientAxis, ...] = ()
+    stored_axes: tuple[str, str, str] | None = None
+    part: int | None = None
+
+    def corrected_grid(self, header: Grid) -> Grid:
+        """Where the voxels of a file of this case lie in truth.
+
+        Args:
+            header: the grid as the header of the scan or of a mask gives it, in the file's own axis order and whole
+                (all slices of a stack).
+
+        Returns:
+            The same lattice of points in the same axis order; axes that run the wrong way are turned round. Equal to
+            `header` where the set's headers are right.
+        """
+        for axis, code in enumerate(header.axis_codes):
+            wrong = _PATIENT_AXES[code] in self.mirrored
+            if self.stored_axes and self.stored_axes[axis] in ("R", "L", "A", "P", "S", "I"):
+                true = self.stored_axes[axis]
+                wrong = _PATIENT_AXES[true] == _PATIENT_AXES[code] and true != code
+            if wrong:
+                header = _turned_round(header, axis)
+        return header
+
+
+def _turned_round(grid: Grid, axis: int) -> Grid:
+    """The same points with one voxel axis counted from its other end."""
+    affine = grid.affine.copy()
+    last = [0, 0, 0]
+    last[axis] = grid.shape[axis] - 1
+    affine[:3, 3] = grid.world(last)
+    affine[:3, axis] = -affine[:3, axis]
+    return Grid(grid.shape, affine)
 
 
 @dataclass(frozen=True)
@@ -86,6 +132,22 @@ class Case:
     load: Callable[[], LabelledScan]
     date: str = ""
     files: CaseFiles | None = None
+
+
+MASKS = "masks"
+"""The subset of cases with a drawn infiltrate, see `in_subset`."""
+
+
+def in_subset(case: Case, subset: str) -> bool:
+    """Whether a published count with the suffix ``@subset`` counts this case (see `DatasetInfo.expected`).
+
+    Args:
+        case: any case.
+        subset: empty for all cases, `MASKS` for those with an infiltrate file, else a `Case.source`.
+    """
+    if subset == MASKS:
+        return case.files is not None and case.files.infiltrate is not None
+    return not subset or case.source == subset
 
 
 def require_unique_cases(cases: list[Case], where: str) -> list[Case]:

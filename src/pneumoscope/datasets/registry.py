@@ -27,9 +27,15 @@ class DatasetInfo:
         licence: of the data; goes into the card of every model trained on them.
         citation: what to cite.
         home: where to get it; nothing is fetched by pneumoscope.
-        expected: published counts, e.g. ``{"scans": 9, "slices": 829}``; empty for a user's own data.
+        expected: published counts, see below; empty for a user's own data.
         readable: whether this version reads it.
         notes: what surprises people: labels, intensities, orientation, missing masks.
+
+    Keys of `expected` are ``scans``, ``patients``, ``slices`` (axial, of all scans together), ``slices_with_lung`` and
+    ``slices_with_infiltrate`` (with at least one such voxel in the drawn mask); X-ray sets count ``images``. Patients
+    are counted as the reader groups them. A suffix ``@subset`` counts some cases only, those for which
+    `pneumoscope.datasets.case.in_subset` holds: ``@masks`` are the cases with an infiltrate mask, any other word is a
+    ``Case.source`` (``slices@coronacases``). A count whose masks the set does not hold can be shown and not compared.
     """
 
     title: str
@@ -51,7 +57,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "MedSeg set 2: nine whole COVID-19 chest CTs (CT 1-9 of Maganaris 2022)", "ct", "CC0 1.0",
         "MedSeg, Jenssen H.B., Sakinis T.: COVID-19 CT segmentation dataset, set 2, medicalsegmentation.com/covid19",
         "https://doi.org/10.6084/m9.figshare.13521509",
-        {"scans": 9, "patients": 9, "slices": 829, "slices_with_infiltrate": 373}, False,
+        {"scans": 9, "patients": 9, "slices": 829, "slices_with_lung": 713, "slices_with_infiltrate": 373}, False,
         ("folders rp_im, rp_msk and rp_lung_msk hold files of the same names",
          "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion (rare)",
          "lungs 1 = right, 2 = left; first releases hold stray voxels of 3",
@@ -62,7 +68,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "MedSeg set 1: 100 single slices of more than 40 COVID-19 patients", "slices",
         "free use with acknowledgement",
         "MedSeg: COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
-        "https://doi.org/10.6084/m9.figshare.13521488", {"slices": 100}, False,
+        "https://doi.org/10.6084/m9.figshare.13521488", {"scans@training": 100, "scans@validation": 10}, False,
         ("the third axis counts unrelated patients: it is no volume",
          "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion",
          "Hounsfield units are estimates from 8-bit pictures",
@@ -72,10 +78,14 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "COVID-19-CT-Seg: 20 chest CTs, 10 Coronacases and 10 Radiopaedia (CT 10 of Maganaris 2022)", "ct",
         "CC BY-NC-SA 4.0 (also stated as CC BY 4.0; treated as non-commercial)",
         "Ma J. et al. 2020: COVID-19 CT Lung and Infection Segmentation Dataset, doi:10.5281/zenodo.3757476",
-        "https://zenodo.org/record/3757476", {"scans": 20, "patients": 19, "slices_coronacases": 2581}, False,
+        "https://zenodo.org/record/3757476",
+        {"scans": 20, "patients": 18, "scans@coronacases": 10, "scans@radiopaedia": 10, "slices@coronacases": 2581,
+         "slices_with_lung@coronacases": 2156, "slices_with_infiltrate@coronacases": 1351}, False,
         ("on disk lungs are 1 = left, 2 = right (the other way round than here), 3 = infection in the combined mask",
          "radiopaedia scans are 8 bit (window -1250..250 on 0..255) and their headers are flipped front to back",
-         "radiopaedia_10_85902_1 and _3 are one patient; radiopaedia_29_86490_1 has almost no infiltrate",
+         "19 patients by its authors (radiopaedia_10_85902_1 and _3 are one); radiopaedia_29_86490_1 and 29_86491_1 "
+         "share a case number and are kept together as well, which makes 18",
+         "radiopaedia_29_86490_1 has almost no infiltrate",
          "files exist under several names (coronacases_org_001, case009, ...)"),
     ),
     "mosmed": DatasetInfo(
@@ -83,7 +93,9 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "ct", "CC BY-NC-ND 3.0",
         "Morozov S.P. et al. 2020: MosMedData, medRxiv 2020.05.20.20100362",
         "https://mosmed.ai/en/datasets/covid191110",
-        {"scans": 1110, "scans_with_masks": 50, "slices_with_masks_drawn": 785, "slices_of_the_50": 2049}, False,
+        {"scans": 1110, "patients": 1110, "scans@CT-0": 254, "scans@CT-1": 684, "scans@CT-2": 125, "scans@CT-3": 45,
+         "scans@CT-4": 2, "scans@masks": 50, "slices@masks": 2049, "slices_with_lung@masks": 1748,
+         "slices_with_infiltrate@masks": 785}, False,
         ("no lung masks exist", "masks belong to studies 0255 to 0304, all in CT-1; ground-glass and consolidation "
          "are not told apart", "only every tenth slice is kept: 8 mm apart"),
     ),
@@ -97,7 +109,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "covid1920": DatasetInfo(
         "COVID-19-20 challenge: 199 training and 50 validation chest CTs", "ct", _CC_BY,
         "Roth H.R. et al. 2022: Rapid artificial intelligence solutions in a pandemic, Medical Image Analysis 82",
-        "https://covid-segmentation.grand-challenge.org", {"scans_train": 199, "scans_validation": 50}, False,
+        "https://covid-segmentation.grand-challenge.org", {"scans@train": 199, "scans@validation": 50}, False,
         ("images *_ct.nii.gz and masks *_seg.nii.gz lie in one folder; validation has no masks",
          "case numbers may carry _0 or _1: one patient", "images come from an2020: do not mix the two"),
     ),
@@ -129,7 +141,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "CC BY-NC-SA 4.0 (coronacases, radiopaedia), free use with acknowledgement (medseg)",
         "Ma et al. 2020, doi:10.5281/zenodo.3757476; MedSeg set 1 (SIRM), medicalsegmentation.com/covid19",
         "made from covid19ctseg and medseg-slices",
-        {"slices_coronacases": 789, "slices_radiopaedia": 219, "slices_medseg": 45}, False,
+        {"slices@coronacases": 789, "slices@radiopaedia": 219, "slices@medseg": 45}, False,
         ("8-bit pictures, not Hounsfield units: they train models, they are no scans",
          "in Python: pneumoscope.datasets.slices.read_slice_folder",
          "radiopaedia is stored upside down and medseg transposed; both are turned when read"),
