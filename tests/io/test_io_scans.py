@@ -54,6 +54,18 @@ def cases(*paths: Path) -> list[str]:
     return [ref.case for ref in find_scans(list(paths))]
 
 
+def test_listing_dicom_never_hands_a_file_to_pydicom_unchecked(tmp_path: Path, monkeypatch) -> None:
+    """A deflated file could inflate without bound, a damaged one be quoted: only the strict header reader looks."""
+    write_dicom(tmp_path / "one")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("pydicom.dcmread was called in this process")
+
+    monkeypatch.setattr(pydicom, "dcmread", refuse)
+    (ref,) = find_scans(tmp_path)
+    assert ref.case.startswith("ct-")
+
+
 def test_one_file(tmp_path: Path) -> None:
     path = scan_file(tmp_path, "case 7.nii.gz")
     assert find_scans(path) == [ScanRef("case_7", path)]

@@ -43,8 +43,10 @@ TAGS = {
     "PlaneOrientationSequence": 0x00209116, "PixelValueTransformationSequence": 0x00289145,
     "CTImageFrameTypeSequence": 0x00189329, "FrameType": 0x00089007, "CTReconstructionSequence": 0x00189314,
     "DirectoryRecordSequence": 0x00041220, "ReferencedFileID": 0x00041500,
+    "StudyInstanceUID": 0x0020000D, "PatientID": 0x00100020,
 }  # fmt: skip
-"""The only elements that are read; nothing that says who the patient is."""
+"""The only elements that are read; nothing that says who the patient is. PatientID is one exception: it leaves
+`pneumoscope.io.dicom_index` only where it is a public data set's subject number."""
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)

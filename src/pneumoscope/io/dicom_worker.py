@@ -24,6 +24,7 @@ from pneumoscope.io.dicom_files import discover
 from pneumoscope.io.dicom_frames import Frame, frames_of
 from pneumoscope.io.dicom_geometry import Stack, Step, stack
 from pneumoscope.io.dicom_hounsfield import Hounsfield
+from pneumoscope.io.dicom_index import index_of
 from pneumoscope.io.dicom_pixels import is_lossy, read_frame
 from pneumoscope.io.dicom_series import Folder, choose, kernel, sort_out
 
@@ -43,6 +44,8 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
             folder = sort_out(discover(Path(request["path"])), any_modality=request["any_modality"])
             if request["action"] == "list":
                 return {"series": _listing(folder)}
+            if request["action"] == "index":
+                return index_of(folder, request["subjects"])
             assert out is not None
             return _read(request, folder, out)
     except ReadError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumoscope.errors import InputError
+from pneumoscope.io.dicom_header import peek
 from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, suffix_of
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.io.table import is_manifest, read_manifest
@@ -131,7 +131,7 @@ class _Search:
                 self.folder(sub, depth + 1)
 
     def _dicom(self, folder: Path, files: list[Path]) -> None:
-        if any(_tag(p, "Modality") not in NOT_IMAGES for p in files):
+        if any(peek(p)[0] not in NOT_IMAGES for p in files):
             self.found.append(ScanRef(dicom_case(files), folder))
         else:
             self.ignored += len(files)
@@ -151,21 +151,8 @@ def dicom_case(files: Sequence[Path]) -> str:
     """The DICOM reader's name (a keyed hash) for the first series of `files` that is a scan."""
     from pneumoscope.io.dicom_identity import case_name as hashed
 
-    first = next((p for p in files if _tag(p, "Modality") not in NOT_IMAGES), files[0])
-    return hashed(_tag(first, "SeriesInstanceUID") or first.parent.name)
-
-
-def _tag(path: Path, keyword: str) -> str:
-    """Text of one top-level DICOM field; empty when it cannot be told (the reader will say why)."""
-    import pydicom
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[keyword], force=True)
-            return str(tags.get(keyword, ""))
-    except Exception:  # whatever a damaged file raises here, reading it raises it properly
-        return ""
+    first = next((p for p in files if peek(p)[0] not in NOT_IMAGES), files[0])
+    return hashed(peek(first)[1] or first.parent.name)
 
 
 def _unique(refs: list[ScanRef]) -> list[ScanRef]:
