@@ -5,10 +5,11 @@ Every sheet is a `pneumoscope.experiments.sheet.Sheet`: keyword-only, frozen, ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.sheet import Sheet, leaf
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
+from pneumoscope.experiments.strategy import Strategy, plain_strategy, strategy_parts
 
 LOSSES = (
     "cross_entropy",
@@ -43,7 +44,7 @@ class Site(Sheet):
     Attributes:
         number: the set's number in the stage names (1, 2, 3).
         dataset: name of the reader, as in `pneumoscope data list`.
-        label: the paper's name of the set.
+        label: the paper's name of the set; of ``slices`` the source (``coronacases``, ``radiopaedia``, ``medseg``).
         cases: shell pattern of the cases used; others are left out.
         phantom_site: synthetic site that stands in when no data are given.
         phantom_patients: how many synthetic patients.
@@ -70,22 +71,28 @@ class Data(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Sheet):
-    """From Hounsfield units to channels.
+    """From Hounsfield units, or from 8-bit grey values, to channels.
 
     Attributes:
-        size: edge of the square slice the network sees; nearest-neighbour resize.
-        windows_hu: one input channel each, scaled to [0, 1] and clipped.
+        size: edge of the square slice the network sees; nearest-neighbour resize (8-bit slices: area average).
+        windows_hu: one input channel each, scaled to [0, 1] and clipped; 8-bit slices have the one window 0 to 255.
         lung_channel: the binary lung mask as last channel.
         store: how slices are held in memory; ``uint8`` rounds to 1/255 of a window.
+        intensity: ``hu``, or ``grey8`` for pictures whose grey values are no Hounsfield units.
     """
 
     size: int = leaf("px", low=16, high=1024)
     windows_hu: tuple[tuple[float, float], ...] = leaf("HU", low=-2048, high=4096)
     lung_channel: bool = leaf()
     store: str = leaf(choices=("float16", "uint8"))
+    intensity: str = leaf(
+        choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.intensity == "grey8" and self.windows_hu != (GREY_WINDOW,):
+            raise InputError(f"8-bit slices have the one window {GREY_WINDOW}, got {self.windows_hu}")
         bad = [w for w in self.windows_hu if len(w) != 2 or w[0] >= w[1]]
         if bad or not self.windows_hu:
             raise InputError(f"preprocessing.windows_hu needs [low, high] pairs with low < high, got {self.windows_hu}")
@@ -94,6 +101,10 @@ class Preprocessing(Sheet):
     def channels(self) -> int:
         """Input channels of the network."""
         return len(self.windows_hu) + int(self.lung_channel)
+
+
+GREY_WINDOW = (0.0, 255.0)
+"""The window of 8-bit slices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +146,13 @@ class Split(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Sheet):
-    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2)."""
+    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2).
+
+    Attributes:
+        augment: ``slices`` shows every slice moved, mirrored and in another light each time, see `training.augment`.
+        hide_lung: probability of showing an augmented slice without its lung mask.
+        ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
+    """
 
     optimiser: str = leaf(choices=("adam", "adamw"))
     weight_decay: float = leaf("", low=0.0)
@@ -145,24 +162,43 @@ class Training(Sheet):
     monitor: str = leaf()
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
     seed: int = leaf(low=0)
+    augment: str = leaf(choices=("none", "slices"), default="none", why=OUR_CHOICE + "the papers name none")
+    hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
+    ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Sheet):
-    """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation."""
+    """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation.
+
+    `epoch_slices` fixes what an epoch is: so many slices drawn anew, whatever the size of the set. Stages with the same
+    `epoch_slices`, `max_epochs` and batch then take the same number of steps. None: an epoch shows each slice once.
+    """
 
     max_epochs: int = leaf("epochs", low=1)
     patience: int = leaf("epochs", low=1)
     learning_rate: float = leaf("", low=0.0, high=10.0)
+    epoch_slices: int | None = leaf(
+        "slices", low=1, default=None, why=OUR_CHOICE + "an epoch shows every training slice once"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Sheet):
-    """One training: on which set, from which stage's weights (None: from new ones)."""
+    """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
+
+    `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment.
+    """
 
     name: str
     site: int = leaf("set", low=1)
     start: str | None = leaf()
+    strategy: str | None = leaf(default=None, why=OUR_CHOICE + "the strategy of the experiment")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy is not None:
+            strategy_parts(self.strategy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +286,7 @@ class Experiment(Sheet):
         citation: the paper.
         notes: misprints of the paper and where we had to choose a reading.
         paper: the paper's table; empty for recipes of our own.
+        strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
     """
 
     recipe: str
@@ -265,6 +302,7 @@ class Experiment(Sheet):
     lung: LungModel
     scoring: Scoring
     paper: tuple[PaperRow, ...]
+    strategy: Strategy = field(default_factory=plain_strategy)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,11 +338,18 @@ class Experiment(Sheet):
         stage = self.stage(name)
         return [*(self.lineage(stage.start) if stage.start else []), stage]
 
+    def strategy_of(self, name: str) -> frozenset[str]:
+        """The parts of the strategy that a stage is trained by; a first training is always plain."""
+        stage = self.stage(name)
+        return strategy_parts("plain" if stage.start is None else stage.strategy or self.strategy.name)
+
     def row_name(self, stage: str, test: int) -> str:
         """The paper's printed name of that cell, or one built by the paper's rule where it prints none."""
         for row in self.paper:
             if (row.stage, row.test) == (stage, test):
                 return row.name
+        if self.stage(stage).strategy is not None:  # several strategies share a lineage of sets
+            return f"{stage}_Te{test}"
         first, *later = self.lineage(stage)
         retrained = "".join(f"_R_{item.site}" for item in later) or "_R_None"
         return f"Tr{first.site}{retrained}_Te{test}"

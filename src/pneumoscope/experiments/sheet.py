@@ -16,9 +16,24 @@ OUR_CHOICE = "our choice: "
 """How the source of a value begins that no paper states."""
 
 
-def leaf(unit: str = "", *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A field that holds a value with a source; `low` and `high` are inclusive bounds (of each element of a tuple)."""
-    return field(metadata={"leaf": True, "unit": unit, "low": low, "high": high, "choices": choices})
+NO_DEFAULT: Any = object()
+
+
+def leaf(
+    unit: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    default: Any = NO_DEFAULT,
+    why: str = "",
+) -> Any:
+    """A field that holds a value with a source; `low` and `high` are inclusive bounds (of each element of a tuple).
+
+    A field with a `default` carries the reason of it in `why`: recipes that have nothing to say about it need not.
+    """
+    rules = {"leaf": True, "unit": unit, "low": low, "high": high, "choices": choices, "why": why}
+    return field(metadata=rules) if default is NO_DEFAULT else field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +51,8 @@ class Sheet:
 
     def __post_init__(self) -> None:
         leaves = {f.name: f for f in leaf_fields(self)}
+        untouched = {name: f.metadata["why"] for name, f in leaves.items() if f.metadata["why"]}
+        object.__setattr__(self, "sources", {**untouched, **self.sources})
         unsourced = [name for name in leaves if not self.sources.get(name, "").strip()]
         strangers = [name for name in self.sources if name not in leaves]
         if unsourced or strangers:

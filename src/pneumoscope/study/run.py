@@ -26,6 +26,7 @@ from pneumoscope.study.folder import begin, write_environment
 from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
 from pneumoscope.study.lungs import LUNG_STAGE, LungSupply
 from pneumoscope.study.matrix import best_stage, build_matrix, untrained_f1
+from pneumoscope.study.predictions import predict_stage
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scoring import Scorer, ranked_slice, write_per_case
 from pneumoscope.study.stages import Slices, StageJob, TrainedModel, train_stage
@@ -88,6 +89,7 @@ def run_study(
     study.note_environment()
     study.prepare(roots)
     study.train()
+    study.predict()
     return study.score()
 
 
@@ -160,6 +162,12 @@ class _Study:
                 progress=self.progress,
             )
         self._lap("training")
+
+    def predict(self) -> None:
+        """What every stage says about every validation and test slice; from here on no network is needed."""
+        for model in self.models.values():
+            predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
+        self._lap("predicting")
 
     def _slices(self, number: int, part: str) -> Slices:
         study_set = self.sets[number]

@@ -2,6 +2,9 @@
 
 The marker holds a fingerprint of everything that shaped the weights: settings, slices, and the SHA-256 of the weights
 it began from. A resumed study takes a marked stage as it is; anything else is trained again or gone on with.
+
+What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
+(see `study.predictions`), so that every later number is made without the network.
 """
 
 from __future__ import annotations
@@ -81,6 +84,19 @@ class TrainedModel:
 
         kind = cast(Literal["auto", "fp32", "bf16"], precision)
         return predict_probability(self.model, images, batch_size=batch_size, precision=kind, device=device)
+
+    def predict_scan(
+        self, images: NDArray[np.generic], *, site: int, device: str, precision: str
+    ) -> tuple[NDArray[np.float32], int]:
+        """Probability of infiltrate (n, h, w) for the slices of one scan, and the set whose network answered.
+
+        Args:
+            images: (n, c, h, w), all slices of one scan that are looked at.
+            site: number of the set the scan is of; used only by strategies that are told the site.
+            device: to compute on.
+            precision: to compute in.
+        """
+        return self.predict(images, device=device, precision=precision)[:, 0], 0
 
 
 def train_stage(

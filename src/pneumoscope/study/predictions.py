@@ -1,0 +1,143 @@
+"""What every stage says about every slice of the validation and test parts, kept so that no score needs a network.
+
+One file per stage and set, `stages/<stage>/predictions/set-<number>.npz`, with
+
+- ``probability`` (n, h, w) uint8: ``floor(255 p + 0.5)`` of the infiltrate channel, at the size the network sees;
+- ``case`` and ``patient`` (n) text, ``slice`` (n) int64, ``part`` (n) text (``val``, ``test``): rows of the split,
+  in the order of the set's slices;
+- ``expert`` (n) int64: number of the set whose network answered (0 where the stage has one network for all);
+- ``sha256`` (): of the weights that answered; a file of other weights is made anew.
+
+Validation rows serve what is chosen afterwards, such as a calibration; test rows are for the one final scoring.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.io.files import write_bytes
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.data import StudySet
+
+if TYPE_CHECKING:
+    from pneumoscope.study.stages import TrainedModel
+
+PARTS = ("val", "test")
+"""The parts of the split that are predicted."""
+
+FOLDER = "predictions"
+"""Below the folder of a stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers of one stage on one set; see the head of the module for the arrays."""
+
+    probability: NDArray[np.uint8]
+    case: NDArray[np.str_]
+    slice: NDArray[np.int64]
+    patient: NDArray[np.str_]
+    part: NDArray[np.str_]
+    expert: NDArray[np.int64]
+    sha256: str
+
+    def of(self, part: str) -> Predictions:
+        """The rows of one part of the split; may be none."""
+        keep = self.part == part
+        rows = (getattr(self, name)[keep] for name in ("probability", "case", "slice", "patient", "part", "expert"))
+        return Predictions(*rows, self.sha256)
+
+    def found(self, threshold: float) -> NDArray[np.bool_]:
+        """(n, h, w) where the probability reaches the threshold; exact for 0.5, to within 1/510 elsewhere."""
+        return np.asarray(self.probability >= 255 * threshold)
+
+
+def prediction_file(stage_folder: str | Path, number: int) -> Path:
+    """Where the answers of a stage on a set lie."""
+    return Path(stage_folder) / FOLDER / f"set-{number}.npz"
+
+
+def read_predictions(stage_folder: str | Path, number: int) -> Predictions:
+    """Read what `predict_stage` wrote.
+
+    Raises:
+        InputError: the file is absent or is not such a file.
+    """
+    path = prediction_file(stage_folder, number)
+    try:
+        kept = _load(path)
+        names = ("probability", "case", "slice", "patient", "part", "expert")
+        return Predictions(*(kept[name] for name in names), str(kept["sha256"]))
+    except _UNREADABLE as problem:
+        raise InputError(f"holds no predictions ({problem}); resume the study with --resume", path=path) from problem
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, BadZipFile)
+
+
+def _load(path: Path) -> dict[str, NDArray[np.generic]]:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+        return dict(kept)
+
+
+def predict_stage(
+    experiment: Experiment,
+    model: TrainedModel,
+    sets: Mapping[int, StudySet],
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> None:
+    """Write the answers of a stage on all sets; files of the same weights are left as they are."""
+    for done, (number, study_set) in enumerate(sorted(sets.items()), start=1):
+        path = prediction_file(model.folder, number)
+        if not _is_of(path, model.sha256):
+            write_bytes(path, _predict(experiment, model, number, study_set, device))
+        progress(f"predicting {model.name}", done, len(sets), f"set {number}")
+
+
+def _is_of(path: Path, sha256: str) -> bool:
+    try:
+        return str(_load(path)["sha256"]) == sha256
+    except _UNREADABLE:
+        return False
+
+
+def _predict(experiment: Experiment, model: TrainedModel, number: int, study_set: StudySet, device: str) -> bytes:
+    rows = {part: study_set.rows(part) for part in PARTS}
+    order = np.sort(np.concatenate(list(rows.values())))
+    table = study_set.slices.table.iloc[order]
+    answers, expert = [], []
+    for chunk in _chunks(table["case"].to_numpy(str)):
+        images = study_set.slices.images[order[chunk]]
+        p, who = model.predict_scan(images, site=number, device=device, precision=experiment.training.precision)
+        answers.append(np.floor(p * 255 + 0.5).astype(np.uint8))
+        expert.append(np.full(len(images), who))
+    size = study_set.slices.target.shape[1:]
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed,
+        probability=np.concatenate(answers) if answers else np.zeros((0, *size), np.uint8),
+        case=table["case"].to_numpy(str),
+        slice=table["slice"].to_numpy(np.int64),
+        patient=table["patient"].to_numpy(str),
+        part=np.where(np.isin(order, rows["test"]), "test", "val"),
+        expert=np.concatenate(expert).astype(np.int64) if expert else np.zeros(0, np.int64),
+        sha256=np.array(model.sha256),
+    )
+    return packed.getvalue()
+
+
+def _chunks(cases: NDArray[np.str_]) -> list[NDArray[np.intp]]:
+    """Indices of the slices of one scan each."""
+    return [np.flatnonzero(cases == case) for case in dict.fromkeys(cases)]
