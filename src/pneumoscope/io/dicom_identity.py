@@ -25,6 +25,11 @@ def case_name(series_uid: str) -> str:
     return f"ct-{digest[:_NAME_DIGITS]}"
 
 
+def uid_key() -> bytes:
+    """The key by which UIDs of derived objects are made; tells nothing about the secret."""
+    return hmac.new(_salt(), b"pneumoscope derived UIDs", hashlib.sha256).digest()
+
+
 def salt_path() -> Path:
     """Where the user's secret lies."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")

@@ -35,8 +35,9 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
     """Do what the request asks; errors for the user come back as a document too.
 
     Args:
-        request: ``path``, ``where`` (the input as the user wrote it), ``action`` (``read`` or ``list``), and options.
-        out: where voxels go, k by k, for ``read``.
+        request: ``path``, ``where`` (the input as the user wrote it), ``action`` (``read``, ``list``, ``index`` or
+            ``derive``), and options.
+        out: where voxels go, k by k, for ``read``; where labels come from for ``derive``.
     """
     try:
         with warnings.catch_warnings():
@@ -47,6 +48,8 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
             if request["action"] == "index":
                 return index_of(folder, request["subjects"])
             assert out is not None
+            if request["action"] == "derive":
+                return _derive(request, folder, out)
             return _read(request, folder, out)
     except ReadError as error:
         path = request["where"] if error.path == request["path"] else error.path
@@ -61,14 +64,10 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
 
 def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, Any]:
     where = request["where"]
-    uid, findings = choose(folder, request["series"], request["min_slices"], where)
-    findings += _lost_files(folder, uid, request["fill_gaps"])
+    uid, made, findings = _stacked(request, folder)
     headers = folder.slices[uid]
     notes = Counter(row for header in headers for row in header.notes)
     other_modality = request["any_modality"] and headers[0].text("Modality") not in ("CT", "")
-    frames = [frame for header in headers for frame in frames_of(header)]
-    _require_room(frames, request["max_voxels"], where)
-    made = stack(frames, _same_pixels, where=where, fill_gaps=request["fill_gaps"], min_slices=request["min_slices"])
     converter = Hounsfield(made.frames, where, any_values=other_modality)
     _write(made, converter, out)
     findings += made.findings + converter.conclude()
@@ -90,6 +89,42 @@ _NOTES = {
     4: "without preamble and DICM mark were read as plain data sets",
     5: "do not name their transfer syntax; it was told from the bytes and fits the pixels",
 }
+
+
+def _stacked(request: dict[str, Any], folder: Folder) -> tuple[str, Stack, list[Finding]]:
+    """The series meant, its slices in order, and what there is to say about the choice."""
+    where = request["where"]
+    uid, findings = choose(folder, request["series"], request["min_slices"], where)
+    findings += _lost_files(folder, uid, request["fill_gaps"])
+    frames = [frame for header in folder.slices[uid] for frame in frames_of(header)]
+    _require_room(frames, request["max_voxels"], where)
+    made = stack(frames, _same_pixels, where=where, fill_gaps=request["fill_gaps"], min_slices=request["min_slices"])
+    return uid, made, findings
+
+
+def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[str, Any]:
+    """SEG and SR of masks on the series' own grid; which files were written."""
+    from pneumoscope.io.dicom_objects import make_report, make_segmentation, source_of
+
+    _, made, _ = _stacked(request, folder)
+    shape = (len(made.steps), *made.frames[0].layout.shape)
+    if list(shape) != request["shape"]:
+        raise ReadError(
+            f"the masks have {request['shape']} slices, rows and columns, the series {list(shape)}",
+            code="IN-DCM-105",
+            path=request["where"],
+        )
+    structures = []
+    for name in request["structures"]:
+        packed = np.frombuffer(labels.read(request["packed_bytes"]), np.uint8)
+        structures.append((name, np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(np.bool_)))
+    about = {"models": request["models"], "version": request["version"]}
+    source = source_of(made, bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"])
+    seg = make_segmentation(source, structures, **about)
+    seg.save_as(request["seg"], enforce_file_format=True)
+    report = make_report(source, seg, request["measured"], request["states"], **about)
+    report.save_as(request["report"], enforce_file_format=True)
+    return {"written": ["seg", "report"]}
 
 
 def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:

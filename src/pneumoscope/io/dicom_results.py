@@ -1,0 +1,117 @@
+"""Masks and measurements of a DICOM series as DICOM: a segmentation and a structured report that refer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError
+from pneumoscope.io.dicom import MIN_SLICES, ReadLimits, _exchange, _request, _scratch
+from pneumoscope.io.dicom_identity import uid_key
+from pneumoscope.io.files import atomic_path
+from pneumoscope.io.kinds import require_kind
+from pneumoscope.volume import Mask, Volume
+
+MOST_BYTES = 4 * 2**30
+"""Address space of the process that writes; a SEG of 300 slices of 512 x 512 with four segments takes under 2 GiB."""
+
+
+def write_dicom_results(
+    scan: str | Path,
+    volume: Volume,
+    masks: Sequence[Mask],
+    folder: str | Path,
+    *,
+    measured: Mapping[str, Mapping[str, float]],
+    states: Sequence[str] = (),
+    models: str = "",
+    series: str | None = None,
+    deidentify: bool = False,
+) -> tuple[Path, ...]:
+    """Write `seg.dcm` and `report.dcm` into a folder.
+
+    The SEG has one binary segment per named label that has voxels, on the series' own planes, and refers to the images
+    it was made from; the SR (TID 1500, Comprehensive 3D) refers to the segments. Both carry the patient of the source
+    series, as DICOM wants it, unless `deidentify`.
+
+    Args:
+        scan: what `volume` was read from: a DICOM file, folder or zip.
+        volume: the scan; its native grid is that of the series.
+        masks: on the grid of `volume`; label names as in `pneumoscope.volume` (others are left out).
+        folder: where the files go.
+        measured: label name -> ``volume_ml``, ``share_percent``, ``mean_hu`` -> value.
+        states: of the severity report.
+        models: names of the models; empty for masks made elsewhere.
+        series: which series, as for `read_volume`.
+        deidentify: keep nothing that says who the patient is; UIDs become keyed hashes.
+
+    Returns:
+        The files; () when no mask has a voxel, because a segmentation without segments is no segmentation.
+
+    Raises:
+        InputError: a zip or series that cannot be used.
+        ReadError: IN-DCM-105, the series is not the one the masks were made on; and those of `read_dicom`.
+        GeometryError: a mask lies on another grid.
+    """
+    from pneumoscope import __version__
+
+    found = _structures(volume, masks)
+    if not found:
+        return ()
+    with ExitStack() as stack:
+        place = Path(scan)
+        if place.is_file() and require_kind(place) == "zip":
+            from pneumoscope.io.archive import extracted
+
+            place = stack.enter_context(extracted(place))
+        limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
+        request = _request(place, "derive", limits, False)
+        request["where"] = str(scan)
+        stream, name = stack.enter_context(_scratch())
+        packed = 0
+        for _, voxels in found:
+            bits = np.packbits(voxels)
+            packed = bits.size
+            stream.write(bits.tobytes())
+        stream.flush()
+        stream.seek(0)
+        targets = {"seg": Path(folder) / "seg.dcm", "report": Path(folder) / "report.dcm"}
+        temporary = {what: stack.enter_context(atomic_path(path)) for what, path in targets.items()}
+        request |= {
+            "out": name,
+            "series": series,
+            "min_slices": MIN_SLICES,
+            "fill_gaps": False,
+            "shape": list(found[0][1].shape),
+            "structures": [label for label, _ in found],
+            "packed_bytes": packed,
+            "measured": {k: {q: float(v) for q, v in values.items()} for k, values in measured.items()},
+            "states": list(states),
+            "models": models,
+            "version": __version__,
+            "key": uid_key().hex(),
+            "deidentify": deidentify,
+            "case": volume.case,
+        } | {what: str(path.absolute()) for what, path in temporary.items()}
+        _exchange(request, stream)
+    return tuple(targets.values())
+
+
+def _structures(volume: Volume, masks: Sequence[Mask]) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Every coded label with voxels: its name and (k, rows, columns) in the series' own order."""
+    from pneumoscope.io.dicom_objects import STRUCTURES
+
+    if volume.source.get("format") != "DICOM":
+        raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
+    found = []
+    for mask in masks:
+        stored = mask.to_native(volume.native).transpose(2, 1, 0)
+        for label, name in sorted(mask.names.items()):
+            voxels = stored == label
+            if name in STRUCTURES and voxels.any():
+                found.append((name, voxels))
+    return found
