@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
-from pneumoscope.datasets.tensors import SliceRecipe, SliceSet, build_slice_set, concatenate, slices_of
+from pneumoscope.datasets.tensors import TABLE_COLUMNS, SliceRecipe, SliceSet, build_slice_set, concatenate, slices_of
 from pneumoscope.errors import DatasetError, GeometryError
 from pneumoscope.geometry import Grid
 from pneumoscope.preprocess.windows import HuWindow
@@ -38,7 +38,9 @@ def test_slices_are_in_the_house_view_and_say_where_they_come_from():
     assert got.images.shape == (4, 3, 5, 4)
     assert got.table["slice"].tolist() == [1, 2, 3, 4]
     assert got.table["has_infiltrate"].tolist() == [False, True, False, False]
-    assert set(got.table.columns) == {"dataset", "case", "slice", "patient", "has_lung", "has_infiltrate"}
+    assert tuple(got.table.columns) == TABLE_COLUMNS
+    step_i, step_j, step_k = made.volume.spacing_mm
+    assert got.table[["row_mm", "column_mm", "slice_mm"]].iloc[0].tolist() == pytest.approx([step_j, step_i, step_k])
     k, i, j = 2, 3, 1  # RAS index (3, 1, 2) lies at row 5-1-1, column 4-1-3
     expected = np.clip((made.volume.hu[i, j, k] + 970) / 820, 0, 1)
     np.testing.assert_allclose(got.as_float32()[1, 0, 5 - 1 - j, 4 - 1 - i], expected, atol=3e-4)

@@ -19,7 +19,9 @@ from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.preprocess.windows import HuWindow, window_channels
 from pneumoscope.volume import Mask, Volume
 
-TABLE_COLUMNS = ("dataset", "case", "slice", "patient", "has_lung", "has_infiltrate")
+TABLE_COLUMNS = (
+    "dataset", "case", "slice", "patient", "has_lung", "has_infiltrate", "row_mm", "column_mm", "slice_mm",
+)  # fmt: skip
 
 PAPER_WINDOWS = (HuWindow(-970, -150), HuWindow(-700, -450), HuWindow(-450, -150))
 """Maganaris et al. 2022b, section 3.1."""
@@ -58,9 +60,11 @@ class SliceSet:
         images: (n, c, h, w) float16 in [0, 1], or uint8 = round(255 x); see `as_float32`.
         target: (n, h, w) uint8 infiltrate labels; 0 where there is none.
         lungs: (n, h, w) uint8 lung labels, 1 = right, 2 = left.
-        table: ``dataset, case, slice, patient, has_lung, has_infiltrate``. ``slice`` is the index k along the RAS+
-            volume (0 = the slice nearest the feet). The two flags are taken at the scan's own resolution: a
-            speck of infiltrate can vanish from `target` when the slice is made smaller, and is still flagged.
+        table: ``dataset, case, slice, patient, has_lung, has_infiltrate, row_mm, column_mm, slice_mm``. ``slice`` is
+            the index k along the RAS+ volume (0 = the slice nearest the feet). The two flags are taken at the scan's
+            own resolution: a speck of infiltrate can vanish from `target` when the slice is made smaller, and is still
+            flagged. ``row_mm`` and ``column_mm`` are the distances between the rows and columns of the arrays here,
+            after resizing; ``slice_mm`` that between slices of the scan. Sets of pictures may lack the three.
     """
 
     images: NDArray[np.float16] | NDArray[np.uint8]
@@ -160,6 +164,10 @@ def slices_of(case: Case, scan: LabelledScan, recipe: SliceRecipe, *, lungs_for:
     small_lungs = resize_nearest(lung_stack[kept], size)
     images = _images(to_slices(scan.volume.hu)[kept], small_lungs, size, recipe)
     target = np.ascontiguousarray(resize_nearest(target_stack[kept], size))
+    step_i, step_j, step_k = scan.volume.spacing_mm
+    height, width = target.shape[1:]
+    steps = {"row_mm": step_j * lung_stack.shape[1] / height, "column_mm": step_i * lung_stack.shape[2] / width}
+    table = table.assign(**steps, slice_mm=step_k)[list(TABLE_COLUMNS)]
     return SliceSet(images, target, np.ascontiguousarray(small_lungs), table.iloc[kept].reset_index(drop=True))
 
 
@@ -172,7 +180,7 @@ def _rows(case: Case, lung_stack: NDArray[np.uint8], target_stack: NDArray[np.ui
         "has_lung": lung_stack.any(axis=(1, 2)),
         "has_infiltrate": target_stack.any(axis=(1, 2)),
     }
-    return pd.DataFrame(columns)[list(TABLE_COLUMNS)]
+    return pd.DataFrame(columns)
 
 
 def _images(
