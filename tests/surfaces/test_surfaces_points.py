@@ -140,3 +140,32 @@ def test_unusable_input_is_refused_and_leaves_no_file(tmp_path, tilted):
         with pytest.raises(InputError, match="finite numbers"):
             write_points(path, values, every, tilted)
     assert not list(tmp_path.iterdir())
+
+
+def test_paraviews_classes_read_it(tmp_path, tilted, rng):
+    """ParaView's CSV reader and its filter Table To Points are these two VTK classes."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkFiltersGeneral import vtkTableToPolyData
+    from vtkmodules.vtkIOInfovis import vtkDelimitedTextReader
+
+    values = rng.integers(-1000, 400, tilted.shape).astype(np.float32)
+    where = rng.random(tilted.shape) < 0.7
+    write_points(tmp_path / "p.csv", values, where, tilted)
+    reader = vtkDelimitedTextReader()
+    reader.SetFileName(str(tmp_path / "p.csv"))
+    reader.SetHaveHeaders(True)
+    reader.SetDetectNumericColumns(True)
+    reader.SetFieldDelimiterCharacters(",")
+    points = vtkTableToPolyData()
+    points.SetInputConnection(reader.GetOutputPort())
+    points.SetXColumn("x")
+    points.SetYColumn("y")
+    points.SetZColumn("z")
+    points.SetPreserveCoordinateColumnsAsDataArrays(True)
+    points.Update()
+    surface = points.GetOutput()
+    np.testing.assert_allclose(
+        vtk_to_numpy(surface.GetPoints().GetData()), tilted.world(np.argwhere(where)), atol=5.1e-4
+    )
+    np.testing.assert_array_equal(vtk_to_numpy(surface.GetPointData().GetArray("value")), values[where])
+    assert surface.GetPointData().GetArray("x") is not None

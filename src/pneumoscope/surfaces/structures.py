@@ -1,0 +1,58 @@
+"""What is drawn in 3D, under which name and in which colour; the same in every file and on every page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.volume import Mask
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a structure is shown.
+
+    Attributes:
+        title: for people.
+        colour: ``#rrggbb``; the colours of the report's pictures, which colour-blind readers can tell apart.
+        opacity: in 3D, 0 to 1.
+    """
+
+    title: str
+    colour: str
+    opacity: float
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        """The colour as sRGB parts, 0 to 1."""
+        red, green, blue = (int(self.colour[n : n + 2], 16) / 255 for n in (1, 3, 5))
+        return red, green, blue
+
+
+LOOKS: Mapping[str, Look] = {
+    "right_lung": Look("right lung", "#56b4e9", 0.22),
+    "left_lung": Look("left lung", "#2ee6a8", 0.22),
+    "lungs": Look("lungs", "#56b4e9", 0.22),
+    "infiltrate": Look("infiltrate", "#ff7f2a", 1.0),
+    "truth": Look("infiltrate of the reference", "#fff26b", 0.6),
+}
+"""Every structure by the stem of its files."""
+
+
+def structures(lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> dict[str, NDArray[np.bool_]]:
+    """The masks to draw by the names of `LOOKS`; empty ones are there too.
+
+    A lung mask that does not tell sides gives ``lungs`` instead of ``right_lung`` and ``left_lung``.
+    """
+    named = set(lungs.names.values())
+    if {"right lung", "left lung"} <= named:
+        parts = {"right_lung": lungs.of("right lung"), "left_lung": lungs.of("left lung")}
+    else:
+        parts = {"lungs": lungs.any}
+    parts["infiltrate"] = infiltrate.any
+    if truth is not None:
+        parts["truth"] = truth.any
+    return parts
