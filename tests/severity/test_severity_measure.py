@@ -7,7 +7,7 @@ import pytest
 
 from pneumoscope.errors import GeometryError
 from pneumoscope.geometry import Grid
-from pneumoscope.severity import measure as module
+from pneumoscope.severity import tally as module
 from pneumoscope.severity.measure import STATES, measure
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
@@ -153,7 +153,7 @@ def test_labels_of_the_infiltrate_are_reported_apart(scan, tilted):
 
 
 def test_against_plain_boolean_arithmetic(tilted, rng, monkeypatch):
-    monkeypatch.setattr(module, "_SLAB_VOXELS", 35)
+    monkeypatch.setattr(module, "SLAB_VOXELS", 35)
     hu = rng.normal(-500, 300, tilted.shape).astype(np.float32)
     lungs = rng.integers(0, 3, tilted.shape).astype(np.uint8)
     marks = rng.integers(0, 2, tilted.shape).astype(np.uint8)

@@ -1,18 +1,27 @@
 """How much of the lungs is affected: millilitres and shares, with every doubtful state said aloud.
 
 A share is None, never 0, when there is no lung to divide by. A share of 0.0 means: lung was there, and no infiltrate
-was marked in it.
+was marked in it. `measure` counts; `pneumoscope.severity.assess` adds zones, lobes, lesions and the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.volume import LUNG_LABELS, Mask, Volume
+from pneumoscope.severity.density import Densities
+from pneumoscope.severity.distribution import Distribution
+from pneumoscope.severity.interval import Interval
+from pneumoscope.severity.lesions import Lesions
+from pneumoscope.severity.lobes import LobeScores
+from pneumoscope.severity.states import OUTSIDE_TOLERANCE, STATES
+from pneumoscope.severity.tally import LungPart, box_of, sides_of, tally
+from pneumoscope.volume import Mask, Volume
+
+__all__ = ["CONSOLIDATION_FROM_HU", "STATES", "LungPart", "Severity", "measure"]
 
 CONSOLIDATION_FROM_HU = -300.0
 """Infiltrate at or above this density counts as consolidation, below as ground-glass.
@@ -21,47 +30,8 @@ Readers disagree on the limit; of the eight compared in "Quantitative CT for det
 cases" (BMC Infectious Diseases 2021, doi 10.1186/s12879-021-06556-z) this one told patients apart best.
 """
 
-OUTSIDE_TOLERANCE = 0.05
-"""More than this part of the infiltrate outside the lungs is reported as a state."""
-
-STATES: Mapping[str, str] = {
-    "no_lung_found": "No lung was found. There are no shares; volumes of infiltrate count only what lies outside.",
-    "one_lung_only": "Only one lung was found. Shares refer to that lung.",
-    "lungs_not_sided": "The lung mask does not tell right from left. Only totals are given.",
-    "lung_incomplete": "The lungs reach the edge of the scan and may be cut off. Volumes and shares "
-    "refer to the part that was scanned.",
-    "no_infiltrate_found": "No infiltrate was found in this scan.",
-    "infiltrate_outside_lungs": f"More than {OUTSIDE_TOLERANCE:.0%} of the infiltrate lies outside the lung mask and "
-    "is in no share. The lung mask may leave out dense lung, or the infiltrate mask may be wrong.",
-}
-"""What each state means, in a sentence for reports."""
-
 _EDGES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-_SLAB_VOXELS = 1 << 21
 _SIDES = 3  # 0 outside the lungs, 1 right, 2 left (or all lung, when the mask has no sides)
-
-
-@dataclass(frozen=True)
-class LungPart:
-    """One lung, or both together.
-
-    Attributes:
-        lung_ml: volume of the lung, infiltrate included.
-        infiltrate_ml: volume of the infiltrate inside it.
-        share_percent: infiltrate in percent of the lung; None when there is no lung.
-        ground_glass_ml: infiltrate below the density limit.
-        consolidation_ml: infiltrate at or above it.
-        lung_mean_hu: mean density of the lung, infiltrate included; None when there is no lung.
-        infiltrate_mean_hu: mean density of the infiltrate; None when there is none.
-    """
-
-    lung_ml: float
-    infiltrate_ml: float
-    share_percent: float | None
-    ground_glass_ml: float
-    consolidation_ml: float
-    lung_mean_hu: float | None
-    infiltrate_mean_hu: float | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,7 @@ class Severity:
     """The measured extent of one scan.
 
     Attributes:
-        total: both lungs.
+    total: both lungs.
         right: the patient's right lung; None when the mask does not tell sides.
         left: the patient's left lung; None likewise.
         infiltrate_by_label_ml: infiltrate inside the lungs by the mask's own labels.
@@ -81,6 +51,12 @@ class Severity:
         consolidation_from_hu: the density limit used.
         edges: sides of the scan that the lungs reach, such as ``superior``.
         states: what a reader must know, keys of `STATES`.
+        zones: six zones by name (`pneumoscope.severity.zones`); empty when they were not asked for or there is no lung.
+        lobes: the five lobes and their score; None without a lobe mask.
+        densities: the whole lung by classes of density; None when not asked for.
+        lesions: how many pieces of infiltrate there are, and how large; None when not asked for.
+        distribution: where in the lungs they lie; None when not asked for.
+        interval: what the network's own probability says about the volume; None without a probability.
     """
 
     total: LungPart
@@ -95,6 +71,12 @@ class Severity:
     consolidation_from_hu: float
     edges: tuple[str, ...]
     states: tuple[str, ...]
+    zones: Mapping[str, LungPart] = field(default_factory=dict)
+    lobes: LobeScores | None = None
+    densities: Densities | None = None
+    lesions: Lesions | None = None
+    distribution: Distribution | None = None
+    interval: Interval | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Nested plain JSON values."""
@@ -132,12 +114,12 @@ def measure(
     """
     volume.grid.require_same_space(lungs.grid, "the lung mask")
     volume.grid.require_same_space(infiltrate.grid, "the infiltrate mask")
-    sides = _sides(lungs.names)
-    box = _box(lungs.labels, infiltrate.labels)
-    lung, spot = lungs.labels[box], infiltrate.labels[box]
-    voxels, hu_sums, dense = _tally(volume.hu[box], lung, spot, sides, consolidation_from_hu)
-    ml = volume.grid.voxel_volume_ml
-    parts = {side: _part(voxels[rows], hu_sums[rows], dense[rows], ml) for side, rows in _ROWS.items()}
+    sides = sides_of(lungs.names)
+    box = box_of(lungs.labels, infiltrate.labels)
+    side, spot = sides[lungs.labels[box]], infiltrate.labels[box]
+    counted = tally(volume.hu[box], side, spot, _SIDES, consolidation_from_hu)
+    voxels, ml = counted.voxels, volume.grid.voxel_volume_ml
+    parts = {name: counted.part(rows, ml) for name, rows in _ROWS.items()}
     sided = 2 in sides
     outside = int(voxels[0, 1:].sum())
     edges = _edges(lungs.labels, sides)
@@ -150,7 +132,7 @@ def measure(
         infiltrate_outside_voxels=outside,
         infiltrate_outside_ml=outside * ml,
         slices=volume.grid.shape[2],
-        slices_with_lung=int(np.count_nonzero(sides[lung].any(axis=(0, 1)))) if lung.size else 0,
+        slices_with_lung=int(np.count_nonzero(side.any(axis=(0, 1)))) if side.size else 0,
         slices_with_infiltrate=int(np.count_nonzero(spot.any(axis=(0, 1)))) if spot.size else 0,
         consolidation_from_hu=float(consolidation_from_hu),
         edges=edges,
@@ -159,63 +141,6 @@ def measure(
 
 
 _ROWS = {"total": slice(1, 3), "right": slice(1, 2), "left": slice(2, 3)}
-
-
-def _sides(names: Mapping[int, str]) -> NDArray[np.uint8]:
-    """For each of the 256 labels the side it belongs to: 0 none, 1 right (or any lung), 2 left."""
-    sides = np.zeros(256, np.uint8)
-    known = {name: side for side, name in LUNG_LABELS.items()}
-    for label, name in names.items():
-        sides[label] = known.get(name, 0)
-    if not sides.any():
-        sides[1:] = 1
-    return sides
-
-
-def _box(*labels: NDArray[np.uint8]) -> tuple[slice, slice, slice]:
-    """The smallest box around everything marked in any of the arrays (i, j, k); empty slices when nothing is."""
-    marked = labels[0] != 0
-    for more in labels[1:]:
-        marked |= more != 0
-    flat = marked.any(axis=0)  # (j, k)
-    lines = (marked.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
-    found = [np.flatnonzero(line) for line in lines]
-    i, j, k = (slice(int(f[0]), int(f[-1]) + 1) if f.size else slice(0, 0) for f in found)
-    return i, j, k
-
-
-def _tally(
-    hu: NDArray[np.float32], lung: NDArray[np.uint8], spot: NDArray[np.uint8], sides: NDArray[np.uint8], limit: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Voxels, sums of HU, and voxels at or above `limit`, each (side, infiltrate label), slab by slab along i."""
-    shape = (_SIDES, 256)
-    voxels, sums, dense = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape, np.int64)
-    step = max(1, _SLAB_VOXELS // max(1, lung[0].size if len(lung) else 1))
-    for start in range(0, len(lung), step):
-        slab = slice(start, start + step)
-        side = sides[lung[slab]]
-        chosen = np.flatnonzero((side != 0) | (spot[slab] != 0))
-        code = side.ravel()[chosen].astype(np.intp) * 256 + spot[slab].ravel()[chosen]
-        values = hu[slab].ravel()[chosen]
-        voxels += np.bincount(code, minlength=_SIDES * 256).reshape(shape)
-        sums += np.bincount(code, weights=values, minlength=_SIDES * 256).reshape(shape)
-        dense += np.bincount(code[values >= limit], minlength=_SIDES * 256).reshape(shape)
-    return voxels, sums, dense
-
-
-def _part(voxels: NDArray[np.int64], sums: NDArray[np.float64], dense: NDArray[np.int64], ml: float) -> LungPart:
-    """Numbers of one lung or both, from tallies (sides, infiltrate labels); column 0 is lung without infiltrate."""
-    lung, spot = int(voxels.sum()), int(voxels[:, 1:].sum())
-    consolidation = int(dense[:, 1:].sum())
-    return LungPart(
-        lung_ml=lung * ml,
-        infiltrate_ml=spot * ml,
-        share_percent=100.0 * spot / lung if lung else None,
-        ground_glass_ml=(spot - consolidation) * ml,
-        consolidation_ml=consolidation * ml,
-        lung_mean_hu=float(sums.sum() / lung) if lung else None,
-        infiltrate_mean_hu=float(sums[:, 1:].sum() / spot) if spot else None,
-    )
 
 
 def _edges(lungs: NDArray[np.uint8], sides: NDArray[np.uint8]) -> tuple[str, ...]:

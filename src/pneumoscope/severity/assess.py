@@ -1,0 +1,98 @@
+"""Everything that is said about one scan: the counts of `measure`, and where, how dense and how sure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.severity.density import density_classes
+from pneumoscope.severity.distribution import distribution_of
+from pneumoscope.severity.interval import ProbabilityMap, volume_interval
+from pneumoscope.severity.lesions import count_lesions
+from pneumoscope.severity.lobes import LOBES, lobe_lookup, scores_of
+from pneumoscope.severity.measure import CONSOLIDATION_FROM_HU, Severity, measure
+from pneumoscope.severity.states import STATES, use_states
+from pneumoscope.severity.tally import Box, LungPart, box_of, sides_of, tally
+from pneumoscope.severity.zones import LEVELS, ZONES, zone_map
+from pneumoscope.volume import Mask, Volume
+
+
+def assess(
+    volume: Volume,
+    lungs: Mask,
+    infiltrate: Mask,
+    *,
+    lobes: Mask | None = None,
+    probability: ProbabilityMap | None = None,
+    consolidation_from_hu: float = CONSOLIDATION_FROM_HU,
+) -> Severity:
+    """Measure one scan in full.
+
+    Args:
+        volume: the scan.
+        lungs: see `measure`.
+        infiltrate: see `measure`.
+        lobes: five lobes by name, or in lungmask's order; adds the score of 0 to 25.
+        probability: the network's, for an interval.
+        consolidation_from_hu: see `measure`.
+
+    Raises:
+        GeometryError: a mask lies on another grid than the scan.
+        InputError: `lobes` has labels that are no lobes.
+    """
+    basic = measure(volume, lungs, infiltrate, consolidation_from_hu=consolidation_from_hu)
+    sides = sides_of(lungs.names)
+    sided = 2 in sides
+    box = box_of(lungs.labels, infiltrate.labels)
+    side, spot, hu = sides[lungs.labels[box]], infiltrate.labels[box], volume.hu[box]
+    ml = volume.grid.voxel_volume_ml
+    marked = (spot != 0) & (side != 0)
+    states = [*basic.states, *_use(volume, basic)]
+    scores = None
+    if lobes is not None:
+        scores = scores_of(_lobes(volume, lobes, infiltrate, consolidation_from_hu))
+        states += ["lobes_incomplete"] if scores.total is None else []
+    interval = None
+    if probability is not None:
+        interval = volume_interval(probability, side != 0, probability.values[box], ml)
+    return replace(
+        basic,
+        states=tuple(name for name in STATES if name in states),
+        zones=_zones(volume, side, spot, box, sided=sided, limit_hu=consolidation_from_hu),
+        lobes=scores,
+        densities=density_classes(hu, side, ml, sided=sided, consolidation_from_hu=consolidation_from_hu),
+        lesions=count_lesions(marked, ml),
+        distribution=distribution_of(side, marked, volume.grid, box, sided=sided),
+        interval=interval,
+    )
+
+
+def _use(volume: Volume, basic: Severity) -> list[str]:
+    total = basic.total
+    healthy = None
+    if total.lung_mean_hu is not None and total.lung_ml > total.infiltrate_ml:
+        spot = total.infiltrate_ml * (total.infiltrate_mean_hu or 0.0)
+        healthy = (total.lung_ml * total.lung_mean_hu - spot) / (total.lung_ml - total.infiltrate_ml)
+    return use_states(volume.spacing_mm[2], total, basic.right, basic.left, healthy)
+
+
+def _zones(
+    volume: Volume, side: NDArray[np.uint8], spot: NDArray[np.uint8], box: Box, *, sided: bool, limit_hu: float
+) -> dict[str, LungPart]:
+    """Parts by zone: six names, or three when sides are not known; none without lung."""
+    zone = zone_map(side, volume.grid, box)
+    if not zone.any():
+        return {}
+    counted = tally(volume.hu[box], zone, spot, 7, limit_hu)
+    names = ZONES if sided else LEVELS
+    return {name: counted.part(n, volume.grid.voxel_volume_ml) for n, name in enumerate(names, start=1)}
+
+
+def _lobes(volume: Volume, lobes: Mask, infiltrate: Mask, limit_hu: float) -> dict[str, LungPart]:
+    volume.grid.require_same_space(lobes.grid, "the lobe mask")
+    lookup = lobe_lookup(lobes)
+    box = box_of(lobes.labels)
+    counted = tally(volume.hu[box], lookup[lobes.labels[box]], infiltrate.labels[box], len(LOBES) + 1, limit_hu)
+    return {name: counted.part(n, volume.grid.voxel_volume_ml) for n, name in enumerate(LOBES, start=1)}

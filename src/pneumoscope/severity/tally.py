@@ -1,0 +1,124 @@
+"""Counting a part of the lungs: voxels, sums of Hounsfield units and dense voxels, slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.volume import LUNG_LABELS
+
+Box = tuple[slice, slice, slice]
+
+SLAB_VOXELS = 1 << 21
+"""Voxels looked at together; keeps the temporaries small."""
+
+
+@dataclass(frozen=True)
+class LungPart:
+    """A part of the lungs: one lung, both together, a zone or a lobe.
+
+    Attributes:
+        lung_ml: volume of the part, infiltrate included.
+        infiltrate_ml: volume of the infiltrate inside it.
+        share_percent: infiltrate in percent of the part; None when there is no lung in it.
+        ground_glass_ml: infiltrate below the density limit.
+        consolidation_ml: infiltrate at or above it.
+        lung_mean_hu: mean density of the part, infiltrate included; None when there is no lung in it.
+        infiltrate_mean_hu: mean density of the infiltrate; None when there is none.
+    """
+
+    lung_ml: float
+    infiltrate_ml: float
+    share_percent: float | None
+    ground_glass_ml: float
+    consolidation_ml: float
+    lung_mean_hu: float | None
+    infiltrate_mean_hu: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Counts per (region, infiltrate label); region 0 is outside, label 0 is lung without infiltrate.
+
+    Attributes:
+        voxels: (regions, 256).
+        hu_sums: (regions, 256).
+        dense: (regions, 256), voxels at or above the density limit.
+    """
+
+    voxels: NDArray[np.int64]
+    hu_sums: NDArray[np.float64]
+    dense: NDArray[np.int64]
+
+    def part(self, regions: slice | int, voxel_ml: float) -> LungPart:
+        """The numbers of some regions together."""
+        rows = slice(regions, regions + 1) if isinstance(regions, int) else regions
+        voxels, sums, dense = self.voxels[rows], self.hu_sums[rows], self.dense[rows]
+        lung, spot = int(voxels.sum()), int(voxels[:, 1:].sum())
+        consolidation = int(dense[:, 1:].sum())
+        return LungPart(
+            lung_ml=lung * voxel_ml,
+            infiltrate_ml=spot * voxel_ml,
+            share_percent=100.0 * spot / lung if lung else None,
+            ground_glass_ml=(spot - consolidation) * voxel_ml,
+            consolidation_ml=consolidation * voxel_ml,
+            lung_mean_hu=float(sums.sum() / lung) if lung else None,
+            infiltrate_mean_hu=float(sums[:, 1:].sum() / spot) if spot else None,
+        )
+
+
+def tally(
+    hu: NDArray[np.float32], region: NDArray[np.uint8], spot: NDArray[np.uint8], count: int, limit_hu: float
+) -> Tally:
+    """Count `count` regions (numbers 0 to count - 1) in arrays (i, j, k) of one shape.
+
+    Args:
+        hu: densities.
+        region: which region a voxel belongs to; 0 for none.
+        spot: infiltrate labels, 0 for none.
+        count: regions, the outside included.
+        limit_hu: density from which a voxel counts as dense.
+    """
+    shape = (count, 256)
+    voxels, sums, dense = np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape, np.int64)
+    for slab in slabs(region):
+        where, marks = region[slab], spot[slab]
+        chosen = np.flatnonzero((where != 0) | (marks != 0))
+        code = where.ravel()[chosen].astype(np.intp) * 256 + marks.ravel()[chosen]
+        values = hu[slab].ravel()[chosen]
+        voxels += np.bincount(code, minlength=count * 256).reshape(shape)
+        sums += np.bincount(code, weights=values, minlength=count * 256).reshape(shape)
+        dense += np.bincount(code[values >= limit_hu], minlength=count * 256).reshape(shape)
+    return Tally(voxels, sums, dense)
+
+
+def slabs(array: NDArray[np.generic]) -> list[slice]:
+    """Runs of planes of i with about `SLAB_VOXELS` voxels each."""
+    step = max(1, SLAB_VOXELS // max(1, array[0].size if len(array) else 1))
+    return [slice(start, start + step) for start in range(0, len(array), step)]
+
+
+def box_of(*labels: NDArray[np.uint8]) -> Box:
+    """The smallest box around everything marked in any of the arrays (i, j, k); empty slices when nothing is."""
+    marked = labels[0] != 0
+    for more in labels[1:]:
+        marked |= more != 0
+    flat = marked.any(axis=0)  # (j, k)
+    lines = (marked.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
+    found = [np.flatnonzero(line) for line in lines]
+    i, j, k = (slice(int(f[0]), int(f[-1]) + 1) if f.size else slice(0, 0) for f in found)
+    return i, j, k
+
+
+def sides_of(names: Mapping[int, str]) -> NDArray[np.uint8]:
+    """For each of the 256 labels of a lung mask the side it belongs to: 0 none, 1 right (or any lung), 2 left."""
+    sides = np.zeros(256, np.uint8)
+    known = {name: side for side, name in LUNG_LABELS.items()}
+    for label, name in names.items():
+        sides[label] = known.get(name, 0)
+    if not sides.any():
+        sides[1:] = 1
+    return sides
