@@ -1,0 +1,1 @@
+"""The local viewer: results on disk as pages, on loopback only."""

@@ -1,0 +1,190 @@
+"""The viewer's pages: a table of results, one page per result, and the files of a result."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pneumoscope.viewer.contents import MAX_JSON_BYTES, Result, find_results, sort_results
+from pneumoscope.viewer.guard import DOCUMENT_POLICY, Guard
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+SHOWN = {".html": "text/html; charset=utf-8", ".png": "image/png"}
+"""Files that a browser shows; all others of `OFFERED` are downloads."""
+
+OFFERED = {
+    ".html", ".png", ".json", ".csv", ".gz", ".nii", ".stl", ".glb", ".vti", ".vtp", ".dcm", ".txt",
+}  # fmt: skip
+"""Nothing else leaves the folder."""
+
+MAX_FILES = 400
+"""Files listed on one page."""
+
+COLUMNS = (
+    ("title", "case", ""),
+    ("status", "status", ""),
+    ("share_percent", "affected", "%"),
+    ("infiltrate_ml", "infiltrate", "ml"),
+    ("lung_ml", "lung", "ml"),
+    ("infiltrate_mean_hu", "mean density", "HU"),
+    ("findings", "findings", ""),
+    ("flags", "flags", ""),
+)
+
+
+def make_app(root: Path, guard: Guard) -> Starlette:
+    """The application over one folder; results are looked up again at every request, so new ones appear.
+
+    Args:
+        root: the folder; nothing outside it is ever read.
+        guard: decides who is answered.
+    """
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.routing import Route
+
+    pages = _Pages(root.resolve())
+    routes = [
+        Route("/", pages.index),
+        Route("/show/{place:path}", pages.show),
+        Route("/file/{place:path}", pages.file),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)])
+
+
+class _Pages:
+    """The handlers, over one resolved root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    async def index(self, request: Request) -> Response:
+        """The table of everything, or the one result there is."""
+        from starlette.responses import RedirectResponse
+
+        results = find_results(self.root)
+        if len(results) == 1 and results[0].status == "done":
+            return RedirectResponse(f"/show/{quote(results[0].place.removeprefix('.'))}", 303)
+        key = request.query_params.get("sort", "title")
+        key = key if key in {name for name, _, _ in COLUMNS} else "title"
+        descending = request.query_params.get("order") == "down"
+        cases = sort_results([r for r in results if r.kind == "case"], key, descending)
+        context = {
+            "title": self.root.name or "results",
+            "cases": cases,
+            "others": [r for r in results if r.kind != "case"],
+            "columns": [c for c in COLUMNS if c[0] in ("title", "status", "flags") or _any(cases, c[0])],
+            "sort": key,
+            "descending": descending,
+        }
+        return self._page("index.html", context)
+
+    async def show(self, request: Request) -> Response:
+        """One result: its viewer, its report, its files, the neighbours in the table."""
+        place = request.path_params["place"].strip("/") or "."
+        results = [r for r in find_results(self.root) if r.status == "done"]
+        mine = [r for r in results if r.place == place]
+        folder = self._inside(place)
+        if not mine or folder is None or not folder.is_dir():
+            return self._missing()
+        at = results.index(mine[0])
+        files = self._files(folder)
+        pages = [name for name in ("view.html", "report.html") if (folder / name).is_file()]
+        wanted = request.query_params.get("page")
+        page = wanted if wanted in pages else pages[0] if pages else None
+        prefix = "" if place == "." else f"{place}/"
+        context = {
+            "title": mine[0].title,
+            "result": mine[0],
+            "pages": pages,
+            "page": page,
+            "prefix": prefix,
+            "files": [(name, name.removeprefix(prefix), (self.root / name).stat().st_size) for name in files],
+            "before": results[at - 1] if at else None,
+            "after": results[at + 1] if at + 1 < len(results) else None,
+            "several": len(results) > 1,
+            "table": _table(folder / "matrix.csv") if mine[0].kind == "study" else None,
+        }
+        return self._page("show.html", context)
+
+    async def file(self, request: Request) -> Response:
+        """One file of a result."""
+        from starlette.responses import FileResponse
+
+        place = request.path_params["place"]
+        path = self._inside(place)
+        if path is None or not path.is_file() or path.suffix not in OFFERED:
+            return self._missing()
+        kind = SHOWN.get(path.suffix)
+        if kind is None:
+            return FileResponse(path, filename=path.name, media_type="application/octet-stream")
+        response = FileResponse(path, media_type=kind)
+        if path.suffix == ".html":
+            response.headers["Content-Security-Policy"] = DOCUMENT_POLICY
+        return response
+
+    def _files(self, folder: Path) -> list[str]:
+        """What is offered of a result, relative to the root."""
+        names = (p.relative_to(self.root).as_posix() for p in folder.rglob("*") if p.suffix in OFFERED)
+        served = (name for name in names if (path := self._inside(name)) is not None and path.is_file())
+        return sorted(served)[:MAX_FILES]
+
+    def _inside(self, place: str) -> Path | None:
+        """The path below the root, links resolved; None for what lies outside, is hidden, or is not there."""
+        parts = Path(place).parts
+        if Path(place).is_absolute() or ".." in parts or "\0" in place or any(part.startswith(".") for part in parts):
+            return None
+        try:
+            path = (self.root / place).resolve(strict=True)
+        except OSError:
+            return None
+        return path if path == self.root or path.is_relative_to(self.root) else None
+
+    def _missing(self) -> Response:
+        from starlette.responses import PlainTextResponse
+
+        return PlainTextResponse("there is no such result here\n", 404)
+
+    def _page(self, template: str, context: dict[str, Any]) -> Response:
+        from starlette.responses import HTMLResponse
+
+        return HTMLResponse(_templates().get_template(template).render(**context))
+
+
+def _any(results: list[Result], key: str) -> bool:
+    return any(r.numbers.get(key) is not None for r in results)
+
+
+def _table(path: Path) -> list[list[str]] | None:
+    """A small CSV as rows of text; None when it is not there."""
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        return None
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return [[_short(cell) for cell in row] for _, row in zip(range(500), csv.reader(stream), strict=False)]
+
+
+def _short(cell: str) -> str:
+    """Long decimals to four digits."""
+    try:
+        return f"{float(cell):.4g}" if "." in cell else cell
+    except ValueError:
+        return cell
+
+
+def _templates() -> Environment:
+    """The reports' environment with the viewer's own templates before it."""
+    from jinja2 import ChoiceLoader, PackageLoader
+
+    from pneumoscope.reports.page import environment
+
+    env = environment().overlay()
+    env.loader = ChoiceLoader([PackageLoader("pneumoscope.viewer"), PackageLoader("pneumoscope.reports")])
+    return env

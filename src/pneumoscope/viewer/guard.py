@@ -1,0 +1,98 @@
+"""Who may ask: this machine, by the address that was printed, from pages of this server; everybody else gets nothing.
+
+The address carries a token that works once and is exchanged for a cookie. The Host check stops DNS rebinding, the
+Origin and Sec-Fetch-Site checks stop other pages in the same browser, and nothing but GET and HEAD is answered.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+"""For the viewer's own pages: no script at all."""
+
+DOCUMENT_POLICY = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; "
+    "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob: data:; style-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src data: blob:; worker-src blob: data:; font-src data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+)
+"""For documents of a result folder: an origin of their own, so that a script in one can ask this server for nothing."""
+
+
+class Guard:
+    """The token, the session, and the checks of one server.
+
+    Attributes:
+        token: for the address; "" once it has been used.
+    """
+
+    def __init__(self, hosts: tuple[str, ...], cookie: str) -> None:
+        self.hosts, self.cookie = hosts, cookie
+        self.token = secrets.token_urlsafe(24)
+        self._session = secrets.token_urlsafe(32)
+
+    def redeem(self, offered: str) -> bool:
+        """Whether the token is right; it is gone afterwards."""
+        right = bool(self.token) and hmac.compare_digest(offered.encode(), self.token.encode())
+        if right:
+            self.token = ""
+        return right
+
+    @property
+    def session(self) -> str:
+        """The value of the cookie."""
+        return self._session
+
+    def refusal(self, request: Request) -> str:
+        """Why a request is not answered, "" when it is."""
+        if request.method not in ("GET", "HEAD"):
+            return "only reading is possible here"
+        if request.headers.get("host", "") not in self.hosts:
+            return "unknown host name in the request"
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in {f"http://{host}" for host in self.hosts}:
+            return "the request comes from another page"
+        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return "the request comes from another page"
+        return ""
+
+    def knows(self, request: Request) -> bool:
+        """Whether the request carries the session's cookie."""
+        return hmac.compare_digest(request.cookies.get(self.cookie, "").encode(), self._session.encode())
+
+    async def __call__(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Refuse, exchange the token for the cookie, or let the request through; harden every answer."""
+        from starlette.responses import PlainTextResponse, RedirectResponse
+
+        refused = self.refusal(request)
+        response: Response
+        if refused:
+            response = PlainTextResponse(f"refused: {refused}\n", 405 if "reading" in refused else 403)
+        elif "token" in request.query_params and not self.knows(request):
+            if self.redeem(request.query_params["token"]):
+                response = RedirectResponse("/", 303)
+                response.set_cookie(self.cookie, self._session, httponly=True, samesite="strict", path="/")
+            else:
+                response = PlainTextResponse("refused: this address has been used; start the viewer again\n", 403)
+        elif not self.knows(request):
+            response = PlainTextResponse("refused: open the address that the command printed\n", 403)
+        else:
+            response = await answer(request)
+        response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        response.headers["Cache-Control"] = "no-store"
+        return response
