@@ -10,11 +10,13 @@ from pneumoscope.metrics.overlap import slice_scores
 from pneumoscope.study.matrix import (
     COLUMNS,
     PER_CASE_COLUMNS,
+    Matrix,
     best_stage,
     build_matrix,
     cell_scores,
     per_case_rows,
     untrained_f1,
+    values_by_patient,
 )
 
 CONTRACT = (
@@ -100,3 +102,35 @@ def test_small_summaries():
     matrix = pd.DataFrame({"stage": ["x", "y", "x", "y"], "test": [1, 1, 2, 2], "f1": [0.2, 0.5, math.nan, math.nan]})
     assert best_stage(matrix) == {1: "y"}
     assert untrained_f1(rows_of([("a", 4, 0, 4, 12), ("a", 0, 3, 0, 17)])) == {1: pytest.approx(2 / 3)}
+
+
+def test_nsd_of_a_patient_sums_contours_over_slices():
+    rows = rows_of([("a", 4, 0, 4, 12), ("a", 2, 2, 0, 16), ("b", 0, 1, 0, 19)])
+    rows["contour_mm"], rows["met_mm"] = [10.0, 30.0, 5.0], [10.0, 10.0, 0.0]
+    assert values_by_patient(rows, "nsd") == {"a": [pytest.approx(0.5)]}
+    assert cell_scores(rows, four_channel().scoring)["nsd"] == pytest.approx(0.5)
+    assert values_by_patient(rows.assign(contour_mm=math.nan, met_mm=math.nan), "nsd") == {}
+
+
+def test_differences_are_paired_on_the_slices_that_both_stages_have():
+    table = full_table()
+    better = (table["stage"] == "Tr1_R_2") & (table["test"] == 1) & (table["patient"] == "a")
+    table.loc[better, "f1"] = 0.9  # was 2/3; patient b stays at 2/3
+    extra = table[(table["stage"] == "Tr1") & (table["test"] == 1)].assign(part="train", f1=0.0)
+    matrix = Matrix(four_channel(), pd.concat([table, extra], ignore_index=True))
+    gap = matrix.difference("Tr1_R_2", "Tr1", 1)
+    assert gap.mean == pytest.approx((0.9 - 2 / 3) / 2)
+    assert gap.n_patients == 2
+    assert (gap.low, gap.high) == (pytest.approx(0), pytest.approx(0.9 - 2 / 3))
+    assert matrix.table()["f1"][0] == pytest.approx(1 / 3)  # the cell itself takes all its rows
+    assert matrix.table(common=True)["f1"][0] == pytest.approx(2 / 3)
+
+
+def test_every_retrained_stage_is_compared_with_the_one_before_and_with_the_best_before():
+    rows = Matrix(four_channel(), full_table()).differences()
+    steps = {(r["stage"], r["against"], r["test"]) for r in rows if r["kind"] == "step" and r["measure"] == "f1"}
+    assert ("Tr1_R_2_R_3", "Tr1_R_2", 3) in steps
+    assert len(steps) == 9
+    losses = {(r["stage"], r["test"]) for r in rows if r["kind"] == "loss" and r["measure"] == "f1"}
+    assert losses == {("Tr1_R_2", 1), ("Tr1_R_2_R_3", 1), ("Tr1_R_2_R_3", 2), ("Tr2_R_3", 2)}
+    assert {r["measure"] for r in rows} == {"f1", "dice", "nsd"}

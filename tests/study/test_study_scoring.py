@@ -13,10 +13,9 @@ class Bright:
     def __init__(self, folder):
         self.name, self.folder, self.sha256, self.calls = "Tr1", folder, "ab" * 32, 0
 
-    def predict(self, images, **compute):
+    def predict_scan(self, images, **compute):
         self.calls += 1
-        found = (images[:, 1] > 100) & (images[:, 3] > 0)
-        return np.stack([found, ~found], axis=1).astype(np.float32)
+        return ((images[:, 1] > 100) & (images[:, 3] > 0)).astype(np.float32), 0
 
 
 def make_sets(small, hospitals, folder, find):
@@ -43,7 +42,7 @@ def test_a_stage_is_scored_on_test_slices_only_and_once(small, hospitals, find_a
     model.sha256 = "cd" * 32
     scorer.stage(model, tmp_path)
     assert model.calls > calls
-    assert len(list(tmp_path.glob("scores-*.csv"))) == 1
+    assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == ["set-1", "set-3"]
 
 
 def test_the_untrained_network_is_the_one_training_starts_from(small, hospitals, find_all_lungs, tmp_path):
@@ -54,7 +53,7 @@ def test_the_untrained_network_is_the_one_training_starts_from(small, hospitals,
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):
-    row = ["Tr1", 2, "007", 4, "01", 0.5, 0.25, 1.0, 0.4, 0.25, 1, 3, 0, 12]
+    row = ["Tr1", 2, "007", 4, "01", 0.5, 0.25, 1.0, 0.4, 0.25, 1, 3, 0, 12, "test", 20.5, 8.0]
     table = pd.DataFrame([row], columns=list(PER_CASE_COLUMNS))
     write_per_case(table, tmp_path / "per_case.csv")
     assert read_per_case(tmp_path / "per_case.csv").to_dict("records") == table.to_dict("records")

@@ -1,35 +1,176 @@
 """The transfer matrix: every stage on every test set, from the per-slice table alone.
 
 One cell averages as the paper does (per slice, over slices whose reference holds infiltrate) and beside it gives the
-mean over patients of the Dice of all their test slices together; both with an interval that draws patients.
+mean over patients of the Dice and the NSD of all their test slices together; each with an interval that draws patients.
+Differences between stages are taken over the test slices that both have, patient by patient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment, Scoring
-from pneumoscope.metrics.intervals import Interval, bootstrap_interval
+from pneumoscope.metrics.intervals import Interval, bootstrap_interval, paired_difference
 from pneumoscope.metrics.overlap import Counts, SliceScores, dice
+from pneumoscope.study.cells import SCORE_COLUMNS, SLICE_COLUMNS
 
 COLUMNS = (
     "name", "stage", "test", "n_patients", "n_slices", "accuracy", "precision", "recall", "f1", "f1_low", "f1_high",
     "dice", "dice_low", "dice_high", "nsd", "paper_accuracy", "paper_precision", "paper_recall", "paper_f1",
 )  # fmt: skip
 """Columns of matrix.csv. `n_slices` counts the slices averaged over (those with infiltrate), `n_patients` the patients
-they come from; `nsd` stays empty until surfaces are scored."""
+they come from; `nsd` is empty where a set has no pixel size."""
 
-SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
-PER_CASE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS)
-"""Columns of per_case.csv: one row per stage, test set and test slice."""
+PER_CASE_COLUMNS = SLICE_COLUMNS
+"""Columns of per_case.csv: one row per stage, test set and scored slice."""
+
+MEASURES = ("f1", "dice", "nsd")
+"""What cells are compared by: F1 per slice as in the papers, Dice and NSD per patient."""
+
+PerPatient = dict[str, list[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """All cells of a study, each with the scores of every slice.
+
+    Attributes:
+        experiment: stages, sets and how they are scored.
+        per_case: rows of per_case.csv; one cell for each stage and set.
+
+    Raises:
+        InputError: a cell has no rows at all. A cell without infiltrate is kept, with empty scores.
+    """
+
+    experiment: Experiment
+    per_case: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        there = set(zip(self.per_case["stage"], self.per_case["test"], strict=True))
+        for stage in self.stages:
+            for test in self.tests:
+                if (stage, test) not in there:
+                    raise InputError(f"per_case.csv holds no rows of stage {stage} on set {test}; score it first")
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages in the order of the chain."""
+        return [stage.name for stage in self.experiment.stages.chain]
+
+    @property
+    def tests(self) -> list[int]:
+        """Numbers of the sets."""
+        return [site.number for site in self.experiment.data.sites]
+
+    def slices(self, stage: str, test: int, *, common: bool = False) -> pd.DataFrame:
+        """The rows of one cell; with `common` only the test slices, which every stage has."""
+        rows = self.per_case[(self.per_case["stage"] == stage) & (self.per_case["test"] == test)]
+        return rows[rows["part"] == "test"] if common and "part" in rows else rows
+
+    def scores(self, stage: str, test: int, measure: str = "f1", *, common: bool = False) -> PerPatient:
+        """The values of one cell by patient: F1 of each slice with infiltrate, or one Dice or NSD."""
+        return values_by_patient(self.slices(stage, test, common=common), measure)
+
+    def table(self, *, common: bool = False) -> pd.DataFrame:
+        """The table of matrix.csv; with `common` every cell over test slices only."""
+        rows = [self._row(stage, test, common) for stage in self.stages for test in self.tests]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def _row(self, stage: str, test: int, common: bool) -> dict[str, Any]:
+        paper = self.experiment.paper_row(stage, test)
+        printed = {
+            f"paper_{k}": getattr(paper, k) if paper else None for k in ("accuracy", "precision", "recall", "f1")
+        }
+        scores = cell_scores(self.slices(stage, test, common=common), self.experiment.scoring)
+        return {"name": self.experiment.row_name(stage, test), "stage": stage, "test": test, **scores, **printed}
+
+    def difference(self, after: str, before: str, test: int, measure: str = "f1") -> Interval:
+        """Mean of stage `after` minus mean of stage `before` on the test slices of a set, paired over patients."""
+        return paired_difference(
+            self.scores(after, test, measure, common=True),
+            self.scores(before, test, measure, common=True),
+            **_rounds(self.experiment.scoring),
+        )
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Every retrained stage against the stage it began from, and on sets learnt before against the best of them.
+
+        Returns:
+            Rows ``stage, against, test, measure, kind, mean, low, high, n_patients``; ``kind`` is ``step`` (against the
+            stage before) or ``loss`` (against the best earlier stage on a set learnt before; below 0 means lost).
+        """
+        f1 = {(r["stage"], r["test"]): r["f1"] for r in self.table(common=True).to_dict(orient="records")}
+        rows = []
+        for stage in self.experiment.stages.chain:
+            *earlier, _ = self.experiment.lineage(stage.name)
+            if not earlier:
+                continue
+            pairs = [(earlier[-1].name, test, "step") for test in self.tests]
+            for test in dict.fromkeys(s.site for s in earlier if s.site != stage.site):
+                best = max((s.name for s in earlier), key=lambda name: _known(f1[name, test]))
+                pairs.append((best, test, "loss"))
+            for against, test, kind in pairs:
+                for measure in MEASURES:
+                    gap = self.difference(stage.name, against, test, measure)
+                    row = {"stage": stage.name, "against": against, "test": test, "measure": measure, "kind": kind}
+                    rows.append(
+                        {**row, "mean": gap.mean, "low": gap.low, "high": gap.high, "n_patients": gap.n_patients}
+                    )
+        return rows
+
+    def best_stage(self) -> dict[int, str]:
+        """For each test set the stage with the highest F1; sets without a score are left out."""
+        return best_stage(self.table(common=True))
+
+
+def read_matrix(folder: str | Path, experiment: Experiment) -> Matrix:
+    """The matrix of a study folder.
+
+    Raises:
+        InputError: the study has not been scored.
+    """
+    from pneumoscope.study.cells import read_table
+
+    path = Path(folder) / "per_case.csv"
+    if not path.is_file():
+        raise InputError("holds a study without per_case.csv: go on with study run --resume", path=folder)
+    return Matrix(experiment, read_table(path))
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def values_by_patient(slices: pd.DataFrame, measure: str) -> PerPatient:
+    """The values of a measure by patient; patients without infiltrate (or without contours, for NSD) have none."""
+    if measure == "f1":
+        infected = slices[(slices["tp"] + slices["fn"]) > 0]
+        return {str(name): group["f1"].tolist() for name, group in infected.groupby("patient")}
+    if measure == "dice":
+        summed = slices.groupby("patient")[["tp", "fp", "fn", "tn"]].sum()
+        return {
+            str(name): [dice(Counts(*(int(v) for v in counts)))]
+            for name, counts in zip(summed.index, summed.to_numpy(), strict=True)
+            if counts[0] + counts[2] > 0
+        }
+    if "contour_mm" not in slices:
+        return {}
+    infected = slices.assign(truth=slices["tp"] + slices["fn"]).groupby("patient")
+    summed = infected[["contour_mm", "met_mm", "truth"]].sum(min_count=1)
+    known = summed[(summed["contour_mm"] > 0) & (summed["truth"] > 0)]
+    shares = known["met_mm"] / known["contour_mm"]
+    return {str(name): [float(share)] for name, share in shares.items()}
 
 
 def per_case_rows(stage: str, test: int, table: pd.DataFrame, scores: Sequence[SliceScores]) -> pd.DataFrame:
-    """The rows of per_case.csv for one stage on one test set.
+    """The rows of per_case.csv for test slices of one set, without contours.
 
     Args:
         stage: name of the stage.
@@ -40,55 +181,29 @@ def per_case_rows(stage: str, test: int, table: pd.DataFrame, scores: Sequence[S
     flat = [{**s.as_dict(), **{k: getattr(s.counts, k) for k in ("tp", "fp", "fn", "tn")}} for s in scores]
     rows = table[["case", "slice", "patient"]].reset_index(drop=True)
     values = pd.DataFrame(flat, columns=list(SCORE_COLUMNS), index=rows.index)
-    return rows.assign(stage=stage, test=test).join(values)[list(PER_CASE_COLUMNS)]
+    named = rows.assign(stage=stage, test=test, part="test", contour_mm=math.nan, met_mm=math.nan)
+    return named.join(values)[list(PER_CASE_COLUMNS)]
 
 
 def build_matrix(per_case: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """One row per stage and test set, in the order of the chain; see `COLUMNS`.
+    """The table of matrix.csv: one row per stage and test set, in the order of the chain; see `COLUMNS`.
 
     Raises:
-        InputError: a cell has no rows at all. A cell without infiltrate is kept, with empty scores.
+        InputError: as `Matrix`.
     """
-    cells: dict[Any, pd.DataFrame] = dict(iter(per_case.groupby(["stage", "test"], sort=False)))
-    rows = []
-    for stage in experiment.stages.chain:
-        for site in experiment.data.sites:
-            if (stage.name, site.number) not in cells:
-                raise InputError(
-                    f"per_case.csv holds no rows of stage {stage.name} on set {site.number}; score it first"
-                )
-            rows.append(_row(experiment, stage.name, site.number, cells[stage.name, site.number]))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _row(experiment: Experiment, stage: str, test: int, slices: pd.DataFrame) -> dict[str, Any]:
-    paper = experiment.paper_row(stage, test)
-    printed = {f"paper_{k}": getattr(paper, k) if paper else None for k in ("accuracy", "precision", "recall", "f1")}
-    return {
-        "name": experiment.row_name(stage, test),
-        "stage": stage,
-        "test": test,
-        **cell_scores(slices, experiment.scoring),
-        "nsd": None,
-        **printed,
-    }
+    return Matrix(experiment, per_case).table()
 
 
 def cell_scores(slices: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
     """The numbers of one cell from its slices.
 
-    Patients whose test slices hold no infiltrate have no Dice and are left out, as slices without infiltrate are. With
-    no infiltrate at all every score is NaN and both counts are 0; with one patient the intervals are NaN.
+    Patients whose test slices hold no infiltrate have no Dice and NSD and are left out, as slices without infiltrate
+    are. With no infiltrate at all every score is NaN and both counts are 0; with one patient the intervals are NaN.
     """
     infected = slices[(slices["tp"] + slices["fn"]) > 0]
-    per_slice = {str(name): group["f1"].tolist() for name, group in infected.groupby("patient")}
-    summed = slices.groupby("patient")[["tp", "fp", "fn", "tn"]].sum()
-    per_patient = {
-        str(name): [dice(Counts(*(int(v) for v in counts)))]
-        for name, counts in zip(summed.index, summed.to_numpy(), strict=True)
-        if counts[0] + counts[2] > 0
-    }
-    f1, volume_dice = _interval(per_slice, scoring), _interval(per_patient, scoring)
+    f1, volume_dice, surface = (
+        bootstrap_interval(values_by_patient(slices, measure), **_rounds(scoring)) for measure in MEASURES
+    )
     means = {
         k: float(infected[k].mean()) if len(infected) else float("nan") for k in ("accuracy", "precision", "recall")
     }
@@ -102,13 +217,12 @@ def cell_scores(slices: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
         "dice": volume_dice.mean,
         "dice_low": volume_dice.low,
         "dice_high": volume_dice.high,
+        "nsd": surface.mean,
     }
 
 
-def _interval(values: dict[str, list[float]], scoring: Scoring) -> Interval:
-    return bootstrap_interval(
-        values, n=scoring.interval_resamples, seed=scoring.interval_seed, level=scoring.interval_level
-    )
+def _rounds(scoring: Scoring) -> dict[str, Any]:
+    return {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level}
 
 
 def untrained_f1(per_case: pd.DataFrame) -> dict[int, float]:
