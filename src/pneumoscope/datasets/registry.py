@@ -102,9 +102,10 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "ricord": DatasetInfo(
         "MIDRC-RICORD-1a: 120 COVID-19 chest CTs as DICOM with contours", "ct", "CC BY-NC 4.0",
         "Tsai E.B. et al. 2021: The RSNA International COVID-19 Open Radiology Database, Radiology 299(1)",
-        "https://doi.org/10.7937/VTW4-X588", {"scans": 120}, False,
-        ("contours are an MD.ai export (JSON); label names repeat under several groups: map by name",
-         "a study holds several series, not all annotated"),
+        "https://doi.org/10.7937/VTW4-X588", {}, True,
+        ("120 exams by its authors; a case here is a series on which somebody drew, and an exam holds several series",
+         "infiltrate is Infectious opacity and Infectious TIB/micronodules, told by name; drawings of all readers joined",
+         "no lung masks exist", "the dates of its folder names are made up"),
     ),
     "covid1920": DatasetInfo(
         "COVID-19-20 challenge: 199 training and 50 validation chest CTs", "ct", _CC_BY,
@@ -185,6 +186,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
 
 
 READERS: Mapping[str, str] = {
+    "ricord": "pneumoscope.datasets.ricord:read_ricord_cases",
     "manifest": "pneumoscope.datasets.manifest:read_manifest_cases",
 }
 """Which function reads which data set, as ``module:function``; imported when it is asked for."""

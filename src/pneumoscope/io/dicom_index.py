@@ -78,12 +78,15 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     reply = _exchange(request, None)
     images = tuple(
         ImageInfo(
-            Path(entry["file"]),
-            *(entry[name] for name in ("study_uid", "series_uid", "image_uid", "subject")),
-            _triple(entry["position_mm"]),
-            _triple(entry["normal"]),
-            entry["rows"],
-            entry["columns"],
+            file=Path(entry["file"]),
+            study_uid=entry["study_uid"],
+            series_uid=entry["series_uid"],
+            image_uid=entry["image_uid"],
+            subject=entry["subject"],
+            position_mm=_triple(entry["position_mm"]),
+            normal=_triple(entry["normal"]),
+            rows=entry["rows"],
+            columns=entry["columns"],
         )
         for entry in reply["images"]
     )
