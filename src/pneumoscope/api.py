@@ -66,19 +66,27 @@ def segment(
     )
 
 
-def quantify(scan: str | Path | Volume, lungs: str | Path | Mask, infiltrate: str | Path | Mask) -> Severity:
+def quantify(
+    scan: str | Path | Volume,
+    lungs: str | Path | Mask,
+    infiltrate: str | Path | Mask,
+    *,
+    lobes: str | Path | Mask | None = None,
+) -> Severity:
     """How much of the lungs is affected, from masks on the scan's grid.
 
     In a lung file without label names, 1 and 2 are taken as right and left, and 1 alone as lung of no side.
-    Millilitres and shares per lung and in all, mean densities, and named states such as ``no_lung_found``; a share is
-    None, never 0, when there is no lung to divide by.
+    Millilitres and shares per lung, zone and in all, densities, lesions and where they lie, and named states such as
+    ``no_lung_found``; a share is None, never 0, when there is no lung to divide by. With `lobes`, five lobes by
+    name or in lungmask's order, also the CT severity score of 0 to 25.
 
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
-    from pneumoscope.severity.measure import measure
+    from pneumoscope.severity.assess import assess
 
-    return measure(_volume(scan), _lungs(lungs), _mask(infiltrate))
+    lobe_mask = None if lobes is None else _mask(lobes)
+    return assess(_volume(scan), _lungs(lungs), _mask(infiltrate), lobes=lobe_mask)
 
 
 def evaluate(
@@ -87,6 +95,7 @@ def evaluate(
     *,
     structure: Literal["infiltrate", "lungs"] = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
+    surface_tolerance_mm: float | None = None,
 ) -> Evaluation:
     """Score masks against masks: two files, or two folders matched by case name.
 
@@ -99,7 +108,13 @@ def evaluate(
     """
     from pneumoscope.metrics.folders import score_folders
 
-    return score_folders(prediction, reference, structure=structure, spacing_mm=spacing_mm)
+    return score_folders(
+        prediction,
+        reference,
+        structure=structure,
+        spacing_mm=spacing_mm,
+        surface_tolerance_mm=surface_tolerance_mm,
+    )
 
 
 def run_study(

@@ -50,6 +50,16 @@ def test_spacing_replaces_the_files(cli, folders):
         assert float(next(csv.DictReader(stream))["reference_ml"]) == pytest.approx(0.08)
 
 
+def test_surfaces_and_their_tolerance(cli, folders):
+    argv = ("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", "--json")
+    mean = cli(*argv).json["labels"]["label 1"]
+    assert (mean["surface_tolerance_mm"], mean["nsd"]["mean"], mean["n_infinite"]) == (3.0, 1.0, 0)
+    strict = cli(*argv, "--overwrite", "--surface-tolerance-mm", "0.1").json["labels"]["label 1"]
+    assert strict["surface_tolerance_mm"] == 0.1
+    assert 0.5 < strict["nsd"]["mean"] < 1
+    assert strict["hd95"]["mean"] == pytest.approx(0.5 / 2)  # the second case lacks one voxel of 0.5 mm
+
+
 def test_a_case_that_fails_ends_in_1_and_the_others_are_scored(cli, folders):
     write_mask(folders / "ref" / "c.nii.gz", np.zeros((4, 5, 6)))
     write_mask(folders / "pred" / "c.nii.gz", np.zeros((4, 5, 7)))
@@ -73,6 +83,7 @@ def test_an_earlier_evaluation_is_kept_without_overwrite(cli, folders):
         (["-i", "pred", "-r", "ref", "-o", "out", "--structure", "heart"], "heart"),
         (["-i", "pred", "-r", "ref", "-o", "out", "--spacing", "0", "1", "1"], "spacing"),
         (["-i", "pred", "-r", "ref", "-o", "out", "--spacing", "1", "1"], "--spacing"),
+        (["-i", "pred", "-r", "ref", "-o", "out", "--surface-tolerance-mm", "-1"], "--surface-tolerance-mm"),
         (["-i", "pred", "-r", "ref"], "--out"),
     ],
 )

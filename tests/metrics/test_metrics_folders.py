@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 
+from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import write_mask
 from pneumoscope.metrics.folders import COLUMNS, evaluate_folders, score_folders, score_masks
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.metrics.pairs import find_pairs
+from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
 
@@ -163,6 +165,73 @@ def test_progress_is_told(folders):
     told = []
     score_folders(*folders[:2], progress=lambda *call: told.append(call))
     assert told == [("evaluate", 0, 3, "a"), ("evaluate", 1, 3, "b"), ("evaluate", 2, 3, "c"), ("evaluate", 3, 3)]
+
+
+def test_surfaces_are_measured_in_mm_of_the_grid(folders):
+    pred, ref, some, other = folders
+    row = score_folders(pred, ref).rows[0]
+    scores = surface_scores(some, other, (0.5, 0.8, 1.2), 3.0)
+    assert (row["nsd"], row["hd95"], row["msd"]) == pytest.approx((scores.nsd, scores.hd95_mm, scores.msd_mm))
+    assert row["surface_tolerance_mm"] == 3.0
+    row = score_folders(pred, ref, spacing_mm=(1, 1, 2), surface_tolerance_mm=0.5).rows[0]
+    assert row["nsd"] == pytest.approx(surface_scores(some, other, (1, 1, 2), 0.5).nsd)
+    assert row["surface_tolerance_mm"] == 0.5
+    for wrong in (-1, math.nan, math.inf):
+        with pytest.raises(InputError, match="tolerance"):
+            score_folders(pred, ref, surface_tolerance_mm=wrong)
+
+
+def test_a_missed_case_never_shortens_distances(folders, tmp_path):
+    summary = evaluate_folders(*folders[:2], tmp_path / "out")
+    with (tmp_path / "out" / "per_case.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["nsd"] == "0", row["hd95"], row["msd"]) for row in rows[1:]] == [
+        (True, "inf", "inf"),  # b: missed
+        (False, "", ""),  # c: nothing to find, nothing found
+    ]
+    label = json.loads((tmp_path / "out" / "summary.json").read_text())["labels"]["infiltrate"]
+    assert label["n_infinite"] == 1
+    assert label["hd95"]["mean"] == pytest.approx(float(rows[0]["hd95"]), abs=1e-6)
+    assert label["nsd"]["mean"] == pytest.approx(float(rows[0]["nsd"]) / 2, abs=1e-6)
+    assert label["hd95"]["median"] is None  # half way to infinity
+    assert summary["labels"]["infiltrate"]["hd95"]["median"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("names", "structure", "expected"),
+    [
+        (INFILTRATE_LABELS, "infiltrate", {"ground-glass": 3.0, "consolidation": 3.0, "any": 3.0}),
+        (LUNG_LABELS, "infiltrate", {"right lung": 1.0, "left lung": 1.0, "any": 1.0}),
+        ({1: "left lung", 2: "infection"}, "lungs", {"left lung": 1.0, "infection": 3.0, "any": 3.0}),
+        ({1: "label 1", 2: "label 2"}, "lungs", {"label 1": 1.0, "label 2": 1.0, "any": 1.0}),
+    ],
+)
+def test_tolerance_goes_by_structure(tmp_path, rng, names, structure, expected):
+    save(tmp_path / "p.nii.gz", rng.integers(0, 3, (4, 5, 6)), names)
+    save(tmp_path / "r.nii.gz", rng.integers(0, 3, (4, 5, 6)), names)
+    rows = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", structure=structure).rows
+    assert {row["label"]: row["surface_tolerance_mm"] for row in rows} == expected
+
+
+def test_a_scan_of_one_slice_is_scored_by_its_contour(tmp_path, rng):
+    flat = Grid.from_spacing((4, 5, 1), (0.5, 0.8, 10.0))
+    found, drawn = (rng.random((2, 4, 5, 1)) < 0.4).astype(np.uint8)
+    save(tmp_path / "p.nii.gz", found, grid=flat)
+    save(tmp_path / "r.nii.gz", drawn, grid=flat)
+    row = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", surface_tolerance_mm=0.6).rows[0]
+    expected = surface_scores(found[..., 0] > 0, drawn[..., 0] > 0, (0.5, 0.8), 0.6)
+    assert (row["nsd"], row["hd95"]) == pytest.approx((expected.nsd, expected.hd95_mm))
+
+
+def test_a_tilted_gantry_is_measured_in_the_world(tmp_path, rng):
+    grid = build_grid(shear=0.3)
+    found, drawn = (rng.random((2, 4, 5, 6)) < 0.4).astype(np.uint8)
+    save(tmp_path / "p.nrrd", found, grid=grid)
+    save(tmp_path / "r.nrrd", drawn, grid=grid)
+    row = score_folders(tmp_path / "p.nrrd", tmp_path / "r.nrrd", surface_tolerance_mm=0.6).rows[0]
+    expected = surface_scores(found > 0, drawn > 0, grid.affine[:3, :3], 0.6)
+    assert row["nsd"] == pytest.approx(expected.nsd)
+    assert row["nsd"] != pytest.approx(surface_scores(found > 0, drawn > 0, grid.spacing_mm, 0.6).nsd)
 
 
 def touch(folder, *names):

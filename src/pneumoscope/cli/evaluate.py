@@ -39,7 +39,18 @@ def evaluate(
     spacing: Annotated[
         tuple[float, float, float] | None,
         typer.Option(
-            "--spacing", metavar="X Y Z", help="Voxel size in mm to use for volumes instead of the one in the files."
+            "--spacing",
+            metavar="X Y Z",
+            help="Voxel size in mm to use for volumes and distances instead of the one in the files.",
+        ),
+    ] = None,
+    surface_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--surface-tolerance-mm",
+            metavar="T",
+            min=0.0,
+            help="How far a surface may be off and still count as met; 3 for infiltrate, 1 for lungs when not given.",
         ),
     ] = None,
 ) -> None:
@@ -59,6 +70,7 @@ def evaluate(
                 out,
                 structure=structure,
                 spacing_mm=spacing,
+                surface_tolerance_mm=surface_tolerance,
                 overwrite=common.overwrite,
                 progress=progress,
             )
@@ -74,14 +86,15 @@ def _show(summary: dict[str, Any], out: Path, common: Common) -> None:
         say_json(summary)
         return
     say_table(
-        ("label", "cases", "dice", "95 % interval", "iou", "precision", "recall"),
+        ("label", "cases", "dice", "95 % interval", "iou", "precision", "recall", "nsd", "hd95 mm", "infinite"),
         [
             (
                 label,
                 found["cases"],
                 number(found["dice"]["mean"]),
                 f"{number(found['dice']['low'])} to {number(found['dice']['high'])}",
-                *(number(found[name]["mean"]) for name in ("iou", "precision", "recall")),
+                *(number(found[name]["mean"]) for name in ("iou", "precision", "recall", "nsd", "hd95")),
+                found["n_infinite"],
             )
             for label, found in summary["labels"].items()
         ],

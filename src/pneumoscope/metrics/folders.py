@@ -18,6 +18,7 @@ from pneumoscope.io.files import prepare_folder, write_json, write_text
 from pneumoscope.metrics.intervals import bootstrap_interval
 from pneumoscope.metrics.overlap import Counts, SliceScores, dice, mean_over_infected, score, slice_scores
 from pneumoscope.metrics.pairs import Pair, find_pairs
+from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Mask
 
@@ -29,15 +30,18 @@ ANY = "any"
 
 EMPTY_RULE = (
     "Both masks empty: Dice, IoU, precision and recall are 1.0 and the case is counted in n_both_empty; "
-    "one of them empty: 0.0. Slice means use only slices whose reference is not empty."
+    "one of them empty: 0.0. Slice means use only slices whose reference is not empty. "
+    "Surfaces: with both masks empty NSD and distances are left out; with one empty NSD is 0.0 and the distances are "
+    "infinite: means of distances are over the other cases, n_infinite counts them, medians include them."
 )
 
 COLUMNS = (
     "case", "label", "dice", "iou", "precision", "recall", "specificity", "accuracy", "f1", "empty",
     "prediction_ml", "reference_ml", "slices", "slices_infected", "slice_accuracy", "slice_precision", "slice_recall",
-    "slice_f1", "tp", "fp", "fn", "tn", "prediction", "reference",
+    "slice_f1", "tp", "fp", "fn", "tn", "prediction", "reference", "nsd", "hd95", "msd", "surface_tolerance_mm",
 )  # fmt: skip
-"""Columns of per_case.csv, in this order; new ones come at the end."""
+"""Columns of per_case.csv, in this order; new ones come at the end. hd95 and msd are mm, ``inf`` where one mask is
+empty; they and nsd are empty cells where both are."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def score_folders(
     *,
     structure: str = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
+    surface_tolerance_mm: float | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score every mask of one folder against its partner in another; see `find_pairs` for which that is.
@@ -81,13 +86,17 @@ def score_folders(
         prediction: a mask, or a folder of masks.
         reference: the same, held to be true.
         structure: ``infiltrate`` or ``lungs``, where one side has case folders and the other has not.
-        spacing_mm: voxel size along (right, front, head) to use for volumes in ml instead of the files'.
+        spacing_mm: voxel size along (right, front, head) to use for volumes in ml and distances in mm instead of the
+            files'.
+        surface_tolerance_mm: how far a surface may be off and still count in NSD; None for `TOLERANCE_MM` by structure.
         progress: told after each case.
 
     Raises:
-        InputError: as `find_pairs`, and for a spacing that is not three positive numbers.
+        InputError: as `find_pairs`, for a spacing that is not three positive numbers, and a tolerance below 0.
     """
     _check_spacing(spacing_mm)
+    if surface_tolerance_mm is not None and not 0 <= surface_tolerance_mm < math.inf:
+        raise InputError(f"a surface tolerance is a length in mm of at least 0, got {surface_tolerance_mm}")
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     slices: dict[str, dict[str, list[SliceScores]]] = {}
@@ -95,7 +104,7 @@ def score_folders(
     for done, pair in enumerate(pairs):
         progress("evaluate", done, len(pairs), pair.case)
         try:
-            for row, per_slice in _score_pair(pair, spacing_mm):
+            for row, per_slice in _score_pair(pair, structure, spacing_mm, surface_tolerance_mm):
                 rows.append(row)
                 slices.setdefault(row["label"], {})[pair.case] = per_slice
         except PneumoscopeError as error:
@@ -123,6 +132,7 @@ def evaluate_folders(
     *,
     structure: str = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
+    surface_tolerance_mm: float | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -136,7 +146,14 @@ def evaluate_folders(
         RunError: when any case failed; the others are written first.
     """
     folder = prepare_folder(out, marker="summary.json", overwrite=overwrite)
-    result = score_folders(prediction, reference, structure=structure, spacing_mm=spacing_mm, progress=progress)
+    result = score_folders(
+        prediction,
+        reference,
+        structure=structure,
+        spacing_mm=spacing_mm,
+        surface_tolerance_mm=surface_tolerance_mm,
+        progress=progress,
+    )
     result.write(folder)
     if result.failures:
         first = result.failures[0]
@@ -159,7 +176,9 @@ def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) 
     return sum((scores.counts for scores in per_slice), Counts()), per_slice
 
 
-def _score_pair(pair: Pair, spacing_mm: Sequence[float] | None) -> list[tuple[dict[str, Any], list[SliceScores]]]:
+def _score_pair(
+    pair: Pair, structure: str, spacing_mm: Sequence[float] | None, tolerance_mm: float | None
+) -> list[tuple[dict[str, Any], list[SliceScores]]]:
     from pneumoscope.io import read_mask
 
     if pair.prediction is None or pair.reference is None:
@@ -173,6 +192,7 @@ def _score_pair(pair: Pair, spacing_mm: Sequence[float] | None) -> list[tuple[di
     ml = drawn.grid.voxel_volume_ml if spacing_mm is None else math.prod(spacing_mm) / 1000
     results = []
     for name, label in wanted:
+        names = [name] if label is not None else [*found.names.values(), *drawn.names.values()]
         counts, per_slice = score_masks(found, drawn, label=label)
         mean = mean_over_infected(per_slice)
         row = {
@@ -186,9 +206,31 @@ def _score_pair(pair: Pair, spacing_mm: Sequence[float] | None) -> list[tuple[di
             **{f"slice_{key}": getattr(mean, key) for key in ("accuracy", "precision", "recall", "f1")},
             "prediction": pair.prediction.name,
             "reference": pair.reference.name,
+            **_surface_columns(
+                found, drawn, label, spacing_mm, _tolerance(names, structure) if tolerance_mm is None else tolerance_mm
+            ),
         }
         results.append(({column: row[column] for column in COLUMNS}, per_slice))
     return results
+
+
+def _surface_columns(
+    found: Mask, drawn: Mask, label: int | None, spacing_mm: Sequence[float] | None, tolerance_mm: float
+) -> dict[str, float]:
+    """Distances in the world of the file's grid; a scan of one slice is scored as a slice, by its contour."""
+    steps = drawn.grid.affine[:3, :3] if spacing_mm is None else np.diag([float(s) for s in spacing_mm])
+    wide = [axis for axis, n in enumerate(drawn.grid.shape) if n > 1]
+    flat = tuple(0 if n == 1 else slice(None) for n in drawn.grid.shape) if len(wide) == 2 else ...
+    pred, ref = ((mask.any if label is None else mask.of(label))[flat] for mask in (found, drawn))
+    scores = surface_scores(pred, ref, steps[:, wide] if pred.ndim == 2 else steps, tolerance_mm)
+    return {"nsd": scores.nsd, "hd95": scores.hd95_mm, "msd": scores.msd_mm, "surface_tolerance_mm": tolerance_mm}
+
+
+def _tolerance(names: Sequence[str], structure: str) -> float:
+    """That of lungs when every name says lung, or none says anything and lungs are scored; else that of infiltrate."""
+    told = [name for name in names if not name.startswith("label ")]
+    lungs = all("lung" in name.lower() for name in told) if told else structure == "lungs"
+    return TOLERANCE_MM["lungs" if lungs else "infiltrate"]
 
 
 def _common_labels(found: Mapping[int, str], drawn: Mapping[int, str]) -> dict[int, str]:
@@ -228,10 +270,27 @@ def _summarise(
         "n_missed": sum(row["empty"] == "prediction" for row in own),
         "n_false_alarms": sum(row["empty"] == "reference" for row in own),
         **{name: {key: value for key, value in mean.items() if key in _KEPT} for name, mean in per_case.items()},
+        **_summarise_surfaces(own),
         "dice_median": float(np.median([row["dice"] for row in own])),
         "dice_pooled": dice(counts),
         "slice_mean": {**asdict(every), "f1_interval": _ends(asdict(bootstrap_interval(infected)))},
     }
+
+
+def _summarise_surfaces(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of NSD and distances over cases with a surface, finite distances only; medians over all such cases."""
+    scored = [row for row in rows if not math.isnan(row["nsd"])]
+    tolerances = {row["surface_tolerance_mm"] for row in rows}
+    summary: dict[str, Any] = {
+        "surface_tolerance_mm": tolerances.pop() if len(tolerances) == 1 else None,
+        "n_infinite": sum(math.isinf(row["hd95"]) for row in scored),
+    }
+    for name in ("nsd", "hd95", "msd"):
+        values = {row["case"]: [row[name]] for row in scored if math.isfinite(row[name])}
+        mean = asdict(bootstrap_interval(values))
+        median = float(np.median([row[name] for row in scored])) if scored else math.nan
+        summary[name] = {**{key: mean[key] for key in _KEPT}, "median": median}
+    return summary
 
 
 _KEPT = ("mean", "low", "high")

@@ -40,7 +40,7 @@ def as_steps(spacing_mm: ArrayLike, ndim: int) -> NDArray[np.float64]:
     if steps.ndim == 2 and steps.shape[1] == ndim <= steps.shape[0] and np.isfinite(steps).all():
         gram = steps.T @ steps  # lengths and angles are all that counts, not how the grid lies in the world
         if np.linalg.det(gram) > 1e-12 * np.prod(np.diag(gram)):
-            return np.linalg.cholesky(gram).T
+            return np.asarray(np.linalg.cholesky(gram).T, dtype=np.float64)
     raise InputError(f"a spacing for {ndim} axes is {ndim} positive numbers in mm, got {steps.tolist()}")
 
 
@@ -63,12 +63,12 @@ def corner_codes(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Bit ``c0 + 2 c1 + 4 c2`` of a corner stands for the voxel at offset (c0, c1, c2) from its lowest one.
     """
-    codes = mask
+    codes: NDArray[np.uint8] = mask
     for axis in range(mask.ndim):
         low, high = (
             tuple(cut if a == axis else slice(None) for a in range(mask.ndim)) for cut in (np.s_[:-1], np.s_[1:])
         )
-        shifted = codes[high] << (1 << axis)
+        shifted = codes[high] << np.uint8(1 << axis)
         shifted |= codes[low]
         codes = shifted
     return codes
