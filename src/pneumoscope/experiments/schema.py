@@ -134,6 +134,7 @@ class Split(Sheet):
         shortage: a set with too few slices is refused (``error``) or drawn in proportion.
         patient_test_share: patients kept for testing when the split is by patient.
         seed: of the draw.
+        judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
     """
 
     by: str = leaf(choices=("slice", "patient"))
@@ -142,6 +143,7 @@ class Split(Sheet):
     shortage: str = leaf(choices=("error", "proportional"))
     patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
     seed: int = leaf(low=0)
+    judged_pixels: int = leaf("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,8 @@ class Training(Sheet):
     """What all trainings of the study share. Slices are always shuffled (2022b, 3.2).
 
     Attributes:
-        augment: ``slices`` shows every slice moved, mirrored and in another light each time, see `training.augment`.
+        augment: ``slices`` shows every slice moved, mirrored and in another light each time, ``strong`` more so; see
+            `training.augment`.
         hide_lung: probability of showing an augmented slice without its lung mask.
         ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
     """
@@ -162,7 +165,7 @@ class Training(Sheet):
     monitor: str = leaf()
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
     seed: int = leaf(low=0)
-    augment: str = leaf(choices=("none", "slices"), default="none", why=OUR_CHOICE + "the papers name none")
+    augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
     hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
     ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
 

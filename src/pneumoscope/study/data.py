@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.datasets.splits import (
     Shortage,
     assert_no_patient_leak,
@@ -27,7 +28,11 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment, Preprocessing, Site, Split
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
+from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
 from pneumoscope.volume import Mask, Volume
+
+Scans = list[Case] | list[SliceStack]
+"""The scans of a set: to be loaded one by one, or 8-bit slices that are here already."""
 
 PHANTOM_FOLDER = Path("data") / "phantom"
 """Where a study without data puts its synthetic sites."""
@@ -63,21 +68,22 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
 
     Args:
         experiment: names the sets.
-        data: ``name -> folder``; a name is a set's data set (``medseg``) or its number (``2``).
+        data: ``name -> folder``; a name is a set's data set (``medseg``) or its number (``2``). Sets of 8-bit slices
+            share one root, ``slices``, or are named by their source (``coronacases``).
 
     Raises:
         InputError: a name fits no set, several sets, or some sets are given and others are not.
     """
     roots: dict[int, Path] = {}
     for name, root in data.items():
-        sites = [s for s in experiment.data.sites if name in (s.dataset, str(s.number))]
-        if len(sites) != 1:
-            known = ", ".join(f"{s.dataset} (or {s.number})" for s in experiment.data.sites)
+        sites = [s for s in experiment.data.sites if name in _names(s)]
+        if len(sites) != 1 and not (name == "slices" and sites):
+            known = ", ".join(f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites)
             raise InputError(f"--data {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
         if not Path(root).exists():
             raise InputError(f"--data {name}: there is no such folder", path=root)
-        roots[sites[0].number] = Path(root)
-    missing = [f"{s.dataset} (or {s.number})" for s in experiment.data.sites if s.number not in roots]
+        roots |= {site.number: Path(root) for site in sites}
+    missing = [f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites if s.number not in roots]
     if roots and missing:
         raise InputError(
             f"--data is missing for {', '.join(missing)}; give all sets, or none to run on synthetic sites"
@@ -85,20 +91,34 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
     return roots
 
 
+def _names(site: Site) -> tuple[str, ...]:
+    """What `--data` may call a set, the plainest name first."""
+    own = (site.label,) if site.dataset == "slices" else ()
+    return (*own, site.dataset, str(site.number))
+
+
 def find_cases(
     experiment: Experiment, roots: Mapping[int, Path], out: Path, progress: Progress = silent
-) -> dict[int, list[Case]]:
+) -> dict[int, Scans]:
     """The cases of each set, from the folders given or from synthetic sites made below `out`.
+
+    Sets of 8-bit slices come as stacks, already read: they are small.
 
     Raises:
         InputError: a set without a case that fits its pattern.
     """
     from pneumoscope.datasets.registry import read_dataset
 
-    found = {}
+    grey = experiment.preprocessing.intensity == "grey8"
+    found: dict[int, Scans] = {}
     for done, site in enumerate(experiment.data.sites, start=1):
-        if roots:
+        cases: Scans
+        if roots and grey:
+            cases = read_stacks(roots[site.number], site)
+        elif roots:
             cases = [c for c in read_dataset(site.dataset, roots[site.number]) if fnmatch(c.case, site.cases)]
+        elif grey:
+            cases = [stack_of_case(case) for case in _phantom_cases(experiment, site, out, progress)]
         else:
             cases = _phantom_cases(experiment, site, out, progress)
         if not cases:
@@ -136,24 +156,51 @@ def slice_recipe(preprocessing: Preprocessing, *, only_lung_slices: bool) -> Sli
     )
 
 
+class LungSource(Protocol):
+    """Finds lungs where a set has none: of a scan in Hounsfield units, or of 8-bit pictures."""
+
+    def __call__(self, volume: Volume) -> Mask:
+        """The lungs of a scan."""
+
+    def of_pictures(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Lungs (n, h, w) of pictures (n, 1, h, w)."""
+
+
 def build_set(
     experiment: Experiment,
     site: Site,
-    cases: list[Case],
+    cases: Scans,
     folder: Path,
     *,
-    lungs_for: LungFinder,
+    lungs_for: LungFinder | LungSource,
     progress: Progress = silent,
 ) -> StudySet:
     """Read one set into slices and split it; the split is written, or compared with the one written before.
 
     Raises:
         DatasetError: the set cannot be read or split.
-        InputError: the split of a resumed study differs: the data have changed.
+        InputError: the split of a resumed study differs: the data have changed; or the set cannot teach anything.
     """
+    read = _grey_slices if experiment.preprocessing.intensity == "grey8" else _hu_slices
+    slices, supplied = read(experiment, site, cases, lungs_for, progress)  # type: ignore[arg-type, operator]
+    split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
+    name = set_name(experiment, site, cases)
+    _keep_split(split, folder / "splits" / f"{name}.csv")
+    study_set = StudySet(site, slices, split, tuple(patients_in_several_parts(split)), name, supplied)
+    if not (slices.target[study_set.rows("train")] > 0).any():
+        raise InputError(
+            f"set {site.number} ({name}) has no infiltrate in its {len(study_set.rows('train'))} training slices; "
+            "there is nothing to learn from it: check its masks, or split with another split.seed"
+        )
+    return study_set
+
+
+def _hu_slices(
+    experiment: Experiment, site: Site, cases: list[Case], lungs_for: LungFinder, progress: Progress
+) -> tuple[SliceSet, int]:
+    """Slices of scans in Hounsfield units, and for how many scans lungs were supplied."""
     teaches_lungs = site.number in experiment.lung.sites
     recipe = slice_recipe(experiment.preprocessing, only_lung_slices=not teaches_lungs)
-    what = f"reading set {site.number}"
     found: list[str] = []
 
     def find_lungs(volume: Volume) -> Mask:
@@ -161,25 +208,68 @@ def build_set(
         return lungs_for(volume)
 
     slices = build_slice_set(
-        cases, recipe, lungs_for=find_lungs, progress=lambda done, total: progress(what, done, total)
+        [_in_hounsfield_units(case, site) for case in cases],
+        recipe,
+        lungs_for=find_lungs,
+        progress=lambda done, total: progress(f"reading set {site.number}", done, total),
     )
-    split = draw_split(slices.table, experiment.split)
-    name = set_name(experiment, site, cases)
-    _keep_split(split, folder / "splits" / f"{name}.csv")
-    return StudySet(site, slices, split, tuple(patients_in_several_parts(split)), name, len(found))
+    return slices, len(found)
 
 
-def set_name(experiment: Experiment, site: Site, cases: list[Case]) -> str:
+def _grey_slices(
+    experiment: Experiment, site: Site, stacks: list[SliceStack], lungs_for: LungSource, progress: Progress
+) -> tuple[SliceSet, int]:
+    """Slices of 8-bit pictures, and for how many scans lungs were supplied."""
+    slices = grey_slice_set(
+        stacks,
+        experiment.preprocessing,
+        lungs_for=lungs_for.of_pictures,
+        progress=progress,
+        what=f"reading set {site.number}",
+    )
+    return slices, sum(stack.lungs is None for stack in stacks)
+
+
+def _in_hounsfield_units(case: Case, site: Site) -> Case:
+    """The case, refusing when it is loaded what cannot be Hounsfield units: air is far below 0."""
+
+    def load() -> LabelledScan:
+        scan = case.load()
+        low, high = float(scan.volume.hu.min()), float(scan.volume.hu.max())
+        if low >= 0:
+            raise InputError(
+                f"case {case.case} of set {site.number} has values from {low:g} to {high:g}: no Hounsfield units (air "
+                "is near -1000); convert it, or give 8-bit slices to a recipe that takes them, such as transfer-slices"
+            )
+        return scan
+
+    return replace(case, load=load)
+
+
+def unfit_patients(slices: SliceSet, least_pixels: int) -> set[str]:
+    """Patients with fewer infected pixels than that in all: a score on them is chance."""
+    pixels = np.count_nonzero(slices.target, axis=(1, 2))
+    by_patient = pd.Series(pixels).groupby(slices.table["patient"].astype(str).to_numpy()).sum()
+    return set(by_patient.index[by_patient < least_pixels])
+
+
+def set_name(experiment: Experiment, site: Site, cases: Scans) -> str:
     """What the files of a set are called: its data set, ``phantom-A`` for a stand-in; numbered where two are alike."""
-    kind = cases[0].dataset
+    first = cases[0]
+    kind = first.source if isinstance(first, SliceStack) else first.dataset
+    if isinstance(first, SliceStack) and kind != "phantom":
+        return f"slices-{kind}"
     if kind == "phantom" and site.dataset != "phantom":
         return f"phantom-{site.phantom_site}"
     same = [s for s in experiment.data.sites if s.dataset == site.dataset]
     return f"{site.dataset}-{site.number}" if len(same) > 1 else site.dataset
 
 
-def draw_split(table: pd.DataFrame, split: Split) -> pd.DataFrame:
-    """Parts of the slices with lung, by slice as the paper or by patient."""
+def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()) -> pd.DataFrame:
+    """Parts of the slices with lung, by slice as the paper or by patient.
+
+    Patients that are `unfit` to be judged by train only; by slice they are treated like any other.
+    """
     rows = table[table["has_lung"].astype(bool)]
     if split.by == "slice":
         shortage = cast(Shortage, split.shortage)
@@ -187,7 +277,11 @@ def draw_split(table: pd.DataFrame, split: Split) -> pd.DataFrame:
     drawn = split.train_slices + split.validation_slices
     kept = 1 - split.patient_test_share
     shares = {"train": kept * split.train_slices / drawn, "val": kept * split.validation_slices / drawn}
-    parts = patient_split(rows, {**shares, "test": split.patient_test_share}, split.seed)
+    aside = rows["patient"].astype(str).isin(set(unfit))
+    parts = patient_split(rows[~aside], {**shares, "test": split.patient_test_share}, split.seed)
+    if aside.any():
+        only_train = rows.loc[aside, ["case", "slice", "patient"]].assign(part="train")
+        parts = pd.concat([parts, only_train]).sort_values(["case", "slice"], kind="stable").reset_index(drop=True)
     assert_no_patient_leak(parts)
     return parts
 

@@ -28,6 +28,10 @@ EVERY_NTH_EMPTY_SLICE = 8
 """Of the slices without lung every eighth validates, the others train."""
 
 
+SURE, SMALLEST_SHARE = 0.5, 0.005
+"""In pictures: probability from which a pixel is lung, and the share of the picture below which a piece is none."""
+
+
 class LungSupply:
     """Finds the lungs of a scan; trains its network when first asked.
 
@@ -87,6 +91,22 @@ class LungSupply:
         compute: dict[str, Any] = {"device": self.device, "precision": self.experiment.training.precision}
         mask, _ = find_lungs(volume, trained.model, preprocessing, rules=rules, **compute)
         return mask
+
+    def of_pictures(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Lungs (n, h, w) of 8-bit pictures (n, 1, h, w), 1 = lung, sides not told apart; small pieces are dropped.
+
+        Without Hounsfield units there is no air to place the edge by: the network's own edge is taken.
+        """
+        from scipy import ndimage
+
+        found = self.network().predict(images, device=self.device, precision=self.experiment.training.precision)
+        lungs = np.zeros(found[:, 0].shape, np.uint8)
+        for k, plane in enumerate(found[:, 0] >= SURE):
+            pieces, n = ndimage.label(plane)
+            sizes = np.bincount(pieces.ravel(), minlength=n + 1)
+            large = np.flatnonzero(sizes >= SMALLEST_SHARE * plane.size)
+            lungs[k] = ndimage.binary_fill_holes(np.isin(pieces, large[large > 0]))
+        return lungs
 
     def _train(self) -> TrainedModel:
         absent = [n for n in self.experiment.lung.sites if n not in self.sets]

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -39,6 +39,9 @@ FOLDER = "predictions"
 """Below the folder of a stage."""
 
 
+ARRAYS = ("probability", "case", "slice", "patient", "part", "expert")
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """The answers of one stage on one set; see the head of the module for the arrays."""
@@ -54,8 +57,7 @@ class Predictions:
     def of(self, part: str) -> Predictions:
         """The rows of one part of the split; may be none."""
         keep = self.part == part
-        rows = (getattr(self, name)[keep] for name in ("probability", "case", "slice", "patient", "part", "expert"))
-        return Predictions(*rows, self.sha256)
+        return replace(self, **{name: getattr(self, name)[keep] for name in ARRAYS})
 
     def found(self, threshold: float) -> NDArray[np.bool_]:
         """(n, h, w) where the probability reaches the threshold; exact for 0.5, to within 1/510 elsewhere."""
@@ -76,8 +78,7 @@ def read_predictions(stage_folder: str | Path, number: int) -> Predictions:
     path = prediction_file(stage_folder, number)
     try:
         kept = _load(path)
-        names = ("probability", "case", "slice", "patient", "part", "expert")
-        return Predictions(*(kept[name] for name in names), str(kept["sha256"]))
+        return Predictions(**{name: kept[name] for name in ARRAYS}, sha256=str(kept["sha256"]))
     except _UNREADABLE as problem:
         raise InputError(f"holds no predictions ({problem}); resume the study with --resume", path=path) from problem
 
@@ -85,7 +86,7 @@ def read_predictions(stage_folder: str | Path, number: int) -> Predictions:
 _UNREADABLE = (OSError, ValueError, KeyError, BadZipFile)
 
 
-def _load(path: Path) -> dict[str, NDArray[np.generic]]:
+def _load(path: Path) -> dict[str, Any]:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
         return dict(kept)
 

@@ -10,8 +10,8 @@ What a stage says about the validation and test slices of every set is kept as w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -27,12 +27,49 @@ from pneumoscope.study.folder import fingerprint
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
+    from pneumoscope.training.augment import SliceAugment
+    from pneumoscope.training.data import BatchSource
+    from pneumoscope.training.strategies.penalties import Penalty
+    from pneumoscope.training.strategies.selector import Selector
+    from pneumoscope.training.tasks import Task
 
+BUDGET = ("max_epochs", "patience", "learning_rate", "epoch_slices")
 DONE_FILE, BEGUN_FILE = "done.json", "begun.json"
 """Mark a finished stage, and one that was begun; both hold its fingerprint."""
 
 Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 """Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
+
+STRONG: Mapping[str, Any] = {
+    "rotate_deg": 20.0,
+    "scale": (0.7, 1.6),
+    "shift": 0.12,
+    "gamma": (0.5, 2.0),
+    "contrast": (0.5, 1.6),
+    "brightness": 0.15,
+    "noise": 0.06,
+    "blur": 0.3,
+}
+"""What `training.augment=strong` asks of `training.augment.SliceAugment`: other sizes and other looks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What a strategy adds to a training so that earlier sets are not lost; nothing, as it stands.
+
+    Attributes:
+        earlier: slices of earlier sets that are mixed in, one entry per set.
+        earlier_share: of an epoch's slices, of all earlier sets together; None: every set has the same share.
+        penalties: makes extra terms of the loss for the network that is trained.
+        frozen: modules that stay as they are.
+        note: names and numbers of all this; a stage made with another note is not taken for this one.
+    """
+
+    earlier: tuple[Slices, ...] = ()
+    earlier_share: float | None = None
+    penalties: Callable[[UNet], tuple[Penalty, ...]] | None = None
+    frozen: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +84,7 @@ class StageJob:
         budget: epochs, patience, learning rate.
         start: the stage whose weights it begins with, or None for new ones.
         task: ``infiltrate`` or ``lungs``; what the first output channel means.
+        guard: what the strategy adds.
     """
 
     name: str
@@ -56,6 +94,7 @@ class StageJob:
     budget: Budget
     start: TrainedModel | None
     task: str
+    guard: Guard = Guard()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +107,9 @@ class TrainedModel:
         model: the network, best weights, eval mode.
         sha256: of its weights.
         trained_now: False when it was taken from a study that is resumed.
+        experts: network per set number, where the stage keeps one for each; else empty.
+        selector: says which of them a scan is for.
+        site_known: ask for the set instead, where there is a network for it.
     """
 
     name: str
@@ -75,6 +117,9 @@ class TrainedModel:
     model: UNet
     sha256: str
     trained_now: bool
+    experts: Mapping[int, UNet] = field(default_factory=dict)
+    selector: Selector | None = None
+    site_known: bool = False
 
     def predict(
         self, images: NDArray[np.generic], *, device: str, precision: str, batch_size: int = 16
@@ -96,7 +141,19 @@ class TrainedModel:
             device: to compute on.
             precision: to compute in.
         """
-        return self.predict(images, device=device, precision=precision)[:, 0], 0
+        from pneumoscope.inference.slices import predict_probability
+
+        kind = cast(Literal["auto", "fp32", "bf16"], precision)
+        expert = self.expert_for(images, site)
+        network = self.experts.get(expert, self.model)
+        found = predict_probability(network, images, batch_size=16, precision=kind, device=device)
+        return found[:, 0], expert
+
+    def expert_for(self, images: NDArray[np.generic], site: int) -> int:
+        """Number of the set whose network a scan is given to; 0 where there is only one network."""
+        if not self.experts or self.selector is None:
+            return 0
+        return site if self.site_known and site in self.experts else self.selector.choose(images)
 
 
 def train_stage(
@@ -115,12 +172,12 @@ def train_stage(
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    from pneumoscope.training.data import ArraySource
     from pneumoscope.training.loop import fit
+    from pneumoscope.training.strategies.penalties import GuardedTask
     from pneumoscope.training.tasks import SegmentationTask
 
     own = folder / "stages" / job.name
-    sources = [ArraySource(*part) for part in (train, val)]
+    sources = sources_of(experiment, job, train, val)
     identity = _identity(experiment, job, [source.fingerprint() for source in sources])
     if resume:
         done = finished_stage(own, identity)
@@ -133,17 +190,40 @@ def train_stage(
         write_json(own / BEGUN_FILE, {"identity": identity})
     model = new_model(experiment, job)
     loaded = _begin_from(model, job.start)
-    result = fit(
-        model,
-        SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold),
-        sources[0],
-        sources[1],
-        train_config(experiment, job.budget, device),
-        own,
-        resume=go_on,
-        progress=progress,
-    )
+    task: Task = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
+    if job.guard.penalties is not None:
+        task = GuardedTask(task, job.guard.penalties(model), job.guard.note)
+    config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
+    result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
     return _save(experiment, job, model, result, loaded, own, identity, len(train[0]))
+
+
+def sources_of(experiment: Experiment, job: StageJob, train: Slices, val: Slices) -> tuple[BatchSource, BatchSource]:
+    """What the loop draws training and validation batches from."""
+    from pneumoscope.training.data import ArraySource
+    from pneumoscope.training.mixture import MixedSource
+    from pneumoscope.training.strategies.rehearsal import equal_shares
+
+    augment = make_augment(experiment, job)
+    parts = [ArraySource(*part, augment) for part in (train, *job.guard.earlier)]
+    length = job.budget.epoch_slices or len(parts[0])
+    if len(parts) == 1 and job.budget.epoch_slices is None:
+        return parts[0], ArraySource(*val)
+    shares = equal_shares(len(parts) - 1, job.guard.earlier_share)
+    return MixedSource(parts, shares, max(length, len(parts))), ArraySource(*val)
+
+
+def make_augment(experiment: Experiment, job: StageJob) -> SliceAugment | None:
+    """How training slices are varied; None when they are shown as they are."""
+    from pneumoscope.training.augment import SliceAugment
+
+    training = experiment.training
+    if training.augment == "none":
+        return None
+    grey = len(experiment.preprocessing.windows_hu)
+    values = dict(STRONG) if training.augment == "strong" else {}
+    hides = (grey, training.hide_lung) if job.in_channels > grey and training.hide_lung else None
+    return SliceAugment(**values, image_channels=grey, drop_channel=hides)
 
 
 def new_model(experiment: Experiment, job: StageJob) -> UNet:
@@ -170,6 +250,7 @@ def train_config(experiment: Experiment, budget: Budget, device: str) -> Any:
         batch_size=common.batch_size,
         optimiser=common.optimiser,  # type: ignore[arg-type]
         weight_decay=common.weight_decay,
+        ema=common.ema,
         schedule=common.schedule,  # type: ignore[arg-type]
         monitor=common.monitor,
         precision=common.precision,  # type: ignore[arg-type]
@@ -197,7 +278,8 @@ def _identity(experiment: Experiment, job: StageJob, slices: list[str]) -> str:
         {
             **{key: plain[key] for key in ("preprocessing", "network", "training")},
             "threshold": experiment.scoring.threshold,
-            "budget": [job.budget.max_epochs, job.budget.patience, job.budget.learning_rate],
+            "budget": [getattr(job.budget, name) for name in BUDGET],
+            "guard": [job.guard.note, list(job.guard.frozen)],
             "channels": [job.in_channels, job.out_channels, *job.features],
             "slices": slices,
             "start": job.start.sha256 if job.start else None,
@@ -246,7 +328,7 @@ def _save(
 def preprocessing_card(experiment: Experiment, *, lung_channel: bool) -> dict[str, Any]:
     """The preprocessing of a stage's network as a model card words it, see `inference.inputs.input_from_card`."""
     return {
-        "kind": "hu_windows",
+        "kind": "hu_windows" if experiment.preprocessing.intensity == "hu" else "grey8",
         "size": experiment.preprocessing.size,
         "windows_hu": [list(window) for window in experiment.preprocessing.windows_hu],
         "lung_channel": lung_channel,
@@ -266,6 +348,7 @@ def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, 
         "started_from": loaded,
         "training": {
             "slices": n_train,
+            "guard": job.guard.note or "none",
             "epochs_run": result.epochs_run,
             "best_epoch": result.best_epoch,
             "stopped_by": result.stopped_by,
