@@ -63,7 +63,10 @@ def test_a_case_folder_holds_what_was_found_on_the_scans_grid(work, tmp_path):
             assert image.shape == scan.shape
             assert np.array_equal(image.affine, scan.affine)
     rows = (tmp_path / "out" / "cases.csv").read_text().splitlines()
-    assert rows[0] == "case,status,lung_ml,infiltrate_ml,share_percent,states,findings,error"
+    assert rows[0].startswith(
+        "case,status,lung_ml,infiltrate_ml,share_percent,states,findings,error,right_share_percent,"
+    )
+    assert "right_upper_percent" in rows[0]
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert facts["peak_memory_mib"] > 0
     assert str(tmp_path) not in json.dumps(facts), "no paths of the machine"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding
 from pneumoscope.severity.measure import Severity
+from pneumoscope.severity.zones import ZONES
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
@@ -105,16 +106,44 @@ def write_case(folder: Path, content: CaseContent, options: OutputOptions | None
     )
 
 
+SUMMARY_COLUMNS = (
+    "lung_ml", "infiltrate_ml", "share_percent", "states", "findings",
+    "right_share_percent", "left_share_percent", "ground_glass_ml", "consolidation_ml", "infiltrate_mean_hu",
+    "lesions", "largest_lesion_ml", "peripheral_percent", "low_percent", "high_percent", "ct_score",
+    *(f"{zone}_percent" for zone in ZONES),
+)  # fmt: skip
+"""Columns of `cases.csv` that measure; those after the first five were added later and stand behind ``error``."""
+
+
 def summary_of(content: CaseContent) -> dict[str, Any]:
-    """Plain numbers of a case for `cases.csv`."""
-    total = content.severity.total
+    """Plain numbers of a case for `cases.csv`: `SUMMARY_COLUMNS`, None where there is nothing to measure."""
+    found = content.severity
+    total, lesions, spread, interval = found.total, found.lesions, found.distribution, found.interval
     return {
         "lung_ml": round(total.lung_ml, 2),
         "infiltrate_ml": round(total.infiltrate_ml, 3),
-        "share_percent": None if total.share_percent is None else round(total.share_percent, 3),
-        "states": " ".join(content.severity.states),
+        "share_percent": _number(total, "share_percent", 3),
+        "states": " ".join(found.states),
         "findings": len(content.volume.findings) + len(content.findings),
+        "right_share_percent": _number(found.right, "share_percent", 3),
+        "left_share_percent": _number(found.left, "share_percent", 3),
+        "ground_glass_ml": round(total.ground_glass_ml, 3),
+        "consolidation_ml": round(total.consolidation_ml, 3),
+        "infiltrate_mean_hu": _number(total, "infiltrate_mean_hu", 1),
+        "lesions": _number(lesions, "count", 0),
+        "largest_lesion_ml": _number(lesions, "largest_ml", 3),
+        "peripheral_percent": _number(spread, "peripheral_percent", 2),
+        "low_percent": _number(interval, "low_percent", 3),
+        "high_percent": _number(interval, "high_percent", 3),
+        "ct_score": _number(found.lobes, "total", 0),
+        **{f"{zone}_percent": _number(part, "share_percent", 3) for zone, part in found.zones.items() if zone in ZONES},
     }
+
+
+def _number(part: Any, name: str, digits: int) -> float | None:
+    """A rounded number of a part; None where part or number is missing. No digits: a whole number."""
+    value = getattr(part, name, None)
+    return None if value is None else round(value, digits or None)
 
 
 def given_masks(
@@ -136,3 +165,14 @@ def given_masks(
         None if where is None else fit_mask(read_lungs(where), volume.grid, what="the lung mask", path=where),
         None if marked is None else fit_mask(read_mask(marked), volume.grid, what="the infiltrate mask", path=marked),
     )
+
+
+def given_lobes(volume: Volume, path: str | Path | None) -> Mask | None:
+    """A lobe mask on the scan's grid, or None where none is given.
+
+    Raises:
+        ReadError: it cannot be read or does not lie on the scan.
+    """
+    from pneumoscope.io import fit_mask, read_mask
+
+    return None if path is None else fit_mask(read_mask(path), volume.grid, what="the lobe mask", path=path)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pneumoscope.cli.cases import say_batch
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import progress_for, say, say_json
-from pneumoscope.errors import InputError, RunError
+from pneumoscope.cli.output import progress_for
 
 
 class Intensity(StrEnum):
@@ -51,6 +51,10 @@ def segment(
             "--lungs", metavar="MASK", help="A lung mask made elsewhere (1 right, 2 left), for a single scan."
         ),
     ] = None,
+    lobes: Annotated[
+        Path | None,
+        typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
+    ] = None,
     series: Annotated[
         str | None,
         typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
@@ -81,6 +85,7 @@ def segment(
             model=model,
             lungs_model=lungs_model,
             lungs=lungs,
+            lobes=lobes,
             series=series,
             intensity=intensity.value,
             device=common.device,
@@ -90,14 +95,4 @@ def segment(
         batch = segment_cases(
             listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress
         )
-    failed = [case for case in batch.cases if case.status == "failed"]
-    if common.json:
-        say_json({"out": out, **batch.as_dict()})
-    elif len(batch.cases) > len(failed):
-        for case in batch.cases:
-            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}")
-        say(f"written to {out}")
-    if failed and len(batch.cases) == 1:
-        raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].sentence())
-    if failed:
-        raise RunError(f"{len(failed)} of {len(batch.cases)} scans failed; see {out / 'cases.csv'}")
+    say_batch(batch, out, common)

@@ -17,13 +17,14 @@ from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
 from pneumoscope.reports.page import NOTICE, flat, seconds, words, write_page
+from pneumoscope.reports.severity import severity_rows
 from pneumoscope.severity.measure import STATES, Severity
 from pneumoscope.volume import Mask, Volume
 
 FORMAT = 1
 """Layout of report.json; grows when an entry changes its meaning."""
 
-_LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info"}
+_LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info", "lobes_incomplete": "info"}
 _ROWS = (
     ("Volume", "lung_ml", "ml"),
     ("Infiltrate", "infiltrate_ml", "ml"),
@@ -158,6 +159,7 @@ def _context(folder: Path, report: dict[str, Any], views: Sequence[figures.Slice
         "window": f"{window.low_hu:.0f} to {window.high_hu:.0f}".replace("-", "\N{MINUS SIGN}"),
         "spacing": " \N{MULTIPLICATION SIGN} ".join(f"{s:.3g}" for s in report["scan"]["spacing_mm"]),
         "rows": _ROWS,
+        "severity_rows": severity_rows(report["severity"]),
         "chart": _chart(report),
         "truth_words": _empty_words(report["truth"]),
         "cards": [_card(card) for card in report["models"]],

@@ -1,0 +1,118 @@
+"""Case folders from masks made elsewhere: the severity report and 3D of `segment`, without a network (and torch)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.cases.batch import BatchResult, CaseResult, Work, require_single, run_batch
+from pneumoscope.cases.outputs import REPORT_FILE, CaseContent, given_lobes, given_masks, summary_of, write_case
+from pneumoscope.errors import InputError
+from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pneumoscope.io.scan_ref import ScanRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantifyOptions:
+    """Where the masks are.
+
+    Attributes:
+        lungs: the lung mask of a single scan (1 right, 2 left); a manifest's own goes before it.
+        infiltrate: its infiltrate mask, likewise.
+        lobes: its lobe mask; adds the score of 0 to 25.
+        series: which DICOM series of a single scan that holds several.
+        intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
+    """
+
+    lungs: str | Path | None = None
+    infiltrate: str | Path | None = None
+    lobes: str | Path | None = None
+    series: str | None = None
+    intensity: Literal["auto", "hu"] = "auto"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with file names instead of paths."""
+        files = ("lungs", "infiltrate", "lobes")
+        return {name: Path(value).name if value and name in files else value for name, value in asdict(self).items()}
+
+
+def quantify_cases(
+    scans: Sequence[ScanRef],
+    out: str | Path,
+    options: QuantifyOptions | None = None,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> BatchResult:
+    """Measure scans with masks made elsewhere into `out/<case>/`; files and endings as `segment_cases`.
+
+    Args:
+        scans: from `io.find_scans`; those of a manifest bring their masks.
+        out: refused when it holds a finished run, unless `overwrite`.
+        options: see `QuantifyOptions`.
+        jobs: scans worked on at the same time.
+        overwrite: write over a finished run.
+        progress: called per case.
+
+    Raises:
+        InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
+    """
+    options = options or QuantifyOptions()
+    single = {name: getattr(options, name) for name in ("lungs", "infiltrate", "lobes", "series")}
+    require_single(scans, single, "quantify")
+    for scan in scans:
+        missing = [what for what in ("lungs", "infiltrate") if not (getattr(scan, what) or getattr(options, what))]
+        if missing:
+            raise InputError(
+                f"{scan.case} comes without a mask of {' and of '.join(missing)}; give --lungs and --infiltrate, or a "
+                "manifest with the columns lungs and infiltrate"
+            )
+    return run_batch(
+        scans,
+        out,
+        partial(_open, options),
+        options=options.as_dict(),
+        jobs=jobs,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _open(options: QuantifyOptions, jobs: int) -> Work:
+    return lambda scan, folder, progress: quantify_case(scan, folder, options)
+
+
+def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None = None) -> CaseResult:
+    """Read a scan and its masks, measure and write; `report.json` comes last.
+
+    Raises:
+        PneumoscopeError: as readers and writers say; `InputError` when a mask is missing.
+    """
+    from pneumoscope.io import read_volume
+    from pneumoscope.severity.assess import assess
+
+    options = options or QuantifyOptions()
+    begun = time.perf_counter()
+    (folder / REPORT_FILE).unlink(missing_ok=True)
+    volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
+    lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate)
+    if lungs is None or infiltrate is None:
+        raise InputError(f"{scan.case} needs a lung mask and an infiltrate mask; give both")
+    lobes = given_lobes(volume, options.lobes)
+    seconds = {"read": time.perf_counter() - begun}
+    begun = time.perf_counter()
+    severity = assess(volume, lungs, infiltrate, lobes=lobes)
+    seconds["measure"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    content = CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity)
+    write_case(folder, content)
+    seconds["write"] = time.perf_counter() - begun
+    rounded = {k: round(v, 2) for k, v in seconds.items()}
+    return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -1,0 +1,33 @@
+"""What verbs that write many case folders print, and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pneumoscope.cli.options import Common
+from pneumoscope.cli.output import say, say_json
+from pneumoscope.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from pneumoscope.cases.batch import BatchResult
+
+
+def say_batch(batch: BatchResult, out: Path, common: Common) -> None:
+    """A line per case, or one JSON document.
+
+    Raises:
+        InputError: the only scan is unusable.
+        RunError: the only scan failed while running, or any of several failed.
+    """
+    failed = [case for case in batch.cases if case.status == "failed"]
+    if common.json:
+        say_json({"out": out, **batch.as_dict()})
+    elif len(batch.cases) > len(failed):
+        for case in batch.cases:
+            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}")
+        say(f"written to {out}")
+    if failed and len(batch.cases) == 1:
+        raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].sentence())
+    if failed:
+        raise RunError(f"{len(failed)} of {len(batch.cases)} scans failed; see {out / 'cases.csv'}")

@@ -1,0 +1,75 @@
+"""`pneumoscope quantify`: scans with masks made elsewhere in, the severity report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pneumoscope.cli.cases import say_batch
+from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.output import progress_for
+from pneumoscope.cli.segment import Intensity
+
+
+def add_to(app: typer.Typer) -> None:
+    """Hang the verb into the command."""
+    app.command("quantify")(quantify)
+
+
+@common_options("jobs", "overwrite")
+def quantify(
+    scans: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="SCAN",
+            help="A scan as for segment; or a CSV manifest whose columns lungs and infiltrate name the masks.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write; one folder per case.")],
+    common: Common,
+    more_scans: Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")] = None,
+    lungs: Annotated[
+        Path | None,
+        typer.Option("--lungs", metavar="MASK", help="The lung mask (1 right, 2 left) of a single scan."),
+    ] = None,
+    infiltrate: Annotated[
+        Path | None, typer.Option("--infiltrate", metavar="MASK", help="The infiltrate mask of a single scan.")
+    ] = None,
+    lobes: Annotated[
+        Path | None,
+        typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
+    ] = None,
+    intensity: Annotated[
+        Intensity,
+        typer.Option(
+            "--intensity",
+            metavar="auto|hu",
+            help="auto refuses what does not look like Hounsfield units; hu takes it as it is.",
+        ),
+    ] = Intensity.AUTO,
+) -> None:
+    """Measure chest CT scans with masks made elsewhere.
+
+    Each scan gets the same folder as from segment: masks, report.json, report.html, points. Masks must lie on their
+    scan's grid.
+    """
+    from pneumoscope.cases.quantify import QuantifyOptions, quantify_cases
+    from pneumoscope.io import list_scans
+
+    listing = list_scans([*scans, *(more_scans or [])])
+    with progress_for(common) as progress:
+        options = QuantifyOptions(
+            lungs=lungs, infiltrate=infiltrate, lobes=lobes, series=series, intensity=intensity.value
+        )
+        batch = quantify_cases(
+            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress
+        )
+    say_batch(batch, out, common)
