@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.errors import DatasetError
 
@@ -57,7 +57,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "MedSeg set 2: nine whole COVID-19 chest CTs (CT 1-9 of Maganaris 2022)", "ct", "CC0 1.0",
         "MedSeg, Jenssen H.B., Sakinis T.: COVID-19 CT segmentation dataset, set 2, medicalsegmentation.com/covid19",
         "https://doi.org/10.6084/m9.figshare.13521509",
-        {"scans": 9, "patients": 9, "slices": 829, "slices_with_lung": 713, "slices_with_infiltrate": 373}, False,
+        {"scans": 9, "patients": 9, "slices": 829, "slices_with_lung": 713, "slices_with_infiltrate": 373}, True,
         ("folders rp_im, rp_msk and rp_lung_msk hold files of the same names",
          "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion (rare)",
          "lungs 1 = right, 2 = left; first releases hold stray voxels of 3",
@@ -68,7 +68,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "MedSeg set 1: 100 single slices of more than 40 COVID-19 patients", "slices",
         "free use with acknowledgement",
         "MedSeg: COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
-        "https://doi.org/10.6084/m9.figshare.13521488", {"scans@training": 100, "scans@validation": 10}, False,
+        "https://doi.org/10.6084/m9.figshare.13521488", {"scans@training": 100, "scans@validation": 10}, True,
         ("the third axis counts unrelated patients: it is no volume",
          "infiltrate 1 = ground-glass, 2 = consolidation, 3 = pleural effusion",
          "Hounsfield units are estimates from 8-bit pictures",
@@ -80,7 +80,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "Ma J. et al. 2020: COVID-19 CT Lung and Infection Segmentation Dataset, doi:10.5281/zenodo.3757476",
         "https://zenodo.org/record/3757476",
         {"scans": 20, "patients": 18, "scans@coronacases": 10, "scans@radiopaedia": 10, "slices@coronacases": 2581,
-         "slices_with_lung@coronacases": 2156, "slices_with_infiltrate@coronacases": 1351}, False,
+         "slices_with_lung@coronacases": 2156, "slices_with_infiltrate@coronacases": 1351}, True,
         ("on disk lungs are 1 = left, 2 = right (the other way round than here), 3 = infection in the combined mask",
          "radiopaedia scans are 8 bit (window -1250..250 on 0..255) and their headers are flipped front to back",
          "19 patients by its authors (radiopaedia_10_85902_1 and _3 are one); radiopaedia_29_86490_1 and 29_86491_1 "
@@ -95,7 +95,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "https://mosmed.ai/en/datasets/covid191110",
         {"scans": 1110, "patients": 1110, "scans@CT-0": 254, "scans@CT-1": 684, "scans@CT-2": 125, "scans@CT-3": 45,
          "scans@CT-4": 2, "scans@masks": 50, "slices@masks": 2049, "slices_with_lung@masks": 1748,
-         "slices_with_infiltrate@masks": 785}, False,
+         "slices_with_infiltrate@masks": 785}, True,
         ("no lung masks exist", "masks belong to studies 0255 to 0304, all in CT-1; ground-glass and consolidation "
          "are not told apart", "only every tenth slice is kept: 8 mm apart"),
     ),
@@ -104,20 +104,20 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "Tsai E.B. et al. 2021: The RSNA International COVID-19 Open Radiology Database, Radiology 299(1)",
         "https://doi.org/10.7937/VTW4-X588", {}, True,
         ("120 exams by its authors; a case here is a series on which somebody drew, and an exam holds several series",
-         "infiltrate is Infectious opacity and Infectious TIB/micronodules, told by name; drawings of all readers joined",
+         "infiltrate is Infectious opacity and Infectious TIB/micronodules, by name; all readers are joined",
          "no lung masks exist", "the dates of its folder names are made up"),
     ),
     "covid1920": DatasetInfo(
         "COVID-19-20 challenge: 199 training and 50 validation chest CTs", "ct", _CC_BY,
         "Roth H.R. et al. 2022: Rapid artificial intelligence solutions in a pandemic, Medical Image Analysis 82",
-        "https://covid-segmentation.grand-challenge.org", {"scans@train": 199, "scans@validation": 50}, False,
+        "https://covid-segmentation.grand-challenge.org", {"scans@train": 199, "scans@validation": 50}, True,
         ("images *_ct.nii.gz and masks *_seg.nii.gz lie in one folder; validation has no masks",
          "case numbers may carry _0 or _1: one patient", "images come from an2020: do not mix the two"),
     ),
     "an2020": DatasetInfo(
         "An et al. (TCIA CT Images in COVID-19): chest CTs of 632 patients, no masks", "ct", _CC_BY,
         "An P. et al. 2020: CT Images in COVID-19, The Cancer Imaging Archive, doi:10.7937/TCIA.2020.GQRY-NC81",
-        "https://doi.org/10.7937/TCIA.2020.GQRY-NC81", {"patients": 632}, False, ("no masks",),
+        "https://doi.org/10.7937/TCIA.2020.GQRY-NC81", {"patients": 632}, True, ("no masks",),
     ),
     "nnunet": DatasetInfo(
         "A folder in nnU-Net's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN, _OWN_CITATION,
@@ -186,6 +186,12 @@ DATASETS: Mapping[str, DatasetInfo] = {
 
 
 READERS: Mapping[str, str] = {
+    "medseg": "pneumoscope.datasets.medseg:read_medseg_cases",
+    "medseg-slices": "pneumoscope.datasets.medseg_slices:read_medseg_slices_cases",
+    "covid19ctseg": "pneumoscope.datasets.covid19ctseg:read_covid19ctseg_cases",
+    "mosmed": "pneumoscope.datasets.mosmed:read_mosmed_cases",
+    "covid1920": "pneumoscope.datasets.covid1920:read_covid1920_cases",
+    "an2020": "pneumoscope.datasets.an2020:read_an2020_cases",
     "ricord": "pneumoscope.datasets.ricord:read_ricord_cases",
     "manifest": "pneumoscope.datasets.manifest:read_manifest_cases",
 }
@@ -203,10 +209,15 @@ def dataset_info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def read_dataset(name: str, root: str | Path) -> list[Case]:
+def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
     """The cases of a data set in `root`; scans are read when a case is loaded.
 
     A folder written by `data phantom` is read whatever `name` says, so that synthetic sites can stand in for real sets.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: its folder.
+        options: keywords of the set's own reader, e.g. ``eight_bit="refuse"`` of covid19ctseg.
 
     Raises:
         DatasetError: unknown name, a folder that is not that data set, or a set this version does not read.
@@ -218,7 +229,7 @@ def read_dataset(name: str, root: str | Path) -> list[Case]:
         return read_phantom(root)
     if name in READERS:
         module, _, function = READERS[name].partition(":")
-        cases: list[Case] = getattr(import_module(module), function)(root)
+        cases: list[Case] = getattr(import_module(module), function)(root, **options)
         return cases
     if name == "slices":
         raise DatasetError(
