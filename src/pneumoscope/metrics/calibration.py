@@ -102,7 +102,7 @@ def reliability(probability: FloatArray, truth: NDArray[np.bool_], bins: int = 1
     place = np.minimum((p * bins).astype(np.intp), bins - 1)
     return Reliability(
         np.bincount(place, minlength=bins).astype(np.int64),
-        np.bincount(place, weights=p, minlength=bins),
+        np.bincount(place, weights=p, minlength=bins).astype(np.float64),
         np.bincount(place[y], minlength=bins).astype(np.int64),
         float(((p - y) ** 2).sum()),
     )

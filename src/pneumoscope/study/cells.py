@@ -91,7 +91,7 @@ def reliability_of(counts: NDArray[np.integer], bins: int, levels: NDArray[np.fl
     both = healthy + ill
     return Reliability(
         np.bincount(place, weights=both, minlength=bins).astype(np.int64),
-        np.bincount(place, weights=both * p, minlength=bins),
+        np.bincount(place, weights=both * p, minlength=bins).astype(np.float64),
         np.bincount(place, weights=ill, minlength=bins).astype(np.int64),
         float((healthy * p**2 + ill * (1 - p) ** 2).sum()),
     )

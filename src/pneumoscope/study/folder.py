@@ -19,7 +19,7 @@ from pneumoscope.io.files import jsonable, prepare_folder, write_json
 EXPERIMENT_FILE = "experiment.json"
 """Marks a folder as a study; holds the whole experiment and, for readers, every number with its source."""
 
-OWN_PARTS = ("data", "figures", "splits", "stages", "cases")
+OWN_PARTS = ("data", "figures", "splits", "stages", "cases", "shift")
 OWN_FILES = (
     "per_case.csv",
     "untrained.csv",
@@ -28,6 +28,7 @@ OWN_FILES = (
     "forgetting.csv",
     "report.html",
     "study.json",
+    "guard.json",
 )
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")

@@ -162,9 +162,9 @@ def values_by_patient(slices: pd.DataFrame, measure: str) -> PerPatient:
         }
     if "contour_mm" not in slices:
         return {}
-    infected = slices.assign(truth=slices["tp"] + slices["fn"]).groupby("patient")
-    summed = infected[["contour_mm", "met_mm", "truth"]].sum(min_count=1)
-    known = summed[(summed["contour_mm"] > 0) & (summed["truth"] > 0)]
+    patients = slices.assign(truth=slices["tp"] + slices["fn"]).groupby("patient")
+    lengths = patients[["contour_mm", "met_mm", "truth"]].sum(min_count=1)
+    known = lengths[(lengths["contour_mm"] > 0) & (lengths["truth"] > 0)]
     shares = known["met_mm"] / known["contour_mm"]
     return {str(name): [float(share)] for name, share in shares.items()}
 
