@@ -1,4 +1,4 @@
-"""A chest CT in Hounsfield units and masks on it: arrays that know where they are.
+"""A chest CT in Hounsfield units, masks on it, and radiographs: arrays that know what and where they are.
 
 Inside pneumoscope axes (i, j, k) run RAS+; `from_native` is the one way in, `to_native` the one way out. The scan's
 own grid is kept as `native`, and every mask is written back on exactly that grid.
@@ -163,6 +163,35 @@ class Mask:
         """Volume of one label, or of all, in millilitres; 0.0 when there is none."""
         voxels = self.any if label is None else self.of(label)
         return float(np.count_nonzero(voxels)) * self.grid.voxel_volume_ml
+
+
+@dataclass(frozen=True, eq=False)
+class Radiograph:
+    """A projection X-ray as it is looked at: bone is bright, air is dark.
+
+    Attributes:
+        pixels: (rows, columns) float32 in [0, 1]; row 0 is the top, column 0 the left of the picture (the patient's
+            right side when it is frontal).
+        case: the name used in outputs; never a patient's name.
+        spacing_mm: between rows and between columns; None where the file does not say.
+        findings: what the reader accepted or mended and wants reported.
+        source: plain facts for reports (format, view, ...), without personal data.
+    """
+
+    pixels: NDArray[np.float32]
+    case: str = "image"
+    spacing_mm: tuple[float, float] | None = None
+    findings: tuple[Finding, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or self.pixels.dtype != np.float32 or not self.pixels.size:
+            raise GeometryError(
+                f"a radiograph holds (rows, columns) float32, got {self.pixels.shape} {self.pixels.dtype}"
+            )
+        low, high = float(self.pixels.min()), float(self.pixels.max())
+        if not (low >= 0.0 and high <= 1.0):
+            raise GeometryError(f"a radiograph's pixels lie in [0, 1], got {low:g} to {high:g}")
 
 
 def present_labels(labels: NDArray[np.uint8]) -> list[int]:

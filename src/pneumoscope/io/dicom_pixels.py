@@ -42,7 +42,7 @@ class PixelFormat:
     Attributes:
         shape: (rows, columns).
         frames: at least 1.
-        bits_allocated: 16 or 32.
+        bits_allocated: 16 or 32 (8 for grey pictures).
         bits_stored: bits that carry the value.
         high_bit: highest of them.
         signed: two's complement.
@@ -61,8 +61,12 @@ class PixelFormat:
         return self.shape[0] * self.shape[1] * self.bits_allocated // 8
 
 
-def pixel_format(header: Header) -> PixelFormat:
+def pixel_format(header: Header, *, grey_levels: bool = False) -> PixelFormat:
     """Sizes and sample format of a file, proven to fit the bytes that are there.
+
+    Args:
+        header: the file.
+        grey_levels: 8-bit pictures are welcome too (radiographs); they are no Hounsfield units.
 
     Raises:
         ReadError: rows 1, 2, 17 (8-bit pictures), 29, 30, 31, 32.
@@ -82,13 +86,14 @@ def pixel_format(header: Header) -> PixelFormat:
         raise _refused(30, f"the header says {rows} x {columns} pixels; export the series again", header)
     if rows * columns > MAX_FRAME_PIXELS:
         raise _refused(31, f"the header says {rows} x {columns} pixels, no CT has that many; remove the file", header)
-    if allocated == 8:
+    if allocated == 8 and not grey_levels:
         raise _refused(
             17, "8-bit pictures hold grey levels, not Hounsfield units; export the original CT images", header
         )
     stored = header.integer("BitsStored", allocated)
     high = header.integer("HighBit", stored - 1)
-    if allocated not in (16, 32) or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
+    words = (8, 16, 32) if grey_levels else (16, 32)
+    if allocated not in words or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
         raise _refused(29, f"{stored} bits in words of {allocated} cannot be decoded; export the series again", header)
     signed = header.integer("PixelRepresentation", 0) == 1
     layout = PixelFormat((rows, columns), frames, allocated, stored, high, signed)

@@ -23,9 +23,11 @@ from pneumoscope.errors import Finding, ReadError
 from pneumoscope.io.dicom_files import discover
 from pneumoscope.io.dicom_frames import Frame, frames_of
 from pneumoscope.io.dicom_geometry import Stack, Step, stack
+from pneumoscope.io.dicom_header import read_header
 from pneumoscope.io.dicom_hounsfield import Hounsfield
 from pneumoscope.io.dicom_index import index_of
 from pneumoscope.io.dicom_pixels import is_lossy, read_frame
+from pneumoscope.io.dicom_radiograph import radiograph_of
 from pneumoscope.io.dicom_series import Folder, choose, kernel, sort_out
 
 _MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "UIH", "UNITED IMAGING", "NEUSOFT", "HITACHI", "FUJIFILM")
@@ -35,13 +37,16 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
     """Do what the request asks; errors for the user come back as a document too.
 
     Args:
-        request: ``path``, ``where`` (the input as the user wrote it), ``action`` (``read``, ``list``, ``index`` or
-            ``derive``), and options.
-        out: where voxels go, k by k, for ``read``; where labels come from for ``derive``.
+        request: ``path``, ``where`` (the input as the user wrote it), ``action`` (``read``, ``list``, ``index``,
+            ``derive`` or ``radiograph``), and options.
+        out: where voxels go, k by k, for ``read`` and ``radiograph``; where labels come from for ``derive``.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if request["action"] == "radiograph":
+                assert out is not None
+                return radiograph_of(read_header(discover(Path(request["path"]))[0]), out)
             folder = sort_out(discover(Path(request["path"])), any_modality=request["any_modality"])
             if request["action"] == "list":
                 return {"series": _listing(folder)}

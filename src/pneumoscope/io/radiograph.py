@@ -1,0 +1,213 @@
+"""One radiograph in: PNG, JPEG, GIF, BMP, TIFF, WebP or DICOM, told apart by content, to a `Radiograph`.
+
+Pictures are opened only after their size has been read from the header: nothing is decoded that is no radiograph's
+size. What is refused and accepted is listed in docs/reference/input-codes.md under ``IN-XRY``.
+"""
+
+from __future__ import annotations
+
+import io as streams
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import Finding, ReadError
+from pneumoscope.io.kinds import case_name
+from pneumoscope.io.stored import Place, open_regular
+from pneumoscope.volume import Radiograph
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FAMILY = "IN-XRY"
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
+READABLE = "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM (CR, DX)"
+
+MIN_SIDE = 64
+"""Pixels; smaller pictures show no lung."""
+
+MAX_PIXELS = 60_000_000
+"""Twice the largest detectors (about 4300 x 3500 would be 15 million)."""
+
+MAX_BYTES = 512 * 2**20
+_TAIL_BYTES = 4096
+COLOUR_SHARE, COLOUR_STEP = 0.02, 24 / 255
+"""A picture is coloured when more than 2 % of its pixels have channels further apart than this."""
+
+
+def read_radiograph(path: str | Path, *, case: str | None = None) -> Radiograph:
+    """One picture as grey levels in [0, 1], bone bright.
+
+    8-bit pictures keep their levels (0 is 0, 255 is 1). Pictures of more bits and DICOM without a window are stretched
+    between their 0.5 and 99.5 percentiles. Transparent parts become black; EXIF turns are followed; of several frames
+    the first is taken.
+
+    Args:
+        path: the file.
+        case: name for outputs; by default the file's stem.
+
+    Raises:
+        ReadError: with an IN-XRY code (IN-DCM for damaged DICOM).
+    """
+    place = Place(Path(path), FAMILY)
+    with open_regular(place) as stream:
+        head = stream.read(4096)
+        size = stream.seek(0, 2)
+    if not head:
+        raise place.error(81, "is empty (0 bytes), expected a picture; fetch it again")
+    if size > MAX_BYTES:
+        raise place.error(84, f"has {size >> 20} MiB, expected a picture of at most {MAX_BYTES >> 20} MiB")
+    name = case or case_name(Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path)
+    if head[128:132] == b"DICM":
+        return _read_dicom(place, name)
+    return _read_picture(place, name)
+
+
+def find_radiographs(path: str | Path) -> list[Path]:
+    """The pictures at or below a path, sorted by name; hidden files and `__MACOSX` are passed over.
+
+    Raises:
+        ReadError: IN-XRY-081, nothing there or no picture in the folder.
+    """
+    start = Path(path)
+    place = Place(start, FAMILY)
+    if start.is_dir():
+        found = sorted(_pictures(start))
+        if not found:
+            raise place.error(81, f"is a folder without a picture; expected {READABLE}")
+        return found
+    if not start.exists():
+        raise place.error(81, "no such file or folder; check the path")
+    return [start]
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for inside in folder.rglob("*"):
+        parts = inside.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if not hidden and inside.suffix.lower() in SUFFIXES and inside.is_file():
+            yield inside
+
+
+def _read_picture(place: Place, case: str) -> Radiograph:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    with open_regular(place) as stream:
+        data = stream.read()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = Image.open(streams.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise place.error(81, f"is no picture; expected {READABLE}") from None
+        except Image.DecompressionBombError:
+            raise place.error(84, "has more pixels than any radiograph; make it smaller") from None
+        except (OSError, ValueError, SyntaxError) as error:
+            raise _unreadable(place, error) from None
+        columns, rows = picture.size
+        _require_size(place, rows, columns)
+        findings: list[Finding] = []
+        if getattr(picture, "n_frames", 1) > 1:
+            findings.append(place.note(87, f"holds {getattr(picture, 'n_frames', 1)} frames; the first was taken"))
+        kind = str(picture.format)
+        if not _ends_well(kind, data) or (kind == "PNG" and not _png_is_whole(data, rows)):
+            raise place.error(82, "is cut off: its end is missing; fetch or export it again")
+        try:
+            picture.load()
+            pixels, coloured = _grey(ImageOps.exif_transpose(picture))
+        except (OSError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, IndexError) as error:
+            raise _unreadable(place, error) from None
+    if coloured > COLOUR_SHARE:
+        findings.append(place.note(85, f"{coloured:.0%} of the picture is coloured; radiographs are grey"))
+    _require_content(place, pixels)
+    return Radiograph(pixels, case, None, tuple(findings), {"format": kind})
+
+
+def _read_dicom(place: Place, case: str) -> Radiograph:
+    from pneumoscope.io.dicom import ReadLimits, _exchange, _request, _scratch
+
+    limits = ReadLimits(wall_s=60, memory_mib=2048, max_voxels=MAX_PIXELS)
+    with _scratch() as (stream, name):
+        reply = _exchange(_request(place.path, "radiograph", limits, True) | {"out": name}, stream)
+        rows, columns = reply["shape"]
+        _require_size(place, rows, columns)
+        stream.seek(0)
+        pixels = np.frombuffer(stream.read(), "<f4")
+    if pixels.size != rows * columns:
+        raise place.error(82, "could not be read to its end; export it again")
+    pixels = pixels.reshape(rows, columns).astype(np.float32)
+    _require_content(place, pixels)
+    return Radiograph(
+        pixels,
+        case,
+        None if reply["spacing_mm"] is None else tuple(reply["spacing_mm"]),
+        tuple(Finding(**finding) for finding in reply["findings"]),
+        {k: v for k, v in reply["source"].items() if v},
+    )
+
+
+def _ends_well(kind: str, data: bytes) -> bool:
+    """Whether the mark of the format's end is there: decoders fill in what is missing without a word."""
+    if kind == "PNG":
+        return b"IEND" in data[-_TAIL_BYTES:]
+    if kind == "JPEG":
+        return b"\xff\xd9" in data[-_TAIL_BYTES:]
+    return True
+
+
+def _png_is_whole(data: bytes, rows: int) -> bool:
+    """Whether the compressed rows of a PNG are all there; Pillow leaves missing ones black."""
+    bits = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(data[25], 1)
+    if data[28]:  # interlaced: rows lie in seven passes, Pillow finds a missing one
+        return True
+    columns = int.from_bytes(data[16:20], "big")
+    expected, got, at = rows * (1 + (columns * bits + 7) // 8), 0, 8
+    engine = zlib.decompressobj()
+    try:
+        while at + 8 <= len(data) and got < expected and not engine.eof:
+            length = int.from_bytes(data[at : at + 4], "big")
+            if data[at + 4 : at + 8] == b"IDAT":
+                got += len(engine.decompress(data[at + 8 : at + 8 + length], expected - got))
+            at += 12 + length
+    except zlib.error:
+        return False
+    return got >= expected
+
+
+def _grey(picture: Image) -> tuple[NDArray[np.float32], float]:
+    """(rows, columns) in [0, 1] and the share of pixels that are coloured."""
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L")).astype(np.float32) / np.float32(255), 0.0
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture).astype(np.float32)
+        low, high = (float(v) for v in np.percentile(values[np.isfinite(values)], (0.5, 99.5)))
+        stretched = (values - low) / (high - low) if high > low else np.zeros_like(values)
+        return np.asarray(np.clip(np.nan_to_num(stretched), 0, 1)).astype(np.float32), 0.0
+    whole: Any = picture.convert("RGBA")
+    channels = np.asarray(whole, np.uint8)
+    colours = channels[..., :3].astype(np.float32) / 255 * (channels[..., 3:].astype(np.float32) / 255)
+    apart = colours.max(axis=2) - colours.min(axis=2)
+    grey = colours @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow converts to L
+    return np.clip(grey, 0, 1).astype(np.float32), float(np.mean(apart > COLOUR_STEP))
+
+
+def _require_size(place: Place, rows: int, columns: int) -> None:
+    if min(rows, columns) < MIN_SIDE:
+        raise place.error(83, f"has {rows} x {columns} pixels, expected at least {MIN_SIDE} along each side")
+    if rows * columns > MAX_PIXELS:
+        raise place.error(84, f"has {rows} x {columns} pixels, no radiograph has that many; make it smaller")
+
+
+def _require_content(place: Place, pixels: NDArray[np.float32]) -> None:
+    if float(np.ptp(pixels)) < 2 / 255:
+        raise place.error(86, "holds one grey level everywhere; it shows nothing")
+
+
+def _unreadable(place: Place, error: BaseException) -> ReadError:
+    return place.error(82, f"is damaged or cut off ({type(error).__name__}); fetch or export it again")
