@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pneumoscope.cli.data_audit import audit
+from pneumoscope.cli.data_check import check
+from pneumoscope.cli.data_split import split
 from pneumoscope.cli.options import Common, common_options, new_group
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
 
@@ -16,6 +19,9 @@ group = new_group("Data sets: what can be read, where to get it, synthetic scans
 
 def add_to(app: typer.Typer) -> None:
     """Hang the group into the command."""
+    group.command("check")(check)
+    group.command("audit")(audit)
+    group.command("split")(split)
     app.add_typer(group, name="data")
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
 from pneumoscope.datasets.phantom_sites import phantom_site, phantom_size
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
@@ -190,7 +190,17 @@ def read_phantom(root: str | Path) -> list[Case]:
     if [ref.case for ref in refs] != held["cases"]:
         raise DatasetError(f"{TABLE} and {MANIFEST} name different cases; make the data set again", path=root)
     cases = [
-        Case("phantom", ref.case, ref.patient or ref.case, ref.source or "", LICENCE, CITATION, partial(_load, ref))
+        Case(
+            "phantom",
+            ref.case,
+            ref.patient or ref.case,
+            ref.source or "",
+            LICENCE,
+            CITATION,
+            partial(_load, ref),
+            ref.date or "",
+            CaseFiles(ref.path, ref.lungs, ref.infiltrate),
+        )
         for ref in refs
     ]
     return require_unique_cases(cases, str(root))

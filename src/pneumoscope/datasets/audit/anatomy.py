@@ -1,0 +1,153 @@
+"""Where the lung is, told from density alone: the yardstick that masks are held against. Coarse, and never a result.
+
+Everything here works on a thinned grid of about 2.5 mm in plane and a megabyte or two, whatever the scan's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pneumoscope.geometry import Scalar
+from pneumoscope.volume import Volume
+
+STEP_MM = 2.5
+AERATED_BELOW_HU = -350.0
+"""Between fat and infiltrated lung on one side and aerated lung on the other; scans that read 50 HU off still pass."""
+
+GAS_ABOVE_AIR_HU = 40.0
+"""Gas reads as the room's air within the noise of a median; even emphysema holds some tissue."""
+
+LARGEST_SHARE = 0.1
+"""A connected piece of air smaller than this share of the largest is gut or a gap, not lung."""
+
+CLOSING_MM = 10.0
+"""Vessels, fissures and infiltrate narrower than twice this that aerated lung surrounds count as lung."""
+
+AXES = ("left-right", "front-back", "head-foot")
+Flip = tuple[bool, bool, bool]
+FLIPS: tuple[Flip, ...] = tuple(
+    (a, b, c) for a, b, c in sorted(product((False, True), repeat=3), key=lambda f: (sum(f), f))
+)
+"""No mirroring first, then by one axis, by two, by three."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The scan thinned, with the lung seen in it.
+
+    Attributes:
+        hu: (i, j, k) float32, every `steps`-th voxel in plane.
+        lung: (i, j, k) bool, aerated lung with what it surrounds.
+        aerated: (i, j, k) bool, aerated lung alone.
+        steps: voxels of the scan per thinned voxel along (i, j, k).
+        lung_ml: volume of `aerated`.
+        air_hu: what plain air reads on this scan.
+        typical_hu: the patient's aerated lung, the lower quartile.
+    """
+
+    hu: NDArray[np.float32]
+    lung: NDArray[np.bool_]
+    aerated: NDArray[np.bool_]
+    steps: tuple[int, int, int]
+    lung_ml: float
+    air_hu: float
+    typical_hu: float
+
+    def thin(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask of the scan on the thinned grid."""
+        i, j, k = self.steps
+        return mask[i // 2 :: i, j // 2 :: j, k // 2 :: k]
+
+
+def look(volume: Volume) -> Anatomy:
+    """The scan's own anatomy; where no lung is seen, `lung` is empty and `typical_hu` that of lung in general."""
+    x_mm, y_mm, _ = volume.spacing_mm
+    i, j = (min(max(1, int(STEP_MM / step)), max(1, n // 48)) for step, n in
+            zip((x_mm, y_mm), volume.grid.shape[:2], strict=True))  # fmt: skip
+    hu = np.ascontiguousarray(volume.hu[i // 2 :: i, j // 2 :: j])
+    air = hu < AERATED_BELOW_HU
+    outside = _outside(air)
+    inner = air & ~outside
+    voxel_ml = volume.grid.voxel_volume_ml * i * j
+    around = hu[outside]
+    air_hu = min(float(np.median(around)) if around.size > 100 else -1000.0, -800.0)
+    aerated = _large_pieces(inner & ~_gas(inner, hu, air_hu))
+    lung_ml = float(np.count_nonzero(aerated)) * voxel_ml
+    typical = float(np.percentile(hu[aerated], 25)) if aerated.any() else -850.0
+    radius = (max(1, round(CLOSING_MM / (x_mm * i))), max(1, round(CLOSING_MM / (y_mm * j))))
+    return Anatomy(hu, _closed(aerated, radius), aerated, (i, j, 1), lung_ml, air_hu, typical)
+
+
+def _outside(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Air that reaches the border of its slice: the room, never lung."""
+    out = np.zeros_like(air)
+    for k in range(air.shape[2]):
+        pieces, count = ndimage.label(air[:, :, k])
+        if count:
+            rim = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
+            touching = np.zeros(count + 1, bool)
+            touching[rim] = True
+            touching[0] = False
+            out[:, :, k] = touching[pieces]
+    return out
+
+
+def _gas(air: NDArray[np.bool_], hu: NDArray[np.float32], air_hu: float) -> NDArray[np.bool_]:
+    """Pieces of a slice that are plain gas over half their area: stomach, gut and windpipe."""
+    out = np.zeros_like(air)
+    for k in range(air.shape[2]):
+        pieces, count = ndimage.label(air[:, :, k])
+        if count:
+            middle = np.asarray(ndimage.median(hu[:, :, k], pieces, np.arange(count + 1)))
+            gas = middle <= air_hu + GAS_ABOVE_AIR_HU
+            gas[0] = False
+            out[:, :, k] = gas[pieces]
+    return out
+
+
+def _large_pieces(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    pieces, count = ndimage.label(air)
+    if not count:
+        return air
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= LARGEST_SHARE * sizes.max())[pieces] & air)
+
+
+def _closed(aerated: NDArray[np.bool_], radius: tuple[int, int]) -> NDArray[np.bool_]:
+    """Aerated lung with the gaps in it, slice by slice."""
+    a, b = np.ogrid[-radius[0] : radius[0] + 1, -radius[1] : radius[1] + 1]
+    disc = (a / radius[0]) ** 2 + (b / radius[1]) ** 2 <= 1
+    out = np.zeros_like(aerated)
+    pad = (radius[0] + 1, radius[1] + 1)
+    for k in np.flatnonzero(aerated.any(axis=(0, 1))):
+        wide = np.pad(aerated[:, :, k], ((pad[0],) * 2, (pad[1],) * 2))
+        closed = ndimage.binary_fill_holes(ndimage.binary_closing(wide, disc))
+        out[:, :, k] = closed[pad[0] : -pad[0], pad[1] : -pad[1]]
+    return out
+
+
+def mirrored(array: NDArray[Scalar], flip: Flip) -> NDArray[Scalar]:
+    """The array mirrored along the chosen axes; a view."""
+    return array[tuple(slice(None, None, -1) if along else slice(None) for along in flip)]
+
+
+def flip_words(flip: Flip) -> str:
+    """``left-right and head-foot``."""
+    return " and ".join(name for name, along in zip(AXES, flip, strict=True) if along)
+
+
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Dice of two masks; 0.0 when either is empty: nothing fits nothing."""
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 2.0 * int(np.count_nonzero(a & b)) / total if a.any() and b.any() else 0.0
+
+
+def best_flip(score: dict[Flip, float]) -> Flip:
+    """The mirroring with the highest score; of equal ones the simplest."""
+    return max(FLIPS, key=lambda flip: score[flip])

@@ -1,0 +1,150 @@
+"""All that is judged about one case by itself: grids, labels, lungs, infiltrate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.audit.anatomy import Anatomy, look
+from pneumoscope.datasets.audit.findings import AuditFinding, spotted
+from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_fit, infiltrate_pieces
+from pneumoscope.datasets.audit.lungs import lung_fit, lung_sides
+from pneumoscope.datasets.audit.raw import RawCase, RawMask
+from pneumoscope.datasets.audit.rules import AuditRules
+from pneumoscope.errors import ReadError
+from pneumoscope.volume import Mask, present_labels
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What came of one case.
+
+    Attributes:
+        findings: unranked, with their voxels.
+        not_judged: rule -> why it was left out; never silently.
+        lungs: (i, j, k) labels 1 and 2 that later steps may trust, or None.
+        infiltrate: (i, j, k) labels likewise, or None.
+    """
+
+    findings: list[AuditFinding]
+    not_judged: dict[str, str] = field(default_factory=dict)
+    lungs: NDArray[np.uint8] | None = None
+    infiltrate: NDArray[np.uint8] | None = None
+
+
+def judge_case(
+    raw: RawCase,
+    rules: AuditRules | None = None,
+    *,
+    lungs: NDArray[np.uint8] | None = None,
+    anatomy: Anatomy | None = None,
+    stacked: bool = True,
+) -> Judged:
+    """Judge one case by itself.
+
+    A fault of a whole mask (another grid, mirrored, of another scan) is reported once, and the mask's pieces are not
+    judged then: they would all be wrong for the same reason.
+
+    Args:
+        raw: the case as read.
+        rules: thresholds.
+        lungs: (i, j, k) lungs found by a model, used where the case has no lung mask that can be trusted.
+        anatomy: what `look` gave for this scan, when it is at hand.
+        stacked: whether neighbouring slices are neighbours in the body.
+    """
+    rules = rules or AuditRules()
+    case = raw.case.case
+    out = Judged([], {})
+    if raw.hounsfield:
+        anatomy = look(raw.volume) if anatomy is None else anatomy
+    else:
+        anatomy = None
+        for rule in ("in-air", "in-bone", "foreign-mask", "empty-lungs by density"):
+            out.not_judged[rule] = raw.why_not
+        if raw.sized:
+            detail = f"{raw.why_not}; densities were not judged"
+            out.findings.append(AuditFinding(case, "not-hu", "warning", detail))
+    for what, problem in raw.problems:
+        out.findings.append(AuditFinding(case, "unreadable", "error", problem, mask=what))
+    own = _lungs(raw, anatomy, rules, stacked, out)
+    known = own if own is not None else lungs
+    drawn = _on_scan(raw, raw.infiltrate, "infiltrate", out)
+    if drawn is not None:
+        _infiltrate(raw, drawn, known, anatomy, rules, stacked, out)
+    elif raw.infiltrate is None and not raw.problems:
+        out.not_judged["infiltrate"] = "no infiltrate mask"
+    return Judged(out.findings, out.not_judged, known, drawn)
+
+
+def _lungs(
+    raw: RawCase, anatomy: Anatomy | None, rules: AuditRules, stacked: bool, out: Judged
+) -> NDArray[np.uint8] | None:
+    """Findings about the lung mask; its labels when they can be trusted to say where lung is."""
+    labels = _on_scan(raw, raw.lungs, "lungs", out)
+    if labels is None:
+        if raw.lungs is None and not any(what == "lungs" for what, _ in raw.problems):
+            out.not_judged["lungs"] = "no lung mask"
+        return None
+    whole = lung_fit(raw.case.case, labels > 0, anatomy, rules)
+    if anatomy is None or anatomy.lung_ml < rules.least_lung_ml:
+        out.not_judged["mirrored lung mask"] = raw.why_not or "no aerated lung is seen on the scan"
+    out.findings.extend(whole)
+    if whole:
+        return None
+    if len(present_labels(labels)) > 1:
+        out.findings.extend(
+            lung_sides(raw.case.case, labels, raw.volume.grid, sized=raw.sized, rows_are_body=stacked)
+        )  # fmt: skip
+    else:
+        out.not_judged["swapped-sides"] = "the lung mask does not tell sides"
+    return labels
+
+
+def _infiltrate(
+    raw: RawCase, labels: NDArray[np.uint8], lungs: NDArray[np.uint8] | None, anatomy: Anatomy | None,
+    rules: AuditRules, stacked: bool, out: Judged,
+) -> None:  # fmt: skip
+    drawn = labels > 0
+    scene = Scene(raw.volume, None if lungs is None else lungs > 0, anatomy, raw.sized, stacked)
+    if scene.lung is None and scene.guess is None:
+        out.not_judged["outside-lung, no-lung-slice"] = "no lung mask, and none can be guessed"
+    elif scene.lung is None:
+        out.not_judged["outside-lung within 15 mm"] = "no lung mask; lung was guessed from density"
+    if not (raw.sized and stacked):
+        out.not_judged["single-slice"] = "slices are no gapless stack"
+    if raw.sized and rules.speck_ml < 3 * raw.volume.grid.voxel_volume_ml:
+        limit = rules.speck_ml / 3
+        out.not_judged["speck inside the lung"] = f"voxels above {limit:.3f} ml: a few of them may be a real lesion"
+    whole = infiltrate_fit(raw.case.case, drawn, scene, rules)
+    out.findings.extend(whole)
+    if not whole:
+        out.findings.extend(infiltrate_pieces(raw.case.case, drawn, scene, rules))
+
+
+def _on_scan(raw: RawCase, mask: RawMask | None, what: str, out: Judged) -> NDArray[np.uint8] | None:
+    """House labels of a mask that lies on its scan, with its undeclared labels reported; None when it does not."""
+    if mask is None:
+        return None
+    from pneumoscope.io.masks import fit_mask
+
+    every = {n: f"label {n}" for n in range(1, 256)}
+    try:
+        fit_mask(Mask(mask.labels, mask.grid, every), raw.volume.grid, what=f"the {what} mask")
+    except ReadError as problem:
+        detail = problem.message.split(";")[0]
+        out.findings.append(AuditFinding(raw.case.case, "grid-differs", "error", detail, mask=what))
+        return None
+    present = present_labels(mask.labels)
+    marked = int(np.count_nonzero(mask.labels))
+    for label in (n for n in present if n not in mask.declared):
+        where = np.argwhere(mask.labels == label)
+        known = ", ".join(str(n) for n in sorted(mask.declared)) or "none"
+        detail = f"label {label} in the {what} mask, declared are {known}; {len(where) / marked:.1%} of what is marked"
+        out.findings.append(
+            spotted(
+                raw.case.case, "undeclared-label", "error", detail, where, raw.volume.grid, sized=raw.sized, mask=what
+            )
+        )  # fmt: skip
+    return mask.house()

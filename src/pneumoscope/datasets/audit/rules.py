@@ -1,0 +1,121 @@
+"""What counts as a fault: the kinds there are, and every threshold with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding.
+
+    Attributes:
+        title: for people.
+        meaning: one sentence: what was seen.
+        repair: what `--fix` does about it; empty where a person must decide.
+    """
+
+    title: str
+    meaning: str
+    repair: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "unreadable": Kind("Unreadable", "The scan or a mask cannot be read, so the case was not judged."),
+    "grid-differs": Kind("Mask on another grid", "The mask has another shape or place than its scan."),
+    "mirrored-mask": Kind("Mirrored mask", "The mask fits its scan better when it is mirrored."),
+    "foreign-mask": Kind("Mask of another scan?", "The mask does not fit its scan, mirrored or not."),
+    "not-hu": Kind("Not Hounsfield units", "The values of the scan are no Hounsfield units; rules on density rest."),
+    "empty-lungs": Kind("Empty lung mask", "The lung mask marks nothing although the scan shows lung."),
+    "swapped-sides": Kind(
+        "Sides swapped", "What is labelled right lung lies on the patient's left.", "labels 1 and 2 are exchanged"
+    ),
+    "undeclared-label": Kind(
+        "Undeclared label", "The mask holds a label that the data set does not explain.",
+        "removed when it is a trace only",
+    ),
+    "duplicate-patient": Kind("One scan, two patients", "Two patients of the set have the same scan."),
+    "duplicate-scan": Kind("Scan twice", "The same voxels stand under two names, flipped or repacked perhaps."),
+    "near-duplicate": Kind("Nearly the same scan", "A resampled or requantised copy of another scan."),
+    "no-lung-slice": Kind("Infiltrate without lung", "Infiltrate on a slice that shows no lung.", "removed"),
+    "in-air": Kind("Infiltrate in air", "Most of the marked voxels are plain air.", "removed"),
+    "in-bone": Kind("Infiltrate in bone", "Most of the marked voxels are as dense as bone.", "removed"),
+    "outside-lung": Kind("Infiltrate outside the lung", "Infiltrate away from the lung mask.", "removed"),
+    "speck": Kind("Speck", "An island of a few voxels, away from other infiltrate or from the lung.", "removed"),
+    "crumbs": Kind("Crumbs", "Islands of a few voxels beside larger infiltrate, counted together.", "removed"),
+    "single-slice": Kind("On one slice only", "A wide region on one slice with nothing above and below."),
+    "missing-annotation": Kind("Not drawn?", "The model is sure of infiltrate where the reader drew nothing."),
+    "unseen-lesion": Kind("Not seen by the model", "The model sees nothing of a lesion that was drawn."),
+}  # fmt: skip
+"""In the order in which they are listed where severity is equal; what concerns a whole case comes first."""
+
+REPAIRS = tuple(name for name, kind in KINDS.items() if kind.repair)
+"""Kinds that `--fix` can mend; each can be switched."""
+
+
+@dataclass(frozen=True)
+class AuditRules:
+    """Thresholds of the audit; our choice unless a source is given.
+
+    Attributes:
+        speck_voxels: an island up to so many voxels is a speck (Maganaris 2022b, figure 4, area 1: three pixels).
+        speck_ml: inside the lung an island is a speck only below this (a ball of 3 mm): with coarse voxels a few of
+            them are a real lesion, and islands inside the lung are not judged.
+        crumb_mm: an island this near to larger infiltrate is a crumb of its outline.
+        outside_mm: a reader's outline may leave the lung mask by so much (pleura, partial volume) without a finding.
+        outside_error_mm: from this distance on it is no slip of an outline.
+        outside_ml: what lies outside in one piece and is smaller gets a warning only.
+        outside_guess_mm: distance allowed where there is no lung mask and the lung is guessed from density (on clean
+            synthetic scans infiltrate lies up to 8 mm away from the guess); such findings are warnings.
+        air_share: between plain air (0) and the patient's aerated lung (1) a median below this share is air.
+        bone_hu: a median above is bone: consolidation stays below 100 HU, with contrast below 200.
+        one_slice_steps: a region on one slice is odd when it is wider than so many slice distances: a lesion is about
+            as high as wide.
+        stray_label_share: an undeclared label up to this share of the marked voxels is a trace (MedSeg's first
+            release had stray voxels of label 3 at lung borders) and may be removed.
+        mirror_gain: a lung mask is mirrored when mirroring raises its Dice with the aerated lung by this much.
+        mirror_dice: and to at least this.
+        foreign_share: less than this share of the aerated lung inside the lung mask, however mirrored, and the mask is
+            of another scan: windpipe and gut take a few percent.
+        foreign_dice: and the Dice is below this.
+        least_lung_ml: aerated lung that must be seen before lung masks are judged by it.
+        infiltrate_fit: share of a mirrored infiltrate mask that must lie on dense lung (of masks that are right 0.53 to
+            0.97 do, measured on 30 synthetic scans).
+        infiltrate_gain: how many times more than unmirrored (mirrored wrongly, at most 0.8 times).
+        infiltrate_chance: an infiltrate mask that meets dense lung less than so many times as often as chance would
+            is perhaps of another scan.
+        infiltrate_voxels: on the thinned grid of 2.5 mm; fewer are too little to tell a mirrored mask by.
+        near_correlation: fingerprints (ranks of 32 x 32 x 24 block means) correlate so much for copies only.
+        sure: mean probability over a region that the model is sure of (Maganaris 2022a, figure 7, gives no number).
+        region_ml: regions and lesions smaller than this are not compared with the model.
+        unseen: the model sees nothing where its probability stays below this everywhere in a drawn lesion.
+    """
+
+    speck_voxels: int = 10
+    speck_ml: float = 0.015
+    crumb_mm: float = 5.0
+    outside_mm: float = 5.0
+    outside_error_mm: float = 10.0
+    outside_ml: float = 0.5
+    outside_guess_mm: float = 15.0
+    air_share: float = 0.25
+    bone_hu: float = 200.0
+    one_slice_steps: float = 3.0
+    stray_label_share: float = 0.01
+    mirror_gain: float = 0.03
+    mirror_dice: float = 0.75
+    foreign_share: float = 0.85
+    foreign_dice: float = 0.88
+    least_lung_ml: float = 400.0
+    infiltrate_fit: float = 0.45
+    infiltrate_gain: float = 1.35
+    infiltrate_chance: float = 1.2
+    infiltrate_voxels: int = 40
+    near_correlation: float = 0.99
+    sure: float = 0.8
+    region_ml: float = 0.5
+    unseen: float = 0.2

@@ -1,0 +1,284 @@
+"""Is this folder that data set, whole and readable? Every file read to its end, counts held against published ones."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumoscope.datasets.case import MASKS, Case, in_subset
+from pneumoscope.datasets.registry import dataset_info, read_dataset
+from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
+from pneumoscope.progress import Progress, silent
+
+COUNTS = ("scans", "patients", "slices", "slices_with_lung", "slices_with_infiltrate")
+_SIDE_FILES = {
+    ".csv", ".json", ".md", ".pdf", ".txt", ".xlsx", ".xml", ".html", ".tcia", ".yml", ".yaml", ".rst", ".doc", ".docx",
+}  # fmt: skip
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that keeps the set from being whole.
+
+    Attributes:
+        case: which case, empty where it is about the set.
+        what: one sentence.
+    """
+
+    case: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """One count held against the published one.
+
+    Attributes:
+        name: key as in `DatasetInfo.expected`, e.g. ``slices@masks``.
+        found: what was counted; None where the set or a quick check cannot tell.
+        published: None where nothing is published.
+        note: why `found` is missing.
+    """
+
+    name: str
+    found: int | None
+    published: int | None
+    note: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether both are known and not equal."""
+        return self.found is not None and self.published is not None and self.found != self.published
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What a check found.
+
+    Attributes:
+        dataset: name.
+        quick: whether files were only listed.
+        counts: scans, patients, slices, per subset.
+        problems: what is missing, unreadable or off.
+        notes: what is worth knowing and no fault: cases without masks, a count that cannot be compared.
+        beyond: files of the folder that belong to no case.
+    """
+
+    dataset: str
+    quick: bool
+    counts: tuple[Count, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """No problem, and no count that differs from the published one."""
+        return not self.problems and not any(count.differs for count in self.counts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "whole": self.whole}
+
+
+@dataclass
+class _Seen:
+    """What one case adds."""
+
+    slices: int | None = None
+    with_lung: int | None = None
+    with_infiltrate: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def check_dataset(
+    name: str, root: str | Path, *, quick: bool = False, progress: Progress = silent
+) -> DatasetCheck:  # fmt: skip
+    """Check a data set on disk, one scan in memory at a time.
+
+    Args:
+        name: of the data set.
+        root: its folder or table.
+        quick: look at the listing only: names, pairs, empty files; nothing is opened.
+        progress: called per case.
+
+    Raises:
+        DatasetError: the folder is not that data set at all.
+        InputError: a table that cannot be used.
+    """
+    info = dataset_info(name)
+    if info.kind == "xray":
+        raise DatasetError(f"{name} holds radiographs; only CT sets are checked", path=root)
+    start = Path(root)
+    try:
+        cases = read_dataset(name, start)
+    except InputError:
+        missing = _missing_from_table(start)
+        if not missing:
+            raise
+        return DatasetCheck(name, quick, (), tuple(Problem("", f"{file} is missing") for file in missing))
+    if not cases:
+        raise DatasetError(f"holds no case of {name}; check the folder", path=root)
+    seen: dict[str, _Seen] = {}
+    for number, case in enumerate(cases):
+        progress("check", number, len(cases), case.case)
+        seen[case.case] = _listed(case, start)
+        if not (quick or seen[case.case].problems):
+            _read(case, info.kind == "slices", seen[case.case])
+    progress("check", len(cases), len(cases))
+    problems = [Problem(case, what) for case, found in seen.items() for what in found.problems]
+    pairs, notes = _pairs(cases, declared=any(key.endswith(f"@{MASKS}") for key in info.expected))
+    beyond, looked = _beyond(cases, start)
+    notes += [] if looked else ["files beyond the cases were not looked for: not every case says where it lies"]
+    counts = _counts(cases, seen, info.expected, quick)
+    return DatasetCheck(name, quick, counts, (*problems, *pairs), tuple(notes), tuple(beyond))
+
+
+def leaving_link(path: Path, root: Path) -> bool:
+    """Whether a path written within `root` leads out of it by a link; one written outside is somebody's choice."""
+    home = root if root.is_dir() else root.parent
+    written = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the link that is looked for
+    if not written.is_relative_to(os.path.abspath(home)):  # noqa: PTH100
+        return False
+    return not path.resolve().is_relative_to(home.resolve())
+
+
+def _files(case: Case) -> list[tuple[str, Path]]:
+    if case.files is None:
+        return []
+    every = (("image", case.files.image), ("lungs", case.files.lungs), ("infiltrate", case.files.infiltrate))
+    return [(what, path) for what, path in every if path is not None]
+
+
+def _listed(case: Case, root: Path) -> _Seen:
+    """What the listing alone says of a case."""
+    found = _Seen()
+    for what, path in _files(case):
+        inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        if not path.exists():
+            found.problems.append(f"{what} {path.name} is missing")
+        elif leaving_link(path, root) or any(leaving_link(p, root) for p in inside if p.is_symlink()):
+            found.problems.append(f"{what} {path.name} is a link that leads out of the data set")
+        elif not inside or any(p.stat().st_size == 0 for p in inside):
+            found.problems.append(f"{what} {path.name} is empty")
+    return found
+
+
+def _read(case: Case, pictures: bool, found: _Seen) -> None:
+    """Read every file of a case to its end; what is wrong becomes a problem."""
+    from pneumoscope.datasets.audit.raw import read_raw
+    from pneumoscope.io.masks import fit_mask
+    from pneumoscope.volume import Mask
+
+    try:
+        raw = read_raw(case, pictures=pictures)
+    except PneumoscopeError as problem:
+        found.problems.append(str(problem))
+        return
+    found.slices = raw.volume.grid.shape[2]
+    found.problems.extend(text for _, text in raw.problems)
+    for what, mask in (("lungs", raw.lungs), ("infiltrate", raw.infiltrate)):
+        if mask is None:
+            continue
+        try:
+            fit_mask(Mask(mask.labels, mask.grid, {n: str(n) for n in range(1, 256)}), raw.volume.grid, what=what)
+        except PneumoscopeError as problem:
+            found.problems.append(problem.message)
+            continue
+        marked = int(np.count_nonzero(mask.house().any(axis=(0, 1))))
+        if what == "lungs":
+            found.with_lung = marked
+        else:
+            found.with_infiltrate = marked
+
+
+def _pairs(cases: Sequence[Case], *, declared: bool) -> tuple[list[Problem], list[str]]:
+    """Cases without a mask that others of their source have: a fault, unless the set says how many have one."""
+    problems, notes = [], []
+    by_source: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.files is not None:
+            by_source.setdefault(case.source, []).append(case)
+    for source, members in by_source.items():
+        for what in ("lungs", "infiltrate"):
+            without = [c.case for c in members if getattr(c.files, what) is None]
+            where = f" of {source}" if source else ""
+            if without and len(without) < len(members) and not declared:
+                problems += [Problem(case, f"no {what} mask, though other cases{where} have one") for case in without]
+            elif without:
+                notes.append(f"{len(without)} of {len(members)} cases{where} have no {what} mask")
+    return problems, notes
+
+
+def _counts(
+    cases: Sequence[Case], seen: dict[str, _Seen], expected: Any, quick: bool
+) -> tuple[Count, ...]:  # fmt: skip
+    names = list(expected) + [name for name in COUNTS if name not in expected]
+    out = []
+    for name in names:
+        what, _, subset = name.partition("@")
+        some = [case for case in cases if in_subset(case, subset)]
+        found, note = _count(what, some, [seen[case.case] for case in some], quick)
+        out.append(Count(name, found, expected.get(name), note))
+    return tuple(out)
+
+
+def _count(what: str, cases: Sequence[Case], seen: Sequence[_Seen], quick: bool) -> tuple[int | None, str]:
+    """One count, or why it cannot be made."""
+    if what == "scans":
+        return len(cases), ""
+    if what == "patients":
+        return len({case.patient for case in cases}), ""
+    if quick:
+        return None, "not counted in a quick check"
+    name = {"slices": "slices", "slices_with_lung": "with_lung", "slices_with_infiltrate": "with_infiltrate"}.get(what)
+    values = [getattr(one, name) for one in seen] if name else []
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, "no such masks" if name and name != "slices" else "not known"
+    return sum(known), "" if len(known) == len(values) else f"of {len(known)} of {len(values)} cases"
+
+
+def _beyond(cases: Iterable[Case], root: Path) -> tuple[list[str], bool]:
+    """Files of the folder that belong to no case, relative to it; tables and notes are taken for granted."""
+    members = list(cases)
+    if not root.is_dir() or any(case.files is None for case in members):
+        return [], root.is_file()
+    known = {path for case in members for _, path in _files(case)}
+    folders = {path for path in known if path.is_dir()}
+    out = []
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        taken = path in known or any(folder in path.parents for folder in folders)
+        if not (hidden or taken or path.suffix.lower() in _SIDE_FILES or path.stem.upper() in ("LICENSE", "LICENCE")):
+            out.append(path.relative_to(root).as_posix())
+    return out, True
+
+
+def _missing_from_table(root: Path) -> list[str]:
+    """Files that a manifest lists and that are not there; empty where there is no such table."""
+    import csv
+
+    table = root / "manifest.csv" if root.is_dir() else root
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    cells = [str(row[c]).strip() for row in rows for c in ("image", "lungs", "infiltrate") if row.get(c)]
+    return [cell for cell in cells if cell and not (table.parent / cell).exists()]
+
+
+def listed(names: Sequence[str]) -> list[str]:
+    """The first few names, and how many more there are; folders with many files are summed up."""
+    if len(names) <= _LISTED:
+        return list(names)
+    folders = Counter(str(Path(name).parent) for name in names)
+    return [f"{count} files in {folder}" for folder, count in folders.most_common(_LISTED)]
