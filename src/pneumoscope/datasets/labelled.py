@@ -64,7 +64,8 @@ def with_masks(volume: Volume, files: CaseFiles) -> LabelledScan:
 def put_right(volume: Volume, files: CaseFiles) -> Volume:
     """The scan where it lies in truth (`CaseFiles.corrected_grid`), with a finding when that is elsewhere.
 
-    The voxels of the file keep their order and values; what changes is where the header says they lie.
+    The voxels of the file keep their order and values; what changes is where the header says they lie. The volume's
+    array is taken over and turned in place.
     """
     native = files.corrected_grid(volume.native)
     if native == volume.native:
