@@ -10,6 +10,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.experiments.transfer import transfer_slices
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ RECIPES: Mapping[str, Recipe] = {
             "maganaris-2022b-demo",
             "the same chain on small synthetic sites: minutes on two processor cores",
             four_channel_demo,
+        ),
+        Recipe(
+            "transfer-slices",
+            "three sites of 8-bit slices one after the other, by every strategy against forgetting; ours",
+            transfer_slices,
         ),
     )
 }

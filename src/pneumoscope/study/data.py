@@ -24,7 +24,7 @@ from pneumoscope.datasets.splits import (
     write_split,
 )
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
-from pneumoscope.errors import InputError
+from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.schema import Experiment, Preprocessing, Site, Split
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
@@ -278,6 +278,13 @@ def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()
     kept = 1 - split.patient_test_share
     shares = {"train": kept * split.train_slices / drawn, "val": kept * split.validation_slices / drawn}
     aside = rows["patient"].astype(str).isin(set(unfit))
+    fit = rows.loc[~aside, "patient"].nunique()
+    if fit < 3:
+        raise DatasetError(
+            f"a split by patient needs at least 3 patients to judge by, there are {fit}"
+            + (f" with {split.judged_pixels} or more infected pixels (split.judged_pixels)" if aside.any() else "")
+            + "; give more patients, or split by slice with --set split.by=slice"
+        )
     parts = patient_split(rows[~aside], {**shares, "test": split.patient_test_share}, split.seed)
     if aside.any():
         only_train = rows.loc[aside, ["case", "slice", "patient"]].assign(part="train")

@@ -21,15 +21,17 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json, write_text
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import figures
-from pneumoscope.study.data import StudySet, build_set, find_cases, roots_of, two_channel_target
+from pneumoscope.study.data import StudySet, build_set, find_cases, roots_of
 from pneumoscope.study.folder import begin, write_environment
 from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
 from pneumoscope.study.lungs import LUNG_STAGE, LungSupply
-from pneumoscope.study.matrix import best_stage, build_matrix, untrained_f1
+from pneumoscope.study.matrix import Matrix, untrained_f1
 from pneumoscope.study.predictions import predict_stage
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scoring import Scorer, ranked_slice, write_per_case
-from pneumoscope.study.stages import Slices, StageJob, TrainedModel, train_stage
+from pneumoscope.study.shift import write_shift
+from pneumoscope.study.stages import TrainedModel
+from pneumoscope.study.strategies import Trainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,29 +140,16 @@ class _Study:
 
     def train(self) -> None:
         """All stages in the order of the chain."""
-        experiment = self.experiment
-        for stage in experiment.stages.chain:
-            budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
-            job = StageJob(
-                stage.name,
-                experiment.preprocessing.channels,
-                experiment.network.out_channels,
-                experiment.network.features,
-                budget,
-                self.models[stage.start] if stage.start else None,
-                "infiltrate",
-            )
-            parts = [self._slices(stage.site, part) for part in ("train", "val")]
-            self.models[stage.name] = train_stage(
-                experiment,
-                job,
-                parts[0],
-                parts[1],
-                self.folder,
-                device=self.device,
-                resume=self.resume,
-                progress=self.progress,
-            )
+        trainer = Trainer(
+            self.experiment,
+            self.sets,
+            self.folder,
+            device=self.device,
+            resume=self.resume,
+            progress=self.progress,
+        )
+        for stage in self.experiment.stages.chain:
+            self.models[stage.name] = trainer.make(stage.name)
         self._lap("training")
 
     def predict(self) -> None:
@@ -168,14 +157,6 @@ class _Study:
         for model in self.models.values():
             predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
         self._lap("predicting")
-
-    def _slices(self, number: int, part: str) -> Slices:
-        study_set = self.sets[number]
-        rows = study_set.rows(part)
-        table = study_set.slices.table.iloc[rows]
-        names = [f"{case} slice {k}" for case, k in zip(table["case"], table["slice"], strict=True)]
-        target = two_channel_target(study_set.slices.target[rows], self.experiment.network.out_channels)
-        return study_set.slices.images[rows], target, names
 
     def score(self) -> StudyResult:
         """Score, write tables, draw, report."""
@@ -187,10 +168,13 @@ class _Study:
         per_case = pd.concat(rows.values(), ignore_index=True)
         write_per_case(per_case, folder / "per_case.csv")
         self._lap("scoring")
-        matrix = build_matrix(per_case, experiment)
-        forgotten = forgetting_table(experiment, matrix)
-        gains = transfer(experiment, matrix, untrained_f1(untrained))
-        write_tables(experiment, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        cells = Matrix(experiment, per_case)
+        matrix, common = cells.table(), cells.table(common=True)
+        forgotten = forgetting_table(experiment, common)
+        gains = transfer(experiment, common, untrained_f1(untrained))
+        write_tables(cells, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        write_shift(cells, folder, self.sets, self.progress)
+        self._lap("calibration and appearance")
         self._draw(scorer, rows, matrix)
         self._lap("tables and figures")
         write_json(folder / "study.json", self._summary())
@@ -259,7 +243,7 @@ def best_epochs(folder: Path) -> dict[str, int]:
 
 
 def write_tables(
-    experiment: Experiment,
+    cells: Matrix,
     folder: Path,
     matrix: pd.DataFrame,
     forgotten: pd.DataFrame,
@@ -272,12 +256,13 @@ def write_tables(
     write_json(
         folder / "matrix.json",
         {
-            "recipe": experiment.recipe,
+            "recipe": cells.experiment.recipe,
             "rows": matrix.to_dict(orient="records"),
             "forgetting": forgotten.to_dict(orient="records"),
             "transfer": gains,
             "untrained_f1": dict(untrained),
-            "best_stage": best_stage(matrix),
+            "best_stage": cells.best_stage(),
+            "differences": cells.differences(),
             "formulas": dict(FORMULAS),
         },
     )

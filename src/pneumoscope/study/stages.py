@@ -163,11 +163,16 @@ def train_stage(
     val: Slices,
     folder: Path,
     *,
+    own: Path | None = None,
+    shared: dict[str, TrainedModel] | None = None,
     device: str = "auto",
     resume: bool = False,
     progress: Progress = silent,
 ) -> TrainedModel:
-    """Train one stage into `folder/stages/<name>`, or take it from there when `resume` finds it done.
+    """Train one stage into `folder/stages/<name>` (or `own`), or take it from there when `resume` finds it done.
+
+    Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by fingerprint,
+    gives the one that is there (with its own name and folder), and is told of a new one.
 
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
@@ -176,15 +181,18 @@ def train_stage(
     from pneumoscope.training.strategies.penalties import GuardedTask
     from pneumoscope.training.tasks import SegmentationTask
 
-    own = folder / "stages" / job.name
+    own = own or folder / "stages" / job.name
     sources = sources_of(experiment, job, train, val)
     identity = _identity(experiment, job, [source.fingerprint() for source in sources])
+    known = shared if shared is not None else {}
+    if identity in known:
+        return known[identity]
     if resume:
         done = finished_stage(own, identity)
         if done is not None:
             progress(job.name, 1, 1, "taken from the folder")
-            return done
-    go_on = resume and _marked(own / BEGUN_FILE, identity)
+            return known.setdefault(identity, done)
+    go_on = resume and is_marked(own / BEGUN_FILE, identity)
     if not go_on:
         _clear(own)
         write_json(own / BEGUN_FILE, {"identity": identity})
@@ -195,7 +203,7 @@ def train_stage(
         task = GuardedTask(task, job.guard.penalties(model), job.guard.note)
     config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
     result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
-    return _save(experiment, job, model, result, loaded, own, identity, len(train[0]))
+    return known.setdefault(identity, _save(experiment, job, model, result, loaded, own, identity, len(train[0])))
 
 
 def sources_of(experiment: Experiment, job: StageJob, train: Slices, val: Slices) -> tuple[BatchSource, BatchSource]:
@@ -291,7 +299,7 @@ def finished_stage(own: Path, identity: str) -> TrainedModel | None:
     """The stage in that folder if it is whole and was made in just this way, else None."""
     from pneumoscope.models.weights import load_model
 
-    if not _marked(own / DONE_FILE, identity):
+    if not is_marked(own / DONE_FILE, identity):
         return None
     try:
         model, card = load_model(own)
@@ -300,7 +308,7 @@ def finished_stage(own: Path, identity: str) -> TrainedModel | None:
     return TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
 
 
-def _marked(path: Path, identity: str) -> bool:
+def is_marked(path: Path, identity: str) -> bool:
     """Whether a marker is there, readable, and of this very training."""
     try:
         return bool(json.loads(path.read_text(encoding="utf-8"))["identity"] == identity)

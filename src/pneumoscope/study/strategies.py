@@ -1,0 +1,339 @@
+"""How a stage of a study is trained by its strategy, and what is kept of it: the one place where strategies meet sets.
+
+A stage is made in two steps. `guarded_job` says what the training is shown, asked and allowed to move. `keep` says what
+becomes of the trained network: itself, a mix with the one before, or one network per site with a selector. Strategies
+that differ in the second step only share the training: a training of the same fingerprint is never done twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.experiments.schema import Experiment, Stage
+from pneumoscope.io.files import write_json
+from pneumoscope.models.cards import read_card
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.data import StudySet, two_channel_target
+from pneumoscope.study.folder import fingerprint
+from pneumoscope.study.lungs import evenly
+from pneumoscope.study.stages import DONE_FILE, Guard, Slices, StageJob, TrainedModel, is_marked, train_stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.models.unet import UNet
+    from pneumoscope.training.strategies.penalties import Penalty
+
+EXPERTS_FILE = "experts.json"
+"""In the folder of a stage that keeps a network per set: their folders, and the selector."""
+
+KEPT = frozenset({"averaging", "adabn", "site_norm", "selector"})
+"""Parts that make more of a trained network than itself."""
+
+
+@dataclass
+class Trainer:
+    """Trains the stages of a study, each by its strategy.
+
+    Attributes:
+        experiment: the study.
+        sets: the sets by number.
+        folder: the study folder.
+        device: to train on.
+        resume: take what is finished, and go on with what was begun.
+        progress: told about every training.
+        models: the stages made so far, by name.
+        trainings: where each training lies, by its fingerprint.
+    """
+
+    experiment: Experiment
+    sets: Mapping[int, StudySet]
+    folder: Path
+    device: str = "auto"
+    resume: bool = False
+    progress: Progress = silent
+    models: dict[str, TrainedModel] = field(default_factory=dict)
+    trainings: dict[str, TrainedModel] = field(default_factory=dict)
+
+    def make(self, name: str) -> TrainedModel:
+        """One stage, trained and kept; the stages it starts from must be made before it."""
+        experiment = self.experiment
+        stage, parts = experiment.stage(name), experiment.strategy_of(name)
+        own = self.folder / "stages" / name
+        train, val = self.slices(stage.site, "train"), self.validation(stage, parts)
+        job = guarded_job(self, stage, parts)
+        apart = bool(parts & KEPT)
+        trained = train_stage(
+            experiment,
+            job,
+            train,
+            val,
+            self.folder,
+            own=own / "training" / name if apart else own,
+            shared=self.trainings,
+            device=self.device,
+            resume=self.resume,
+            progress=self.progress,
+        )
+        made = self._kept(stage, parts, trained, own) if apart or trained.folder != own else trained
+        self.models[name] = made
+        return made
+
+    # -- what a training is shown ------------------------------------------------------------------------------
+
+    def slices(self, number: int, part: str, most: int | None = None) -> Slices:
+        """The slices of a part of a set; at most so many, evenly spaced."""
+        rows = self.sets[number].rows(part)
+        return self.picked(number, rows[evenly(len(rows), most)] if most is not None else rows)
+
+    def picked(self, number: int, rows: np.ndarray) -> Slices:
+        """Rows of a set as a training takes them."""
+        slices = self.sets[number].slices
+        table = slices.table.iloc[rows]
+        names = [f"{case} slice {k}" for case, k in zip(table["case"], table["slice"], strict=True)]
+        target = two_channel_target(slices.target[rows], self.experiment.network.out_channels)
+        return slices.images[rows], target, names
+
+    def earlier(self, stage: Stage) -> list[int]:
+        """Numbers of the sets that the lineage of a stage was trained on before, without its own."""
+        lineage = self.experiment.lineage(stage.name)[:-1]
+        return [site for site in dict.fromkeys(s.site for s in lineage) if site != stage.site]
+
+    def validation(self, stage: Stage, parts: frozenset[str]) -> Slices:
+        """Validation slices: the set's own; with earlier slices at hand, as many of every set seen."""
+        if not parts & {"joint", "rehearsal"}:
+            return self.slices(stage.site, "val")
+        most = self.experiment.strategy.validation_slices
+        return joined([self.slices(n, "val", most) for n in (stage.site, *self.earlier(stage))])
+
+    def store(self, number: int, parts: frozenset[str]) -> Slices:
+        """What is kept of an earlier set's training slices: all, or the bounded store."""
+        from pneumoscope.training.strategies.rehearsal import choose_store
+
+        rows = self.sets[number].rows("train")
+        if "joint" in parts:
+            return self.picked(number, rows)
+        table = self.sets[number].slices.table.iloc[rows]
+        chosen = choose_store(
+            table["patient"].astype(str).tolist(),
+            table["has_infiltrate"].astype(bool).tolist(),
+            self.experiment.strategy.store_slices,
+        )
+        return self.picked(number, rows[chosen])
+
+    # -- what is kept of it ------------------------------------------------------------------------------------
+
+    def _kept(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> TrainedModel:
+        """The stage's folder from its training: taken as it is when it is there already."""
+        strategy = self.experiment.strategy
+        identity = fingerprint(
+            {
+                "trained": trained.sha256,
+                "parts": sorted(parts),
+                "lineage": [self.models[s.name].sha256 for s in self.experiment.lineage(stage.name)[:-1]],
+                "numbers": [strategy.averaging_weights, strategy.validation_slices, strategy.adabn_slices],
+            }
+        )
+        if is_marked(own / DONE_FILE, identity):
+            try:
+                return replace(read_kept(own), site_known=strategy.site_known)
+            except ModelError:
+                pass  # damaged: made again
+        network, said = trained.model, f"the training of {trained.name}" if trained.name != stage.name else ""
+        if "averaging" in parts:
+            network, said = self._averaged(stage, trained)
+        write_stage(own, trained, network, stage.name, said)
+        experts = self._experts(stage, parts, trained, own)
+        if experts:
+            self._write_experts(own, stage, experts)
+        write_json(own / DONE_FILE, {"identity": identity, "sha256": read_card(own)["weights"]["sha256"]})
+        return replace(read_kept(own), site_known=strategy.site_known, trained_now=trained.trained_now)
+
+    def _averaged(self, stage: Stage, trained: TrainedModel) -> tuple[UNet, str]:
+        from copy import deepcopy
+
+        from pneumoscope.training.strategies.averaging import best_mix
+
+        numbers = [stage.site, *self.earlier(stage)]
+        most = self.experiment.strategy.validation_slices
+        parts = [self.slices(n, "val", most) for n in numbers]
+        start = self._start(stage)
+        network = deepcopy(trained.model)
+        share, tried = best_mix(
+            network,
+            start.model.state_dict(),
+            trained.model.state_dict(),
+            self.experiment.strategy.averaging_weights,
+            lambda model: float(np.mean([self._dice(model, part) for part in parts])),
+        )
+        scores = ", ".join(f"{key:g}: {value:.3f}" for key, value in tried.items())
+        self.progress(stage.name, 1, 1, f"{share:g} of the new weights")
+        return network, (
+            f"{share:g} of the new and {1 - share:g} of the weights of {start.name}; mean validation Dice over sets "
+            f"{', '.join(map(str, numbers))} by share: {scores}"
+        )
+
+    def _dice(self, model: nn.Module, part: Slices) -> float:
+        """Dice pooled over some slices."""
+        from pneumoscope.inference.slices import predict_probability
+
+        precision: Any = self.experiment.training.precision
+        found = predict_probability(model, part[0], batch_size=16, device=self.device, precision=precision)[:, 0]
+        hit, truth = found >= self.experiment.scoring.threshold, part[1][:, 0] > 0
+        total = int(hit.sum() + truth.sum())
+        return 2 * int((hit & truth).sum()) / total if total else 1.0
+
+    def _experts(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> dict[int, str]:
+        """Folder of every set's network, relative to the stage's; empty where one network serves all."""
+        lineage = self.experiment.lineage(stage.name)
+        if parts & {"selector", "site_norm"}:
+            folders = {s.site: f"../{s.name}" for s in lineage[:-1]}
+            return {**folders, stage.site: "."}
+        if "adabn" not in parts:
+            return {}
+        for number in (stage.site, *self.earlier(stage)):
+            write_stage(
+                own / f"set-{number}", trained, self._adapted(trained, number), f"{stage.name} for set {number}"
+            )
+        return {number: f"set-{number}" for number in (stage.site, *self.earlier(stage))}
+
+    def _adapted(self, trained: TrainedModel, number: int) -> UNet:
+        from copy import deepcopy
+
+        import torch
+
+        from pneumoscope.training.data import ArraySource
+        from pneumoscope.training.strategies.normalisation import has_statistics, take_statistics
+
+        network = deepcopy(trained.model).cpu()
+        if not has_statistics(network):
+            raise InputError(
+                "strategy adabn re-estimates batch statistics, and this network has none (network.norm="
+                f"{self.experiment.network.norm}); use --set network.norm=batch or another strategy"
+            )
+        source = ArraySource(*self.slices(number, "train", self.experiment.strategy.adabn_slices))
+        with torch.inference_mode():
+            take_statistics(network, source.batch(np.arange(len(source)), None).x)
+        return network
+
+    def _write_experts(self, own: Path, stage: Stage, experts: Mapping[int, str]) -> None:
+        from pneumoscope.training.strategies.selector import Selector
+
+        seen = {n: self.sets[n].slices.images[self.sets[n].rows("train")] for n in experts}
+        selector = Selector.fit(seen)
+        write_json(own / EXPERTS_FILE, {"experts": {str(n): p for n, p in experts.items()}, **selector.as_dict()})
+
+    def _start(self, stage: Stage) -> TrainedModel:
+        assert stage.start is not None  # only retrainings have a strategy
+        return self.models[stage.start]
+
+
+def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJob:
+    """The training of a stage with what its strategy adds."""
+    experiment, strategy = trainer.experiment, trainer.experiment.strategy
+    start = trainer.models[stage.start] if stage.start else None
+    notes: list[str] = []
+    frozen: tuple[str, ...] = ()
+    earlier: tuple[Slices, ...] = ()
+    if parts & {"joint", "rehearsal"}:
+        earlier = tuple(trainer.store(number, parts) for number in trainer.earlier(stage))
+        kept = [len(part[2]) for part in earlier]
+        digests = [fingerprint({"names": list(part[2])})[:12] for part in earlier]
+        notes.append(f"earlier slices {kept} {digests}, their share {strategy.earlier_share}")
+    if "frozen" in parts:
+        frozen = strategy.frozen
+    if "site_norm" in parts and start is not None:
+        from pneumoscope.training.strategies.normalisation import all_but_normalisation
+
+        frozen = all_but_normalisation(start.model)
+    if "ewc" in parts:
+        notes.append(f"ewc weight {strategy.ewc_weight}, {strategy.ewc_slices} slices per set")
+    if "lwf" in parts:
+        notes.append(f"lwf weight {strategy.lwf_weight}, temperature {strategy.lwf_temperature}")
+    penalties = penalties_of(trainer, stage, parts) if parts & {"ewc", "lwf"} else None
+    return StageJob(
+        stage.name,
+        experiment.preprocessing.channels,
+        experiment.network.out_channels,
+        experiment.network.features,
+        experiment.stages.first if start is None else experiment.stages.retrain,
+        start,
+        "infiltrate",
+        Guard(earlier, strategy.earlier_share, penalties, frozen, "; ".join(notes)),
+    )
+
+
+def penalties_of(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> Callable[[UNet], tuple[Penalty, ...]]:
+    """Makes the extra terms of the loss once the network is there; what they need is computed only then."""
+
+    def make(model: UNet) -> tuple[Penalty, ...]:
+        from copy import deepcopy
+
+        from pneumoscope.training.data import ArraySource
+        from pneumoscope.training.strategies import penalties
+
+        strategy = trainer.experiment.strategy
+        terms: list[Penalty] = []
+        if "lwf" in parts:
+            teacher = deepcopy(trainer.models[stage.start or ""].model)
+            terms.append(penalties.Distillation(teacher, strategy.lwf_weight, strategy.lwf_temperature))
+        if "ewc" in parts:
+            for before in trainer.experiment.lineage(stage.name)[:-1]:
+                learnt = deepcopy(trainer.models[before.name].model).cpu()
+                source = ArraySource(*trainer.slices(before.site, "train", strategy.ewc_slices))
+                fisher = penalties.fisher_diagonal(learnt, source, np.arange(len(source)))
+                anchor = {name: p.detach().clone() for name, p in learnt.named_parameters()}
+                terms.append(penalties.WeightConsolidation(model, fisher, anchor, strategy.ewc_weight))
+        return tuple(terms)
+
+    return make
+
+
+def joined(parts: list[Slices]) -> Slices:
+    """Slices of several sets as one."""
+    return (
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        [name for part in parts for name in part[2]],
+    )
+
+
+def write_stage(own: Path, trained: TrainedModel, network: UNet, name: str, said: str = "") -> None:
+    """A stage folder made from a training that lies elsewhere: weights, card, history."""
+    from pneumoscope.models.weights import save_model
+
+    card = {k: v for k, v in read_card(trained.folder).items() if k not in ("format", "architecture", "weights")}
+    extra = {"made_from": said} if said else {}
+    own.mkdir(parents=True, exist_ok=True)
+    save_model(own, network, {**card, "name": name, **extra})
+    shutil.copyfile(trained.folder / "history.csv", own / "history.csv")
+
+
+def read_kept(own: Path) -> TrainedModel:
+    """A stage folder with all its networks.
+
+    Raises:
+        ModelError: weights are absent or damaged.
+    """
+    from pneumoscope.models.weights import load_model
+    from pneumoscope.training.strategies.selector import Selector
+
+    model, card = load_model(own)
+    base = TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
+    if not (own / EXPERTS_FILE).is_file():
+        return base
+    try:
+        kept = json.loads((own / EXPERTS_FILE).read_text(encoding="utf-8"))
+        selector = Selector.from_dict(kept)
+        experts = {int(n): load_model(own / place)[0] for n, place in kept["experts"].items()}
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"{EXPERTS_FILE} cannot be read ({problem})", path=own) from problem
+    return replace(base, experts=experts, selector=selector)
