@@ -202,7 +202,7 @@ def test_bad_files_are_one_line_with_a_code(tmp_path):
         assert refused.value.code == code, (name, refused.value)
         assert "\n" not in str(refused.value)
         assert "SECRET" not in str(refused.value)
-    with pytest.raises(ReadError, match="IN-XRY-081"):
+    with pytest.raises(ReadError, match="IN-XRY-053"):
         read_radiograph(tmp_path / "nothing.png")
 
 
