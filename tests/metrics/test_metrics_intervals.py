@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference, seeds_and_patients
+from pneumoscope.metrics.intervals import bootstrap_interval, over_seeds_and_sets, paired_difference, seeds_and_patients
 
 
 def test_mean_is_over_values_and_ends_enclose_it(rng):
@@ -139,4 +139,17 @@ def test_seeds_with_other_patients_are_nested():
     assert (found.mean, found.n_patients) == (0.5, 4)
     assert found.low < 0.5 < found.high
     assert math.isnan(seeds_and_patients([]).mean)
-    assert math.isnan(seeds_and_patients([{"a": [1.0]}, {"a": [0.5]}]).low)
+    assert math.isnan(seeds_and_patients([{"a": [1.0]}]).low)
+    two = seeds_and_patients([{"a": [1.0]}, {"a": [0.5]}])  # one patient, two trainings: the trainings are drawn
+    assert (two.low, two.high) == (0.5, 1.0)
+
+
+def test_sets_count_alike_and_are_not_drawn():
+    few, many = {"a": [0.2]}, {f"p{k}": [0.8] for k in range(9)}
+    found = over_seeds_and_sets([[few, many]])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert found.n_patients == 10
+    assert over_seeds_and_sets([[few, {}]]).mean == 0.2  # a set without values is left out
+    assert math.isnan(over_seeds_and_sets([[{}, {}]]).mean)
+    with pytest.raises(InputError, match="for each set"):
+        over_seeds_and_sets([[few], [few, many]])

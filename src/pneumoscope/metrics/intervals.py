@@ -96,53 +96,69 @@ def paired_difference(
     return Interval(float(gap.sum() / values), low, high, len(gap), values)
 
 
-def seeds_and_patients(
-    values: Sequence[Mapping[str, Sequence[float]]], *, n: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Mean over trainings of the mean over their values, with an interval that draws trainings and patients.
+PerPatient = Mapping[str, Sequence[float]]
 
-    With the same patients in every training each round draws patients once for all drawn trainings (crossed; the
-    pigeonhole bootstrap, Owen 2007, The Annals of Applied Statistics 1, 386); with other patients in each, anew for
-    each drawn training (nested). The interval is somewhat wide rather than narrow. One training gives the interval of
-    `bootstrap_interval`, up to the draws.
+
+def seeds_and_patients(values: Sequence[PerPatient], *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
+    """`over_seeds_and_sets` for one set: per training the values of each patient."""
+    return over_seeds_and_sets([[one] for one in values], n=n, seed=seed, level=level)
+
+
+def over_seeds_and_sets(
+    values: Sequence[Sequence[PerPatient]], *, n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean over trainings of the mean over sets of the mean over values, drawing trainings and patients.
+
+    Each round draws trainings, and within each set its patients: with the same patients in every training once for all
+    of them (crossed; the pigeonhole bootstrap, Owen 2007, The Annals of Applied Statistics 1, 386), with other
+    patients in each anew for each training (nested). Sets count alike and are not drawn: they are not a sample of
+    hospitals. One training of one set gives the interval of `bootstrap_interval`, up to the draws.
 
     Args:
-        values: per training the values of each patient; trainings without values are left out.
+        values: per training, per set, the values of each patient; sets without values in any training are left out, as
+            are trainings without values.
         n: rounds.
         seed: of the draws.
         level: coverage.
 
     Returns:
-        `Interval` with the number of different patients and of all values.
+        `Interval` with the number of different patients, those of different sets being different, and of all values.
 
     Raises:
-        InputError: as `bootstrap_interval`.
+        InputError: as `bootstrap_interval`; trainings that differ in the number of sets.
     """
     _require_sense(n, level)
-    named = [{p: v for p, v in one.items() if len(v)} for one in values]
-    named = [one for one in named if one]
-    parts = [_sums(one) for one in named]
-    if not parts:
+    if len({len(sets) for sets in values}) > 1:
+        raise InputError("every training needs a value list for each set")
+    trainings = [[{p: v for p, v in one.items() if len(v)} for one in sets] for sets in values]
+    used = [j for j in range(len(trainings[0]) if trainings else 0) if all(sets[j] for sets in trainings if any(sets))]
+    trainings = [[sets[j] for j in used] for sets in trainings if any(sets)]
+    if not used or not trainings:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
-    patients = len({name for one in named for name in one})
-    mean = float(np.mean([sums.sum() / counts.sum() for sums, counts in parts]))
-    if patients < 2:
-        return Interval(mean, math.nan, math.nan, patients, int(sum(c.sum() for _, c in parts)))
-    crossed = all(set(one) == set(named[0]) for one in named)
     rng = np.random.default_rng(seed)
-    means = np.empty(n)
-    for turn in range(n):
-        chosen = rng.integers(0, len(parts), len(parts))
-        shared = rng.integers(0, len(parts[0][0]), len(parts[0][0])) if crossed else None
-        means[turn] = np.mean([_one_draw(parts[k], shared, rng) for k in chosen])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), patients, int(sum(c.sum() for _, c in parts)))
+    means, drawn = np.empty((len(trainings), len(used))), np.empty((len(trainings), len(used), n))
+    for j in range(len(used)):
+        column = [sets[j] for sets in trainings]
+        crossed = all(set(one) == set(column[0]) for one in column)
+        weight = _weights(rng, len(column[0]), n)
+        for k, one in enumerate(column):
+            sums, counts = _sums(one)
+            weight = weight if crossed else _weights(rng, len(sums), n)
+            means[k, j] = sums.sum() / counts.sum()
+            drawn[k, j] = (weight @ sums) / (weight @ counts)
+    patients = sum(len({p for sets in trainings for p in sets[j]}) for j in range(len(used)))
+    total = sum(len(v) for sets in trainings for one in sets for v in one.values())
+    if patients <= len(used) and len(trainings) == 1:
+        return Interval(float(means.mean()), math.nan, math.nan, patients, total)
+    chosen = _weights(rng, len(trainings), n) / len(trainings)  # (n, trainings)
+    rounds = (chosen.T * drawn.mean(axis=1)).sum(axis=0)
+    low, high = np.quantile(rounds, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(means.mean()), float(low), float(high), patients, total)
 
 
-def _one_draw(part: tuple[np.ndarray, np.ndarray], shared: np.ndarray | None, rng: np.random.Generator) -> float:
-    sums, counts = part
-    drawn = rng.integers(0, len(sums), len(sums)) if shared is None else shared
-    return float(sums[drawn].sum() / counts[drawn].sum())
+def _weights(rng: np.random.Generator, things: int, n: int) -> np.ndarray:
+    """(n, things) how often each thing is drawn in each round of as many draws as there are things."""
+    return rng.multinomial(things, np.full(things, 1 / things), size=n).astype(np.float64)
 
 
 def _require_sense(n: int, level: float) -> None:
