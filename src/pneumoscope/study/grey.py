@@ -74,7 +74,8 @@ def grey_slice_set(
 ) -> SliceSet:
     """The slices of all scans as a network takes them; scans without lung masks get those that `lungs_for` finds.
 
-    Slices without lung are left out, as for scans. ``slice`` in the table is the place in the stack.
+    Slices whose reader drew no lung are left out, as for scans; a network that finds none leaves a slice in with an
+    empty lung channel, so that it never decides what is tested on. ``slice`` in the table is the place in the stack.
 
     Raises:
         InputError: a scan nobody drew on, or no slice with lung.
@@ -102,7 +103,7 @@ def _one(stack: SliceStack, preprocessing: Preprocessing, lungs_for: GreyLungs) 
         "case": stack.case,
         "slice": np.arange(n),
         "patient": stack.patient,
-        "has_lung": lungs.any(axis=(1, 2)),
+        "has_lung": lungs.any(axis=(1, 2)) | (stack.lungs is None),
         "has_infiltrate": stack.infiltrate.any(axis=(1, 2)),
     }
     if preprocessing.store == "float16":
