@@ -24,11 +24,13 @@ SHRINKAGE = 0.1
 
 def features(images: NDArray[np.generic]) -> NDArray[np.float64]:
     """(n, 12) of pictures (n, c, h, w): quantiles of the first channel, and the mean step along rows and columns."""
+    if not len(images):
+        return np.zeros((0, len(QUANTILES) + 2))
     grey = images[:, 0].astype(np.float64)
     if images.dtype == np.uint8:
         grey /= 255
     flat = grey.reshape(len(grey), -1)
-    levels = np.quantile(flat, QUANTILES, axis=1).T if len(flat) else np.zeros((0, len(QUANTILES)))
+    levels = np.quantile(flat, QUANTILES, axis=1).T
     steps = [np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
     return np.column_stack([levels, *steps])
 
