@@ -78,6 +78,15 @@ def run(
     ] = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    accept_if_forgetting_below: Annotated[
+        float | None,
+        typer.Option(
+            "--accept-if-forgetting-below",
+            metavar="F1",
+            help="Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
+            "exit code is 1.",
+        ),
+    ] = None,
 ) -> None:
     """Run a recipe and report on it.
 
@@ -99,7 +108,12 @@ def run(
             device=common.device,
             progress=progress,
         )
-    print_study(result, common)
+    if accept_if_forgetting_below is None:
+        print_study(result, common)
+        return
+    from pneumoscope.study.guard import enforce
+
+    enforce(result, accept_if_forgetting_below, lambda: print_study(result, common))
 
 
 @group.command("report")

@@ -1,4 +1,4 @@
-"""The pictures of a study: a learning curve per stage, heat maps of F1, a good and a bad example per stage."""
+"""The pictures of a study: learning curves, heat maps of F1, examples; and of a comparison of studies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
 from pneumoscope.reports.figures import INFILTRATE, TRUTH, new_figure, png
+from pneumoscope.study.shift_figures import draw_shift
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,8 +133,9 @@ def _panel(axes: Axes, image: NDArray[Any], mask: NDArray[np.bool_] | None, colo
 
 
 def redraw(experiment: Experiment, folder: Path, matrix: pd.DataFrame, best_epochs: Mapping[str, int]) -> None:
-    """Draw everything that tables on disk suffice for: heat maps and curves."""
+    """Draw everything that tables on disk suffice for: heat maps, changes, calibration, appearance and curves."""
     write_heat_map(matrix, experiment, folder / "figures" / "heatmap_f1.png")
+    draw_shift(experiment, folder)
     for name, best_epoch in best_epochs.items():
         history = pd.read_csv(folder / "stages" / name / "history.csv")
         write_curves(history, best_epoch, name, folder / "figures" / f"curves_{name}.png")

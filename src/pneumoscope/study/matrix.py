@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ class Matrix:
     per_case: pd.DataFrame
 
     def __post_init__(self) -> None:
-        there = set(zip(self.per_case["stage"], self.per_case["test"], strict=True))
         for stage in self.stages:
             for test in self.tests:
-                if (stage, test) not in there:
+                if (stage, test) not in self._cells:
                     raise InputError(f"per_case.csv holds no rows of stage {stage} on set {test}; score it first")
+
+    @cached_property
+    def _cells(self) -> dict[Any, pd.DataFrame]:
+        return dict(iter(self.per_case.groupby(["stage", "test"], sort=False)))
 
     @property
     def stages(self) -> list[str]:
@@ -71,8 +75,8 @@ class Matrix:
 
     def slices(self, stage: str, test: int, *, common: bool = False) -> pd.DataFrame:
         """The rows of one cell; with `common` only the test slices, which every stage has."""
-        rows = self.per_case[(self.per_case["stage"] == stage) & (self.per_case["test"] == test)]
-        return rows[rows["part"] == "test"] if common and "part" in rows else rows
+        rows = self._cells[stage, test]
+        return rows[rows["part"] == "test"] if common else rows
 
     def scores(self, stage: str, test: int, measure: str = "f1", *, common: bool = False) -> PerPatient:
         """The values of one cell by patient: F1 of each slice with infiltrate, or one Dice or NSD."""
