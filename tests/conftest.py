@@ -74,6 +74,18 @@ def tilted() -> Grid:
     return Grid((4, 5, 6), affine)
 
 
+@pytest.fixture
+def vtk_stills() -> None:
+    """Asked for by tests that want VTK's own still pictures."""
+
+
+@pytest.fixture(autouse=True)
+def quick_stills(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graphics process for each case that a test writes: seconds on a busy machine. Matplotlib draws instead."""
+    if "vtk_stills" not in request.fixturenames:
+        monkeypatch.setattr("pneumoscope.surfaces.still._by_vtk", lambda *_: (None, "left out in tests"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real scans, for tests marked `real`; skips, saying why, where it is not there."""

@@ -115,7 +115,7 @@ def test_structures_by_side_and_without():
     none = Mask.empty(grid, INFILTRATE_LABEL)
     parts = structures(Mask(labels, grid, LUNG_LABELS), none, none)
     assert list(parts) == ["right_lung", "left_lung", "infiltrate", "truth"]
-    assert [int(part.sum()) for part in parts.values()] == [1, 1, 0, 0]
+    assert [int(part().sum()) for part in parts.values()] == [1, 1, 0, 0]
     parts = structures(Mask(labels, grid, {1: "lung", 2: "airway"}), none)
     assert list(parts) == ["lungs", "infiltrate"]
     assert set(parts) <= set(LOOKS)

@@ -60,19 +60,24 @@ class OutputOptions:
     Attributes:
         probability: `probability.nii.gz`, when there is a probability.
         max_points: rows of a point table at most.
+        three_d: surfaces, `volume.vti`, the still picture and `view.html`.
     """
 
     probability: bool = False
     max_points: int = MAX_POINTS
+    three_d: bool = True
 
 
-def write_case(folder: Path, content: CaseContent, options: OutputOptions | None = None) -> dict[str, Any]:
+def write_case(
+    folder: Path, content: CaseContent, options: OutputOptions | None = None, *, spent: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Write the files of a case into its folder, `report.html` and then `report.json` last.
 
     Args:
         folder: made when missing; a `report.json` of an earlier run is removed before anything else is written.
         content: what to write.
         options: see `OutputOptions`.
+        spent: takes the seconds of the 3D steps, by name.
 
     Returns:
         What stands in `report.json`.
@@ -80,6 +85,7 @@ def write_case(folder: Path, content: CaseContent, options: OutputOptions | None
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
+    from pneumoscope.cases.three_d import remove_three_d, write_three_d
     from pneumoscope.io import write_image, write_mask
     from pneumoscope.reports.case import write_case_report
     from pneumoscope.surfaces.points import write_case_points
@@ -94,6 +100,13 @@ def write_case(folder: Path, content: CaseContent, options: OutputOptions | None
             content.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz", scaled=True
         )
     write_case_points(folder, volume, lungs, infiltrate, truth, max_points=options.max_points)
+    shown = None
+    if options.three_d:
+        shown = write_three_d(folder, volume, lungs, infiltrate, content.severity, truth)
+        if spent is not None:
+            spent.update(shown.seconds)
+    else:
+        remove_three_d(folder)
     return write_case_report(
         folder,
         volume=volume,
@@ -103,6 +116,8 @@ def write_case(folder: Path, content: CaseContent, options: OutputOptions | None
         findings=(*volume.findings, *content.findings),
         cards=content.cards,
         truth=truth,
+        still=None if shown is None else shown.still.png,
+        surfaces=None if shown is None else shown.as_dict(),
     )
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.cases.batch import BatchResult, CaseResult, Work, require_single, run_batch
-from pneumoscope.cases.outputs import REPORT_FILE, CaseContent, given_lobes, given_masks, summary_of, write_case
+from pneumoscope.cases.outputs import (
+    REPORT_FILE,
+    CaseContent,
+    OutputOptions,
+    given_lobes,
+    given_masks,
+    summary_of,
+    write_case,
+)
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
 
@@ -28,6 +36,7 @@ class QuantifyOptions:
         lobes: its lobe mask; adds the score of 0 to 25.
         series: which DICOM series of a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
+        three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
     """
 
     lungs: str | Path | None = None
@@ -35,6 +44,7 @@ class QuantifyOptions:
     lobes: str | Path | None = None
     series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
+    three_d: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths."""
@@ -112,7 +122,8 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     seconds["measure"] = time.perf_counter() - begun
     begun = time.perf_counter()
     content = CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity)
-    write_case(folder, content)
-    seconds["write"] = time.perf_counter() - begun
+    spent: dict[str, float] = {}
+    write_case(folder, content, OutputOptions(three_d=options.three_d), spent=spent)
+    seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

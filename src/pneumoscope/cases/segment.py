@@ -48,6 +48,7 @@ class SegmentOptions:
         device: see `Segmenter`.
         precision: likewise.
         probability: also write `probability.nii.gz`.
+        three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
     """
 
     model: str | Path = DEFAULT_MODEL
@@ -59,6 +60,7 @@ class SegmentOptions:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     probability: bool = False
+    three_d: bool = True
 
     def segmenter(self) -> Segmenter:
         """The models, loaded."""
@@ -155,8 +157,9 @@ def segment_case(
         findings=found.findings,
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
-    write_case(folder, content, OutputOptions(probability=options.probability))
-    seconds["write"] = time.perf_counter() - begun
+    spent: dict[str, float] = {}
+    write_case(folder, content, OutputOptions(probability=options.probability, three_d=options.three_d), spent=spent)
+    seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
 

@@ -55,6 +55,9 @@ def quantify(
             help="auto refuses what does not look like Hounsfield units; hu takes it as it is.",
         ),
     ] = Intensity.AUTO,
+    three_d: Annotated[
+        bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
+    ] = True,
 ) -> None:
     """Measure chest CT scans with masks made elsewhere.
 
@@ -67,7 +70,12 @@ def quantify(
     listing = list_scans([*scans, *(more_scans or [])])
     with progress_for(common) as progress:
         options = QuantifyOptions(
-            lungs=lungs, infiltrate=infiltrate, lobes=lobes, series=series, intensity=intensity.value
+            lungs=lungs,
+            infiltrate=infiltrate,
+            lobes=lobes,
+            series=series,
+            intensity=intensity.value,
+            three_d=three_d,
         )
         batch = quantify_cases(
             listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress

@@ -70,6 +70,9 @@ def segment(
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
     ] = False,
+    three_d: Annotated[
+        bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
+    ] = True,
 ) -> None:
     """Segment lungs and infiltrates of chest CT scans.
 
@@ -91,6 +94,7 @@ def segment(
             device=common.device,
             precision=common.precision,
             probability=probability,
+            three_d=three_d,
         )
         batch = segment_cases(
             listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress

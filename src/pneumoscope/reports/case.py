@@ -44,7 +44,7 @@ _EDGE_WORDS = {
 }
 _FILES = (
     "view.html", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "points/lungs.csv", "points/infiltrate.csv",
-    "points/truth.csv", "volume.vti", "seg.dcm", "report.dcm",
+    "points/truth.csv", "volume.vti", "surfaces.vtp", "mesh/case.glb", "seg.dcm", "report.dcm",
 )  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def write_case_report(
     cards: Sequence[Mapping[str, Any]] = (),
     timings: Mapping[str, float] | None = None,
     truth: Mask | None = None,
+    still: bytes | None = None,
+    surfaces: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``report.html``, then ``report.json``, into the folder of a case, after everything that is to be linked.
 
@@ -72,6 +74,8 @@ def write_case_report(
         cards: the model cards used, as `pneumoscope.models.cards.read_card` gives them; a ``name`` may be added.
         timings: seconds by step. None leaves them out: the same input then gives the same bytes.
         truth: a reader's infiltrate; adds the scores against it.
+        still: a PNG of the surfaces, shown below the slices.
+        surfaces: what was written in 3D, for ``report.json``; None when that was left out.
 
     Returns:
         What stands in ``report.json``.
@@ -95,10 +99,11 @@ def write_case_report(
         "truth": None if truth is None else _against(truth, infiltrate),
         "findings": [finding.as_dict() for finding in every],
         "models": [dict(card) for card in cards],
+        "surfaces": None if surfaces is None else dict(surfaces),
         "timings_seconds": None if timings is None else dict(timings),
     }
     report = jsonable(report)
-    write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, views))
+    write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, views, still))
     write_json(Path(folder) / "report.json", report)  # last: it tells that the case is whole
     return report
 
@@ -148,13 +153,16 @@ def _against(truth: Mask, infiltrate: Mask) -> dict[str, Any]:
     }
 
 
-def _context(folder: Path, report: dict[str, Any], views: Sequence[figures.SliceView]) -> dict[str, Any]:
+def _context(
+    folder: Path, report: dict[str, Any], views: Sequence[figures.SliceView], still: bytes | None
+) -> dict[str, Any]:
     window = figures.LUNG_WINDOW
     return {
         "title": report["case"],
         "report": report,
         "banners": _banners(report),
         "picture": figures.data_uri(figures.montage_png(views)),
+        "still": None if still is None else figures.data_uri(still),
         "legend": _legend(report),
         "window": f"{window.low_hu:.0f} to {window.high_hu:.0f}".replace("-", "\N{MINUS SIGN}"),
         "spacing": " \N{MULTIPLICATION SIGN} ".join(f"{s:.3g}" for s in report["scan"]["spacing_mm"]),

@@ -113,7 +113,7 @@ def build_mesh(where: NDArray[np.bool_], grid: Grid, *, triangles: int = TRIANGL
 
 def _box(where: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
     """The smallest box around everything marked."""
-    flat = where.any(axis=0)
+    flat: NDArray[np.bool_] = np.any(where, axis=0)
     lines = (where.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
     found = [np.flatnonzero(line) for line in lines]
     if not found[0].size:
@@ -210,7 +210,7 @@ def _voxel_volumes(
     lower_is_inside = np.zeros(len(across), np.bool_)
     lower_is_inside[i >= 0] = inside[i[i >= 0], j[i >= 0], k[i >= 0]]
     signed = np.where(lower_is_inside, 1.0, -1.0) * index[across, 0]
-    return np.bincount(pieces[across], signed, minlength=int(pieces.max()) + 1)
+    return np.asarray(np.bincount(pieces[across], signed, minlength=int(pieces.max()) + 1), np.float64)
 
 
 def _smoothed(mesh: Mesh) -> NDArray[np.float64]:
@@ -220,7 +220,7 @@ def _smoothed(mesh: Mesh) -> NDArray[np.float64]:
 
     centre = mesh.vertices_mm.mean(axis=0)  # VTK keeps 32 bits: near the middle they are finer
     smoother = vtkWindowedSincPolyDataFilter()
-    smoother.SetInputData(_poly_data(mesh.vertices_mm - centre, mesh.triangles))
+    smoother.SetInputData(poly_data(mesh.vertices_mm - centre, mesh.triangles))
     smoother.SetNumberOfIterations(_SMOOTHING_STEPS)
     smoother.SetPassBand(_PASS_BAND)
     smoother.NonManifoldSmoothingOn()
@@ -272,7 +272,7 @@ def _decimated(mesh: Mesh, reduction: float) -> Mesh:
 
     centre = mesh.vertices_mm.mean(axis=0)
     decimate = vtkQuadricDecimation()
-    decimate.SetInputData(_poly_data(mesh.vertices_mm - centre, mesh.triangles))
+    decimate.SetInputData(poly_data(mesh.vertices_mm - centre, mesh.triangles))
     decimate.SetTargetReduction(reduction)
     decimate.VolumePreservationOn()
     decimate.Update()
@@ -282,7 +282,8 @@ def _decimated(mesh: Mesh, reduction: float) -> Mesh:
     return _only(Mesh(vertices, triangles), np.ones(len(triangles), np.bool_))
 
 
-def _poly_data(vertices: NDArray[np.floating], triangles: NDArray[np.int32]) -> object:
+def poly_data(vertices: NDArray[np.floating], triangles: NDArray[np.int32]) -> object:
+    """Vertices (n, 3) and triangles (m, 3) as a ``vtkPolyData`` with copies of them."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonCore import vtkPoints
     from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkPolyData
@@ -319,7 +320,8 @@ def _tetrahedra(vertices: NDArray[np.float64], triangles: NDArray[np.int32]) -> 
 
 def _piece_volumes(mesh: Mesh, pieces: NDArray[np.intp]) -> NDArray[np.float64]:
     volumes = _tetrahedra(mesh.vertices_mm, mesh.triangles)
-    return np.bincount(pieces[mesh.triangles[:, 0]], volumes, minlength=int(pieces.max()) + 1)
+    sums = np.bincount(pieces[mesh.triangles[:, 0]], volumes, minlength=int(pieces.max()) + 1)
+    return np.asarray(sums, np.float64)
 
 
 def _area_vectors(vertices: NDArray[np.float64], triangles: NDArray[np.int32]) -> NDArray[np.float64]:

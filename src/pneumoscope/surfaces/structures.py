@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,17 +42,19 @@ LOOKS: Mapping[str, Look] = {
 """Every structure by the stem of its files."""
 
 
-def structures(lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> dict[str, NDArray[np.bool_]]:
-    """The masks to draw by the names of `LOOKS`; empty ones are there too.
+def structures(lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> dict[str, Callable[[], NDArray[np.bool_]]]:
+    """What makes each mask to draw, by the names of `LOOKS`; (i, j, k) bool, empty ones too.
 
-    A lung mask that does not tell sides gives ``lungs`` instead of ``right_lung`` and ``left_lung``.
+    A lung mask that does not tell sides gives ``lungs`` instead of ``right_lung`` and ``left_lung``. Masks are made
+    when called: on a large scan each takes 80 MB.
     """
-    named = set(lungs.names.values())
-    if {"right lung", "left lung"} <= named:
-        parts = {"right_lung": lungs.of("right lung"), "left_lung": lungs.of("left lung")}
+    parts: dict[str, Callable[[], NDArray[np.bool_]]] = {}
+    if {"right lung", "left lung"} <= set(lungs.names.values()):
+        parts["right_lung"] = lambda: lungs.of("right lung")
+        parts["left_lung"] = lambda: lungs.of("left lung")
     else:
-        parts = {"lungs": lungs.any}
-    parts["infiltrate"] = infiltrate.any
+        parts["lungs"] = lambda: lungs.any
+    parts["infiltrate"] = lambda: infiltrate.any
     if truth is not None:
-        parts["truth"] = truth.any
+        parts["truth"] = lambda: truth.any
     return parts
