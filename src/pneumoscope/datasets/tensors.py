@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,12 @@ from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.preprocess.windows import HuWindow, window_channels
 from pneumoscope.volume import Mask, Volume
 
+if TYPE_CHECKING:
+    from pneumoscope.datasets.cache import ArrayCache
+
 TABLE_COLUMNS = (
     "dataset", "case", "slice", "patient", "has_lung", "has_infiltrate", "row_mm", "column_mm", "slice_mm",
 )  # fmt: skip
-
-PAPER_WINDOWS = (HuWindow(-970, -150), HuWindow(-700, -450), HuWindow(-450, -150))
-"""Maganaris et al. 2022b, section 3.1."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SliceRecipe:
             of 820 HU); ``uint8`` holds ``round(255 x)``, to within 0.002 (1.6 HU), in half the memory.
     """
 
-    windows: tuple[HuWindow, ...] = PAPER_WINDOWS
+    windows: tuple[HuWindow, ...]
     size: int | tuple[int, int] | None = 320
     lung_channel: bool = True
     only_lung_slices: bool = True
@@ -122,6 +123,8 @@ def build_slice_set(
     *,
     lungs_for: LungFinder | None = None,
     progress: Progress | None = None,
+    cache: ArrayCache | None = None,
+    lungs_key: str | None = None,
 ) -> SliceSet:
     """Load the cases one after the other and keep their slices only.
 
@@ -130,6 +133,8 @@ def build_slice_set(
         recipe: windows, size and what to keep.
         lungs_for: supplies the lung mask of cases that store none; None refuses such cases.
         progress: called with (cases done, cases in all).
+        cache: keeps the slices of each case, so that no scan is read a second time; the result is the same to the bit.
+        lungs_key: names what `lungs_for` is, see `pneumoscope.datasets.cached.cached_slices`.
 
     Raises:
         DatasetError: no cases, a case without reference infiltrate, a case without lung mask and no `lungs_for`,
@@ -138,12 +143,25 @@ def build_slice_set(
     everything = list(cases)
     parts: list[SliceSet] = []
     for done, case in enumerate(everything, start=1):
-        parts.append(slices_of(case, case.load(), recipe, lungs_for=lungs_for))
+        make = partial(_load_slices, case, recipe, lungs_for)
+        parts.append(make() if cache is None else _through(cache, case, recipe, make, lungs_key))
         if progress is not None:
             progress(done, len(everything))
     if not parts or not sum(map(len, parts)):
         raise DatasetError(f"no slice left of {len(everything)} cases; do their lung masks show any lung?")
     return concatenate(parts)
+
+
+def _load_slices(case: Case, recipe: SliceRecipe, lungs_for: LungFinder | None) -> SliceSet:
+    return slices_of(case, case.load(), recipe, lungs_for=lungs_for)
+
+
+def _through(
+    cache: ArrayCache, case: Case, recipe: SliceRecipe, make: Callable[[], SliceSet], lungs_key: str | None
+) -> SliceSet:
+    from pneumoscope.datasets.cached import cached_slices
+
+    return cached_slices(cache, case, recipe, make, lungs_key=lungs_key)
 
 
 def slices_of(case: Case, scan: LabelledScan, recipe: SliceRecipe, *, lungs_for: LungFinder | None = None) -> SliceSet:

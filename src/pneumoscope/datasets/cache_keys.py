@@ -1,0 +1,142 @@
+"""What a cached array was made of: the bytes of its files, how they were read, and the settings.
+
+A key is a sum over all three. Reading every file anew to sum it would cost what the cache is to save, so sums are
+remembered beside a stamp of the file: device, inode, size, and times of change of content and of entry, in
+nanoseconds. The second of these (ctime) cannot be set back by programs: an editor that restores a file's date is
+noticed. A file that changed less than two seconds ago is summed every time, for the clock of a file system can be that
+coarse. What is left to chance: a file system that does not keep ctime. For those there is
+``ArrayCache(..., trust_stamps=False)``: every file is summed on every look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pneumoscope import __version__
+from pneumoscope.datasets.case import Case, CaseFiles
+from pneumoscope.io.files import sha256, write_text
+
+RACY_NS = 2_000_000_000
+"""A file younger than this may change again without its stamp showing it."""
+
+DETACHED = (".mhd", ".nhdr", ".hdr", ".img")
+"""Headers whose voxels lie in another file, which is not known here."""
+
+
+def key_of(kind: str, made_of: Mapping[str, Any]) -> str:
+    """The name of an entry: a sum over JSON values, whatever their order.
+
+    Args:
+        kind: what is stored, e.g. ``slices``; with the version of this software it is part of the sum.
+        made_of: content, way of reading and settings.
+    """
+    text = json.dumps({"kind": kind, "version": __version__, "made_of": made_of}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[str, Any] | None:
+    """What a loaded case depends on, as JSON values; None when that cannot be told.
+
+    It cannot for cases without files, for headers with their voxels elsewhere, and for readers whose settings cannot be
+    written down (a closure, an object without a lasting description). The files' paths are part of it where the reader
+    was given them: a data set that was moved is read anew.
+
+    Args:
+        case: the case.
+        stamps: folder for remembered sums.
+        trust_stamps: believe that a file whose stamp is unchanged is unchanged.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    reader = _reader_of(case)
+    if case.files is None or reader is None:
+        return None
+    paths = {n: p for n in ("image", "lungs", "infiltrate") if (p := getattr(case.files, n)) is not None}
+    if any(path.name.lower().endswith(DETACHED) for path in paths.values()):
+        return None
+    sums: dict[Path, str] = {}
+    for path in paths.values():
+        if path not in sums:
+            sums[path] = fingerprint(path, stamps, trust_stamps=trust_stamps)
+    return {
+        "dataset": case.dataset,
+        "case": case.case,
+        "patient": case.patient,
+        "reader": reader,
+        "files": {name: sums[path] for name, path in paths.items()},
+        "meaning": {f.name: repr(getattr(case.files, f.name)) for f in fields(CaseFiles) if f.name not in paths},
+    }
+
+
+def settings_of(recipe: Any) -> dict[str, Any]:
+    """The fields of a frozen settings object as JSON values."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return found
+
+
+def _reader_of(case: Case) -> str | None:
+    """Function and arguments that load a case, as text that is the same in every process; None where there is none."""
+    load = case.load
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    if isinstance(load, partial):
+        arguments, keywords, load = load.args, load.keywords, load.func
+    name = f"{getattr(load, '__module__', '')}:{getattr(load, '__qualname__', '')}"
+    text = f"{name}{arguments!r}{sorted(keywords.items())!r}"
+    telling = ":" in name.strip(":") and "<" not in name and " at 0x" not in text
+    return text if telling and (arguments or keywords) else None
+
+
+def fingerprint(path: str | Path, stamps: Path, *, trust_stamps: bool = True) -> str:
+    """Sum over the bytes of a file, or over the names and bytes of all files below a folder.
+
+    Raises:
+        OSError: something is missing or cannot be read.
+    """
+    root = Path(path)
+    memory = stamps / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:40]}.json"
+    known = _recall(memory) if trust_stamps else {}
+    found: dict[str, list[Any]] = {}
+    for file in [root] if not root.is_dir() else sorted(p for p in root.rglob("*") if p.is_file()):
+        name = "" if file == root else file.relative_to(root).as_posix()
+        before = _stamp(file)
+        remembered = known.get(name)
+        if remembered and remembered[0] == before:
+            found[name] = remembered
+            continue
+        content = sha256(file)
+        steady = _stamp(file) == before and time.time_ns() - max(before[-2:]) > RACY_NS
+        found[name] = [before if steady else None, content]
+    if found != known:
+        with suppress(OSError):  # summed again next time
+            write_text(memory, json.dumps(found))
+    text = json.dumps([[name, content] for name, (_, content) in sorted(found.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    at = path.stat()
+    return [at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+
+
+def _recall(memory: Path) -> dict[str, list[Any]]:
+    """Remembered stamps and sums by name; nothing when the memory is missing or damaged."""
+    try:
+        stored = json.loads(memory.read_text(encoding="utf-8"))
+        return {
+            name: [stamp, content]
+            for name, (stamp, content) in stored.items()
+            if isinstance(content, str) and len(content) == 64
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
