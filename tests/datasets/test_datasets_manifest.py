@@ -5,7 +5,7 @@ import pytest
 
 from pneumoscope.datasets.manifest import read_manifest_cases
 from pneumoscope.datasets.registry import read_dataset
-from pneumoscope.errors import DatasetError, GeometryError, InputError
+from pneumoscope.errors import DatasetError, InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.volume import Mask, Volume
@@ -58,8 +58,32 @@ def test_labels_without_meaning_are_refused_with_the_file(folder):
 
 def test_masks_on_another_grid_are_refused(folder):
     (case,) = read_manifest_cases(table(folder, "k,a.nii.gz,other.nii.gz,,,,"))
-    with pytest.raises(GeometryError, match="lung mask of k"):
+    with pytest.raises(ReadError, match=r"other\.nii\.gz: the lung mask of k does not lie on its scan: .*spacing"):
         case.load()
+
+
+@pytest.mark.parametrize("codes", [("L", "P", "S"), ("S", "R", "A"), ("P", "I", "R")])
+def test_a_mask_in_another_orientation_lies_on_its_scan(folder, codes):
+    grid = Grid.from_spacing((6, 7, 8), (0.5, 0.8, 1.2))
+    labels = np.random.default_rng(1).integers(0, 3, grid.shape).astype(np.uint8)
+    write_mask(Mask(labels, grid, {1: "x", 2: "y"}), folder / "turned.nii.gz", grid.reorient(codes))
+    (case,) = read_manifest_cases(table(folder, "k,a.nii.gz,turned.nii.gz,turned.nii.gz,,,"))
+    scan = case.load()
+    np.testing.assert_array_equal(scan.lungs.labels, labels)
+    np.testing.assert_array_equal(scan.infiltrate.labels, labels)
+    assert scan.lungs.grid == scan.volume.grid
+
+
+def test_the_date_is_kept(folder):
+    (case,) = read_manifest_cases(table(folder, "k,a.nii.gz,,,p,2020-03-01,"))
+    assert case.date == "2020-03-01"
+
+
+def test_lungs_of_no_side_stay_so(folder):
+    grid = Grid.from_spacing((6, 7, 8), (0.5, 0.8, 1.2))
+    write_mask(Mask(np.ones(grid.shape, np.uint8), grid, {1: "lung"}), folder / "lung.nii.gz", grid)
+    (case,) = read_manifest_cases(table(folder, "k,a.nii.gz,lung.nii.gz,,,,"))
+    assert dict(case.load().lungs.names) == {1: "lung"}
 
 
 def test_a_bad_table_is_refused(folder):

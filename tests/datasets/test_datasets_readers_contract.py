@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trees import EXPECTED, HU_TOLERANCE, TREES
+from trees_more import in_process
 
 from pneumoscope.datasets.labelled import filed_grid, write_as_filed
 from pneumoscope.datasets.registry import DATASETS, READERS, read_dataset
@@ -30,6 +31,11 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(params=NAMES)
 def name(request) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _quick_dicom(monkeypatch):
+    in_process(monkeypatch)
 
 
 @pytest.fixture
@@ -57,8 +63,10 @@ def test_cases_say_who_they_are(roots, name):
         assert case.dataset == name
         assert case.patient.strip()
         assert case.source.strip()
-        assert case.licence == DATASETS[name].licence
-        assert case.citation == DATASETS[name].citation
+        if name != "slices":  # each of its sources has its own
+            assert case.licence == DATASETS[name].licence
+            assert case.citation == DATASETS[name].citation
+        assert case.licence.strip()
         assert case.files is None or case.files.image.exists()
     assert DATASETS[name].readable
 
@@ -82,7 +90,7 @@ def test_masks_have_the_houses_labels(roots, name):
         scan = case.load()
         assert scan.volume.case == case.case
         if scan.lungs is not None:
-            assert dict(scan.lungs.names) == LUNG_LABELS
+            assert dict(scan.lungs.names) == ({1: "lung"} if name == "slices" else LUNG_LABELS)
         if scan.infiltrate is not None:
             assert dict(scan.infiltrate.names) in (INFILTRATE_LABELS, INFILTRATE_LABEL)
         if case.files is not None:
@@ -211,7 +219,8 @@ def test_half_a_download(name, copied):
 def test_links_out_of_the_folder(name, copied, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    image = read_dataset(name, copied)[0].files.image
+    files = read_dataset(name, copied)[0].files
+    image = next(p for p in sorted(copied.rglob("*")) if p.is_file()) if files is None else files.image
     shutil.move(image, outside / image.name)
     image.symlink_to(outside / image.name)
     assert "out of the data set's folder" in str(refused(name, copied))

@@ -23,6 +23,7 @@ from xml.sax.saxutils import escape
 
 import nibabel
 import numpy as np
+from trees_more import EXPECTED_MORE, TREES_MORE
 
 from pneumoscope.datasets.case import LabelledScan
 from pneumoscope.datasets.phantom import PhantomScan, scan_patient
@@ -414,6 +415,7 @@ TREES: dict[str, Callable[[Path], Path]] = {
     "mosmed": make_mosmed,
     "covid1920": make_covid1920,
     "an2020": make_an2020,
+    **TREES_MORE,
 }
 """Builder of the plain tree by name of the data set; gives the folder a user names."""
 
@@ -424,6 +426,7 @@ EXPECTED: dict[str, Callable[[str], LabelledScan]] = {
     "mosmed": _expected_mosmed,
     "covid1920": _expected_covid1920,
     "an2020": _expected_an2020,
+    **EXPECTED_MORE,
 }
 """What the reader should give for a case of that tree, by name of the data set."""
 

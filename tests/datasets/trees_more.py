@@ -1,4 +1,7 @@
-"""Small copies of RICORD 1a and of the generic layouts, with the truth they were made from."""
+"""Small copies of RICORD 1a and of the generic layouts, with the truth they were made from.
+
+`trees.TREES` takes its plain trees from `TREES_MORE` here.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
+from PIL import Image
 from skimage.measure import find_contours
 
+from pneumoscope.datasets.case import LabelledScan
 from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.geometry import Grid
+from pneumoscope.io import dicom, dicom_worker
 from pneumoscope.io.dicom_write import write_dicom_series
-from pneumoscope.volume import Mask, Volume
+from pneumoscope.io.write import write_image
+from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.volume import Mask, Volume, array_to_native
 
 SUBJECT = "MIDRC-RICORD-1A-660042-{:06d}"
 ANNOTATIONS = "MIDRC-RICORD-1a_annotations_labelgroup_all_2020-Dec-8.json"
@@ -145,3 +155,197 @@ def ricord(root: Path, *, layout: str = "tcia", patients: int = 2) -> list[MadeS
 def write_export(path: Path, annotations: list[dict[str, Any]], all_made: list[MadeSeries]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(export(annotations, [made.study for made in all_made])), encoding="utf-8")
+
+
+# --- layouts of other tools -----------------------------------------------------------------------------------------
+
+REGIONS = {
+    "background": 0, "right lung": [1, 3, 4], "left lung": [2, 5, 6], "ground-glass": [3, 5, 7],
+    "consolidation": [4, 6, 8],
+}  # fmt: skip
+KINDS = {"background": 0, "ground-glass": 1, "consolidation": 2}
+
+
+def in_regions(scan: LabelledScan) -> np.ndarray:
+    """Lungs and infiltrate of a scan in one array by `REGIONS`; nothing is lost."""
+    code = np.zeros((3, 3), np.uint8)  # lung, infiltrate
+    code[1], code[2], code[0] = (1, 3, 4), (2, 5, 6), (0, 7, 8)
+    return code[scan.lungs.labels, scan.infiltrate.labels]
+
+
+def combined(scan: LabelledScan) -> np.ndarray:
+    """1 = left lung, 2 = right lung, 3 = infiltrate, as the combined masks of COVID-19-CT-Seg."""
+    labels = np.array([0, 2, 1], np.uint8)[scan.lungs.labels]
+    labels[scan.infiltrate.any] = 3
+    return labels
+
+
+def scan_of(case: str) -> LabelledScan:
+    """The phantom behind a case ``..._<n>`` of the trees below."""
+    from trees import patient
+
+    return patient("A", int(case.rpartition("_")[2])).scan
+
+
+def save(path: Path, array: np.ndarray, native: Grid) -> Path:
+    """Write an array (i, j, k) RAS+ in the order of `native`, as the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".nrrd", ".mha"):
+        write_image(array, native, path)
+    else:
+        nibabel.Nifti1Image(array_to_native(np.asarray(array), native), native.affine).to_filename(path)
+    return path
+
+
+def make_nnunet(root: Path, *, variant: str = "plain", cases: int = 3) -> Path:
+    """``Dataset501_Chest`` with `cases` training scans and one test scan.
+
+    Variants: ``plain`` (v2, regions), ``v1`` (Task501, labels the other way round), ``nrrd``, ``nii`` (unpacked),
+    ``kinds`` (infiltrate only), ``channels`` (a second channel 0000 that is no CT), ``listed`` (files listed in
+    dataset.json).
+    """
+    folder = root / ("Task501_Chest" if variant == "v1" else "Dataset501_Chest")
+    ending = {"nrrd": ".nrrd", "nii": ".nii"}.get(variant, ".nii.gz")
+    number = 1 if variant == "channels" else 0
+    listed = {}
+    for n in range(cases + 1):
+        case, part = f"chest_{n:03d}", "Tr" if n < cases else "Ts"
+        scan = scan_of(case)
+        native = scan.volume.native
+        image = save(folder / f"images{part}" / f"{case}_{number:04d}{ending}", scan.volume.hu, native)
+        if variant == "channels":
+            save(folder / f"images{part}" / f"{case}_0000{ending}", scan.volume.hu * 0 + 3, native)
+        if part == "Tr":
+            drawn = scan.infiltrate.labels if variant in ("kinds", "v1") else in_regions(scan)
+            label = save(folder / "labelsTr" / f"{case}{ending}", drawn, native)
+            listed[case] = {
+                "images": [str(image.relative_to(folder))], "label": str(label.relative_to(folder)),
+            }  # fmt: skip
+    labels: dict[str, Any] = KINDS if variant in ("kinds", "v1") else REGIONS
+    channels = {"0": "PET", "1": "CT"} if variant == "channels" else {"0": "CT"}
+    described = {"channel_names": channels, "labels": labels, "numTraining": cases, "file_ending": ending}
+    if variant == "nii":
+        described["file_ending"] = ".nii.gz"
+    if variant == "listed":
+        described["dataset"] = listed
+    if variant == "v1":
+        described = {
+            "name": "Chest", "modality": {"0": "CT"}, "labels": {str(v): k for k, v in KINDS.items()},
+            "numTraining": cases, "numTest": 1, "tensorImageSize": "4D",
+            "training": [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in listed],
+            "test": [f"./imagesTs/chest_{cases:03d}.nii.gz"],
+        }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
+    return root
+
+
+def make_decathlon(root: Path, *, cases: int = 3) -> Path:
+    """``Task01_Chest`` as the Decathlon's tars unpack on a Mac: with ``._`` files, one of them in the list."""
+    folder = root / "Task01_Chest"
+    training = []
+    for n in range(cases):
+        case = f"chest_{n:03d}"
+        scan = scan_of(case)
+        save(folder / "imagesTr" / f"{case}.nii.gz", scan.volume.hu, scan.volume.native)
+        save(folder / "labelsTr" / f"{case}.nii.gz", scan.infiltrate.labels, scan.volume.native)
+        (folder / "imagesTr" / f"._{case}.nii.gz").write_bytes(b"Mac OS X")
+        training.append({"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"})
+    training.append({"image": "./imagesTr/._chest_000.nii.gz", "label": "./labelsTr/._chest_000.nii.gz"})
+    test = scan_of(f"chest_{cases:03d}").volume
+    save(folder / "imagesTs" / f"chest_{cases:03d}.nii.gz", test.hu, test.native)
+    described = {
+        "name": "Chest", "modality": {"0": "CT"}, "labels": {str(v): k for k, v in KINDS.items()},
+        "numTraining": cases, "numTest": 1, "training": training, "test": [f"./imagesTs/chest_{cases:03d}.nii.gz"],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
+    return root
+
+
+def make_miscnn(root: Path, *, cases: int = 3, style: str = "nii.gz") -> Path:
+    """``chest_NNN/imaging.nii.gz`` and ``segmentation.nii.gz`` with the labels of covid19.MIScnn."""
+    for n in range(cases):
+        folder = root / f"chest_{n:03d}"
+        scan = scan_of(folder.name)
+        for name, array in (("imaging", scan.volume.hu), ("segmentation", combined(scan))):
+            path = folder / f"{name}.nii.gz" / f"{name}.nii" if style == "folder" else folder / f"{name}.{style}"
+            save(path, array, scan.volume.native)
+    return root
+
+
+def in_process(monkeypatch: Any) -> None:
+    """DICOM is read by the same code and the same JSON in this process: half a second faster per call."""
+
+    def exchange(asked: dict[str, Any], stream: Any) -> dict[str, Any]:
+        reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(asked)), stream))
+        return dicom._understood(reply.encode(), 0, asked["where"])
+
+    monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
+    monkeypatch.setattr(dicom, "_exchange", exchange)
+
+
+def make_ricord(root: Path) -> Path:
+    """The plain RICORD tree, for the contract of all readers."""
+    ricord(root / "data")
+    return root / "data"
+
+
+# --- 8-bit slices ---------------------------------------------------------------------------------------------------
+
+
+def make_slices(root: Path) -> Path:
+    """``coronacases``, ``radiopaedia`` (upside down) and ``medseg`` (transposed, two sizes, kinds, no lungs)."""
+    from trees import patient
+
+    for source, case, number in (
+        ("coronacases", "coronacases_001", 0), ("coronacases", "coronacases_002", 1),
+        ("radiopaedia", "radiopaedia_10_85902_1", 2), ("radiopaedia", "radiopaedia_10_85902_3", 3),
+    ):  # fmt: skip
+        ct, lungs, drawn = pictures(patient("B", number).scan)
+        turn = -1 if source == "radiopaedia" else 1
+        for k in range(len(ct)):
+            for kind, plane in (("ct", ct[k]), ("lung", 255 * (lungs[k] > 0)), ("infection", 255 * (drawn[k] > 0))):
+                save_picture(plane[::turn], root / source / case / kind / f"{k:03d}.png")
+    for number in range(2):
+        ct, _, drawn = pictures(patient("A", number).scan)
+        k = len(ct) // 2
+        cut = slice(number, None)
+        save_picture(ct[k][cut].T, root / "medseg" / "ct" / f"{number}.png")
+        save_picture(255 * (drawn[k] > 0)[cut].T, root / "medseg" / "infection" / f"{number}.png")
+        save_picture(drawn[k][cut].T, root / "medseg" / "classes" / f"{number}.png")
+    return root
+
+
+def pictures(scan: LabelledScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grey values, lungs and infiltrate in the house view, (k, h, w)."""
+    ct = np.clip((to_slices(scan.volume.hu) + 1000) / 1400 * 255, 0, 255).astype(np.uint8)
+    return ct, to_slices(scan.lungs.labels), to_slices(scan.infiltrate.labels)
+
+
+def save_picture(plane: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(plane).astype(np.uint8)).save(path)
+
+
+TREES_MORE: dict[str, Callable[[Path], Path]] = {
+    "ricord": make_ricord,
+    "nnunet": make_nnunet,
+    "decathlon": make_decathlon,
+    "miscnn": make_miscnn,
+    "slices": make_slices,
+}
+
+
+def _expected_nnunet(case: str) -> LabelledScan:
+    scan = scan_of(case)
+    return LabelledScan(scan.volume) if case.endswith("3") else scan
+
+
+def _expected_decathlon(case: str) -> LabelledScan:
+    scan = scan_of(case)
+    return LabelledScan(scan.volume, None, None if case.endswith("3") else scan.infiltrate)
+
+
+EXPECTED_MORE: dict[str, Callable[[str], LabelledScan]] = {
+    "nnunet": _expected_nnunet,
+    "decathlon": _expected_decathlon,
+}

@@ -16,7 +16,8 @@ from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS,
 def read_manifest_cases(path: str | Path) -> list[Case]:
     """Cases of ``case,image[,lungs,infiltrate,patient,date,source]``; a folder means its ``manifest.csv``.
 
-    A row without patient is a patient of its own. Scans and masks are read when a case is loaded.
+    A row without patient is a patient of its own; `Case.date` is the row's date as it stands there. Scans and masks
+    are read when a case is loaded.
 
     Raises:
         InputError: the table cannot be used (see `pneumoscope.io.table.read_manifest`).
@@ -42,27 +43,36 @@ def read_manifest_cases(path: str | Path) -> list[Case]:
 
 
 def load_scan(ref: ScanRef) -> LabelledScan:
-    """Read the scan and the masks of one row; a mask on another grid is an error.
+    """Read the scan and the masks of one row.
+
+    A mask may be stored in another orientation than its scan (axes permuted or flipped) as long as its voxels lie on
+    the scan's; on any other grid it is refused, with what is different.
 
     Raises:
         DatasetError: a mask holds labels this program has no meaning for.
-        GeometryError: a mask lies on another grid than its scan.
-        ReadError: a file cannot be read.
+        ReadError: a file cannot be read, or a mask does not lie on its scan (IN-MSK-069).
     """
+    from pneumoscope.io.masks import fit_mask
     from pneumoscope.io.read import read_mask, read_volume
 
     volume = read_volume(ref.path, case=ref.case)
-    lungs = None if ref.lungs is None else _named(read_mask(ref.lungs), ref.lungs, "lungs")
-    infiltrate = None if ref.infiltrate is None else _named(read_mask(ref.infiltrate), ref.infiltrate, "infiltrate")
-    return LabelledScan(volume, lungs, infiltrate)
+    masks: dict[str, Mask | None] = {"lungs": None, "infiltrate": None}
+    for what, path in (("lungs", ref.lungs), ("infiltrate", ref.infiltrate)):
+        if path is not None:
+            mask = _named(read_mask(path), path, what)
+            name = "lung" if what == "lungs" else what
+            masks[what] = fit_mask(mask, volume.grid, what=f"the {name} mask of {ref.case}", path=path)
+    return LabelledScan(volume, masks["lungs"], masks["infiltrate"])
 
 
 def _named(mask: Mask, path: Path, what: str) -> Mask:
-    """The mask with the house's names; keeps ``infiltrate`` where kinds are not told apart."""
+    """The mask with the house's names; keeps ``infiltrate`` and ``lung`` where kinds and sides are not told apart."""
     highest = int(mask.labels.max(initial=0))
     if highest > 2:
         present = np.flatnonzero(np.bincount(mask.labels.ravel(order="K"))).tolist()
         raise DatasetError(f"holds labels {present}; {what} have labels 0, 1 and 2 here", path=path)
+    if what == "lungs" and dict(mask.names) == {1: "lung"}:
+        return mask
     if what == "lungs":
         return Mask(mask.labels, mask.grid, LUNG_LABELS)
     told_apart = highest == 2 or 2 in mask.names

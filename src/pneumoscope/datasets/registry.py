@@ -121,15 +121,22 @@ DATASETS: Mapping[str, DatasetInfo] = {
     ),
     "nnunet": DatasetInfo(
         "A folder in nnU-Net's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN, _OWN_CITATION,
-        "your own folder", {}, False,
+        "your own folder", {}, True,
+        ("versions 1 and 2; labels are told by their names, unknown ones need labels= or --label NAME=MEANING",
+         "the channel called CT is read where there are several",
+         "lungsTr beside labelsTr (written by data convert) holds lung masks; nnU-Net passes over it"),
     ),
     "decathlon": DatasetInfo(
         "A folder in the Medical Segmentation Decathlon's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN,
-        _OWN_CITATION, "your own folder", {}, False,
+        _OWN_CITATION, "your own folder", {}, True,
+        ("labels are told by their names, unknown ones need labels= or --label NAME=MEANING",
+         "._ files of macOS are passed over"),
     ),
     "miscnn": DatasetInfo(
         "A folder in MIScnn's layout (<case>/imaging.nii.gz, <case>/segmentation.nii.gz)", "ct", _OWN,
-        _OWN_CITATION, "your own folder", {}, False,
+        _OWN_CITATION, "your own folder", {}, True,
+        ("labels are 1 = left lung, 2 = right lung, 3 = infiltrate (covid19.MIScnn) unless labels= or --label differ",
+         "folders without segmentation are refused beside others that have one"),
     ),
     "manifest": DatasetInfo(
         "Your own scans in a CSV: case,image[,lungs,infiltrate,patient,date,source]", "ct", _OWN, _OWN_CITATION,
@@ -142,10 +149,11 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "CC BY-NC-SA 4.0 (coronacases, radiopaedia), free use with acknowledgement (medseg)",
         "Ma et al. 2020, doi:10.5281/zenodo.3757476; MedSeg set 1 (SIRM), medicalsegmentation.com/covid19",
         "made from covid19ctseg and medseg-slices",
-        {"slices@coronacases": 789, "slices@radiopaedia": 219, "slices@medseg": 45}, False,
-        ("8-bit pictures, not Hounsfield units: they train models, they are no scans",
-         "in Python: pneumoscope.datasets.slices.read_slice_folder",
-         "radiopaedia is stored upside down and medseg transposed; both are turned when read"),
+        {"slices@coronacases": 789, "slices@radiopaedia": 219, "slices@medseg": 45}, True,
+        ("8-bit pictures, not Hounsfield units, of unknown size: they train models, they are no scans",
+         "lungs are of no side; medseg has none",
+         "radiopaedia is stored upside down and medseg transposed; both are turned when read",
+         "whole scans written by data convert --to slices are read as well, in Hounsfield units"),
     ),
     "phantom": DatasetInfo(
         "Synthetic chest CTs of three made-up hospitals, with exact masks", "ct", "CC0 1.0",
@@ -193,6 +201,10 @@ READERS: Mapping[str, str] = {
     "covid1920": "pneumoscope.datasets.covid1920:read_covid1920_cases",
     "an2020": "pneumoscope.datasets.an2020:read_an2020_cases",
     "ricord": "pneumoscope.datasets.ricord:read_ricord_cases",
+    "nnunet": "pneumoscope.datasets.nnunet:read_nnunet_cases",
+    "decathlon": "pneumoscope.datasets.decathlon:read_decathlon_cases",
+    "miscnn": "pneumoscope.datasets.miscnn:read_miscnn_cases",
+    "slices": "pneumoscope.datasets.slice_cases:read_slice_cases",
     "manifest": "pneumoscope.datasets.manifest:read_manifest_cases",
 }
 """Which function reads which data set, as ``module:function``; imported when it is asked for."""
@@ -231,12 +243,6 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
         module, _, function = READERS[name].partition(":")
         cases: list[Case] = getattr(import_module(module), function)(root, **options)
         return cases
-    if name == "slices":
-        raise DatasetError(
-            "8-bit slices are no scans in Hounsfield units; read them with "
-            "pneumoscope.datasets.slices.read_slice_folder",
-            path=root,
-        )
     raise DatasetError(
         f"the reader of {name} is not built yet; list your scans and masks in a CSV and read them as 'manifest'",
         path=root,

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
-from pneumoscope.datasets.layout import _require_inside
+from pneumoscope.datasets.layout import _require_folder
+from pneumoscope.datasets.links import refuse_links_out
 from pneumoscope.datasets.mdai import Drawing, Export, read_mdai
 from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError, Finding
@@ -57,7 +58,7 @@ class Series:
     Attributes:
         uid, study_uid: identify it; never printed.
         patient: ``MIDRC-RICORD-1A-<site>-<number>``, or a hash of the exam where neither folder nor header tells.
-        site: the number of the site, "" where it is not told.
+        site: the number of the site, or ``site unknown``.
         images: its images, in order of file name.
     """
 
@@ -152,9 +153,8 @@ def survey(root: str | Path, annotations: str | Path | None = None) -> Survey:
         DatasetError: no folder, no CT, no annotations, or several that differ.
     """
     folder = Path(root)
-    if not folder.is_dir():
-        raise DatasetError("is not a folder; expected the images of RICORD 1a", path=folder)
-    _refuse_links_out(folder)
+    _require_folder(folder, "MIDRC-RICORD-1A as TCIA gives it, with its annotations")
+    refuse_links_out(folder)
     file = Path(annotations) if annotations is not None else find_annotations(folder)
     export = read_mdai(file)
     index = list_images(folder, subjects=SUBJECT.pattern)
@@ -170,15 +170,6 @@ def survey(root: str | Path, annotations: str | Path | None = None) -> Survey:
         )
     series = {uid: _series(uid, images) for uid, images in by_series.items()}
     return Survey(file, export, series, index.damaged)
-
-
-def _refuse_links_out(folder: Path) -> None:
-    real = folder.resolve()
-    for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(where) / name
-            if path.is_symlink():
-                _require_inside(path, real)
 
 
 def find_annotations(folder: Path) -> Path:
@@ -306,7 +297,7 @@ def _series(uid: str, images: list[ImageInfo]) -> Series:
         return Series(uid, study, match[0], match[1], tuple(images))
     from pneumoscope.io.dicom_identity import case_name
 
-    return Series(uid, study, case_name(study or uid), "", tuple(images))
+    return Series(uid, study, case_name(study or uid), "site unknown", tuple(images))
 
 
 def _case_names(series: Sequence[Series]) -> dict[str, str]:

@@ -95,6 +95,55 @@ class SliceStack:
     slices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SliceScan:
+    """One scan of a source before its pictures are opened.
+
+    Attributes:
+        case, patient, slices: as in `SliceStack`.
+        source: key of `SOURCES`.
+        folder: of the scan; of the whole source where that is flat.
+    """
+
+    case: str
+    patient: str
+    slices: tuple[str, ...]
+    source: str
+    folder: Path
+
+    def read(self) -> SliceStack:
+        """Open the pictures.
+
+        Raises:
+            DatasetError: pictures and masks that do not pair or differ in size, damaged ones, masks with other values
+                than expected.
+        """
+        known = SOURCES[self.source]
+        return _single(self.folder, self.slices[0], known) if known.flat else _scan(self, known)
+
+
+def slice_scans(root: str | Path, source: str) -> list[SliceScan]:
+    """The scans of one source, in natural order of the folder names; no picture is opened.
+
+    Raises:
+        DatasetError: unknown source, missing folder, no scans.
+    """
+    if source not in SOURCES:
+        raise DatasetError(f"unknown slice source {source!r}; known are {', '.join(SOURCES)}")
+    known = SOURCES[source]
+    folder = Path(root) / source if (Path(root) / source).is_dir() else Path(root)
+    if not folder.is_dir():
+        raise DatasetError(f"is not a folder; expected the slices of {source}", path=folder)
+    if known.flat:
+        stems = _stems(folder / "ct")
+        return [SliceScan(f"{source}-{stem}", f"{source}-{stem}", (stem,), source, folder) for stem in stems]
+    scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: _natural(p.name))
+    if not scans:
+        raise DatasetError(f"holds no <patient>/ct folders; expected the slices of {source}", path=folder)
+    parts = known.patient_parts
+    return [SliceScan(p.name, "_".join(p.name.split("_")[:parts]), tuple(_stems(p / "ct")), source, p) for p in scans]
+
+
 def read_slice_folder(root: str | Path, source: str) -> list[SliceStack]:
     """Read all scans of one source.
 
@@ -110,29 +159,17 @@ def read_slice_folder(root: str | Path, source: str) -> list[SliceStack]:
         DatasetError: unknown source, missing folder, no scans, pictures and masks that do not pair or differ in size,
             masks with other values than expected.
     """
-    if source not in SOURCES:
-        raise DatasetError(f"unknown slice source {source!r}; known are {', '.join(SOURCES)}")
-    known = SOURCES[source]
-    folder = Path(root) / source if (Path(root) / source).is_dir() else Path(root)
-    if not folder.is_dir():
-        raise DatasetError(f"is not a folder; expected the slices of {source}", path=folder)
-    if known.flat:
-        return [_single(folder, name, known) for name in _stems(folder / "ct")]
-    scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: _natural(p.name))
-    if not scans:
-        raise DatasetError(f"holds no <patient>/ct folders; expected the slices of {source}", path=folder)
-    return [_scan(scan, known) for scan in scans]
+    return [scan.read() for scan in slice_scans(root, source)]
 
 
-def _scan(folder: Path, source: SliceSource) -> SliceStack:
-    stems = tuple(_stems(folder / "ct"))
+def _scan(scan: SliceScan, source: SliceSource) -> SliceStack:
+    folder, stems = scan.folder, scan.slices
     images = _stack(folder / "ct", stems)
     lungs = _masks(folder / "lung", stems, images.shape) if (folder / "lung").is_dir() else None
     drawn = _masks(folder / "infection", stems, images.shape) if (folder / "infection").is_dir() else None
-    patient = "_".join(folder.name.split("_")[: source.patient_parts])
     return SliceStack(
-        folder.name,
-        patient,
+        scan.case,
+        scan.patient,
         _turned(images, source),
         None if lungs is None else _turned(lungs, source),
         None if drawn is None else _turned(drawn, source),
@@ -201,7 +238,8 @@ def _stack(folder: Path, stems: tuple[str, ...]) -> NDArray[np.uint8]:
 def _stems(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DatasetError("is missing; expected a folder of slices", path=folder)
-    stems = sorted((p.stem for p in folder.iterdir() if p.suffix.lower() in PIXEL_SUFFIXES), key=_natural)
+    pictures = (p for p in folder.iterdir() if p.suffix.lower() in PIXEL_SUFFIXES and not p.name.startswith("."))
+    stems = sorted((p.stem for p in pictures), key=_natural)
     if not stems:
         raise DatasetError("holds no .png or .jpg slices", path=folder)
     return stems
