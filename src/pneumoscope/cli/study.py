@@ -78,6 +78,12 @@ def run(
     ] = None,
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", min=1, help="Processes for stages that do not wait for each other; fewer where memory is short."
+        ),
+    ] = 1,
     accept_if_forgetting_below: Annotated[
         float | None,
         typer.Option(
@@ -106,6 +112,7 @@ def run(
             resume=resume,
             overwrite=common.overwrite,
             device=common.device,
+            jobs=jobs,
             progress=progress,
         )
     if accept_if_forgetting_below is None:

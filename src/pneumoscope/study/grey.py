@@ -108,9 +108,7 @@ def _one(stack: SliceStack, preprocessing: Preprocessing, lungs_for: GreyLungs) 
     }
     if preprocessing.store == "float16":
         images = (images / np.float16(255)).astype(np.float16)  # type: ignore[assignment]
-    whole = SliceSet(
-        images, target.astype(np.uint8), lungs.astype(np.uint8), pd.DataFrame(columns)
-    )
+    whole = SliceSet(images, target.astype(np.uint8), lungs.astype(np.uint8), pd.DataFrame(columns))
     return whole.select(whole.table["has_lung"].to_numpy(bool))
 
 

@@ -23,7 +23,9 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.study import figures
 from pneumoscope.study.data import StudySet, build_set, find_cases, roots_of
 from pneumoscope.study.folder import begin, write_environment
+from pneumoscope.study.forecast import Forecast, forecast
 from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
+from pneumoscope.study.lung_effect import lung_effect, write_lung_effect
 from pneumoscope.study.lungs import LUNG_STAGE, LungSupply
 from pneumoscope.study.matrix import Matrix, untrained_f1
 from pneumoscope.study.predictions import predict_stage
@@ -67,6 +69,7 @@ def run_study(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    jobs: int = 1,
     progress: Progress = silent,
 ) -> StudyResult:
     """Run an experiment or a recipe into a study folder.
@@ -78,6 +81,7 @@ def run_study(
         resume: go on with the study in `out`; finished stages are taken as they are.
         overwrite: begin anew over the study in `out`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        jobs: processes that train stages which do not wait for each other; fewer where memory does not hold them.
         progress: told about every part.
 
     Raises:
@@ -90,9 +94,38 @@ def run_study(
     study = _Study(plan, folder, resume, device, progress)
     study.note_environment()
     study.prepare(roots)
-    study.train()
+    study.train(roots, study.foresee(jobs))
     study.predict()
     return study.score()
+
+
+def open_sets(
+    experiment: Experiment,
+    folder: Path,
+    roots: Mapping[int, Path],
+    *,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> dict[int, StudySet]:
+    """Read every set, those that teach the lung network first, as the others may need it.
+
+    Args:
+        experiment: the study.
+        folder: the study folder; splits and the lung network are there or are written.
+        roots: folder by set number; none for synthetic sites.
+        device: for the lung network.
+        resume: take a finished lung network from the folder.
+        progress: told about every set.
+    """
+    sets: dict[int, StudySet] = {}
+    lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
+    cases = find_cases(experiment, roots, folder, progress)
+    teachers = experiment.lung.sites
+    for site in sorted(experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
+        found = cases[site.number]
+        sets[site.number] = build_set(experiment, site, found, folder, lungs_for=lungs, progress=progress)
+    return sets
 
 
 class _Study:
@@ -103,7 +136,7 @@ class _Study:
         self.device, self.progress = device, progress
         self.sets: dict[int, StudySet] = {}
         self.models: dict[str, TrainedModel] = {}
-        self.lungs = LungSupply(experiment, self.sets, folder, device=device, resume=resume, progress=progress)
+        self.expected: Forecast | None = None
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
@@ -124,28 +157,32 @@ class _Study:
 
     def prepare(self, roots: Mapping[int, Path]) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""
-        cases = find_cases(self.experiment, roots, self.folder, self.progress)
-        self._lap("data")
-        teachers = self.experiment.lung.sites
-        for site in sorted(self.experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
-            self.sets[site.number] = build_set(
-                self.experiment,
-                site,
-                cases[site.number],
-                self.folder,
-                lungs_for=self.lungs,
-                progress=self.progress,
-            )
+        self.sets = open_sets(
+            self.experiment, self.folder, roots, device=self.device, resume=self.resume, progress=self.progress
+        )
         self._lap("reading and lungs")
 
-    def train(self) -> None:
-        """All stages in the order of the chain."""
+    def foresee(self, jobs: int) -> int:
+        """Measure a few steps, tell what is to be expected, and return how many processes memory holds."""
+        self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=jobs)
+        self.progress("forecast", 1, 1, self.expected.sentence())
+        self._lap("forecast")
+        return self.expected.jobs
+
+    def train(self, roots: Mapping[int, Path], jobs: int) -> None:
+        """All stages in the order of the chain; with several jobs each as soon as those it needs are there."""
+        if jobs > 1:
+            from pneumoscope.study.parallel import train_in_parallel
+
+            train_in_parallel(
+                self.experiment, self.folder, roots, jobs=jobs, device=self.device, progress=self.progress
+            )
         trainer = Trainer(
             self.experiment,
             self.sets,
             self.folder,
             device=self.device,
-            resume=self.resume,
+            resume=self.resume or jobs > 1,
             progress=self.progress,
         )
         for stage in self.experiment.stages.chain:
@@ -156,6 +193,8 @@ class _Study:
         """What every stage says about every validation and test slice; from here on no network is needed."""
         for model in self.models.values():
             predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
+        effect = lung_effect(self.experiment, self.models, self.sets, device=self.device, progress=self.progress)
+        write_lung_effect(effect, self.folder)
         self._lap("predicting")
 
     def score(self) -> StudyResult:
@@ -227,7 +266,9 @@ class _Study:
                 }
             )
         stages = {name: {"trained_now": model.trained_now} for name, model in self.models.items()}
-        return {"sets": sets, "stages": stages, "synthetic": self.synthetic(), "seconds": self.seconds}
+        return {"sets": sets, "stages": stages, "synthetic": self.synthetic(), "seconds": self.seconds} | {
+            "forecast": self.expected.as_dict() if self.expected else None
+        }
 
     def synthetic(self) -> bool:
         """Whether all sets are synthetic sites."""

@@ -1,0 +1,137 @@
+"""How long a study will take and how much memory it needs: a few steps are made on this machine and counted up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.study.data import StudySet, two_channel_target
+from pneumoscope.study.plan import count_steps
+
+STEPS = 3
+"""Steps that are timed, after one that warms up."""
+
+FORWARD_SHARE = 1 / 3
+"""What looking at a slice costs beside learning from it: one pass forward of one forward and two backward."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be expected.
+
+    Attributes:
+        steps: optimiser steps of all trainings, if none stops early.
+        seconds_per_step: as measured.
+        minutes: of all trainings and their validation, with as many processes as asked for.
+        gigabytes: peak memory of one process, sets and all.
+        jobs: processes that fit.
+    """
+
+    steps: int
+    seconds_per_step: float
+    minutes: float
+    gigabytes: float
+    jobs: int
+
+    def sentence(self) -> str:
+        """One line for people."""
+        memory = f"{self.gigabytes:.1f} GB" + (f" in each of {self.jobs} processes" if self.jobs > 1 else "")
+        return f"at most about {max(1, round(self.minutes))} minutes of training, {memory}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: str = "auto", jobs: int = 1) -> Forecast:
+    """Make a few steps on slices of the first set, and count up.
+
+    The time is an upper bound where a stage may stop early; teachers and Fisher information are not counted.
+
+    Args:
+        experiment: the study.
+        sets: the sets that are ready.
+        device: to compute on.
+        jobs: processes asked for; fewer are named where memory does not hold them.
+    """
+    rows = {number: study_set.rows("train") for number, study_set in sets.items()}
+    per_step = seconds_per_step(experiment, sets[experiment.stages.chain[0].site], device)
+    steps = count_steps(experiment, {number: len(found) for number, found in rows.items()})
+    looked_at = sum(
+        (experiment.stages.first if stage.start is None else experiment.stages.retrain).max_epochs
+        * len(sets[stage.site].rows("val"))
+        for stage in experiment.stages.chain
+    )
+    validation = looked_at / experiment.training.batch_size * per_step * FORWARD_SHARE
+    peak = peak_gigabytes()
+    fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
+    minutes = (steps * per_step + validation) / 60 / fitting
+    return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting)
+
+
+def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -> float:
+    """Wall time of an optimiser step on this machine, the fastest of a few."""
+    import torch
+
+    from pneumoscope.study.stages import StageJob, make_augment, new_model
+    from pneumoscope.training.data import ArraySource
+    from pneumoscope.training.devices import make_fabric
+    from pneumoscope.training.losses import make_loss
+
+    job = StageJob(
+        "forecast",
+        experiment.preprocessing.channels,
+        experiment.network.out_channels,
+        experiment.network.features,
+        experiment.stages.first,
+        None,
+        "infiltrate",
+    )
+    model = new_model(experiment, job)
+    fabric = make_fabric(device, experiment.training.precision)  # type: ignore[arg-type]
+    model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped, optimiser = fabric.setup(model, torch.optim.Adam(model.parameters()))
+    chosen = np.resize(study_set.rows("train"), experiment.training.batch_size)
+    target = two_channel_target(study_set.slices.target[chosen], experiment.network.out_channels)
+    names = [str(row) for row in chosen]
+    source = ArraySource(study_set.slices.images[chosen], target, names, make_augment(experiment, job))
+    loss, taken = make_loss(experiment.training.loss), []
+    for step in range(STEPS + 1):
+        begun = time.perf_counter()
+        batch = source.batch(np.arange(len(chosen)), np.random.default_rng(step))
+        x = batch.x.to(fabric.device, memory_format=torch.channels_last)
+        optimiser.zero_grad()
+        fabric.backward(loss(wrapped(x), batch.y.to(fabric.device)))
+        optimiser.step()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize(fabric.device)
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
+
+
+def peak_gigabytes() -> float:
+    """The most memory this process has held so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def available_gigabytes() -> float:
+    """Memory that is free for other processes; endless where the system does not tell."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")
+    return kilobytes * 1024 / 1e9

@@ -1,0 +1,79 @@
+"""Stages that do not wait for each other, trained in processes of their own.
+
+A worker reads the sets again, takes the stages before from the folder, and leaves its stage there; the study then finds
+all of them done. So what is made does not depend on how many processes made it, but for the threads each has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from pneumoscope.errors import RunError
+from pneumoscope.experiments.schema import Experiment
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.plan import needs
+from pneumoscope.study.strategies import Trainer
+
+_TRAINER: list[Trainer] = []
+"""A worker's own trainer; empty in the main process."""
+
+
+def train_in_parallel(
+    experiment: Experiment,
+    folder: Path,
+    roots: Mapping[int, Path],
+    *,
+    jobs: int,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> None:
+    """Make all stages of a study whose sets and lung network are ready in `folder`.
+
+    Raises:
+        RunError: a process died; everything finished is kept, and the study can be resumed.
+    """
+    waiting = [stage.name for stage in experiment.stages.chain]
+    total, done = len(waiting), set[str]()
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _open, (experiment, folder, dict(roots), device, jobs))
+    running: dict[Future[str], str] = {}
+    with pool:
+        while waiting or running:
+            ready = [name for name in waiting if set(needs(experiment, name)) <= done]
+            for name in ready[: jobs - len(running)]:
+                running[pool.submit(_make, name)] = name
+                waiting.remove(name)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                name = running.pop(future)
+                try:
+                    done.add(future.result())
+                except BrokenProcessPool as problem:
+                    raise RunError(
+                        f"the process that trained {name} died (out of memory?); go on with --resume and fewer --jobs",
+                        path=folder,
+                    ) from problem
+                progress("stages", len(done), total, name)
+
+
+def _open(experiment: Experiment, folder: Path, roots: dict[int, Path], device: str, jobs: int) -> None:
+    """Make a worker ready: its share of the processors, the sets, a trainer."""
+    import torch
+
+    from pneumoscope.study.run import open_sets
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
+    sets = open_sets(experiment, folder, roots, device=device)
+    _TRAINER[:] = [Trainer(experiment, sets, folder, device=device, resume=True)]
+
+
+def _make(name: str) -> str:
+    trainer = _TRAINER[0]
+    for stage in (*needs(trainer.experiment, name), name):
+        if stage not in trainer.models:
+            trainer.make(stage)
+    return name

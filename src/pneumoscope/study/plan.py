@@ -1,0 +1,63 @@
+"""What a study will do, before it does it: which trainings there are, which wait for which, how many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pneumoscope.experiments.schema import Experiment, Stage
+
+ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
+"""Parts of a strategy that do not touch the training itself, only what is kept of it."""
+
+MOVES_WEIGHTS = frozenset({"averaging"})
+"""Those of them that change the weights a later stage starts from."""
+
+TrainingKey = tuple[tuple[int, frozenset[str], frozenset[str]], ...]
+
+
+def training_key(experiment: Experiment, name: str) -> TrainingKey:
+    """Equal for stages whose trainings are the same, whatever they are called: one entry per stage of the lineage."""
+    lineage = experiment.lineage(name)
+    entries = []
+    for stage in lineage:
+        parts = experiment.strategy_of(stage.name)
+        moved = parts & MOVES_WEIGHTS if stage is not lineage[-1] else frozenset()
+        entries.append((stage.site, parts - ONLY_KEPT, moved))
+    return tuple(entries)
+
+
+def leader(experiment: Experiment, name: str) -> str:
+    """The first stage of the chain with the training of `name`; itself when there is none before it."""
+    key = training_key(experiment, name)
+    return next(s.name for s in experiment.stages.chain if training_key(experiment, s.name) == key)
+
+
+def needs(experiment: Experiment, name: str) -> list[str]:
+    """Stages that must be made before `name`: those of its lineage, and the one that shares its training."""
+    before = [stage.name for stage in experiment.lineage(name)[:-1]]
+    first = leader(experiment, name)
+    return before if first == name else [*before, *(s for s in (*needs(experiment, first), first) if s not in before)]
+
+
+def epoch_length(experiment: Experiment, stage: Stage, train_slices: Mapping[int, int]) -> int:
+    """Slices that an epoch of a stage shows."""
+    budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
+    return budget.epoch_slices or train_slices[stage.site]
+
+
+def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
+    """Optimiser steps of all trainings together, at most: none stops early, each training counts once.
+
+    Args:
+        experiment: the study.
+        train_slices: training slices by set number.
+    """
+    total = 0
+    for stage in experiment.stages.chain:
+        if leader(experiment, stage.name) != stage.name:
+            continue
+        budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
+        length = epoch_length(experiment, stage, train_slices)
+        total += budget.max_epochs * math.ceil(length / experiment.training.batch_size)
+    return total
