@@ -150,17 +150,19 @@ def with_sides(lungs: Mask, infected: Mask) -> tuple[Mask, int]:
     Returns:
         The filled mask, and how many voxels got a side. Without any lung the middle of the scan decides.
     """
-    open_ = (infected.labels > 0) & (lungs.labels == 0)
+    gaps = np.nonzero((infected.labels > 0) & (lungs.labels == 0))
     labels = lungs.labels.copy()
-    by_plane = np.where(np.arange(labels.shape[0]) > _midway(lungs.labels), 1, 2).astype(np.uint8)
-    for k in np.flatnonzero(open_.any(axis=(0, 1))):
-        plane, gaps = labels[:, :, k], open_[:, :, k]
-        if len(np.unique(plane[plane > 0])) == 2:
-            nearest = _nearest_label(plane, lungs.grid.spacing_mm[:2])
-            plane[gaps] = nearest[gaps]
-        else:
-            plane[gaps] = np.broadcast_to(by_plane[:, None], plane.shape)[gaps]
-    return Mask(labels, lungs.grid, LUNG_LABELS), int(np.count_nonzero(open_))
+    if not len(gaps[0]):
+        return Mask(labels, lungs.grid, LUNG_LABELS), 0
+    i, j, k = gaps
+    sides = np.where(i > _midway(lungs.labels), 1, 2).astype(np.uint8)
+    for level in np.unique(k):
+        plane = np.ascontiguousarray(lungs.labels[:, :, level])
+        if (plane == 1).any() and (plane == 2).any():
+            here = k == level
+            sides[here] = _nearest_label(plane, lungs.grid.spacing_mm[:2])[i[here], j[here]]
+    labels[gaps] = sides
+    return Mask(labels, lungs.grid, LUNG_LABELS), len(i)
 
 
 def _midway(labels: NDArray[np.uint8]) -> float:

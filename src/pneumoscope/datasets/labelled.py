@@ -7,7 +7,7 @@ published sets hold pairs that match voxel for voxel while one header says littl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -52,11 +52,15 @@ def with_masks(volume: Volume, files: CaseFiles) -> LabelledScan:
     volume = put_right(volume, files)
     lungs = drawn = None
     notes: tuple[Finding, ...] = ()
+    stored: StoredLabels | None = None
     if files.lungs is not None:
-        lungs, notes = _mask(files.lungs, files.lung_labels, LUNG_LABELS, files, (volume, header))
+        stored = read_labels(files.lungs, header)
+        lungs, notes = _mask(stored, files.lung_labels, LUNG_LABELS, files, volume)
     if files.infiltrate is not None:
+        if stored is None or files.infiltrate != files.lungs:  # a mask of both is read once
+            stored = read_labels(files.infiltrate, header)
         names = INFILTRATE_LABELS if 2 in files.infiltrate_labels.values() else INFILTRATE_LABEL
-        drawn, more = _mask(files.infiltrate, files.infiltrate_labels, names, files, (volume, header))
+        drawn, more = _mask(stored, files.infiltrate_labels, names, files, volume)
         notes += more
     return LabelledScan(volume.with_findings(*dict.fromkeys(notes)), lungs, drawn)
 
@@ -111,6 +115,41 @@ def slice_of(grid: Grid, index: int) -> Grid:
     return grid.crop((0, 0, index), (*grid.shape[:2], 1))
 
 
+@dataclass(frozen=True, eq=False)
+class StoredLabels:
+    """A mask file's labels as they are stored.
+
+    Attributes:
+        path: the file.
+        labels: (i, j, k) in the file's own axis order.
+        grid: of the file's header; None where the mask is to be laid on its scan voxel for voxel.
+        findings: what was odd and accepted.
+    """
+
+    path: Path
+    labels: NDArray[np.uint8]
+    grid: Grid | None
+    findings: tuple[Finding, ...]
+
+
+def read_labels(path: Path, header: Grid) -> StoredLabels:
+    """Labels of one mask file, compared with its scan by shape and then by place.
+
+    Args:
+        path: the mask.
+        header: the scan's grid by its header.
+
+    Raises:
+        DatasetError: values that are no labels, another shape, or a header that places the mask elsewhere.
+        ReadError: the file cannot be read.
+    """
+    stored = read_stored(path, require_kind(path), sparse=True)
+    labels, notes = whole_labels(stored, path)
+    if stored.grid.reorient(RAS).is_same_space(header.reorient(RAS)):
+        return StoredLabels(path, labels, stored.grid, notes)
+    return StoredLabels(path, labels, None, (*notes, _voxel_for_voxel(stored.grid, header, path)))
+
+
 def whole_labels(stored: Stored, path: Path) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
     """Stored values as labels, rounded; 0 and 255 alone count as 0 and 1.
 
@@ -121,22 +160,23 @@ def whole_labels(stored: Stored, path: Path) -> tuple[NDArray[np.uint8], tuple[F
         DatasetError: NaN, infinite values, or values outside 0..255.
     """
     values = stored.values()
-    labels = np.empty(values.shape, np.uint8)
+    labels = np.empty(values.shape, np.uint8, order="F")
     off, worst = 0, 0.0
     for k in range(values.shape[2]):  # slice by slice: no second float copy of the whole
         plane = values[:, :, k]
-        if plane.dtype.kind == "f" and not np.isfinite(plane).all():
-            raise DatasetError("holds NaN or infinite values, expected labels; fetch the mask again", path=path)
-        whole = np.rint(plane)
-        if whole.min() < 0 or whole.max() > 255:
-            raise DatasetError(f"holds values {whole.min():.4g} to {whole.max():.4g}, expected labels", path=path)
-        labels[:, :, k] = whole
         if plane.dtype.kind == "f":
-            fraction = np.abs(plane - whole)
+            if not np.isfinite(plane).all():
+                raise DatasetError("holds NaN or infinite values, expected labels; fetch the mask again", path=path)
+            fraction = np.abs(plane - np.rint(plane))
             off += int(np.count_nonzero(fraction > ROUNDING_TOLERANCE))
             worst = max(worst, float(fraction.max()))
+            plane = np.rint(plane)
+        low, high = plane.min(), plane.max()
+        if low < 0 or high > 255:
+            raise DatasetError(f"holds values {low:.4g} to {high:.4g}, expected labels", path=path)
+        labels[:, :, k] = plane
     if present_labels(labels) == [255]:
-        labels = (labels > 0).astype(np.uint8)
+        labels //= 255
     if not off:
         return labels, ()
     text = f"{off} mask voxels held fractions (up to {worst:.2g} off a label) and were rounded to the nearest label"
@@ -144,69 +184,50 @@ def whole_labels(stored: Stored, path: Path) -> tuple[NDArray[np.uint8], tuple[F
 
 
 def map_labels(
-    labels: NDArray[np.uint8], known: Mapping[int, int], files: CaseFiles, path: Path
+    stored: StoredLabels, known: Mapping[int, int], files: CaseFiles
 ) -> tuple[NDArray[np.uint8], tuple[Finding, ...]]:
     """Labels on disk to labels here; ignored ones become background, with a finding that counts them.
+
+    Args:
+        stored: the mask.
+        known: label on disk -> label here.
+        files: of the case, for the labels it ignores.
 
     Raises:
         DatasetError: labels the set does not declare.
     """
-    present = present_labels(labels)
+    present = present_labels(stored.labels)
     strange = [v for v in present if v not in known and v not in files.ignored_labels]
     if strange:
         declared = ", ".join(str(v) for v in sorted({*known, *files.ignored_labels}))
-        raise DatasetError(f"holds the labels {strange[:8]}, this set has {declared}; is it another mask?", path=path)
+        raise DatasetError(
+            f"holds the labels {strange[:8]}, this set has {declared}; is it another mask?", path=stored.path
+        )
     other_kind = set(chain(files.lung_labels, files.infiltrate_labels)) if files.lungs == files.infiltrate else set()
     left_out = [v for v in present if v not in known and v not in other_kind]
     lookup = np.zeros(256, np.uint8)
-    for stored, ours in known.items():
-        lookup[stored] = ours
+    for theirs, ours in known.items():
+        lookup[theirs] = ours
+    unchanged = all(known.get(v) == v for v in present)
+    labels = stored.labels if unchanged else lookup[stored.labels]
     if not left_out:
-        return lookup[labels], ()
-    voxels = int(np.isin(labels, left_out).sum())
+        return labels, ()
+    voxels = sum(int(np.count_nonzero(stored.labels == v)) for v in left_out)
     text = f"{voxels} voxels of mask label {', '.join(map(str, left_out))} are neither lung nor infiltrate: left out"
-    return lookup[labels], (Finding("IN-SET-087", text, "info"),)
-
-
-def read_labels(
-    path: Path, known: Mapping[int, int], files: CaseFiles, header: Grid
-) -> tuple[NDArray[np.uint8], Grid | None, tuple[Finding, ...]]:
-    """Labels of one mask file in stored order.
-
-    Args:
-        path: the mask.
-        known: label on disk -> label here.
-        files: of the case, for the labels it ignores.
-        header: the scan's grid by its header.
-
-    Returns:
-        The labels, the grid of the mask's header (None: it lies on the scan voxel for voxel), and findings.
-
-    Raises:
-        DatasetError: unknown labels, another shape, or a header that places the mask elsewhere.
-        ReadError: the file cannot be read.
-    """
-    stored = read_stored(path, require_kind(path), sparse=True)
-    labels, rounded = whole_labels(stored, path)
-    labels, ignored = map_labels(labels, known, files, path)
-    notes = (*rounded, *ignored)
-    if stored.grid.reorient(RAS).is_same_space(header.reorient(RAS)):
-        return labels, stored.grid, notes
-    return labels, None, (*notes, *_voxel_for_voxel(stored.grid, header, path))
+    return labels, (Finding("IN-SET-087", text, "info"),)
 
 
 def _mask(
-    path: Path, known: Mapping[int, int], names: Mapping[int, str], files: CaseFiles, scan: tuple[Volume, Grid]
+    stored: StoredLabels, known: Mapping[int, int], names: Mapping[int, str], files: CaseFiles, volume: Volume
 ) -> tuple[Mask, tuple[Finding, ...]]:
-    """One mask on the scan's true grid; `scan` is the corrected volume and the grid of its file's header."""
-    volume, header = scan
-    labels, own, notes = read_labels(path, known, files, header)
-    native = volume.native if own is None else files.corrected_grid(own)
+    """One mask on the scan's true grid."""
+    labels, ignored = map_labels(stored, known, files)
+    native = volume.native if stored.grid is None else files.corrected_grid(stored.grid)
     mask = Mask.from_native(laid_out(labels, native, np.uint8), native, names)
-    return Mask(mask.labels, volume.grid, names), notes
+    return Mask(mask.labels, volume.grid, names), (*stored.findings, *ignored)
 
 
-def _voxel_for_voxel(mask: Grid, scan: Grid, path: Path) -> tuple[Finding, ...]:
+def _voxel_for_voxel(mask: Grid, scan: Grid, path: Path) -> Finding:
     """A finding when the mask may be laid on the scan voxel for voxel although its header differs.
 
     Raises:
@@ -216,11 +237,11 @@ def _voxel_for_voxel(mask: Grid, scan: Grid, path: Path) -> tuple[Finding, ...]:
         raise DatasetError(f"has {_sizes(mask)} voxels, its scan {_sizes(scan)}; is it the mask of another?", path=path)
     if np.array_equal(np.abs(mask.affine), np.eye(4)):
         text = "a mask's header says nothing of where it lies (unit matrix): laid on the scan voxel for voxel"
-        return (Finding("IN-SET-084", text),)
+        return Finding("IN-SET-084", text)
     shift = np.abs(scan.index(mask.corners()) - scan.index(scan.corners())).max()
     if shift < HALF_VOXEL:
         text = f"headers of mask and scan differ by up to {shift:.2g} voxels: laid on each other voxel for voxel"
-        return (Finding("IN-SET-084", text),)
+        return Finding("IN-SET-084", text)
     try:
         fit_mask(Mask.empty(mask.reorient(RAS), {}), scan.reorient(RAS), what="this mask", path=path)
     except ReadError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
-from pneumoscope.datasets.labelled import put_right, read_labels, slice_of
+from pneumoscope.datasets.labelled import map_labels, put_right, read_labels, slice_of
 from pneumoscope.datasets.layout import Tree
 from pneumoscope.datasets.medseg import IGNORED, walk_or_refuse_npy
 from pneumoscope.datasets.registry import dataset_info
@@ -125,14 +125,16 @@ def _read_stack(files: CaseFiles, count: int) -> _Stack:
         raise DatasetError("holds NaN or infinite values; fetch it again", path=files.image)
     hounsfield.require_hu(hu, path=files.image)
     notes = (*stored.findings, *hounsfield.clip_air(hu))
-    lungs = infiltrate = None
-    if files.lungs is not None:
-        lungs, _, more = read_labels(files.lungs, files.lung_labels, files, stored.grid)
-        notes += more
-    if files.infiltrate is not None:
-        infiltrate, _, more = read_labels(files.infiltrate, files.infiltrate_labels, files, stored.grid)
-        notes += more
-    return _Stack(hu, stored.grid, lungs, infiltrate, tuple(dict.fromkeys(notes)))
+    masks: list[NDArray[np.uint8] | None] = []
+    for path, known in ((files.lungs, files.lung_labels), (files.infiltrate, files.infiltrate_labels)):
+        if path is None:
+            masks.append(None)
+            continue
+        mask = read_labels(path, stored.grid)
+        labels, ignored = map_labels(mask, known, files)
+        masks.append(labels)
+        notes += (*mask.findings, *ignored)
+    return _Stack(hu, stored.grid, masks[0], masks[1], tuple(dict.fromkeys(notes)))
 
 
 def _load(case: str, files: CaseFiles, count: int, shelf: _Shelf) -> LabelledScan:
