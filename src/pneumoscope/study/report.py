@@ -9,13 +9,18 @@ from typing import Any
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.experiments.access import describe
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.io.files import jsonable
 from pneumoscope.models.cards import read_card
 from pneumoscope.reports.figures import data_uri
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
+from pneumoscope.study.findings import findings, main_stages, pattern
 from pneumoscope.study.folder import read_experiment
+from pneumoscope.study.guard import GUARD_FILE
 
 REPORT_FILE = "report.html"
+LEAKAGE_FILE = "leakage.json"
+"""What slices of one patient on both sides of a split add to the scores, where it was measured."""
 
 SLICE_SPLIT_LIMIT = (
     "Slices are split as the paper does, without keeping patients apart: {leaking} of {patients} patients have slices "
@@ -42,7 +47,8 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     experiment = read_experiment(folder)
-    tables = _read(folder, "matrix.json")
+    tables, shift = _read(folder, "matrix.json"), _read_if_there(folder / "shift" / "shift.json")
+    differences = tables.get("differences", [])
     context = {
         "title": f"Transfer study {experiment.recipe}",
         "experiment": experiment,
@@ -54,6 +60,15 @@ def write_report(folder: str | Path) -> Path:
         "numbers": describe(experiment),
         "published": [site for site in experiment.data.sites if site.published],
         "headline": headline(experiment, tables["rows"]),
+        "findings": findings(experiment, tables, shift),
+        "pattern": pattern(tables["rows"], differences),
+        "losses": [row for row in differences if row["kind"] == "loss"],
+        "best": tables["best_stage"],
+        "strategies": strategies(experiment, folder),
+        "guard": _read_if_there(folder / GUARD_FILE),
+        "leakage": _read_if_there(folder / LEAKAGE_FILE),
+        "shift": shift,
+        "main": main_stages(experiment),
         "limits": limits(experiment, _read(folder, "study.json")),
         "good": GOOD_PERCENTILE,
         "bad": BAD_PERCENTILE,
@@ -64,6 +79,15 @@ def write_report(folder: str | Path) -> Path:
     }
     write_page(folder / REPORT_FILE, "study.html", context)
     return folder / REPORT_FILE
+
+
+def strategies(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
+    """The ways of retraining of this study side by side; empty where it has only one. NaN becomes None."""
+    if len({experiment.strategy_of(s.name) for s in experiment.stages.chain if s.start}) < 2:
+        return []
+    from pneumoscope.study.comparison import compare, read_runs
+
+    return list(jsonable(compare(read_runs([folder]))))
 
 
 def headline(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
@@ -116,6 +140,13 @@ def _read(folder: Path, name: str) -> Any:
         ) from problem
 
 
+def _read_if_there(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Figures as data addresses; those that were never drawn are left out."""
 
@@ -128,6 +159,7 @@ def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
     curves = [(name, uri(f"curves_{name}.png")) for name in (*stages, "lungs")]
     return {
         "heat_map": uri("heatmap_f1.png"),
+        **{name: uri(f"{name}.png") for name in ("changes", "calibration", "appearance", "lesions", "distance")},
         "examples": [(name, picture) for name, picture in examples if picture],
         "curves": [(name, picture) for name, picture in curves if picture],
     }

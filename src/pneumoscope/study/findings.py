@@ -1,0 +1,158 @@
+"""What a study found, in plain words for readers who do not read tables: every sentence from numbers on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pneumoscope.experiments.schema import Experiment
+
+Row = Mapping[str, Any]
+
+
+def main_stages(experiment: Experiment) -> list[str]:
+    """The stages that pictures show: the first of the longest lineages (the plain one, where strategies differ)."""
+    return [stage.name for stage in max((experiment.lineage(s.name) for s in experiment.stages.chain), key=len)]
+
+
+def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, str]]:
+    """Sentences with a word on how sure each is: ``title, text``. Topics without numbers are left out.
+
+    Args:
+        experiment: the study.
+        tables: `matrix.json`.
+        shift: `shift/shift.json`; may be empty.
+    """
+    stages = main_stages(experiment)
+    found = [
+        *_changes(stages, tables.get("differences", [])),
+        *_trust(experiment, stages, shift.get("calibration", [])),
+        *_strangers(stages, shift.get("abstention", [])),
+        *_lesions(experiment, stages, shift.get("lesions", [])),
+        *_looks(shift.get("appearance", {})),
+    ]
+    return [{"title": title, "text": text} for title, text in found]
+
+
+def _changes(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What each retraining of the main chain did to each set it or an earlier stage was trained on."""
+    result = []
+    for stage in stages:
+        own = [r for r in rows if r["stage"] == stage and r["measure"] == "f1" and r["mean"] is not None]
+        parts = [
+            f"on set {r['test']} {signed(r['mean'])} against {r['against']} ({_range(r)}; {certainty(r)})"
+            for r in own
+            if r["kind"] == "loss"
+        ]
+        if parts:
+            result.append((f"What {stage} forgot", f"F1 changed {'; '.join(parts)}."))
+    return result
+
+
+def certainty(row: Row) -> str:
+    """What an interval says: a loss, a gain, or nothing that could not be chance."""
+    low, high = row.get("low"), row.get("high")
+    if low is None or high is None or math.isnan(low):
+        return "too few patients to say how sure"
+    return "a loss" if high < 0 else "a gain" if low > 0 else "may be chance"
+
+
+def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    known, new = [], []
+    for row in rows:
+        if row["stage"] in stages and row["ece"] is not None:
+            seen = {s.site for s in experiment.lineage(row["stage"])}
+            (known if row["test"] in seen else new).append(row)
+    if not known or not new:
+        return []
+    parts = [f"{100 * _mean(known, 'ece'):.1f} % on sets it was trained on, {100 * _mean(new, 'ece'):.1f} % on others"]
+    repaired = [r for r in new if r["ece_after"] is not None]
+    if repaired:
+        parts.append(
+            f"a temperature fitted on validation slices of those others brings {100 * _mean(repaired, 'ece'):.1f} % to "
+            f"{100 * _mean(repaired, 'ece_after'):.1f} %"
+        )
+    return [("Can its probabilities be believed?", f"Mean gap between said and true: {'; '.join(parts)}.")]
+
+
+def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    told = [r for r in rows if r["stage"] in stages and r["auc"] is not None]
+    if not told:
+        return []
+    parts = []
+    for r in told:
+        text = f"for {r['stage']} the area under the curve is {r['auc']:.2f}"
+        if r["low"] is not None:
+            text += f" ({r['low']:.2f} to {r['high']:.2f})"
+        parts.append(f"{text}, with {r['strangers']} new and {r['known']} known patients")
+    start = "The look of the lungs alone tells scans of sets never seen from those of known ones: "
+    return [("Does it notice a strange scan?", start + "; ".join(parts) + ".")]
+
+
+def _lesions(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Smallest against largest lesions, of the last stage on its own set and of the first on sets never seen."""
+    last = stages[-1]
+    site = experiment.stage(last).site
+    sizes = [r for r in rows if r["stage"] == last and r["test"] == site and r["by"] == "size" and r["lesions"]]
+    if len(sizes) < 2:
+        return []
+    parts = [
+        f"{100 * r['found']:.0f} % of the area of lesions {r['group']} ({r['lesions']} lesions, "
+        f"{100 * r['missed']:.0f} % of them missed)"
+        for r in (sizes[0], sizes[-1])
+    ]
+    return [("Which lesions are missed?", f"{last} finds on set {site} {' and '.join(parts)}.")]
+
+
+def _looks(looks: Row) -> list[tuple[str, str]]:
+    if not looks or not looks["apart"]:
+        return []
+    unit = looks["unit"]
+    gaps = [
+        f"sets {r['a']} and {r['b']} by {r['lung']:.0f} {unit} in healthy lung and {r['infiltrate']:.0f} {unit} in "
+        "infiltrate"
+        for r in looks["apart"]
+    ]
+    noise = ", ".join(
+        f"{s['lung_noise']:.0f} {unit} in set {s['test']}" for s in looks["sets"] if s["lung_noise"] is not None
+    )
+    text = f"The sets differ in brightness, {'; '.join(gaps)}"
+    return [("How unlike are the sets?", f"{text}. Noise inside the lungs: {noise}." if noise else f"{text}.")]
+
+
+def pattern(rows: Sequence[Row], differences: Sequence[Row]) -> list[dict[str, Any]]:
+    """The paper's changes of F1 by retraining beside ours, where it prints both ends.
+
+    Args:
+        rows: of the matrix, with ``paper_f1``.
+        differences: of the matrix, see `Matrix.differences`.
+
+    Returns:
+        ``stage, against, test, paper, mean, low, high, agrees``; ``agrees`` says whether both have the same sign.
+    """
+    printed = {(r["stage"], r["test"]): r["paper_f1"] for r in rows}
+    result = []
+    for row in differences:
+        if row["kind"] != "step" or row["measure"] != "f1" or row["mean"] is None:
+            continue
+        now, before = printed.get((row["stage"], row["test"])), printed.get((row["against"], row["test"]))
+        if now is not None and before is not None:
+            change = now - before
+            same = (change > 0) == (row["mean"] > 0)
+            names = ("stage", "against", "test", "mean", "low", "high")
+            result.append({**{name: row[name] for name in names}, "paper": change, "agrees": same})
+    return result
+
+
+def _range(row: Row) -> str:
+    return "no interval" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
+
+
+def signed(value: float) -> str:
+    """A change with its sign and three digits."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return sum(r[key] for r in rows) / len(rows)
