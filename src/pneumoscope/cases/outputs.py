@@ -41,6 +41,8 @@ class CaseContent:
         truth: a reader's infiltrate to compare with, or None.
         findings: more findings, of the run.
         cards: cards of the models used; a ``name`` may be added.
+        scan: what the volume was read from; None where there is no file.
+        series: which DICOM series of it was asked for.
     """
 
     volume: Volume
@@ -51,6 +53,8 @@ class CaseContent:
     truth: Mask | None = None
     findings: tuple[Finding, ...] = ()
     cards: tuple[Mapping[str, Any], ...] = ()
+    scan: Path | None = None
+    series: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +65,15 @@ class OutputOptions:
         probability: `probability.nii.gz`, when there is a probability.
         max_points: rows of a point table at most.
         three_d: surfaces, `volume.vti`, the still picture and `view.html`.
+        dicom: `seg.dcm` and `report.dcm`, where the scan was DICOM.
+        deidentify: leave out of them who the patient is.
     """
 
     probability: bool = False
     max_points: int = MAX_POINTS
     three_d: bool = True
+    dicom: bool = True
+    deidentify: bool = False
 
 
 def write_case(
@@ -85,6 +93,7 @@ def write_case(
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
+    from pneumoscope.cases.dicom_out import remove_dicom, write_dicom
     from pneumoscope.cases.three_d import remove_three_d, write_three_d
     from pneumoscope.io import write_image, write_mask
     from pneumoscope.reports.case import write_case_report
@@ -107,13 +116,15 @@ def write_case(
             spent.update(shown.seconds)
     else:
         remove_three_d(folder)
+    remove_dicom(folder)
+    told = write_dicom(folder, content, deidentify=options.deidentify) if options.dicom else ()
     return write_case_report(
         folder,
         volume=volume,
         lungs=lungs,
         infiltrate=infiltrate,
         severity=content.severity,
-        findings=(*volume.findings, *content.findings),
+        findings=(*volume.findings, *content.findings, *told),
         cards=content.cards,
         truth=truth,
         still=None if shown is None else shown.still.png,

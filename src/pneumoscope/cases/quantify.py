@@ -37,6 +37,7 @@ class QuantifyOptions:
         series: which DICOM series of a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
+        deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
     """
 
     lungs: str | Path | None = None
@@ -45,6 +46,7 @@ class QuantifyOptions:
     series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
     three_d: bool = True
+    deidentify: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths."""
@@ -121,9 +123,17 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     severity = assess(volume, lungs, infiltrate, lobes=lobes)
     seconds["measure"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    content = CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity)
+    content = CaseContent(
+        volume=volume,
+        lungs=lungs,
+        infiltrate=infiltrate,
+        severity=severity,
+        scan=Path(scan.path),
+        series=options.series,
+    )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions(three_d=options.three_d), spent=spent)
+    outputs = OutputOptions(three_d=options.three_d, deidentify=options.deidentify)
+    write_case(folder, content, outputs, spent=spent)
     seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -49,6 +49,7 @@ class SegmentOptions:
         precision: likewise.
         probability: also write `probability.nii.gz`.
         three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
+        deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
     """
 
     model: str | Path = DEFAULT_MODEL
@@ -61,6 +62,7 @@ class SegmentOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     probability: bool = False
     three_d: bool = True
+    deidentify: bool = False
 
     def segmenter(self) -> Segmenter:
         """The models, loaded."""
@@ -156,9 +158,12 @@ def segment_case(
         truth=truth,
         findings=found.findings,
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
+        scan=Path(scan.path),
+        series=options.series,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions(probability=options.probability, three_d=options.three_d), spent=spent)
+    outputs = OutputOptions(probability=options.probability, three_d=options.three_d, deidentify=options.deidentify)
+    write_case(folder, content, outputs, spent=spent)
     seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

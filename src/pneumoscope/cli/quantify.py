@@ -58,6 +58,9 @@ def quantify(
     three_d: Annotated[
         bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
     ] = True,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
+    ] = False,
 ) -> None:
     """Measure chest CT scans with masks made elsewhere.
 
@@ -76,6 +79,7 @@ def quantify(
             series=series,
             intensity=intensity.value,
             three_d=three_d,
+            deidentify=deidentify,
         )
         batch = quantify_cases(
             listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress

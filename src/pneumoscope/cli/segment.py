@@ -73,6 +73,9 @@ def segment(
     three_d: Annotated[
         bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
     ] = True,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
+    ] = False,
 ) -> None:
     """Segment lungs and infiltrates of chest CT scans.
 
@@ -95,6 +98,7 @@ def segment(
             precision=common.precision,
             probability=probability,
             three_d=three_d,
+            deidentify=deidentify,
         )
         batch = segment_cases(
             listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress

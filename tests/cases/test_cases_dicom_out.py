@@ -1,0 +1,104 @@
+"""SEG and SR of a case: there for DICOM scans only, never at the cost of the case, removed when they no longer hold."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pydicom
+import pytest
+
+from pneumoscope.cases.dicom_out import measured
+from pneumoscope.cases.quantify import QuantifyOptions, quantify_case
+from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.io import list_scans, read_volume, write_mask
+from pneumoscope.io.dicom_write import write_dicom_series
+from pneumoscope.severity.assess import assess
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """A phantom as DICOM series with its masks on the series' grid."""
+    from pneumoscope.io import fit_mask
+
+    root = tmp_path_factory.mktemp("dicom-case")
+    made = scan_patient("A", 0, seed=3, size="tiny")
+    write_dicom_series(made.scan.volume, root / "series")
+    volume = read_volume(root / "series")
+    lungs, infiltrate = (fit_mask(mask, volume.grid) for mask in (made.lungs, made.scan.truth))
+    write_mask(lungs, root / "lungs.nii.gz", volume.native)
+    write_mask(infiltrate, root / "infiltrate.nii.gz", volume.native)
+    return root, volume, lungs, infiltrate
+
+
+def quantify(root, out, **options):
+    (scan,) = list_scans([root / "series"]).scans
+    chosen = QuantifyOptions(
+        lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz", three_d=False, **options
+    )
+    quantify_case(scan, out, chosen)
+    return json.loads((out / "report.json").read_text())
+
+
+def test_a_dicom_case_has_both_and_they_agree_with_the_report(phantom, tmp_path):
+    import highdicom as hd
+
+    root = phantom[0]
+    out = tmp_path / "case"
+    out.mkdir()
+    report = quantify(root, out)
+    seg = hd.seg.segread(out / "seg.dcm")
+    names = {s.SegmentLabel: s.SegmentNumber for s in seg.SegmentSequence}
+    right = seg.get_volume(segment_numbers=[names["right lung"]], combine_segments=False)
+    ml = float(right.array.sum() * np.prod(right.spacing) / 1000)
+    assert ml == pytest.approx(report["severity"]["right"]["lung_ml"], rel=1e-4)
+    structured = hd.sr.srread(out / "report.dcm")
+    groups = structured.content.get_volumetric_roi_measurement_groups()
+    (lung,) = [g for g in groups if g.tracking_identifier == "pneumoscope right lung"]
+    values = {m.name.meaning: m.value for m in lung.get_measurements()}
+    assert values["Volume"] == pytest.approx(report["severity"]["right"]["lung_ml"], rel=1e-4)
+    assert values["Share of lung volume"] == pytest.approx(report["severity"]["right"]["share_percent"], rel=1e-4)
+    again = tmp_path / "again"
+    again.mkdir()
+    quantify(root, again, deidentify=True)
+    assert pydicom.dcmread(again / "seg.dcm").PatientIdentityRemoved == "YES"
+
+
+def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
+    from pneumoscope.io import write_volume
+
+    root, volume, _, _ = phantom
+    out = tmp_path / "case"
+    out.mkdir()
+    (out / "seg.dcm").write_bytes(b"of an earlier run")
+    write_volume(volume, tmp_path / "scan.nii.gz")
+    (scan,) = list_scans([tmp_path / "scan.nii.gz"]).scans
+    quantify_case(
+        scan, out, QuantifyOptions(lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz", three_d=False)
+    )
+    assert not list(out.glob("*.dcm"))
+
+
+def test_what_goes_wrong_is_a_finding_not_a_lost_case(phantom, tmp_path, monkeypatch):
+    from pneumoscope.errors import ReadError
+
+    def fails(*args, **options):
+        raise ReadError("the series has gone", code="IN-DCM-100")
+
+    monkeypatch.setattr("pneumoscope.io.dicom_results.write_dicom_results", fails)
+    out = tmp_path / "case"
+    out.mkdir()
+    report = quantify(phantom[0], out)
+    assert [f["message"] for f in report["findings"] if f["code"] == "OUT-DCM-001"] == [
+        "seg.dcm and report.dcm were not written: the series has gone"
+    ]
+    assert not list(out.glob("*.dcm"))
+
+
+def test_numbers_by_label_name(phantom):
+    _, volume, lungs, infiltrate = phantom
+    found = measured(assess(volume, lungs, infiltrate))
+    assert {"right lung", "left lung"} <= set(found)
+    assert found["right lung"]["volume_ml"] == pytest.approx(lungs.volume_ml("right lung"))
+    for name in infiltrate.names.values():
+        assert found[name]["volume_ml"] == pytest.approx(infiltrate.volume_ml(name))
