@@ -69,6 +69,9 @@ def judge_case(
     for what, problem in raw.problems:
         out.findings.append(AuditFinding(case, "unreadable", "error", problem, mask=what))
     own = _lungs(raw, anatomy, rules, stacked, out)
+    if own is not None and raw.one_file:
+        out.not_judged["outside-lung by the mask"] = "one file holds both: infiltrate is cut out of its lung"
+        own = None
     known = own if own is not None else lungs
     drawn = _on_scan(raw, raw.infiltrate, "infiltrate", out)
     if drawn is not None:
@@ -99,7 +102,9 @@ def _lungs(
         )  # fmt: skip
     else:
         out.not_judged["swapped-sides"] = "the lung mask does not tell sides"
-    return labels
+    assert raw.lungs is not None
+    unknown = ~np.isin(np.arange(256), [0, *raw.lungs.declared])
+    return np.where((labels == 0) & unknown[raw.lungs.labels], np.uint8(1), labels)  # marked as lung, somehow
 
 
 def _infiltrate(

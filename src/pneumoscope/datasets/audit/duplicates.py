@@ -153,9 +153,8 @@ def _means_along(values: NDArray[np.floating], edges: NDArray[np.float64], axis:
 
 def _ranks(means: NDArray[np.float32]) -> NDArray[np.float32]:
     """Ranks with ties shared, so that any rising change of values leaves them; mean 0, length 1."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.round(means, 1).ravel()).astype(np.float32)
+    _, place, counts = np.unique(np.round(means, 1).ravel(), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()].astype(np.float32)
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))
     return (ranks / length if length > 0 else ranks).reshape(means.shape)

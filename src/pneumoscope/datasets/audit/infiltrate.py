@@ -14,6 +14,11 @@ from pneumoscope.datasets.audit.findings import AuditFinding, spotted
 from pneumoscope.datasets.audit.rules import AuditRules, Severity
 from pneumoscope.volume import Volume
 
+THIN_SLICE_MM = 10.0
+
+GUESS_SHARE = 0.02
+"""A slice shows lung by guess when it has this share of the largest slice's: gut at the rim of a slice is less."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -123,7 +128,8 @@ def _judge(
     index, grid = where + start, scene.volume.grid
     voxel_ml = grid.voxel_volume_ml
     away = _away(index, scene, far)
-    off = away > (rules.outside_guess_mm if scene.lung is None else rules.outside_mm)
+    pixel_mm = 1.01 * max(grid.spacing_mm[:2]) if scene.sized else 1.01
+    off = away > (rules.outside_guess_mm if scene.lung is None else max(rules.outside_mm, pixel_mm))
     if len(index) <= rules.speck_voxels:
         small = not scene.sized or len(index) * voxel_ml <= rules.speck_ml
         lost = bool(off.mean() >= 0.5)
@@ -133,13 +139,9 @@ def _judge(
             return [spotted(case, "speck", "warning", detail, index, grid, sized=scene.sized)], False
         if small:
             return [], True
-    if scene.anatomy is not None:
-        middle = float(np.median(scene.volume.hu[tuple(index.T)]))
-        air = scene.anatomy.air_hu + rules.air_share * max(60.0, scene.anatomy.typical_hu - scene.anatomy.air_hu)
-        if middle <= air or middle >= rules.bone_hu:
-            kind = "in-air" if middle <= air else "in-bone"
-            detail = f"half of the {len(index)} voxels read {middle:.0f} HU or {'less' if middle <= air else 'more'}"
-            return [spotted(case, kind, "error", detail, index, grid, sized=scene.sized)], False
+    dense = _by_density(case, index, scene, rules)
+    if dense:
+        return [dense], False
     if off.any():
         return list(_outside(case, index[off], away[off], scene, rules)), False
     flat = _flat(case, index, scene, rules)
@@ -149,13 +151,17 @@ def _judge(
 def _outside(
     case: str, index: NDArray[np.integer], away: NDArray[np.floating], scene: Scene, rules: AuditRules
 ) -> Iterator[AuditFinding]:
-    """The part of a piece that lies away from the lung, one finding per connected part."""
+    """The part of a piece that lies away from the lung, one finding per connected part: air, bone or other."""
     grid = scene.volume.grid
     low = index.min(axis=0)
     shape = tuple(index.max(axis=0) - low + 1)
     block, depth = np.zeros(shape, bool), np.zeros(shape, np.float32)
     block[tuple((index - low).T)], depth[tuple((index - low).T)] = True, away
-    for where in _pieces(block):
+    for where in _gathered(list(_pieces(block)), rules.speck_voxels):
+        dense = _by_density(case, where + low, scene, rules)
+        if dense and len(where) > rules.speck_voxels:
+            yield dense
+            continue
         furthest = float(depth[tuple(where.T)].max())
         ml = len(where) * grid.voxel_volume_ml
         sure = (
@@ -166,6 +172,26 @@ def _outside(
         size = f"{ml:.2f} ml" if scene.sized else f"{len(where)} pixels"
         detail = f"{size} up to {furthest:.0f} {'mm' if scene.sized else 'pixels'} away from {lung}"
         yield spotted(case, "outside-lung", severity, detail, where + low, grid, sized=scene.sized)
+
+
+def _gathered(parts: list[NDArray[np.integer]], small: int) -> list[NDArray[np.integer]]:
+    """The parts, those of a few voxels joined to the largest: a ragged edge is one finding."""
+    parts.sort(key=len, reverse=True)
+    large = [part for n, part in enumerate(parts) if n == 0 or len(part) > small]
+    return [np.concatenate([large[0], *parts[len(large) :]]), *large[1:]]
+
+
+def _by_density(case: str, index: NDArray[np.integer], scene: Scene, rules: AuditRules) -> AuditFinding | None:
+    """Voxels of which half are plain air, or bone."""
+    if scene.anatomy is None:
+        return None
+    middle = float(np.median(scene.volume.hu[tuple(index.T)]))
+    air = scene.anatomy.air_hu + rules.air_share * max(60.0, scene.anatomy.typical_hu - scene.anatomy.air_hu)
+    if air < middle < rules.bone_hu:
+        return None
+    kind = "in-air" if middle <= air else "in-bone"
+    detail = f"half of the {len(index)} voxels read {middle:.0f} HU or {'less' if middle <= air else 'more'}"
+    return spotted(case, kind, "error", detail, index, scene.volume.grid, sized=scene.sized)
 
 
 def _without_lung(
@@ -205,13 +231,16 @@ def _lungless(scene: Scene, count: int, first: int) -> NDArray[np.bool_]:
     lung = scene.lung if scene.lung is not None else scene.guess
     if lung is None or not lung.any():
         return np.zeros(count, bool)
-    return ~np.asarray(lung.any(axis=(0, 1)))[first : first + count]
+    area = np.count_nonzero(lung, axis=(0, 1))
+    least = 1 if scene.lung is not None else max(1, GUESS_SHARE * area.max())
+    return np.asarray(area < least)[first : first + count]
 
 
 def _distance(scene: Scene) -> NDArray[np.float32] | None:
     """Millimetres (pixels where those are unknown) to the lung on a thinned grid; None where no lung is known.
 
-    The lung is taken one slice longer at both ends: where it stops between two slices is nobody's fault.
+    Slices up to `THIN_SLICE_MM` apart also take the lung of their neighbours: where it ends between two slices is
+    nobody's fault.
     """
     lung = scene.lung if scene.lung is not None else scene.guess
     if lung is None or not lung.any():
@@ -221,8 +250,9 @@ def _distance(scene: Scene) -> NDArray[np.float32] | None:
     thin = lung if scene.lung is None else lung[i // 2 :: i, j // 2 :: j]
     longer = thin.copy()
     if scene.stacked:
-        longer[:, :, 1:] |= thin[:, :, :-1]
-        longer[:, :, :-1] |= thin[:, :, 1:]
+        if z_mm <= THIN_SLICE_MM or scene.lung is None:
+            longer[:, :, 1:] |= thin[:, :, :-1]
+            longer[:, :, :-1] |= thin[:, :, 1:]
         return np.asarray(ndimage.distance_transform_edt(~longer, (x_mm * i, y_mm * j, z_mm)), np.float32)
     flat = [ndimage.distance_transform_edt(~longer[:, :, k], (x_mm * i, y_mm * j)) for k in range(longer.shape[2])]
     return np.stack(flat, axis=2).astype(np.float32)

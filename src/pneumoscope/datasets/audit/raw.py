@@ -69,6 +69,12 @@ class RawCase:
     sized: bool = True
     problems: tuple[tuple[str, str], ...] = field(default=())
 
+    @property
+    def one_file(self) -> bool:
+        """Whether lungs and infiltrate are labels of one file."""
+        files = self.case.files
+        return files is not None and files.lungs is not None and files.lungs == files.infiltrate
+
 
 def read_raw(case: Case, *, pictures: bool = False) -> RawCase:
     """Read a case for the audit.

@@ -92,6 +92,7 @@ class AuditRules:
         near_correlation: fingerprints (ranks of 32 x 32 x 24 block means) correlate so much for copies only.
         sure: mean probability over a region that the model is sure of (Maganaris 2022a, figure 7, gives no number).
         region_ml: regions and lesions smaller than this are not compared with the model.
+        region_depth_mm: nor regions with no place so far from their own outline: vessels are thinner.
         unseen: the model sees nothing where its probability stays below this everywhere in a drawn lesion.
     """
 
@@ -117,5 +118,6 @@ class AuditRules:
     infiltrate_voxels: int = 40
     near_correlation: float = 0.99
     sure: float = 0.8
-    region_ml: float = 0.5
+    region_ml: float = 1.0
+    region_depth_mm: float = 3.0
     unseen: float = 0.2

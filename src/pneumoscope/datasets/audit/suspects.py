@@ -46,7 +46,7 @@ def differences(
         if near[tuple(where.T)].any():
             continue
         sure = float(probability[tuple(where.T)].mean()) / 255
-        if sure >= rules.sure:
+        if sure >= rules.sure and _depth_mm(where, grid) >= rules.region_depth_mm:
             ml = len(where) * voxel_ml
             nothing = f"nothing is drawn within {rules.crumb_mm:.0f} mm"
             detail = f"the model is {sure:.0%} sure of {ml:.1f} ml of infiltrate, {nothing}"
@@ -58,6 +58,16 @@ def differences(
             ml = len(where) * voxel_ml
             detail = f"a drawn lesion of {ml:.1f} ml in which the model's probability stays below {highest:.0%}"
             yield spotted(case, "unseen-lesion", "note", detail, where, grid, confidence=1 - highest)
+
+
+def _depth_mm(where: NDArray[np.integer], grid: Grid) -> float:
+    """How far the innermost voxel of a region lies from its outline, within its slice."""
+    low = where.min(axis=0) - 1
+    block = np.zeros(where.max(axis=0) - low + 2, bool)
+    block[tuple((where - low).T)] = True
+    x_mm, y_mm, _ = grid.spacing_mm
+    flat = (ndimage.distance_transform_edt(block[:, :, k], (x_mm, y_mm)).max() for k in range(block.shape[2]))
+    return float(max(flat))
 
 
 def _pieces(mask: NDArray[np.bool_], least: float) -> Iterator[NDArray[np.integer]]:
