@@ -96,6 +96,48 @@ def paired_difference(
     return Interval(float(gap.sum() / values), low, high, len(gap), values)
 
 
+def unpaired_difference(
+    one: Mapping[str, Sequence[float]],
+    other: Mapping[str, Sequence[float]],
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of `one` less mean of `other`, of different patients, with an interval that draws within each group.
+
+    Each round draws as many patients of each group as it has, with replacement, each bringing all its values
+    (stratified bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.2).
+
+    Returns:
+        The difference; NaN when a group is empty, ends NaN when a group has one patient. `n_patients` and `n_values`
+        count both groups together.
+
+    Raises:
+        InputError: as `bootstrap_interval`; a patient in both groups.
+    """
+    _require_sense(n, level)
+    both = {p for p, v in one.items() if len(v)} & {p for p, v in other.items() if len(v)}
+    if both:
+        raise InputError(f"groups that are compared unpaired must not share patients, {sorted(both)[0]!r} is in both")
+    sides = [_sums(side) for side in (one, other)]
+    patients, values = (sum(int(count) for count in counts) for counts in zip(
+        *((len(sums), counts.sum()) for sums, counts in sides), strict=True
+    ))  # fmt: skip
+    if not all(len(sums) for sums, _ in sides):
+        return Interval(math.nan, math.nan, math.nan, patients, values)
+    first, second = (sums.sum() / counts.sum() for sums, counts in sides)
+    if min(len(sums) for sums, _ in sides) == 1:
+        return Interval(float(first - second), math.nan, math.nan, patients, values)
+    rng = np.random.default_rng(seed)
+    means = []
+    for sums, counts in sides:
+        weight = _weights(rng, len(sums), n)
+        means.append((weight @ sums) / (weight @ counts))
+    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(first - second), float(low), float(high), patients, values)
+
+
 PerPatient = Mapping[str, Sequence[float]]
 
 
