@@ -119,3 +119,15 @@ def test_the_verb(tmp_path, capfd):
     assert [row["strategy"] for row in shown["rows"] if row["sets"] == "1-2-3"] == ["plain", "rehearsal"]
     assert run(["study", "compare", folders[0], folders[0], "-o", str(tmp_path / "no")]) == 2
     assert "given twice" in capfd.readouterr().err
+
+
+def test_synthetic_patients_of_another_seed_are_others(tmp_path):
+    folders = []
+    for seed in (0, 1):
+        folder = make_run(tmp_path / str(seed), BASE, seed=seed, settings=[f"data.phantom_seed={seed}"])
+        (folder / "study.json").write_text(json.dumps({"synthetic": True}))
+        folders.append(folder)
+    assert compare(read_runs(folders))[0]["patients"] == 2 * 3 * 2  # patients, sets, seeds
+    for folder in folders:
+        (folder / "study.json").unlink()
+    assert compare(read_runs(folders))[0]["patients"] == 2 * 3

@@ -52,6 +52,7 @@ class Run:
         stage: its name.
         matrix: of its study.
         folder: where the study lies.
+        synthetic: whether its patients are made up from the seed of its data.
     """
 
     strategy: str
@@ -60,6 +61,7 @@ class Run:
     stage: str
     matrix: Matrix
     folder: Path
+    synthetic: bool = False
 
     def gaps(self, test: int, against: str, matrix: Matrix | None = None) -> PerPatient:
         """F1 of the stage minus F1 of `against` (of another study where one is given), by patient, slice by slice."""
@@ -68,7 +70,16 @@ class Run:
         both = mine.merge(theirs[["case", "slice", "f1"]], on=["case", "slice"], suffixes=("", "_before"))
         both = both[(both["tp"] + both["fn"]) > 0]
         both = both.assign(gap=both["f1"] - both["f1_before"])
-        return {str(name): group["gap"].tolist() for name, group in both.groupby("patient")}
+        return self.named({str(name): group["gap"].tolist() for name, group in both.groupby("patient")})
+
+    def scores(self, test: int) -> PerPatient:
+        """F1 of each test slice with infiltrate, by patient."""
+        return self.named(self.matrix.scores(self.stage, test, common=True))
+
+    def named(self, values: PerPatient) -> PerPatient:
+        """Synthetic patients of another seed are other patients, whatever their names."""
+        seed = self.matrix.experiment.data.phantom_seed
+        return {f"{seed}/{name}": v for name, v in values.items()} if self.synthetic else values
 
     @property
     def before(self) -> str:
@@ -112,7 +123,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
                 continue
             sets = tuple(s.site for s in experiment.lineage(stage.name))
             strategy = "+".join(sorted(experiment.strategy_of(stage.name)))
-            runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder))
+            runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, _synthetic(folder)))
     _require_once(runs)
     return runs
 
@@ -160,8 +171,8 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
     others = [n for n in runs[0].matrix.tests if n not in learnt]
     gain = _interval(runs, [[run.gaps(new, run.before)] for run in runs])
     kept = _interval(runs, [[run.gaps(n, run.best_before(n)) for n in old] for run in runs])
-    mean = _interval(runs, [[_scores(run, n) for n in learnt] for run in runs])
-    by_run = [[_mean_of(_scores(run, n)) for n in learnt] for run in runs]
+    mean = _interval(runs, [[run.scores(n) for n in learnt] for run in runs])
+    by_run = [[_mean_of(run.scores(n)) for n in learnt] for run in runs]
     pairs = [(run, b) for run in runs for b in baseline if strategy != BASELINE and _same_draw(run, b)]
     ahead = _interval(runs, [[run.gaps(n, b.stage, b.matrix) for n in learnt] for run, b in pairs])
     return {
@@ -175,9 +186,9 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
         "loss_high": -kept.low,
         **_ends("mean_f1", mean),
         "mean_f1_spread": float(np.std(np.mean(by_run, axis=1), ddof=1)) if len(runs) > 1 else math.nan,
-        "new_f1": _interval(runs, [[_scores(run, new)] for run in runs]).mean,
-        "old_f1": _interval(runs, [[_scores(run, n) for n in old] for run in runs]).mean,
-        "never_seen_f1": _interval(runs, [[_scores(run, n) for n in others] for run in runs]).mean,
+        "new_f1": _interval(runs, [[run.scores(new)] for run in runs]).mean,
+        "old_f1": _interval(runs, [[run.scores(n) for n in old] for run in runs]).mean,
+        "never_seen_f1": _interval(runs, [[run.scores(n) for n in others] for run in runs]).mean,
         **_ends("ahead", ahead),
         "patients": mean.n_patients,
         "per_set": [_per_set(runs, n, new) for n in runs[0].matrix.tests],
@@ -187,19 +198,15 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
 
 def _per_set(runs: list[Run], test: int, new: int) -> dict[str, Any]:
     """One set: F1 with its interval, per seed, and the change since the best earlier stage (or the stage before)."""
-    f1 = _interval(runs, [[_scores(run, test)] for run in runs])
+    f1 = _interval(runs, [[run.scores(test)] for run in runs])
     change = [[run.gaps(test, run.before if test == new else run.best_before(test))] for run in runs]
     return {
         "test": test,
         **_ends("f1", f1),
-        "by_seed": {str(run.seed): _mean_of(_scores(run, test)) for run in runs},
+        "by_seed": {str(run.seed): _mean_of(run.scores(test)) for run in runs},
         **_ends("change", _interval(runs, change)),
         "patients": f1.n_patients,
     }
-
-
-def _scores(run: Run, test: int) -> PerPatient:
-    return run.matrix.scores(run.stage, test, common=True)
 
 
 def _same_draw(run: Run, other: Run) -> bool:
@@ -256,7 +263,7 @@ def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite
         "result": result,
         "picture": data_uri(picture),
         "level": experiment.scoring.interval_level * 100,
-        "synthetic": all(_synthetic(run.folder) for run in runs),
+        "synthetic": all(run.synthetic for run in runs),
     }
     write_page(folder / "report.html", "comparison.html", context)
     write_json(folder / MARKER, result)
