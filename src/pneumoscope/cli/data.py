@@ -10,6 +10,7 @@ import typer
 
 from pneumoscope.cli.data_audit import audit
 from pneumoscope.cli.data_check import check
+from pneumoscope.cli.data_convert import convert
 from pneumoscope.cli.data_split import split
 from pneumoscope.cli.options import Common, common_options, new_group
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
@@ -22,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("check")(check)
     group.command("audit")(audit)
     group.command("split")(split)
+    group.command("convert")(convert)
     app.add_typer(group, name="data")
 
 

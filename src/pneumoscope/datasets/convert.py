@@ -129,10 +129,10 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
                 f"is not empty ({', '.join(sorted(others)[:3])}) and no conversion; choose a new folder", path=folder
             )
     unfinished = held is not None and not held.get("finished")
-    prepare_folder(folder, marker=MARKER, overwrite=overwrite or unfinished)
     for left in folder.glob(".tmp-*-convert"):
         if not _is_alive(left.name.split("-")[1]):
             shutil.rmtree(left, ignore_errors=True)
+    prepare_folder(folder, marker=MARKER, overwrite=overwrite or unfinished)
     return folder
 
 

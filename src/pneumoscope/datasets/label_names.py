@@ -30,8 +30,8 @@ _SYNONYMS: Mapping[Meaning, str] = {
     "consolidation": "consolidation, consolidations, consolidated lung",
     "infiltrate": (
         "infiltrate, infiltrates, infection, infections, infected, infected lung, covid, covid 19, covid19, "
-        "covid lesion, covid 19 lesion, covid 19 infection, lung infection, lesion, lesions, pneumonia, opacity, opacities, "
-        "lung lesion, lung covid infiltrate, infectious opacity"
+        "covid lesion, covid 19 lesion, covid 19 infection, lung infection, lesion, lesions, pneumonia, opacity, "
+        "opacities, lung lesion, lung covid infiltrate, infectious opacity"
     ),
     "ignore": (
         "background, clear, bg, unlabeled, unlabelled, ignore, pleural effusion, effusion, effusions, "
@@ -74,7 +74,7 @@ class LabelMap:
 
 def plain(name: str) -> str:
     """A name in lower case, with single blanks for everything that is no letter or digit."""
-    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
 def label_map(labels: Mapping[str, Sequence[int]], given: Mapping[str, str] | None, path: Path) -> LabelMap:

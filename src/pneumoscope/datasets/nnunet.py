@@ -59,10 +59,7 @@ def read_nnunet_cases(
     known = label_map(held.labels, labels, held.path)
     number = _channel(held, channel)
     listed = held.raw.get("dataset")
-    if isinstance(listed, dict):
-        pairs = _listed(held, listed, number)
-    else:
-        pairs = _paired(held, "Tr", number)
+    pairs = _listed(held, listed, number) if isinstance(listed, dict) else _paired(held, "Tr", number)
     if not pairs and not (held.folder / "imagesTs").is_dir():
         raise DatasetError("holds no scans (imagesTr is empty); copy or unzip the rest", path=held.folder)
     expected = held.raw.get("numTraining")
