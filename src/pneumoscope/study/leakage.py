@@ -28,6 +28,7 @@ from pneumoscope.metrics.intervals import Interval, bootstrap_interval, unpaired
 from pneumoscope.study.matrix import PerPatient, values_by_patient
 
 Measure = Literal["f1", "dice", "nsd"]
+NAMES: Mapping[str, str] = {"f1": "F1", "dice": "Dice", "nsd": "NSD"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def sentence(found: Sequence[Leakage]) -> str:
         sure = "The interval lies below 0: nothing here says that the split by slices flatters the score."
     else:
         sure = "The interval holds 0: with these patients an effect cannot be told from chance."
-    name = {"f1": "F1", "dice": "Dice", "nsd": "NSD"}[one.measure]
+    name = NAMES[one.measure]
     return (
         f"Stage {one.stage} reaches a mean {name} of {one.seen.mean:.3f} on test slices of {one.seen.n_patients} "
         f"patients of set {one.test} whose other slices it was trained on, and {one.unseen.mean:.3f} on "
@@ -227,16 +228,18 @@ def draw_leakage(found: Sequence[Leakage], path: str | Path) -> None:
         raise InputError("there is nothing to draw: no split of the study holds patients out")
     figure = new_figure(5.6, 1.1 + 0.45 * len(found))
     axes = figure.subplots()
-    for side, colour, lift in (("seen", "#e8650a", 0.12), ("unseen", "#0b6bcb", -0.12)):
+    sides = (("seen", "seen in training", "#e8650a", 0.12), ("unseen", "never seen", "#0b6bcb", -0.12))
+    for side, name, colour, lift in sides:
         for y, one in enumerate(found):
             interval: Interval = getattr(one, side)
             if not math.isnan(interval.low):
                 axes.plot([interval.low, interval.high], [y + lift] * 2, color=colour, lw=1.6, alpha=0.6)
-            label = f"{side} in training" if y == 0 else None
-            axes.plot([interval.mean], [y + lift], "o", color=colour, ms=5, label=label)
+            axes.plot(
+                [interval.mean], [y + lift], "o", color=colour, ms=5, label=f"patients {name}" if y == 0 else None
+            )
     axes.set_yticks(range(len(found)), [f"{one.stage}, set {one.test}" for one in found], fontsize=8)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_xlabel(f"mean {found[0].measure.upper() if found[0].measure != 'dice' else 'Dice'} of patients")
+    axes.set_xlabel(f"mean {NAMES[found[0].measure]}")
     axes.grid(axis="x", color="#dde1e6", lw=0.6)
     figure.legend(loc="upper center", ncols=2, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.9))
