@@ -187,6 +187,13 @@ def scan_of(case: str) -> LabelledScan:
     return patient("A", int(case.rpartition("_")[2])).scan
 
 
+def patient_mask(site: str, number: int) -> Mask:
+    """What the reader of a phantom site drew."""
+    from trees import patient
+
+    return patient(site, number).scan.infiltrate
+
+
 def save(path: Path, array: np.ndarray, native: Grid) -> Path:
     """Write an array (i, j, k) RAS+ in the order of `native`, as the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
