@@ -282,6 +282,10 @@
     const rows = turnMatrix(state.camera);
     label(space, rows);
     if (!gl || gl.isContextLost()) return;
+    const { lungs, infiltrate, truth } = state.show;
+    const seen = JSON.stringify([state.camera, lungs, infiltrate, truth, canvas.clientWidth, canvas.clientHeight]);
+    if (seen === space.seen) return;  // leafing through slices moves no surface
+    space.seen = seen;
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio));
     canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
