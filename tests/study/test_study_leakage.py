@@ -132,6 +132,7 @@ def test_every_stage_on_every_set_it_was_trained_on():
     assert table["added"].tolist() == pytest.approx([0.2] * 3)
     assert table["control"].tolist() == ["", "", "Tr1"]
     assert table["corrected"].isna().tolist() == [True, True, False]
+    assert len(study_leakage(per_case, {1: splits[1]}, trained)) == 2
     assert leakage_table([]).columns.tolist() == table.columns.tolist()
     summary = leakage_summary(found)
     assert summary["rows"][2]["interval_corrected"] == "+0.200 to +0.200"

@@ -119,7 +119,7 @@ def study_leakage(
 
     Args:
         per_case: rows of per_case.csv.
-        splits: split table of each set, by number.
+        splits: split tables by number of the set; sets without one are passed over.
         trained_on: numbers of the sets that each stage, or a stage before it, was trained on; in the order of the
             chain.
         measure: what is averaged.
@@ -136,7 +136,7 @@ def study_leakage(
     found = []
     for stage, sets in trained_on.items():
         for test in sorted(sets):
-            if set(exposure(splits[test]).values()) != {"seen", "unseen"}:
+            if test not in splits or set(exposure(splits[test]).values()) != {"seen", "unseen"}:
                 continue
             name = next((other for other, seen in trained_on.items() if test not in seen), None)
             for wanted in {stage, name} - {None}:
