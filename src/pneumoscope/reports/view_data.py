@@ -11,6 +11,7 @@ import base64
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,13 +182,12 @@ def _packed(parts: Iterator[bytes], limit: int | None) -> bytes | None:
     """zlib of all parts; None as soon as it grows beyond `limit`."""
     press = zlib.compressobj(_LEVEL)
     out, size = [], 0
-    for part in parts:
-        piece = press.compress(part)
+    for part in chain(parts, [None]):  # None: the end
+        piece = press.flush() if part is None else press.compress(part)
         out.append(piece)
         size += len(piece)
         if limit is not None and size > limit:
             return None
-    out.append(press.flush())
     return b"".join(out)
 
 
