@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -188,9 +188,11 @@ def _sheet_from(kind: Any, data: Any, where: str) -> Any:
     """A sheet of class `kind` from a JSON object."""
     hints = get_type_hints(kind)
     names = {f.name for f in fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
+    newer = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+    if not isinstance(data, dict) or not names - newer <= set(data) <= names:
         got = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise InputError(f"{where}: expected the entries {sorted(names)}, got {got}; made by another version?")
+    names &= set(data)  # an experiment written before a value existed has its default
     leaves = {f.name for f in leaf_fields(kind)}
     values = {name: _value_from(hints[name], data[name], f"{where}.{name}", name in leaves) for name in names}
     return kind(**values)

@@ -134,6 +134,8 @@ class Split(Sheet):
         shortage: a set with too few slices is refused (``error``) or drawn in proportion.
         patient_test_share: patients kept for testing when the split is by patient.
         seed: of the draw.
+        held_out_share: by slice: this share of the patients is kept out of the draw and tested on, so that the scores
+            of patients seen and never seen can be told apart; 0 is the papers' draw.
         judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
     """
 
@@ -143,6 +145,9 @@ class Split(Sheet):
     shortage: str = leaf(choices=("error", "proportional"))
     patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
     seed: int = leaf(low=0)
+    held_out_share: float = leaf(
+        "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
+    )
     judged_pixels: int = leaf("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
 
 

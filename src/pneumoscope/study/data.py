@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.held_out import held_out_draw
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.datasets.splits import (
     Shortage,
@@ -273,7 +274,10 @@ def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()
     rows = table[table["has_lung"].astype(bool)]
     if split.by == "slice":
         shortage = cast(Shortage, split.shortage)
-        return balanced_draw(rows, split.train_slices, split.validation_slices, split.seed, shortage=shortage)
+        sizes = (split.train_slices, split.validation_slices, split.seed)
+        if split.held_out_share:
+            return held_out_draw(rows, split.held_out_share, *sizes, shortage=shortage)
+        return balanced_draw(rows, *sizes, shortage=shortage)
     drawn = split.train_slices + split.validation_slices
     kept = 1 - split.patient_test_share
     shares = {"train": kept * split.train_slices / drawn, "val": kept * split.validation_slices / drawn}

@@ -26,7 +26,7 @@ def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, 
     """
     stages = main_stages(experiment)
     found = [
-        *_changes(stages, tables.get("differences", [])),
+        *_changes(experiment, stages, tables.get("differences", [])),
         *_trust(experiment, stages, shift.get("calibration", [])),
         *_strangers(stages, shift.get("abstention", [])),
         *_lesions(experiment, stages, shift.get("lesions", [])),
@@ -35,18 +35,25 @@ def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, 
     return [{"title": title, "text": text} for title, text in found]
 
 
-def _changes(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """What each retraining of the main chain did to each set it or an earlier stage was trained on."""
+def _changes(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What each retraining of the main chain brought on its set, and what is lost since on the sets before."""
     result = []
     for stage in stages:
         own = [r for r in rows if r["stage"] == stage and r["measure"] == "f1" and r["mean"] is not None]
-        parts = [
-            f"on set {r['test']} {signed(r['mean'])} against {r['against']} ({_range(r)}; {certainty(r)})"
+        site = experiment.stage(stage).site
+        gained = [
+            f"{signed(r['mean'])} on set {site} itself ({_range(r)}; {certainty(r)})"
+            for r in own
+            if r["kind"] == "step" and r["test"] == site
+        ]
+        lost = [
+            f"{signed(r['mean'])} on set {r['test']} against the best model before ({_range(r)}; {certainty(r)})"
             for r in own
             if r["kind"] == "loss"
         ]
-        if parts:
-            result.append((f"What {stage} forgot", f"F1 changed {'; '.join(parts)}."))
+        if gained or lost:
+            title = f"Training on with set {site} ({stage})"
+            result.append((title, f"F1 changed by {', '.join([*gained, *lost])}."))
     return result
 
 
@@ -59,7 +66,8 @@ def certainty(row: Row) -> str:
 
 
 def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    known, new = [], []
+    known: list[Row] = []
+    new: list[Row] = []
     for row in rows:
         if row["stage"] in stages and row["ece"] is not None:
             seen = {s.site for s in experiment.lineage(row["stage"])}
@@ -73,7 +81,8 @@ def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -
             f"a temperature fitted on validation slices of those others brings {100 * _mean(repaired, 'ece'):.1f} % to "
             f"{100 * _mean(repaired, 'ece_after'):.1f} %"
         )
-    return [("Can its probabilities be believed?", f"Mean gap between said and true: {'; '.join(parts)}.")]
+    text = f"Mean gap between the probability said and what is true, over all voxels of the lungs: {'; '.join(parts)}."
+    return [("Can its probabilities be believed?", text)]
 
 
 def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -82,7 +91,8 @@ def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, st
         return []
     parts = []
     for r in told:
-        text = f"for {r['stage']} the area under the curve is {r['auc']:.2f}"
+        sets = " and ".join(map(str, r["sites"]))
+        text = f"for the model of set {sets} the area under the ROC curve is {r['auc']:.2f}"
         if r["low"] is not None:
             text += f" ({r['low']:.2f} to {r['high']:.2f})"
         parts.append(f"{text}, with {r['strangers']} new and {r['known']} known patients")
@@ -102,7 +112,7 @@ def _lesions(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row])
         f"{100 * r['missed']:.0f} % of them missed)"
         for r in (sizes[0], sizes[-1])
     ]
-    return [("Which lesions are missed?", f"{last} finds on set {site} {' and '.join(parts)}.")]
+    return [("Which lesions are missed?", f"On set {site}, its own, {last} finds {' and '.join(parts)}.")]
 
 
 def _looks(looks: Row) -> list[tuple[str, str]]:

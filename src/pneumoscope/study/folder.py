@@ -29,6 +29,7 @@ OWN_FILES = (
     "report.html",
     "study.json",
     "guard.json",
+    "leakage.json",
 )
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")

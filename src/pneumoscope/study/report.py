@@ -17,10 +17,9 @@ from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
 from pneumoscope.study.findings import findings, main_stages, pattern
 from pneumoscope.study.folder import read_experiment
 from pneumoscope.study.guard import GUARD_FILE
+from pneumoscope.study.shift import LEAKAGE_FILE
 
 REPORT_FILE = "report.html"
-LEAKAGE_FILE = "leakage.json"
-"""What slices of one patient on both sides of a split add to the scores, where it was measured."""
 
 SLICE_SPLIT_LIMIT = (
     "Slices are split as the paper does, without keeping patients apart: {leaking} of {patients} patients have slices "
@@ -160,6 +159,7 @@ def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return {
         "heat_map": uri("heatmap_f1.png"),
         **{name: uri(f"{name}.png") for name in ("changes", "calibration", "appearance", "lesions", "distance")},
+        "leakage_picture": uri("leakage.png"),
         "examples": [(name, picture) for name, picture in examples if picture],
         "curves": [(name, picture) for name, picture in curves if picture],
     }

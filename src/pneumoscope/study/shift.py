@@ -20,9 +20,13 @@ from pneumoscope.study.appearance import appearance, features_of, missed_by_kind
 from pneumoscope.study.calibration import abstention, all_rows, calibration_row, distance_table
 from pneumoscope.study.cells import Cell, read_cell, write_table
 from pneumoscope.study.data import StudySet
+from pneumoscope.study.leakage import draw_leakage, leakage_summary, leakage_table, study_leakage
 from pneumoscope.study.matrix import Matrix
 
 FOLDER = "shift"
+LEAKAGE_FILE = "leakage.json"
+"""What slices of one patient on both sides of a split add to the scores; where the split holds patients out."""
+
 CURVES = ("confidence", "frequency", "share", "confidence_after", "frequency_after", "false_positive", "true_positive")
 """Entries of rows that are lists: in the JSON only."""
 
@@ -57,8 +61,24 @@ def write_shift(
     write_table(distances, out / "distances.csv")
     write_table(missed, out / "lesions.csv")
     write_json(out / "shift.json", found)
+    _write_leakage(matrix, folder, sets)
     progress("shift", 3, 3)
     return found
+
+
+def _write_leakage(matrix: Matrix, folder: Path, sets: Mapping[int, StudySet]) -> None:
+    """Write `leakage.json`, `shift/leakage.csv` and a picture where the split holds patients out; see `leakage`."""
+    experiment = matrix.experiment
+    splits = {number: study_set.split for number, study_set in sets.items()}
+    learnt = {s.name: {e.site for e in experiment.lineage(s.name)} for s in experiment.stages.chain}
+    scoring = experiment.scoring
+    rows = matrix.per_case[matrix.per_case["part"] == "test"]
+    found = study_leakage(rows, splits, learnt, n=scoring.interval_resamples, seed=scoring.interval_seed)
+    (folder / LEAKAGE_FILE).unlink(missing_ok=True)
+    if found:
+        write_json(folder / LEAKAGE_FILE, leakage_summary(found))
+        write_table(leakage_table(found), folder / FOLDER / "leakage.csv")
+        draw_leakage(found, folder / "figures" / "leakage.png")
 
 
 def study_cells(experiment: Experiment, folder: Path) -> list[Cell]:

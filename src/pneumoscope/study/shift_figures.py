@@ -13,14 +13,21 @@ import numpy as np
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
 from pneumoscope.reports.figures import new_figure, png
+from pneumoscope.study.findings import main_stages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0b6bcb", "#e8650a", "#1b8a5a", "#a0399c", "#b08900", "#5c6670", "#c3261d", "#0a8f9c", "#7a5c3e", "#3f51b5")
+COLOURS = (
+    "#0b6bcb", "#e8650a", "#1b8a5a", "#a0399c", "#b08900", "#5c6670", "#c3261d", "#0a8f9c", "#7a5c3e", "#3f51b5",
+    "#000000", "#e377c2",
+)  # fmt: skip
 """One per line; told apart by colour-blind readers up to the fifth, by their marks beyond."""
 
-MARKS = "osD^vP*XhH"
+MARKS = "osD^vP*XhH<>"
+
+MOST_LINES = 8
+"""Stages that one picture takes; of studies with more the main chain is drawn."""
 
 
 def draw_shift(experiment: Experiment, folder: Path) -> None:
@@ -31,12 +38,15 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
         write_bytes(figures / "changes.png", changes_png(tables["differences"]))
     if not found:
         return
-    write_bytes(figures / "calibration.png", calibration_png(found["calibration"]))
-    write_bytes(figures / "appearance.png", appearance_png(found["appearance"], experiment))
+    shown = [stage.name for stage in experiment.stages.chain]
+    shown = shown if len(shown) <= MOST_LINES else main_stages(experiment)
+    write_bytes(figures / "calibration.png", calibration_png([r for r in found["calibration"] if r["stage"] in shown]))
+    write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
     if found["lesions"]:
-        write_bytes(figures / "lesions.png", lesions_png(found["lesions"], _longest(experiment)))
-    if any(row["auc"] is not None for row in found["abstention"]):
-        write_bytes(figures / "distance.png", distance_png(found["abstention"]))
+        write_bytes(figures / "lesions.png", lesions_png(found["lesions"], main_stages(experiment)))
+    told = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
+    if told:
+        write_bytes(figures / "distance.png", distance_png(told))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -44,12 +54,6 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
-
-
-def _longest(experiment: Experiment) -> list[str]:
-    """Names of the stages of the longest lineage."""
-    lineages = [experiment.lineage(stage.name) for stage in experiment.stages.chain]
-    return [stage.name for stage in max(lineages, key=len)]
 
 
 def changes_png(differences: Sequence[Mapping[str, Any]]) -> bytes:
@@ -106,15 +110,16 @@ def calibration_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return png(figure)
 
 
-def appearance_png(looks: Mapping[str, Any], experiment: Experiment) -> bytes:
+def appearance_png(looks: Mapping[str, Any]) -> bytes:
     """Histograms of healthy lung and of infiltrate, a line per set."""
     figure = new_figure(7.4, 2.9)
     panels = figure.subplots(1, 2)
     edges = np.array(looks["edges"])
     middle = (edges[:-1] + edges[1:]) / 2
+    names = {row["test"]: row["name"] for row in looks["sets"]}
     for axes, kind in zip(panels, ("lung", "infiltrate"), strict=True):
         for n, (number, shares) in enumerate(sorted(looks["histograms"].items(), key=lambda item: int(item[0]))):
-            label = f"set {number}: {experiment.site(int(number)).label}"
+            label = f"set {number}: {names[int(number)]}"
             axes.plot(
                 middle, 100 * np.array(_floats(shares[kind])), color=COLOURS[n % len(COLOURS)], lw=1.4, label=label
             )
@@ -151,7 +156,7 @@ def lesions_png(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> byt
         axes.set_xlabel("share found", fontsize=8)
         names = [f"{by}: {group}" for by, group in kinds] if axes is panels[0] else [""] * len(kinds)
         axes.set_yticks(range(len(kinds)), names, fontsize=7)
-        axes.invert_yaxis()
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.grid(axis="y", color="#dfe3e8", lw=0.6)
         axes.tick_params(axis="x", labelsize=7)
         _plain(axes)
@@ -166,7 +171,7 @@ def distance_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     figure = new_figure(3.9, 3.7)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=0.8, ls="--")
-    for n, row in enumerate(r for r in rows if r["auc"] is not None):
+    for n, row in enumerate(rows):
         text = f"{row['stage']}: {row['auc']:.2f}"
         colour = COLOURS[n % len(COLOURS)]
         axes.step(row["false_positive"], row["true_positive"], where="post", color=colour, lw=1.3, label=text)
