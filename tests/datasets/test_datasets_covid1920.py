@@ -23,6 +23,21 @@ def test_parts_by_folder_or_by_number(tmp_path, variant):
     assert [c.case for c in cases if c.files.infiltrate is None] == names(VALIDATION_IDS)
 
 
+def test_the_folder_goes_before_the_number(tmp_path):
+    """A scan with a validation number in Train needs a mask; in a test folder nothing needs one."""
+    top = make_covid1920(tmp_path) / "COVID-19-20_v2"
+    scan = top / "Validation" / "volume-covid19-A-0004_ct.nii.gz"
+    (top / "Test").mkdir()
+    scan.rename(top / "Test" / scan.name)
+    (top / "Train" / "volume-covid19-A-0247_ct.nii.gz").rename(top / "Test" / "volume-covid19-A-0300_ct.nii.gz")
+    (top / "Train" / "volume-covid19-A-0247_seg.nii.gz").unlink()
+    sources = {case.case: case.source for case in read_covid1920_cases(tmp_path)}
+    assert sources["volume-covid19-A-0004"] == sources["volume-covid19-A-0300"] == "test"
+    (top / "Test" / scan.name).rename(top / "Train" / scan.name)
+    with pytest.raises(DatasetError, match=r"Train/volume-covid19-A-0004_ct\.nii\.gz: .* without mask"):
+        read_covid1920_cases(tmp_path)
+
+
 def test_the_validation_numbers():
     assert len(VALIDATION) == 50
     assert {"0004", "0180_0", "0369_1", "0697"} <= VALIDATION

@@ -135,6 +135,18 @@ def test_any_folders_that_suffice(tmp_path, kept, missing):
         np.testing.assert_array_equal(scan.lungs.labels, ma_scan(SOME[0]).lungs.labels)
 
 
+@pytest.mark.parametrize("lungs_from", ["Lung_Mask", "Lung_and_Infection_Mask"])
+def test_a_combined_mask_among_the_infection_masks(tmp_path, lungs_from):
+    """Taken for infection, its label 1 would be the left lung."""
+    root = make_covid19ctseg(tmp_path, cases=SOME[:1])
+    name = f"{SOME[0]}.nii.gz"
+    (root / "Infection_Mask" / name).write_bytes((root / "Lung_and_Infection_Mask" / name).read_bytes())
+    if lungs_from != "Lung_Mask":
+        (root / "Lung_Mask" / name).unlink()
+    with pytest.raises(DatasetError, match=r"Infection_Mask/coronacases_001\.nii\.gz: holds the labels \[2"):
+        loaded(root)
+
+
 def test_coronacases_alone_with_all_masks(tmp_path):
     root = make_covid19ctseg(tmp_path, cases=SOME)
     for image in (root / "COVID-19-CT-Seg_20cases").glob("radio*"):

@@ -208,7 +208,7 @@ def packed(path, **parts):
         (lambda p: p.mkdir(), "no readable workbook"),
     ],
 )
-def test_damaged_and_hostile_workbooks(tmp_path, write, match):
+def test_workbooks_that_are_not_read(tmp_path, write, match):
     path = tmp_path / "dataset_registry.xlsx"
     write(path)
     with pytest.raises(DatasetError, match=match) as caught:

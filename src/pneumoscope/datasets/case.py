@@ -80,8 +80,8 @@ class CaseFiles:
         """Where the voxels of a file of this case lie in truth.
 
         Args:
-            header: the grid as the header of the scan or of a mask gives it, in the file's own axis order and whole
-                (all slices of a stack).
+            header: the grid as the header of the scan or of a mask gives it, in the file's own axis order; of one
+                slice or of the whole stack where `part` is set.
 
         Returns:
             The same lattice of points in the same axis order; axes that run the wrong way are turned round. Equal to

@@ -87,7 +87,8 @@ def read_covid19ctseg_cases(
             infection.get(case, both.get(case)),
             lung_labels={1: 2, 2: 1},
             infiltrate_labels={1: 1} if case in infection else {3: 1},
-            ignored_labels=frozenset() if case in infection and case in lungs else frozenset({1, 2, 3}),
+            ignored_labels=frozenset({3} if case not in lungs else ())
+            | frozenset({1, 2} if case not in infection else ()),
             mirrored=mirrored(case) if headers == "mend" else (),
         )
         load = partial(_load, case, files, eight_bit)

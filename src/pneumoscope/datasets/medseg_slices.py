@@ -147,7 +147,7 @@ def _load(case: str, files: CaseFiles, count: int, shelf: _Shelf) -> LabelledSca
         "Hounsfield units are estimates from pictures"
     )
     volume = Volume.from_native(
-        stack.hu[:, :, here].copy(),
+        stack.hu[:, :, here],
         slice_of(stack.header, files.part),
         case=case,
         findings=(*stack.findings, Finding("IN-SET-086", text, "info")),
