@@ -49,7 +49,7 @@ def test_steps_are_counted_once_per_training():
          "stages.retrain.max_epochs=5", "training.batch_size=8"],
     )  # fmt: skip
     trainings = len({leader(plan, stage.name) for stage in plan.stages.chain}) - 1
-    assert trainings == 2 * len(COMPARED) - 6  # second stages: averaging, selector, adabn, r+a; third: selector, adabn
+    assert trainings == 2 * len(COMPARED) - 7  # averaging, selector, both, adabn, r+a; then selector, adabn
     assert count_steps(plan, {1: 440, 2: 24, 3: 22}) == 3 * 2 + trainings * 5
 
 

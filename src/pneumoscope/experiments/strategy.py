@@ -18,7 +18,8 @@ STRATEGIES: Mapping[str, str] = {
     "rehearsal": "mixes a bounded store of slices of earlier sets into every batch",
     "ewc": "holds weights that mattered before: elastic weight consolidation (Kirkpatrick 2017)",
     "lwf": "holds what the network said before on the new images: learning without forgetting (Li and Hoiem 2016)",
-    "averaging": "mixes the weights before and after, by as much as validation wants (Wortsman 2022)",
+    "averaging": "mixes the weights before and after, by as much as validation of the sets to be served wants "
+    "(Wortsman 2022)",
     "frozen": "trains the decoder only",
     "site_norm": "trains the normalisation only, one set of it per site (Karani 2018); a selector picks at test",
     "adabn": "re-estimates the normalisation statistics per site (Li 2016); a selector picks at test",
@@ -30,7 +31,6 @@ CLASHES = (
     frozenset({"joint", "rehearsal"}),
     frozenset({"frozen", "site_norm"}),
     frozenset({"averaging", "site_norm"}),
-    frozenset({"averaging", "selector"}),
     frozenset({"adabn", "site_norm"}),
     frozenset({"adabn", "selector"}),
 )

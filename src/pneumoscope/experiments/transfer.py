@@ -34,6 +34,7 @@ COMPARED = (
     "lwf",
     "ewc",
     "selector",
+    "selector+averaging",
     "rehearsal+averaging",
     "frozen",
     "site_norm",
@@ -133,8 +134,8 @@ def _training() -> Training:
 
 def _stages() -> Stages:
     budget = Budget(
-        max_epochs=12,
-        patience=12,
+        max_epochs=14,
+        patience=14,
         learning_rate=2e-3,
         epoch_slices=400,
         sources=_ours(
@@ -147,7 +148,7 @@ def _stages() -> Stages:
         second = f"Tr1_R_2-{strategy}"
         chain.append(Stage(name=second, site=2, start="Tr1", strategy=strategy, sources=sources))
         chain.append(Stage(name=f"Tr1_R_2_R_3-{strategy}", site=3, start=second, strategy=strategy, sources=sources))
-    retrain = revise(budget, OUR_CHOICE + _SMALL, max_epochs=8, patience=8, learning_rate=1e-3)
+    retrain = revise(budget, OUR_CHOICE + _SMALL, max_epochs=10, patience=10, learning_rate=1e-3)
     return Stages(first=budget, retrain=retrain, chain=tuple(chain), sources={})
 
 

@@ -10,9 +10,6 @@ from pneumoscope.experiments.schema import Experiment, Stage
 ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
 """Parts of a strategy that do not touch the training itself, only what is kept of it."""
 
-MOVES_WEIGHTS = frozenset({"averaging"})
-"""Those of them that change the weights a later stage starts from."""
-
 TrainingKey = tuple[tuple[int, frozenset[str], frozenset[str]], ...]
 
 
@@ -22,7 +19,8 @@ def training_key(experiment: Experiment, name: str) -> TrainingKey:
     entries = []
     for stage in lineage:
         parts = experiment.strategy_of(stage.name)
-        moved = parts & MOVES_WEIGHTS if stage is not lineage[-1] else frozenset()
+        mixed = "averaging" in parts and stage is not lineage[-1]  # a later stage starts from the mix
+        moved = parts & {"averaging", "selector"} if mixed else frozenset()
         entries.append((stage.site, parts - ONLY_KEPT, moved))
     return tuple(entries)
 

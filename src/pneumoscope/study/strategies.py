@@ -162,7 +162,8 @@ class Trainer:
 
         from pneumoscope.training.strategies.averaging import best_mix
 
-        numbers = [stage.site, *self.earlier(stage)]
+        alone = "selector" in self.experiment.strategy_of(stage.name)  # earlier sets keep networks of their own
+        numbers = [stage.site] if alone else [stage.site, *self.earlier(stage)]
         most = self.experiment.strategy.validation_slices
         parts = [self.slices(n, "val", most) for n in numbers]
         start = self._start(stage)
