@@ -91,8 +91,8 @@ def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, st
         return []
     parts = []
     for r in told:
-        sets = " and ".join(map(str, r["sites"]))
-        text = f"for the model of set {sets} the area under the ROC curve is {r['auc']:.2f}"
+        sets = f"set{'s' * (len(r['sites']) > 1)} {' and '.join(map(str, r['sites']))}"
+        text = f"for the model of {sets} the area under the ROC curve is {r['auc']:.2f}"
         if r["low"] is not None:
             text += f" ({r['low']:.2f} to {r['high']:.2f})"
         parts.append(f"{text}, with {r['strangers']} new and {r['known']} known patients")

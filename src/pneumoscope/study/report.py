@@ -47,7 +47,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     experiment = read_experiment(folder)
     tables, shift = _read(folder, "matrix.json"), _read_if_there(folder / "shift" / "shift.json")
-    differences = tables.get("differences", [])
+    differences, guard = tables.get("differences", []), _read_if_there(folder / GUARD_FILE)
     context = {
         "title": f"Transfer study {experiment.recipe}",
         "experiment": experiment,
@@ -64,7 +64,8 @@ def write_report(folder: str | Path) -> Path:
         "losses": [row for row in differences if row["kind"] == "loss"],
         "best": tables["best_stage"],
         "strategies": strategies(experiment, folder),
-        "guard": _read_if_there(folder / GUARD_FILE),
+        "guard": guard,
+        "guard_text": " ".join(f"{stage['stage']}: {stage['sentence']}" for stage in guard.get("stages", [])),
         "leakage": _read_if_there(folder / LEAKAGE_FILE),
         "shift": shift,
         "main": main_stages(experiment),
