@@ -63,7 +63,7 @@ class Strategy(Sheet):
         earlier_share: of each epoch's slices, from earlier sets together (``rehearsal``, ``joint``); None: every set
             seen has the same share.
         validation_slices: of each earlier set, kept for choosing epochs and mixing weights.
-        ewc_weight: of the penalty, the Fisher information being scaled to a mean of 1.
+        ewc_weight: of the penalty, the Fisher information being scaled to a sum of 1.
         ewc_slices: training slices of each earlier set from which the Fisher information is estimated.
         lwf_weight: of the distillation beside the task's own loss.
         lwf_temperature: softens both answers.
@@ -103,7 +103,7 @@ def plain_strategy() -> Strategy:
         store_slices=40,
         earlier_share=None,
         validation_slices=24,
-        ewc_weight=100.0,
+        ewc_weight=1e8,
         ewc_slices=60,
         lwf_weight=1.0,
         lwf_temperature=2.0,

@@ -219,6 +219,11 @@ def transfer_slices() -> Experiment:
             sources=_ours(Scoring, slices="as the papers do"),
         ),
         paper=(),
-        strategy=plain_strategy(),
+        strategy=revise(
+            plain_strategy(),
+            OUR_CHOICE + "tried on the validation patients of seed 0, second stage: EWC 1e3, 1e5 and 1e8, LwF 3",
+            ewc_weight=1e8,
+            lwf_weight=3.0,
+        ),
         sources={},
     )
