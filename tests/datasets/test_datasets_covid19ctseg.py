@@ -147,6 +147,15 @@ def test_a_combined_mask_among_the_infection_masks(tmp_path, lungs_from):
         loaded(root)
 
 
+def test_a_combined_mask_among_the_lung_masks(tmp_path):
+    """Taken for lungs, it would lack what is infected."""
+    root = make_covid19ctseg(tmp_path, cases=SOME[:1])
+    name = f"{SOME[0]}.nii.gz"
+    (root / "Lung_Mask" / name).write_bytes((root / "Lung_and_Infection_Mask" / name).read_bytes())
+    with pytest.raises(DatasetError, match=r"Lung_Mask/coronacases_001\.nii\.gz: holds the labels \[3\]"):
+        loaded(root)
+
+
 def test_coronacases_alone_with_all_masks(tmp_path):
     root = make_covid19ctseg(tmp_path, cases=SOME)
     for image in (root / "COVID-19-CT-Seg_20cases").glob("radio*"):
@@ -349,6 +358,23 @@ def test_a_mask_goes_back_in_the_files_order_with_either_header(tmp_path):
         np.testing.assert_array_equal(stored(tmp_path / f"{name}.nii.gz"), np.asarray(raw.dataobj))
     np.testing.assert_allclose(nibabel.load(tmp_path / "filed.nii.gz").affine, raw.affine, atol=1e-4)
     assert "".join(nibabel.aff2axcodes(nibabel.load(tmp_path / "true.nii.gz").affine)) == "LPS"
+
+
+def test_simpleitk_sees_the_filed_mask_on_the_original(tmp_path):
+    """A second program: same place by its own reading of both headers; with the true header it is elsewhere."""
+    import SimpleITK as sitk
+
+    root = make_covid19ctseg(tmp_path, cases=SOME[3:])
+    (case,) = read_covid19ctseg_cases(root)
+    scan = case.load()
+    write_mask(scan.lungs, tmp_path / "true.nii.gz", scan.volume.native)
+    write_as_filed(scan.lungs, tmp_path / "filed.nii.gz", scan.volume.native, case.files)
+    image, true, filed = (
+        sitk.ReadImage(str(p)) for p in (case.files.image, tmp_path / "true.nii.gz", tmp_path / "filed.nii.gz")
+    )
+    np.testing.assert_allclose(filed.GetOrigin(), image.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(filed.GetDirection(), image.GetDirection(), atol=1e-6)
+    assert not np.allclose(true.GetDirection(), image.GetDirection(), atol=0.1)
 
 
 def test_the_scan_that_is_not_square(tmp_path):
