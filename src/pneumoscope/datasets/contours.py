@@ -49,15 +49,22 @@ def rasterise(
         (rows, columns).
     """
     rows, columns = shape
-    crossings = np.zeros((rows, columns + 1), np.int32)
-    x, y = vertices[:, 0] - centre, vertices[:, 1] - centre
-    for x0, y0, x1, y1 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
-        low, high = min(y0, y1), max(y0, y1)
-        lines = np.arange(max(0, int(np.ceil(low))), min(rows, int(np.ceil(high))))  # low <= row < high
-        if len(lines):
-            at = x0 + (lines - y0) * ((x1 - x0) / (y1 - y0))
-            np.add.at(crossings, (lines, np.clip(np.ceil(at), 0, columns).astype(np.intp)), 1)
-    inside: NDArray[np.bool_] = np.cumsum(crossings[:, :columns], axis=1) % 2 == 1
+    inside = np.zeros(shape, np.bool_)
+    x0, y0 = vertices[:, 0] - centre, vertices[:, 1] - centre
+    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
+    first = np.clip(np.ceil(np.minimum(y0, y1)), 0, rows).astype(np.intp)  # an edge crosses rows low <= row < high
+    count = np.clip(np.ceil(np.maximum(y0, y1)), 0, rows).astype(np.intp) - first
+    edge = np.repeat(np.arange(len(count)), count)
+    if not len(edge):
+        return inside
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
+    at = x0[edge] + (row - y0[edge]) * ((x1 - x0)[edge] / (y1 - y0)[edge])
+    column = np.clip(np.ceil(at), 0, columns).astype(np.intp)
+    top, left = int(row.min()), int(column.min())
+    height, width = int(row.max()) + 1 - top, int(column.max()) + 1 - left
+    crossings = np.bincount((row - top) * width + column - left, minlength=height * width).reshape(height, width)
+    box = np.cumsum(crossings, axis=1) % 2 == 1
+    inside[top : top + height, left : left + width] = box[:, : columns - left]
     return inside
 
 
