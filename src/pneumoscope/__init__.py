@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pneumoscope.api import evaluate, quantify, read_scan, run_study, segment
+    from pneumoscope.api import compare, evaluate, quantify, read_scan, run_study, segment
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "compare": "api",
     "evaluate": "api",
     "read_scan": "api",
     "segment": "api",
@@ -35,6 +36,7 @@ __all__ = [
     "PneumoscopeError",
     "Volume",
     "__version__",
+    "compare",
     "evaluate",
     "quantify",
     "read_scan",

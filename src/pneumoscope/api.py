@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from pneumoscope.cases.followup import Comparison
     from pneumoscope.experiments.schema import Experiment
     from pneumoscope.inference.segment import Segmentation
     from pneumoscope.metrics.folders import Evaluation
@@ -87,6 +88,26 @@ def quantify(
 
     lobe_mask = None if lobes is None else _mask(lobes)
     return assess(_volume(scan), _lungs(lungs), _mask(infiltrate), lobes=lobe_mask)
+
+
+def compare(
+    baseline: str | Path, followup: str | Path, *more: str | Path, out: str | Path | None = None, **options: Any
+) -> Comparison:
+    """What became of one patient's infiltrates: new, resolved, persistent, per lung and zone.
+
+    Args:
+        baseline: a case folder of `segment` or `quantify`, or a scan (then `out` is needed: it is segmented first).
+        followup: a later date, likewise.
+        more: further dates.
+        out: a folder to write masks and report into; None writes nothing.
+        options: passed on to `pneumoscope.cases.followup.compare_cases`.
+
+    Raises:
+        InputError: the scans cannot be laid over each other; the message says which measure failed.
+    """
+    from pneumoscope.cases.followup import compare_cases
+
+    return compare_cases([baseline, followup, *more], out, **options)
 
 
 def evaluate(

@@ -119,10 +119,10 @@ def audit_dataset(
     _prepare(out, options, [Path(root), *(path for _, path in options.also)], overwrite, dry=True)
     segmenter = _segmenter(options)
     others = [p for also, path in options.also for p in _prints(also, path, progress)]
-    pictures, run = dataset_info(name).kind == "slices", _Run()
+    run = _Run()
     for number, case in enumerate(cases):
         progress("audit", number, len(cases), case.case)
-        _one(case, pictures, options, segmenter, run)
+        _one(case, options, segmenter, run)
     progress("audit", len(cases), len(cases))
     if run.masked > 1 and run.off_grid == run.masked:
         raise DatasetError(
@@ -142,7 +142,7 @@ def audit_dataset(
     }
     summary = _summary(name, cases, order, run, options)
     if options.fix is not None:
-        summary["repairs"] = write_copy(cases, pictures, options, segmenter, progress)
+        summary["repairs"] = write_copy(cases, options, segmenter, progress)
     _write(Path(out), order, shown, summary, options)
     return AuditResult(order, summary)
 
@@ -195,23 +195,22 @@ def _segmenter(options: AuditOptions) -> Segmenter | None:
 def _prints(name: str, root: Path, progress: Progress) -> list[Fingerprint]:
     """Fingerprints of another set, which is not judged."""
     cases = _cases(name, root)
-    pictures = dataset_info(name).kind == "slices"
     out = []
     for number, case in enumerate(cases):
         progress(f"also {name}", number, len(cases), case.case)
         only = replace(case, files=None if case.files is None else replace(case.files, lungs=None, infiltrate=None))
-        out.append(fingerprint(read_raw(only, pictures=pictures).volume, dataset=f"{name} ({root.name})",
+        out.append(fingerprint(read_raw(only).volume, dataset=f"{name} ({root.name})",
                                case=case.case, patient=case.patient))  # fmt: skip
     progress(f"also {name}", len(cases), len(cases))
     return out
 
 
-def _one(case: Case, pictures: bool, options: AuditOptions, segmenter: Segmenter | None, run: _Run) -> None:
+def _one(case: Case, options: AuditOptions, segmenter: Segmenter | None, run: _Run) -> None:
     """Judge one case; what is kept of it is small."""
     from pneumoscope.reports.audit import finding_picture
 
     try:
-        raw = read_raw(case, pictures=pictures)
+        raw = read_raw(case)
     except PneumoscopeError as problem:
         if not options.keep_going:
             raise _unreadable(problem) from problem
@@ -316,7 +315,7 @@ def _summary(
 
 
 def write_copy(
-    cases: Sequence[Case], pictures: bool, options: AuditOptions, segmenter: Segmenter | None, progress: Progress
+    cases: Sequence[Case], options: AuditOptions, segmenter: Segmenter | None, progress: Progress
 ) -> dict[str, Any]:
     """Write the cleaned copy case by case; ``manifest.csv`` comes last and says that it is whole.
 
@@ -338,7 +337,7 @@ def write_copy(
         for number, case in enumerate(cases):
             progress("cleaned copy", number, len(cases), case.case)
             try:
-                raw = read_raw(case, pictures=pictures)
+                raw = read_raw(case)
             except PneumoscopeError:
                 left["unreadable"] += 1  # only with keep_going: it was refused before
                 continue

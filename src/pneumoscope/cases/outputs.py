@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.json"
 
+COPY_FILE = "registration.nii.gz"
+"""A coarse copy of the scan around the lungs, about 1 MB: what `compare` needs of the scan."""
+
 MAX_POINTS = 2_000_000
 """Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
 
@@ -104,6 +107,7 @@ def write_case(
     (folder / REPORT_FILE).unlink(missing_ok=True)
     write_mask(lungs, folder / "lungs.nii.gz", volume.native)
     write_mask(infiltrate, folder / "infiltrate.nii.gz", volume.native)
+    _write_copy(folder / COPY_FILE, volume, lungs, infiltrate)
     if options.probability and content.probability is not None:
         write_image(
             content.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz", scaled=True
@@ -130,6 +134,17 @@ def write_case(
         still=None if shown is None else shown.still.png,
         surfaces=None if shown is None else shown.as_dict(),
     )
+
+
+def _write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
+    """The coarse copy; none where there is no lung, so that another run's does not stay."""
+    from pneumoscope.io import write_volume
+    from pneumoscope.preprocess.registration import working_copy
+
+    if lungs.any.any():
+        write_volume(working_copy(volume, lungs, infiltrate).volume, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 SUMMARY_COLUMNS = (

@@ -1,0 +1,297 @@
+"""Follow-up: what became of the infiltrates of one patient between two or more dates.
+
+The dates are laid over each other by the lungs (`pneumoscope.preprocess.registration`), twice from different starts;
+how far the two maps differ is part of the noise floor. A map that cannot be right is refused, with the reason in one
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pneumoscope.cases.dates import Dated
+from pneumoscope.errors import InputError
+from pneumoscope.geometry import Grid
+from pneumoscope.preprocess.registration import (
+    OUTSIDE_HU,
+    Registration,
+    RegistrationRules,
+    WorkingCopy,
+    register,
+    working_copy,
+)
+from pneumoscope.preprocess.spatial import Crop, Resample, crop_to
+from pneumoscope.progress import Progress, silent
+from pneumoscope.severity.aligned import Aligned
+from pneumoscope.severity.change import (
+    FATES,
+    Change,
+    FateVolume,
+    RegionChange,
+    fate_map,
+    noise_ml,
+    region_change,
+    surface_mm2,
+)
+from pneumoscope.severity.tally import sides_of
+from pneumoscope.severity.zones import ZONES, zone_map
+from pneumoscope.volume import LUNG_LABELS, Mask
+
+LEAST_SIMILARITY = 0.2
+"""Correlation of the vessels inside the lungs. One patient on two days: 0.6; two people, or a mirrored scan: below 0.1
+(synthetic patients, docs/concepts/severity.md)."""
+
+LEAST_DICE = 0.85
+MOST_FOLDED = 0.01
+VOLUME_RATIO = (0.5, 2.0)
+
+REPEAT_START_MM = (5.0, -5.0, 5.0)
+REPEAT_SEED = 2
+
+
+def compare_dates(
+    baseline: Dated, followup: Dated, rules: RegistrationRules | None = None, *, progress: Progress = silent
+) -> Aligned:
+    """Lay a follow-up over its baseline and measure the change.
+
+    Args:
+        baseline: the first date.
+        followup: a later one of the same patient.
+        rules: of the registration.
+        progress: called per step.
+
+    Raises:
+        InputError: no lung on a date, or the scans cannot be laid over each other (another patient, a mirrored scan, a
+            part of the lungs only); the message says which measure failed.
+    """
+    rules = rules or RegistrationRules()
+    copies = [_copy(dated, rules.spacing_mm) for dated in (baseline, followup)]
+    _require_whole(baseline, followup)
+    progress("registration", 0, 3)
+    registration = register(copies[0], copies[1], rules)
+    progress("registration", 1, 3)
+    quality = quality_of(registration, *copies)
+    require_quality(quality, baseline.name, followup.name)
+    again = register(copies[0], copies[1], rules, start_mm=REPEAT_START_MM, seed=REPEAT_SEED)
+    progress("registration", 2, 3)
+    inside = copies[0].lungs > 0.5
+    apart = (again.displacement_mm - registration.displacement_mm)[inside]
+    repeat_mm = float(np.sqrt((apart.astype(np.float64) ** 2).mean()))
+    followup_hu = registration.warp(
+        copies[1].volume.hu, copies[1].volume.grid, registration.grid, order=1, outside=OUTSIDE_HU
+    )
+    spots = _on_baseline(registration, followup.infiltrate, baseline.lungs.grid, registration.grid)
+    density, healthy_hu = _density_change(copies[0], followup_hu, registration, copies[1])
+    fates = _fates(baseline, spots, density, registration.grid)
+    progress("registration", 3, 3)
+    change = _change(baseline, followup, spots, fates, repeat_mm)
+    both = baseline.infiltrate.any & spots
+    change = replace(
+        change,
+        density_change_hu=_mean_at(density, registration.grid, both, baseline.lungs.grid),
+        healthy_change_hu=healthy_hu,
+        registration=quality,
+    )
+    return Aligned(
+        change,
+        Mask(fates, baseline.lungs.grid, dict(FATES)),
+        Mask(spots.astype(np.uint8), baseline.lungs.grid, {1: "infiltrate of the follow-up"}),
+        copies[0],
+        followup_hu,
+    )
+
+
+def quality_of(registration: Registration, baseline: WorkingCopy, followup: WorkingCopy) -> dict[str, float]:
+    """Measures that need no landmarks: lung Dice, similarity of vessels, and how the map stretches and folds."""
+    lungs = registration.warp(followup.lungs, followup.volume.grid, registration.grid, order=1) > 0.5
+    own = baseline.lungs > 0.5
+    jacobian = registration.jacobian()[own]
+    sizes = int(np.count_nonzero(lungs)) + int(np.count_nonzero(own))
+    return {
+        "lung_dice": 2 * int(np.count_nonzero(lungs & own)) / max(1, sizes),
+        "similarity_affine": registration.stages["affine"],
+        "similarity": registration.stages["deformable"],
+        "jacobian_low": float(np.percentile(jacobian, 1)),
+        "jacobian_high": float(np.percentile(jacobian, 99)),
+        "folded_share": float((jacobian <= 0).mean()),
+    }
+
+
+def require_quality(quality: dict[str, float], baseline: str, followup: str) -> None:
+    """Refuse a map that cannot be right.
+
+    Raises:
+        InputError: one line with the measure that failed.
+    """
+    what = ""
+    if quality["similarity"] < LEAST_SIMILARITY:
+        what = (
+            f"the vessels in the lungs do not match (correlation {quality['similarity']:.2f}, expected at least "
+            f"{LEAST_SIMILARITY}); is it another patient, or is one scan mirrored?"
+        )
+    elif quality["lung_dice"] < LEAST_DICE:
+        what = (
+            f"the lungs do not cover each other (Dice {quality['lung_dice']:.2f}, expected at least {LEAST_DICE}); "
+            "does one scan or lung mask hold only a part of the lungs?"
+        )
+    elif quality["folded_share"] > MOST_FOLDED:
+        what = f"the map folds in {quality['folded_share']:.1%} of the lungs; check the lung masks"
+    if what:
+        raise InputError(f"{followup} cannot be laid over {baseline}: {what}")
+
+
+def _require_whole(baseline: Dated, followup: Dated) -> None:
+    before, after = baseline.lungs.volume_ml(), followup.lungs.volume_ml()
+    ratio = after / before
+    if not VOLUME_RATIO[0] <= ratio <= VOLUME_RATIO[1]:
+        raise InputError(
+            f"{followup.name} cannot be laid over {baseline.name}: its lungs have {after:.0f} ml, the baseline's "
+            f"{before:.0f} ml; does one scan or lung mask hold only a part of the lungs?"
+        )
+
+
+def _copy(dated: Dated, spacing_mm: float) -> WorkingCopy:
+    return working_copy(dated.scan, dated.lungs, dated.infiltrate, spacing_mm=spacing_mm)
+
+
+def _on_baseline(registration: Registration, mask: Mask, target: Grid, working: Grid) -> NDArray[np.bool_]:
+    """A mask of the follow-up on the baseline's grid; only the part that the working grid covers is computed."""
+    result = np.zeros(target.shape, bool)
+    index = target.index(working.corners())
+    low = np.clip(np.floor(index.min(0)).astype(int), 0, np.asarray(target.shape) - 1)
+    high = np.clip(np.ceil(index.max(0)).astype(int) + 1, low + 1, target.shape)
+    step = Crop(tuple(low.tolist()), tuple((high - low).tolist()))  # type: ignore[arg-type]
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    if not mask.any.any():
+        return result
+    part = crop_to(mask, 3.0)
+    labels, source = part.move(mask.labels, mask.grid)
+    inside = target.crop(step.start, step.shape)
+    result[box] = registration.warp((labels > 0).astype(np.float32), source, inside, order=1) > 0.5
+    return result
+
+
+def _density_change(
+    baseline: WorkingCopy, followup_hu: NDArray[np.float32], registration: Registration, followup: WorkingCopy
+) -> tuple[NDArray[np.float32], float | None]:
+    """Change of density on the working grid, smoothed, less that of healthy lung; and healthy lung's own."""
+    grid = registration.grid
+    warped = [registration.warp(v, followup.volume.grid, grid, order=1) for v in (followup.lungs, followup.infiltrate)]
+    difference = followup_hu - baseline.volume.hu
+    healthy = (baseline.lungs > 0.99) & (warped[0] > 0.99) & (baseline.infiltrate < 0.01) & (warped[1] < 0.01)
+    common = float(np.median(difference[healthy])) if healthy.any() else None
+    lung = ((baseline.lungs > 0.5) & (warped[0] > 0.5)).astype(np.float32)
+    sigma = 3.0 / grid.spacing_mm[0]
+    weight = ndimage.gaussian_filter(lung, sigma)
+    smooth = ndimage.gaussian_filter(difference * lung, sigma) / np.maximum(weight, 1e-3)
+    return (smooth - (common or 0.0)).astype(np.float32), common
+
+
+def _fates(baseline: Dated, spots: NDArray[np.bool_], density: NDArray[np.float32], working: Grid) -> NDArray[np.uint8]:
+    """`fate_map` on the baseline's grid, computed only around what is marked on either date."""
+    grid = baseline.lungs.grid
+    before = baseline.infiltrate.any
+    fates = np.zeros(grid.shape, np.uint8)
+    marked = Mask((before | spots).astype(np.uint8), grid, {1: "marked"})
+    if not marked.any.any():
+        return fates
+    crop = crop_to(marked)
+    box = tuple(slice(a, a + n) for a, n in zip(crop.start, crop.shape, strict=True))
+    there, _ = Resample(grid.crop(crop.start, crop.shape), fill_hu=0.0).move(density, working)
+    fates[box] = fate_map(before[box], spots[box], there)
+    return fates
+
+
+def _mean_at(values: NDArray[np.float32], source: Grid, where: NDArray[np.bool_], grid: Grid) -> float | None:
+    chosen = np.argwhere(where)
+    if not len(chosen):
+        return None
+    index = source.index(grid.world(chosen[:: max(1, len(chosen) // 200_000)])).T
+    return float(ndimage.map_coordinates(values, index, order=1, mode="nearest").mean())
+
+
+def _change(
+    baseline: Dated, followup: Dated, spots: NDArray[np.bool_], fates: NDArray[np.uint8], repeat_mm: float
+) -> Change:
+    """Numbers of lungs on their own grids and of zones on the baseline's; density is filled in later."""
+    lung_ml = baseline.lungs.volume_ml(), followup.lungs.volume_ml()
+    surfaces = tuple(surface_mm2(d.infiltrate.any, d.infiltrate.grid) for d in (baseline, followup))
+    regions = {**_own(baseline, followup), **_zones(baseline, spots, repeat_mm)}
+    floor = noise_ml(surfaces[0], surfaces[1], repeat_mm)
+    ml = baseline.lungs.grid.voxel_volume_ml
+    counts = np.bincount(fates.ravel(), minlength=6) * ml
+    volumes = {name: float(counts[label]) for label, name in FATES.items()}
+    volumes["persistent"] = float(counts[3:6].sum())
+    return Change(
+        baseline=baseline.name,
+        followup=followup.name,
+        lung_ml=lung_ml,
+        lung_change_percent=100 * (lung_ml[1] / lung_ml[0] - 1) if lung_ml[0] else None,
+        regions=regions,
+        fates={name: FateVolume(value, floor, value > floor) for name, value in volumes.items()},
+        density_change_hu=None,
+        healthy_change_hu=None,
+        registration={},
+        repeat_mm=repeat_mm,
+    )
+
+
+def _own(baseline: Dated, followup: Dated) -> dict[str, RegionChange]:
+    """Both lungs and each, every date on its own grid: the map between them plays no part."""
+    found = {}
+    sides = {"total": None, **{name.split()[0]: name for name in LUNG_LABELS.values()}}
+    for region, label in sides.items():
+        if label is not None and any(label not in d.lungs.names.values() for d in (baseline, followup)):
+            continue
+        numbers: list[tuple[float, float, float]] = []
+        for dated in (baseline, followup):
+            lung = sides_of(dated.lungs.names)[dated.lungs.labels]
+            inside = (lung > 0) if label is None else (lung == (1 if region == "right" else 2))
+            spot, ml = inside & dated.infiltrate.any, dated.lungs.grid.voxel_volume_ml
+            area = surface_mm2(spot, dated.lungs.grid)
+            numbers.append((np.count_nonzero(spot) * ml, np.count_nonzero(inside) * ml, area))
+        (spot1, lung1, area1), (spot2, lung2, area2) = numbers
+        found[region] = region_change((spot1, spot2), (lung1, lung2), noise_ml(area1, area2))
+    return found
+
+
+def _zones(baseline: Dated, spots: NDArray[np.bool_], repeat_mm: float) -> dict[str, RegionChange]:
+    """The baseline's zones; the follow-up's infiltrate as it lies on them, at the baseline's breath."""
+    grid, ml = baseline.lungs.grid, baseline.lungs.grid.voxel_volume_ml
+    sides = sides_of(baseline.lungs.names)
+    if 2 not in sides:
+        return {}
+    zone = zone_map(sides[baseline.lungs.labels], grid, (slice(0, None),) * 3)
+    before = baseline.infiltrate.any
+    found: dict[str, RegionChange] = {}
+    for number, name in enumerate(ZONES, start=1):
+        inside = zone == number
+        first, second = inside & before, inside & spots
+        lung = float(np.count_nonzero(inside) * ml)
+        volumes = float(np.count_nonzero(first) * ml), float(np.count_nonzero(second) * ml)
+        floor = noise_ml(surface_mm2(first, grid), surface_mm2(second, grid), repeat_mm)
+        found[name] = region_change(volumes, (lung, lung), floor)
+    return found
+
+
+def course_of(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """The time course: share and volume on every date, the baseline first, with the floor against the baseline."""
+    first = changes[0]
+    total = first.regions["total"]
+    rows: list[dict[str, Any]] = [
+        {"case": first.baseline, "lung_ml": first.lung_ml[0], "infiltrate_ml": total.baseline_ml,
+         "share_percent": total.baseline_percent, "noise_points": None, "verdict": None}
+    ]  # fmt: skip
+    for change in changes:
+        region = change.regions["total"]
+        rows.append(
+            {"case": change.followup, "lung_ml": change.lung_ml[1], "infiltrate_ml": region.followup_ml,
+             "share_percent": region.followup_percent, "noise_points": region.noise_points, "verdict": region.verdict}
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,139 @@
+"""The report of a comparison: what changed, by how much, and below which change nothing is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.reports import figures
+from pneumoscope.reports.page import ml, number, percent, write_page
+from pneumoscope.reports.view import Table
+
+if TYPE_CHECKING:
+    from pneumoscope.severity.aligned import Aligned
+
+FATE_COLOURS = {
+    "new": "#e6335a",
+    "resolved": "#35b779",
+    "persistent": "#f2a23a",
+    "denser": "#b2182b",
+    "thinner": "#ffe08a",
+}
+_VERDICTS = {
+    "more": "More infiltrate than on the baseline",
+    "less": "Less infiltrate than on the baseline",
+    "no measurable change": "No measurable change",
+    "not measurable": "Not measurable",
+}
+_REGIONS = {"total": "Both lungs", "right": "Right lung", "left": "Left lung"}
+
+
+def write_compare_report(folder: Path, document: Mapping[str, Any], aligned: Sequence[Aligned]) -> None:
+    """Write ``report.html`` from what stands in ``change.json`` and the aligned scans."""
+    changes = [
+        {
+            "change": change,
+            "verdict": _VERDICTS[change["verdict"]],
+            "sentence": sentence(change),
+            "picture": figures.data_uri(change_png(found)),
+            "rows": [(region_name(name), region) for name, region in change["regions"].items()],
+            "folder": "" if len(aligned) == 1 else f"{n}_{change['followup']}/",
+        }
+        for n, (change, found) in enumerate(zip(document["changes"], aligned, strict=True), start=1)
+    ]
+    context = {
+        "title": f"Follow-up of {document['baseline']}",
+        "document": document,
+        "changes": changes,
+        "colours": FATE_COLOURS,
+        "course": figures.data_uri(course_png(document["course"])) if len(aligned) > 1 else "",
+    }
+    write_page(folder / "report.html", "compare.html", context)
+
+
+def sentence(change: Mapping[str, Any]) -> str:
+    """The change of both lungs in one sentence."""
+    total = change["regions"]["total"]
+    if total["change_points"] is None:
+        return "There is no share to compare."
+    shares = f"{percent(total['baseline_percent'])} to {percent(total['followup_percent'])} of the lungs"
+    floor = number(total["noise_points"], 2, "points")
+    return f"From {shares}: {signed(total['change_points'])} points, with a noise floor of {floor}."
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return number(value) if value is None or value <= 0 else f"+{number(value)}"
+
+
+def region_name(name: str) -> str:
+    """``right_upper`` becomes ``Right upper zone``."""
+    return _REGIONS.get(name, name.replace("_", " ").capitalize() + " zone")
+
+
+def view_table(change: Mapping[str, Any]) -> Table:
+    """The numbers beside the pictures of the page with both scans."""
+    rows = [
+        (region_name(name), percent(r["baseline_percent"]), percent(r["followup_percent"]), r["verdict"])
+        for name, r in change["regions"].items()
+    ]
+    rows += [(name.capitalize(), "", ml(fate["ml"]), "") for name, fate in change["fates"].items()]
+    return Table(("", "Baseline", "Follow-up", "Change"), tuple(rows))
+
+
+def change_png(found: Aligned, count: int = 3) -> bytes:
+    """Baseline, follow-up laid over it, and the fates, one row per slice.
+
+    The pictures are those of the coarse copies that were registered; the slices are those with most change, spread over
+    the scan.
+    """
+    from matplotlib.colors import to_rgba
+
+    from pneumoscope.preprocess.spatial import Resample
+
+    grid = found.baseline.volume.grid
+    fates = Resample(grid).for_labels().apply(found.fates).labels
+    lungs = (found.baseline.lungs > 0.5).astype(np.uint8)
+    chosen = figures.choose_slices(lungs, (fates > 0).astype(np.uint8), count)
+    names = list(found.fates.names.values())
+    window = figures.LUNG_WINDOW
+    high, wide = to_slices(lungs[:, :, :1])[0].shape
+    figure = figures.new_figure(8.4, 0.25 + 2.8 * len(chosen) * high / wide)
+    axes = figure.subplots(len(chosen), 3, squeeze=False)
+    figure.set_facecolor("#0b0d10")
+    for row, k in zip(axes, sorted(chosen, reverse=True), strict=True):
+        before, after = (to_slices(a[:, :, k : k + 1])[0] for a in (found.baseline.volume.hu, found.followup_hu))
+        fate = to_slices(fates[:, :, k : k + 1])[0]
+        for panel, hu in zip(row, (before, after, before), strict=True):
+            panel.imshow(hu, cmap="gray", vmin=window.low_hu, vmax=window.high_hu, interpolation="bilinear")
+            panel.set_axis_off()
+        paint = np.zeros((*fate.shape, 4))
+        for label, name in enumerate(names, start=1):
+            paint[fate == label] = to_rgba(FATE_COLOURS[name], 0.75)
+        row[2].imshow(paint, interpolation="nearest")
+    for panel, title in zip(axes[0], ("baseline", "follow-up, laid over it", "what became of it"), strict=True):
+        panel.set_title(title, color="white", fontsize=8)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.22 / figure.get_figheight(), 0.01, 0.01)
+    return figures.png(figure)
+
+
+def course_png(course: Sequence[Mapping[str, Any]]) -> bytes:
+    """Share of the lungs over the dates, with the noise floor against the baseline."""
+    figure = figures.new_figure(7.0, 2.8)
+    axes = figure.add_subplot()
+    at = np.arange(1, len(course) + 1)
+    share = [np.nan if row["share_percent"] is None else row["share_percent"] for row in course]
+    floor = [row["noise_points"] or 0.0 for row in course]
+    axes.errorbar(at, share, yerr=floor, marker="o", color="#c2410c", ecolor="#8a8f98", capsize=4, linewidth=1.6)
+    axes.set_xticks(at, [f"{n}\n{row['case'][:18]}" for n, row in zip(at, course, strict=True)], fontsize=8)
+    axes.set_ylabel("share of the lungs, %", fontsize=9)
+    axes.set_ylim(0, max(1.0, 1.15 * np.nanmax(np.add(share, floor))))
+    axes.grid(axis="y", alpha=0.3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    return figures.png(figure)
