@@ -32,7 +32,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.files import sha256
 
 MAX_BYTES = 20 * 2**30
-"""Default bound: 20 GiB. The 4617 slices with lung of Maganaris 2022b take 4.4 GiB: 320 x 320, four float16 channels."""
+"""Default bound: 20 GiB. The 4617 lung slices of Maganaris 2022b take 4.4 GiB (320 x 320, four float16 channels)."""
 
 STALE_SECONDS = 24 * 3600
 """Unfinished entries older than this belong to processes that were killed."""
