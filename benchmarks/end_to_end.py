@@ -1,6 +1,6 @@
 """Seconds and memory of `pneumoscope segment` on one 512 x 512 x 300 synthetic chest CT, from file to report.
 
-    python benchmarks/end_to_end.py [--slices 300] [--scan FILE]
+    python benchmarks/end_to_end.py [--slices 300] [--scan FILE] [--no-3d]
 
 The command runs as a user's would, in a process of its own; its peak memory is what the system counted for it.
 """
@@ -37,18 +37,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--scan", type=Path, help="another scan instead of the synthetic one")
+    parser.add_argument("--no-3d", action="store_true", help="without surfaces, volume.vti and view.html")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scan = options.scan or make_scan(folder, options.slices)
         begun = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "pneumoscope", "segment", "-i", str(scan), "-o", str(folder / "out"), "--quiet"],
+            [sys.executable, "-m", "pneumoscope", "segment", "-i", str(scan), "-o", str(folder / "out"), "--quiet"]
+            + ["--no-3d"] * options.no_3d,
             check=True,
             stdout=subprocess.DEVNULL,
         )
         seconds = time.perf_counter() - begun
         facts = json.loads((folder / "out" / "run.json").read_text())
+        pages = [path.stat().st_size for path in (folder / "out").rglob("view.html")]
         written = sum(path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file())
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     result = {
@@ -58,6 +61,7 @@ def main() -> None:
         "steps": facts["cases"][0]["seconds"],
         "summary": facts["cases"][0]["summary"],
         "written_mib": round(written / 2**20, 1),
+        "view_html_mb": [round(size / 1e6, 1) for size in pages],
     }
     print(json.dumps(result, indent=2))
 

@@ -158,7 +158,7 @@ def _write(
     surfaces = [[pack_mesh(name, mesh) for name, mesh in scan.meshes.items()] for scan in scans]
     script = environment().get_template("view.js").render()
     hidden = [
-        f"{scan.title}: {mesh.left_out_ml:.1f} ml of small pieces of {LOOKS[mesh.name].title} are not drawn in 3D."
+        f"{scan.title}: {ml(mesh.left_out_ml)} of small pieces of {LOOKS[mesh.name].title} are not drawn in 3D."
         for scan, meshes in zip(scans, surfaces, strict=True)
         for mesh in meshes
         if mesh.left_out_ml

@@ -30,7 +30,7 @@ VOXELS = 20_000_000
 PACKED_BYTES = 16_000_000
 """Bytes of a page's packed pictures at most; base64 makes a third more of them."""
 
-TRIANGLES_SHOWN = 150_000
+TRIANGLES_SHOWN = 250_000
 """Triangles of a structure that a page draws at most; beyond, its smallest pieces are left out."""
 
 BITS = {"lungs": 0, "infiltrate": 2, "truth": 4, "change": 6}

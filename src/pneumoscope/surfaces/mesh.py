@@ -17,7 +17,10 @@ from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 
 TRIANGLES = 60_000
-"""Triangles a structure is thinned to; pieces of fewer than `_SMALL_PIECE` triangles are never thinned."""
+"""Triangles a structure is thinned to, or twice or four times as many where that would tear it.
+
+Pieces of fewer than `_SMALL_PIECE` triangles are never thinned.
+"""
 
 _SMALL_PIECE = 2_000
 _TOO_MANY = 300_000
@@ -249,7 +252,7 @@ def _inflated(mesh: Mesh, pieces: NDArray[np.intp], targets_mm3: NDArray[np.floa
 
 
 def _thinned(mesh: Mesh, triangles: int) -> Mesh:
-    """The large pieces decimated by quadric errors with volume kept; the mesh itself where that opens or shrinks it."""
+    """The large pieces decimated by quadric errors with volume kept; less where that opens or shrinks them."""
     if len(mesh.triangles) <= triangles:
         return mesh
     pieces = mesh.pieces()[mesh.triangles[:, 0]]
@@ -258,12 +261,15 @@ def _thinned(mesh: Mesh, triangles: int) -> Mesh:
     wanted = max(triangles - few, triangles // 4)
     if many <= wanted:
         return mesh
-    part = _only(mesh, large)
-    thin = _decimated(part, 1.0 - wanted / many)
-    kept = abs(thin.volume_ml - part.volume_ml) <= _LOST * abs(part.volume_ml) / 2
-    if not (kept and thin.is_watertight):
-        return mesh
-    return joined([thin, _only(mesh, ~large)]) if few else thin
+    part, rest = _only(mesh, large), _only(mesh, ~large) if few else None
+    for tried in (wanted, 2 * wanted, 4 * wanted):  # VTK's collapses may tear a surface, the fewer the rarer
+        if tried >= many:
+            break
+        thin = _decimated(part, 1.0 - tried / many)
+        kept = abs(thin.volume_ml - part.volume_ml) <= _LOST * abs(part.volume_ml) / 2
+        if kept and thin.is_watertight:
+            return thin if rest is None else joined([thin, rest])
+    return mesh
 
 
 def _decimated(mesh: Mesh, reduction: float) -> Mesh:
