@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from pneumoscope.datasets.case import CaseFiles, LabelledScan
+from pneumoscope.datasets.covid19ctseg import with_sides
 from pneumoscope.datasets.labelled import load_case
 from pneumoscope.errors import DatasetError, Finding
 from pneumoscope.volume import Mask
@@ -139,8 +140,8 @@ def load_with_names(case: str, files: CaseFiles, labels: LabelMap) -> LabelledSc
     """A case of one label map, its lungs whole.
 
     In a map with one label per voxel the infiltrate cuts holes into the lungs. Each such voxel is given to the lung
-    that is nearest on its axial slice; on slices without lung it stays outside. Regions that lie in each other say
-    themselves what is lung and are left as they are.
+    that is nearer (`pneumoscope.datasets.covid19ctseg.with_sides`). Regions that lie in each other say themselves what
+    is lung and are left as they are.
 
     Raises:
         DatasetError, ReadError: see `pneumoscope.datasets.labelled.load_case`.
@@ -151,26 +152,14 @@ def load_with_names(case: str, files: CaseFiles, labels: LabelMap) -> LabelledSc
         lungs = Mask(lungs.labels, lungs.grid, {1: "lung"})
     nested = set(files.lung_labels) & set(files.infiltrate_labels)
     if lungs is not None and drawn is not None and files.lungs == files.infiltrate and not nested:
-        lungs, given = _whole(lungs, drawn)
+        lungs, given = with_sides(lungs, drawn) if labels.has_sides else _joined(lungs, drawn)
         if given:
-            note = f"{given} voxels of infiltrate had no lung label in the one mask; given to the nearest lung"
-            volume = volume.with_findings(Finding("IN-SET-121", note, "info"))
+            note = f"{given} voxels of infiltrate had no lung label in the one mask; each was given to the nearer lung"
+            volume = volume.with_findings(Finding("IN-SET-085", note, "info"))
     return replace(scan, volume=volume, lungs=lungs, infiltrate=drawn)
 
 
-def _whole(lungs: Mask, infiltrate: Mask) -> tuple[Mask, int]:
-    from scipy.ndimage import distance_transform_edt
-
-    labels = lungs.labels.copy()
-    spacing = lungs.grid.spacing_mm[:2]
-    given = 0
-    bare = infiltrate.any & (labels == 0)
-    for k in np.flatnonzero(bare.any(axis=(0, 1))):
-        plane = labels[:, :, k]
-        if not plane.any():
-            continue
-        nearest: Any = distance_transform_edt(plane == 0, sampling=spacing, return_distances=False, return_indices=True)
-        i, j = (axis[bare[:, :, k]] for axis in nearest)
-        given += len(i)
-        plane[bare[:, :, k]] = plane[i, j]
-    return Mask(labels, lungs.grid, lungs.names), given
+def _joined(lungs: Mask, infiltrate: Mask) -> tuple[Mask, int]:
+    """Lungs of no side with the infiltrate, and how many voxels that added."""
+    bare = infiltrate.any & ~lungs.any
+    return Mask((lungs.any | bare).astype(np.uint8), lungs.grid, lungs.names), int(np.count_nonzero(bare))
