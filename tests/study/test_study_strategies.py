@@ -1,0 +1,321 @@
+"""Strategies in a study: what each keeps exactly, what they share, and that a study of them can be killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from made_up_hospitals import SMALL, make_cases
+
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.transfer import transfer_slices
+from pneumoscope.models.cards import read_card
+from pneumoscope.models.weights import load_model
+from pneumoscope.study.forecast import forecast
+from pneumoscope.study.grey import shrink, square, stack_of_case
+from pneumoscope.study.lung_effect import lung_effect, mean_dice
+from pneumoscope.study.predictions import predict_stage, read_predictions
+from pneumoscope.study.run import open_sets
+from pneumoscope.study.strategies import Trainer, read_kept
+
+TINY = [
+    *(setting for setting in SMALL if not setting.startswith(("split", "stages"))),
+    "data.phantom_size=tiny",
+    *(f"data.sites.{n}.phantom_patients={patients}" for n, patients in ((1, 4), (2, 3), (3, 3))),
+    "split.judged_pixels=0",
+    "stages.first.epoch_slices=12",
+    "stages.first.max_epochs=2",
+    "stages.retrain.epoch_slices=12",
+    "stages.retrain.max_epochs=1",
+    "lung.budget.epoch_slices=12",
+    "lung.budget.max_epochs=1",
+    "strategy.ewc_slices=3",
+    "strategy.store_slices=4",
+    "strategy.adabn_slices=6",
+]
+
+
+def tiny():
+    return with_overrides(transfer_slices(), TINY)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every stage of the recipe on tiny synthetic pictures, and how the trainings went by."""
+    folder = tmp_path_factory.mktemp("strategies")
+    plan = tiny()
+    sets = open_sets(plan, folder, {}, device="cpu")
+    seen = []
+    trainer = Trainer(plan, sets, folder, device="cpu", progress=lambda *args: seen.append(args))
+    for stage in plan.stages.chain:
+        trainer.make(stage.name)
+    return trainer, seen
+
+
+def state(folder):
+    return load_model(folder)[0].state_dict()
+
+
+def same(a, b, names=None):
+    return all(torch.equal(a[name], b[name]) for name in (names or a))
+
+
+def test_every_stage_is_there_and_took_the_same_steps(made):
+    trainer, seen = made
+    per_epoch = {args[2] for args in seen if " epoch " in args[0] and args[0].startswith("Tr1_R")}
+    assert per_epoch == {3}  # 12 slices in batches of 4, whatever the strategy and the set
+    for stage in trainer.experiment.stages.chain:
+        card = read_card(trainer.folder / "stages" / stage.name)
+        assert card["training"]["epochs_run"] == (2 if stage.start is None else 1)
+        assert (trainer.folder / "stages" / stage.name / "history.csv").is_file()
+
+
+def test_trainings_that_are_alike_are_done_once(made):
+    _, seen = made
+    trained = {args[0].rsplit(" epoch ", 1)[0] for args in seen if " epoch " in args[0]}
+    assert "Tr1_R_2-plain" in trained
+    for name in ("averaging", "selector", "selector+averaging", "adabn"):
+        assert f"Tr1_R_2-{name}" not in trained
+    assert "Tr1_R_2_R_3-selector" not in trained
+
+
+def test_the_selector_loses_nothing_on_an_earlier_set(made):
+    """A scan that is given to its site's network gets exactly the answer of the stage that learnt that site."""
+    trainer, _ = made
+    last = trainer.models["Tr1_R_2_R_3-selector"]
+    assert sorted(last.experts) == [1, 2, 3]
+    rows = trainer.sets[1].rows("test")[:2]
+    images = trainer.sets[1].slices.images[rows]
+    known = type(last)(**{**vars(last), "site_known": True})
+    told, expert = known.predict_scan(images, site=1, device="cpu", precision="fp32")
+    first, _ = trainer.models["Tr1"].predict_scan(images, site=1, device="cpu", precision="fp32")
+    assert expert == 1
+    assert np.array_equal(told, first)
+    assert known.expert_for(images, 9) == last.selector.choose(images)  # a site it never saw
+
+
+def test_frozen_parts_stay_bit_for_bit(made):
+    trainer, _ = made
+    stages = trainer.folder / "stages"
+    first, frozen, norm = (state(stages / name) for name in ("Tr1", "Tr1_R_2_R_3-frozen", "Tr1_R_2_R_3-site_norm"))
+    assert same(first, frozen, [name for name in first if name.startswith("down.")])
+    assert not same(first, frozen, [name for name in first if name.startswith("up.")])
+    convolutions = [name for name, value in first.items() if value.ndim == 4]
+    assert same(first, norm, convolutions)
+    assert not same(first, norm)
+
+
+def test_adapted_statistics_are_all_that_differs_between_sites(made):
+    trainer, _ = made
+    folder = trainer.folder / "stages" / "Tr1_R_2_R_3-adabn"
+    one, three = state(folder / "set-1"), state(folder / "set-3")
+    differ = {name for name in one if not torch.equal(one[name], three[name])}
+    assert differ
+    assert all("running" in name for name in differ)
+
+
+def test_mixed_weights_say_what_was_tried(made):
+    trainer, _ = made
+    said = read_card(trainer.folder / "stages" / "Tr1_R_2_R_3-averaging")["made_from"]
+    assert "mean validation Dice over sets 3, 1, 2" in said
+    alone = read_card(trainer.folder / "stages" / "Tr1_R_2_R_3-selector+averaging")["made_from"]
+    assert "over sets 3 by share" in alone
+
+
+def test_a_store_is_bounded_and_joint_training_is_not(made):
+    trainer, _ = made
+    assert len(trainer.store(1, frozenset({"rehearsal"}))[2]) == 4
+    assert len(trainer.store(1, frozenset({"joint"}))[2]) == len(trainer.sets[1].rows("train"))
+    stage = trainer.experiment.stage("Tr1_R_2_R_3-rehearsal")
+    names = {name.split(" ")[0] for name in trainer.validation(stage, frozenset({"rehearsal"}))[2]}
+    parts = {n: set(s.slices.table["case"].iloc[s.rows("val")]) for n, s in trainer.sets.items()}
+    assert all(names & cases for cases in parts.values())
+    tested = {case for s in trainer.sets.values() for case in s.slices.table["case"].iloc[s.rows("test")]}
+    assert not names & tested
+
+
+def test_a_resumed_trainer_takes_everything_from_the_folder(made):
+    trainer, _ = made
+    seen = []
+    again = Trainer(
+        trainer.experiment, trainer.sets, trainer.folder, device="cpu", resume=True,
+        progress=lambda *args: seen.append(args[0]),
+    )  # fmt: skip
+    for stage in trainer.experiment.stages.chain:
+        assert again.make(stage.name).sha256 == trainer.models[stage.name].sha256
+    assert not [what for what in seen if " epoch " in what]
+
+
+def test_a_damaged_expert_is_made_again(made, tmp_path):
+    trainer, _ = made
+    own = trainer.folder / "stages" / "Tr1_R_2-adabn"
+    (own / "set-1" / "model.safetensors").write_bytes(b"x")
+    again = Trainer(trainer.experiment, trainer.sets, trainer.folder, device="cpu", resume=True)
+    for name in ("Tr1", "Tr1_R_2-plain", "Tr1_R_2-adabn"):
+        again.make(name)
+    assert sorted(read_kept(own).experts) == [1, 2]
+
+
+def test_supplied_lungs_are_measured_on_the_sets_that_got_them(made):
+    trainer, _ = made
+    models = {"Tr1": trainer.models["Tr1"]}
+    predict_stage(trainer.experiment, trainer.models["Tr1"], trainer.sets, device="cpu")
+    table = lung_effect(trainer.experiment, models, trainer.sets, device="cpu")
+    assert table[["stage", "test"]].to_numpy().tolist() == [["Tr1", 3]]
+    kept = read_predictions(trainer.models["Tr1"].folder, 3).of("test")
+    truth = trainer.sets[3].slices.target[trainer.sets[3].rows("test")] > 0
+    assert table["dice_with"][0] == pytest.approx(mean_dice(kept.found(0.5), truth, kept.patient), nan_ok=True)
+    blind = with_overrides(trainer.experiment, ["preprocessing.lung_channel=false"])
+    assert lung_effect(blind, models, trainer.sets).empty
+
+
+def test_the_forecast_counts_on_measured_steps(made):
+    trainer, _ = made
+    expected = forecast(trainer.experiment, trainer.sets, device="cpu")
+    trainings = 2 * 12 - 7
+    assert expected.steps == 2 * 3 + trainings * 3
+    assert 0 < expected.seconds_per_step * expected.steps / 60 <= expected.minutes + 0.1
+    assert 0.05 < expected.gigabytes < 20
+    assert "minutes" in expected.sentence()
+    assert "GB" in expected.sentence()
+
+
+def test_statistics_are_asked_of_a_network_that_has_some(made, tmp_path):
+    trainer, _ = made
+    plan = with_overrides(trainer.experiment, ["network.norm=instance"])
+    other = Trainer(plan, trainer.sets, tmp_path, device="cpu")
+    other.make("Tr1")
+    with pytest.raises(InputError, match=r"network\.norm=batch"):
+        other.make("Tr1_R_2-adabn")
+
+
+# -- sets that are not as they should be -----------------------------------------------------------------------
+
+
+def test_scans_in_another_intensity_world_are_named(tmp_path, hospitals):
+    real = [type(case)(**{**vars(case), "dataset": "manifest"}) for case in make_cases(1)]
+    with pytest.raises(InputError, match="holds Hounsfield units, this recipe takes 8-bit slices"):
+        stack_of_case(real[0])
+
+
+def test_pictures_given_to_a_recipe_for_scans_are_named(small, hospitals, tmp_path):
+    def picture(case):
+        scan = case.load()
+        volume = type(scan.volume)(
+            ((scan.volume.hu + 1100) / 10).clip(0, 255), scan.volume.grid, scan.volume.grid, case=case.case
+        )
+        return type(scan)(volume, scan.lungs, scan.infiltrate)
+
+    hospitals[2] = [type(c)(**{**vars(c), "load": lambda c=c: picture(c)}) for c in make_cases(2)]
+    with pytest.raises(InputError, match=r"no Hounsfield units .* transfer-slices"):
+        open_sets(small, tmp_path, {}, device="cpu")
+
+
+def test_too_few_patients_to_keep_whole_is_one_line(small, hospitals, tmp_path):
+    hospitals[2] = make_cases(2, patients=1)
+    by_patient = with_overrides(small, ["split.by=patient"])
+    with pytest.raises(DatasetError, match=r"at least 3 patients to judge by, there are 1.*split\.by=slice"):
+        open_sets(by_patient, tmp_path, {}, device="cpu")
+
+
+def test_a_training_part_without_infiltrate_is_one_line(small, hospitals, tmp_path):
+    from pneumoscope.volume import Mask
+
+    def healthy(case):
+        scan = case.load()
+        return type(scan)(scan.volume, scan.lungs, Mask.empty(scan.volume.grid, scan.infiltrate.names))
+
+    hospitals[1] = [type(c)(**{**vars(c), "load": lambda c=c: healthy(c)}) for c in make_cases(1)]
+    by_patient = with_overrides(small, ["split.by=patient"])
+    with pytest.raises(InputError, match=r"set 1 .* has no infiltrate in its \d+ training slices"):
+        open_sets(by_patient, tmp_path, {}, device="cpu")
+
+
+def test_pictures_are_padded_and_shrunk_without_stretching():
+    stack = np.zeros((1, 4, 8), np.uint8)
+    stack[0, :, 2:6] = 200  # a square of 4 x 4
+    wide = square(stack)
+    assert wide.shape == (1, 8, 8)
+    assert (wide[0, 2:6, 2:6] == 200).all()
+    assert wide.sum() == stack.sum()
+    assert shrink(wide, 4)[0].tolist() == [[0, 0, 0, 0], [0, 200, 200, 0], [0, 200, 200, 0], [0, 0, 0, 0]]
+    assert shrink(np.zeros((0, 8, 8), np.uint8), 4).shape == (0, 4, 4)
+
+
+# -- processes -------------------------------------------------------------------------------------------------
+
+RUN = """
+import sys
+from dataclasses import replace
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.transfer import transfer_slices
+from pneumoscope.study.run import run_study
+from pneumoscope.study import figures
+
+figures.redraw = figures.write_examples = lambda *args: None
+if __name__ == "__main__":
+    plan = with_overrides(transfer_slices(), {settings})
+    kept = ("Tr1", "plain", "selector", "rehearsal")
+    chain = tuple(s for s in plan.stages.chain if s.name.rsplit("-", 1)[-1] in kept)
+    plan = replace(plan, stages=replace(plan.stages, chain=chain))
+    run_study(plan, sys.argv[1], resume=True, device="cpu", jobs=int(sys.argv[2]))
+"""
+
+
+def start(script, folder, jobs=1):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(script), str(folder), str(jobs)], env=env, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "study.py"
+    path.write_text(RUN.replace("{settings}", repr(TINY)))
+    return path
+
+
+def finished(folder):
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/done.json")}
+
+
+@pytest.mark.slow
+def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(script, tmp_path):
+    """SIGKILL to a process of its own, three times in the middle of it; the end is that of an undisturbed study."""
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    for wanted in (2, 4, 5):
+        process = start(script, folder)
+        deadline = time.monotonic() + 240
+        while len(finished(folder)) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        before = finished(folder)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert len(before) >= wanted
+    process = start(script, folder)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    after = finished(folder)
+    assert {name: after[name] for name in before} == before  # not one finished stage was made again
+    process = start(script, whole)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    for name in ("matrix.csv", "forgetting.csv", "per_case.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(folder.rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(script, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, jobs in ((one, 1), (two, 2)):
+        process = start(script, folder, jobs)
+        assert process.wait(timeout=300) == 0, process.communicate()
+    assert sorted(finished(one)) == sorted(finished(two))
+    for name in finished(one):
+        marks = [json.loads((f / "stages" / name / "done.json").read_text())["sha256"] for f in (one, two)]
+        assert marks[0] == marks[1], name
+    assert (one / "matrix.csv").read_bytes() == (two / "matrix.csv").read_bytes()
