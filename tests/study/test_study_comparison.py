@@ -69,7 +69,7 @@ def test_seeds_of_a_strategy_are_one_line_and_strategies_are_paired(tmp_path):
     assert kept["ahead_low"] > 0
     text = sentence(list(rows.values()))
     assert "rehearsal has the highest mean F1" in text
-    assert "leaves out 0" in text
+    assert "stays above 0 when patients and seeds are drawn again" in text
 
 
 def test_the_folder_holds_table_json_picture_and_page(tmp_path):

@@ -19,6 +19,7 @@ import pandas as pd
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.experiments.strategy import STRATEGIES
 from pneumoscope.io.files import prepare_folder, write_bytes, write_json
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.study.cells import write_table
@@ -122,7 +123,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             if stage.start is None:
                 continue
             sets = tuple(s.site for s in experiment.lineage(stage.name))
-            strategy = "+".join(sorted(experiment.strategy_of(stage.name)))
+            strategy = "+".join(sorted(experiment.strategy_of(stage.name), key=list(STRATEGIES).index))
             runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, _synthetic(folder)))
     _require_once(runs)
     return runs
@@ -181,9 +182,9 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
         "runs": len(runs),
         "seeds": " ".join(str(run.seed) for run in runs),
         **_ends("gain", gain),
-        "loss": -kept.mean,
-        "loss_low": -kept.high,
-        "loss_high": -kept.low,
+        "loss": 0.0 - kept.mean,
+        "loss_low": 0.0 - kept.high,
+        "loss_high": 0.0 - kept.low,
         **_ends("mean_f1", mean),
         "mean_f1_spread": float(np.std(np.mean(by_run, axis=1), ddof=1)) if len(runs) > 1 else math.nan,
         "new_f1": _interval(runs, [[run.scores(new)] for run in runs]).mean,
@@ -295,9 +296,12 @@ def sentence(rows: Sequence[dict[str, Any]]) -> str:
         f" Plain retraining, as in the papers, has {plain['mean_f1']:.3f}: {_signed(plain['gain'])} and "
         f"{_signed(-plain['loss'])}."
     )
+    drawn = "patients and seeds are" if best["runs"] > 1 else "patients are"
     if best["ahead_low"] > 0:
-        return text + " The difference between the two leaves out 0 when patients and seeds are drawn again."
-    return text + " The difference between the two may be chance: its interval holds 0 or cannot be computed."
+        text += f" The difference between the two stays above 0 when {drawn} drawn again."
+    else:
+        text += " The difference between the two may be chance: its interval holds 0 or cannot be computed."
+    return text if best["runs"] > 1 else f"{text} With one training each, another seed may turn the order."
 
 
 def _signed(value: float) -> str:

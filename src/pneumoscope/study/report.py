@@ -63,7 +63,7 @@ def write_report(folder: str | Path) -> Path:
         "pattern": pattern(tables["rows"], differences),
         "losses": [row for row in differences if row["kind"] == "loss"],
         "best": tables["best_stage"],
-        "strategies": strategies(experiment, folder),
+        **strategies(experiment, folder),
         "guard": guard,
         "guard_text": " ".join(f"{stage['stage']}: {stage['sentence']}" for stage in guard.get("stages", [])),
         "leakage": _read_if_there(folder / LEAKAGE_FILE),
@@ -81,13 +81,19 @@ def write_report(folder: str | Path) -> Path:
     return folder / REPORT_FILE
 
 
-def strategies(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
-    """The ways of retraining of this study side by side; empty where it has only one. NaN becomes None."""
+def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """The ways of retraining of this study side by side, drawn and in a sentence; empty where it has only one."""
     if len({experiment.strategy_of(s.name) for s in experiment.stages.chain if s.start}) < 2:
-        return []
-    from pneumoscope.study.comparison import compare, read_runs
+        return {"strategies": [], "strategies_sentence": "", "strategies_picture": ""}
+    from pneumoscope.study.comparison import compare, read_runs, sentence
+    from pneumoscope.study.shift_figures import comparison_png
 
-    return list(jsonable(compare(read_runs([folder]))))
+    rows = compare(read_runs([folder]))
+    return {
+        "strategies": jsonable(rows),
+        "strategies_sentence": sentence(rows),
+        "strategies_picture": data_uri(comparison_png(rows)),
+    }
 
 
 def headline(experiment: Experiment, rows: list[dict[str, Any]]) -> str:

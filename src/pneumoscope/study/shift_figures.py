@@ -34,12 +34,13 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
     """Draw what `shift/shift.json` and `matrix.json` of a study hold; nothing where they are absent."""
     figures = folder / "figures"
     found, tables = _json(folder / "shift" / "shift.json"), _json(folder / "matrix.json")
-    if tables.get("differences"):
-        write_bytes(figures / "changes.png", changes_png(tables["differences"]))
-    if not found:
-        return
     shown = [stage.name for stage in experiment.stages.chain]
     shown = shown if len(shown) <= MOST_LINES else main_stages(experiment)
+    changed = [row for row in tables.get("differences", []) if row["stage"] in shown]
+    if changed:
+        write_bytes(figures / "changes.png", changes_png(changed))
+    if not found:
+        return
     write_bytes(figures / "calibration.png", calibration_png([r for r in found["calibration"] if r["stage"] in shown]))
     write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
     if found["lesions"]:

@@ -1,0 +1,66 @@
+"""The recipe maganaris-2022a from cases to page, as small as it gets, and a guard that refuses its retraining."""
+
+import json
+
+import pandas as pd
+import pytest
+from made_up_hospitals import SMALL, make_cases
+
+from pneumoscope.errors import RunError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.maganaris_2022a import two_channel
+from pneumoscope.study.guard import enforce
+from pneumoscope.study.run import run_study
+from pneumoscope.study.scoring import read_per_case
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    plan = with_overrides(two_channel(), [*SMALL, "split.shortage=proportional", "split.held_out_share=0.3"])
+    with pytest.MonkeyPatch.context() as patch:
+        cases = {n: make_cases(n) for n in (1, 2)}
+        patch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
+        return run_study(plan, tmp_path_factory.mktemp("a") / "study")
+
+
+def test_set_2_is_scored_whole_before_the_retraining_and_on_test_slices_after(study):
+    rows = read_per_case(study.folder / "per_case.csv")
+    before = rows[(rows["stage"] == "Tr1") & (rows["test"] == 2)]
+    after = rows[(rows["stage"] == "Tr1_R_2") & (rows["test"] == 2)]
+    split = pd.read_csv(study.folder / "splits" / "phantom-B.csv")
+    assert len(before) == len(split)
+    assert set(after["part"]) == {"test"}
+    assert len(after) == (split["part"] == "test").sum()
+
+
+def test_the_table_has_the_papers_rows_and_gains_are_taken_on_common_slices(study):
+    matrix = pd.read_csv(study.folder / "matrix.csv").set_index("name")
+    assert list(matrix.index) == ["CT 1-9", "CT 10 (no retrain)", "Tr1_R_2_Te1", "CT 10 (with retrain)"]
+    assert matrix.loc["CT 10 (no retrain)", "paper_f1"] == 0.613689
+    assert matrix["nsd"].notna().all()
+    tables = json.loads((study.folder / "matrix.json").read_text())
+    step = next(r for r in tables["differences"] if (r["test"], r["kind"], r["measure"]) == (2, "step", "f1"))
+    assert tables["transfer"][0]["gain_on_new"] == pytest.approx(step["mean"])
+
+
+def test_the_page_shows_both_and_what_the_split_adds(study):
+    page = (study.folder / "report.html").read_text()
+    assert "paper 0.614" in page
+    assert "are scored on all their slices with lung" in page
+    assert "What splitting by slice adds to the scores" in page
+    assert "without the factor 2" in page
+    assert "Not a medical device" in page
+    for name in ("calibration", "appearance", "changes", "distance", "lesions", "leakage"):
+        assert (study.folder / "figures" / f"{name}.png").is_file(), name
+    for name in ("calibration", "abstention", "appearance", "distances", "lesions", "leakage"):
+        assert (study.folder / "shift" / f"{name}.csv").is_file(), name
+
+
+def test_a_guard_without_tolerance_refuses_after_everything_is_written(study):
+    said = []
+    with pytest.raises(RunError, match="Tr1_R_2 refused"):
+        enforce(study, 0.0, lambda: said.append(True))  # no loss is below 0.0
+    assert said == [True]
+    assert "Refused by the limit of 0" in (study.folder / "report.html").read_text()
+    enforce(study, 1.0, lambda: said.append(True))
+    assert "Accepted by the limit of 1" in (study.folder / "report.html").read_text()
