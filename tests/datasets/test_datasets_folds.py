@@ -101,6 +101,17 @@ def test_suspected_overlaps_are_told_until_they_are_tied():
     assert untied(members[:1], group_members(members[:1])) == []
 
 
+def test_pictures_of_the_same_scans_are_tied_name_by_name():
+    refs = [f"{d}:coronacases_00{n}" for d in ("slices", "covid19ctseg") for n in (1, 2)]
+    members = [member(ref, ref[-1]) for ref in [*refs, "slices:coronacases_003"]]
+    (link,) = untied(members, group_members(members))
+    assert link.same_name
+    tied = group_members(members, [link])
+    assert len(set(tied.values())) == 3
+    assert untied(members, tied) == []
+    assert untied(members[:1] + members[3:4], group_members(members)) == []  # of other people
+
+
 @pytest.mark.parametrize("text", ["medseg", "medseg:", ":x", ""])
 def test_a_link_ties_cases_of_data_sets(text):
     with pytest.raises(DatasetError, match="a link ties patterns"):

@@ -48,11 +48,13 @@ class Link:
         a: pattern of ``dataset:case`` with ``*`` and ``?``.
         b: likewise; everything that fits it is tied to everything that fits `a`.
         reason: why, for the record.
+        same_name: tie only cases of equal names, one by one.
     """
 
     a: str
     b: str
     reason: str = ""
+    same_name: bool = False
 
     def __post_init__(self) -> None:
         for pattern in (self.a, self.b):
@@ -62,6 +64,14 @@ class Link:
                     f"a link ties patterns like medseg:* or covid19ctseg:radiopaedia_4*; got {pattern!r}"
                 )
 
+    def pairs(self, members: Sequence[Member]) -> list[tuple[list[Member], list[Member]]]:
+        """What is tied to what: the members that fit `a` and those that fit `b`, where there are both."""
+        left, right = ([m for m in members if fnmatchcase(m.ref, pattern)] for pattern in (self.a, self.b))
+        if not self.same_name:
+            return [(left, right)] if left and right else []
+        named = {m.case: m for m in right}
+        return [([m], [named[m.case]]) for m in left if m.case in named]
+
 
 SUSPECTED: tuple[Link, ...] = (
     Link(
@@ -70,8 +80,12 @@ SUSPECTED: tuple[Link, ...] = (
         "both took COVID-19 cases from Radiopaedia; which of them are the same is not published",
     ),
     Link("covid1920:*", "an2020:*", "the challenge's scans come from that collection, under other names"),
+    Link("slices:coronacases*", "covid19ctseg:*", "8-bit pictures of the same scans", same_name=True),
+    Link("slices:radiopaedia*", "covid19ctseg:*", "8-bit pictures of the same scans", same_name=True),
+    Link("slices:radiopaedia*", "medseg:*", "both took COVID-19 cases from Radiopaedia; the pairs are not published"),
+    Link("slices:medseg*", "medseg-slices:*", "pictures of the same slices, under other names"),
 )
-"""Data sets that very probably share patients, by whole sets because the pairs are not known."""
+"""Data sets that share patients, or very probably do: by whole sets where the pairs are not known."""
 
 
 def members_of(cases: Iterable[Case]) -> list[Member]:
@@ -112,20 +126,18 @@ def group_members(members: Sequence[Member], links: Sequence[Link] = ()) -> dict
     for people in by_patient.values():
         tie(people[0], people[1:])
     for link in links:
-        sides = [[m for m in ordered if fnmatchcase(m.ref, pattern)] for pattern in (link.a, link.b)]
-        if all(sides):
-            tie(sides[0][0], sides[0] + sides[1])
+        for left, right in link.pairs(ordered):
+            tie(left[0], left + right)
     return {member: f"{root(member).dataset}:{root(member).patient}" for member in ordered}
 
 
 def untied(members: Sequence[Member], groups: Mapping[Member, str]) -> list[Link]:
     """Suspected links of which both sides are here and not in one group: a split of these may leak."""
-    loose = []
-    for link in SUSPECTED:
-        sides = [{groups[m] for m in members if fnmatchcase(m.ref, pattern)} for pattern in (link.a, link.b)]
-        if all(sides) and len(sides[0] | sides[1]) > 1:
-            loose.append(link)
-    return loose
+    return [
+        link
+        for link in SUSPECTED
+        if any(len({groups[m] for m in left + right}) > 1 for left, right in link.pairs(sorted(members)))
+    ]
 
 
 def read_links(path: str | Path) -> list[Link]:
