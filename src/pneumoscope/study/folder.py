@@ -30,6 +30,7 @@ OWN_FILES = (
     "study.json",
     "guard.json",
     "leakage.json",
+    "supplied_lungs.csv",
 )
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")
