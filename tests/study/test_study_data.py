@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris import four_channel
@@ -57,6 +58,15 @@ def test_cases_are_chosen_by_pattern(monkeypatch, hospitals, tmp_path):
     none = with_overrides(full, ["data.sites.3.cases=nobody*"])
     with pytest.raises(InputError, match=r"set 3 \(mosmed\) has no case named 'nobody\*'"):
         find_cases(none, {n: tmp_path / str(n) for n in (1, 2, 3)}, tmp_path)
+
+
+def test_scans_that_nobody_drew_on_are_left_out(monkeypatch, hospitals, tmp_path):
+    drawn = [replace(c, files=CaseFiles(tmp_path, infiltrate=tmp_path)) for c in hospitals[1]]
+    bare = [replace(c, case=f"bare-{c.case}", files=CaseFiles(tmp_path)) for c in hospitals[1]]
+    monkeypatch.setattr("pneumoscope.datasets.registry.read_dataset", lambda name, root: [*bare, *drawn])
+    full = with_overrides(four_channel(), ["data.sites.2.cases=*"])
+    found = find_cases(full, dict.fromkeys((1, 2, 3), tmp_path), tmp_path)
+    assert [c.case for c in found[3]] == [c.case for c in drawn]
 
 
 def test_sets_are_called_after_their_data(hospitals):
