@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pneumoscope.api import compare, evaluate, quantify, read_scan, run_study, segment
+    from pneumoscope.api import compare, compare_studies, evaluate, quantify, read_scan, run_study, segment
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compare": "api",
+    "compare_studies": "api",
     "evaluate": "api",
     "read_scan": "api",
     "segment": "api",
@@ -37,6 +38,7 @@ __all__ = [
     "Volume",
     "__version__",
     "compare",
+    "compare_studies",
     "evaluate",
     "quantify",
     "read_scan",

@@ -167,6 +167,25 @@ def run_study(
     return run.run_study(with_overrides(experiment, settings), Path(out), data=roots, **options)
 
 
+def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
+    """Compare study folders: what each strategy gains on the new set against what it loses on the old ones.
+
+    Args:
+        runs: study folders; those of one strategy with other seeds are one row.
+        out: the folder to write: comparison.csv, comparison.json, a picture and report.html.
+        overwrite: write over a comparison that lies there.
+
+    Returns:
+        What stands in comparison.json: ``rows``, ``sentence`` and what was compared.
+
+    Raises:
+        InputError: no study, one that is not scored, studies of other sets, or one given twice.
+    """
+    from pneumoscope.study import comparison
+
+    return comparison.compare_studies(runs, out, overwrite=overwrite)
+
+
 def _volume(scan: str | Path | Volume) -> Volume:
     return read_scan(scan) if isinstance(scan, (str, Path)) else scan
 

@@ -58,3 +58,13 @@ def test_seed_reaches_every_seed_and_set_goes_before_it(cli):
 )
 def test_refusals(cli, argv, words):
     cli("study", *argv).refused(words)
+
+
+def test_show_names_the_misprints_and_every_printed_number(cli):
+    shown = cli("study", "show", "maganaris-2022a", "--json").json
+    assert any("factor 2" in note for note in shown["notes"])
+    printed = {row["key"]: row for row in shown["values"] if row["key"].startswith("paper.")}
+    assert printed["paper.CT 10 (with retrain).f1"]["value"] == 0.827899
+    assert all("table 2" in row["source"] for row in printed.values())
+    assert len(printed) == 12
+    assert "note: Equation 5" in cli("study", "show", "maganaris-2022a").out

@@ -49,16 +49,20 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
     """Show every number of a recipe with its source.
 
     Each line is a key that `study run --set KEY=VALUE` takes, its value and unit, and where it comes from: the paper's
-    section or table, or our choice where the paper is silent.
+    section or table, or our choice where the paper is silent. Misprints of the paper, and how each is read, follow.
     """
-    rows = describe(_experiment(recipe, settings, common))
+    experiment = _experiment(recipe, settings, common)
+    rows, about = describe(experiment), {"citation": experiment.citation, "notes": list(experiment.notes)}
     if common.json:
-        say_json({"recipe": recipe, "summary": RECIPES[recipe].summary, "values": rows})
+        say_json({"recipe": recipe, "summary": RECIPES[recipe].summary, **about, "values": rows})
     else:
         say(f"{recipe}: {RECIPES[recipe].summary}")
+        say(experiment.citation)
         say_table(
             ("key", "value", "unit", "source"), [(r["key"], _shown(r["value"]), r["unit"], r["source"]) for r in rows]
         )
+        for note in experiment.notes:
+            say(f"note: {note}")
 
 
 @group.command("run")
