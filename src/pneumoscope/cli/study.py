@@ -12,6 +12,7 @@ from pneumoscope.cli.output import number, progress_for, say, say_json, say_tabl
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.registry import RECIPES, build_recipe
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.progress import Progress
 
 if TYPE_CHECKING:
     from pneumoscope.study.run import StudyResult
@@ -108,7 +109,7 @@ def run(
     roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
     from pneumoscope.study.run import run_study
 
-    with progress_for(common) as progress:
+    with progress_for(common) as bars:
         result = run_study(
             experiment,
             out,
@@ -117,7 +118,7 @@ def run(
             overwrite=common.overwrite,
             device=common.device,
             jobs=jobs,
-            progress=progress,
+            progress=bars if common.quiet else _telling_forecast(bars),
         )
     if accept_if_forgetting_below is None:
         print_study(result, common)
@@ -141,6 +142,17 @@ def report(
         say_json({"report": page})
     else:
         say(f"report: {page}")
+
+
+def _telling_forecast(progress: Progress) -> Progress:
+    """The same progress, but what is to be expected stays on stderr, bar or no bar."""
+
+    def advance(what: str, done: int, total: int, note: str = "") -> None:
+        progress(what, done, total, note)
+        if what == "forecast":
+            typer.echo(f"forecast: {note}", err=True)
+
+    return advance
 
 
 def print_study(result: StudyResult, common: Common) -> None:
