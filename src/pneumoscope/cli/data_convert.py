@@ -34,8 +34,9 @@ def convert(
 ) -> None:
     """Write a data set in the layout of another tool.
 
-    nnunet is nnU-Net's raw data, slices are 16-bit PNG pictures, manifest is NIfTI files with a table. Scans come back bit for bit: whole Hounsfield units are stored as integers, others as float32 (slices are always
-    whole). sources.csv says whose each scan is and under which licence.
+    nnunet is nnU-Net's raw data, slices are 16-bit PNG pictures, manifest is NIfTI files with a table. Scans come back
+    bit for bit: whole Hounsfield units are stored as integers, others as float32 (slices are always whole). sources.csv
+    says whose each scan is and under which licence.
     """
     from pneumoscope.datasets.convert import convert_dataset
 
