@@ -14,6 +14,7 @@ from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.severity import tally
 from pneumoscope.severity.assess import assess
+from pneumoscope.severity.distribution import PERIPHERAL_MM
 from pneumoscope.severity.interval import ProbabilityMap
 from pneumoscope.severity.lesions import count_lesions
 from pneumoscope.severity.lobes import LOBES, lobe_lookup, lobe_score
@@ -110,7 +111,7 @@ def test_distance_to_the_surface_against_every_pair_of_voxels(chest):
         own = np.argwhere(lungs.labels == label)
         other = np.argwhere(lungs.labels != label)
         nearest = cdist(own * grid.spacing_mm, other * grid.spacing_mm).min(axis=1) - min(grid.spacing_mm) / 2
-        near[tuple(own.T)] = nearest <= 20
+        near[tuple(own.T)] = nearest <= PERIPHERAL_MM
     inside = infiltrate.any & lungs.any
     assert severity.distribution.peripheral_percent == pytest.approx(100 * near[inside].mean())
     assert severity.distribution.lung_peripheral_percent == pytest.approx(100 * near[lungs.any].mean())
@@ -122,10 +123,10 @@ def test_fine_grids_are_thinned_without_moving_the_surface():
     lungs = np.zeros(grid.shape, np.uint8)
     lungs[5:115, 5:95, 2:38] = 1
     spots = np.zeros(grid.shape, np.uint8)
-    spots[5:115, 5:95, 20] = 1  # the middle plane: 45 mm from top and bottom, so its rim of 20 mm is peripheral
+    spots[5:115, 5:95, 20] = 1  # the middle plane: 45 mm from top and bottom, so its rim is peripheral
     volume = Volume(np.full(grid.shape, -800, np.float32), grid, grid)
     found = assess(volume, Mask(lungs, grid, LUNG_LABELS), Mask(spots, grid, INFILTRATE_LABEL)).distribution
-    expected = 100 * (1 - (66 - 40) * (54 - 40) / (66 * 54))
+    expected = 100 * (1 - (66 - 2 * PERIPHERAL_MM) * (54 - 2 * PERIPHERAL_MM) / (66 * 54))
     assert found.peripheral_percent == pytest.approx(expected, abs=3)
 
 

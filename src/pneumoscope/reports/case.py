@@ -171,6 +171,7 @@ def _context(
         "chart": _chart(report),
         "truth_words": _empty_words(report["truth"]),
         "cards": [_card(card) for card in report["models"]],
+        "short_cards": [_short_card(card) for card in report["models"]],
         "facts": _facts(report),
         "files": ["report.json", *_files(folder, report)],
     }
@@ -253,6 +254,16 @@ def _card(card: dict[str, Any]) -> dict[str, Any]:
         "title": str(card.get("title") or card.get("name") or "model"),
         "rows": _lines(card, first),
         "more": _lines(card, rest),
+    }
+
+
+def _short_card(card: dict[str, Any]) -> dict[str, str]:
+    """What a printed page says of a model."""
+    limits = card.get("limits", "")
+    return {
+        "title": str(card.get("title") or card.get("name") or "model"),
+        "licence": str(card.get("licence", "")),
+        "limits": limits if isinstance(limits, str) else " ".join(str(limit) for limit in limits),
     }
 
 

@@ -30,7 +30,7 @@ def _spread(spread: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if spread is None or spread["peripheral_percent"] is None:
         return []
     even = percent(spread["lung_peripheral_percent"])
-    depth = number(spread["peripheral_mm"], 0, "mm")
+    depth = f"{number(spread['peripheral_mm'], 0)} mm"
     rows = [
         (f"Within {depth} of the surface", f"{percent(spread['peripheral_percent'])} (even spread: {even})"),
         ("In the back half of the lungs", f"{percent(spread['dorsal_percent'])} (even spread: 50 %)"),

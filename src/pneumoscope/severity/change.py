@@ -4,8 +4,8 @@ Volumes and shares of both lungs and of each are those of each scan on its own g
 zones are those of the baseline, and the follow-up's infiltrate is laid over them.
 
 Noise floor of a difference of volumes: 1.96 x sqrt(S1^2 + S2^2) x sqrt(b^2 + e^2), and at least `LEAST_ML`. S1 and S2
-are the surfaces of the infiltrate on the two dates; b is how far a border drawn twice on an unchanged patient moves as a
-whole (`BORDER_MM`); e is how far the map between the dates moves when the registration is done again from another
+are the surfaces of the infiltrate on the two dates; b is how far a border drawn twice on an unchanged patient moves as
+a whole (`BORDER_MM`); e is how far the map between the dates moves when the registration is done again from another
 start, and is only in what depends on the map. It is a rule with one measured constant, not a property of this patient;
 it knows nothing of a change of scanner, kernel or contrast agent.
 """

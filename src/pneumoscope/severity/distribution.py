@@ -19,8 +19,8 @@ from pneumoscope.geometry import Grid
 from pneumoscope.severity.tally import Box, box_of, slabs
 from pneumoscope.severity.zones import world_coordinate
 
-PERIPHERAL_MM = 20.0
-"""Depth below the surface that counts as peripheral; our choice, about the outer third of a lung's radius."""
+PERIPHERAL_MM = 10.0
+"""Depth below the surface that counts as peripheral; our choice. Within 20 mm lie 80 % of an adult's lungs."""
 
 FINEST_MM = 1.4
 """Distances are computed on every n-th voxel along an axis, n as large as this spacing allows."""
