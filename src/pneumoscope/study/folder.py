@@ -33,6 +33,9 @@ OWN_FILES = (
     "supplied_lungs.csv",
 )
 
+GROWING = ("data.sites.", "stages.chain.", "paper.")
+"""Parts of an experiment that a resumed study may add to: new cells are computed, the others are taken as they are."""
+
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")
 
 
@@ -42,7 +45,8 @@ def begin(experiment: Experiment, out: str | Path, *, resume: bool = False, over
     Args:
         experiment: written to `experiment.json`.
         out: the folder.
-        resume: go on with the study that lies there; it must be the same experiment. An empty folder is begun.
+        resume: go on with the study that lies there; it must be the same experiment, or one with further sets and
+            stages. An empty folder is begun.
         overwrite: remove what an earlier study wrote there and begin anew; other files are left alone.
 
     Raises:
@@ -70,7 +74,8 @@ def _clear(folder: Path) -> None:
 
 
 def _require_same(experiment: Experiment, folder: Path) -> None:
-    changed = differences(read_experiment(folder), experiment)
+    before = read_experiment(folder)
+    changed = [] if _only_grown(before, experiment) else differences(before, experiment)
     if changed:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise InputError(
@@ -78,6 +83,13 @@ def _require_same(experiment: Experiment, folder: Path) -> None:
             "begun with, use --overwrite, or another folder",
             path=folder,
         )
+
+
+def _only_grown(before: Experiment, now: Experiment) -> bool:
+    """Whether `now` is `before` with further sets, stages or rows of the paper, and nothing else."""
+    old, new = ({row["key"]: row["value"] for row in describe(e)} for e in (before, now))
+    added = [key for key in new if key not in old]
+    return all(new.get(key, ...) == value for key, value in old.items()) and all(k.startswith(GROWING) for k in added)
 
 
 def read_experiment(folder: str | Path) -> Experiment:
