@@ -115,15 +115,15 @@ def label_map(labels: Mapping[str, Sequence[int]], given: Mapping[str, str] | No
         if meaning == "lung":
             lungs |= dict.fromkeys(numbers, 1)
         elif meaning in _SIDES:
-            both = sorted(n for n in numbers if sided.get(n, _SIDES[meaning]) != _SIDES[meaning])
-            if both:
-                raise DatasetError(f"label {both[0]} is right and left lung at once; say which (labels=)", path=path)
+            twice = sorted(n for n in numbers if sided.get(n, _SIDES[meaning]) != _SIDES[meaning])
+            if twice:
+                raise DatasetError(f"label {twice[0]} is right and left lung at once; say which (labels=)", path=path)
             sided |= dict.fromkeys(numbers, _SIDES[meaning])
         elif meaning != "ignore":
             kinds.setdefault(meaning, set()).update(numbers)
     infiltrate = _kinds(kinds)
     lungs = sided or lungs
-    both = lungs and infiltrate  # one file for two masks: labels of one kind are passed over in the other
+    both = bool(lungs) and bool(infiltrate)  # one file for two masks: labels of one kind are passed over in the other
     ignored = known if both else known - set(lungs) - set(infiltrate)
     return LabelMap(lungs, infiltrate, frozenset(ignored), bool(sided))
 
