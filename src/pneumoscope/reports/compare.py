@@ -62,7 +62,8 @@ def sentence(change: Mapping[str, Any]) -> str:
         return "There is no share to compare."
     shares = f"{percent(total['baseline_percent'])} to {percent(total['followup_percent'])} of the lungs"
     floor = number(total["noise_points"], 2, "points")
-    return f"From {shares}: {signed(total['change_points'])} points, with a noise floor of {floor}."
+    text = f"From {shares}: {signed(total['change_points'])} points, with a noise floor of {floor}."
+    return " ".join(text.split())  # plain blanks: the text also goes to terminals
 
 
 def signed(value: float | None) -> str:
