@@ -26,6 +26,10 @@ from pneumoscope.volume import Mask, Volume, array_to_native
 COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "source")
 
 
+class NoRoom(Exception):
+    """A fault that cannot be planted into this patient."""
+
+
 @dataclass(eq=False)
 class Draft:
     """One case before it is written: arrays (i, j, k) RAS+ that a defect may change."""
@@ -130,7 +134,7 @@ def _blob(draft: Draft, allowed: np.ndarray, radius_mm: float, k: int | None = N
             i, j = places[int(draft.rng.integers(len(places)))]
             inside = np.argwhere(disc) + np.array([i - ri, j - rj])
             return np.column_stack([inside, np.full(len(inside), n)])
-    raise AssertionError(f"no room for a blob of {radius_mm} mm in {draft.case}")
+    raise NoRoom(f"no room for a blob of {radius_mm} mm in {draft.case}")
 
 
 def _tissue(draft: Draft) -> np.ndarray:
@@ -170,6 +174,8 @@ def no_lung(draft: Draft) -> Planted:
     grown[1:] |= shows[:-1]
     grown[:-1] |= shows[1:]
     free = np.flatnonzero(~grown) if (~grown).any() else np.flatnonzero(~shows)
+    if len(free) == 0:
+        raise NoRoom(f"every slice of {draft.case} shows lung")
     body = ndimage.uniform_filter(draft.hu, (3, 3, 1)) > -150
     where = _blob(draft, body, 9.0, int(free[0]))
     draft.infiltrate[tuple(where.T)] = 1
@@ -207,7 +213,8 @@ def in_bone(draft: Draft) -> Planted:
             where = np.argwhere(pieces == sizes.argmax()) if sizes.any() else best[:0, :2]
             if len(where) > len(best):
                 best = np.column_stack([where, np.full(len(where), k)])
-    assert len(best) > 10, draft.case
+    if len(best) <= 10:
+        raise NoRoom(f"no bone of more than 10 voxels in {draft.case}")
     draft.infiltrate[tuple(best.T)] = 1
     return _at(draft, best, "bone painted as infiltrate", "in-bone")
 
@@ -369,12 +376,24 @@ def plant(root: Path, site: str, *, size: str = "tiny", seed: int = 21, untouche
         )  # fmt: skip
 
     for number, defect in enumerate(defects):
-        drafts.append(make(number))
-        planted.append(defect(drafts[-1]))
+        draft, fault = _planted(defect, make, number)
+        drafts.append(draft)
+        planted.append(fault)
     drafts += [make(len(defects) + number) for number in range(untouched)]
     planted += _copies(drafts, make)
     write(root, drafts)
     return planted
+
+
+def _planted(defect: Callable[[Draft], Planted], make: Callable[[int], Draft], number: int) -> tuple[Draft, Planted]:
+    """A patient with the fault; the next one where it has no room."""
+    for other in range(number, number + 1000, 200):
+        draft = make(other)
+        try:
+            return draft, defect(draft)
+        except NoRoom:
+            continue
+    raise AssertionError(f"no patient has room for {defect.__name__}")
 
 
 def write(root: Path, drafts: Iterable[Draft]) -> None:

@@ -131,7 +131,7 @@ def check_dataset(
         progress("check", number, len(cases), case.case)
         seen[case.case] = _listed(case, start)
         if not (quick or seen[case.case].problems):
-            _read(case, info.kind == "slices", seen[case.case])
+            _read(case, seen[case.case])
     progress("check", len(cases), len(cases))
     problems = [Problem(case, what) for case, found in seen.items() for what in found.problems]
     pairs, notes = _pairs(cases, declared=any(key.endswith(f"@{MASKS}") for key in info.expected))
@@ -171,14 +171,14 @@ def _listed(case: Case, root: Path) -> _Seen:
     return found
 
 
-def _read(case: Case, pictures: bool, found: _Seen) -> None:
+def _read(case: Case, found: _Seen) -> None:
     """Read every file of a case to its end; what is wrong becomes a problem."""
     from pneumoscope.datasets.audit.raw import read_raw
     from pneumoscope.io.masks import fit_mask
     from pneumoscope.volume import Mask
 
     try:
-        raw = read_raw(case, pictures=pictures)
+        raw = read_raw(case)
     except PneumoscopeError as problem:
         found.problems.append(str(problem))
         return

@@ -195,5 +195,5 @@ def _jpeg(*panels: NDArray[np.uint8]) -> bytes:
     gap = np.full((SIDE_PX, 4, 3), 255, np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(np.concatenate([panels[0], gap, *panels[1:]], axis=1)))
     stream = BytesIO()
-    picture.save(stream, format="JPEG", quality=85)
+    picture.save(stream, format="JPEG", quality=85, subsampling=0)  # thin outlines keep their colour
     return stream.getvalue()

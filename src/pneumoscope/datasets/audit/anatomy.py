@@ -103,8 +103,9 @@ def _gas(air: NDArray[np.bool_], hu: NDArray[np.float32], air_hu: float) -> NDAr
     for k in range(air.shape[2]):
         pieces, count = ndimage.label(air[:, :, k])
         if count:
-            middle = np.asarray(ndimage.median(hu[:, :, k], pieces, np.arange(count + 1)))
-            gas = middle <= air_hu + GAS_ABOVE_AIR_HU
+            size = np.bincount(pieces.ravel())
+            plain = np.bincount(pieces.ravel(), weights=(hu[:, :, k] <= air_hu + GAS_ABOVE_AIR_HU).ravel())
+            gas = plain > 0.5 * size
             gas[0] = False
             out[:, :, k] = gas[pieces]
     return out
@@ -121,13 +122,15 @@ def _large_pieces(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _closed(aerated: NDArray[np.bool_], radius: tuple[int, int]) -> NDArray[np.bool_]:
     """Aerated lung with the gaps in it, slice by slice."""
+    import cv2
+
     a, b = np.ogrid[-radius[0] : radius[0] + 1, -radius[1] : radius[1] + 1]
-    disc = (a / radius[0]) ** 2 + (b / radius[1]) ** 2 <= 1
+    disc = ((a / radius[0]) ** 2 + (b / radius[1]) ** 2 <= 1).astype(np.uint8)
     out = np.zeros_like(aerated)
     pad = (radius[0] + 1, radius[1] + 1)
     for k in np.flatnonzero(aerated.any(axis=(0, 1))):
-        wide = np.pad(aerated[:, :, k], ((pad[0],) * 2, (pad[1],) * 2))
-        closed = ndimage.binary_fill_holes(ndimage.binary_closing(wide, disc))
+        wide = np.pad(aerated[:, :, k], ((pad[0],) * 2, (pad[1],) * 2)).astype(np.uint8)
+        closed = ndimage.binary_fill_holes(cv2.morphologyEx(wide, cv2.MORPH_CLOSE, disc))
         out[:, :, k] = closed[pad[0] : -pad[0], pad[1] : -pad[1]]
     return out
 

@@ -15,7 +15,7 @@ import numpy as np
 from pneumoscope.datasets.audit.raw import RawCase
 from pneumoscope.datasets.audit.repair import NOT_CARRIED, Repaired, file_index
 from pneumoscope.datasets.case import Case
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, ReadError
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
 
 TABLE = "manifest.csv"
@@ -65,8 +65,12 @@ def _image(folder: Path, case: Case, raw: RawCase) -> str:
         from pneumoscope.io.write import write_volume
 
         name = f"images/{case.case}.nii.gz"
-        write_volume(case.load().volume, folder / name)
-        return name
+        try:
+            write_volume(case.load().volume, folder / name)
+            return name
+        except ReadError:  # the reader refuses what is no Hounsfield unit: the copy keeps it as it is
+            if mended:
+                raise
     assert case.files is not None
     source = case.files.image
     name = f"images/{case.case}" + ("" if source.is_dir() else "".join(_suffixes(source)))

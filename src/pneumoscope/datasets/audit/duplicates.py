@@ -18,6 +18,8 @@ from pneumoscope.volume import Volume
 BLOCKS = (32, 32, 24)
 """Means over so many blocks along (i, j, k) make the fingerprint; fewer where the scan is smaller."""
 
+LEVELS = 48
+
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
@@ -152,8 +154,13 @@ def _means_along(values: NDArray[np.floating], edges: NDArray[np.float64], axis:
 
 
 def _ranks(means: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Ranks with ties shared, so that any rising change of values leaves them; mean 0, length 1."""
-    _, place, counts = np.unique(np.round(means, 1).ravel(), return_inverse=True, return_counts=True)
+    """Ranks with ties shared, so that a rising change of values leaves them; mean 0, length 1.
+
+    Values are put into `LEVELS` steps before: the noise of plain air is one tie then, whether a copy clipped it or not.
+    """
+    low, high = np.percentile(means, (1, 99))
+    steps = np.clip(np.rint((means - low) / max(float(high - low), 1e-6) * LEVELS), 0, LEVELS)
+    _, place, counts = np.unique(steps.ravel(), return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()].astype(np.float32)
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))

@@ -74,12 +74,8 @@ def lung_sides(
         yield spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized, mask="lungs")
         return
     numbers = np.flatnonzero(wrong)
-    runs = (
-        np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-        if rows_are_body
-        else np.split(numbers, len(numbers))
-    )
-    for run in (r for r in runs if r.size):
+    gaps = np.flatnonzero(np.diff(numbers) > (1 if rows_are_body else 0)) + 1
+    for run in (r for r in np.split(numbers, gaps) if r.size):
         where = np.argwhere((labels[:, :, run] == 1) | (labels[:, :, run] == 2))
         where[:, 2] = run[where[:, 2]]
         first, last = int(run[0]), int(run[-1])

@@ -14,6 +14,9 @@ from pneumoscope.errors import PneumoscopeError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.volume import Mask, Volume, array_to_native
 
+NOT_HU, NO_SIZE = "IN-SET-131", "IN-SET-132"
+"""Codes by which readers of pictures say that values are no Hounsfield units, and that millimetres are made up."""
+
 
 @dataclass(frozen=True, eq=False)
 class RawMask:
@@ -76,21 +79,17 @@ class RawCase:
         return files is not None and files.lungs is not None and files.lungs == files.infiltrate
 
 
-def read_raw(case: Case, *, pictures: bool = False) -> RawCase:
+def read_raw(case: Case) -> RawCase:
     """Read a case for the audit.
 
     With `Case.files` the files are read as they lie; without (contours, pictures) the reader's own loading is used, and
     what it mends is not seen. A scan that is not in Hounsfield units is read all the same.
 
-    Args:
-        case: the case.
-        pictures: the data set holds 8-bit pictures, without Hounsfield units and millimetres.
-
     Raises:
         PneumoscopeError: the scan cannot be read.
     """
-    if pictures or case.files is None or case.files.part is not None:
-        return _loaded(case, pictures)
+    if case.files is None or case.files.part is not None:
+        return _loaded(case)
     volume, why_not = _volume(case)
     problems: list[tuple[str, str]] = []
     masks: dict[str, RawMask | None] = {"lungs": None, "infiltrate": None}
@@ -115,9 +114,11 @@ def read_raw(case: Case, *, pictures: bool = False) -> RawCase:
     return RawCase(case, volume, masks["lungs"], masks["infiltrate"], not why_not, why_not, True, tuple(problems))
 
 
-def _loaded(case: Case, pictures: bool) -> RawCase:
+def _loaded(case: Case) -> RawCase:
     scan = case.load()
-    why_not = "8-bit pictures hold no Hounsfield units" if pictures else ""
+    codes = {finding.code for finding in scan.volume.findings}
+    sized, hounsfield = NO_SIZE not in codes, NOT_HU not in codes
+    why_not = "" if hounsfield else "8-bit pictures hold no Hounsfield units"
 
     def raw(mask: Mask | None) -> RawMask | None:
         if mask is None:
@@ -125,7 +126,7 @@ def _loaded(case: Case, pictures: bool) -> RawCase:
         meaning = {n: n for n in mask.names}
         return RawMask(mask.labels, mask.grid, scan.volume.native, meaning, frozenset(meaning))
 
-    return RawCase(case, scan.volume, raw(scan.lungs), raw(scan.infiltrate), not pictures, why_not, not pictures)
+    return RawCase(case, scan.volume, raw(scan.lungs), raw(scan.infiltrate), hounsfield, why_not, sized)
 
 
 def _volume(case: Case) -> tuple[Volume, str]:

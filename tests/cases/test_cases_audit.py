@@ -1,0 +1,157 @@
+"""`audit_dataset` on trees that are no data set: one clear refusal, nothing written; and what a model adds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pneumoscope.cases.audit import AuditOptions, audit_dataset
+from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError
+from pneumoscope.geometry import Grid
+from pneumoscope.io.write import write_mask
+from pneumoscope.volume import Mask
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantom") / "A"
+    write_phantom(folder, "A", 3, seed=3, size="tiny")
+    return folder
+
+
+@pytest.fixture
+def tree(made, tmp_path):
+    shutil.copytree(made, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def refused(tree, *words, name="phantom", error=InputError, **options):
+    out, fixed = tree.parent / "out", tree.parent / "fixed"
+    with pytest.raises(error) as caught:
+        audit_dataset(name, tree, out, AuditOptions(fix=fixed, **options))
+    assert not out.exists()
+    assert not fixed.exists()
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    refused(tmp_path / "data", "phantom.json", error=DatasetError)
+    refused(tmp_path / "data", "manifest.csv", name="manifest")
+    refused(tmp_path / "nowhere", "nowhere", name="manifest")
+
+
+def test_half_a_download(tree):
+    scan = tree / "images" / "A-001.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:5000])
+    refused(tree, "A-001.nii.gz", "--keep-going", error=ReadError)
+    mask = tree / "infiltrate" / "A-002.nii.gz"
+    mask.unlink()
+    refused(tree, "A-002", error=DatasetError)
+
+
+def test_going_on_without_what_cannot_be_read(tree):
+    scan = tree / "images" / "A-001.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:5000])
+    mask = tree / "lungs" / "A-000.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:300])
+    options = AuditOptions(keep_going=True, fix=tree.parent / "fixed")
+    result = audit_dataset("phantom", tree, tree.parent / "out", options)
+    assert [(f.case, f.kind) for f in result.findings if f.kind == "unreadable"] == [
+        ("A-000", "unreadable"),
+        ("A-001", "unreadable"),
+    ]
+    assert result.errors == 2
+    assert result.summary["repairs"]["cases"] == 2
+    assert "A-001" not in (tree.parent / "fixed" / "manifest.csv").read_text()
+
+
+def test_a_bomb(tree):
+    """400 MiB of zeros in 400 kB under an honest header of another size is more than any scan inflates."""
+    scan = tree / "images" / "A-001.nii.gz"
+    head = bytearray(gzip.decompress(scan.read_bytes())[:352])
+    head[40:56] = np.array([3, 1000, 1000, 200, 1, 1, 1, 1], "<i2").tobytes()
+    with gzip.open(scan, "wb", 9) as stream:
+        stream.write(head)
+        for _ in range(50):
+            stream.write(bytes(8 * 2**20))
+    refused(tree, "A-001.nii.gz", "IN-NII-05", error=ReadError)
+
+
+def test_masks_of_other_scans(tree):
+    grid = Grid.from_spacing((9, 8, 7), (3.0, 3.0, 5.0))
+    for path in [*(tree / "lungs").iterdir(), *(tree / "infiltrate").iterdir()]:
+        write_mask(Mask(np.ones(grid.shape, np.uint8), grid, {1: "x"}), path, grid)
+    refused(tree, "6 masks", "other scans", error=DatasetError)
+
+
+def test_a_link_out_of_the_folder(tree):
+    elsewhere = tree.parent / "elsewhere.nii.gz"
+    (tree / "images" / "A-001.nii.gz").rename(elsewhere)
+    (tree / "images" / "A-001.nii.gz").symlink_to(elsewhere)
+    refused(tree, "A-001.nii.gz", "link", error=DatasetError)
+    (tree / "images" / "A-001.nii.gz").unlink()
+    (tree / "images" / "A-001.nii.gz").symlink_to("A-000.nii.gz")
+    result = audit_dataset("phantom", tree, tree.parent / "out")  # a link within is a scan given twice
+    assert "duplicate-patient" in {f.kind for f in result.findings}
+
+
+def test_outputs_that_would_touch_the_data(tree):
+    for place in (tree, tree / "fixed", tree.parent):
+        with pytest.raises(InputError, match="beside it"):
+            audit_dataset("phantom", tree, tree.parent / "out", AuditOptions(fix=place))
+    assert not (tree.parent / "out").exists()
+    audit_dataset("phantom", tree, tree.parent / "out")
+    with pytest.raises(InputError, match="--overwrite"):
+        audit_dataset("phantom", tree, tree.parent / "out")
+    audit_dataset("phantom", tree, tree.parent / "out", overwrite=True)
+
+
+def test_unknown_repairs_models_and_sets(tree):
+    with pytest.raises(InputError, match="no repair for mirrored-mask"):
+        AuditOptions(repairs=("mirrored-mask",))
+    refused(tree, "nonsense", error=ModelError, model="nonsense")
+    with pytest.raises(PneumoscopeError, match="radiographs"):
+        audit_dataset("kermany", tree, tree.parent / "out")
+
+
+def test_copies_across_sets(tree, made):
+    result = audit_dataset("phantom", tree, tree.parent / "out", AuditOptions(also=(("manifest", made),)))
+    copies = [f for f in result.findings if f.kind == "duplicate-scan"]
+    assert [f.case for f in copies] == ["A-000", "A-001", "A-002"]
+    assert "never train on one and test on the other" in copies[0].detail
+
+
+def test_dicom_scans_are_linked_and_their_masks_repaired(tmp_path):
+    write_phantom(tmp_path / "data", "A", 3, seed=3, size="tiny", format="dicom")
+    first = audit_dataset("phantom", tmp_path / "data", tmp_path / "out", AuditOptions(fix=tmp_path / "fixed"))
+    assert [(f.case, f.kind) for f in first.findings] == [("A-002", "speck")]
+    again = audit_dataset("manifest", tmp_path / "fixed", tmp_path / "out2")
+    assert again.findings == []
+    source = next((tmp_path / "data" / "images" / "A-002").iterdir())
+    assert (tmp_path / "fixed" / "images" / "A-002" / source.name).samefile(source)
+
+
+def test_the_shipped_models_take_part(tree):
+    """Site A's reader draws everything; with the drawing taken away the model must miss it."""
+    for path in (tree / "infiltrate").iterdir():
+        with_grid = tree / "truth" / f"{path.name.removesuffix('.nii.gz')}-lungs.nii.gz"
+        from pneumoscope.io.read import read_mask
+
+        lungs = read_mask(with_grid)
+        write_mask(Mask(np.zeros_like(lungs.labels), lungs.grid, {1: "infiltrate"}), path, lungs.grid)
+    options = AuditOptions(model="infiltrate")
+    result = audit_dataset("phantom", tree, tree.parent / "out", options)
+    missing = [f for f in result.findings if f.kind == "missing-annotation"]
+    assert missing
+    assert [f.confidence for f in missing] == sorted((f.confidence for f in missing), reverse=True)
+    summary = json.loads((tree.parent / "out" / "audit.json").read_text())
+    assert summary["model"] == "infiltrate"
+    assert summary["kinds"]["missing-annotation"] == len(missing)
