@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import empty_reliability, log_loss, logits, reliability, rescaled, roc
+from pneumoscope.metrics.calibration import (
+    auc_interval,
+    empty_reliability,
+    log_loss,
+    logits,
+    reliability,
+    rescaled,
+    roc,
+)
 
 
 def test_ece_and_brier_by_hand():
@@ -116,10 +124,32 @@ def test_auc_by_hand_and_by_counting_pairs():
     assert (got.false_positive[0], got.true_positive[-1]) == (0, 1)
 
 
+def test_a_perfect_auc_of_few_scans_is_not_certain():
+    few, many = auc_interval(1.0, 2, 11), auc_interval(1.0, 60, 60)
+    assert few[1] == many[1] == 1.0
+    assert few[0] < 0.8 < 0.95 < many[0]
+    low, high = auc_interval(0.5, 20, 20)
+    assert low == pytest.approx(1 - high)
+    assert auc_interval(0.9, 20, 20)[0] == pytest.approx(1 - auc_interval(0.1, 20, 20)[1])
+    for area, marked in ((1.2, 3), (0.5, 0)):
+        with pytest.raises(InputError, match="no interval"):
+            auc_interval(area, marked, 3)
+
+
+def test_the_interval_covers_the_true_auc_about_as_often_as_it_says():
+    """Two normal groups of 12, their means 1.5 apart: the true area is Phi(1.5 / sqrt(2)) = 0.8556."""
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(400):
+        scores = np.concatenate([rng.normal(1.5, 1, 12), rng.normal(0, 1, 12)])
+        found = roc(scores, np.arange(24) < 12)
+        covered += found.low <= 0.8556 <= found.high
+    assert 0.92 <= covered / 400 <= 0.99
+
+
 def test_auc_of_one_group_is_not_known():
     none = roc(np.array([1.0, 2.0]), np.array([True, True]))
     assert math.isnan(none.auc)
     assert (none.n_marked, none.n_others) == (2, 0)
-    assert math.isnan(roc(np.array([1.0, 2.0]), np.array([True, False])).low)
     with pytest.raises(InputError, match="finite"):
         roc(np.array([math.nan, 1.0]), np.array([True, False]))

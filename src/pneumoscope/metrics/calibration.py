@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +144,7 @@ class Roc:
 
     Attributes:
         auc: chance that a marked one scores higher than another (ties count half); NaN when a group is empty.
-        low: lower end of the interval over both groups; NaN with fewer than two of either.
+        low: lower end of its interval, see `auc_interval`; NaN when a group is empty.
         high: upper end.
         false_positive: share of the others above each threshold, from 0 to 1.
         true_positive: share of the marked above it.
@@ -160,14 +161,15 @@ class Roc:
     n_others: int
 
 
-def roc(scores: FloatArray, marked: NDArray[np.bool_], *, n: int = 2000, seed: int = 0, level: float = 0.95) -> Roc:
-    """The ROC curve of a score, its area, and a bootstrap interval that draws within both groups.
+def roc(scores: FloatArray, marked: NDArray[np.bool_], *, level: float = 0.95) -> Roc:
+    """The ROC curve of a score, its area, and an interval of the area.
 
-    The area is the Mann-Whitney statistic (Hanley and McNeil 1982, Radiology 143, 29). One score per independent
-    thing: a scan or a patient, never a slice.
+    The area is the Mann-Whitney statistic (Hanley and McNeil 1982, Radiology 143, 29), the interval that of Newcombe
+    2006 (Statistics in Medicine 25, 559, method 5), which stays wide where few scans are told apart without a mistake:
+    a bootstrap would call that certain. One score per independent thing: a scan or a patient, never a slice.
 
     Raises:
-        InputError: arrays that are not flat and of one length, or scores that are not finite.
+        InputError: arrays that are not flat and of one length, scores that are not finite, or a level outside (0, 1).
     """
     values, flags = np.asarray(scores, np.float64), np.asarray(marked, bool)
     if values.ndim != 1 or values.shape != flags.shape or not np.isfinite(values).all():
@@ -177,17 +179,10 @@ def roc(scores: FloatArray, marked: NDArray[np.bool_], *, n: int = 2000, seed: i
         nothing = np.array([0.0, 1.0])
         return Roc(math.nan, math.nan, math.nan, nothing, nothing, inside.size, outside.size)
     steps = np.concatenate([[np.inf], np.unique(values)[::-1]])
-    low = high = math.nan
-    if min(inside.size, outside.size) > 1:
-        rng = np.random.default_rng(seed)
-        wins = _wins(inside, outside)
-        drawn = [
-            wins[np.ix_(rng.integers(0, len(wins), len(wins)), rng.integers(0, wins.shape[1], wins.shape[1]))].mean()
-            for _ in range(n)
-        ]
-        low, high = (float(v) for v in np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    auc = float(_wins(inside, outside).mean())
+    low, high = auc_interval(auc, inside.size, outside.size, level=level)
     return Roc(
-        float(_wins(inside, outside).mean()),
+        auc,
         low,
         high,
         np.array([(outside >= step).mean() for step in steps]),
@@ -195,6 +190,33 @@ def roc(scores: FloatArray, marked: NDArray[np.bool_], *, n: int = 2000, seed: i
         inside.size,
         outside.size,
     )
+
+
+def auc_interval(auc: float, n_marked: int, n_others: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Newcombe's method 5: the areas whose own standard error reaches to the one found.
+
+    The variance is Hanley and McNeil's, with the mean of both group sizes in place of each.
+
+    Raises:
+        InputError: an area outside [0, 1], an empty group, or a level outside (0, 1).
+    """
+    if not 0 <= auc <= 1 or min(n_marked, n_others) < 1 or not 0 < level < 1:
+        raise InputError(f"no interval for an area of {auc} over {n_marked} and {n_others} scans at level {level}")
+    z, middle = NormalDist().inv_cdf((1 + level) / 2), (n_marked + n_others) / 2 - 1
+
+    def reach(area: float) -> float:
+        spread = 1 + middle * ((1 - area) / (2 - area) + area / (1 + area))
+        return z * math.sqrt(area * (1 - area) * spread / (n_marked * n_others))
+
+    def end(wrong: float) -> float:
+        """Between the area found (inside) and `wrong` (0 or 1, outside) by halving."""
+        inside, outside = auc, wrong
+        for _ in range(60):
+            half = (inside + outside) / 2
+            inside, outside = (half, outside) if abs(auc - half) <= reach(half) else (inside, half)
+        return inside
+
+    return end(0.0), end(1.0)
 
 
 def _wins(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> NDArray[np.float64]:

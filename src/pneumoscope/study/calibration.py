@@ -184,20 +184,13 @@ def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
         ``rank_correlation`` of distance and Dice (Spearman; below 0: farther is worse).
     """
     experiment: Experiment = matrix.experiment
-    scoring = experiment.scoring
     result = []
     for stage in experiment.stages.chain:
         sites = list(dict.fromkeys(s.site for s in experiment.lineage(stage.name)))
         near = distances[[f"to_{n}" for n in sites]].min(axis=1).to_numpy(float)
         strange = ~distances["test"].isin(sites).to_numpy()
         use = np.isfinite(near)
-        told = roc(
-            near[use],
-            strange[use],
-            n=scoring.interval_resamples,
-            seed=scoring.interval_seed,
-            level=scoring.interval_level,
-        )
+        told = roc(near[use], strange[use], level=experiment.scoring.interval_level)
         known = near[use & ~strange]
         limit = float(np.percentile(known, ABSTAIN_PERCENTILE)) if known.size else math.nan
         dice = _dice(matrix, stage.name, distances)
