@@ -1,0 +1,44 @@
+"""`pneumoscope compare`: the call, what it prints, how it ends; what it computes is tested with `cases`."""
+
+import pytest
+
+from pneumoscope.cases import followup
+from pneumoscope.severity.change import Change, FateVolume, region_change
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders that look like finished cases."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file in ("report.json", "lungs.nii.gz"):
+            (tmp_path / name / file).write_text("{}")
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_what_it_prints(cli, folders, tmp_path, monkeypatch):
+    fates = {name: FateVolume(5.0, 10.0, False) for name in ("new", "resolved", "persistent", "denser", "thinner")}
+    region = region_change((40.0, 90.0), (1000.0, 1000.0), 10.0)
+    change = Change("a", "b", (1000.0, 1000.0), 0.0, {"total": region}, fates, None, None, {}, 0.2)
+    calls = []
+
+    def compare(paths, out, **options):
+        calls.append((paths, out, options))
+        return followup.Comparison((change,), ())
+
+    monkeypatch.setattr(followup, "compare_cases", compare)
+    ran = cli("compare", *folders, "-o", tmp_path / "out")
+    assert ran.code == 0, ran
+    assert ran.out.startswith("b: more. From 4.00 % to 9.00 % of the lungs: +5.00 points, with a noise floor of 1.00 ")
+    assert calls[0][0] == list(folders)
+    assert calls[0][2]["options"] is None  # nothing to segment, so no model is asked for
+    told = cli("compare", *folders, folders[0], "-o", tmp_path / "out", "--json").json
+    assert told["changes"][0]["verdict"] == "more"
+    assert len(calls[1][0]) == 3
+
+
+def test_unusable_calls(cli, folders, tmp_path):
+    cli("compare", folders[0], "-o", tmp_path / "out").refused("FOLLOWUP")
+    cli("compare", *folders).refused("--out")
+    cli("compare", *folders, "-o", tmp_path / "out").refused("infiltrate.nii.gz", "is missing")
+    cli("compare", folders[0], tmp_path / "nowhere", "-o", tmp_path / "other").refused("nowhere")
