@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from pneumoscope.training.data import ArraySource, Batch
-from pneumoscope.training.loop import TrainConfig, fit
+from pneumoscope.training.loop import TrainConfig, fit, plateaus
 from pneumoscope.training.tasks import SegmentationTask
 
 CONFIG = TrainConfig(max_epochs=3, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32", seed=5)
@@ -74,6 +75,72 @@ def test_stopped_and_resumed_ends_with_the_same_bits(toy, tmp_path, ema, kill_at
     assert same(weights(whole), weights(fresh))
     for name in ("history.csv", LAST):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("losses", "drops"),
+    [
+        ([], 0),
+        ([1.0], 0),
+        ([1.0, 1.0], 0),  # equal is not better
+        ([1.0, 1.0, 1.1], 1),
+        ([1.0, 1.0, 1.1, 1.0, 1.0], 2),
+        ([1.0, 1.1, 0.9, 0.95, 0.8], 0),  # each time before the second epoch without a better one
+        ([1.0, 1.1, 1.1, 1.0, 0.9, 1.0, 1.0], 2),
+        ([math.nan, math.nan], 1),
+    ],
+)
+def test_plateaus_by_hand(losses, drops):
+    assert plateaus(losses, 2) == drops
+
+
+def test_plateaus_are_those_of_torch():
+    """Torch reduces when more than `patience` epochs were bad, Keras when `patience` were: one off."""
+    rng = np.random.default_rng(0)
+    for epochs in (1, 2, 5):
+        losses = rng.random(60).tolist()
+        optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        other = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, patience=epochs - 1, threshold=0, eps=0)
+        for n, loss in enumerate(losses, start=1):
+            other.step(loss)
+            drops = plateaus(losses[:n], epochs)
+            assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1**drops, rel=1e-9)
+
+
+@pytest.mark.parametrize("kill_at", [12, 17, 33])
+def test_plateau_drops_the_rate_and_resumes_with_the_same_bits(toy, tmp_path, kill_at):
+    # a rate that is far too high: the validation loss stands still at once
+    config = dataclasses.replace(
+        CONFIG, max_epochs=7, learning_rate=3.0, schedule="plateau", plateau_epochs=1, checkpoint_every_steps=1
+    )
+    whole, parts, fresh = net(), net(), net(seed=99)
+    undisturbed = fit(whole, TASK, *toy, config, tmp_path / "a")
+    rates = [row["learning_rate"] for row in undisturbed.history]
+    losses = [row["val_loss"] for row in undisturbed.history]
+    assert rates == [3.0 * 0.1 ** plateaus(losses[:n], 1) for n in range(7)]
+    assert rates[-1] < rates[0], "the rate never dropped: the test shows nothing"
+    with pytest.raises(Killed):
+        fit(parts, TASK, *toy, config, tmp_path / "b", progress=KillAt(kill_at))
+    resumed = fit(fresh, TASK, *toy, config, tmp_path / "b", resume=True)
+    assert resumed.history == undisturbed.history
+    assert same(weights(whole), weights(fresh))
+    assert (tmp_path / "a" / LAST).read_bytes() == (tmp_path / "b" / LAST).read_bytes()
+
+
+def test_plateau_settings_count_for_a_resume_only_where_they_are_used(toy, tmp_path):
+    one = dataclasses.replace(CONFIG, max_epochs=1)
+    fit(net(), TASK, *toy, one, tmp_path / "constant")
+    fit(net(), TASK, *toy, dataclasses.replace(one, plateau_epochs=9), tmp_path / "constant", resume=True)
+    fit(net(), TASK, *toy, dataclasses.replace(one, schedule="plateau"), tmp_path / "plateau")
+    other = dataclasses.replace(one, schedule="plateau", plateau_epochs=9)
+    with pytest.raises(CheckpointError, match="plateau_epochs was 5, is 9"):
+        fit(net(), TASK, *toy, other, tmp_path / "plateau", resume=True)
+
+
+@pytest.mark.parametrize("bad", [{"plateau_epochs": 0}, {"plateau_factor": 1.0}, {"schedule": "steps"}])
+def test_plateau_refuses_nonsense(bad):
+    with pytest.raises(InputError):
+        dataclasses.replace(CONFIG, **bad)
 
 
 def test_a_finished_run_is_not_trained_on(toy, tmp_path):

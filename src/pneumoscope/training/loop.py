@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,8 +39,10 @@ class TrainConfig:
         learning_rate: of the first step; see `schedule`.
         optimiser: ``adam`` or ``adamw``.
         weight_decay: L2 weight (decoupled for adamw).
-        schedule: ``constant``, or ``cosine`` down to 1 % over max_epochs, after `warmup_steps` of linear rise.
+        schedule: ``constant``; ``cosine`` down to 1 % over max_epochs; or ``plateau``: times `plateau_factor` whenever
+            the validation loss has not got lower for `plateau_epochs` epochs. All after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise from 0.
+        plateau_epochs, plateau_factor: of the schedule ``plateau`` only.
         patience: epochs without a better validation value after which training stops; None never stops.
         monitor: ``val_loss`` (smaller is better) or ``val_<score>`` of the task (larger is better).
         ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
@@ -58,8 +60,10 @@ class TrainConfig:
     learning_rate: float = 1e-4
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
     warmup_steps: int = 0
+    plateau_epochs: int = 5
+    plateau_factor: float = 0.1
     patience: int | None = None
     monitor: str = "val_loss"
     ema: float = 0.0
@@ -77,10 +81,15 @@ class TrainConfig:
                 "max_epochs and batch_size must be at least 1 and learning_rate positive, got "
                 f"{self.max_epochs}, {self.batch_size}, {self.learning_rate}"
             )
-        if self.optimiser not in ("adam", "adamw") or self.schedule not in ("constant", "cosine"):
+        if self.optimiser not in ("adam", "adamw") or self.schedule not in ("constant", "cosine", "plateau"):
             raise InputError(
                 f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}; "
-                "known are adam, adamw and constant, cosine"
+                "known are adam, adamw and constant, cosine, plateau"
+            )
+        if self.plateau_epochs < 1 or not 0 < self.plateau_factor < 1:
+            raise InputError(
+                "plateau_epochs must be at least 1 and plateau_factor between 0 and 1, got "
+                f"{self.plateau_epochs}, {self.plateau_factor}"
             )
         if not self.monitor.startswith("val_"):
             raise InputError(f"monitor must be a validation value such as val_loss, got {self.monitor!r}")
@@ -167,6 +176,22 @@ def fit(
     )
 
 
+def plateaus(losses: Sequence[float], epochs: int) -> int:
+    """How often a list of validation losses has stood still: `epochs` in a row that are not below the best before.
+
+    After each plateau the count begins anew, as in Keras' ReduceLROnPlateau (without its minimal improvement).
+    """
+    best, waited, found = math.inf, 0, 0
+    for loss in losses:
+        if loss < best:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited >= epochs:
+            found, waited = found + 1, 0
+    return found
+
+
 class _Run:
     """The loop's moving parts: model, average, optimiser, position."""
 
@@ -243,6 +268,9 @@ class _Run:
         rise = min(1.0, (done + 1) / config.warmup_steps) if config.warmup_steps else 1.0
         if config.schedule == "constant":
             return config.learning_rate * rise
+        if config.schedule == "plateau":  # a function of the history, so a resumed run needs no more than that
+            drops = plateaus([row["val_loss"] for row in self.state.history], config.plateau_epochs)
+            return config.learning_rate * rise * config.plateau_factor**drops
         share = done / max(1, config.max_epochs * self.steps)
         return config.learning_rate * rise * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
@@ -295,7 +323,8 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: settings (but time limits) and data."""
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
-        for free in ("max_minutes", "device", "checkpoint_every_steps"):
+        unused = () if self.config.schedule == "plateau" else ("plateau_epochs", "plateau_factor")
+        for free in ("max_minutes", "device", "checkpoint_every_steps", *unused):
             settings.pop(free)
         return {**settings, "train": self.train.fingerprint(), "val": self.val.fingerprint(), "task": repr(self.task)}
 
