@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,17 @@ def test_what_is_missed_by_kind():
     assert table.loc[("density", "above -300 HU"), "found"] == pytest.approx(0.8)
     assert math.isnan(table.loc[("size", "1 to 5 %"), "found"])
     assert table.loc[("front to back", "back half"), "lesions"] == 3
+
+
+def test_a_single_slice_has_no_height(small, sets):
+    first = sets[1].slices.table["case"] == sets[1].slices.table["case"][0]
+    rows = np.flatnonzero(first & sets[1].slices.target.any(axis=(1, 2)))[:1]
+    alone = replace(sets[1], slices=sets[1].slices.select(rows))
+    found = lesion_rows(small, alone, np.array([0]), np.zeros((1, 32, 32), bool))
+    assert all(math.isnan(row["height"]) for row in found)
+    table = missed_by_kind(pd.DataFrame(found).assign(stage="Tr1", test=1), "HU", four_channel().scoring)
+    assert table[table["by"] == "height"]["lesions"].sum() == 0
+    assert table[table["by"] == "depth"]["lesions"].sum() == len(found) > 0
 
 
 def test_grey_values_are_cut_in_thirds():

@@ -26,8 +26,8 @@ LESION_COLUMNS = (
 """Columns of lesions.csv. ``kind`` is ``lesion`` (drawn by the reader) or ``false alarm`` (found where nothing is
 drawn); ``lung_share`` its area over that of the lungs in the slice; ``value`` its mean; ``found`` the share of it that
 was found (empty for false alarms); ``depth`` 0 at the edge of the lungs, 1 at their deepest point in the slice;
-``height`` 0 in the scan's lowest slice with lung, 1 in the highest; ``dorsal`` 0 at the front of the lungs, 1 at the
-back."""
+``height`` 0 in the scan's lowest slice with lung, 1 in the highest, empty for a single slice; ``dorsal`` 0 at the front
+of the lungs, 1 at the back."""
 
 GROUPS: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "size": ("lung_share", (0.01, 0.05), ("below 1 % of the lungs", "1 to 5 %", "above 5 %")),
@@ -116,11 +116,11 @@ def _pieces(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> Iterator[tupl
 
 
 def _heights(table: pd.DataFrame) -> NDArray[np.float64]:
-    """0 in the lowest and 1 in the highest slice with lung of each scan; 0.5 for a scan of one slice."""
+    """0 in the lowest and 1 in the highest slice with lung of each scan; NaN where only one slice is at hand."""
     k = table["slice"].astype(float).where(table["has_lung"].astype(bool))
     low, high = k.groupby(table["case"]).transform("min"), k.groupby(table["case"]).transform("max")
     share = (table["slice"] - low) / (high - low).where(high > low)
-    return share.fillna(0.5).clip(0, 1).to_numpy(np.float64)
+    return share.clip(0, 1).to_numpy(np.float64)
 
 
 def _depth(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -166,7 +166,8 @@ def missed_by_kind(lesions: pd.DataFrame, unit: str, scoring: Scoring) -> pd.Dat
     groups = {**GROUPS, "density": ("value", *density_group(drawn["value"], unit))}
     for (stage, test), own in lesions.groupby(["stage", "test"], sort=False):
         for by, (column, cuts, names) in groups.items():
-            place = np.digitize(own[column].to_numpy(float), cuts)
+            known = own[column].to_numpy(float)
+            place = np.where(np.isnan(known), -1, np.digitize(known, cuts))
             for k, name in enumerate(names):
                 some = own[place == k]
                 real = some[some["kind"] == "lesion"]

@@ -29,7 +29,7 @@ from pneumoscope.io.files import atomic_path, write_json, write_text
 from pneumoscope.metrics.calibration import Reliability
 from pneumoscope.study.data import StudySet
 
-FORMAT = 1
+FORMAT = 2
 """Grows when cells are computed in another way: older ones are then made anew."""
 
 SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
