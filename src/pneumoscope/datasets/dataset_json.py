@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.datasets.layout import SCAN_SUFFIXES, _entries, _one_inside, _require_folder, _require_inside
+from pneumoscope.datasets.layout import SCAN_SUFFIXES, entries_of, one_inside, require_folder, require_inside
 from pneumoscope.datasets.links import refuse_links_out
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import suffix_of
@@ -79,7 +79,7 @@ def read_description(root: str | Path, kind: str) -> Description:
         DatasetError: no folder, no description, several, a damaged one.
     """
     start = Path(root)
-    _require_folder(start, f"{kind} with {NAME}")
+    require_folder(start, f"{kind} with {NAME}")
     refuse_links_out(start)
     found = _search(start)
     if not found:
@@ -103,16 +103,16 @@ def files_of(folder: Path, ending: str, real: Path) -> dict[str, Path]:
         return {}
     endings = SCAN_SUFFIXES if ending in SCAN_SUFFIXES else (ending,)
     found: dict[str, Path] = {}
-    for entry in _entries(folder):
+    for entry in entries_of(folder):
         if suffix_of(entry.name) not in endings:
             continue
         path = Path(entry.path)
         if entry.is_symlink():
-            _require_inside(path, real)
+            require_inside(path, real)
         stem = entry.name[: -len(suffix_of(entry.name))]
         if stem in found:
             raise DatasetError(f"is there twice, as {found[stem].name} and {path.name}; keep one", path=path)
-        found[stem] = _one_inside(path, real) if entry.is_dir() else path
+        found[stem] = one_inside(path, real) if entry.is_dir() else path
     return found
 
 
@@ -122,7 +122,7 @@ def _search(start: Path) -> list[Path]:
         found = [folder / NAME for folder in level if (folder / NAME).is_file()]
         if found:
             return found
-        level = [Path(e.path) for folder in level for e in _entries(folder) if e.is_dir(follow_symlinks=False)]
+        level = [Path(e.path) for folder in level for e in entries_of(folder) if e.is_dir(follow_symlinks=False)]
     return []
 
 

@@ -101,7 +101,7 @@ def walk(root: str | Path, expected: str) -> Tree:
             out of the root or nowhere.
     """
     start = Path(root)
-    _require_folder(start, expected)
+    require_folder(start, expected)
     real = start.resolve()
     scans: list[Found] = []
     others: list[Path] = []
@@ -109,19 +109,19 @@ def walk(root: str | Path, expected: str) -> Tree:
     seen = 0
     while waiting:
         folder, names = waiting.pop()
-        for entry in _entries(folder):
+        for entry in entries_of(folder):
             seen += 1
             if seen > MAX_ENTRIES:
                 raise DatasetError(f"holds more than {MAX_ENTRIES} files; expected {expected}", path=start)
             path = Path(entry.path)
             if entry.is_symlink():
-                _require_inside(path, real)
+                require_inside(path, real)
                 if path.is_dir():
                     continue  # what it leads to is found where it lies
             is_scan = suffix_of(entry.name) in SCAN_SUFFIXES
             if entry.is_dir():
                 if is_scan:
-                    scans.append(Found(stem_of(entry.name), _one_inside(path, real), names))
+                    scans.append(Found(stem_of(entry.name), one_inside(path, real), names))
                 elif len(names) <= MAX_DEPTH:
                     waiting.append((path, (*names, entry.name.lower())))
             elif is_scan:
@@ -178,7 +178,8 @@ def _shown(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
-def _require_folder(start: Path, expected: str) -> None:
+def require_folder(start: Path, expected: str) -> None:
+    """Refuse what is no folder: DatasetError says whether it is an archive, a file or nothing."""
     if start.is_dir():
         return
     if not start.exists():
@@ -188,7 +189,8 @@ def _require_folder(start: Path, expected: str) -> None:
     raise DatasetError(f"is a file, expected a folder with {expected}", path=start)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name, without hidden files and junk; DatasetError where it cannot be opened."""
     try:
         with os.scandir(folder) as found:
             kept = [e for e in found if not e.name.startswith(".") and e.name.lower() not in _PASSED_OVER]
@@ -197,7 +199,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _require_inside(link: Path, real: Path) -> None:
+def require_inside(link: Path, real: Path) -> None:
+    """Refuse a link that leads nowhere or out of the folder `real`, which is resolved."""
     try:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -208,11 +211,12 @@ def _require_inside(link: Path, real: Path) -> None:
         )
 
 
-def _one_inside(folder: Path, real: Path) -> Path:
-    inside = [e for e in _entries(folder) if suffix_of(e.name) in SCAN_SUFFIXES and not e.is_dir()]
+def one_inside(folder: Path, real: Path) -> Path:
+    """The one NIfTI file in a folder that is called like a scan; DatasetError for none or several."""
+    inside = [e for e in entries_of(folder) if suffix_of(e.name) in SCAN_SUFFIXES and not e.is_dir()]
     if len(inside) != 1:
         raise DatasetError(f"is a folder called like a scan with {len(inside)} NIfTI files, expected one", path=folder)
     path = Path(inside[0].path)
     if inside[0].is_symlink():
-        _require_inside(path, real)
+        require_inside(path, real)
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pneumoscope.datasets.layout import _require_inside
+from pneumoscope.datasets.layout import require_inside
 
 
 def refuse_links_out(folder: Path) -> None:
@@ -19,4 +19,4 @@ def refuse_links_out(folder: Path) -> None:
         for name in (*folders, *files):
             path = Path(where) / name
             if path.is_symlink():
-                _require_inside(path, real)
+                require_inside(path, real)

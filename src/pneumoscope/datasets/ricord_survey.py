@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumoscope.datasets.layout import _require_folder
+from pneumoscope.datasets.layout import require_folder
 from pneumoscope.datasets.links import refuse_links_out
 from pneumoscope.datasets.mdai import Export, read_mdai
 from pneumoscope.errors import DatasetError, Finding
@@ -85,7 +85,7 @@ def survey(root: str | Path, annotations: str | Path | None = None) -> Survey:
         DatasetError: no folder, no CT, no annotations, or several that differ.
     """
     folder = Path(root)
-    _require_folder(folder, "MIDRC-RICORD-1A as TCIA gives it, with its annotations")
+    require_folder(folder, "MIDRC-RICORD-1A as TCIA gives it, with its annotations")
     refuse_links_out(folder)
     file = Path(annotations) if annotations is not None else find_annotations(folder)
     export = read_mdai(file)

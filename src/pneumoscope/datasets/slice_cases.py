@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
-from pneumoscope.datasets.layout import _require_folder
+from pneumoscope.datasets.layout import require_folder
 from pneumoscope.datasets.links import refuse_links_out
 from pneumoscope.datasets.slices import SOURCES, SliceScan, slice_scans
 from pneumoscope.errors import DatasetError, Finding
@@ -53,7 +53,7 @@ def read_slice_cases(root: str | Path) -> list[Case]:
     """
     folder = Path(root)
     expected = f"folders {', '.join(SOURCES)} of 8-bit slices, or slices written by data convert"
-    _require_folder(folder, expected)
+    require_folder(folder, expected)
     refuse_links_out(folder)
     from pneumoscope.datasets.slice_export import DESCRIPTION, read_slice_export
 
