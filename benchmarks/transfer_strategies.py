@@ -55,6 +55,11 @@ class Study:
         return max((s.name for s in earlier), key=lambda name: float(self.patients(name, test).mean()))
 
 
+def shared(studies: list[Study]) -> list[str]:
+    """Strategies that every study has, in the order of the first."""
+    return [name for name in studies[0].strategies() if all(name in study.strategies() for study in studies)]
+
+
 def values(series: pd.Series) -> PerPatient:
     """One value per patient, as the intervals take them."""
     return {str(name): [float(value)] for name, value in series.items()}
@@ -76,7 +81,7 @@ def main(folders: Iterable[str]) -> None:
     names = {site.number: site.label for site in first.data.sites}
     print("| after all stages | " + " | ".join(names[n] for n in sets) + " | mean of sets | less joint |")
     print("|---" * (len(sets) + 3) + "|")
-    for strategy in studies[0].strategies():
+    for strategy in shared(studies):
         last = [(s, s.strategies()[strategy].name, s.strategies()["joint"].name) for s in studies]
         cells = [shown([[values(s.patients(stage, n))] for s, stage, _ in last]) for n in sets]
         whole = shown([[values(s.patients(stage, n)) for n in sets] for s, stage, _ in last])
@@ -85,7 +90,7 @@ def main(folders: Iterable[str]) -> None:
     print()
     print("| lost since the best stage before | " + " | ".join(names[n] for n in sets[:-1]) + " |")
     print("|---" * len(sets) + "|")
-    for strategy in studies[0].strategies():
+    for strategy in shared(studies):
         cells = []
         for n in sets[:-1]:
             lost = []

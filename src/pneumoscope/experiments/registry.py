@@ -10,7 +10,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
-from pneumoscope.experiments.transfer import transfer_slices
+from pneumoscope.experiments.transfer import transfer_slices, transfer_slices_short
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ RECIPES: Mapping[str, Recipe] = {
             "transfer-slices",
             "three sites of 8-bit slices one after the other, by every strategy against forgetting; ours",
             transfer_slices,
+        ),
+        Recipe(
+            "transfer-slices-short",
+            "the same with four strategies, a third of the time: for more seeds",
+            transfer_slices_short,
         ),
     )
 }

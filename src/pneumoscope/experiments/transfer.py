@@ -6,6 +6,8 @@ MedSeg (never equalised, cropped to the lungs, other readers, one slice per pati
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pneumoscope.experiments.schema import (
     GREY_WINDOW,
     Budget,
@@ -41,6 +43,9 @@ COMPARED = (
     "adabn",
 )
 """The strategies of the recipe, in the order they are trained."""
+
+SHORT = ("plain", "joint", "rehearsal", "selector")
+"""Those of the short recipe: the question, its two ends and the two best answers of the first study."""
 
 NOTES = (
     "Pictures are 8 bit and were made differently at each site; they are no Hounsfield units, and no model trained on "
@@ -226,4 +231,16 @@ def transfer_slices() -> Experiment:
             lwf_weight=3.0,
         ),
         sources={},
+    )
+
+
+def transfer_slices_short() -> Experiment:
+    """The same study with a few strategies, a third of the time: for more seeds, that is other test patients."""
+    full = transfer_slices()
+    chain = tuple(stage for stage in full.stages.chain if stage.strategy is None or stage.strategy in SHORT)
+    return replace(
+        full,
+        recipe="transfer-slices-short",
+        title="Three sites of 8-bit CT slices one after the other: the strategies that decide the question",
+        stages=replace(full.stages, chain=chain),
     )
