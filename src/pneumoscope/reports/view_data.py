@@ -1,6 +1,6 @@
 """A scan, its masks and its surfaces, packed small enough for one HTML file.
 
-Thin-slice scans have some 80 million voxels; a page carries about 20 million. Blocks of voxels are averaged, first
+Thin-slice scans have some 80 million voxels; a page carries at most 26 million. Blocks of voxels are averaged, first
 along the finest axes, and densities rounded to one of 255 steps: fine where soft tissue is told apart, coarse in bone.
 What was lost is said by `Packed.loss`, and stands on the page.
 """
@@ -24,7 +24,7 @@ from pneumoscope.volume import Mask, Volume
 STEPS_HU = np.concatenate([np.arange(-1100, -160, 10), np.arange(-160, 300, 5), np.arange(300, 2001, 25)])
 """The 255 densities a page tells apart, ascending; what lies between goes to the nearest."""
 
-VOXELS = 20_000_000
+VOXELS = 26_000_000
 """Voxels a page holds at most, over all its scans."""
 
 PACKED_BYTES = 16_000_000

@@ -311,6 +311,8 @@
       (clear ? gl.enable : gl.disable).call(gl, gl.BLEND);
       gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
       (clear ? gl.enable : gl.disable).call(gl, gl.CULL_FACE);
+      (mesh.name === "truth" ? gl.enable : gl.disable).call(gl, gl.POLYGON_OFFSET_FILL);  // where both lie, no flicker
+      gl.polygonOffset(2, 2);
       for (const side of clear ? [gl.FRONT, gl.BACK] : [gl.BACK]) {
         gl.cullFace(side);
         gl.drawElements(gl.TRIANGLES, mesh.count, gl.UNSIGNED_INT, 0);
