@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
-from pneumoscope.experiments.sheet import Sheet, children, leaf_fields
+from pneumoscope.experiments.sheet import Sheet, SheetT, children, leaf_fields
 
 USER_CHOICE = "set by the user"
 """The source of a value changed with `--set`."""
@@ -23,7 +23,7 @@ USER_CHOICE = "set by the user"
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
-def describe(experiment: Experiment) -> list[dict[str, Any]]:
+def describe(experiment: Sheet) -> list[dict[str, Any]]:
     """Every value of the experiment: ``key, value, unit, source``, in the order of the sheets."""
     return [
         {"key": key, "value": getattr(sheet, name), "unit": rules["unit"], "source": sheet.sources[name]}
@@ -31,7 +31,7 @@ def describe(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
-def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
     """The experiment with values replaced, e.g. ``["stages.retrain.max_epochs=10", "network.features=8,16,32"]``.
 
     Values are read by the field's type: whole numbers, numbers, true/false, text, none where a field may be empty,
@@ -51,12 +51,14 @@ def with_overrides(experiment: Experiment, overrides: Iterable[str]) -> Experime
             raise InputError(f"--set {key}: no such value{_near(key, known)}")
         sheet, name = known[key]
         values[key] = parse_value(raw.strip(), get_type_hints(type(sheet))[name], key)
-    return _rebuild(experiment, values, "") if values else experiment
+    changed: SheetT = _rebuild(experiment, values, "") if values else experiment
+    return changed
 
 
-def to_json(experiment: Experiment) -> dict[str, Any]:
+def to_json(experiment: Sheet) -> dict[str, Any]:
     """The experiment as plain JSON values; `from_json` gives an equal one back."""
-    return _plain(experiment)
+    plain: dict[str, Any] = _plain(experiment)
+    return plain
 
 
 def from_json(data: dict[str, Any]) -> Experiment:
@@ -65,10 +67,16 @@ def from_json(data: dict[str, Any]) -> Experiment:
     Raises:
         InputError: entries are missing, unknown or of another type.
     """
-    return _sheet_from(Experiment, data, "experiment")
+    return sheet_from_json(Experiment, data)
 
 
-def differences(old: Experiment, new: Experiment) -> list[str]:
+def sheet_from_json(kind: type[SheetT], data: dict[str, Any]) -> SheetT:
+    """`from_json` for an experiment of another kind."""
+    found: SheetT = _sheet_from(kind, data, "experiment")
+    return found
+
+
+def differences(old: Sheet, new: Sheet) -> list[str]:
     """What differs between two experiments, as ``key: old -> new`` lines; sources are not compared."""
     a, b = ({row["key"]: row["value"] for row in describe(e)} for e in (old, new))
     return [

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from pneumoscope.errors import InputError
+from pneumoscope.experiments.katsamenis import chest_xray
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.transfer import transfer_slices, transfer_slices_short
+from pneumoscope.experiments.xray_schema import XrayExperiment
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,50 @@ RECIPES: Mapping[str, Recipe] = {
         ),
     )
 }
-"""Every recipe that can be run today."""
+"""Every recipe on CT that can be run today."""
 
 
-def build_recipe(name: str) -> Experiment:
-    """The experiment of that name.
+@dataclass(frozen=True)
+class XrayRecipe:
+    """As `Recipe`, for radiographs."""
+
+    name: str
+    summary: str
+    build: Callable[[], XrayExperiment]
+
+
+XRAY_RECIPES: Mapping[str, XrayRecipe] = {
+    "katsamenis-2020": XrayRecipe(
+        "katsamenis-2020",
+        "Katsamenis et al. 2020: COVID-19 in chest X-rays by transfer learning, and what is left without shortcuts",
+        chest_xray,
+    )
+}
+
+ALL_RECIPES: Mapping[str, Recipe | XrayRecipe] = {**RECIPES, **XRAY_RECIPES}
+"""What `pneumoscope study list` lists."""
+
+
+def build_any(name: str) -> Experiment | XrayExperiment:
+    """The experiment of that name, on CT or on radiographs.
 
     Raises:
         InputError: no such recipe; the known ones are named, the nearest first.
     """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
+    if name not in ALL_RECIPES:
+        near = get_close_matches(name, ALL_RECIPES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"there is no recipe {name!r}; {hint}known are {', '.join(RECIPES)}")
-    return RECIPES[name].build()
+        raise InputError(f"there is no recipe {name!r}; {hint}known are {', '.join(ALL_RECIPES)}")
+    return ALL_RECIPES[name].build()
+
+
+def build_recipe(name: str) -> Experiment:
+    """The experiment on CT of that name.
+
+    Raises:
+        InputError: no such recipe, or one on radiographs.
+    """
+    found = build_any(name)
+    if not isinstance(found, Experiment):
+        raise InputError(f"{name} is a study of radiographs; this runs studies of CT: {', '.join(RECIPES)}")
+    return found
