@@ -63,6 +63,11 @@ class Matrix:
     def _cells(self) -> dict[Any, pd.DataFrame]:
         return dict(iter(self.per_case.groupby(["stage", "test"], sort=False)))
 
+    @cached_property
+    def _tables(self) -> dict[bool, pd.DataFrame]:
+        """Tables made so far, by whether they are over common slices; intervals take time."""
+        return {}
+
     @property
     def stages(self) -> list[str]:
         """Names of the stages in the order of the chain."""
@@ -84,8 +89,11 @@ class Matrix:
 
     def table(self, *, common: bool = False) -> pd.DataFrame:
         """The table of matrix.csv; with `common` every cell over test slices only."""
-        rows = [self._row(stage, test, common) for stage in self.stages for test in self.tests]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+        common = common and not bool((self.per_case["part"] == "test").all())  # else both tables are one
+        if common not in self._tables:
+            rows = [self._row(stage, test, common) for stage in self.stages for test in self.tests]
+            self._tables[common] = pd.DataFrame(rows, columns=list(COLUMNS))
+        return self._tables[common].copy()
 
     def _row(self, stage: str, test: int, common: bool) -> dict[str, Any]:
         paper = self.experiment.paper_row(stage, test)
