@@ -7,6 +7,7 @@ import pytest
 
 from pneumoscope.errors import GeometryError
 from pneumoscope.geometry import Grid
+from pneumoscope.severity import measure as counting
 from pneumoscope.severity import tally as module
 from pneumoscope.severity.measure import STATES, measure
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
@@ -88,11 +89,14 @@ def test_one_lung_only(scan, tilted):
         ((1, 2, 5), "superior"),
     ],
 )
-def test_lung_at_any_edge_is_incomplete_but_counted(scan, index, edge):
+def test_lung_at_any_edge_is_incomplete_but_counted(scan, index, edge, monkeypatch):
     volume, lungs, infiltrate = scan()
     labels = lungs.labels.copy()
     labels[index] = 1
-    severity = measure(volume, Mask(labels, lungs.grid, LUNG_LABELS), infiltrate)
+    cut = Mask(labels, lungs.grid, LUNG_LABELS)
+    assert measure(volume, cut, infiltrate).states == ()  # a voxel of about 1 mm2 is no cut lung
+    monkeypatch.setattr(counting, "EDGE_MM2", 0.3)
+    severity = measure(volume, cut, infiltrate)
     assert severity.states == ("lung_incomplete",)
     assert severity.edges == (edge,)
     assert severity.total.lung_ml == pytest.approx(13 * ML)

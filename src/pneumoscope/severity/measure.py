@@ -30,6 +30,10 @@ Readers disagree on the limit; of the eight compared in "Quantitative CT for det
 cases" (BMC Infectious Diseases 2021, doi 10.1186/s12879-021-06556-z) this one told patients apart best.
 """
 
+EDGE_MM2 = 50.0
+"""A smaller contact of the lung mask with an outer face of the scan is no cut lung; our choice. A lung that is cut off
+shows several cm2 there; a lung model that overshoots the apex by a slice shows a few voxels."""
+
 _EDGES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 _SIDES = 3  # 0 outside the lungs, 1 right, 2 left (or all lung, when the mask has no sides)
 
@@ -122,7 +126,7 @@ def measure(
     parts = {name: counted.part(rows, ml) for name, rows in _ROWS.items()}
     sided = 2 in sides
     outside = int(voxels[0, 1:].sum())
-    edges = _edges(lungs.labels, sides)
+    edges = _edges(lungs, sides)
     by_label = voxels[1:].sum(axis=0)
     return Severity(
         total=parts["total"],
@@ -143,12 +147,14 @@ def measure(
 _ROWS = {"total": slice(1, 3), "right": slice(1, 2), "left": slice(2, 3)}
 
 
-def _edges(lungs: NDArray[np.uint8], sides: NDArray[np.uint8]) -> tuple[str, ...]:
-    """The outer faces of the scan on which lung lies."""
+def _edges(lungs: Mask, sides: NDArray[np.uint8]) -> tuple[str, ...]:
+    """The outer faces of the scan on which at least `EDGE_MM2` of lung lies."""
     touched = []
+    steps = lungs.grid.spacing_mm
     for axis, names in enumerate(_EDGES):
+        voxel_mm2 = float(np.prod([step for other, step in enumerate(steps) if other != axis]))
         for name, position in zip(names, (0, -1), strict=True):
-            if sides[lungs.take(position, axis=axis)].any():
+            if np.count_nonzero(sides[lungs.labels.take(position, axis=axis)]) * voxel_mm2 > EDGE_MM2:
                 touched.append(name)
     return tuple(touched)
 
