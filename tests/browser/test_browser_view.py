@@ -8,8 +8,7 @@ import pytest
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.view import CHANGE_LOOKS, Table, ViewScan, write_case_view, write_change_view
 from pneumoscope.severity.measure import measure
-from pneumoscope.surfaces.mesh import build_mesh
-from pneumoscope.surfaces.structures import LOOKS, structures
+from pneumoscope.surfaces.structures import LOOKS
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])
@@ -36,8 +35,7 @@ def made_scan(grid, title="a case", *, truth=True, spot=SPOT):
     volume = Volume(hu, grid, grid, case=title)
     masks = [Mask(lungs, grid, LUNG_LABELS), Mask(found, grid, INFILTRATE_LABEL)]
     masks.append(Mask(drawn, grid, INFILTRATE_LABEL) if truth else None)
-    meshes = {name: build_mesh(where(), grid) for name, where in structures(*masks).items()}
-    return ViewScan(title, volume, *masks, meshes={name: mesh for name, mesh in meshes.items() if mesh})
+    return ViewScan(title, volume, *masks)
 
 
 def write_one(folder, grid, title="a case", **more):

@@ -197,7 +197,8 @@ def test_two_scans_share_one_resolution(tmp_path, case, rng, monkeypatch):
     assert packed[0].factors == packed[1].factors == (2, 2, 2)
     write_change_view(tmp_path / "v.html", calm, case, change, Table(("",), ()))
     names = [name for name, _ in parts_of((tmp_path / "v.html").read_text(encoding="utf-8"), "text/plain")]
-    assert names == ["picture-0", "masks-0", "picture-1", "masks-1", "vertices-1-0", "triangles-1-0"]
+    made = [f"{what}-0-{n}" for n in range(3) for what in ("vertices", "triangles")]  # both lungs and the infiltrate
+    assert names == ["picture-0", "masks-0", *made, "picture-1", "masks-1", "vertices-1-0", "triangles-1-0"]
 
 
 def test_scans_and_masks_of_other_grids_are_refused(tmp_path, case):

@@ -11,7 +11,7 @@ import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from pneumoscope.io.files import atomic_path
 from pneumoscope.reports.page import environment, hu, ml, percent, render
 from pneumoscope.reports.view_data import BITS, STEPS_HU, Packed, PackedMesh, pack_mesh, pack_scan, text_of
 from pneumoscope.severity.measure import Severity
-from pneumoscope.surfaces.mesh import Mesh
-from pneumoscope.surfaces.structures import LOOKS
+from pneumoscope.surfaces.mesh import Mesh, build_mesh
+from pneumoscope.surfaces.structures import LOOKS, structures
 from pneumoscope.volume import Mask, Volume
 
 WINDOWS: tuple[tuple[str, float, float], ...] = (
@@ -63,7 +63,7 @@ class ViewScan:
         lungs: its lungs.
         infiltrate: the infiltrate found.
         truth: what a reader drew, or None.
-        meshes: its surfaces by the names of `structures.LOOKS`; empty masks have none.
+        meshes: its surfaces by the names of `structures.LOOKS`; empty masks have none. None has them made for the page.
     """
 
     title: str
@@ -71,7 +71,15 @@ class ViewScan:
     lungs: Mask
     infiltrate: Mask
     truth: Mask | None = None
-    meshes: Mapping[str, Mesh] = field(default_factory=dict)
+    meshes: Mapping[str, Mesh] | None = None
+
+    def surfaces(self) -> dict[str, Mesh]:
+        """The surfaces to draw."""
+        if self.meshes is not None:
+            return dict(self.meshes)
+        parts = structures(self.lungs, self.infiltrate, self.truth)
+        made = {name: build_mesh(where(), self.volume.grid) for name, where in parts.items()}
+        return {name: mesh for name, mesh in made.items() if mesh is not None}
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def _write(
     notes: Sequence[str],
 ) -> None:
     packed = _pack(scans, change)
-    surfaces = [[pack_mesh(name, mesh) for name, mesh in scan.meshes.items()] for scan in scans]
+    surfaces = [[pack_mesh(name, mesh) for name, mesh in scan.surfaces().items()] for scan in scans]
     script = environment().get_template("view.js").render()
     hidden = [
         f"{scan.title}: {ml(mesh.left_out_ml)} of small pieces of {LOOKS[mesh.name].title} are not drawn in 3D."
