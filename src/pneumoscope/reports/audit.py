@@ -66,7 +66,10 @@ def finding_picture(
     ):
         if mask is not None and mask.any():
             flat = to_slices(mask[:, :, None])[0][window]
-            _outline(marked, _fitted(flat.astype(np.uint8) * 255, step_mm) > 127, colour, framed=colour == FOUND)
+            shape = _fitted(flat.astype(np.uint8) * 255, step_mm) > 127
+            if finding.mask == "lungs" and colour in (RIGHT_LUNG, LEFT_LUNG):
+                marked[shape] = (0.6 * marked[shape] + 0.4 * np.array(_rgb(colour))).astype(np.uint8)
+            _outline(marked, shape, colour, framed=colour == FOUND)
     return _jpeg(np.repeat(plain[..., None], 3, axis=2), marked)
 
 
@@ -186,7 +189,11 @@ def _outline(picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: str, *
         high = [min(SIDE_PX - 2, int(np.flatnonzero(mask.any(axis=1 - axis))[-1]) + 8) for axis in (0, 1)]
         rim[low[0] : high[0] + 1, [low[1], high[1]]] = True
         rim[[low[0], high[0]], low[1] : high[1] + 1] = True
-    picture[rim] = [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
+    picture[rim] = _rgb(colour)
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
 
 
 def _jpeg(*panels: NDArray[np.uint8]) -> bytes:
