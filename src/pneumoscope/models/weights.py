@@ -5,6 +5,7 @@ No pickle is ever loaded. A flipped byte loads silently in every tensor format, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ from torch import Tensor, nn
 from pneumoscope.errors import ModelError
 from pneumoscope.io.files import sha256, write_bytes, write_json
 from pneumoscope.models.cards import CARD_FILE, FORMAT, read_card, verify
+from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
+from pneumoscope.models.resnet import ResNet50, ResNetConfig
 from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
 
 WEIGHTS_FILE = "model.safetensors"
 
-ARCHITECTURES = {"unet": (UNetConfig, UNet)}
+ARCHITECTURES: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "unet": (UNetConfig, UNet),
+    "unet3d": (UNet3DConfig, UNet3D),
+    "r3d18_unet": (R3D18UNetConfig, R3D18UNet),
+    "chest_cnn": (ChestCNNConfig, ChestCNN),
+    "resnet50": (ResNetConfig, ResNet50),
+}
+"""Name in a card -> configuration and network."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ def save_model(
     return full
 
 
-def load_model(folder: str | Path) -> tuple[UNet, dict[str, Any]]:
+def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """The network of a model folder, in eval mode, and its card.
 
     Raises:
@@ -129,7 +141,7 @@ def load_model(folder: str | Path) -> tuple[UNet, dict[str, Any]]:
     return model.eval(), card
 
 
-def _build(architecture: dict[str, Any], folder: Path) -> UNet:
+def _build(architecture: dict[str, Any], folder: Path) -> Any:
     """A network with fresh weights from the card's `architecture`."""
     fields = dict(architecture)
     name = fields.pop("name", None)
