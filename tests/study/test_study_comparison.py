@@ -65,6 +65,8 @@ def test_seeds_of_a_strategy_are_one_line_and_strategies_are_paired(tmp_path):
     assert plain["mean_f1_low"] == pytest.approx(1.4 / 3 - 0.1)  # one seed drawn twice
     assert kept["mean_f1_spread"] == pytest.approx(0)
     assert kept["loss"] == pytest.approx(((0.8 - 0.7) + (0.68 - 0.66)) / 2)
+    best = ((0.8 - 0.7) + (0.7 - 0.66)) / 2  # with seed 0: Tr1 on set 1, plain Tr1_R_2 or Tr2 on set 2
+    assert (kept["below_best"] - best) == pytest.approx(0)
     assert kept["ahead"] == pytest.approx((0.7 + 0.66 + 0.5 - 1.4) / 3 + 0.05)
     assert kept["ahead_low"] > 0
     text = sentence(list(rows.values()))

@@ -27,14 +27,21 @@ from pneumoscope.study.folder import read_experiment
 from pneumoscope.study.matrix import Matrix, PerPatient, read_matrix
 
 COLUMNS = (
-    "strategy", "sets", "runs", "seeds", "gain", "gain_low", "gain_high", "loss", "loss_low", "loss_high", "mean_f1",
+    "strategy", "sets", "runs", "seeds", "gain", "gain_low", "gain_high", "loss", "loss_low", "loss_high",
+    "below_best", "below_best_low", "below_best_high", "mean_f1",
     "mean_f1_low", "mean_f1_high", "mean_f1_spread", "new_f1", "old_f1", "never_seen_f1", "ahead", "ahead_low",
     "ahead_high", "patients",
 )  # fmt: skip
-"""Columns of comparison.csv, a row per strategy and order of sets. ``gain`` is F1 on the newest set now minus before
-the retraining; ``loss`` the mean over earlier sets of F1 of their own best earlier stage minus F1 now (above 0: lost);
-``mean_f1`` the mean over all sets learnt, its ``spread`` the standard deviation over seeds; ``never_seen_f1`` over the
-others; ``ahead`` the mean F1 over the sets learnt minus that of `BASELINE` with the same seed and order."""
+"""Columns of comparison.csv, a row per strategy and order of sets.
+
+- ``gain``: F1 on the newest set now minus before the retraining.
+- ``loss``: mean over earlier sets of F1 of their own best earlier stage minus F1 now; above 0 is lost.
+- ``below_best``: the same against the best stage of any strategy with the same seed on that set. It does not flatter a
+  strategy that learnt little and so had little to lose.
+- ``mean_f1``: mean over all sets learnt; its ``spread`` is the standard deviation over seeds.
+- ``never_seen_f1``: mean over the other sets.
+- ``ahead``: mean F1 over the sets learnt minus that of `BASELINE` with the same seed and order.
+"""
 
 BASELINE = "plain"
 """Retraining on the new set alone, as the papers do: what every strategy is compared with."""
@@ -163,15 +170,18 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         groups.setdefault((run.sets, run.strategy), []).append(run)
     order = sorted(groups, key=lambda key: (-len(key[0]), key[0], key[1] != BASELINE, key[1]))
-    return [_row(key[1], key[0], groups[key], groups.get((key[0], BASELINE), [])) for key in order]
+    return [_row(key[1], key[0], groups[key], groups.get((key[0], BASELINE), []), runs) for key in order]
 
 
-def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[Run]) -> dict[str, Any]:
+def _row(
+    strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[Run], every: Sequence[Run]
+) -> dict[str, Any]:
     learnt, new = list(dict.fromkeys(sets)), sets[-1]
     old = [n for n in learnt if n != new]
     others = [n for n in runs[0].matrix.tests if n not in learnt]
     gain = _interval(runs, [[run.gaps(new, run.before)] for run in runs])
     kept = _interval(runs, [[run.gaps(n, run.best_before(n)) for n in old] for run in runs])
+    below = _interval(runs, [[run.gaps(n, *_best(run, n, every)) for n in old] for run in runs])
     mean = _interval(runs, [[run.scores(n) for n in learnt] for run in runs])
     by_run = [[_mean_of(run.scores(n)) for n in learnt] for run in runs]
     pairs = [(run, b) for run in runs for b in baseline if strategy != BASELINE and _same_draw(run, b)]
@@ -185,6 +195,9 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
         "loss": 0.0 - kept.mean,
         "loss_low": 0.0 - kept.high,
         "loss_high": 0.0 - kept.low,
+        "below_best": 0.0 - below.mean,
+        "below_best_low": 0.0 - below.high,
+        "below_best_high": 0.0 - below.low,
         **_ends("mean_f1", mean),
         "mean_f1_spread": float(np.std(np.mean(by_run, axis=1), ddof=1)) if len(runs) > 1 else math.nan,
         "new_f1": _interval(runs, [[run.scores(new)] for run in runs]).mean,
@@ -195,6 +208,14 @@ def _row(strategy: str, sets: tuple[int, ...], runs: list[Run], baseline: list[R
         "per_set": [_per_set(runs, n, new) for n in runs[0].matrix.tests],
         "stages": [run.stage for run in runs],
     }
+
+
+def _best(run: Run, test: int, every: Sequence[Run]) -> tuple[str, Matrix]:
+    """The stage with the highest F1 on a set among all runs of the same draw, first trainings too."""
+    alike = {id(other.matrix): other.matrix for other in every if _same_draw(run, other)}
+    stages = [(name, matrix) for matrix in alike.values() for name in matrix.stages]
+    means = [_mean_of(matrix.scores(name, test, common=True)) for name, matrix in stages]
+    return stages[max(range(len(stages)), key=lambda k: -math.inf if math.isnan(means[k]) else means[k])]
 
 
 def _per_set(runs: list[Run], test: int, new: int) -> dict[str, Any]:
