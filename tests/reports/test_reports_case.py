@@ -122,7 +122,8 @@ def test_states_are_banners(written, small_case):
     assert not re.search(r"\b0(\.0+)?\s(ml|%)", shown.text.split("Infiltrate marked outside")[0])
 
 
-def test_lung_at_the_edge_names_the_edge(written, small_case):
+def test_lung_at_the_edge_names_the_edge(written, small_case, monkeypatch):
+    monkeypatch.setattr("pneumoscope.severity.measure.EDGE_MM2", 0.3)  # the scan's voxels are far smaller than a lung
     labels = small_case["lungs"].labels.copy()
     labels[1, 2, 5] = 2
     _, _, shown = written(lungs=Mask(labels, small_case["volume"].grid, LUNG_LABELS))

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pneumoscope.severity.aligned import Aligned
 
 FATE_COLOURS = {
-    "new": "#e6335a",
-    "resolved": "#35b779",
-    "persistent": "#f2a23a",
-    "denser": "#b2182b",
-    "thinner": "#ffe08a",
+    "new": "#ff5252",
+    "resolved": "#56b4e9",
+    "persistent": "#ffb000",
+    "denser": "#b0359a",
+    "thinner": "#fff3b0",
 }
 _VERDICTS = {
     "more": "More infiltrate than on the baseline",
@@ -29,6 +29,7 @@ _VERDICTS = {
     "no measurable change": "No measurable change",
     "not measurable": "Not measurable",
 }
+_SHORT = {"more": "more", "less": "less", "no measurable change": "none", "not measurable": "\N{EN DASH}"}
 _REGIONS = {"total": "Both lungs", "right": "Right lung", "left": "Left lung"}
 
 
@@ -79,7 +80,7 @@ def region_name(name: str) -> str:
 def view_table(change: Mapping[str, Any]) -> Table:
     """The numbers beside the pictures of the page with both scans."""
     rows = [
-        (region_name(name), percent(r["baseline_percent"]), percent(r["followup_percent"]), r["verdict"])
+        (region_name(name), percent(r["baseline_percent"]), percent(r["followup_percent"]), _SHORT[r["verdict"]])
         for name, r in change["regions"].items()
     ]
     rows += [(name.capitalize(), "", ml(fate["ml"]), "") for name, fate in change["fates"].items()]
