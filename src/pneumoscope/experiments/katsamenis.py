@@ -25,7 +25,7 @@ from pneumoscope.experiments.xray_schema import (
 
 CITATION = (
     "Katsamenis I., Protopapadakis E., Voulodimos A., Doulamis A., Doulamis N.: Transfer Learning for COVID-19 "
-    "Pneumonia Detection and Classification in Chest X-ray Images (2020), medRxiv"
+    "Pneumonia Detection and Classification in Chest X-ray Images (2020), medRxiv 2020.12.14.20248158"
 )
 SECTION_31 = "Katsamenis 2020, section 3.1"
 SECTION_32 = "Katsamenis 2020, section 3.2"

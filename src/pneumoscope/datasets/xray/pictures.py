@@ -1,0 +1,234 @@
+"""Radiographs of any size as one array of small squares in a file, made once and mapped into memory.
+
+What a network or a baseline is shown is a `PictureRecipe`: what is cut away, whether the histogram is equalised, and
+how the rest is brought to a square. Views that hide a part exist to ask what a classifier can do without it:
+``corners`` holds no chest, ``no_lungs`` hides the middle box where the lungs lie.
+
+The lungs are not segmented here. `LUNG_BOX` is one fixed box for all pictures: frontal radiographs are framed around
+the lungs, and a fixed box cannot itself learn where a picture comes from. It is a stand-in, and cuts off some costal
+angles and leaves some mediastinum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.xray.case import XrayCase
+from pneumoscope.errors import InputError, ReadError
+from pneumoscope.io.files import atomic_path, write_json
+from pneumoscope.progress import Progress, silent
+
+LUNG_BOX = (0.12, 0.82, 0.08, 0.92)
+"""Top, bottom, left and right as shares of rows and columns: where the lungs lie in most frontal radiographs."""
+
+VIEWS = ("whole", "lung_box", "no_lungs", "corners")
+MID_GREY = 128
+"""What is painted over what is hidden: the same in every picture."""
+
+
+@dataclass(frozen=True)
+class PictureRecipe:
+    """How a radiograph becomes a square.
+
+    Attributes:
+        side: rows and columns of the result.
+        fit: ``stretch`` to the square as the paper's "resized to 224 x 224" reads, or ``pad``: the proportions are kept
+            and the rest is black.
+        equalise: ``none``, ``global`` (histogram equalisation) or ``clahe`` (contrast-limited and local).
+        clip_limit, tiles: of CLAHE.
+        border: share of rows and columns cut off at each edge, before anything else.
+        view: ``whole``; ``lung_box``: only the box, enlarged to the square; ``no_lungs``: the box painted over;
+            ``corners``: all but the four corners painted over.
+        lung_box: top, bottom, left, right as shares.
+        corner: side of a corner as a share of the square's.
+    """
+
+    side: int = 224
+    fit: Literal["stretch", "pad"] = "stretch"
+    equalise: Literal["none", "global", "clahe"] = "none"
+    clip_limit: float = 2.0
+    tiles: int = 8
+    border: float = 0.0
+    view: Literal["whole", "lung_box", "no_lungs", "corners"] = "whole"
+    lung_box: tuple[float, float, float, float] = LUNG_BOX
+    corner: float = 0.125
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lung_box", tuple(float(v) for v in self.lung_box))
+        top, bottom, left, right = self.lung_box
+        if not (8 <= self.side <= 4096 and 0 <= self.border < 0.4 and 0 < self.corner <= 0.5):
+            raise InputError(
+                "a picture needs side 8 to 4096, border 0 to below 0.4, corner 0 to 0.5; got "
+                f"{self.side}, {self.border}, {self.corner}"
+            )
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+            raise InputError(f"the lung box {self.lung_box} is not top < bottom, left < right within 0 to 1")
+        for what, value, known in (
+            ("fit", self.fit, ("stretch", "pad")),
+            ("equalise", self.equalise, ("none", "global", "clahe")),
+            ("view", self.view, VIEWS),
+        ):
+            if value not in known:
+                raise InputError(f"{what} = {value!r}; expected one of {', '.join(known)}")
+
+    def make(self, pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(rows, columns) in [0, 1] to (side, side) of 0 to 255."""
+        import cv2
+
+        cut = _share_of(pixels, self.border, 1 - self.border, self.border, 1 - self.border)
+        if self.view == "lung_box":
+            cut = _share_of(cut, *self.lung_box)
+        square = self._square(np.rint(cut * 255).astype(np.uint8))
+        if self.equalise == "clahe":
+            square = cv2.createCLAHE(self.clip_limit, (self.tiles, self.tiles)).apply(square).astype(np.uint8)
+        elif self.equalise == "global":
+            square = cv2.equalizeHist(square).astype(np.uint8)
+        return self._hide(square)
+
+    def _square(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        import cv2
+
+        rows, columns = grey.shape
+        if self.fit == "stretch":
+            height, width = self.side, self.side
+        else:
+            scale = self.side / max(rows, columns)
+            height, width = (min(self.side, max(1, round(n * scale))) for n in (rows, columns))
+        way = cv2.INTER_AREA if rows * columns >= height * width else cv2.INTER_LINEAR
+        inner = cv2.resize(grey, (width, height), interpolation=way)
+        if (height, width) == (self.side, self.side):
+            return inner.astype(np.uint8)
+        square = np.zeros((self.side, self.side), np.uint8)
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        square[top : top + height, left : left + width] = inner
+        return square
+
+    def _hide(self, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.view == "no_lungs":
+            hidden = square.copy()
+            rows, columns = _box(self.lung_box, self.side, self.side)
+            hidden[rows, columns] = MID_GREY
+            return hidden
+        if self.view == "corners":
+            n = self.corner_pixels
+            hidden = np.full_like(square, MID_GREY)
+            for rows in (slice(0, n), slice(-n, None)):
+                for columns in (slice(0, n), slice(-n, None)):
+                    hidden[rows, columns] = square[rows, columns]
+            return hidden
+        return square
+
+    @property
+    def corner_pixels(self) -> int:
+        """Side of a corner in pixels, at least 2."""
+        return max(2, round(self.side * self.corner))
+
+
+def _box(shares: tuple[float, float, float, float], rows: int, columns: int) -> tuple[slice, slice]:
+    top, bottom, left, right = shares
+    return slice(round(top * rows), round(bottom * rows)), slice(round(left * columns), round(right * columns))
+
+
+def _share_of(pixels: NDArray[np.float32], top: float, bottom: float, left: float, right: float) -> NDArray[np.float32]:
+    """The part of a picture between shares of its rows and columns; never empty."""
+    rows, columns = _box((top, bottom, left, right), *pixels.shape)
+    part = pixels[rows, columns]
+    return part if part.size else pixels
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSet:
+    """Squares of a list of cases.
+
+    Attributes:
+        pixels: (n, side, side) uint8, mapped from a file.
+        digest: of recipe, files and pictures: equal digests hold equal squares.
+        recipe: how they were made.
+    """
+
+    pixels: NDArray[np.uint8]
+    digest: str
+    recipe: PictureRecipe
+
+
+def build_pictures(
+    cases: Sequence[XrayCase], recipe: PictureRecipe, folder: str | Path, *, progress: Progress = silent
+) -> PictureSet:
+    """The squares of `cases`, in their order, from `folder` when they were made before.
+
+    A file is made anew when the recipe, the list, or size or date of a picture changed.
+
+    Raises:
+        InputError: no case.
+        ReadError: a picture cannot be read; leave unreadable ones out before.
+    """
+    if not cases:
+        raise InputError("there is no picture to read; check the data sets and the draw")
+    folder = Path(folder)
+    digest = _digest(cases, recipe)
+    path, facts = folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"
+    shape = (len(cases), recipe.side, recipe.side)
+    found = _mapped(path, shape) if facts.is_file() else None
+    if found is None:
+        with atomic_path(path) as temporary:
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            for place, case in enumerate(cases):
+                pixels[place] = recipe.make(case.load().pixels)
+                progress("pictures", place + 1, len(cases))
+            pixels.flush()
+            del pixels
+        write_json(facts, {"digest": digest, "pictures": len(cases), "recipe": asdict(recipe)})
+        found = _mapped(path, shape)
+        if found is None:
+            raise ReadError("was written and cannot be read back; is the disk full?", path=path)
+    return PictureSet(found, digest, recipe)
+
+
+def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+    """The file's array when it is whole and of that shape."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _digest(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
+    sums = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for case in cases:
+        try:
+            stat = case.path.stat()
+        except OSError as error:
+            raise ReadError(f"cannot be opened ({error.strerror}); was it moved?", path=case.path) from None
+        sums.update(f"{case.dataset}/{case.case}|{case.path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return sums.hexdigest()
+
+
+def thumbnails(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    """(n, side * side) mean grey levels in [0, 1] of squares (n, h, w)."""
+    import cv2
+
+    small = np.empty((len(pixels), side * side), np.float32)
+    for place, square in enumerate(pixels):
+        grey = np.asarray(square, np.float32) / np.float32(255)
+        small[place] = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA).ravel()
+    return small
+
+
+def corners(pixels: NDArray[np.uint8], pixels_each: int, side: int) -> NDArray[np.float32]:
+    """(n, 4 * side * side): the four corners of squares (n, h, w), each shrunk; upper left, upper right, lower ones."""
+    n = pixels_each
+    parts = [
+        pixels[:, rows, columns]
+        for rows in (slice(0, n), slice(-n, None))
+        for columns in (slice(0, n), slice(-n, None))
+    ]
+    return np.concatenate([thumbnails(np.ascontiguousarray(part), side) for part in parts], axis=1)
