@@ -263,9 +263,13 @@ class Scoring(Sheet):
 
     threshold: float = leaf("probability", low=0.0, high=1.0)
     slices: str = leaf(choices=("infected",))
-    unseen: str = leaf(choices=("test", "all"))
-    surface_tolerance_mm: float = leaf("mm", low=0.0, high=50.0)
-    calibration_bins: int = leaf("bins", low=2, high=1000)
+    unseen: str = leaf(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
+    surface_tolerance_mm: float = leaf(
+        "mm", low=0.0, high=50.0, default=3.0, why=OUR_CHOICE + "as Ma et al. 2021 for COVID-19 infection"
+    )
+    calibration_bins: int = leaf(
+        "bins", low=2, high=1000, default=15, why=OUR_CHOICE + "15 bins of equal width, as Guo et al. 2017"
+    )
     interval_level: float = leaf("share", low=0.5, high=0.999)
     interval_resamples: int = leaf("resamples", low=10)
     interval_seed: int = leaf(low=0)
