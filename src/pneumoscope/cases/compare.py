@@ -52,7 +52,9 @@ MOST_FOLDED = 0.01
 VOLUME_RATIO = (0.5, 2.0)
 
 REPEAT_START_MM = (5.0, -5.0, 5.0)
-REPEAT_SEED = 2
+
+DISAGREE_MM = 1.5
+"""Maps from two starts that lie further apart than this call for a third."""
 
 
 def compare_dates(
@@ -73,16 +75,9 @@ def compare_dates(
     rules = rules or RegistrationRules()
     copies = [_copy(dated, rules.spacing_mm) for dated in (baseline, followup)]
     _require_whole(baseline, followup)
-    progress("registration", 0, 3)
-    registration = register(copies[0], copies[1], rules)
-    progress("registration", 1, 3)
+    registration, repeat_mm = _best_map(copies, rules, progress)
     quality = quality_of(registration, *copies)
     require_quality(quality, baseline.name, followup.name)
-    again = register(copies[0], copies[1], rules, start_mm=REPEAT_START_MM, seed=REPEAT_SEED)
-    progress("registration", 2, 3)
-    inside = copies[0].lungs > 0.5
-    apart = (again.displacement_mm - registration.displacement_mm)[inside]
-    repeat_mm = float(np.sqrt((apart.astype(np.float64) ** 2).mean()))
     followup_hu = registration.warp(
         copies[1].volume.hu, copies[1].volume.grid, registration.grid, order=1, outside=OUTSIDE_HU
     )
@@ -105,6 +100,30 @@ def compare_dates(
         copies[0],
         followup_hu,
     )
+
+
+def _best_map(
+    copies: Sequence[WorkingCopy], rules: RegistrationRules, progress: Progress
+) -> tuple[Registration, float]:
+    """The map with the most similar vessels of two from different starts, of three when those two disagree.
+
+    Returns:
+        The best map, and the root mean square difference of the best two inside the lungs, per axis, in mm.
+    """
+    starts = [(0.0, 0.0, 0.0), REPEAT_START_MM, tuple(-v for v in REPEAT_START_MM)]
+    inside = copies[0].lungs > 0.5
+    maps: list[Registration] = []
+    apart_mm = np.inf
+    for number, start_mm in enumerate(starts, start=1):
+        if apart_mm <= DISAGREE_MM:
+            break
+        progress("registration", number - 1, 3)
+        maps.append(register(copies[0], copies[1], rules, start_mm=start_mm, seed=number))
+        maps.sort(key=lambda found: -found.stages["deformable"])
+        if len(maps) > 1:
+            apart = (maps[0].displacement_mm - maps[1].displacement_mm)[inside].astype(np.float64)
+            apart_mm = float(np.sqrt((apart**2).mean()))
+    return maps[0], apart_mm
 
 
 def quality_of(registration: Registration, baseline: WorkingCopy, followup: WorkingCopy) -> dict[str, float]:
