@@ -118,6 +118,7 @@ def test_unknown_repairs_models_and_sets(tree):
     with pytest.raises(InputError, match="no repair for mirrored-mask"):
         AuditOptions(repairs=("mirrored-mask",))
     refused(tree, "nonsense", error=ModelError, model="nonsense")
+    refused(tree, "slices", "--fix", name="slices")
     with pytest.raises(PneumoscopeError, match="radiographs"):
         audit_dataset("kermany", tree, tree.parent / "out")
 

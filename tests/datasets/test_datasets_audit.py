@@ -137,6 +137,21 @@ def test_pictures_are_never_judged_by_density(tiny):
     assert {"in-air", "in-bone", "single-slice"} <= set(judged.not_judged)
 
 
+def test_single_slices_are_not_held_against_a_chest(tiny):
+    """A slice of the belly has an empty lung mask by right."""
+    raw = raw_of(tiny["A", 0])
+    volume = raw.volume
+    grid = volume.grid.crop((0, 0, 0), (*volume.grid.shape[:2], 1))
+    part = Volume(np.ascontiguousarray(volume.hu[:, :, :1]), grid, grid)
+    cut = {
+        name: replace(getattr(raw, name), labels=getattr(raw, name).labels[:, :, :1] * 0, grid=grid)
+        for name in ("lungs", "infiltrate")
+    }
+    judged = judge_case(replace(raw, volume=part, **cut))
+    assert judged.findings == []
+    assert "mirrored, foreign and empty masks" in judged.not_judged
+
+
 def test_the_lung_is_seen_by_density(tiny):
     for made in tiny.values():
         anatomy = look(made.scan.volume)

@@ -115,6 +115,8 @@ def audit_dataset(
         InputError: an output folder that is taken, or that lies in the data set.
     """
     options = options or AuditOptions()
+    if options.fix is not None and dataset_info(name).kind == "slices":
+        raise InputError(f"{name} holds single slices; a cleaned copy is written of scans only, leave out --fix")
     cases = _cases(name, root)
     _prepare(out, options, [Path(root), *(path for _, path in options.also)], overwrite, dry=True)
     segmenter = _segmenter(options)

@@ -16,6 +16,9 @@ from pneumoscope.datasets.audit.rules import AuditRules
 from pneumoscope.errors import ReadError
 from pneumoscope.volume import Mask, present_labels
 
+LEAST_SLICES = 3
+"""Fewer are no volume whose masks could be held against the anatomy of a chest."""
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -90,7 +93,9 @@ def _lungs(
         if raw.lungs is None and not any(what == "lungs" for what, _ in raw.problems):
             out.not_judged["lungs"] = "no lung mask"
         return None
-    whole = lung_fit(raw.case.case, labels > 0, anatomy, rules)
+    if raw.volume.grid.shape[2] < LEAST_SLICES:
+        out.not_judged["mirrored, foreign and empty masks"] = "single slices: too little to tell"
+    whole = lung_fit(raw.case.case, labels > 0, anatomy, rules) if raw.volume.grid.shape[2] >= LEAST_SLICES else []
     if anatomy is None or anatomy.lung_ml < rules.least_lung_ml:
         out.not_judged["mirrored lung mask"] = raw.why_not or "no aerated lung is seen on the scan"
     out.findings.extend(whole)
@@ -122,7 +127,10 @@ def _infiltrate(
     if raw.sized and rules.speck_ml < 3 * raw.volume.grid.voxel_volume_ml:
         limit = rules.speck_ml / 3
         out.not_judged["speck inside the lung"] = f"voxels above {limit:.3f} ml: a few of them may be a real lesion"
-    whole = infiltrate_fit(raw.case.case, drawn, scene, rules)
+    few = raw.volume.grid.shape[2] < LEAST_SLICES
+    if few:
+        out.not_judged["mirrored, foreign and empty masks"] = "single slices: too little to tell"
+    whole = [] if few else infiltrate_fit(raw.case.case, drawn, scene, rules)
     out.findings.extend(whole)
     if not whole:
         out.findings.extend(infiltrate_pieces(raw.case.case, drawn, scene, rules))
