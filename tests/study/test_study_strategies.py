@@ -273,6 +273,11 @@ def start(script, folder, jobs=1):
     return subprocess.Popen([sys.executable, str(script), str(folder), str(jobs)], env=env, stderr=subprocess.PIPE)
 
 
+def complete(process):
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said.decode()[-2000:]
+
+
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / "study.py"
@@ -297,12 +302,10 @@ def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(script, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert len(before) >= wanted
-    process = start(script, folder)
-    assert process.wait(timeout=300) == 0, process.communicate()
+    complete(start(script, folder))
     after = finished(folder)
     assert {name: after[name] for name in before} == before  # not one finished stage was made again
-    process = start(script, whole)
-    assert process.wait(timeout=300) == 0, process.communicate()
+    complete(start(script, whole))
     for name in ("matrix.csv", "forgetting.csv", "per_case.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert not list(folder.rglob(".tmp-*"))
@@ -312,8 +315,7 @@ def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(script, tmp_pat
 def test_two_processes_make_what_one_makes(script, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, jobs in ((one, 1), (two, 2)):
-        process = start(script, folder, jobs)
-        assert process.wait(timeout=300) == 0, process.communicate()
+        complete(start(script, folder, jobs))
     assert sorted(finished(one)) == sorted(finished(two))
     for name in finished(one):
         marks = [json.loads((f / "stages" / name / "done.json").read_text())["sha256"] for f in (one, two)]
