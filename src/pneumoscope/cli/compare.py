@@ -22,7 +22,9 @@ def compare(
     followup: Annotated[Path, typer.Argument(metavar="FOLLOWUP", help="A later date of the same patient.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[MORE]...", help="Further dates, in order.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MORE]...", help="Further dates of that patient, in order.")
+    ] = None,
     model: Annotated[
         str, typer.Option("--model", metavar="NAME|DIR", help="The infiltrate model, where a scan is segmented first.")
     ] = "infiltrate",
@@ -30,9 +32,9 @@ def compare(
         str, typer.Option("--lungs-model", metavar="NAME|DIR", help="The model that finds the lungs, likewise.")
     ] = "lungs",
 ) -> None:
-    """Compare scans of one patient: new, resolved and persistent infiltrate, per lung and zone.
+    """Compare two or more scans of one patient.
 
-    Takes case folders that segment or quantify wrote, or scans, which are segmented first. Scans that cannot be laid
+    Says what is new, resolved and persistent, per lung and zone. Takes case folders that segment or quantify wrote, or scans, which are segmented first. Scans that cannot be laid
     over each other (another patient, a mirrored scan, half of the lungs) are refused. A difference below the noise
     floor is called no measurable change.
     """
