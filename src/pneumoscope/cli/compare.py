@@ -34,9 +34,9 @@ def compare(
 ) -> None:
     """Compare two or more scans of one patient.
 
-    Says what is new, resolved and persistent, per lung and zone. Takes case folders that segment or quantify wrote, or scans, which are segmented first. Scans that cannot be laid
-    over each other (another patient, a mirrored scan, half of the lungs) are refused. A difference below the noise
-    floor is called no measurable change.
+    Says what is new, resolved and persistent, per lung and zone. Takes case folders that segment or quantify wrote, or
+    scans, which are segmented first. Scans that cannot be laid over each other (another patient, a mirrored scan, half
+    of the lungs) are refused. A difference below the noise floor is called no measurable change.
     """
     from pneumoscope.cases.dates import is_case_folder
     from pneumoscope.cases.followup import compare_cases
