@@ -42,10 +42,7 @@ def plain_r3d18(w, x):
     """The published network from its description: maps behind the four layers, and the logits."""
 
     def norm(x, name):
-        out = F.batch_norm(
-            x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"]
-        )
-        return out
+        return F.batch_norm(x, *(w[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
 
     x = F.relu(norm(F.conv3d(x, w["stem.0.weight"], stride=(1, 2, 2), padding=(1, 3, 3)), "stem.1"))
     maps = []

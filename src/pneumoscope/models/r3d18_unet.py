@@ -139,13 +139,14 @@ class R3D18(nn.Module):
         return out
 
     def _stem(self, x: Tensor) -> Tensor:
+        parts: Any = self.stem
         if x.shape[1] == _COLOURS:
-            out: Tensor = self.stem(x)
+            out: Tensor = parts(x)
             return out
-        convolution, norm, relu = self.stem
+        convolution, norm, relu = parts
         grey = convolution.weight.sum(dim=1, keepdim=True)
-        maps: Tensor = F.conv3d(x, grey, stride=convolution.stride, padding=convolution.padding)
-        return relu(norm(maps))  # type: ignore[no-any-return]
+        maps: Tensor = relu(norm(F.conv3d(x, grey, stride=convolution.stride, padding=convolution.padding)))
+        return maps
 
 
 class UpBlock(nn.Module):
