@@ -7,12 +7,15 @@ from itertools import product
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
 from readers import poly_arrays, read_glb_parts, read_glb_with_vtk, read_stl, read_vti, read_vtp
 
 from grids import build_grid
-from pneumoscope.io import write_mask, write_volume
+from pneumoscope.io import read_volume, write_mask, write_volume
+from pneumoscope.io.dicom_results import write_dicom_results
+from pneumoscope.io.dicom_write import write_dicom_series
 from pneumoscope.surfaces.mesh import build_mesh
 from pneumoscope.surfaces.mesh_files import RAS_MM_TO_GLTF, write_glb, write_stl
 from pneumoscope.surfaces.points import write_points
@@ -103,6 +106,31 @@ def test_all_files_agree_where_the_corner_is(tmp_path, native, corner):
             if reader is corner_from_nifti_by_itk and not native.is_orthogonal:
                 continue  # ITK opens no sheared image
             np.testing.assert_allclose(reader(tmp_path / name), expected, atol=2e-3, err_msg=f"{name}: {reader}")
+
+
+def corner_from_seg(path):
+    """From the plain attributes of the one frame that a SEG of one voxel has."""
+    seg = pydicom.dcmread(path)
+    shared, (frame,) = seg.SharedFunctionalGroupsSequence[0], seg.PerFrameFunctionalGroupsSequence
+    along_row, down = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    rows_mm, columns_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")[: seg.Rows * seg.Columns]
+    ((row, column),) = np.argwhere(bits.reshape(seg.Rows, seg.Columns))
+    origin = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+    return (origin + column * columns_mm * along_row + row * rows_mm * down) * (-1, -1, 1)
+
+
+@pytest.mark.parametrize("name", ["upright", "flipped and tilted", "sagittal"])
+def test_the_dicom_segmentation_has_the_corner_there_too(tmp_path, name):
+    native, corner = GRIDS[name], (-1, 0, -1)
+    stored, marked = np.full(native.shape, -1000.0, np.float32), np.zeros(native.shape, np.uint8)
+    stored[corner], marked[corner] = 3000.0, 1
+    write_dicom_series(Volume.from_native(stored, native), tmp_path / "series")
+    volume = read_volume(tmp_path / "series", intensity="hu")
+    there = Mask((volume.hu > 2000).astype(np.uint8), volume.grid, INFILTRATE_LABEL)
+    seg, _ = write_dicom_results(tmp_path / "series", volume, (there,), tmp_path, measured={})
+    expected = native.world([n - 1 if c else 0 for n, c in zip(native.shape, corner, strict=True)])
+    np.testing.assert_allclose(corner_from_seg(seg), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize("native", GRIDS.values(), ids=GRIDS)

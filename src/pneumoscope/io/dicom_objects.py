@@ -229,7 +229,7 @@ def make_report(
     Args:
         source: the series.
         seg: what `make_segmentation` made.
-        measured: structure -> quantity in `QUANTITIES` -> value; structures without a segment are left out.
+        measured: structure -> quantity in `QUANTITIES` -> value; every segment has a group, with or without numbers.
         states: e.g. ``lung_incomplete``; written as qualitative evaluations of the first group.
         models, version: as in the SEG.
     """
@@ -244,9 +244,7 @@ def make_report(
     groups: list[Any] = []
     for item in seg.SegmentSequence:
         name = str(item.SegmentLabel)
-        values = measured.get(name, {})
-        if values:
-            groups.append(_group(source, seg, item, values, states if not groups else ()))
+        groups.append(_group(source, seg, item, measured.get(name, {}), states if not groups else ()))
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=device),
         procedure_reported=_code(("24627-2", "LN", "CT Chest")),
@@ -282,7 +280,7 @@ def _group(source: Source, seg: Any, segment: Any, values: Mapping[str, float], 
         finding_type=_code(structure.kind),
         finding_category=_code(structure.category),
         finding_sites=[sr.FindingSite(anatomic_location=_code(_LUNG), **side)],
-        measurements=[_measurement(quantity, value) for quantity, value in values.items()],
+        measurements=[_measurement(quantity, value) for quantity, value in values.items()] or None,
         qualitative_evaluations=[
             sr.QualitativeEvaluation(
                 name=_code(("state", "99PNEUMOSCOPE", "State of the result")),

@@ -23,7 +23,7 @@ PAGE_POLICY = (
 
 DOCUMENT_POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; "
-    "script-src 'unsafe-inline' 'wasm-unsafe-eval' blob: data:; style-src 'unsafe-inline'; img-src data: blob:; "
+    "script-src 'unsafe-inline' blob: data:; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src data: blob:; worker-src blob: data:; font-src data:; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
 )
