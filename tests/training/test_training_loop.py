@@ -13,7 +13,7 @@ from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.checkpoint import LAST, PREVIOUS, load_checkpoint
 from pneumoscope.training.data import ArraySource, Batch
-from pneumoscope.training.loop import TrainConfig, fit, plateaus
+from pneumoscope.training.loop import TrainConfig, cycle, fit, plateaus
 from pneumoscope.training.tasks import SegmentationTask
 
 CONFIG = TrainConfig(max_epochs=3, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32", seed=5)
@@ -137,7 +137,50 @@ def test_plateau_settings_count_for_a_resume_only_where_they_are_used(toy, tmp_p
         fit(net(), TASK, *toy, other, tmp_path / "plateau", resume=True)
 
 
-@pytest.mark.parametrize("bad", [{"plateau_epochs": 0}, {"plateau_factor": 1.0}, {"schedule": "steps"}])
+def test_plateaus_rest_and_ask_for_a_least_improvement():
+    """Keras: an epoch of rest after a drop, and what is hardly lower is not lower."""
+    assert plateaus([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2) == 3
+    assert plateaus([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2, rest=2) == 2
+    assert plateaus([1.0, 0.99, 0.98, 0.5], 2, least=0.1) == 1
+
+
+def test_the_plateau_may_be_of_the_training_loss_and_has_a_floor(toy, tmp_path):
+    config = dataclasses.replace(CONFIG, max_epochs=6, learning_rate=3.0, schedule="plateau", plateau_epochs=1)
+    config = dataclasses.replace(config, plateau_of="train_loss", monitor="train_loss", plateau_least=9.0)
+    config = dataclasses.replace(config, plateau_floor=0.5)
+    result = fit(net(), TASK, *toy, config, tmp_path)
+    losses = [row["train_loss"] for row in result.history]
+    rates = [row["learning_rate"] for row in result.history]
+    assert rates == [max(0.5, 3.0 * 0.1 ** plateaus(losses[:n], 1, 9.0)) for n in range(6)]
+    assert rates[-1] == 0.5, "the rate never dropped: the test shows nothing"
+    assert result.best_value == min(losses)
+
+
+def test_one_cycle_rises_over_a_quarter_and_ends_near_nothing():
+    rates = [cycle(n / 1000) for n in range(1000)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[250] == pytest.approx(1.0)
+    assert rates[-1] < 1e-4
+    assert np.all(np.diff(rates[:251]) > 0)
+    assert np.all(np.diff(rates[250:]) < 0)
+
+
+@pytest.mark.parametrize("kill_at", [4, 13])
+def test_cyclic_resumes_with_the_same_bits(toy, tmp_path, kill_at):
+    config = dataclasses.replace(CONFIG, schedule="cyclic", checkpoint_every_steps=1)
+    whole, parts, fresh = net(), net(), net(seed=99)
+    undisturbed = fit(whole, TASK, *toy, config, tmp_path / "a")
+    assert undisturbed.history[-1]["learning_rate"] < CONFIG.learning_rate / 10
+    with pytest.raises(Killed):
+        fit(parts, TASK, *toy, config, tmp_path / "b", progress=KillAt(kill_at))
+    fit(fresh, TASK, *toy, config, tmp_path / "b", resume=True)
+    assert same(weights(whole), weights(fresh))
+    assert (tmp_path / "a" / LAST).read_bytes() == (tmp_path / "b" / LAST).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"plateau_epochs": 0}, {"plateau_factor": 1.0}, {"schedule": "steps"}, {"plateau_of": "dice"}]
+)
 def test_plateau_refuses_nonsense(bad):
     with pytest.raises(InputError):
         dataclasses.replace(CONFIG, **bad)
@@ -263,7 +306,7 @@ def test_max_minutes_stops_after_an_epoch(toy, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("max_epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("optimiser", "sgd"), ("schedule", "step"),
-     ("monitor", "train_loss")],
+     ("monitor", "loss")],
 )  # fmt: skip
 def test_nonsense_settings_are_refused(field, value):
     with pytest.raises(InputError):

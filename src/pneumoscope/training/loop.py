@@ -28,6 +28,15 @@ from pneumoscope.training.data import Batch, BatchSource
 from pneumoscope.training.devices import make_fabric
 from pneumoscope.training.tasks import Task, train_mode
 
+SCHEDULES = ("constant", "cosine", "cyclic", "plateau")
+_PLATEAU = ("plateau_epochs", "plateau_factor", "plateau_of", "plateau_least", "plateau_rest", "plateau_floor")
+_SINCE = ("plateau_of", "plateau_least", "plateau_rest", "plateau_floor")
+"""Settings younger than the first checkpoints; at their defaults they are not part of a run's identity."""
+
+CYCLE_RISE, CYCLE_START, CYCLE_END = 0.25, 1 / 25, 1e-5
+"""One cycle as fastai's `fit_one_cycle` has it: share of the steps that rise, first and last rate as parts of the
+highest (https://docs.fast.ai/callback.schedule.html)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -39,12 +48,17 @@ class TrainConfig:
         learning_rate: of the first step; see `schedule`.
         optimiser: ``adam`` or ``adamw``.
         weight_decay: L2 weight (decoupled for adamw).
-        schedule: ``constant``; ``cosine`` down to 1 % over max_epochs; or ``plateau``: times `plateau_factor` whenever
-            the validation loss has not got lower for `plateau_epochs` epochs. All after `warmup_steps` of linear rise.
+        schedule: ``constant``; ``cosine`` down to 1 % over max_epochs; ``cyclic``: one cycle over max_epochs, see
+            `cycle`; or ``plateau``: times `plateau_factor` whenever the loss has not got lower for `plateau_epochs`
+            epochs. All after `warmup_steps` of linear rise.
         warmup_steps: steps of linear rise from 0.
-        plateau_epochs, plateau_factor: of the schedule ``plateau`` only.
+        plateau_epochs, plateau_factor: of the schedule ``plateau`` only, and so are the next four.
+        plateau_of: ``val_loss`` or ``train_loss``.
+        plateau_least: a loss is lower when it is so by more than this.
+        plateau_rest: epochs after a drop that do not count.
+        plateau_floor: the rate never drops below this.
         patience: epochs without a better validation value after which training stops; None never stops.
-        monitor: ``val_loss`` (smaller is better) or ``val_<score>`` of the task (larger is better).
+        monitor: ``val_loss`` or ``train_loss`` (smaller is better), or ``val_<score>`` of the task (larger is better).
         ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
         clip_norm: gradients are scaled down to this norm; 0 is none.
         frozen: names of modules whose weights and normalisation statistics stay as they are.
@@ -60,10 +74,14 @@ class TrainConfig:
     learning_rate: float = 1e-4
     optimiser: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    schedule: Literal["constant", "cosine", "cyclic", "plateau"] = "constant"
     warmup_steps: int = 0
     plateau_epochs: int = 5
     plateau_factor: float = 0.1
+    plateau_of: Literal["val_loss", "train_loss"] = "val_loss"
+    plateau_least: float = 0.0
+    plateau_rest: int = 0
+    plateau_floor: float = 0.0
     patience: int | None = None
     monitor: str = "val_loss"
     ema: float = 0.0
@@ -81,18 +99,25 @@ class TrainConfig:
                 "max_epochs and batch_size must be at least 1 and learning_rate positive, got "
                 f"{self.max_epochs}, {self.batch_size}, {self.learning_rate}"
             )
-        if self.optimiser not in ("adam", "adamw") or self.schedule not in ("constant", "cosine", "plateau"):
+        if self.optimiser not in ("adam", "adamw") or self.schedule not in SCHEDULES:
             raise InputError(
                 f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}; "
-                "known are adam, adamw and constant, cosine, plateau"
+                f"known are adam, adamw and {', '.join(SCHEDULES)}"
             )
         if self.plateau_epochs < 1 or not 0 < self.plateau_factor < 1:
             raise InputError(
                 "plateau_epochs must be at least 1 and plateau_factor between 0 and 1, got "
                 f"{self.plateau_epochs}, {self.plateau_factor}"
             )
-        if not self.monitor.startswith("val_"):
-            raise InputError(f"monitor must be a validation value such as val_loss, got {self.monitor!r}")
+        if self.plateau_of not in ("val_loss", "train_loss") or min(self.plateau_least, self.plateau_rest) < 0:
+            raise InputError(
+                "plateau_of is val_loss or train_loss, plateau_least and plateau_rest are at least 0, got "
+                f"{self.plateau_of!r}, {self.plateau_least}, {self.plateau_rest}"
+            )
+        if not self.monitor.startswith("val_") and self.monitor != "train_loss":
+            raise InputError(
+                f"monitor must be a validation value such as val_loss, or train_loss, got {self.monitor!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,20 +201,40 @@ def fit(
     )
 
 
-def plateaus(losses: Sequence[float], epochs: int) -> int:
-    """How often a list of validation losses has stood still: `epochs` in a row that are not below the best before.
+def plateaus(losses: Sequence[float], epochs: int, least: float = 0.0, rest: int = 0) -> int:
+    """How often a list of losses has stood still: `epochs` in a row that are not below the best before.
 
-    After each plateau the count begins anew, as in Keras' ReduceLROnPlateau (without its minimal improvement).
+    After each plateau the count begins anew, as in Keras' ReduceLROnPlateau.
+
+    Args:
+        losses: one per epoch, from the first.
+        epochs: how long is standing still.
+        least: below means by more than this (Keras' min_delta).
+        rest: epochs after a plateau that do not count (Keras' cooldown).
     """
-    best, waited, found = math.inf, 0, 0
+    best, waited, resting, found = math.inf, 0, 0, 0
     for loss in losses:
-        if loss < best:
+        if resting:
+            resting, waited = resting - 1, 0
+        if loss < best - least:
             best, waited = loss, 0
-            continue
-        waited += 1
-        if waited >= epochs:
-            found, waited = found + 1, 0
+        elif not resting:
+            waited += 1
+            if waited >= epochs:
+                found, waited, resting = found + 1, 0, rest
     return found
+
+
+def cycle(share: float) -> float:
+    """Part of the highest rate at a share of a training in [0, 1): a cosine up over a quarter, a cosine down after.
+
+    One cycle after Smith 2017 as fastai runs it; the momentum, which fastai moves the other way, stays.
+    """
+    if share < CYCLE_RISE:
+        begin, end, share = CYCLE_START, 1.0, share / CYCLE_RISE
+    else:
+        begin, end, share = 1.0, CYCLE_END, (share - CYCLE_RISE) / (1 - CYCLE_RISE)
+    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 class _Run:
@@ -201,7 +246,8 @@ class _Run:
         self.model, self.task, self.train, self.val = model, task, train, val
         self.config, self.folder, self.state = config, folder, _State()
         self.fabric: Fabric = make_fabric(config.device, config.precision)
-        model.to(self.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        flat = not any(isinstance(part, nn.Conv3d) for part in model.modules())
+        model.to(self.fabric.device, memory_format=torch.channels_last if flat else torch.preserve_format)  # type: ignore[call-overload]
         self.frozen = frozenset(config.frozen)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not any(name.startswith(f + ".") for f in self.frozen))
@@ -269,9 +315,12 @@ class _Run:
         if config.schedule == "constant":
             return config.learning_rate * rise
         if config.schedule == "plateau":  # a function of the history, so a resumed run needs no more than that
-            drops = plateaus([row["val_loss"] for row in self.state.history], config.plateau_epochs)
-            return config.learning_rate * rise * config.plateau_factor**drops
+            losses = [row[config.plateau_of] for row in self.state.history]
+            drops = plateaus(losses, config.plateau_epochs, config.plateau_least, config.plateau_rest)
+            return max(config.learning_rate * config.plateau_factor**drops, config.plateau_floor) * rise
         share = done / max(1, config.max_epochs * self.steps)
+        if config.schedule == "cyclic":
+            return config.learning_rate * rise * cycle(share)
         return config.learning_rate * rise * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2)
 
     def close_epoch(self) -> None:
@@ -281,10 +330,10 @@ class _Run:
         row = {"epoch": state.epoch + 1, "learning_rate": self._learning_rate()}
         row |= {"train_loss": state.loss_sum / state.seen, **scores}
         state.history.append(row)
-        value = scores.get(self.config.monitor)
+        value = row.get(self.config.monitor)
         if value is None:
             raise InputError(f"monitor {self.config.monitor!r} is not measured; known are {', '.join(scores)}")
-        down = self.config.monitor == "val_loss"
+        down = self.config.monitor.endswith("_loss")
         if not self.best or (value < state.best_value if down else value > state.best_value):
             state.best_epoch, state.best_value = state.epoch + 1, value
             source = self.average if self.average is not None else self.model
@@ -323,7 +372,9 @@ class _Run:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: settings (but time limits) and data."""
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.config).items()}
-        unused = () if self.config.schedule == "plateau" else ("plateau_epochs", "plateau_factor")
+        default = TrainConfig()
+        same = tuple(name for name in _SINCE if getattr(self.config, name) == getattr(default, name))
+        unused = same if self.config.schedule == "plateau" else _PLATEAU
         for free in ("max_minutes", "device", "checkpoint_every_steps", *unused):
             settings.pop(free)
         return {**settings, "train": self.train.fingerprint(), "val": self.val.fingerprint(), "task": repr(self.task)}
@@ -375,5 +426,6 @@ class _Run:
             write_text(self.folder / "history.csv", "\n".join(lines) + "\n")
 
     def _to_device(self, batch: Batch) -> Batch:
-        x = batch.x.to(self.fabric.device, memory_format=torch.channels_last)
+        layout = torch.channels_last if batch.x.ndim == 4 else torch.preserve_format
+        x = batch.x.to(self.fabric.device, memory_format=layout)
         return Batch(x, batch.y.to(self.fabric.device), batch.names)
