@@ -152,6 +152,24 @@ def test_a_resumed_trainer_takes_everything_from_the_folder(made):
     assert not [what for what in seen if " epoch " in what]
 
 
+@pytest.mark.parametrize("strategy", ["rehearsal", "lwf", "ewc"])
+def test_a_stage_that_fails_in_the_middle_goes_on_to_the_same_weights(made, tmp_path, strategy):
+    trainer, _ = made
+    name = f"Tr1_R_2-{strategy}"
+
+    def fail(what, done, total, note=""):
+        if what == f"{name} epoch 1" and done == 2:
+            raise RuntimeError("the disk is full")
+
+    broken = Trainer(trainer.experiment, trainer.sets, tmp_path, device="cpu", progress=fail)
+    broken.make("Tr1")
+    with pytest.raises(RuntimeError, match="disk"):
+        broken.make(name)
+    again = Trainer(trainer.experiment, trainer.sets, tmp_path, device="cpu", resume=True)
+    assert not again.make("Tr1").trained_now
+    assert again.make(name).sha256 == trainer.models[name].sha256
+
+
 def test_a_damaged_expert_is_made_again(made, tmp_path):
     trainer, _ = made
     own = trainer.folder / "stages" / "Tr1_R_2-adabn"

@@ -158,8 +158,6 @@ class Trainer:
         return replace(read_kept(own), site_known=strategy.site_known, trained_now=trained.trained_now)
 
     def _averaged(self, stage: Stage, trained: TrainedModel) -> tuple[UNet, str]:
-        from copy import deepcopy
-
         from pneumoscope.training.strategies.averaging import best_mix
 
         alone = "selector" in self.experiment.strategy_of(stage.name)  # earlier sets keep networks of their own
@@ -167,7 +165,7 @@ class Trainer:
         most = self.experiment.strategy.validation_slices
         parts = [self.slices(n, "val", most) for n in numbers]
         start = self._start(stage)
-        network = deepcopy(trained.model)
+        network = copy_of(trained.model)
         share, tried = best_mix(
             network,
             start.model.state_dict(),
@@ -207,14 +205,12 @@ class Trainer:
         return {number: f"set-{number}" for number in (stage.site, *self.earlier(stage))}
 
     def _adapted(self, trained: TrainedModel, number: int) -> UNet:
-        from copy import deepcopy
-
         import torch
 
         from pneumoscope.training.data import ArraySource
         from pneumoscope.training.strategies.normalisation import has_statistics, take_statistics
 
-        network = deepcopy(trained.model).cpu()
+        network = copy_of(trained.model)
         if not has_statistics(network):
             raise InputError(
                 "strategy adabn re-estimates batch statistics, and this network has none (network.norm="
@@ -276,19 +272,17 @@ def penalties_of(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> Calla
     """Makes the extra terms of the loss once the network is there; what they need is computed only then."""
 
     def make(model: UNet) -> tuple[Penalty, ...]:
-        from copy import deepcopy
-
         from pneumoscope.training.data import ArraySource
         from pneumoscope.training.strategies import penalties
 
         strategy = trainer.experiment.strategy
         terms: list[Penalty] = []
         if "lwf" in parts:
-            teacher = deepcopy(trainer.models[stage.start or ""].model)
+            teacher = copy_of(trainer.models[stage.start or ""].model)
             terms.append(penalties.Distillation(teacher, strategy.lwf_weight, strategy.lwf_temperature))
         if "ewc" in parts:
             for before in trainer.experiment.lineage(stage.name)[:-1]:
-                learnt = deepcopy(trainer.models[before.name].model).cpu()
+                learnt = copy_of(trainer.models[before.name].model)
                 source = ArraySource(*trainer.slices(before.site, "train", strategy.ewc_slices))
                 fisher = penalties.fisher_diagonal(learnt, source, np.arange(len(source)))
                 anchor = {name: p.detach().clone() for name, p in learnt.named_parameters()}
@@ -296,6 +290,19 @@ def penalties_of(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> Calla
         return tuple(terms)
 
     return make
+
+
+def copy_of(model: UNet) -> UNet:
+    """A copy on the CPU whose weights lie in memory alike, wherever the network comes from.
+
+    Fresh from a training they lie otherwise than read from a file, and sums then differ in their last bits: an epoch of
+    consolidation with a heavy weight makes other weights of that, and a resumed study would not be the same.
+    """
+    from copy import deepcopy
+
+    import torch
+
+    return deepcopy(model).cpu().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def joined(parts: list[Slices]) -> Slices:
