@@ -79,7 +79,8 @@ def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -
     """Wall time of an optimiser step on this machine, the fastest of a few."""
     import torch
 
-    from pneumoscope.study.stages import StageJob, make_augment, new_model
+    from pneumoscope.study.sources import make_augment
+    from pneumoscope.study.stages import StageJob, new_model
     from pneumoscope.training.data import ArraySource
     from pneumoscope.training.devices import make_fabric
     from pneumoscope.training.losses import make_loss

@@ -24,11 +24,10 @@ from pneumoscope.experiments.schema import Budget, Experiment
 from pneumoscope.io.files import write_json
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.folder import fingerprint
+from pneumoscope.study.sources import sources_of
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
-    from pneumoscope.training.augment import SliceAugment
-    from pneumoscope.training.data import BatchSource
     from pneumoscope.training.strategies.penalties import Penalty
     from pneumoscope.training.strategies.selector import Selector
     from pneumoscope.training.tasks import Task
@@ -39,18 +38,6 @@ DONE_FILE, BEGUN_FILE = "done.json", "begun.json"
 
 Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 """Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
-
-STRONG: Mapping[str, Any] = {
-    "rotate_deg": 20.0,
-    "scale": (0.7, 1.6),
-    "shift": 0.12,
-    "gamma": (0.5, 2.0),
-    "contrast": (0.5, 1.6),
-    "brightness": 0.15,
-    "noise": 0.06,
-    "blur": 0.3,
-}
-"""What `training.augment=strong` asks of `training.augment.SliceAugment`: other sizes and other looks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,34 +191,6 @@ def train_stage(
     config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
     result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
     return known.setdefault(identity, _save(experiment, job, model, result, loaded, own, identity, len(train[0])))
-
-
-def sources_of(experiment: Experiment, job: StageJob, train: Slices, val: Slices) -> tuple[BatchSource, BatchSource]:
-    """What the loop draws training and validation batches from."""
-    from pneumoscope.training.data import ArraySource
-    from pneumoscope.training.mixture import MixedSource
-    from pneumoscope.training.strategies.rehearsal import equal_shares
-
-    augment = make_augment(experiment, job)
-    parts = [ArraySource(*part, augment) for part in (train, *job.guard.earlier)]
-    length = job.budget.epoch_slices or len(parts[0])
-    if len(parts) == 1 and job.budget.epoch_slices is None:
-        return parts[0], ArraySource(*val)
-    shares = equal_shares(len(parts) - 1, job.guard.earlier_share)
-    return MixedSource(parts, shares, max(length, len(parts))), ArraySource(*val)
-
-
-def make_augment(experiment: Experiment, job: StageJob) -> SliceAugment | None:
-    """How training slices are varied; None when they are shown as they are."""
-    from pneumoscope.training.augment import SliceAugment
-
-    training = experiment.training
-    if training.augment == "none":
-        return None
-    grey = len(experiment.preprocessing.windows_hu)
-    values = dict(STRONG) if training.augment == "strong" else {}
-    hides = (grey, training.hide_lung) if job.in_channels > grey and training.hide_lung else None
-    return SliceAugment(**values, image_channels=grey, drop_channel=hides)
 
 
 def new_model(experiment: Experiment, job: StageJob) -> UNet:
