@@ -276,7 +276,12 @@ def _group(source: Source, seg: Any, segment: Any, values: Mapping[str, float], 
     side = {} if structure.side is None else {"laterality": _code(structure.side)}
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=source.uid("tracking", name), identifier=f"{MAKER} {name}"),
-        referenced_segment=sr.ReferencedSegment.from_segmentation(seg, segment_number=int(segment.SegmentNumber)),
+        referenced_segment=sr.ReferencedSegment(
+            sop_class_uid=seg.SOPClassUID,
+            sop_instance_uid=seg.SOPInstanceUID,
+            segment_number=int(segment.SegmentNumber),
+            source_series=sr.SourceSeriesForSegmentation(source.headers[0].SeriesInstanceUID),
+        ),
         finding_type=_code(structure.kind),
         finding_category=_code(structure.category),
         finding_sites=[sr.FindingSite(anatomic_location=_code(_LUNG), **side)],
