@@ -11,10 +11,12 @@ from pneumoscope.progress import Progress, silent
 if TYPE_CHECKING:
     from pneumoscope.cases.followup import Comparison
     from pneumoscope.experiments.schema import Experiment
+    from pneumoscope.experiments.xray_schema import XrayExperiment
     from pneumoscope.inference.segment import Segmentation
     from pneumoscope.metrics.folders import Evaluation
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.run import StudyResult
+    from pneumoscope.study.xray_run import XrayResult
     from pneumoscope.volume import Mask, Volume
 
 
@@ -139,31 +141,35 @@ def evaluate(
 
 
 def run_study(
-    recipe: str | Experiment,
+    recipe: str | Experiment | XrayExperiment,
     *,
     out: str | Path,
     data: Mapping[str, str | Path] | None = None,
     settings: Sequence[str] = (),
     **options: Any,
-) -> StudyResult:
+) -> StudyResult | XrayResult:
     """Run a recipe: train the stages, score each on every test set, report.
 
     Args:
         recipe: a name of `pneumoscope study list`, or an experiment.
         out: the study folder to write.
-        data: data set name -> its folder; synthetic sites stand in when empty.
+        data: data set name -> its folder; synthetic sites stand in when empty (CT only).
         settings: changes as ``key=value``, as for ``--set``.
-        options: passed on to `pneumoscope.study.run.run_study`: resume, overwrite, device, precision, progress.
+        options: passed on to `pneumoscope.study.run.run_study` (radiographs: `study.xray_run.run_xray_study`): resume,
+            overwrite, device, precision, progress.
 
     Raises:
         InputError: no such recipe or key, a value out of bounds, or a folder that is not the data set.
     """
     from pneumoscope.experiments.access import with_overrides
-    from pneumoscope.experiments.registry import build_recipe
-    from pneumoscope.study import run
+    from pneumoscope.experiments.registry import build_any
+    from pneumoscope.experiments.xray_schema import XrayExperiment
+    from pneumoscope.study import run, xray_run
 
-    experiment = build_recipe(recipe) if isinstance(recipe, str) else recipe
+    experiment = build_any(recipe) if isinstance(recipe, str) else recipe
     roots = {name: Path(root) for name, root in (data or {}).items()}
+    if isinstance(experiment, XrayExperiment):
+        return xray_run.run_xray_study(with_overrides(experiment, settings), Path(out), data=roots, **options)
     return run.run_study(with_overrides(experiment, settings), Path(out), data=roots, **options)
 
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from pneumoscope.experiments.registry import RECIPES
+from pneumoscope.experiments.registry import ALL_RECIPES
 
 
 def test_list(cli):
-    assert [row["name"] for row in cli("study", "list", "--json").json] == list(RECIPES)
+    assert [row["name"] for row in cli("study", "list", "--json").json] == list(ALL_RECIPES)
     assert "maganaris-2022b" in cli("study", "list").out
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_show_gives_every_value_a_source(cli, recipe):
     shown = cli("study", "show", recipe, "--json").json
     assert shown["recipe"] == recipe

@@ -10,8 +10,9 @@ import typer
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
 from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
 from pneumoscope.experiments.access import describe, with_overrides
-from pneumoscope.experiments.registry import RECIPES, build_recipe
+from pneumoscope.experiments.registry import ALL_RECIPES, build_any
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 @common_options()
 def list_recipes(common: Common) -> None:
     """List the recipes."""
-    rows = [{"name": recipe.name, "summary": recipe.summary} for recipe in RECIPES.values()]
+    rows = [{"name": recipe.name, "summary": recipe.summary} for recipe in ALL_RECIPES.values()]
     if common.json:
         say_json(rows)
     else:
@@ -55,9 +56,9 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
     experiment = _experiment(recipe, settings, common)
     rows, about = describe(experiment), {"citation": experiment.citation, "notes": list(experiment.notes)}
     if common.json:
-        say_json({"recipe": recipe, "summary": RECIPES[recipe].summary, **about, "values": rows})
+        say_json({"recipe": recipe, "summary": ALL_RECIPES[recipe].summary, **about, "values": rows})
     else:
-        say(f"{recipe}: {RECIPES[recipe].summary}")
+        say(f"{recipe}: {ALL_RECIPES[recipe].summary}")
         say(experiment.citation)
         say_table(
             ("key", "value", "unit", "source"), [(r["key"], _shown(r["value"]), r["unit"], r["source"]) for r in rows]
@@ -82,6 +83,10 @@ def run(
         ),
     ] = None,
     settings: Settings = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="Trainings of a study of radiographs, each with its own draw and split."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     jobs: Annotated[
         int,
@@ -107,6 +112,14 @@ def run(
     """
     experiment = _experiment(recipe, settings, common)
     roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
+    if isinstance(experiment, XrayExperiment):
+        from pneumoscope.cli.study_xray import run_xray
+
+        ct_only = {"--jobs": jobs > 1, "--accept-if-forgetting-below": accept_if_forgetting_below is not None}
+        run_xray(experiment, out, roots, common, seeds=seeds, resume=resume, ct_only=ct_only)
+        return
+    if seeds is not None:
+        raise typer.BadParameter("is for studies of radiographs; repeat this one with --seed N", param_hint="--seeds")
     from pneumoscope.study.run import run_study
 
     with progress_for(common) as bars:
@@ -136,8 +149,9 @@ def report(
 ) -> None:
     """Render a study's report again from what is on disk."""
     from pneumoscope.study.report import write_report
+    from pneumoscope.study.xray_report import is_xray_study, write_xray_report
 
-    page = write_report(folder)
+    page = write_xray_report(folder) if is_xray_study(folder) else write_report(folder)
     if common.json:
         say_json({"report": page})
     else:
@@ -185,15 +199,15 @@ def print_study(result: StudyResult, common: Common) -> None:
     say(f"report: {result.report}")
 
 
-def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment:
+def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment | XrayExperiment:
     """The recipe with `--seed` in every seed and `--precision` in the training, then `--set` on top."""
-    experiment = build_recipe(recipe)
+    experiment = build_any(recipe)
     seeds = [] if common.seed is None else [f"{key}={common.seed}" for key in _seed_keys(experiment)]
     precision = [] if common.precision == "auto" else [f"training.precision={common.precision}"]
     return with_overrides(experiment, [*seeds, *precision, *(settings or [])])
 
 
-def _seed_keys(experiment: Experiment) -> list[str]:
+def _seed_keys(experiment: Experiment | XrayExperiment) -> list[str]:
     return [row["key"] for row in describe(experiment) if row["key"].rsplit(".", 1)[-1].endswith("seed")]
 
 

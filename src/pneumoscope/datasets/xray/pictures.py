@@ -173,7 +173,7 @@ def build_pictures(
     if not cases:
         raise InputError("there is no picture to read; check the data sets and the draw")
     folder = Path(folder)
-    digest = _digest(cases, recipe)
+    digest = pictures_digest(cases, recipe)
     path, facts = folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"
     shape = (len(cases), recipe.side, recipe.side)
     found = _mapped(path, shape) if facts.is_file() else None
@@ -201,7 +201,12 @@ def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 
 
-def _digest(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
+def pictures_digest(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
+    """Hex digest of a recipe and of name, size and date of each picture's file; nothing is read.
+
+    Raises:
+        ReadError: a file is gone.
+    """
     sums = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for case in cases:
         try:

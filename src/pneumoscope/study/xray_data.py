@@ -1,0 +1,263 @@
+"""The pictures of an X-ray study: read, copies found, drawn, split, made square; all kept in the study folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
+from pneumoscope.datasets.xray.draw import draw, split, torn_groups
+from pneumoscope.datasets.xray.duplicates import Pair, Prints, find_pairs, patient_groups, take_prints
+from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.io.files import atomic_path, sha256
+from pneumoscope.progress import Progress, silent
+
+RESNET = "resnet50"
+"""Name under which a file of published weights is given beside the data sets."""
+
+PRINTS_FILE = "prints.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Every picture that can take part.
+
+    Attributes:
+        cases: readable pictures of all sets.
+        groups: of each, see `datasets.xray.draw`.
+        pairs: pictures that are one.
+        unreadable: name and reason of those left out.
+    """
+
+    cases: tuple[XrayCase, ...]
+    groups: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def sources(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+        """Source of each row."""
+        return np.array([self.cases[int(i)].source or self.cases[int(i)].dataset for i in rows], dtype=np.str_)
+
+    def group_of(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+        """Group of each row."""
+        return np.array([self.groups[int(i)] for i in rows], dtype=np.str_)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitSet:
+    """A data set of the study: drawn and split.
+
+    Attributes:
+        name: ``Dataset_0``, ``Dataset_1`` or ``adults``.
+        rows: places in the pool (n,).
+        labels: class numbers (n,).
+        parts: ``train``, ``val`` or ``test`` (n,).
+        classes: names of the classes.
+        notes: what was asked for and was not there.
+        torn: groups with pictures in several parts: none in a split by group.
+    """
+
+    name: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    parts: NDArray[np.str_]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    torn: tuple[str, ...]
+
+    def part(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and labels of one part."""
+        here = self.parts == name
+        return self.rows[here], self.labels[here]
+
+
+def check_roots(experiment: XrayExperiment, data: Mapping[str, str | Path]) -> tuple[dict[str, Path], Path | None]:
+    """Folders by set name, and the file of ResNet-50's weights where one is given.
+
+    Raises:
+        InputError: a name that the study does not use, or a set that it cannot do without.
+    """
+    wanted = experiment.data
+    known = list(dict.fromkeys([wanted.children, *wanted.covid, wanted.adults]))
+    strangers = [name for name in data if name not in (*known, RESNET)]
+    if strangers:
+        raise InputError(
+            f"--data {strangers[0]}: {experiment.recipe} reads {', '.join(known)}, and {RESNET}=FILE for Model_3"
+        )
+    if wanted.children not in data or not any(name in data for name in wanted.covid):
+        raise InputError(
+            f"{experiment.recipe} needs --data {wanted.children}=ROOT and at least one of "
+            + ", ".join(f"--data {name}=ROOT" for name in wanted.covid)
+        )
+    file = Path(data[RESNET]) if RESNET in data else None
+    if file is not None and not file.is_file():
+        raise InputError(f"no such file; --data {RESNET}= takes a .pth or .safetensors file", path=file)
+    return {name: Path(root) for name, root in data.items() if name != RESNET}, file
+
+
+def read_pool(experiment: XrayExperiment, roots: Mapping[str, Path], folder: Path, progress: Progress = silent) -> Pool:
+    """Read the lists of all sets, look at every picture once, and find those that are one.
+
+    Raises:
+        DatasetError: a folder that is not its data set.
+    """
+    cases = [case for name in sorted(roots) for case in read_radiographs(name, roots[name])]
+    prints = _prints(cases, folder / "data" / PRINTS_FILE, progress)
+    kept = [i for i in range(len(cases)) if i not in prints.unreadable]
+    if not kept:
+        raise DatasetError("not one picture of the data sets can be read")
+    place = {old: new for new, old in enumerate(kept)}
+    readable = [cases[i] for i in kept]
+    pairs = [
+        Pair(place[p.a], place[p.b], p.likeness, p.equal)
+        for p in find_pairs(prints, experiment.split.likeness)
+        if p.a in place and p.b in place
+    ]
+    unreadable = tuple((f"{cases[i].dataset}/{cases[i].case}", why) for i, why in sorted(prints.unreadable.items()))
+    return Pool(tuple(readable), tuple(patient_groups(readable, pairs)), tuple(pairs), unreadable)
+
+
+def _prints(cases: Sequence[XrayCase], path: Path, progress: Progress) -> Prints:
+    """Prints from the study folder when the same files gave them, else taken and kept."""
+    listed = [f"{c.dataset}/{c.case}|{_stamp(c.path)}" for c in cases]
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            if held["listed"].tolist() == listed:
+                unreadable = {int(k): v for k, v in json.loads(str(held["unreadable"])).items()}
+                return Prints(tuple(held["digests"].tolist()), held["small"], unreadable)
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    prints = take_prints(cases, lambda done, total: progress("looking for copies", done, total))
+    with atomic_path(path) as temporary:
+        np.savez(
+            temporary,
+            listed=np.array(listed),
+            digests=np.array(prints.digests),
+            small=prints.small,
+            unreadable=np.array(json.dumps(prints.unreadable)),
+        )
+    return prints
+
+
+def _stamp(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return "absent"
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def dataset_1(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet:
+    """Children without COVID-19 and adults with it: section 3.2 of the paper."""
+    data, positive = experiment.data, experiment.data.classes_1[-1]
+    own = [
+        i
+        for i, case in enumerate(pool.cases)
+        if (case.dataset == data.children and case.label != positive)
+        or (case.dataset in data.covid and case.label == positive)
+    ]
+    return _make(experiment, pool, "Dataset_1", own, data.classes_1, data.per_class_1, repeat)
+
+
+def dataset_0(experiment: XrayExperiment, pool: Pool, repeat: int, later: SplitSet) -> SplitSet:
+    """Children with their three classes, without patients whom `later` tests or validates on (``data.apart``)."""
+    data = experiment.data
+    kept_out = set(pool.group_of(later.rows[later.parts != "train"])) if data.apart else set()
+    own = [i for i, c in enumerate(pool.cases) if c.dataset == data.children and pool.groups[i] not in kept_out]
+    counts = data.per_class_0 or (None,) * len(data.classes_0)
+    return _make(experiment, pool, "Dataset_0", own, data.classes_0, counts, repeat)
+
+
+def adults(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet | None:
+    """The control set: healthy adults, split so that a remedy may learn from some and be tested on others."""
+    own = [i for i, case in enumerate(pool.cases) if case.dataset == experiment.data.adults and case.label == "normal"]
+    if len({pool.groups[i] for i in own}) < 3:
+        return None
+    share = 1 - experiment.honest.adults_train
+    return _make(experiment, pool, "adults", own, ("normal",), (None,), repeat, by="group", test_share=share)
+
+
+def _make(
+    experiment: XrayExperiment,
+    pool: Pool,
+    name: str,
+    own: Sequence[int],
+    classes: Sequence[str],
+    counts: Sequence[int | None],
+    repeat: int,
+    *,
+    by: str | None = None,
+    test_share: float | None = None,
+) -> SplitSet:
+    settings, seed = experiment.split, experiment.split.seed + repeat
+    chosen = [pool.cases[i] for i in own]
+    shortage = cast(Literal["all", "error"], experiment.data.shortage)
+    drawn = draw(chosen, classes, counts, seed, shortage=shortage)
+    parts = split(
+        drawn,
+        chosen,
+        [pool.groups[i] for i in own],
+        by=cast(Literal["group", "image"], by or settings.by),
+        test_share=settings.test_share if test_share is None else test_share,
+        validation_share=settings.validation_share,
+        seed=seed,
+    )
+    rows = np.asarray(own, np.int64)[drawn.rows]
+    torn = tuple(torn_groups(parts.tolist(), pool.group_of(rows).tolist()))
+    return SplitSet(name, rows, drawn.labels, parts, drawn.classes, drawn.notes, torn)
+
+
+@dataclass(eq=False)
+class Supply:
+    """Squares of the pool's pictures, made when they are first asked for.
+
+    Attributes:
+        pool: the pictures.
+        folder: where the arrays are kept.
+        few: the rows that recipes other than the plain one are made of; the plain one is made of all.
+        plain: the recipe of the paper's networks.
+    """
+
+    pool: Pool
+    folder: Path
+    few: NDArray[np.int64]
+    plain: PictureRecipe
+    progress: Progress = silent
+    _made: dict[PictureRecipe, tuple[PictureSet, NDArray[np.int64]]] = field(default_factory=dict)
+
+    def get(self, recipe: PictureRecipe, rows: NDArray[np.int64]) -> tuple[PictureSet, NDArray[np.int64]]:
+        """The squares of a recipe, and where in them the pool's `rows` lie."""
+        if recipe not in self._made:
+            held = np.arange(len(self.pool.cases)) if recipe == self.plain else self.few
+            made = build_pictures([self.pool.cases[int(i)] for i in held], recipe, self.folder, progress=self.progress)
+            place = np.full(len(self.pool.cases), -1, np.int64)
+            place[held] = np.arange(len(held))
+            self._made[recipe] = made, place
+        made, place = self._made[recipe]
+        where = place[rows]
+        assert (where >= 0).all(), "a picture was asked for that the study does not use"
+        return made, where
+
+
+def licences(pool: Pool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Data sets of some rows with licence, citation and number of pictures, for model cards."""
+    found: dict[tuple[str, str, str], int] = {}
+    for i in rows:
+        case = pool.cases[int(i)]
+        key = case.dataset, case.licence, case.citation
+        found[key] = found.get(key, 0) + 1
+    names = ("dataset", "licence", "citation")
+    return [{**dict(zip(names, key, strict=True)), "pictures": n} for key, n in sorted(found.items())]
+
+
+def file_digest(path: Path | None) -> str:
+    """SHA-256 of a file, or an empty string without one."""
+    return sha256(path) if path is not None else ""

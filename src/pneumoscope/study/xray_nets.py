@@ -1,0 +1,379 @@
+"""The networks of an X-ray study: built, carried, trained in the paper's steps, saved, and asked about every test.
+
+Folder `stages/<stage>_seed<n>/`: `history.csv`, `last.ckpt` of the last step (`head/` holds those of the dense layer
+alone), `model.safetensors`, `card.json`, `predictions.csv`, `done.json`. The marker holds a fingerprint of settings,
+pictures and starting weights; a resumed study takes a marked stage as it is and goes on with any other.
+
+With the body frozen its features never change, so the dense layer is trained on features computed once: the same
+optimisation, without computing them in every epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.xray.pictures import pictures_digest
+from pneumoscope.experiments.access import to_json
+from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.io.files import write_json, write_text
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.folder import fingerprint
+from pneumoscope.study.xray_arms import Arm
+from pneumoscope.study.xray_data import Supply, licences
+from pneumoscope.study.xray_trial import Lesson, Trial, table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.training.classification import PictureSource
+    from pneumoscope.training.loop import FitResult, TrainConfig
+
+CNN, RESNET = "Model_1", "Model_3"
+DONE_FILE, PREDICTIONS, TIMING = "done.json", "predictions.csv", "timing.json"
+_ASK = 32
+"""Pictures asked about at a time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be trained.
+
+    Attributes:
+        model: ``Model_0`` to ``Model_3``; the remedies train the network of Model_1.
+        arm: what it is shown, and who teaches.
+        without: a source left out; "" for none.
+        start: folder of the stage whose body it begins with, or None.
+        weights: file of published weights, or None.
+    """
+
+    model: str
+    arm: Arm
+    without: str = ""
+    start: Path | None = None
+    weights: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the stage, without the seed."""
+        tail = "" if self.arm.name == "as paper" else f"_{self.arm.name}"
+        return f"{self.model}{tail}{f'_without_{self.without}' if self.without else ''}"
+
+    @property
+    def two_steps(self) -> bool:
+        """Whether the dense layer is trained alone first."""
+        return self.start is not None or self.weights is not None
+
+
+def stage_folder(folder: Path, job: Job, trial: Trial) -> Path:
+    """Where a job's stage lies."""
+    return folder / "stages" / f"{job.name}_seed{trial.repeat}"
+
+
+def train_job(
+    job: Job,
+    trial: Trial,
+    supply: Supply,
+    folder: Path,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """Train a network, or take it from the folder, and give what it says about every test.
+
+    Raises:
+        RunError: the training failed; it can be resumed.
+        ModelError: the file of published weights does not hold ResNet-50.
+    """
+    here = stage_folder(folder, job, trial)
+    lesson, classes = _lesson(job, trial)
+    sources = [_source(supply, job, trial, *rows) for rows in _parts(lesson)]
+    mark = _fingerprint(job, trial, [s.fingerprint() for s in sources])
+    if _is_done(here, mark):
+        return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
+    here.mkdir(parents=True, exist_ok=True)
+    model, origin = _build(job, trial, len(classes))
+    results = _fit(job, trial, model, sources, classes, here, device, progress)
+    _save(job, trial, model, origin, results, lesson, classes, here)
+    tests = trial.tests(job.without)
+    if job.model == "Model_0" and trial.zero is not None:
+        tests = {trial.zero.name: trial.zero.part("test")}
+    said = {name: ask(model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()}
+    found = table(trial, job.model, job.arm.name, job.without, said, classes)
+    write_text(here / PREDICTIONS, found.to_csv(index=False, lineterminator="\n"))
+    made, where = supply.get(job.arm.recipe, lesson.val)
+    write_json(here / TIMING, time_pictures(model, made, where, trial.experiment.scoring.timed_pictures, device=device))
+    write_json(here / DONE_FILE, {"fingerprint": mark})
+    return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
+
+
+def _lesson(job: Job, trial: Trial) -> tuple[Lesson, tuple[str, ...]]:
+    if job.model == "Model_0":
+        assert trial.zero is not None
+        return Lesson(*trial.zero.part("train"), *trial.zero.part("val")), trial.zero.classes
+    return trial.lesson(job.arm, job.without), trial.one.classes
+
+
+def _parts(lesson: Lesson) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+    return (lesson.train, lesson.train_labels), (lesson.val, lesson.val_labels)
+
+
+def _source(
+    supply: Supply, job: Job, trial: Trial, rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> PictureSource:
+    from pneumoscope.training.classification import PictureSource
+
+    made, where = supply.get(job.arm.recipe, rows)
+    cases = [trial.pool.cases[int(i)] for i in rows]
+    # of these pictures alone: the file they lie in may grow when a study is gone on with for more seeds
+    content = pictures_digest(cases, job.arm.recipe)
+    return PictureSource(made.pixels, where, labels, [f"{c.dataset}/{c.case}" for c in cases], content)
+
+
+def _fingerprint(job: Job, trial: Trial, sources: list[str]) -> str:
+    """Of everything that shapes the weights, and of what is asked."""
+    settings = to_json(trial.experiment)
+    start = job.start / "model.safetensors" if job.start else job.weights
+    shaped = {name: settings[name] for name in ("training", "network", "pictures", "split", "data", "scoring")}
+    shaped["training"] = {k: v for k, v in shaped["training"].items() if k not in ("repeats", "sources", "stages")}
+    begun = hashlib.sha256(start.read_bytes()).hexdigest() if start else ""
+    asked = {
+        name: [trial.pool.cases[int(i)].case for i in rows] for name, (rows, _) in trial.tests(job.without).items()
+    }
+    own = {"job": job.name, "repeat": trial.repeat, "sources": sources, "begun": begun}
+    return fingerprint({**shaped, **own, "asked": asked})
+
+
+def _is_done(here: Path, mark: str) -> bool:
+    try:
+        held = json.loads((here / DONE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    whole = all((here / name).is_file() for name in (PREDICTIONS, "model.safetensors", "card.json"))
+    return isinstance(held, dict) and held.get("fingerprint") == mark and whole
+
+
+def _build(job: Job, trial: Trial, n_classes: int) -> tuple[nn.Module, str]:
+    """The network with its starting weights, and where they come from."""
+    import torch
+
+    from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+    from pneumoscope.models.resnet import ResNet50, ResNetConfig
+
+    torch.manual_seed(int(hashlib.sha256(f"{trial.seed}/{job.model}".encode()).hexdigest()[:8], 16))
+    network = trial.experiment.network
+    if job.model == RESNET:
+        from pneumoscope.models.published import carry_published
+
+        assert job.weights is not None  # without the file the stage is left out
+        resnet = ResNet50(ResNetConfig(classes=n_classes, width=network.resnet_width))
+        return resnet, carry_published(resnet, "resnet50", job.weights).sentence()
+    cnn = ChestCNN(ChestCNNConfig(classes=n_classes, features=network.features, dropout=network.dropout))
+    if job.start is None:
+        return cnn, "random weights"
+    from pneumoscope.models.weights import load_into, load_model
+
+    before, _ = load_model(job.start)
+    body = {name: t for name, t in before.state_dict().items() if name.startswith("body.")}
+    report = load_into(cnn, body)
+    return cnn, f"the body of {job.start.name}: {report.sentence()}"
+
+
+def _fit(
+    job: Job,
+    trial: Trial,
+    model: nn.Module,
+    sources: list[PictureSource],
+    classes: tuple[str, ...],
+    here: Path,
+    device: str,
+    progress: Progress,
+) -> list[FitResult]:
+    """The paper's steps: all at once; or the dense layer, then the reused layers with it at the fine rate."""
+    from pneumoscope.training.classification import ClassificationTask
+    from pneumoscope.training.loop import fit
+
+    task, experiment = ClassificationTask(classes), trial.experiment
+    train, val = sources
+    if not job.two_steps:
+        return [fit(model, task, train, val, _config(experiment, trial, device), here, resume=True, progress=progress)]
+    ours, theirs = (FeatureSource.of(model, source, device) for source in sources)
+    config = _config(experiment, trial, device)
+    first = fit(head_of(model), task, ours, theirs, config, here / "head", resume=True, progress=progress)
+    frozen = resnet_frozen(model, experiment.training.last_layers) if job.model == RESNET else ()
+    config = _config(experiment, trial, device, rate=experiment.training.fine_rate, frozen=frozen)
+    return [first, fit(model, task, train, val, config, here, resume=True, progress=progress)]
+
+
+def _config(
+    experiment: XrayExperiment, trial: Trial, device: str, *, rate: float | None = None, frozen: tuple[str, ...] = ()
+) -> TrainConfig:
+    from pneumoscope.training.loop import TrainConfig
+
+    plan = experiment.training
+    return TrainConfig(
+        max_epochs=plan.max_epochs,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate if rate is None else rate,
+        optimiser=cast(Literal["adam"], plan.optimiser),
+        schedule="plateau",
+        plateau_epochs=plan.plateau_epochs,
+        plateau_factor=plan.plateau_factor,
+        patience=plan.patience,
+        frozen=frozen,
+        seed=trial.seed,
+        device=device,
+        precision=cast(Literal["auto", "fp32", "bf16"], plan.precision),
+    )
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The dense layer of a network, its dropout before it, as a network of pooled features (n, f, 1, 1).
+
+    The layer is the network's own: training it here trains it there.
+    """
+    from torch import nn
+
+    dense = model.head if hasattr(model, "head") else model.fc
+    dropout = model.dropout if hasattr(model, "dropout") else nn.Identity()
+    return nn.Sequential(nn.Flatten(), cast("nn.Module", dropout), cast("nn.Module", dense))
+
+
+class FeatureSource:
+    """Pooled features of a picture source, for the frozen body's dense layer."""
+
+    def __init__(self, features: NDArray[np.float32], source: PictureSource) -> None:
+        self.features, self.source = features, source
+
+    @classmethod
+    def of(cls, model: nn.Module, source: PictureSource, device: str) -> FeatureSource:
+        """Compute them once, in eval mode."""
+        import torch
+
+        from pneumoscope.training.devices import pick_device
+
+        place = pick_device(device)
+        model.to(place).eval()
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(source), _ASK):
+                rows = np.arange(start, min(start + _ASK, len(source)))
+                maps = cast(Callable[..., Any], model.features)(source.batch(rows, None).x.to(place))
+                found.append(maps.mean(dim=(2, 3)).float().cpu().numpy())
+        return cls(np.concatenate(found), source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Any:
+        """As of the pictures, with x (n, f, 1, 1)."""
+        import torch
+
+        from pneumoscope.training.data import Batch
+
+        x = torch.from_numpy(self.features[indices][:, :, None, None])
+        y = torch.from_numpy(self.source.labels[indices].astype(np.float32))
+        return Batch(x, y, tuple(self.source.names[int(i)] for i in indices))
+
+    def fingerprint(self) -> str:
+        """Of the pictures, and of the body by a sum over its features."""
+        return f"{self.source.fingerprint()}|{self.features.shape}|{float(self.features.sum(dtype=np.float64)):.6g}"
+
+
+def resnet_frozen(model: Any, last_layers: int) -> tuple[str, ...]:
+    """Modules of a ResNet-50 that stay as they are when its last layers are trained.
+
+    A layer is a convolution or the dense one, see `ResNet50.weighted_layers`; its normalisation goes with it, and the
+    shortcut of a block with the block's first convolution.
+    """
+    layers = model.weighted_layers()
+    trained = set(layers[-last_layers:])
+    frozen = []
+    for name in layers:
+        if name in trained:
+            continue
+        frozen += [name, name.replace("conv", "bn")]
+        if name.endswith(".conv1"):
+            frozen.append(f"{name.removesuffix('conv1')}downsample")
+    present = {name for name, _ in model.named_modules()}
+    return tuple(name for name in frozen if name in present)
+
+
+def ask(model: nn.Module, made: Any, where: NDArray[np.int64], *, device: str = "auto") -> NDArray[np.float64]:
+    """Probabilities (n, classes) of pictures, in fp32."""
+    import torch
+
+    from pneumoscope.training.devices import pick_device
+
+    place = pick_device(device)
+    model.to(place).eval()
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(where), _ASK):
+            pixels = np.asarray(made.pixels[where[start : start + _ASK]], np.float32)[:, None] / np.float32(255)
+            logits = model(torch.from_numpy(pixels).to(place)).double()
+            found.append(torch.softmax(logits, dim=1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def time_pictures(
+    model: nn.Module, made: Any, where: NDArray[np.int64], n: int, *, device: str = "auto"
+) -> dict[str, Any]:
+    """Median and quartiles of the time to classify one picture alone, in ms, after three to warm up."""
+    import time
+
+    spent = []
+    for i in [*where[:3], *np.resize(where, n)]:
+        began = time.perf_counter()
+        ask(model, made, np.array([i]), device=device)
+        spent.append(1000 * (time.perf_counter() - began))
+    low, middle, high = np.percentile(spent[3:] if len(spent) > 3 else spent, (25, 50, 75))
+    return {"ms_per_image": float(middle), "ms_low": float(low), "ms_high": float(high), "pictures": n}
+
+
+def _save(
+    job: Job,
+    trial: Trial,
+    model: nn.Module,
+    origin: str,
+    results: list[FitResult],
+    lesson: Lesson,
+    classes: tuple[str, ...],
+    here: Path,
+) -> None:
+    from pneumoscope.models.weights import save_model
+
+    steps = [
+        {
+            "step": name,
+            "best_epoch": r.best_epoch,
+            "best_val_loss": r.best_value,
+            "epochs": r.epochs_run,
+            "stopped_by": r.stopped_by,
+            "notes": list(r.notes),
+        }
+        for name, r in zip(("head", "whole") if job.two_steps else ("whole",), results, strict=True)
+    ]
+    card = {
+        "title": f"{job.name}, {trial.experiment.recipe}, draw {trial.repeat}",
+        "classes": list(classes),
+        "begun_from": origin,
+        "input": {"recipe": vars(job.arm.recipe), "range": [0, 1]},
+        "data": licences(trial.pool, np.unique(np.concatenate([lesson.train, lesson.val]))),
+        "training": {
+            "seed": trial.seed,
+            "pictures": len(np.unique(lesson.train)),
+            "best_epoch": results[-1].best_epoch,
+            "steps": steps,
+        },
+        "warning": "Made to study shortcuts: it tells hospitals apart better than diseases. Not for use on patients.",
+    }
+    save_model(here, model, card)

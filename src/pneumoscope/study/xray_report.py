@@ -1,0 +1,210 @@
+"""The page of an X-ray study, from what lies in its folder; every sentence from numbers on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.experiments.access import describe
+from pneumoscope.experiments.xray_schema import XrayExperiment, from_json
+from pneumoscope.models.cards import read_card
+from pneumoscope.reports.figures import data_uri
+from pneumoscope.reports.page import write_page
+from pneumoscope.study.folder import EXPERIMENT_FILE
+from pneumoscope.study.report import REPORT_FILE
+from pneumoscope.study.xray_arms import AS_PAPER
+from pneumoscope.study.xray_trial import OWN_TEST
+
+Row = Mapping[str, Any]
+
+SHORTCUT_FROM = 0.2
+"""Share of healthy adults called COVID-19 from which the page says that the classifier does not look at disease."""
+
+TOLD_FROM = {
+    "whole picture": "the whole picture",
+    "lungs cut out": "the picture with the lungs cut out",
+    "four corners": "the four corners",
+}
+"""Views of the source probe that the page speaks of."""
+
+LIMITS = (
+    "Every child is from Guangzhou and every COVID-19 patient is an adult from elsewhere: with these sets nobody can "
+    "measure how well COVID-19 is told from other pneumonia. That needs both in adults of the same hospitals.",
+    "The adults of the control are from one hospital and their labels were mined from reports. Learnt as normal (the "
+    "remedies 'adults' and 'all') their hospital becomes a mark of health, so a low share of false alarms among them "
+    "is no proof; look at the sources that were left out.",
+    "The lungs are hidden or cut out by one fixed box, not by a mask: some lung stays outside it, some heart inside.",
+    "A probe that fails shows only that this probe fails; one that succeeds shows that the source can be read.",
+    "Pictures are 8 bit and some were published in articles: compression, cropping and letters differ by source.",
+)
+
+
+def is_xray_study(folder: str | Path) -> bool:
+    """Whether a study folder is of radiographs."""
+    try:
+        held = json.loads((Path(folder) / EXPERIMENT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and "honest" in held
+
+
+def read_xray_experiment(folder: str | Path) -> XrayExperiment:
+    """The experiment of an X-ray study folder.
+
+    Raises:
+        InputError: none lies there, or it cannot be read.
+    """
+    path = Path(folder) / EXPERIMENT_FILE
+    if not is_xray_study(folder):
+        raise InputError(f"holds no X-ray study ({EXPERIMENT_FILE} is missing or of another kind)", path=folder)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("numbers", None)
+    return from_json(content)
+
+
+def write_xray_report(folder: str | Path) -> Path:
+    """Write `report.html` of an X-ray study folder.
+
+    Raises:
+        InputError: no study lies there, or it is not finished.
+    """
+    folder = Path(folder)
+    experiment = read_xray_experiment(folder)
+    summary, environment = (_read(folder, name) for name in ("study.json", "environment.json"))
+    rows = summary["remedies"]
+    shown = [row for row in summary["matrix"] if row["seed"] == "all"]
+    context = {
+        "title": f"X-ray study {experiment.recipe}",
+        "experiment": experiment,
+        "summary": summary,
+        "verdict": verdict(rows),
+        "findings": findings(rows, summary["probes"], summary["sets"]),
+        "remedies": rows,
+        "unseen": sorted({key for row in rows for key in row if key.startswith("recall_unseen_")}),
+        "paper_rows": [r for r in shown if (r["arm"], r["without"], r["test"]) == (AS_PAPER, "", OWN_TEST)],
+        "other_rows": [r for r in shown if (r["arm"], r["without"], r["test"]) != (AS_PAPER, "", OWN_TEST)],
+        "probes": summary["probes"],
+        "numbers": describe(experiment),
+        "limits": LIMITS,
+        "cards": _cards(folder),
+        "environment": environment,
+        "views": _picture(folder, "views.png"),
+        "confusion": _picture(folder, "confusion.png"),
+        "remedies_picture": _picture(folder, "remedies.png"),
+        "curves": [
+            (p.stem.removeprefix("curves_"), data_uri(p.read_bytes()))
+            for p in sorted((folder / "figures").glob("curves_*.png"))
+        ],
+    }
+    write_page(folder / REPORT_FILE, "xray_study.html", context)
+    return folder / REPORT_FILE
+
+
+def verdict(rows: Sequence[Row]) -> dict[str, str]:
+    """What a user may conclude, in two or three sentences, and how loud to say it."""
+    plain = [r for r in rows if r["arm"] == AS_PAPER]
+    networks = [r for r in plain if r["model"].startswith("Model_")] or plain
+    best = max(networks, key=lambda r: r["accuracy"])
+    small = next((r for r in plain if r["model"] == "thumbnails"), None)
+    corner = next((r for r in plain if r["model"] == "corners"), None)
+    text = f"{best['model']} reaches an accuracy of {_percent(best['accuracy'])} on pictures of the same sources."
+    if small and corner:
+        text += (
+            f" A regression on thumbnails, too coarse to show an infiltrate, reaches {_percent(small['accuracy'])}, "
+            f"and one on the four corners, where there is no lung, {_percent(corner['accuracy'])}."
+        )
+    wrong = best["healthy_called_covid"]
+    if wrong is None:
+        return {
+            "level": "warning",
+            "title": "Not tested on healthy adults",
+            "text": text + " Without a control of healthy adults nobody can say whether disease or age is seen.",
+        }
+    text += f" It calls {_percent(wrong)} of healthy adults from before the pandemic COVID-19."
+    if wrong >= SHORTCUT_FROM:
+        text += " So the accuracy measures how well hospitals and ages are told apart, and says nothing about COVID-19."
+        return {"level": "error", "title": "Do not believe the accuracy", "text": text}
+    text += " That is one control only; look at the sources left out before concluding anything."
+    return {"level": "warning", "title": "One control is passed", "text": text}
+
+
+def findings(rows: Sequence[Row], probes: Sequence[Row], sets: Sequence[Row]) -> list[dict[str, str]]:
+    """Sentences with a title each; topics without numbers are left out."""
+    said = [*_probe_words(probes), *_remedy_words(rows), *_split_words(sets)]
+    return [{"title": title, "text": text} for title, text in said]
+
+
+def _probe_words(probes: Sequence[Row]) -> list[tuple[str, str]]:
+    found = {(p["question"], p["view"]): p for p in probes}
+    texts = []
+    for question in dict.fromkeys(p["question"] for p in probes):
+        cells = [found[question, view] for view in TOLD_FROM if (question, view) in found]
+        parts = [f"{_percent(c['told_right'])} from {TOLD_FROM[c['view']]}" for c in cells]
+        guess = _percent(cells[0]["chance"])
+        texts.append(f"{question} ({cells[0]['sources']}): {', '.join(parts)}; guessing gives {guess}.")
+    return [("The source can be read from the picture", " ".join(texts))] if texts else []
+
+
+def _remedy_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    said = []
+    for model in dict.fromkeys(r["model"] for r in rows):
+        own = [r for r in rows if r["model"] == model]
+        plain = next((r for r in own if r["arm"] == AS_PAPER), None)
+        usable = [r for r in own if r["arm"] != AS_PAPER and r["adults_only_unseen"] is not None]
+        if plain is None or not usable or plain["adults_only_unseen"] is None:
+            continue
+        best = max(usable, key=lambda r: r["adults_only_unseen"])
+        shown = ("adults_only_unseen", "accuracy", "recall_unseen")
+        here, there = ({key: _percent(row[key]) for key in shown} for row in (plain, best))
+        text = (
+            "Between adults with COVID-19 of a source never seen and healthy adults, where guessing gives 50 %: "
+            f"{here['adults_only_unseen']} as the paper, {there['adults_only_unseen']} with the best remedy "
+            f"({best['arm']}). Accuracy on the same sources: {here['accuracy']} and {there['accuracy']}. COVID-19 of a "
+            f"new source found: {here['recall_unseen']} and {there['recall_unseen']}."
+        )
+        said.append((f"What is left: {model}", text))
+    return said
+
+
+def _split_words(sets: Sequence[Row]) -> list[tuple[str, str]]:
+    torn = [s for s in sets if s["torn_groups"]]
+    if torn:
+        worst = max(torn, key=lambda s: s["torn_groups"])
+        text = (
+            f"Pictures were split without keeping patients together, as in the paper: in {worst['name']}, draw "
+            f"{worst['seed']}, {worst['torn_groups']} of {worst['groups']} patients (or patients who share a picture) "
+            "stand in more than one part. Every accuracy on the same sources is flattered by this."
+        )
+        return [("The split leaks", text)]
+    return [("The split", "Patients, and patients who share a picture, are kept in one part in every draw.")]
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None or value != value else f"{100 * value:.1f} %"
+
+
+def _picture(folder: Path, name: str) -> str:
+    path = folder / "figures" / name
+    return data_uri(path.read_bytes()) if path.is_file() else ""
+
+
+def _cards(folder: Path) -> list[dict[str, Any]]:
+    cards = []
+    for path in sorted((folder / "stages").glob("*/card.json")):
+        try:
+            cards.append(read_card(path.parent))
+        except ModelError:
+            continue  # the tables stand without it
+    return cards
+
+
+def _read(folder: Path, name: str) -> Any:
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(
+            f"holds a study without a readable {name}: it is not finished; go on with study run --resume", path=folder
+        ) from problem

@@ -1,0 +1,195 @@
+"""One draw and split of an X-ray study: who teaches under each remedy, who tests, and the table of what was said.
+
+Tests of the paper's classifier:
+
+- ``Dataset_1``: its own test part: the same sources as in training.
+- ``healthy adults`` and ``adults, other pneumonia``: NIH, from before the pandemic; whoever is called COVID-19 there is
+  called so wrongly. Nobody of them, or of their groups, teaches anything.
+- ``unseen <source>``: all COVID-19 pictures of a source that took no part in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.xray.draw import write_split
+from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.study import xray_data as data
+from pneumoscope.study.xray_arms import Arm, balance
+
+OWN_TEST, HEALTHY, SICK, UNSEEN = "Dataset_1", "healthy adults", "adults, other pneumonia", "unseen"
+"""Names of the tests; `UNSEEN` is followed by the source."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a classifier learns from.
+
+    Attributes:
+        train, train_labels: rows of the pool, some perhaps several times.
+        val, val_labels: rows that stop and choose.
+    """
+
+    train: Rows
+    train_labels: Rows
+    val: Rows
+    val_labels: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A draw and split.
+
+    Attributes:
+        experiment: the study.
+        pool: all pictures.
+        repeat: which draw, from 0.
+        one: Dataset_1.
+        zero: Dataset_0; None where Model_0 is not asked for.
+        adults: healthy adults; None without that set.
+        sick: rows of adults with another pneumonia.
+    """
+
+    experiment: XrayExperiment
+    pool: data.Pool
+    repeat: int
+    one: data.SplitSet
+    zero: data.SplitSet | None
+    adults: data.SplitSet | None
+    sick: Rows
+
+    @property
+    def seed(self) -> int:
+        """Of this trial's trainings."""
+        return self.experiment.training.seed + self.repeat
+
+    @property
+    def covid_sources(self) -> list[str]:
+        """Sources of the last class, the one of the pandemic."""
+        positive = self.one.rows[self.one.labels == len(self.one.classes) - 1]
+        return sorted(set(self.pool.sources(positive).tolist()))
+
+    def lesson(self, arm: Arm, without: str = "") -> Lesson:
+        """What teaches under a remedy, without the pictures and the groups of one source."""
+        kept = self._may_teach(without)
+        rows = {part: [self.one.part(part)] for part in ("train", "val")}
+        if arm.adults and self.adults is not None:
+            for part in rows:
+                own, labels = self.adults.part(part)
+                rows[part].append((own, np.full_like(labels, self.one.classes.index("normal"))))
+        found = []
+        for part in ("train", "val"):
+            own = np.concatenate([r for r, _ in rows[part]])
+            labels = np.concatenate([y for _, y in rows[part]])
+            stays = np.array([int(i) in kept for i in own], bool)
+            own, labels = own[stays], labels[stays]
+            if arm.balanced and part == "train":
+                taken = balance(labels, self.pool.sources(own).tolist(), self.seed)
+                own, labels = own[taken], labels[taken]
+            found += [own, labels]
+        return Lesson(*found)
+
+    def _may_teach(self, without: str) -> set[int]:
+        rows = np.concatenate([self.one.rows, self.adults.rows if self.adults is not None else self.one.rows[:0]])
+        if not without:
+            return set(rows.tolist())
+        out = self.pool.sources(rows) == without
+        banned = set(self.pool.group_of(rows[out]).tolist())
+        groups = self.pool.group_of(rows)
+        return {int(i) for i, group in zip(rows, groups, strict=True) if group not in banned}
+
+    def tests(self, without: str = "") -> dict[str, tuple[Rows, Rows]]:
+        """Rows and labels by test; label -1 is a class that the classifier does not know."""
+        found = {}
+        if not without:
+            found[OWN_TEST] = self.one.part("test")
+        else:
+            rows = self.one.rows[self.pool.sources(self.one.rows) == without]
+            found[f"{UNSEEN} {without}"] = rows, np.full(len(rows), len(self.one.classes) - 1, np.int64)
+        if self.adults is not None:
+            rows, _ = self.adults.part("test")
+            found[HEALTHY] = rows, np.full(len(rows), self.one.classes.index("normal"), np.int64)
+        if len(self.sick):
+            found[SICK] = self.sick, np.full(len(self.sick), -1, np.int64)
+        return found
+
+
+def make_trial(experiment: XrayExperiment, pool: data.Pool, repeat: int) -> Trial:
+    """Draw and split; a function of experiment, pictures and number."""
+    one = data.dataset_1(experiment, pool, repeat)
+    with_zero = {"Model_0", "Model_2"} & set(experiment.training.stages)
+    zero = data.dataset_0(experiment, pool, repeat, one) if with_zero else None
+    healthy = data.adults(experiment, pool, repeat) if "normal" in one.classes else None
+    taught = set(pool.group_of(healthy.rows[healthy.parts != "test"]).tolist()) if healthy is not None else set()
+    sick = [
+        i
+        for i, case in enumerate(pool.cases)
+        if case.dataset == experiment.data.adults and case.label == "pneumonia" and pool.groups[i] not in taught
+    ]
+    return Trial(experiment, pool, repeat, one, zero, healthy, np.array(sick, np.int64))
+
+
+def write_splits(trial: Trial, folder: str | Path) -> list[str]:
+    """Write `splits/<set>_seed<n>.csv`; returns the file names."""
+    written = []
+    for part in (trial.zero, trial.one, trial.adults):
+        if part is None:
+            continue
+        name = f"{part.name}_seed{trial.repeat}.csv"
+        cases = [trial.pool.cases[int(i)] for i in part.rows]
+        write_split(Path(folder) / name, cases, trial.pool.group_of(part.rows).tolist(), part.parts.tolist())
+        written.append(name)
+    return written
+
+
+def table(
+    trial: Trial,
+    model: str,
+    arm: str,
+    without: str,
+    said: Mapping[str, NDArray[np.floating[Any]]],
+    classes: tuple[str, ...],
+) -> pd.DataFrame:
+    """One row per picture and test: who it is, and what was said.
+
+    Args:
+        trial: the draw.
+        model, arm, without: which classifier.
+        said: probabilities (n, classes) by test, in the order of `Trial.tests`.
+        classes: of the classifier.
+    """
+    frames = []
+    own = trial.zero if model == "Model_0" and trial.zero is not None else None
+    tests = {own.name: own.part("test")} if own is not None else trial.tests(without)
+    for name, probability in said.items():
+        rows, labels = tests[name]
+        cases = [trial.pool.cases[int(i)] for i in rows]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "model": model,
+                    "arm": arm,
+                    "without": without,
+                    "seed": trial.repeat,
+                    "test": name,
+                    "case": [f"{c.dataset}/{c.case}" for c in cases],
+                    "patient": [c.patient for c in cases],
+                    "group": trial.pool.group_of(rows),
+                    "source": trial.pool.sources(rows),
+                    "label": [classes[int(y)] if y >= 0 else c.label for y, c in zip(labels, cases, strict=True)],
+                    "said": [classes[int(k)] for k in probability.argmax(axis=1)],
+                    "confidence": probability.max(axis=1).round(6),
+                    **{f"p{k}": probability[:, k].round(6) for k in range(probability.shape[1])},
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
