@@ -84,7 +84,7 @@ def test_the_same_as_monai(rng, blend, shape, overlap):
 
 
 def test_a_patch_as_large_as_the_volume_is_the_network_itself(rng):
-    model, predict = network()
+    _, predict = network()
     image = rng.standard_normal((1, 4, 6, 8), dtype=np.float32)
     own, _ = whole(image, [predict], PLAN)
     assert np.allclose(own, predict(image[None])[0], atol=1e-6)
@@ -154,7 +154,7 @@ from pneumoscope.inference.windows3d import WindowPlan, slide
 d = int(sys.argv[1])
 image = np.zeros((1, d, 256, 256), np.float32)
 image += 1
-plan = WindowPlan((32, 128, 128))
+plan = WindowPlan((32, 256, 256))
 def predict(patches):
     return np.full((len(patches), 4, *patches.shape[2:]), 0.25, np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -167,7 +167,7 @@ print(json.dumps([peak - before, plan.slab_bytes(image.shape[1:], 4), labels.nby
 
 
 def test_memory_is_a_slab_and_not_the_volume():
-    """Peak of a fresh process above its start: the slab, what is handed on, the labels; the same for twice the slices."""
+    """Peak of a fresh process above its start: the slab, what is handed on, the labels; no more for more slices."""
 
     def peak(slices):
         ran = subprocess.run(
@@ -177,7 +177,7 @@ def test_memory_is_a_slab_and_not_the_volume():
 
     short, slab, labels = peak(96)
     assert slab == 4 * 6 * 32 * 256 * 256
-    assert short < 3 * slab + labels + 30e6
+    assert short < 4 * slab + labels + 30e6
     long, same_slab, more_labels = peak(288)
     assert same_slab == slab
     assert long - short < more_labels - labels + 30e6, "only labels grow with the number of slices"

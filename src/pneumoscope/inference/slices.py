@@ -11,11 +11,13 @@ from pneumoscope.errors import RunError
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from pneumoscope.inference.engines import Engine
 
 
 def predict_probability(
-    model: nn.Module,
+    model: nn.Module | Engine,
     images: NDArray[np.generic],
     *,
     batch_size: int = 8,
@@ -27,7 +29,7 @@ def predict_probability(
     """Sigmoid outputs (n, o, h, w) float32 of images (n, c, h, w); n = 0 gives an empty array.
 
     Args:
-        model: a network giving logits; put into eval mode.
+        model: a network giving logits, put into eval mode; or one in its engine, whose device and precision hold.
         images: uint8 (scaled by 1/255) or float.
         batch_size: slices at a time; results do not depend on it.
         device: see `training.devices.pick_device`.
@@ -40,25 +42,26 @@ def predict_probability(
     """
     import torch
 
+    from pneumoscope.inference.engines import Engine, TorchEngine
     from pneumoscope.training.devices import pick_device, pick_precision
 
-    target = pick_device(device)
-    bf16 = pick_precision(precision, target) == "bf16"
-    model = model.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    scale = np.float32(1 / 255) if images.dtype == np.uint8 else np.float32(1)
+    if not isinstance(model, Engine):
+        model = TorchEngine(model, pick_precision(precision, pick_device(device)), device)
+    engine, scale = model, np.float32(1 / 255) if images.dtype == np.uint8 else np.float32(1)
+
+    def probability(x: Tensor) -> Tensor:
+        return torch.sigmoid(torch.from_numpy(engine.logits(x.numpy())))
+
     parts = []
-    with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=bf16):
-        for start in range(0, len(images), batch_size):
-            block = images[start : start + batch_size].astype(np.float32) * scale
-            x = torch.from_numpy(block).to(target, memory_format=torch.channels_last)
-            p = torch.sigmoid(model(x).float())
-            if mirror:
-                p = (p + torch.sigmoid(model(x.flip(-1)).float()).flip(-1)) / 2
-            parts.append(p.cpu().numpy())
-            progress("slices", min(start + batch_size, len(images)), len(images))
+    for start in range(0, len(images), batch_size):
+        x = torch.from_numpy(images[start : start + batch_size].astype(np.float32) * scale)
+        p = probability(x)
+        if mirror:
+            p = (p + probability(x.flip(-1)).flip(-1)) / 2
+        parts.append(p.numpy())
+        progress("slices", min(start + batch_size, len(images)), len(images))
     if not parts:
-        channels = model.config.out_channels  # type: ignore[union-attr]
-        return np.empty((0, channels, *images.shape[2:]), np.float32)  # type: ignore[arg-type]
+        return np.empty((0, engine.out_channels, *images.shape[2:]), np.float32)
     out = np.concatenate(parts)
     if not np.isfinite(out).all():
         raise RunError("the network gave NaN or infinite probabilities; try --precision fp32, or verify the model")

@@ -27,6 +27,9 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 GAUSSIAN_SIGMA = 0.125
 """Width of the Gaussian as a share of the patch's side (nnU-Net's and MONAI's)."""
 
+HANDED_ON = 16
+"""Slices at a time that leave the slab; bounds what is worked on outside it."""
+
 _LEAST_WEIGHT = 1e-3
 
 
@@ -38,7 +41,8 @@ class WindowPlan:
         patch: (d, h, w) of a window.
         overlap: share of a window's side that the next one covers again, per axis. A half is what Mueller et al. 2021
             say (section 2.4).
-        blend: ``mean`` averages where windows overlap, as Mueller et al. do; ``gaussian`` trusts a window's middle more.
+        blend: ``mean`` averages where windows overlap, as Mueller et al. do; ``gaussian`` trusts a window's middle
+            more.
         mirror: axes (0 = d, 1 = h, 2 = w) along which each window is also shown mirrored, in all combinations; the
             probabilities are averaged. Three axes take eight times as long.
         batch_size: windows at a time.
@@ -77,7 +81,7 @@ class WindowPlan:
         return d, h, w
 
     def starts(self, shape: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        """Where windows begin along each axis of a volume at least as large as a patch; the last one ends at its end."""
+        """Where windows begin along each axis of the padded volume; the last one ends where the volume does."""
         d, h, w = (
             _starts(n, side, share) for n, side, share in zip(self.padded(shape), self.patch, self.overlap, strict=True)
         )
@@ -123,10 +127,11 @@ def slide(
     *,
     progress: Progress = silent,
 ) -> Iterator[Slab]:
-    """Blended probabilities of a volume, slab by slab from the first slice to the last, each slice once.
+    """Blended probabilities of a volume from the first slice to the last, each slice once, some at a time.
 
     Args:
-        image: (c, d, h, w). What is smaller than a patch is padded behind with the volume's lowest value, and cut again.
+        image: (c, d, h, w). What is smaller than a patch is padded behind with the volume's lowest value, and cut
+            again.
         members: networks whose probabilities are averaged; each sees every window.
         plan: see `WindowPlan`.
         progress: called per window.
@@ -157,8 +162,9 @@ def slide(
             progress("windows", done, total)
         assert sums is not None
         after = starts[0][n + 1] if n + 1 < len(starts[0]) else top + depth
-        if top < shape[0]:
-            yield _finish(sums[:, : min(after, shape[0]) - top, : shape[1], : shape[2]], top)
+        for start in range(top, min(after, shape[0]), HANDED_ON):
+            stop = min(start + HANDED_ON, after, shape[0])
+            yield _finish(sums[:, start - top : stop - top, : shape[1], : shape[2]], start)
         kept = depth - (after - top)
         if kept > 0:
             for part in sums:  # one at a time: the overlap is copied first

@@ -1,0 +1,228 @@
+"""What computes a network: torch, ONNX Runtime or OpenVINO, the last two when they are installed, on the CPU only.
+
+``auto`` follows one rule, from measurements in `docs/decisions/0015-engines.md`: on a CPU OpenVINO where it is
+installed; else ONNX Runtime where the precision is fp32 (it has no bf16 for convolutions); else torch. On other devices
+torch. Whatever the engine, the precision is the one asked for and never lowered by it. Nothing leaves the machine:
+graphs are made by torch and read by the runtimes; OpenVINO's converter, and the telemetry that comes with it, are not
+used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENGINES = ("torch", "onnxruntime", "openvino")
+
+EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+KEPT_SIZES = 4
+"""Compiled graphs kept, one per size of the pictures; the oldest goes first."""
+
+
+def installed_engines() -> tuple[str, ...]:
+    """Engines whose packages are here; nothing is imported."""
+    return tuple(name for name in ENGINES if name == "torch" or _is_there(name))
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def choose_engine(engine: str = "auto", *, device: str = "auto", precision: Precision = "auto") -> str:
+    """The engine that a name of the CLI stands for on this machine.
+
+    Raises:
+        InputError: no such engine, one that is not installed, or one for the CPU with another device.
+    """
+    from pneumoscope.training.devices import pick_device, pick_precision
+
+    if engine != "auto" and engine not in ENGINES:
+        raise InputError(f"there is no engine {engine!r}; known are auto, {', '.join(ENGINES)}")
+    target = pick_device(device)
+    there = installed_engines()
+    if engine == "auto":
+        if target.type != "cpu":
+            return "torch"
+        if "openvino" in there:
+            return "openvino"
+        return "onnxruntime" if "onnxruntime" in there and pick_precision(precision, target) == "fp32" else "torch"
+    if engine not in there:
+        raise InputError(f"the engine {engine} is not installed; run `pip install 'pneumoscope[fast]'` or use auto")
+    if engine != "torch" and target.type != "cpu":
+        raise InputError(
+            f"the engine {engine} computes on the CPU, not on {device}; use --device cpu or --engine torch"
+        )
+    if engine == "onnxruntime" and precision == "bf16":
+        raise InputError("the engine onnxruntime has no bf16; use --precision fp32 or another engine")
+    return engine
+
+
+class Engine(ABC):
+    """A network ready to compute.
+
+    Attributes:
+        name: of the engine.
+        precision: what it computes in, ``fp32`` or ``bf16``; results are float32 always.
+        model: the network. Its weights are read when a size of pictures is first met, not later.
+    """
+
+    name: str
+
+    def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"]) -> None:
+        self.model = model.eval()
+        self.precision = precision
+
+    @abstractmethod
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (n, o, *size) of pictures (n, c, *size); n may be 0.
+
+        Raises:
+            RunError: the engine failed.
+        """
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the logits."""
+        return int(self.model.config.out_channels)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def label(self) -> str:
+        """Name and precision in one word, for reports: ``openvino bf16``."""
+        return f"{self.name} {self.precision}"
+
+
+class TorchEngine(Engine):
+    """The reference: the network itself, channels-last, in autocast for bf16."""
+
+    name = "torch"
+
+    def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"], device: str = "cpu") -> None:
+        import torch
+
+        from pneumoscope.training.devices import pick_device
+
+        super().__init__(model, precision)
+        self.device = pick_device(device)
+        volumes = any(p.ndim == 5 for p in model.parameters())
+        self._layout = torch.channels_last_3d if volumes else torch.channels_last
+        self.model = model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.logits`."""
+        import torch
+
+        if not len(images):
+            return np.empty((0, self.out_channels, *images.shape[2:]), np.float32)
+        bf16 = self.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            x = torch.from_numpy(images).to(self.device, memory_format=self._layout)
+            out: NDArray[np.float32] = self.model(x).float().cpu().contiguous().numpy()
+        return out
+
+
+class _GraphEngine(Engine):
+    """A runtime that compiles an ONNX graph per size of the pictures."""
+
+    def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"]) -> None:
+        super().__init__(model, precision)
+        self._compiled: dict[tuple[int, ...], Any] = {}
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.logits`."""
+        from pneumoscope.models.export import to_onnx
+
+        if not len(images):
+            return np.empty((0, self.out_channels, *images.shape[2:]), np.float32)
+        size = tuple(images.shape[2:])
+        try:
+            if size not in self._compiled:
+                while len(self._compiled) >= KEPT_SIZES:
+                    self._compiled.pop(next(iter(self._compiled)))
+                self._compiled[size] = self._compile(to_onnx(self.model, size))
+            return self._run(self._compiled[size], np.ascontiguousarray(images, np.float32))
+        except RuntimeError as problem:
+            first = str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__
+            raise RunError(f"the engine {self.name} failed ({first}); use --engine torch") from problem
+
+    @abstractmethod
+    def _compile(self, graph: bytes) -> Any: ...
+
+    @abstractmethod
+    def _run(self, compiled: Any, images: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class OnnxRuntimeEngine(_GraphEngine):
+    """ONNX Runtime on the CPU, in fp32, on as many threads as torch may use."""
+
+    name = "onnxruntime"
+
+    def _compile(self, graph: bytes) -> Any:
+        import onnxruntime
+        import torch
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        onnxruntime.disable_telemetry_events()
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def _run(self, compiled: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        from pneumoscope.models.export import IMAGE
+
+        return np.asarray(compiled.run(None, {IMAGE: images})[0], np.float32)
+
+
+class OpenVinoEngine(_GraphEngine):
+    """OpenVINO on the CPU; the precision is always said, for its own default lowers it silently."""
+
+    name = "openvino"
+
+    def _compile(self, graph: bytes) -> Any:
+        import torch
+
+        from pneumoscope.models.export import import_openvino
+
+        core = import_openvino().Core()
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        return core.compile_model(core.read_model(graph), "CPU", settings)
+
+    def _run(self, compiled: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.array(compiled(images)[0], np.float32)  # a copy: the runtime owns what it returns
+
+
+def make_engine(
+    model: nn.Module, engine: str = "auto", *, device: str = "auto", precision: Precision = "auto"
+) -> Engine:
+    """A network in the engine wanted; `auto` by the rule at the top of this module.
+
+    Raises:
+        InputError: as `choose_engine`.
+    """
+    from pneumoscope.training.devices import pick_device, pick_precision
+
+    chosen = choose_engine(engine, device=device, precision=precision)
+    kind = pick_precision(precision, pick_device(device))
+    if chosen == "torch":
+        return TorchEngine(model, kind, device)
+    if chosen == "onnxruntime":
+        return OnnxRuntimeEngine(model, "fp32")
+    return OpenVinoEngine(model, kind)

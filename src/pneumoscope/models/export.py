@@ -1,0 +1,289 @@
+"""Networks for other programs: ONNX, and a MONAI bundle. Nothing is sent or fetched.
+
+ONNX files are traced at one size of the picture (any number of pictures at a time), because several of the
+networks pad inside. The `onnx` package is not needed to write one; with it, or with a runtime, the file is checked
+against the network before it is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pneumoscope.errors import InputError, ModelError, RunError
+from pneumoscope.io.files import atomic_path, prepare_folder, sha256, write_bytes, write_json, write_text
+from pneumoscope.models.cards import CARD_FILE, find_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+ONNX_FILE = "model.onnx"
+IMAGE, LOGITS = "image", "logits"
+"""Names of the graph's input (n, c, *size) and output (n, o, *size), float32."""
+
+OPSET = 18
+TOLERANCE = 1e-3
+"""Largest difference of logits between the network and its export that is let pass; see `check_onnx`."""
+
+Format = Literal["onnx", "monai"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        files: names in it, sorted.
+        size: (h, w) or (d, h, w) that the network was traced at.
+        checked_with: the runtime that computed the same from the file, or None where none is installed.
+        difference: largest difference of its logits from the network's, on a random picture.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    size: tuple[int, ...]
+    checked_with: str | None
+    difference: float | None
+
+
+def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
+    """A network as an ONNX graph of float32 tensors.
+
+    Args:
+        model: with a `config` that has `in_channels`; it is left as it is.
+        size: (h, w) or (d, h, w) of the pictures; their number is free.
+    """
+    import torch
+
+    channels = _channels(model)
+    plain = deepcopy(model).to("cpu", torch.float32).eval()
+    sample = torch.zeros(1, channels, *size)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        # The newer exporter needs onnxscript; the older one is announced to go and warns of every constant it folds.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            plain,
+            (sample,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[IMAGE],
+            output_names=[LOGITS],
+            dynamic_axes={IMAGE: {0: "n"}, LOGITS: {0: "n"}},
+        )
+    return buffer.getvalue()
+
+
+def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str | None, float | None]:
+    """Which runtime computed the same from the graph, and the largest difference of two random pictures' logits.
+
+    Raises:
+        RunError: they differ by more than `TOLERANCE`.
+    """
+    import numpy as np
+    import torch
+
+    runtime = next((name for name in ("onnxruntime", "openvino") if find_spec(name)), None)
+    if runtime is None:
+        return None, None
+    images = np.random.default_rng(0).random((2, _channels(model), *size), np.float32)
+    got = _run_onnxruntime(graph, images) if runtime == "onnxruntime" else _run_openvino(graph, images)
+    with torch.inference_mode():
+        expected = deepcopy(model).to("cpu", torch.float32).eval()(torch.from_numpy(images)).numpy()
+    difference = float(np.abs(got - expected).max())
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"{runtime} computes logits from the ONNX file that differ by {difference:.3g} from the network's, "
+            f"expected at most {TOLERANCE:g}; the file was not kept"
+        )
+    return runtime, difference
+
+
+def export_model(
+    name_or_dir: str | Path,
+    out: str | Path,
+    to: Format,
+    *,
+    size: Sequence[int] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model folder for other programs.
+
+    ``onnx``: `model.onnx` with the card beside it. ``monai``: a bundle of `configs/metadata.json`,
+    `configs/inference.json`, `models/model.pt` (a plain state dict) and `docs/README.md`; its network is built by
+    pneumoscope's own class.
+
+    Args:
+        name_or_dir: a shipped model's name or a model folder.
+        out: the folder to write.
+        to: the format.
+        size: (h, w) or (d, h, w); None takes the size in the card's preprocessing.
+        overwrite: write over an export that lies there.
+
+    Raises:
+        ModelError: the model cannot be loaded, or its card names no size and none is given.
+        InputError: an unknown format or an impossible size, or `out` holds an export.
+        RunError: the export does not compute what the network does.
+    """
+    from pneumoscope.models.weights import load_model
+
+    if to not in ("onnx", "monai"):
+        raise InputError(f"unknown format {to!r}; known are onnx, monai")
+    source = find_model(name_or_dir)
+    model, card = load_model(source)
+    picture = _size(model, card, size, source)
+    if to == "onnx":
+        graph = to_onnx(model, picture)
+        checked, difference = check_onnx(model, graph, picture)
+        folder = prepare_folder(out, marker=ONNX_FILE, overwrite=overwrite)
+        write_bytes(folder / ONNX_FILE, graph)
+        facts = {"format": "onnx", "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture)}
+        sums = {"file": ONNX_FILE, "bytes": len(graph), "sha256": sha256(folder / ONNX_FILE)}
+        write_json(folder / CARD_FILE, {**card, "weights": sums, "export": facts})
+        return Exported(folder, (CARD_FILE, ONNX_FILE), picture, checked, difference)
+    folder = prepare_folder(out, marker="configs/metadata.json", overwrite=overwrite)
+    return Exported(folder, _write_bundle(folder, model, card, picture), picture, None, None)
+
+
+def _channels(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.in_channels)
+
+
+def _size(model: nn.Module, card: dict[str, Any], size: Sequence[int] | None, folder: Path) -> tuple[int, ...]:
+    """The picture's size as given, or from the card: a frame, a square, or a patch."""
+    axes = 3 if any(p.ndim == 5 for p in model.parameters()) else 2
+    found = size
+    if found is None:
+        fields = card.get("preprocessing") or {}
+        found = fields.get("frame") or fields.get("patch") or ([fields["size"]] * axes if "size" in fields else None)
+    if found is None:
+        raise ModelError("the card names no size of the pictures; give one, e.g. --size 320 320", path=folder)
+    sizes = tuple(int(n) for n in found)
+    if len(sizes) != axes or min(sizes) < 1:
+        raise InputError(f"the network looks at pictures of {axes} axes, got the size {list(sizes)}")
+    return sizes
+
+
+def _run_onnxruntime(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {IMAGE: images})[0], np.float32)
+
+
+def _run_openvino(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
+    openvino = import_openvino()
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.asarray(compiled(images)[0], np.float32)
+
+
+def import_openvino() -> Any:
+    """The package, without the telemetry that comes with it: neither loaded nor able to send.
+
+    `openvino` looks for ``openvino_telemetry`` at import and has a silent stand-in for where it is absent; it is
+    shown an absent one. Only a reader of finished graphs is used from here on, which reports to nobody in any case.
+    """
+    import sys
+
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    absent: Any = None
+    sys.modules["openvino_telemetry"] = absent
+    try:
+        import openvino
+    finally:
+        del sys.modules["openvino_telemetry"]
+    return openvino
+
+
+def _write_bundle(folder: Path, model: nn.Module, card: dict[str, Any], size: tuple[int, ...]) -> tuple[str, ...]:
+    """The files of a MONAI bundle; what is written last is what marks it as whole."""
+    import torch
+
+    kind, config = type(model), model.config
+    architecture = {k: v for k, v in card["architecture"].items() if k != "name"}
+    network = {
+        "_target_": f"{kind.__module__}.{kind.__qualname__}",
+        "config": {"_target_": f"{type(config).__module__}.{type(config).__qualname__}", **architecture},
+    }
+    inference = {
+        "imports": ["$import torch"],
+        "bundle_root": ".",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": network,
+        "network": "$@network_def.to(@device)",
+        "checkpoint": "$@bundle_root + '/models/model.pt'",
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(size),
+            "overlap": 0.5 if len(size) == 3 else 0,
+            "mode": "constant",
+        },
+        "run": [
+            "$@network.load_state_dict(torch.load(@checkpoint, map_location=@device, weights_only=True))",
+            "$@network.eval()",
+        ],
+    }
+    with atomic_path(folder / "models" / "model.pt") as temporary:
+        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary)
+    write_json(folder / "configs" / "inference.json", inference)
+    write_text(folder / "docs" / "README.md", _readme(card))
+    write_json(folder / "configs" / "metadata.json", _metadata(card, _channels(model), size))
+    return "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"
+
+
+def _metadata(card: dict[str, Any], channels: int, size: tuple[int, ...]) -> dict[str, Any]:
+    """What MONAI's bundles say about themselves; versions are those installed, or absent."""
+    from importlib import metadata
+
+    def version(name: str) -> str | None:
+        return metadata.version(name) if find_spec(name) else None
+
+    labels = {int(k): str(v) for k, v in (card.get("labels") or {}).items()}
+    tensor = {"type": "image", "format": "hounsfield", "num_channels": channels, "spatial_shape": list(size)}
+    outputs = {"type": "image", "format": "logits", "num_channels": max(1, len(labels)), "spatial_shape": list(size)}
+    return {
+        "version": str(card.get("version", "1")),
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"pneumoscope": version("pneumoscope")},
+        "task": str(card.get("task", "")),
+        "description": str(card.get("title") or card.get("task") or ""),
+        "intended_use": "Research only; not a medical device.",
+        "copyright": str(card.get("licence", "")),
+        "network_data_format": {
+            "inputs": {IMAGE: {**tensor, "dtype": "float32", "is_patch_data": len(size) == 3}},
+            "outputs": {"pred": {**outputs, "dtype": "float32", "channel_def": labels}},
+        },
+        "card": card,
+    }
+
+
+def _readme(card: dict[str, Any]) -> str:
+    lines = [
+        f"# {card.get('title') or card.get('task') or 'A pneumoscope model'}",
+        "",
+        "Exported by pneumoscope, whose package builds the network. The input is what the card in",
+        "`configs/metadata.json` says under `preprocessing`; the output are logits.",
+        "",
+        f"Licence: {card.get('licence', 'not stated')}",
+        "",
+        *(f"- {limit}" for limit in card.get("limits", [])),
+    ]
+    return "\n".join(lines).rstrip() + "\n"

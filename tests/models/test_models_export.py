@@ -1,0 +1,136 @@
+"""Models for other programs: the file computes what the network does, or is not kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pneumoscope.errors import InputError, ModelError, RunError
+from pneumoscope.io.files import sha256
+from pneumoscope.models import export
+from pneumoscope.models.cards import find_model
+from pneumoscope.models.export import export_model, to_onnx
+from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.weights import load_model, save_model
+
+SQUARE = {"kind": "hu_windows", "size": 24, "windows_hu": [[-970, -150]], "lung_channel": True}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(2, 2, (4, 8)))
+    card = {"task": "infiltrate", "licence": "CC0-1.0", "labels": {"0": "infiltrate", "1": "not infiltrate"}}
+    save_model(tmp_path / "model", model, {**card, "preprocessing": SQUARE, "limits": ["for tests only"]})
+    return tmp_path / "model"
+
+
+def test_onnx_computes_what_the_network_does(folder, tmp_path, rng):
+    runtime = pytest.importorskip("onnxruntime")
+    done = export_model(folder, tmp_path / "out", "onnx")
+    assert done.files == ("card.json", "model.onnx")
+    assert done.size == (24, 24)
+    assert done.checked_with == "onnxruntime"
+    assert done.difference < 1e-4
+    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    [image], [logits] = session.get_inputs(), session.get_outputs()
+    assert (image.name, image.shape) == ("image", ["n", 2, 24, 24])
+    assert (logits.name, logits.shape[0]) == ("logits", "n")
+    x = rng.random((3, 2, 24, 24), np.float32)
+    expected = load_model(folder)[0](torch.from_numpy(x)).detach().numpy()
+    assert np.abs(session.run(None, {"image": x})[0] - expected).max() < 1e-4
+
+
+def test_the_card_goes_along_with_the_sum_of_the_new_file(folder, tmp_path):
+    export_model(folder, tmp_path / "out", "onnx", size=(16, 20))
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["weights"]["sha256"] == sha256(tmp_path / "out" / "model.onnx")
+    assert card["export"]["size"] == [16, 20]
+    assert card["licence"] == "CC0-1.0"
+    assert card["preprocessing"] == SQUARE
+
+
+def test_onnx_is_a_valid_graph_of_standard_operators(folder):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_from_string(to_onnx(load_model(folder)[0], (24, 24)))
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
+
+
+def test_the_network_is_left_as_it_is(folder):
+    model = load_model(folder)[0].train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    to_onnx(model, (16, 16))
+    assert model.training
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_an_export_that_computes_something_else_is_not_kept(folder, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(9)
+    other = to_onnx(UNet(UNetConfig(2, 2, (4, 8))), (24, 24))
+    monkeypatch.setattr(export, "to_onnx", lambda model, size: other)
+    with pytest.raises(RunError, match="differ by"):
+        export_model(folder, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_runtime_the_file_is_written_unchecked(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    done = export_model(folder, tmp_path / "out", "onnx")
+    assert (done.checked_with, done.difference) == (None, None)
+    assert (tmp_path / "out" / "model.onnx").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["infiltrate", "lungs"])
+def test_shipped_models_can_be_exported(name, tmp_path):
+    fields = load_model(find_model(name))[1]["preprocessing"]
+    done = export_model(name, tmp_path / name, "onnx")
+    assert done.size == tuple(fields.get("frame") or [fields["size"]] * 2)
+    assert done.checked_with is None or done.difference < export.TOLERANCE
+
+
+def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
+    bundle = pytest.importorskip("monai.bundle")
+    done = export_model(folder, tmp_path / "out", "monai")
+    assert done.files == ("configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt")
+    parser = bundle.ConfigParser()
+    parser.read_config(str(tmp_path / "out" / "configs" / "inference.json"))
+    parser.read_meta(str(tmp_path / "out" / "configs" / "metadata.json"))
+    parser["bundle_root"] = str(tmp_path / "out")
+    network = parser.get_parsed_content("network")
+    parser.get_parsed_content("run")
+    x = torch.from_numpy(rng.random((1, 2, 24, 24), np.float32))
+    with torch.inference_mode():
+        mine = load_model(folder)[0](x)
+        theirs = parser.get_parsed_content("inferer")(x.to(next(network.parameters()).device), network).cpu()
+    assert torch.allclose(mine, theirs, atol=1e-4)
+    meta = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text())
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "infiltrate", "1": "not infiltrate"}
+    assert meta["card"]["preprocessing"] == SQUARE
+    assert "for tests only" in (tmp_path / "out" / "docs" / "README.md").read_text()
+    assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()
+
+
+def test_a_3d_network_takes_its_patch(tmp_path):
+    card = {"preprocessing": {"kind": "hu_volume", "window_hu": [-1250, 250], "patch": [4, 8, 12]}}
+    save_model(tmp_path / "model", UNet3D(UNet3DConfig(1, 4, (2, 4))), card)
+    done = export_model(tmp_path / "model", tmp_path / "out", "onnx")
+    assert done.size == (4, 8, 12)
+    with pytest.raises(InputError, match=r"pictures of 3 axes, got the size \[8, 8\]"):
+        export_model(tmp_path / "model", tmp_path / "other", "onnx", size=(8, 8))
+
+
+def test_what_cannot_be_is_refused(folder, tmp_path):
+    export_model(folder, tmp_path / "out", "onnx")
+    with pytest.raises(InputError, match="--overwrite"):
+        export_model(folder, tmp_path / "out", "onnx")
+    export_model(folder, tmp_path / "out", "onnx", overwrite=True)
+    with pytest.raises(InputError, match="unknown format"):
+        export_model(folder, tmp_path / "x", "tflite")
+    save_model(tmp_path / "bare", UNet(UNetConfig(1, 1, (2, 4))))
+    with pytest.raises(ModelError, match="names no size"):
+        export_model(tmp_path / "bare", tmp_path / "x", "onnx")
