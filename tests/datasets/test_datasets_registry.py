@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from pneumoscope.datasets.registry import DATASETS, dataset_info, read_dataset
+from pneumoscope.datasets.registry import DATASETS, READERS, dataset_info, read_dataset
+from pneumoscope.datasets.xray.case import READERS as XRAY_READERS
 from pneumoscope.errors import DatasetError
 
 NAMES = [
@@ -66,9 +67,15 @@ def test_unknown_names_list_the_known():
         read_dataset("mosmet", ".")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not DATASETS[n].readable])
-def test_sets_that_cannot_be_read_yet_say_so(name, tmp_path):
-    with pytest.raises(DatasetError, match=r"not built yet|read_slice_folder"):
+def test_every_set_has_its_reader():
+    radiographs = {name for name, info in DATASETS.items() if info.kind == "xray"}
+    assert radiographs == set(XRAY_READERS)
+    assert {name for name, info in DATASETS.items() if info.readable} == {*READERS, "phantom", *radiographs}
+
+
+@pytest.mark.parametrize("name", XRAY_READERS)
+def test_radiographs_are_pointed_to_their_own_reader(name, tmp_path):
+    with pytest.raises(DatasetError, match=r"read_radiographs.*katsamenis-2020 --data"):
         read_dataset(name, tmp_path)
 
 

@@ -165,30 +165,30 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "kermany": DatasetInfo(
         "Kermany et al.: 5856 paediatric chest X-rays, normal or pneumonia", "xray", _CC_BY,
         "Kermany D. et al. 2018: Labeled OCT and Chest X-Ray Images, Mendeley Data, doi:10.17632/rscbjbr9sj",
-        "https://data.mendeley.com/datasets/rscbjbr9sj", {"images": 5856}, False,
+        "https://data.mendeley.com/datasets/rscbjbr9sj", {"images": 5856}, True,
         ("children of one to five years only", "several images per person<N>: split by patient"),
     ),
     "cohen": DatasetInfo(
         "Cohen et al.: COVID-19 chest X-ray collection", "xray", "per image (see the table); metadata CC BY-NC-SA 4.0",
         "Cohen J.P. et al. 2020: COVID-19 Image Data Collection, arXiv:2006.11988",
-        "https://github.com/ieee8023/covid-chestxray-dataset", {}, False,
+        "https://github.com/ieee8023/covid-chestxray-dataset", {}, True,
         ("table cells need stripping", "several images per patientid: split by patient"),
     ),
     "hannover": DatasetInfo(
         "Hannover Medical School: COVID-19 chest X-rays", "xray", "CC BY 3.0",
         "Winther H.B. et al. 2020: COVID-19 Image Repository, doi:10.6084/m9.figshare.12275009",
-        "https://github.com/ml-workgroup/covid-19-image-repository", {}, False,
+        "https://github.com/ml-workgroup/covid-19-image-repository", {}, True,
         ("several images per patient",),
     ),
     "nih": DatasetInfo(
         "NIH ChestX-ray14: adult chest X-rays with labels mined from reports", "xray",
         "no restriction, with acknowledgement of the NIH Clinical Center",
         "Wang X. et al. 2017: ChestX-ray8, CVPR", "https://nihcc.app.box.com/v/ChestXray-NIHCC",
-        {"images": 112120, "patients": 30805}, False, ("labels come from text mining",),
+        {"images": 112120, "patients": 30805}, True, ("labels come from text mining",),
     ),
     "radiographs": DatasetInfo(
         "Your own X-rays in a CSV: image,label[,patient,source]", "xray", _OWN, _OWN_CITATION, "your own table", {},
-        False,
+        True,
     ),
 }  # fmt: skip
 
@@ -232,9 +232,16 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
         options: keywords of the set's own reader, e.g. ``eight_bit="refuse"`` of covid19ctseg.
 
     Raises:
-        DatasetError: unknown name, a folder that is not that data set, or a set this version does not read.
+        DatasetError: unknown name, a folder that is not that data set, or a set of radiographs: its pictures are no
+            cases of this kind and come from `datasets.xray.case.read_radiographs`.
     """
     info = dataset_info(name)
+    if info.kind == "xray":
+        raise DatasetError(
+            f"{name} holds radiographs, not CT; read them with read_radiographs, or run study run katsamenis-2020 "
+            f"--data {name}=ROOT",
+            path=root,
+        )
     from pneumoscope.datasets.phantom_folder import MANIFEST, read_phantom
 
     if name == "phantom" or (info.kind == "ct" and (Path(root) / MANIFEST).is_file()):
