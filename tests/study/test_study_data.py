@@ -8,7 +8,19 @@ from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.study.data import build_set, draw_split, find_cases, roots_of, set_name, two_channel_target
+from pneumoscope.experiments.registry import build_recipe
+from pneumoscope.io import write_mask
+from pneumoscope.study.data import (
+    build_set,
+    draw_split,
+    find_cases,
+    lung_folders,
+    roots_of,
+    set_name,
+    two_channel_target,
+)
+from pneumoscope.study.lungs import LungSupply
+from pneumoscope.volume import LUNG_LABELS, Mask
 
 
 def no_lungs(volume):
@@ -126,3 +138,38 @@ def test_two_channels_are_opposites():
     target = two_channel_target(labels, 2)
     assert target.tolist() == [[[[0, 1], [1, 0]], [[1, 0], [0, 1]]]]
     assert two_channel_target(labels, 1).shape == (1, 1, 2, 2)
+
+
+def test_lungs_from_elsewhere_are_laid_on_the_scans_of_one_set(hospitals, tmp_path, monkeypatch):
+    monkeypatch.setattr("pneumoscope.datasets.registry.read_dataset", lambda name, root: hospitals[3])
+    full = four_channel()
+    for case in hospitals[3]:
+        scan = case.load()
+        lungs = Mask.empty(scan.volume.grid, LUNG_LABELS)
+        lungs.labels[2:6, 2:6, :] = 1
+        write_mask(lungs, tmp_path / f"{case.case}.nii.gz", scan.volume.native)
+    masks = lung_folders(full, {"mosmed": tmp_path})
+    assert masks == {3: tmp_path}
+    any_case = with_overrides(full, ["data.sites.2.cases=*", "data.sites.1.cases=*", "data.sites.3.cases=*"])
+    found = find_cases(any_case, dict.fromkeys((1, 2, 3), tmp_path), tmp_path, lungs=masks)
+    assert all(case.load().lungs.labels.sum() == 16 * case.load().volume.grid.shape[2] for case in found[3])
+    with pytest.raises(InputError, match="--lungs mosmet: fits 0 sets"):
+        lung_folders(full, {"mosmet": tmp_path})
+    with pytest.raises(InputError, match="8-bit pictures"):
+        lung_folders(build_recipe("transfer-slices"), {"coronacases": tmp_path})
+
+
+def test_the_shipped_lung_model_can_supply(small, hospitals, tmp_path, monkeypatch):
+    asked = []
+
+    def finder(volume):
+        asked.append(volume.case)
+        return Mask.empty(volume.grid, LUNG_LABELS)
+
+    monkeypatch.setattr("pneumoscope.inference.segment.LungFinder", lambda **options: finder)
+    supply = LungSupply(with_overrides(small, ["lung.supply=shipped"]), {}, tmp_path)
+    volume = hospitals[1][0].load().volume
+    assert not supply(volume).any.any()
+    assert asked == [volume.case], "no network is trained for it"
+    with pytest.raises(InputError):
+        with_overrides(small, ["lung.supply=nobody"])

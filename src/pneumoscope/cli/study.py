@@ -82,6 +82,15 @@ def run(
             "synthetic sites stand in.",
         ),
     ] = None,
+    lungs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lungs",
+            metavar="NAME=DIR",
+            help="Lung masks made elsewhere for a set that has none (a file per case, or case folders of segment). "
+            "Without any, lung.supply decides: a network trained on the other sets, or the shipped one.",
+        ),
+    ] = None,
     settings: Settings = None,
     seeds: Annotated[
         int | None,
@@ -115,7 +124,11 @@ def run(
     if isinstance(experiment, XrayExperiment):
         from pneumoscope.cli.study_xray import run_xray
 
-        ct_only = {"--jobs": jobs > 1, "--accept-if-forgetting-below": accept_if_forgetting_below is not None}
+        ct_only = {
+            "--jobs": jobs > 1,
+            "--lungs": bool(lungs),
+            "--accept-if-forgetting-below": accept_if_forgetting_below is not None,
+        }
         run_xray(experiment, out, roots, common, seeds=seeds, resume=resume, ct_only=ct_only)
         return
     if seeds is not None:
@@ -131,6 +144,7 @@ def run(
             overwrite=common.overwrite,
             device=common.device,
             jobs=jobs,
+            lungs=pairs(lungs or [], "--lungs"),
             progress=bars if common.quiet else _telling_forecast(bars),
         )
     if accept_if_forgetting_below is None:

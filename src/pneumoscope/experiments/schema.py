@@ -159,6 +159,7 @@ class Training(Sheet):
         augment: ``slices`` shows every slice moved, mirrored and in another light each time, ``strong`` more so; see
             `training.augment`.
         hide_lung: probability of showing an augmented slice without its lung mask.
+        keep: ``best`` keeps the weights of the epoch with the best `monitor`, ``last`` those of the last epoch.
         ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
     """
 
@@ -172,6 +173,11 @@ class Training(Sheet):
     seed: int = leaf(low=0)
     augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
     hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
+    keep: str = leaf(
+        choices=("best", "last"),
+        default="best",
+        why=OUR_CHOICE + "early stopping keeps the best",
+    )
     ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
 
 
@@ -220,9 +226,11 @@ class Stages(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class LungModel(Sheet):
-    """The U-Net that supplies lung masks where a set has none.
+    """What supplies lung masks where a set has none.
 
     Attributes:
+        supply: ``trained`` is a U-Net that learns from `sites`, as the papers do it; ``shipped`` is the model that
+            `segment` uses, which has seen none of the sets but other data.
         sites: the sets it learns from; it sees their training and validation parts and slices without lung.
         features: filters per level.
         max_slices: at most this many training slices, evenly spaced.
@@ -234,6 +242,11 @@ class LungModel(Sheet):
         budget: epochs, patience, learning rate.
     """
 
+    supply: str = leaf(
+        choices=("trained", "shipped"),
+        default="trained",
+        why=OUR_CHOICE + "as the papers: a model made for it",
+    )
     sites: tuple[int, ...] = leaf("set", low=1)
     features: tuple[int, ...] = leaf("filters", low=1, high=2048)
     max_slices: int = leaf("slices", low=2)

@@ -103,16 +103,52 @@ def has_mask(case: Case) -> bool:
     return case.files is None or case.files.infiltrate is not None
 
 
+def lung_folders(experiment: Experiment, given: Mapping[str, str | Path]) -> dict[int, Path]:
+    """Folders of lung masks made elsewhere, by set number.
+
+    Args:
+        experiment: names the sets.
+        given: ``name or number of a set -> folder``.
+
+    Raises:
+        InputError: a name fits no set or several; the sets are 8-bit pictures, which have no grid to lay masks on.
+    """
+    if given and experiment.preprocessing.intensity == "grey8":
+        raise InputError("--lungs is for scans in Hounsfield units; these sets are 8-bit pictures")
+    found = {}
+    for name, folder in given.items():
+        sites = [s for s in experiment.data.sites if name in _names(s)]
+        if len(sites) != 1:
+            known = ", ".join(f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites)
+            raise InputError(f"--lungs {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
+        found[sites[0].number] = Path(folder)
+    return found
+
+
 def find_cases(
-    experiment: Experiment, roots: Mapping[int, Path], out: Path, progress: Progress = silent
+    experiment: Experiment,
+    roots: Mapping[int, Path],
+    out: Path,
+    progress: Progress = silent,
+    *,
+    lungs: Mapping[int, Path] | None = None,
 ) -> dict[int, Scans]:
     """The cases of each set, from the folders given or from synthetic sites made below `out`.
 
     Sets of 8-bit slices come as stacks, already read: they are small.
 
+    Args:
+        experiment: names the sets.
+        roots: folder by set number; none for synthetic sites.
+        out: the study folder, where synthetic sites are made.
+        progress: told about every set.
+        lungs: folders of lung masks by set number, for sets without their own.
+
     Raises:
         InputError: a set without a case that fits its pattern.
+        DatasetError: a case without a mask in its folder of lung masks.
     """
+    from pneumoscope.datasets.lung_masks import with_lung_masks
     from pneumoscope.datasets.registry import read_dataset
 
     grey = experiment.preprocessing.intensity == "grey8"
@@ -133,7 +169,8 @@ def find_cases(
             raise InputError(
                 f"set {site.number} ({site.dataset}) has no case named {site.cases!r}", path=roots.get(site.number)
             )
-        found[site.number] = cases
+        masks = (lungs or {}).get(site.number)
+        found[site.number] = cases if masks is None else with_lung_masks(cases, masks)  # type: ignore[arg-type]
         progress("data", done, len(experiment.data.sites), f"set {site.number}: {len(cases)} scans")
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.study.data import StudySet
 from pneumoscope.study.stages import StageJob, TrainedModel, preprocessing_card, train_stage
 from pneumoscope.volume import Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.inference.segment import LungFinder
 
 LUNG_STAGE = "lungs"
 """Name of the lung network's stage folder."""
@@ -57,6 +60,7 @@ class LungSupply:
         self.experiment, self.sets, self.folder = experiment, sets, folder
         self.device, self.resume, self.progress = device, resume, progress
         self._model: TrainedModel | None = None
+        self._finder: LungFinder | None = None
 
     @property
     def model_folder(self) -> Path:
@@ -78,8 +82,10 @@ class LungSupply:
         from pneumoscope.inference.inputs import input_from_card
         from pneumoscope.inference.lungs import LungRules, find_lungs
 
-        trained = self.network()
         lung = self.experiment.lung
+        if lung.supply == "shipped":
+            return self._shipped(volume)
+        trained = self.network()
         rules = LungRules(
             aerated_hu=lung.aerated_hu,
             aerated_probability=lung.aerated_probability,
@@ -91,6 +97,14 @@ class LungSupply:
         compute: dict[str, Any] = {"device": self.device, "precision": self.experiment.training.precision}
         mask, _ = find_lungs(volume, trained.model, preprocessing, rules=rules, **compute)
         return mask
+
+    def _shipped(self, volume: Volume) -> Mask:
+        """The lungs by the model that `segment` uses."""
+        from pneumoscope.inference.segment import LungFinder
+
+        if self._finder is None:
+            self._finder = LungFinder(device=self.device, precision=self.experiment.training.precision)
+        return self._finder(volume)
 
     def of_pictures(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Lungs (n, h, w) of 8-bit pictures (n, 1, h, w), 1 = lung, sides not told apart; small pieces are dropped.

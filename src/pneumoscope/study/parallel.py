@@ -27,6 +27,7 @@ def train_in_parallel(
     experiment: Experiment,
     folder: Path,
     roots: Mapping[int, Path],
+    masks: Mapping[int, Path],
     *,
     jobs: int,
     device: str = "auto",
@@ -39,7 +40,8 @@ def train_in_parallel(
     """
     waiting = [stage.name for stage in experiment.stages.chain]
     total, done = len(waiting), set[str]()
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _open, (experiment, folder, dict(roots), device, jobs))
+    given = (experiment, folder, dict(roots), dict(masks), device, jobs)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _open, given)
     running: dict[Future[str], str] = {}
     with pool:
         while waiting or running:
@@ -60,14 +62,16 @@ def train_in_parallel(
                 progress("stages", len(done), total, name)
 
 
-def _open(experiment: Experiment, folder: Path, roots: dict[int, Path], device: str, jobs: int) -> None:
+def _open(
+    experiment: Experiment, folder: Path, roots: dict[int, Path], masks: dict[int, Path], device: str, jobs: int
+) -> None:
     """Make a worker ready: its share of the processors, the sets, a trainer."""
     import torch
 
     from pneumoscope.study.run import open_sets
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
-    sets = open_sets(experiment, folder, roots, device=device)
+    sets = open_sets(experiment, folder, roots, device=device, masks=masks)
     _TRAINER[:] = [Trainer(experiment, sets, folder, device=device, resume=True)]
 
 

@@ -21,7 +21,7 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json, write_text
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import figures
-from pneumoscope.study.data import StudySet, build_set, find_cases, roots_of
+from pneumoscope.study.data import StudySet, build_set, find_cases, lung_folders, roots_of
 from pneumoscope.study.folder import begin, write_environment
 from pneumoscope.study.forecast import Forecast, forecast
 from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
@@ -70,6 +70,7 @@ def run_study(
     overwrite: bool = False,
     device: str = "auto",
     jobs: int = 1,
+    lungs: Mapping[str, str | Path] | None = None,
     progress: Progress = silent,
 ) -> StudyResult:
     """Run an experiment or a recipe into a study folder.
@@ -82,6 +83,8 @@ def run_study(
         overwrite: begin anew over the study in `out`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         jobs: processes that train stages which do not wait for each other; fewer where memory does not hold them.
+        lungs: ``data set name or set number -> folder of lung masks`` for sets without their own, see
+            `pneumoscope.datasets.lung_masks`; where none are given, `lung.supply` of the experiment decides.
         progress: told about every part.
 
     Raises:
@@ -90,11 +93,12 @@ def run_study(
     """
     plan = build_recipe(experiment) if isinstance(experiment, str) else experiment
     roots = roots_of(plan, {name: Path(root) for name, root in (data or {}).items()})
+    masks = lung_folders(plan, lungs or {})
     folder = begin(plan, out, resume=resume, overwrite=overwrite)
     study = _Study(plan, folder, resume, device, progress)
     study.note_environment()
-    study.prepare(roots)
-    study.train(roots, study.foresee(jobs))
+    study.prepare(roots, masks)
+    study.train(roots, masks, study.foresee(jobs))
     study.predict()
     return study.score()
 
@@ -106,6 +110,7 @@ def open_sets(
     *,
     device: str = "auto",
     resume: bool = True,
+    masks: Mapping[int, Path] | None = None,
     progress: Progress = silent,
 ) -> dict[int, StudySet]:
     """Read every set, those that teach the lung network first, as the others may need it.
@@ -116,11 +121,12 @@ def open_sets(
         roots: folder by set number; none for synthetic sites.
         device: for the lung network.
         resume: take a finished lung network from the folder.
+        masks: folders of lung masks made elsewhere, by set number.
         progress: told about every set.
     """
     sets: dict[int, StudySet] = {}
     lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
-    cases = find_cases(experiment, roots, folder, progress)
+    cases = find_cases(experiment, roots, folder, progress, lungs=masks)
     teachers = experiment.lung.sites
     for site in sorted(experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
         found = cases[site.number]
@@ -155,10 +161,16 @@ class _Study:
         precision = pick_precision(self.experiment.training.precision, device)  # type: ignore[arg-type]
         write_environment(self.folder, device=device.type, precision=precision, threads=torch.get_num_threads())
 
-    def prepare(self, roots: Mapping[int, Path]) -> None:
+    def prepare(self, roots: Mapping[int, Path], masks: Mapping[int, Path]) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""
         self.sets = open_sets(
-            self.experiment, self.folder, roots, device=self.device, resume=self.resume, progress=self.progress
+            self.experiment,
+            self.folder,
+            roots,
+            device=self.device,
+            resume=self.resume,
+            masks=masks,
+            progress=self.progress,
         )
         self._lap("reading and lungs")
 
@@ -169,13 +181,19 @@ class _Study:
         self._lap("forecast")
         return self.expected.jobs
 
-    def train(self, roots: Mapping[int, Path], jobs: int) -> None:
+    def train(self, roots: Mapping[int, Path], masks: Mapping[int, Path], jobs: int) -> None:
         """All stages in the order of the chain; with several jobs each as soon as those it needs are there."""
         if jobs > 1:
             from pneumoscope.study.parallel import train_in_parallel
 
             train_in_parallel(
-                self.experiment, self.folder, roots, jobs=jobs, device=self.device, progress=self.progress
+                self.experiment,
+                self.folder,
+                roots,
+                masks,
+                jobs=jobs,
+                device=self.device,
+                progress=self.progress,
             )
         trainer = Trainer(
             self.experiment,
