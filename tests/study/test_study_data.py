@@ -173,3 +173,21 @@ def test_the_shipped_lung_model_can_supply(small, hospitals, tmp_path, monkeypat
     assert asked == [volume.case], "no network is trained for it"
     with pytest.raises(InputError):
         with_overrides(small, ["lung.supply=nobody"])
+
+
+def test_with_a_cache_no_scan_is_read_a_second_time(small, tmp_path, monkeypatch):
+    from pneumoscope.datasets.phantom import read_phantom, write_phantom
+
+    write_phantom(tmp_path / "site", "A", 4, seed=1, size="tiny")
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
+    experiment = with_overrides(small, ["split.shortage=proportional"])
+    site = experiment.data.sites[0]
+    first = build_set(experiment, site, read_phantom(tmp_path / "site"), tmp_path / "one", lungs_for=no_lungs)
+    reads = []
+    from pneumoscope.io import nifti
+
+    monkeypatch.setattr(nifti, "read_nifti", lambda *a, **k: reads.append(a) or pytest.fail("read again"))
+    second = build_set(experiment, site, read_phantom(tmp_path / "site"), tmp_path / "two", lungs_for=no_lungs)
+    assert not reads
+    assert np.array_equal(first.slices.images, second.slices.images)
+    assert first.split.equals(second.split)

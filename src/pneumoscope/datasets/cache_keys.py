@@ -86,15 +86,21 @@ def settings_of(recipe: Any) -> dict[str, Any]:
 
 def _reader_of(case: Case) -> str | None:
     """Function and arguments that load a case, as text that is the same in every process; None where there is none."""
-    load = case.load
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[str, Any] = {}
-    if isinstance(load, partial):
-        arguments, keywords, load = load.args, load.keywords, load.func
-    name = f"{getattr(load, '__module__', '')}:{getattr(load, '__qualname__', '')}"
-    text = f"{name}{arguments!r}{sorted(keywords.items())!r}"
-    telling = ":" in name.strip(":") and "<" not in name and " at 0x" not in text
-    return text if telling and (arguments or keywords) else None
+    arguments = isinstance(case.load, partial) and bool(case.load.args or case.load.keywords)
+    text = _described(case.load)
+    return text if arguments and text is not None and " at 0x" not in text else None
+
+
+def _described(value: Any) -> str | None:
+    """A value as text; functions by their names, partial ones with their arguments, which may be such again."""
+    if isinstance(value, partial):
+        parts = [_described(part) for part in (value.func, *value.args)]
+        parts += [None if (t := _described(v)) is None else f"{k}={t}" for k, v in sorted(value.keywords.items())]
+        return None if None in parts else f"({', '.join(str(part) for part in parts)})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        name = f"{value.__module__}:{value.__qualname__}"
+        return None if "<" in name else name
+    return repr(value)
 
 
 def fingerprint(path: str | Path, stamps: Path, *, trust_stamps: bool = True) -> str:

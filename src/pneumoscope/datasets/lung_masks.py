@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.case import SAME_LABELS, Case, LabelledScan
 from pneumoscope.errors import DatasetError
 
 PATTERNS = ("{case}/lungs.nii.gz", "{case}.nii.gz", "{case}.nii", "{case}_lungs.nii.gz", "{case}_lung.nii.gz",
@@ -37,7 +37,12 @@ def with_lung_masks(cases: list[Case], folder: str | Path) -> list[Case]:
             f"holds no lung mask of {missing[0]}{more}; expected {missing[0]}.nii.gz or {missing[0]}/lungs.nii.gz",
             path=root,
         )
-    return [replace(case, load=partial(_load, case, path)) for case in cases if (path := found[case.case])]
+    return [_with_mask(case, path) for case in cases if (path := found[case.case])]
+
+
+def _with_mask(case: Case, path: Path) -> Case:
+    files = None if case.files is None else replace(case.files, lungs=path, lung_labels=SAME_LABELS)
+    return replace(case, load=partial(_load, case, path), files=files)
 
 
 def _mask_of(case: str, root: Path) -> Path | None:

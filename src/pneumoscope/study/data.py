@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,9 @@ from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
 from pneumoscope.volume import Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.datasets.cache import ArrayCache
 
 Scans = list[Case] | list[SliceStack]
 """The scans of a set: to be loaded one by one, or 8-bit slices that are here already."""
@@ -257,8 +262,19 @@ def _hu_slices(
         recipe,
         lungs_for=find_lungs,
         progress=lambda done, total: progress(f"reading set {site.number}", done, total),
+        cache=study_cache(),
     )
     return slices, len(found)
+
+
+def study_cache() -> ArrayCache | None:
+    """Where preprocessed slices are kept between studies: PNEUMOSCOPE_CACHE; none when it is not set.
+
+    Off by default because it copies a user's scans, cut to slices, to another place.
+    """
+    from pneumoscope.datasets.cache import VARIABLE, open_cache
+
+    return open_cache() if os.environ.get(VARIABLE) else None
 
 
 def _grey_slices(
@@ -278,17 +294,18 @@ def _grey_slices(
 def _in_hounsfield_units(case: Case, site: Site) -> Case:
     """The case, refusing when it is loaded what cannot be Hounsfield units: air is far below 0."""
 
-    def load() -> LabelledScan:
-        scan = case.load()
-        low, high = float(scan.volume.hu.min()), float(scan.volume.hu.max())
-        if low >= 0:
-            raise InputError(
-                f"case {case.case} of set {site.number} has values from {low:g} to {high:g}: no Hounsfield units (air "
-                "is near -1000); convert it, or give 8-bit slices to a recipe that takes them, such as transfer-slices"
-            )
-        return scan
+    return replace(case, load=partial(_load_hu, case.load, case.case, site.number))
 
-    return replace(case, load=load)
+
+def _load_hu(load: Callable[[], LabelledScan], case: str, site: int) -> LabelledScan:
+    scan = load()
+    low, high = float(scan.volume.hu.min()), float(scan.volume.hu.max())
+    if low >= 0:
+        raise InputError(
+            f"case {case} of set {site} has values from {low:g} to {high:g}: no Hounsfield units (air "
+            "is near -1000); convert it, or give 8-bit slices to a recipe that takes them, such as transfer-slices"
+        )
+    return scan
 
 
 def unfit_patients(slices: SliceSet, least_pixels: int) -> set[str]:
