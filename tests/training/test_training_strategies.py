@@ -173,6 +173,23 @@ def test_penalties_leave_validation_alone():
     assert task.scores(task.counts(logits, batch)) == plain.scores(plain.counts(logits, batch))
 
 
+def test_the_last_weights_are_kept_where_that_is_asked(tmp_path, toy):
+    """Validation asks for the opposite, so the best epoch is the first; `keep` decides which of the two comes back."""
+    train, val = toy
+    opposite = ArraySource(val.images, 1 - val.targets, val.names)
+    results = {}
+    for keep in ("best", "last"):
+        torch.manual_seed(0)
+        model = UNet(UNetConfig(2, 2, (4, 8)))
+        config = dataclasses.replace(CONFIG, max_epochs=4, keep=keep)
+        results[keep] = fit(model, SegmentationTask(), train, opposite, config, tmp_path / keep)
+    best, last = results["best"], results["last"]
+    assert [row["val_loss"] for row in best.history] == [row["val_loss"] for row in last.history]
+    assert best.best_value == min(row["val_loss"] for row in best.history)
+    assert last.best_epoch == 4 != best.best_epoch
+    assert last.best_value == last.history[-1]["val_loss"]
+
+
 # -- what is kept ----------------------------------------------------------------------------------------------
 
 

@@ -220,6 +220,7 @@ def train_config(experiment: Experiment, budget: Budget, device: str) -> Any:
         ema=common.ema,
         schedule=common.schedule,  # type: ignore[arg-type]
         monitor=common.monitor,
+        keep=common.keep,  # type: ignore[arg-type]
         precision=common.precision,  # type: ignore[arg-type]
         seed=common.seed,
         device=device,

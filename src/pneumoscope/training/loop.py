@@ -59,6 +59,8 @@ class TrainConfig:
         plateau_floor: the rate never drops below this.
         patience: epochs without a better validation value after which training stops; None never stops.
         monitor: ``val_loss`` or ``train_loss`` (smaller is better), or ``val_<score>`` of the task (larger is better).
+        keep: ``best`` returns the weights of the best epoch by `monitor`, ``last`` those of the last one; `patience`
+            then counts from there and never stops.
         ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
         clip_norm: gradients are scaled down to this norm; 0 is none.
         frozen: names of modules whose weights and normalisation statistics stay as they are.
@@ -84,6 +86,7 @@ class TrainConfig:
     plateau_floor: float = 0.0
     patience: int | None = None
     monitor: str = "val_loss"
+    keep: Literal["best", "last"] = "best"
     ema: float = 0.0
     clip_norm: float = 0.0
     frozen: tuple[str, ...] = ()
@@ -125,7 +128,7 @@ class FitResult:
     """What came of a training.
 
     Attributes:
-        best_epoch: 1-based epoch whose weights the model now holds.
+        best_epoch: 1-based epoch whose weights the model now holds; with ``keep=last`` the last.
         best_value: its monitored value.
         epochs_run: epochs done, over all resumed parts.
         stopped_by: ``max_epochs``, ``patience`` or ``max_minutes``.
@@ -334,7 +337,8 @@ class _Run:
         if value is None:
             raise InputError(f"monitor {self.config.monitor!r} is not measured; known are {', '.join(scores)}")
         down = self.config.monitor.endswith("_loss")
-        if not self.best or (value < state.best_value if down else value > state.best_value):
+        better = not self.best or (value < state.best_value if down else value > state.best_value)
+        if better or self.config.keep == "last":
             state.best_epoch, state.best_value = state.epoch + 1, value
             source = self.average if self.average is not None else self.model
             self.best = {n: t.detach().clone() for n, t in source.state_dict().items()}
