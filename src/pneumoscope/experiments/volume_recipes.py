@@ -1,0 +1,51 @@
+"""The recipes on volumes by name; beside `experiments.registry`, whose recipes are of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.bressem import bressem, bressem_small
+from pneumoscope.experiments.mueller import mueller, mueller_small
+from pneumoscope.experiments.volumes import VolumeExperiment
+
+
+@dataclass(frozen=True)
+class VolumeRecipe:
+    """An entry of `pneumoscope study list`; see `experiments.registry.Recipe`."""
+
+    name: str
+    summary: str
+    build: Callable[[], VolumeExperiment]
+
+
+VOLUME_RECIPES: Mapping[str, VolumeRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        VolumeRecipe(
+            "mueller-2021",
+            "Mueller et al. 2021: 3D U-Net on random boxes of 20 scans, 2- to 5-fold, ablation (tables 1 and 2)",
+            mueller,
+        ),
+        VolumeRecipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
+        VolumeRecipe(
+            "bressem-2021",
+            "Bressem et al. 2021: R3D-18 U-Net on whole scans in two sizes, RICORD to two other sets (tables 1 to 3)",
+            bressem,
+        ),
+        VolumeRecipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
+    )
+}
+"""Every recipe on volumes."""
+
+
+def build_volume_recipe(name: str) -> VolumeExperiment:
+    """The experiment of that name.
+
+    Raises:
+        InputError: no such recipe; the known ones are named.
+    """
+    if name not in VOLUME_RECIPES:
+        raise InputError(f"there is no recipe {name!r} on volumes; known are {', '.join(VOLUME_RECIPES)}")
+    return VOLUME_RECIPES[name].build()

@@ -1,0 +1,82 @@
+"""A plain threshold on Hounsfield units: what a network must beat, on the same splits.
+
+Infection is what lies between two values inside the chest's air spaces, closed so that dense patches belong to them.
+The two values are those of a few candidates with the best mean Dice on the training scans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.metrics.overlap import count, dice
+from pneumoscope.volume import Volume
+
+AIR_HU = -400.0
+LOW_HU = (-800.0, -750.0, -700.0, -650.0, -600.0, -500.0)
+HIGH_HU = (-200.0, 0.0, 100.0)
+CLOSING_MM = 8.0
+SMOOTHING_MM = 1.0
+FIT_SCANS = 8
+"""Training scans the thresholds are chosen on at most, evenly spaced: more change them little."""
+
+
+def air_spaces(volume: Volume) -> NDArray[np.bool_]:
+    """The lungs as air inside the body, closed by `CLOSING_MM`, (i, j, k); empty where no air is enclosed.
+
+    Air is below `AIR_HU`. What touches the left, right, front or back border is outside; the two largest pieces of at
+    least a tenth of the largest remain.
+    """
+    air = volume.hu < AIR_HU
+    pieces, n = ndimage.label(air)
+    outside = np.unique(np.concatenate([pieces[side].ravel() for side in (0, -1)]
+                                       + [pieces[:, side].ravel() for side in (0, -1)]))  # fmt: skip
+    sizes = np.bincount(pieces.ravel(), minlength=n + 1)
+    sizes[outside] = sizes[0] = 0
+    if not sizes.any():
+        return np.zeros(air.shape, bool)
+    largest = np.argsort(sizes)[-2:]
+    kept = np.isin(pieces, [label for label in largest if sizes[label] >= sizes.max() / 10])
+    spacing = volume.spacing_mm
+    margin = [(max(1, round(CLOSING_MM / step)),) * 2 for step in spacing]
+    padded = np.pad(kept, margin)
+    near = ndimage.distance_transform_edt(~padded, sampling=spacing) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(near, sampling=spacing) > CLOSING_MM
+    box = tuple(slice(low, -low) for low, _ in margin)
+    return np.asarray(closed[box] | kept)
+
+
+def smooth(volume: Volume) -> NDArray[np.float32]:
+    """Hounsfield units after a Gaussian of `SMOOTHING_MM`: single noisy voxels are no infection."""
+    sigma = [SMOOTHING_MM / step for step in volume.spacing_mm]
+    return np.asarray(ndimage.gaussian_filter(volume.hu, sigma, mode="nearest"), dtype=np.float32)
+
+
+def between(smoothed: NDArray[np.float32], inside: NDArray[np.bool_], bounds: tuple[float, float]) -> NDArray[np.bool_]:
+    """Voxels between two values inside the air spaces."""
+    low, high = bounds
+    return (smoothed >= low) & (smoothed <= high) & inside
+
+
+def fit_threshold(cases: Sequence[Case]) -> tuple[float, float]:
+    """The candidate pair with the best mean Dice over (at most `FIT_SCANS` of) the training scans."""
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(FIT_SCANS, len(cases))).astype(int))
+    pairs = list(product(LOW_HU, HIGH_HU))
+    total = np.zeros(len(pairs))
+    for number in chosen:
+        scan = cases[number].load()
+        assert scan.infiltrate is not None  # `has_mask` was asked
+        smoothed, inside = smooth(scan.volume), air_spaces(scan.volume)
+        real = scan.infiltrate.labels > 0
+        total += [dice(count(between(smoothed, inside, bounds), real)) for bounds in pairs]
+    return pairs[int(total.argmax())]
+
+
+def threshold_labels(volume: Volume, bounds: tuple[float, float], label: int) -> NDArray[np.uint8]:
+    """`label` where the threshold finds infection, 0 elsewhere."""
+    return np.where(between(smooth(volume), air_spaces(volume), bounds), label, 0).astype(np.uint8)

@@ -1,0 +1,178 @@
+"""The scans of an experiment on volumes, and which of them each model trains on and is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.folds import Fold, group_folds
+from pneumoscope.datasets.groups import group_members, members_of
+from pneumoscope.datasets.patches import VolumeRecipe
+from pneumoscope.errors import InputError
+from pneumoscope.experiments.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
+from pneumoscope.io.files import write_text
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.data import has_mask
+
+VALIDATION = "val"
+"""The name of the scans held out of the training set, where a test set has its data set's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelJob:
+    """One model of the study.
+
+    Attributes:
+        name: of its stage folder, e.g. ``k5-f1`` or ``k5-f1-plain``.
+        k: number of folds; 1 for a single split.
+        fold: from 1.
+        setting: see `experiments.volumes.SETTINGS`.
+        train, val: its scans.
+    """
+
+    name: str
+    k: int
+    fold: int
+    setting: str
+    train: tuple[Case, ...]
+    val: tuple[Case, ...]
+
+    @property
+    def augmented(self) -> bool:
+        """Whether boxes are varied."""
+        return self.setting in ("full", "no-preprocessing")
+
+    @property
+    def preprocessed(self) -> bool:
+        """Whether scans are clipped, standardised and resampled."""
+        return self.setting in ("full", "no-augmentation")
+
+
+def volume_recipe(experiment: VolumeExperiment, phase: Phase, *, preprocessed: bool = True) -> VolumeRecipe:
+    """How scans are prepared for a phase; without preprocessing they stay as they are."""
+    preparation = experiment.preparation
+    if not preprocessed:
+        return VolumeRecipe(None, "none", None, phase.size if phase.whole else None, preparation.classes)  # type: ignore[arg-type]
+    return VolumeRecipe(
+        preparation.clip_hu,
+        preparation.scale,  # type: ignore[arg-type]
+        preparation.spacing_mm,
+        phase.size if phase.whole else None,
+        preparation.classes,  # type: ignore[arg-type]
+    )
+
+
+def find_volume_cases(
+    experiment: VolumeExperiment, data: Mapping[str, Path], out: Path, progress: Progress = silent
+) -> dict[str, list[Case]]:
+    """The scans by set name, from the folders given or from synthetic scans made below `out`.
+
+    Test sets that are not given are left out of the study; the training set must be.
+
+    Raises:
+        InputError: a name that is no set of the experiment, no training set, or a set without a fitting scan.
+    """
+    from pneumoscope.datasets.registry import read_dataset
+
+    known = [s.name for s in experiment.data.sets]
+    for name, root in data.items():
+        if name not in known:
+            raise InputError(f"--data {name}: {experiment.recipe} has the sets {', '.join(known)}")
+        if not root.exists():
+            raise InputError(f"--data {name}: there is no such folder", path=root)
+    if data and experiment.train_set.name not in data:
+        raise InputError(f"--data is missing for {experiment.train_set.name}, the set that {experiment.recipe} learns")
+    found = {}
+    for number, part in enumerate(experiment.data.sets, start=1):
+        if data and part.name not in data:
+            continue
+        cases = read_dataset(part.name, data[part.name]) if data else _phantoms(experiment, part, out, progress)
+        fitting = [case for case in cases if fnmatch(case.case, part.cases if data else "*") and has_mask(case)]
+        if not fitting:
+            raise InputError(f"{part.name} has no scan with a mask named {part.cases!r}", path=data.get(part.name))
+        found[part.name] = sorted(fitting, key=lambda case: case.case)
+        progress("data", number, len(experiment.data.sets), f"{part.name}: {len(fitting)} scans")
+    return found
+
+
+def _phantoms(experiment: VolumeExperiment, part: VolumeSet, out: Path, progress: Progress) -> list[Case]:
+    from pneumoscope.datasets.phantom_folder import read_phantom, write_phantom
+
+    folder, data = out / "data" / part.name, experiment.data
+    write_phantom(
+        folder, part.phantom_site, part.phantom_patients, seed=data.phantom_seed, size=data.phantom_size,
+        progress=progress,
+    )  # fmt: skip
+    return read_phantom(folder)
+
+
+def model_jobs(experiment: VolumeExperiment, cases: Sequence[Case]) -> list[ModelJob]:
+    """Every model of the study, in the order they are trained.
+
+    Raises:
+        DatasetError: fewer scans (or patients) than folds.
+    """
+    split = experiment.folds
+    if split.k is None:
+        fold = _single_split(experiment, cases)
+        return [ModelJob("split", 1, 1, "full", *_parts(fold, cases))]
+    jobs = []
+    for k in split.k:
+        settings = SETTINGS if split.ablation and k == split.k[-1] else SETTINGS[:1]
+        for setting in settings:
+            for number, fold in enumerate(folds_of(experiment, cases, k), start=1):
+                name = f"k{k}-f{number}" + ("" if setting == "full" else f"-{setting}")
+                jobs.append(ModelJob(name, k, number, setting, *_parts(fold, cases)))
+    return jobs
+
+
+def folds_of(experiment: VolumeExperiment, cases: Sequence[Case], k: int) -> list[Fold]:
+    """k folds, by scan as the papers or with patients kept whole."""
+    members = members_of(cases)
+    by_patient = experiment.folds.by == "patient"
+    groups = group_members(members) if by_patient else {member: member.ref for member in members}
+    return group_folds(groups, k, experiment.folds.seed, validation=False)
+
+
+def _single_split(experiment: VolumeExperiment, cases: Sequence[Case]) -> Fold:
+    """One fold of as many as hold about the share; at least one scan (or patient) on each side."""
+    share = experiment.folds.validation_share
+    pieces = max(2, round(1 / share))
+    members = members_of(cases)
+    patients = len(set(group_members(members).values())) if experiment.folds.by == "patient" else len(members)
+    return folds_of(experiment, cases, min(pieces, patients))[0]
+
+
+def _parts(fold: Fold, cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    by_name = {case.case: case for case in cases}
+    return tuple(by_name[m.case] for m in fold.train), tuple(by_name[m.case] for m in fold.test)
+
+
+def patients_on_both_sides(job: ModelJob) -> list[str]:
+    """Patients with scans in training and in validation; empty for folds by patient."""
+    return sorted({case.patient for case in job.train} & {case.patient for case in job.val})
+
+
+def write_splits(jobs: Sequence[ModelJob], dataset: str, folder: Path) -> None:
+    """Write ``splits/<dataset>.csv``: one row per k, fold and scan. Unchanged when it is there already.
+
+    Raises:
+        InputError: it is there and differs: the data have changed since the study was begun.
+    """
+    rows = ["k,fold,case,patient,part"]
+    for job in jobs:
+        if job.setting == "full":
+            parts = (("train", job.train), ("val", job.val))
+            rows += [f"{job.k},{job.fold},{c.case},{c.patient},{part}" for part, cases in parts for c in cases]
+    path, text = folder / "splits" / f"{dataset}.csv", "\n".join(rows) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            "differs from the split drawn now: the data have changed since the study was begun; use --overwrite to "
+            "begin anew",
+            path=path,
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)

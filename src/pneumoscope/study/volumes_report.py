@@ -1,0 +1,115 @@
+"""The page of a study on volumes, made from what lies in its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pneumoscope.errors import InputError
+from pneumoscope.reports.figures import data_uri, new_figure, png
+from pneumoscope.reports.page import write_page
+from pneumoscope.study.volumes_data import VALIDATION
+from pneumoscope.study.volumes_folder import read_volume_study
+from pneumoscope.study.volumes_tables import NETWORKS, headline
+
+COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": "#b58a3c", "plain": "#8a8f98",
+           "ensemble": "#2e8540", "threshold": "#e8650a"}  # fmt: skip
+
+
+def write_volume_report(folder: str | Path) -> Path:
+    """Write `report.html` and `figures/` of a study folder.
+
+    Raises:
+        InputError: no study on volumes, or one that has not been scored yet.
+    """
+    folder = Path(folder)
+    study = read_volume_study(folder)
+    if not (folder / "matrix.csv").is_file() or not (folder / "study.json").is_file():
+        raise InputError("has not been scored yet; go on with study run ... --resume", path=folder)
+    per_case, matrix = pd.read_csv(folder / "per_case.csv"), pd.read_csv(folder / "matrix.csv")
+    paper = pd.read_csv(folder / "paper.csv")
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = {"dice": _dice_figure(per_case), "curves": _curves_figure(folder)}
+    for name, picture in pictures.items():
+        (folder / "figures" / f"{name}.png").write_bytes(picture)
+    context = {
+        "title": f"Volume study {study['recipe']}",
+        "study": study,
+        "summary": json.loads((folder / "study.json").read_text(encoding="utf-8")),
+        "rows": headline(matrix),
+        "structures": _structures(matrix),
+        "paper": paper.where(paper.notna(), None).to_dict(orient="records") if paper["ours"].notna().any() else [],
+        "unmatched": int(paper["ours"].isna().sum()),
+        "costs": _costs(folder),
+        "pictures": {name: data_uri(picture) for name, picture in pictures.items()},
+        "environment": json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+    }
+    write_page(folder / "report.html", "volumes.html", context)
+    return folder / "report.html"
+
+
+def _structures(matrix: pd.DataFrame) -> list[dict[str, Any]]:
+    """Median Dice of each structure in validation."""
+    part = matrix[(matrix["test"] == VALIDATION) & (matrix["metric"] == "dice")]
+    columns = ["k", "setting", "structure", "n_cases", "median", "fold_mean", "sd"]
+    return [dict(zip(columns, row, strict=True)) for row in part[columns].itertuples(index=False)]
+
+
+def _costs(folder: Path) -> list[dict[str, Any]]:
+    """Training time, time per scan and peak of the process after each model, in the order they were run."""
+    found = []
+    for path in sorted(folder.glob("stages/*/scored.json"), key=lambda p: p.stat().st_mtime_ns):
+        cost = json.loads(path.read_text(encoding="utf-8"))
+        cost.pop("identity")
+        found.append({"stage": path.parent.name, **cost})
+    return found
+
+
+def _dice_figure(per_case: pd.DataFrame) -> bytes:
+    """Dice of the infection per scan, a box per k, setting and test set."""
+    infection = per_case[per_case["structure"] == "infection"]
+    tests = list(dict.fromkeys(infection["test"]))
+    figure = new_figure(3.4 * len(tests) + 0.8, 3.6)
+    panels = figure.subplots(1, len(tests), squeeze=False, sharey=True)[0]
+    for panel, test in zip(panels, tests, strict=True):
+        part = infection[infection["test"] == test]
+        cells = list(dict.fromkeys(zip(part["k"], part["setting"], strict=True)))
+        cells.sort(key=lambda cell: (cell[0], list(COLOURS).index(cell[1])))
+        for place, (k, setting) in enumerate(cells):
+            values = part[(part["k"] == k) & (part["setting"] == setting)]["dice"].to_numpy()
+            panel.boxplot(values, positions=[place], widths=0.6, showfliers=False,
+                          medianprops={"color": COLOURS[setting], "lw": 2})  # fmt: skip
+            panel.plot([place] * len(values), values, "o", ms=3, color=COLOURS[setting], alpha=0.5)
+        names = [(f"{k}-fold\n" if k > 1 else "") + s.replace("-", "\n", 1) for k, s in cells]
+        panel.set_xticks(range(len(cells)), names, fontsize=6)
+        panel.set_title("validation" if test == VALIDATION else test, fontsize=9)
+        panel.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("Dice of infection, a dot per scan")
+    figure.tight_layout()
+    return png(figure)
+
+
+def _curves_figure(folder: Path) -> bytes:
+    """Training and validation loss of every model, a panel per setting (Mueller 2021, Figure 5)."""
+    histories = {path.parent.name: pd.read_csv(path) for path in sorted(folder.glob("stages/*/history.csv"))}
+    kinds = [s for s in NETWORKS if any(_setting(name) == s for name in histories)]
+    figure = new_figure(3.4 * len(kinds) + 0.4, 3.0)
+    for panel, kind in zip(figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0], kinds, strict=True):
+        for name, history in histories.items():
+            if _setting(name) == kind:
+                panel.plot(history["epoch"], history["train_loss"], color="#c0392b", lw=0.9, alpha=0.7)
+                panel.plot(history["epoch"], history["val_loss"], color="#1f9bb5", lw=0.9, alpha=0.7)
+        panel.set_title(kind, fontsize=9)
+        panel.set_xlabel("epoch")
+        lines = panel.get_lines()[:2]
+        panel.legend(lines, ["training", "validation"][: len(lines)], fontsize=7, frameon=False)
+    figure.axes[0].set_ylabel("loss")
+    figure.tight_layout()
+    return png(figure)
+
+
+def _setting(stage: str) -> str:
+    return next((s for s in NETWORKS[1:] if stage.endswith(f"-{s}")), "full")
