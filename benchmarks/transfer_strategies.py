@@ -49,9 +49,14 @@ class Study:
         """Dice of each patient."""
         return self.dice[stage, test]
 
-    def best_before(self, stage: Stage, test: int) -> str:
-        """The earlier stage of the lineage with the highest mean Dice on a set."""
+    def best_before(self, stage: Stage, test: int, *, since_learnt: bool) -> str:
+        """The earlier stage of the lineage with the highest mean Dice on a set.
+
+        With `since_learnt` only stages count that had been trained on the set.
+        """
         earlier = self.experiment.lineage(stage.name)[:-1]
+        if since_learnt:
+            earlier = earlier[next(i for i, s in enumerate(earlier) if s.site == test) :]
         return max((s.name for s in earlier), key=lambda name: float(self.patients(name, test).mean()))
 
 
@@ -73,47 +78,64 @@ def shown(parts: list[list[PerPatient]], *, signed: bool = False) -> str:
     return number.format(found.mean) + ends
 
 
+def head(*cells: str) -> None:
+    """The first two lines of a Markdown table."""
+    print("\n| " + " | ".join(cells) + " |\n" + "|---" * len(cells) + "|")
+
+
+def final_table(studies: list[Study], names: dict[int, str]) -> None:
+    """Dice after all stages, and how far it is from joint training."""
+    head("after all stages", *names.values(), "mean of sets", "less joint")
+    for strategy in shared(studies):
+        last = [(s, s.strategies()[strategy].name, s.strategies()["joint"].name) for s in studies]
+        cells = [shown([[values(s.patients(stage, n))] for s, stage, _ in last]) for n in names]
+        whole = shown([[values(s.patients(stage, n)) for n in names] for s, stage, _ in last])
+        gap = [[values(s.patients(stage, n) - s.patients(joint, n)) for n in names] for s, stage, joint in last]
+        print(f"| {strategy} | " + " | ".join([*cells, whole, shown(gap, signed=True)]) + " |")
+
+
+def lost_table(studies: list[Study], names: dict[int, str], *, since_learnt: bool) -> None:
+    """Dice lost on the earlier sets against the best earlier stage; negative is gained."""
+    earlier = list(names)[:-1]
+    since = "since it was learnt" if since_learnt else "against any earlier stage"
+    head(f"lost {since}", *(names[n] for n in earlier), "mean")
+    for strategy in shared(studies):
+        lost: list[list[PerPatient]] = []
+        for s in studies:
+            stage = s.strategies()[strategy]
+            best = {n: s.best_before(stage, n, since_learnt=since_learnt) for n in earlier}
+            lost.append([values(s.patients(best[n], n) - s.patients(stage.name, n)) for n in earlier])
+        cells = [shown([[one[place]] for one in lost], signed=True) for place in range(len(earlier))]
+        print(f"| {strategy} | " + " | ".join([*cells, shown(lost, signed=True)]) + " |")
+
+
+def matrix(studies: list[Study], names: dict[int, str]) -> None:
+    """Every stage on every set."""
+    head("stage", *names.values())
+    for stage in studies[0].experiment.stages.chain:
+        cells = [shown([[values(s.patients(stage.name, n))] for s in studies]) for n in names]
+        print(f"| {stage.name} | " + " | ".join(cells) + " |")
+
+
+def lung_table(studies: list[Study]) -> None:
+    """What supplied lungs change, mean over studies; nothing where all sets have masks."""
+    tables = [s.lungs for s in studies if len(s.lungs)]
+    if tables:
+        head("stage", "with supplied lungs", "without", "difference")
+        for name, rows in pd.concat(tables).groupby("stage", sort=False):
+            means = rows[["dice_with", "dice_without", "difference"]].mean()
+            print(f"| {name} | {means.iloc[0]:.3f} | {means.iloc[1]:.3f} | {means.iloc[2]:+.3f} |")
+
+
 def main(folders: Iterable[str]) -> None:
     """Print the tables as Markdown."""
     studies = [Study(Path(folder)) for folder in folders]
-    first = studies[0].experiment
-    sets = [site.number for site in first.data.sites]
-    names = {site.number: site.label for site in first.data.sites}
-    print("| after all stages | " + " | ".join(names[n] for n in sets) + " | mean of sets | less joint |")
-    print("|---" * (len(sets) + 3) + "|")
-    for strategy in shared(studies):
-        last = [(s, s.strategies()[strategy].name, s.strategies()["joint"].name) for s in studies]
-        cells = [shown([[values(s.patients(stage, n))] for s, stage, _ in last]) for n in sets]
-        whole = shown([[values(s.patients(stage, n)) for n in sets] for s, stage, _ in last])
-        gap = [[values(s.patients(stage, n) - s.patients(joint, n)) for n in sets] for s, stage, joint in last]
-        print(f"| {strategy} | " + " | ".join([*cells, whole, shown(gap, signed=True)]) + " |")
-    print()
-    print("| lost since the best stage before | " + " | ".join(names[n] for n in sets[:-1]) + " |")
-    print("|---" * len(sets) + "|")
-    for strategy in shared(studies):
-        cells = []
-        for n in sets[:-1]:
-            lost = []
-            for s in studies:
-                stage = s.strategies()[strategy]
-                lost.append([values(s.patients(s.best_before(stage, n), n) - s.patients(stage.name, n))])
-            cells.append(shown(lost, signed=True))
-        print(f"| {strategy} | " + " | ".join(cells) + " |")
-    print()
-    print("| study | stage | " + " | ".join(names[n] for n in sets) + " |")
-    print("|---" * (len(sets) + 2) + "|")
-    for number, s in enumerate(studies):
-        for stage in s.experiment.stages.chain:
-            cells = [f"{float(s.patients(stage.name, n).mean()):.3f}" for n in sets]
-            print(f"| {number} | {stage.name} | " + " | ".join(cells) + " |")
-    tables = [s.lungs.assign(study=number) for number, s in enumerate(studies) if len(s.lungs)]
-    if tables:
-        print("\n| study | stage | with supplied lungs | without | difference |\n|---|---|---|---|---|")
-        for row in pd.concat(tables).to_dict(orient="records"):
-            print(
-                f"| {row['study']} | {row['stage']} | {row['dice_with']:.3f} | {row['dice_without']:.3f} | "
-                f"{row['difference']:+.3f} |"
-            )
+    names = {site.number: site.label for site in studies[0].experiment.data.sites}
+    final_table(studies, names)
+    lost_table(studies, names, since_learnt=True)
+    lost_table(studies, names, since_learnt=False)
+    matrix(studies, names)
+    lung_table(studies)
 
 
 if __name__ == "__main__":
