@@ -16,7 +16,7 @@ from pneumoscope.experiments.katsamenis import chest_xray
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
 from pneumoscope.study.xray_arms import AS_PAPER, all_arms, balance, plain_recipe
-from pneumoscope.study.xray_data import Supply, read_pool
+from pneumoscope.study.xray_data import Supply, list_cases, read_pool
 from pneumoscope.study.xray_honest import baselines, held_out, probes
 from pneumoscope.study.xray_logistic import choose_logistic, fit_logistic
 from pneumoscope.study.xray_nets import resnet_frozen
@@ -50,7 +50,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 
 
 def trial_of(experiment: XrayExperiment, roots: dict[str, Path], folder: Path) -> tuple[Trial, Supply]:
-    pool = read_pool(experiment, roots, folder)
+    pool = read_pool(experiment, list_cases(roots), folder)
     trial = make_trial(experiment, pool, 0)
     return trial, Supply(pool, folder, np.arange(len(pool.cases)), plain_recipe(experiment))
 

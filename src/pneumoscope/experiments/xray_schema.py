@@ -98,7 +98,7 @@ class XrayTraining(Sheet):
     """How they are trained.
 
     Attributes:
-        stages: which of the paper's networks.
+        stages: which of the paper's networks; none: the baselines and probes only, which take minutes.
         optimiser: Adam with beta 0.9 and 0.999.
         max_epochs, patience, batch_size: of every training and of each of its steps.
         learning_rate: from scratch, and of the dense layer alone.
@@ -111,7 +111,7 @@ class XrayTraining(Sheet):
         seed: of weights, order and dropout.
     """
 
-    stages: tuple[str, ...] = leaf(choices=MODELS)
+    stages: tuple[str, ...] | None = leaf(choices=MODELS)
     optimiser: str = leaf(choices=("adam",))
     max_epochs: int = leaf("epochs", low=1)
     patience: int = leaf("epochs", low=1)
@@ -238,7 +238,8 @@ class XrayExperiment(Sheet):
                 )
         if len(data.classes_0) != len(data.classes_1):
             raise InputError("Model_2 carries the network of Dataset_0: both data sets need as many classes")
-        if "Model_2" in self.training.stages and "Model_0" not in self.training.stages:
+        stages = self.training.stages or ()
+        if "Model_2" in stages and "Model_0" not in stages:
             raise InputError("Model_2 begins with Model_0; put Model_0 into training.stages")
         top, bottom, left, right = self.honest.lung_box if len(self.honest.lung_box) == 4 else (1, 0, 1, 0)
         if not (top < bottom and left < right):

@@ -103,13 +103,21 @@ def check_roots(experiment: XrayExperiment, data: Mapping[str, str | Path]) -> t
     return {name: Path(root) for name, root in data.items() if name != RESNET}, file
 
 
-def read_pool(experiment: XrayExperiment, roots: Mapping[str, Path], folder: Path, progress: Progress = silent) -> Pool:
-    """Read the lists of all sets, look at every picture once, and find those that are one.
+def list_cases(roots: Mapping[str, Path]) -> list[XrayCase]:
+    """The pictures of all sets, in order of set and path; none is opened.
 
     Raises:
         DatasetError: a folder that is not its data set.
     """
-    cases = [case for name in sorted(roots) for case in read_radiographs(name, roots[name])]
+    return [case for name in sorted(roots) for case in read_radiographs(name, roots[name])]
+
+
+def read_pool(experiment: XrayExperiment, cases: Sequence[XrayCase], folder: Path, progress: Progress = silent) -> Pool:
+    """Look at every picture once, and find those that are one.
+
+    Raises:
+        DatasetError: not one picture can be read.
+    """
     prints = _prints(cases, folder / "data" / PRINTS_FILE, progress)
     kept = [i for i in range(len(cases)) if i not in prints.unreadable]
     if not kept:

@@ -103,7 +103,9 @@ def write_remedies(table: pd.DataFrame, path: Path) -> None:
         ("adults_only", "adults only: COVID-19 or healthy", NETWORK, "s"),
         ("adults_only_unseen", "the same, source never seen", "#7b3fb5", "D"),
     )
-    names = [m if a == AS_PAPER else f"{m}, {a}" for m, a in zip(table["model"], table["arm"], strict=True)]
+    names = [
+        m if a == AS_PAPER else f"{m}, {a.replace('_', ' ')}" for m, a in zip(table["model"], table["arm"], strict=True)
+    ]
     figure = new_figure(7.2, 1.1 + 0.27 * len(table))
     axes = figure.subplots()
     place = np.arange(len(table))[::-1]
@@ -115,6 +117,6 @@ def write_remedies(table: pd.DataFrame, path: Path) -> None:
     axes.set_xlim(0, 1.02)
     axes.set_ylim(-0.7, len(table) + 0.1)
     axes.grid(axis="x", lw=0.3)
-    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    axes.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=3)
     figure.tight_layout()
     write_bytes(path, png(figure))

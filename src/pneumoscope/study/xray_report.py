@@ -111,11 +111,10 @@ def verdict(rows: Sequence[Row]) -> dict[str, str]:
     small = next((r for r in plain if r["model"] == "thumbnails"), None)
     corner = next((r for r in plain if r["model"] == "corners"), None)
     text = f"{best['model']} reaches an accuracy of {_percent(best['accuracy'])} on pictures of the same sources."
-    if small and corner:
-        text += (
-            f" A regression on thumbnails, too coarse to show an infiltrate, reaches {_percent(small['accuracy'])}, "
-            f"and one on the four corners, where there is no lung, {_percent(corner['accuracy'])}."
-        )
+    if small and small is not best:
+        text += f" A regression on thumbnails, too coarse to show an infiltrate, reaches {_percent(small['accuracy'])}."
+    if corner and corner is not best:
+        text += f" One on the four corners, where there is no lung, reaches {_percent(corner['accuracy'])}."
     wrong = best["healthy_called_covid"]
     if wrong is None:
         return {

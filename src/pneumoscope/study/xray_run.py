@@ -133,9 +133,10 @@ class _Study:
         """See `run_xray_study`."""
         experiment = self.experiment
         roots, weights = xray_data.check_roots(experiment, given)
+        cases = xray_data.list_cases(roots)  # before anything is written
         folder = _begin(experiment, out, resume=resume, overwrite=overwrite)
         self._note_environment(folder)
-        pool = xray_data.read_pool(experiment, roots, folder, self.progress)
+        pool = xray_data.read_pool(experiment, cases, folder, self.progress)
         trials = [make_trial(experiment, pool, repeat) for repeat in range(experiment.training.repeats)]
         for trial in trials:
             write_splits(trial, folder / "splits")
@@ -166,8 +167,8 @@ class _Study:
         write_environment(folder, device=device.type, precision=precision, threads=torch.get_num_threads())
 
     def _note_left_out(self, trial: Trial, roots: Mapping[str, Path], weights: Path | None) -> None:
-        plan = self.experiment.training
-        if "Model_3" in plan.stages and weights is None:
+        stages = self.experiment.training.stages or ()
+        if "Model_3" in stages and weights is None:
             from pneumoscope.models.published import PUBLISHED
 
             known = PUBLISHED["resnet50"]
@@ -185,15 +186,16 @@ class _Study:
 
     def _jobs(self, trial: Trial, folder: Path, weights: Path | None) -> list[Job]:
         """Every network of a trial, those first that others begin with."""
-        arms, plan, honest = all_arms(self.experiment), self.experiment.training, self.experiment.honest
+        arms, honest = all_arms(self.experiment), self.experiment.honest
+        stages = self.experiment.training.stages or ()
         plain = arms[AS_PAPER]
         zero = Job("Model_0", plain)
-        jobs = [zero] if "Model_0" in plan.stages else []
-        if "Model_1" in plan.stages:
+        jobs = [zero] if "Model_0" in stages else []
+        if "Model_1" in stages:
             jobs.append(Job("Model_1", plain))
-        if "Model_2" in plan.stages:
+        if "Model_2" in stages:
             jobs.append(Job("Model_2", plain, start=stage_folder(folder, zero, trial)))
-        if "Model_3" in plan.stages and weights is not None:
+        if "Model_3" in stages and weights is not None:
             jobs.append(Job("Model_3", plain, weights=weights))
         chosen = [arms[name] for name in honest.networks or () if trial.adults is not None or not arms[name].adults]
         jobs += [Job("Model_1", arm) for arm in chosen]

@@ -126,7 +126,7 @@ class Trial:
 def make_trial(experiment: XrayExperiment, pool: data.Pool, repeat: int) -> Trial:
     """Draw and split; a function of experiment, pictures and number."""
     one = data.dataset_1(experiment, pool, repeat)
-    with_zero = {"Model_0", "Model_2"} & set(experiment.training.stages)
+    with_zero = {"Model_0", "Model_2"} & set(experiment.training.stages or ())
     zero = data.dataset_0(experiment, pool, repeat, one) if with_zero else None
     healthy = data.adults(experiment, pool, repeat) if "normal" in one.classes else None
     taught = set(pool.group_of(healthy.rows[healthy.parts != "test"]).tolist()) if healthy is not None else set()
