@@ -11,11 +11,13 @@ from pneumoscope.progress import Progress, silent
 if TYPE_CHECKING:
     from pneumoscope.cases.followup import Comparison
     from pneumoscope.experiments.schema import Experiment
+    from pneumoscope.experiments.volumes import VolumeExperiment
     from pneumoscope.experiments.xray_schema import XrayExperiment
     from pneumoscope.inference.segment import Segmentation
     from pneumoscope.metrics.folders import Evaluation
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.run import StudyResult
+    from pneumoscope.study.volumes_run import VolumeStudyResult
     from pneumoscope.study.xray_run import XrayResult
     from pneumoscope.volume import Mask, Volume
 
@@ -45,6 +47,7 @@ def segment(
     lungs: str | Path | Mask | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
+    engine: str = "auto",
     progress: Progress = silent,
 ) -> Segmentation:
     """Lungs and infiltrates of one scan, on exactly its grid.
@@ -56,6 +59,7 @@ def segment(
             the lungs.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto takes bf16 where the hardware has it, else fp32.
+        engine: auto, torch, onnxruntime or openvino; the result's `engines` name what computed.
         progress: called as the work advances.
 
     Raises:
@@ -65,7 +69,13 @@ def segment(
 
     given = None if lungs is None else _lungs(lungs)
     return segment_volume(
-        _volume(scan), model=model, lungs=given, device=device, precision=precision, progress=progress
+        _volume(scan),
+        model=model,
+        lungs=given,
+        device=device,
+        precision=precision,
+        engine=engine,
+        progress=progress,
     )
 
 
@@ -141,13 +151,13 @@ def evaluate(
 
 
 def run_study(
-    recipe: str | Experiment | XrayExperiment,
+    recipe: str | Experiment | VolumeExperiment | XrayExperiment,
     *,
     out: str | Path,
     data: Mapping[str, str | Path] | None = None,
     settings: Sequence[str] = (),
     **options: Any,
-) -> StudyResult | XrayResult:
+) -> StudyResult | VolumeStudyResult | XrayResult:
     """Run a recipe: train the stages, score each on every test set, report.
 
     Args:
@@ -155,19 +165,23 @@ def run_study(
         out: the study folder to write.
         data: data set name -> its folder; synthetic sites stand in when empty (CT only).
         settings: changes as ``key=value``, as for ``--set``.
-        options: passed on to `pneumoscope.study.run.run_study` (radiographs: `study.xray_run.run_xray_study`): resume,
-            overwrite, device, precision, progress.
+        options: passed on to `pneumoscope.study.run.run_study` (radiographs: `study.xray_run.run_xray_study`; volumes:
+            `study.volumes_run.run_volume_study`): resume, overwrite, device, precision, progress.
 
     Raises:
         InputError: no such recipe or key, a value out of bounds, or a folder that is not the data set.
     """
     from pneumoscope.experiments.access import with_overrides
     from pneumoscope.experiments.registry import build_any
+    from pneumoscope.experiments.volumes import VolumeExperiment
     from pneumoscope.experiments.xray_schema import XrayExperiment
-    from pneumoscope.study import run, xray_run
+    from pneumoscope.study import run, volumes_run, xray_run
 
     experiment = build_any(recipe) if isinstance(recipe, str) else recipe
     roots = {name: Path(root) for name, root in (data or {}).items()}
+    if isinstance(experiment, VolumeExperiment):
+        changed = with_overrides(experiment, settings)
+        return volumes_run.run_volume_study(changed, Path(out), data=roots, **options)
     if isinstance(experiment, XrayExperiment):
         return xray_run.run_xray_study(with_overrides(experiment, settings), Path(out), data=roots, **options)
     return run.run_study(with_overrides(experiment, settings), Path(out), data=roots, **options)

@@ -114,7 +114,8 @@ def test_study_folder_is_whole(finished):
     folder = finished.folder
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     wanted = {"experiment.json", "environment.json", "splits/covid19ctseg.csv", "per_case.csv", "matrix.csv",
-              "folds.csv", "matrix.json", "paper.csv", "report.html", "figures/dice.png", "figures/curves.png"}  # fmt: skip
+              "folds.csv", "matrix.json", "paper.csv", "report.html",
+              "figures/dice.png", "figures/curves.png"}  # fmt: skip
     wanted |= {f"stages/k2-f{n}/{f}" for n in (1, 2) for f in
                ("history.csv", "model.safetensors", "last.ckpt", "card.json")}  # fmt: skip
     assert wanted <= names

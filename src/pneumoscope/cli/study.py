@@ -12,6 +12,7 @@ from pneumoscope.cli.output import number, progress_for, say, say_json, say_tabl
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.registry import ALL_RECIPES, build_any
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.progress import Progress
 
@@ -121,14 +122,19 @@ def run(
     """
     experiment = _experiment(recipe, settings, common)
     roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
+    ct_only = {
+        "--jobs": jobs > 1,
+        "--lungs": bool(lungs),
+        "--accept-if-forgetting-below": accept_if_forgetting_below is not None,
+    }
+    if isinstance(experiment, VolumeExperiment):
+        from pneumoscope.cli.study_volumes import run_volumes
+
+        run_volumes(experiment, out, roots, common, resume=resume, unusable={**ct_only, "--seeds": seeds is not None})
+        return
     if isinstance(experiment, XrayExperiment):
         from pneumoscope.cli.study_xray import run_xray
 
-        ct_only = {
-            "--jobs": jobs > 1,
-            "--lungs": bool(lungs),
-            "--accept-if-forgetting-below": accept_if_forgetting_below is not None,
-        }
         run_xray(experiment, out, roots, common, seeds=seeds, resume=resume, ct_only=ct_only)
         return
     if seeds is not None:
@@ -163,9 +169,14 @@ def report(
 ) -> None:
     """Render a study's report again from what is on disk."""
     from pneumoscope.study.report import write_report
+    from pneumoscope.study.volumes_folder import is_volume_study
+    from pneumoscope.study.volumes_report import write_volume_report
     from pneumoscope.study.xray_report import is_xray_study, write_xray_report
 
-    page = write_xray_report(folder) if is_xray_study(folder) else write_report(folder)
+    if is_volume_study(folder):
+        page = write_volume_report(folder)
+    else:
+        page = write_xray_report(folder) if is_xray_study(folder) else write_report(folder)
     if common.json:
         say_json({"report": page})
     else:
@@ -213,7 +224,9 @@ def print_study(result: StudyResult, common: Common) -> None:
     say(f"report: {result.report}")
 
 
-def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Experiment | XrayExperiment:
+def _experiment(
+    recipe: str, settings: list[str] | None, common: Common
+) -> Experiment | VolumeExperiment | XrayExperiment:
     """The recipe with `--seed` in every seed and `--precision` in the training, then `--set` on top."""
     experiment = build_any(recipe)
     seeds = [] if common.seed is None else [f"{key}={common.seed}" for key in _seed_keys(experiment)]
@@ -221,7 +234,7 @@ def _experiment(recipe: str, settings: list[str] | None, common: Common) -> Expe
     return with_overrides(experiment, [*seeds, *precision, *(settings or [])])
 
 
-def _seed_keys(experiment: Experiment | XrayExperiment) -> list[str]:
+def _seed_keys(experiment: Experiment | VolumeExperiment | XrayExperiment) -> list[str]:
     return [row["key"] for row in describe(experiment) if row["key"].rsplit(".", 1)[-1].endswith("seed")]
 
 

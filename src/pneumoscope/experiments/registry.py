@@ -12,6 +12,8 @@ from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.transfer import transfer_slices, transfer_slices_short
+from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, VolumeRecipe
+from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.experiments.xray_schema import XrayExperiment
 
 
@@ -80,12 +82,12 @@ XRAY_RECIPES: Mapping[str, XrayRecipe] = {
     )
 }
 
-ALL_RECIPES: Mapping[str, Recipe | XrayRecipe] = {**RECIPES, **XRAY_RECIPES}
+ALL_RECIPES: Mapping[str, Recipe | VolumeRecipe | XrayRecipe] = {**RECIPES, **VOLUME_RECIPES, **XRAY_RECIPES}
 """What `pneumoscope study list` lists."""
 
 
-def build_any(name: str) -> Experiment | XrayExperiment:
-    """The experiment of that name, on CT or on radiographs.
+def build_any(name: str) -> Experiment | VolumeExperiment | XrayExperiment:
+    """The experiment of that name: transfer between sets of CT, on volumes, or on radiographs.
 
     Raises:
         InputError: no such recipe; the known ones are named, the nearest first.
@@ -101,9 +103,10 @@ def build_recipe(name: str) -> Experiment:
     """The experiment on CT of that name.
 
     Raises:
-        InputError: no such recipe, or one on radiographs.
+        InputError: no such recipe, or one on volumes or radiographs.
     """
     found = build_any(name)
     if not isinstance(found, Experiment):
-        raise InputError(f"{name} is a study of radiographs; this runs studies of CT: {', '.join(RECIPES)}")
+        kind = "on volumes" if isinstance(found, VolumeExperiment) else "of radiographs"
+        raise InputError(f"{name} is a study {kind}; this runs transfer studies of CT: {', '.join(RECIPES)}")
     return found

@@ -111,7 +111,7 @@ def _ours(value: PaperValue, matrix: pd.DataFrame, folds: pd.DataFrame) -> tuple
     found = matrix[(matrix[[*cell, "metric"]] == pd.Series({**cell, "metric": metric})).all(axis=1)]
     if found.empty:
         return float("nan"), float("nan")
-    row: dict[str, Any] = found.iloc[0].to_dict()  # type: ignore[assignment]
+    row: Any = found.iloc[0]
     if kind:
         return float(row[kind]), float(row["sd"]) if kind == "mean" else float("nan")
     pooled = value.test == VALIDATION and value.table == "1"
@@ -122,7 +122,7 @@ def headline(matrix: pd.DataFrame) -> list[dict[str, object]]:
     """The infection's Dice and surface Dice per k, setting and test set, for the first table of the page."""
     rows = []
     for cell, part in matrix[matrix["structure"] == "infection"].groupby(["k", "setting", "test"], sort=False):
-        by = part.set_index("metric")
+        by: Any = part.set_index("metric")
         rows.append(
             dict(zip(("k", "setting", "test"), cell, strict=True))
             | {"n_models": int(by["n_models"].iloc[0]), "n_cases": int(by["n_cases"].iloc[0])}
