@@ -23,7 +23,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
 ) -> None:
-    """Compare study runs: what each strategy gains on the new set against what it loses on the old ones.
+    """Compare study runs: gain on the new set, loss on the old.
 
     Runs of one strategy with other seeds are one line; intervals draw patients and seeds. Writes comparison.csv,
     comparison.json, figures/gain_against_loss.png and report.html.
