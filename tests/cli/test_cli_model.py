@@ -57,3 +57,19 @@ def test_verify_finds_damage_and_fails(cli, shipped):
     ran = cli("model", "verify", "--json")
     assert ran.code == 1
     assert ran.json[0]["ok"] is False
+
+
+def test_export_writes_a_graph_and_says_what_it_is(cli, tmp_path):
+    ran = cli("model", "export", "lungs", "--to", "onnx", "-o", tmp_path / "out", "--size", "32x48", "--json")
+    assert ran.json["files"] == ["card.json", "model.onnx"]
+    assert ran.json["size"] == [32, 48]
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["export"]["size"] == [32, 48]
+    cli("model", "export", "lungs", "--to", "onnx", "-o", tmp_path / "out").refused("--overwrite")
+    assert "for pictures of 128 x 128" in cli("model", "export", "lungs", "--to", "monai", "-o", tmp_path / "b").out
+
+
+@pytest.mark.parametrize("size", ["32", "0x8", "axb", "1x2x3x4"])
+def test_export_refuses_what_is_no_size(cli, tmp_path, size):
+    ran = cli("model", "export", "lungs", "--to", "onnx", "-o", tmp_path / "out", "--size", size)
+    assert ran.code == 2
+    assert not (tmp_path / "out").exists()

@@ -4,10 +4,12 @@ import torch
 
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
+from pneumoscope.inference.engines import installed_engines
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
 from pneumoscope.inference.segment import Segmenter, _labels, segment_volume
 from pneumoscope.inference.slices import predict_probability
 from pneumoscope.models.unet import UNet, UNetConfig
+from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.lung_crop import LungCrop
@@ -194,3 +196,35 @@ def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):
     bound.card["denser_than_lung_hu"] = 120
     assert free.run(volume, lungs).infiltrate.any.sum() > 0.9 * lungs.any.sum()
     assert not bound.run(volume, lungs).infiltrate.any.any()
+
+
+def test_an_engine_may_be_chosen_and_is_named(tmp_path, scan):
+    volume, lungs = scan
+    folder = save(tmp_path, 2, FRAME)
+    plain = Segmenter(folder, engine="torch", device="cpu", precision="fp32").run(volume, lungs)
+    assert plain.engines == {"infiltrate": "torch fp32"}
+    for name in installed_engines():
+        found = Segmenter(folder, engine=name, device="cpu", precision="fp32").run(volume, lungs)
+        assert found.engines == {"infiltrate": f"{name} fp32"}
+        assert np.abs(found.probability.astype(int) - plain.probability).max() <= 1
+    with pytest.raises(InputError, match="no engine 'abacus'"):
+        Segmenter(folder, engine="abacus")
+
+
+@pytest.mark.parametrize("labels", [["background", "left lung", "right lung", "infection"], None])
+def test_a_network_on_volumes_segments_inside_the_lungs(tmp_path, scan, labels):
+    volume, lungs = scan
+    torch.manual_seed(0)
+    model = UNet3D(UNet3DConfig(1, 4 if labels else 1, (2, 4)))
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias[-1] = 3
+    card = {"kind": "hu_volume", "window_hu": [-1250, 250], "spacing_mm": [4, 4, 6], "patch": [4, 8, 8]}
+    save_model(tmp_path, model, {"task": "infiltrate", "preprocessing": card, **({"labels": labels} if labels else {})})
+    found = Segmenter(tmp_path, device="cpu").run(volume, lungs)
+    assert found.infiltrate.grid == volume.grid
+    assert np.array_equal(found.infiltrate.any, lungs.any), "everything is infiltrate to this network"
+    chance = np.exp(3) / (np.exp(3) + (3 if labels else 1))
+    assert set(np.unique(found.probability)) == {0, round(255 * chance)}
+    empty = Mask.empty(volume.grid, LUNG_LABELS)
+    assert not Segmenter(tmp_path, device="cpu").run(volume, empty).infiltrate.any.any()

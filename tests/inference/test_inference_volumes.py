@@ -118,7 +118,33 @@ def test_unreadable_cards_are_refused(fields):
         VolumeInput.from_card({"preprocessing": fields})
 
 
-@pytest.mark.parametrize("fields", [{"normalise": "minmax"}, {"grey_levels": 1}])
+def test_a_scan_squeezed_as_a_whole():
+    fields = {
+        "kind": "whole_volume",
+        "window_hu": [-2000, 500],
+        "scale": "unit",
+        "shape": [5, 6, 3],
+        "patch": [3, 6, 5],
+    }
+    ours = VolumeInput.from_card({"preprocessing": fields})
+    volume = scan(("L", "P", "S"), shape=(20, 18, 12))
+    assert ours.image(volume).shape == (1, 3, 6, 5)
+    assert ours.plan.starts((3, 6, 5)) == ([0], [0], [0])
+    found = predict_volume(volume, [engine(Threshold())], ours, probability_of=3)
+    assert found.classes.shape == volume.grid.shape
+    assert np.array_equal(found.probability > 127, found.classes == 3)
+
+
+def test_a_cards_labels_may_be_a_list():
+    found = predict_volume(scan(), [engine(Threshold())], SMALL)
+    by_list, by_text = found.masks(list(MUELLER_LABELS)), found.masks({str(n): name for n, name in LABELS.items()})
+    assert all(np.array_equal(a.labels, b.labels) for a, b in zip(by_list, by_text, strict=True))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"normalise": "minmax"}, {"grey_levels": 1}, {"spacing_mm": (1.0, 1.0, 1.0), "shape": (2, 2, 2)}],
+)
 def test_impossible_inputs_are_refused(fields):
     with pytest.raises(InputError):
         VolumeInput(HuWindow(0, 1), WindowPlan((4, 4, 4)), **fields)
@@ -192,7 +218,8 @@ class Quick:
 shape = tuple(map(int, sys.argv[1].split(",")))
 spacing = json.loads(sys.argv[2])
 grid = Grid.from_spacing(shape, (0.7, 0.7, 1.0))
-prepared = volumes.VolumeInput(HuWindow(-1250, 250), WindowPlan((32, 96, 96)), spacing, "zscore", 256)
+plan = WindowPlan((32, 96, 96))
+prepared = volumes.VolumeInput(HuWindow(-1250, 250), plan, spacing, normalise="zscore", grey_levels=256)
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 volume = Volume(np.zeros(shape, np.float32), grid, grid)
 volume.hu[3:9] = -800

@@ -47,6 +47,7 @@ class SegmentOptions:
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         device: see `Segmenter`.
         precision: likewise.
+        engine: likewise.
         probability: also write `probability.nii.gz`.
         three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
         deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
@@ -60,13 +61,24 @@ class SegmentOptions:
     intensity: Literal["auto", "hu"] = "auto"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: str = "auto"
     probability: bool = False
     three_d: bool = True
     deidentify: bool = False
 
     def segmenter(self) -> Segmenter:
         """The models, loaded."""
-        return Segmenter(self.model, self.lungs_model, device=self.device, precision=self.precision)
+        return Segmenter(self.model, self.lungs_model, device=self.device, precision=self.precision, engine=self.engine)
+
+    def engine_label(self) -> str:
+        """What will compute on this machine, e.g. ``openvino fp32``.
+
+        Raises:
+            InputError: the device or the engine is not here.
+        """
+        from pneumoscope.inference.engines import engine_label
+
+        return engine_label(self.engine, device=self.device, precision=self.precision)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths: a run's record says nothing of the machine."""
@@ -102,7 +114,7 @@ def segment_cases(
         scans,
         out,
         partial(_open, options),
-        options=options.as_dict(),
+        options={**options.as_dict(), "engine": options.engine_label()},
         jobs=jobs,
         overwrite=overwrite,
         progress=progress,

@@ -1,7 +1,10 @@
-"""`pneumoscope model`: which models are here, what they are, whether they are whole."""
+"""`pneumoscope model`: which models are here, what they are, whether they are whole, and for other programs."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,9 +14,16 @@ from pneumoscope.cli.output import say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
 
-group = new_group("Shipped and own models: card, licence, checksum.")
+group = new_group("Shipped and own models: card, licence, checksum, export.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A shipped model's name, or a model folder.")]
+
+
+class Target(StrEnum):
+    """Formats that other programs read."""
+
+    ONNX = "onnx"
+    MONAI = "monai"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -85,3 +95,46 @@ def verify(
     bad = [name for name, report in reports.items() if not report.ok]
     if bad:
         raise RunError(f"{len(bad)} of {len(reports)} models failed: {', '.join(bad)}")
+
+
+@group.command("export")
+@common_options("overwrite")
+def export(
+    model: Model,
+    to: Annotated[Target, typer.Option("--to", metavar="onnx|monai", help="An ONNX graph, or a MONAI bundle.")],
+    common: Common,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to write; default MODEL-FORMAT here.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW|DxHxW", help="Size of the pictures, where the card names none."),
+    ] = None,
+) -> None:
+    """Write a model for other programs.
+
+    The ONNX graph takes `image` (n, c, ...) and gives `logits`; it is compared with the network before it is kept.
+    """
+    from pneumoscope.models.export import export_model
+
+    sizes = _sizes(size)
+    folder = out or Path(f"{cards.find_model(model).resolve().name}-{to.value}")
+    done = export_model(model, folder, to.value, size=sizes, overwrite=common.overwrite)
+    if common.json:
+        say_json({**asdict(done), "size": list(done.size), "files": list(done.files)})
+        return
+    say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {' x '.join(map(str, done.size))}")
+    if done.checked_with:
+        say(f"{done.checked_with} computes the same from it; largest difference of logits {done.difference:.2g}")
+    elif to is Target.ONNX:
+        say("not compared with the network: neither onnxruntime nor openvino is installed")
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    """``320x320`` as numbers."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no size; expected e.g. 320x320 or 80x160x160", param_hint="--size")
+    return tuple(int(part) for part in parts)

@@ -1,10 +1,12 @@
 """What computes a network: torch, ONNX Runtime or OpenVINO, the last two when they are installed, on the CPU only.
 
-``auto`` follows one rule, from measurements in `docs/decisions/0015-engines.md`: on a CPU OpenVINO where it is
-installed; else ONNX Runtime where the precision is fp32 (it has no bf16 for convolutions); else torch. On other devices
-torch. Whatever the engine, the precision is the one asked for and never lowered by it. Nothing leaves the machine:
-graphs are made by torch and read by the runtimes; OpenVINO's converter, and the telemetry that comes with it, are not
-used.
+``auto`` follows one rule, measured in `docs/decisions/0015-engines.md`: of what gives the same masks, the fastest. On a
+CPU that computes in bf16, torch in bf16; on other CPUs, and where fp32 is asked for, OpenVINO, else ONNX Runtime, else
+torch, whose masks in fp32 are alike. On other devices torch. OpenVINO and ONNX Runtime compute in fp32 unless bf16 is
+asked for by name: no engine lowers the precision by itself.
+
+Nothing leaves the machine: graphs are made by torch and read by the runtimes; OpenVINO's converter, and the telemetry
+that comes with it, are not used.
 """
 
 from __future__ import annotations
@@ -55,11 +57,9 @@ def choose_engine(engine: str = "auto", *, device: str = "auto", precision: Prec
     target = pick_device(device)
     there = installed_engines()
     if engine == "auto":
-        if target.type != "cpu":
+        if target.type != "cpu" or pick_precision(precision, target) == "bf16":
             return "torch"
-        if "openvino" in there:
-            return "openvino"
-        return "onnxruntime" if "onnxruntime" in there and pick_precision(precision, target) == "fp32" else "torch"
+        return next(name for name in ("openvino", "onnxruntime", "torch") if name in there)
     if engine not in there:
         raise InputError(f"the engine {engine} is not installed; run `pip install 'pneumoscope[fast]'` or use auto")
     if engine != "torch" and target.type != "cpu":
@@ -69,6 +69,25 @@ def choose_engine(engine: str = "auto", *, device: str = "auto", precision: Prec
     if engine == "onnxruntime" and precision == "bf16":
         raise InputError("the engine onnxruntime has no bf16; use --precision fp32 or another engine")
     return engine
+
+
+def engine_label(engine: str = "auto", *, device: str = "auto", precision: Precision = "auto") -> str:
+    """Engine and precision that such a call computes with, as `Engine.label`, without a network.
+
+    Raises:
+        InputError: as `choose_engine`.
+    """
+    chosen = choose_engine(engine, device=device, precision=precision)
+    return f"{chosen} {_precision_of(chosen, device, precision)}"
+
+
+def _precision_of(chosen: str, device: str, precision: Precision) -> Literal["fp32", "bf16"]:
+    """torch goes by the processor where the precision is left open; the others stay in fp32."""
+    from pneumoscope.training.devices import pick_device, pick_precision
+
+    if chosen != "torch" and precision == "auto":
+        return "fp32"
+    return pick_precision(precision, pick_device(device))
 
 
 class Engine(ABC):
@@ -217,12 +236,8 @@ def make_engine(
     Raises:
         InputError: as `choose_engine`.
     """
-    from pneumoscope.training.devices import pick_device, pick_precision
-
     chosen = choose_engine(engine, device=device, precision=precision)
-    kind = pick_precision(precision, pick_device(device))
+    kind = _precision_of(chosen, device, precision)
     if chosen == "torch":
         return TorchEngine(model, kind, device)
-    if chosen == "onnxruntime":
-        return OnnxRuntimeEngine(model, "fp32")
-    return OpenVinoEngine(model, kind)
+    return OnnxRuntimeEngine(model, kind) if chosen == "onnxruntime" else OpenVinoEngine(model, kind)

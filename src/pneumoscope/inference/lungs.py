@@ -26,6 +26,8 @@ from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 if TYPE_CHECKING:
     from torch import nn
 
+    from pneumoscope.inference.engines import Engine
+
 
 @dataclass(frozen=True)
 class LungRules:
@@ -67,7 +69,7 @@ class LungRules:
 
 def find_lungs(
     volume: Volume,
-    model: nn.Module,
+    model: nn.Module | Engine,
     preprocessing: ModelInput,
     *,
     rules: LungRules | None = None,
@@ -78,7 +80,7 @@ def find_lungs(
 
     Args:
         volume: the scan.
-        model: a lung network; its first output channel is lung.
+        model: a lung network, or one in its engine; its first output channel is lung.
         preprocessing: from the model's card.
         rules: see `LungRules`.
         progress: called per batch of slices.

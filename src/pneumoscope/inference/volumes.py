@@ -29,6 +29,9 @@ from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 MEANINGS = ("background", "right lung", "left lung", "lung", "infiltrate")
 """What a class can be here; papers' words are in `_SYNONYMS`."""
 
+VOLUME_KINDS = ("hu_volume", "whole_volume")
+"""Kinds of preprocessing in a card that `VolumeInput` reads."""
+
 _SYNONYMS = {
     "lung right": "right lung",
     "lung left": "left lung",
@@ -47,6 +50,7 @@ class VolumeInput:
         plan: patch, overlap, blending, mirroring.
         spacing_mm: (i, j, k) the scan is resampled to; None keeps its own. Linear; Mueller's program used
             cubic splines.
+        shape: (i, j, k) voxels the whole field of view is squeezed into instead (Bressem et al. 2021).
         normalise: ``unit`` spreads the window over [0, 1]; ``zscore`` also subtracts the scan's mean and divides by its
             deviation, after resampling.
         grey_levels: spread the values that occur in a scan over so many whole numbers first (Mueller: 256); None does
@@ -56,12 +60,15 @@ class VolumeInput:
     window: HuWindow
     plan: WindowPlan
     spacing_mm: tuple[float, float, float] | None = None
+    shape: tuple[int, int, int] | None = None
     normalise: Literal["unit", "zscore"] = "unit"
     grey_levels: int | None = None
 
     def __post_init__(self) -> None:
         if self.normalise not in ("unit", "zscore"):
             raise InputError(f"normalise must be unit or zscore, got {self.normalise!r}")
+        if self.spacing_mm is not None and self.shape is not None:
+            raise InputError("give spacing_mm or shape, not both")
         if self.grey_levels is not None and self.grey_levels < 2:
             raise InputError(f"grey_levels must be at least 2, got {self.grey_levels}")
 
@@ -71,30 +78,39 @@ class VolumeInput:
 
         ``{"kind": "hu_volume", "window_hu": [-1250, 250], "spacing_mm": [1.58, 1.58, 2.7], "normalise": "zscore",
         "grey_levels": 256, "patch": [80, 160, 160], "overlap": [0.375, 0.5, 0.5], "blend": "mean", "mirror": []}``; the
-        patch is (d, h, w), all but kind, window and patch may be left out.
+        patch is (d, h, w), all but kind, window and patch may be left out. Kind ``whole_volume`` has, instead of
+        spacing, patch and what follows, the ``shape`` (i, j, k) that the whole scan is squeezed into and seen at once.
 
         Raises:
             ModelError: for a card without, or with another kind.
         """
         fields = card.get("preprocessing")
         try:
-            if fields["kind"] != "hu_volume":  # type: ignore[index]
-                raise ModelError(f"the card names preprocessing {fields['kind']!r}, expected hu_volume")  # type: ignore
             given: dict[str, Any] = dict(fields)  # type: ignore[arg-type]
-            window, spacing = given["window_hu"], given.get("spacing_mm")
+            if given["kind"] not in VOLUME_KINDS:
+                raise ModelError(f"the card names preprocessing {given['kind']!r}; known are {', '.join(VOLUME_KINDS)}")
+            low, high = (float(bound) for bound in given["window_hu"])
+            if given["kind"] == "whole_volume":
+                i, j, k = (int(n) for n in given["shape"])
+                grey = given.get("scale") == "grey_zscore"
+                whole: dict[str, Any] = {"normalise": "zscore", "grey_levels": 256} if grey else {}
+                return cls(HuWindow(low, high), WindowPlan((k, j, i)), shape=(i, j, k), **whole)
+            spacing = given.get("spacing_mm")
             plan = {key: given[key] for key in ("patch", "overlap", "blend", "mirror") if key in given}
             return cls(
-                HuWindow(float(window[0]), float(window[1])),
+                HuWindow(low, high),
                 WindowPlan(**plan),
                 None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
-                given.get("normalise", "unit"),
-                given.get("grey_levels"),
+                normalise=given.get("normalise", "unit"),
+                grey_levels=given.get("grey_levels"),
             )
         except (KeyError, TypeError, ValueError, IndexError) as problem:
             raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
 
     def grid(self, scan: Grid) -> Grid:
         """The grid the network works on."""
+        if self.shape is not None:
+            return scan.resize(self.shape)
         return scan if self.spacing_mm is None else scan.respace(self.spacing_mm)
 
     def image(self, volume: Volume) -> NDArray[np.float32]:
@@ -106,7 +122,7 @@ class VolumeInput:
             values *= np.float32((self.grey_levels - 1) / (high - low) if high > low else 0)
             np.rint(values, out=values)
             values /= np.float32(self.grey_levels - 1)
-        if self.spacing_mm is not None:
+        if self.grid(volume.grid) != volume.grid:
             values, _ = Resample(self.grid(volume.grid), fill_hu=float(values.min())).move(values, volume.grid)
         if self.normalise == "zscore":
             values -= np.float32(values.mean(dtype=np.float64))
@@ -139,6 +155,7 @@ class VolumePrediction:
 
     Attributes:
         classes: (i, j, k) uint8, the most probable class of each voxel.
+        probability: (i, j, k) uint8, 255 times the probability of the class asked for; None when none was.
         entropy: (i, j, k) uint8, 255 times the entropy of the averaged probabilities (`uncertainty.entropy`); None when
             not asked for.
         variance: (i, j, k) uint8, 255 times the spread of the votes of members, mirrors and overlapping windows; None
@@ -148,12 +165,13 @@ class VolumePrediction:
     """
 
     classes: NDArray[np.uint8]
+    probability: NDArray[np.uint8] | None
     entropy: NDArray[np.uint8] | None
     variance: NDArray[np.uint8] | None
     grid: Grid
     engines: tuple[str, ...]
 
-    def masks(self, labels: Mapping[int, str]) -> tuple[Mask | None, Mask]:
+    def masks(self, labels: Mapping[int, str] | Sequence[str]) -> tuple[Mask | None, Mask]:
         """Lungs (1 = right, 2 = left) and infiltrate of classes by their meaning (see `MEANINGS`).
 
         Infiltrate is given to the nearer lung, so that the lungs are whole. Lungs are None for a network that
@@ -164,10 +182,7 @@ class VolumePrediction:
         """
         from pneumoscope.datasets.covid19ctseg import with_sides
 
-        meaning = {int(n): _SYNONYMS.get(str(name), str(name)) for n, name in labels.items()}
-        unknown = sorted(set(meaning.values()) - set(MEANINGS))
-        if unknown or "infiltrate" not in meaning.values():
-            raise ModelError(f"the card's labels {dict(labels)} are not all among {', '.join(MEANINGS)}")
+        meaning = class_meanings(labels)
         ill = Mask(self._of(meaning, "infiltrate").astype(np.uint8), self.grid, dict(INFILTRATE_LABEL))
         if not {"right lung", "left lung"} <= set(meaning.values()):
             return None, ill
@@ -185,6 +200,7 @@ def predict_volume(
     preprocessing: VolumeInput,
     *,
     uncertainty: bool = False,
+    probability_of: int | None = None,
     progress: Progress = silent,
 ) -> VolumePrediction:
     """Classes of a scan from one network or the average of several trained on the same preprocessing.
@@ -194,6 +210,7 @@ def predict_volume(
         members: networks in their engines; probabilities are averaged with equal weights.
         preprocessing: see `VolumeInput`.
         uncertainty: also make the maps of entropy and variance.
+        probability_of: the class whose probability is kept as well.
         progress: called per batch of windows.
 
     Raises:
@@ -205,11 +222,15 @@ def predict_volume(
         raise InputError(f"an ensemble needs networks of one number of classes, got {sorted(channels)}")
     work = preprocessing.grid(volume.grid)
     image = preprocessing.image(volume)
-    names = ("classes", "entropy", "variance") if uncertainty else ("classes",)
+    names = ["classes"]
+    names += ["probability"] if probability_of is not None else []
+    names += ["entropy", "variance"] if uncertainty else []
     maps = {name: np.zeros(image.shape[1:], np.uint8) for name in names}
     for slab in slide(image, [_probability(m) for m in members], preprocessing.plan, progress=progress):
         rows = slice(slab.start, slab.start + len(slab.variance))
         maps["classes"][rows] = slab.probability.argmax(axis=0)
+        if probability_of is not None:
+            maps["probability"][rows] = to_bytes(slab.probability[probability_of])
         if uncertainty:
             maps["entropy"][rows] = to_bytes(entropy(slab.probability))
             maps["variance"][rows] = to_bytes(slab.variance)
@@ -220,8 +241,26 @@ def predict_volume(
         lain = from_slices(maps.pop(name))
         done[name] = lain if work == volume.grid else back.move(lain, work)[0]
     return VolumePrediction(
-        done["classes"], done.get("entropy"), done.get("variance"), volume.grid, tuple(m.label for m in members)
+        done["classes"],
+        done.get("probability"),
+        done.get("entropy"),
+        done.get("variance"),
+        volume.grid,
+        tuple(member.label for member in members),
     )
+
+
+def class_meanings(labels: Mapping[int, str] | Sequence[str]) -> dict[int, str]:
+    """Class number to one of `MEANINGS`, from a card's ``labels``: a list, or a mapping whose keys may be text.
+
+    Raises:
+        ModelError: a class has no meaning here, or none is infiltrate.
+    """
+    named = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
+    meaning = {int(n): _SYNONYMS.get(str(name), str(name)) for n, name in named}
+    if set(meaning.values()) - set(MEANINGS) or "infiltrate" not in meaning.values():
+        raise ModelError(f"the card's labels {list(meaning.values())} are not all among {', '.join(MEANINGS)}")
+    return meaning
 
 
 def _probability(engine: Engine) -> Predict:

@@ -165,7 +165,7 @@ def _size(model: nn.Module, card: dict[str, Any], size: Sequence[int] | None, fo
     axes = 3 if any(p.ndim == 5 for p in model.parameters()) else 2
     found = size
     if found is None:
-        fields = card.get("preprocessing") or {}
+        fields = card.get("preprocessing") or {}  # a patch is (d, h, w)
         found = fields.get("frame") or fields.get("patch") or ([fields["size"]] * axes if "size" in fields else None)
     if found is None:
         raise ModelError("the card names no size of the pictures; give one, e.g. --size 320 320", path=folder)
@@ -254,7 +254,9 @@ def _metadata(card: dict[str, Any], channels: int, size: tuple[int, ...]) -> dic
     def version(name: str) -> str | None:
         return metadata.version(name) if find_spec(name) else None
 
-    labels = {int(k): str(v) for k, v in (card.get("labels") or {}).items()}
+    given = card.get("labels") or {}
+    named = given.items() if isinstance(given, dict) else enumerate(given)
+    labels = {int(number): str(name) for number, name in named}
     tensor = {"type": "image", "format": "hounsfield", "num_channels": channels, "spatial_shape": list(size)}
     outputs = {"type": "image", "format": "logits", "num_channels": max(1, len(labels)), "spatial_shape": list(size)}
     return {
@@ -266,13 +268,19 @@ def _metadata(card: dict[str, Any], channels: int, size: tuple[int, ...]) -> dic
         "task": str(card.get("task", "")),
         "description": str(card.get("title") or card.get("task") or ""),
         "intended_use": "Research only; not a medical device.",
-        "copyright": str(card.get("licence", "")),
+        "copyright": _licence(card),
         "network_data_format": {
             "inputs": {IMAGE: {**tensor, "dtype": "float32", "is_patch_data": len(size) == 3}},
             "outputs": {"pred": {**outputs, "dtype": "float32", "channel_def": labels}},
         },
         "card": card,
     }
+
+
+def _licence(card: dict[str, Any]) -> str:
+    """The card's licence, or all of the data's where it names several."""
+    given = card.get("licence") or ""
+    return given if isinstance(given, str) else ", ".join(map(str, given))
 
 
 def _readme(card: dict[str, Any]) -> str:
@@ -282,7 +290,7 @@ def _readme(card: dict[str, Any]) -> str:
         "Exported by pneumoscope, whose package builds the network. The input is what the card in",
         "`configs/metadata.json` says under `preprocessing`; the output are logits.",
         "",
-        f"Licence: {card.get('licence', 'not stated')}",
+        f"Licence: {_licence(card) or 'not stated'}",
         "",
         *(f"- {limit}" for limit in card.get("limits", [])),
     ]
