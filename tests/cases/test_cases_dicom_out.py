@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
 import json
+import re
+import zlib
 
 import numpy as np
 import pydicom
 import pytest
 
 from pneumoscope.cases.dicom_out import measured
-from pneumoscope.cases.quantify import QuantifyOptions, quantify_case
+from pneumoscope.cases.quantify import QuantifyOptions, quantify_case, quantify_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.io import list_scans, read_volume, write_mask
 from pneumoscope.io.dicom_write import write_dicom_series
@@ -102,3 +107,60 @@ def test_numbers_by_label_name(phantom):
     assert found["right lung"]["volume_ml"] == pytest.approx(lungs.volume_ml("right lung"))
     for name in infiltrate.names.values():
         assert found[name]["volume_ml"] == pytest.approx(infiltrate.volume_ml(name))
+
+
+TELLTALES = (b"CANARY", b"BIRD", b"20190817", b"181716", b"087Y", b"1.2.3.999", b"SECRETID")
+
+
+def every_byte(folder):
+    """(name, bytes) of every file below a folder; packed ones also unpacked, as far down as they are packed."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        raw = path.read_bytes()
+        yield str(path.relative_to(folder)), raw
+        if raw.startswith(b"\x1f\x8b"):
+            yield f"{path.name} unpacked", gzip.decompress(raw)
+        for packed in re.findall(rb"[A-Za-z0-9+/]{400,}={0,2}", raw):
+            with contextlib.suppress(ValueError):
+                data = base64.b64decode(packed[: len(packed) // 4 * 4])
+                yield f"{path.name} from base64", data
+                with contextlib.suppress(OSError, EOFError, zlib.error):
+                    yield f"{path.name} from base64, unpacked", gzip.decompress(data)
+
+
+@pytest.mark.parametrize("deidentify", [False, True], ids=["as is", "deidentified"])
+def test_no_output_holds_a_trace_of_the_patient(phantom, tmp_path, deidentify):
+    """Telltales in the scan's own headers: no file of a case shows one, but the two DICOM files without the option."""
+    source = phantom[0]
+    series = tmp_path / "CANARY^BIRD"  # a folder named after the patient, as exports do
+    series.mkdir()
+    for n, file in enumerate(sorted((source / "series").glob("*.dcm"))):
+        data = pydicom.dcmread(file)
+        for tag, (vr, _, _, retired, keyword) in pydicom.datadict.DicomDictionary.items():
+            if (
+                tag >> 16 > 7
+                and keyword
+                and not retired
+                and keyword not in data
+                and vr in ("LO", "SH", "PN", "ST", "LT", "UT", "UC")
+            ):
+                setattr(data, keyword, "CANARY^BIRD" if vr == "PN" else "CANARY")
+        data.PatientName, data.PatientID, data.PatientAge = "CANARY^BIRD", "SECRETID", "087Y"
+        data.StudyDate = data.SeriesDate = data.ContentDate = data.PatientBirthDate = "20190817"
+        data.StudyTime = "181716"
+        data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3.999.1", "1.2.3.999.2"
+        data.FrameOfReferenceUID = "1.2.3.999.3"
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.999.4.{n + 1}"
+        block = data.private_block(0x0029, "CANARY MAKER", create=True)
+        block.add_new(0x01, "LO", "CANARY")
+        data.save_as(series / file.name)
+    out = tmp_path / "out"
+    options = QuantifyOptions(
+        lungs=source / "lungs.nii.gz", infiltrate=source / "infiltrate.nii.gz", deidentify=deidentify
+    )
+    result = quantify_cases(list_scans([series]).scans, out, options)
+    assert [case.status for case in result.cases] == ["done"], result.cases
+    found = {name for name, raw in every_byte(out) if any(t in raw or t in name.encode() for t in TELLTALES)}
+    theirs = {name for name in found if name.endswith(("seg.dcm", "report.dcm"))}
+    assert found - theirs == set()
+    assert len(theirs) == (0 if deidentify else 2), "without the option they belong to their patient"
+    assert {p.name for p in out.rglob("*.*")} >= {"view.html", "report.html", "volume.vti", "seg.dcm", "run.json"}
