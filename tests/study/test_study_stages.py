@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.sheet import revise
 from pneumoscope.models.cards import read_card
 from pneumoscope.study.data import build_set
 from pneumoscope.study.lungs import LungSupply, evenly
@@ -65,6 +67,12 @@ def test_a_resumed_stage_is_taken_as_it_is(small, slices, tmp_path):
     again = train_stage(small, job(small), slices, slices, tmp_path, resume=True)
     assert not again.trained_now
     assert same(weights(first), weights(again))
+
+
+def test_a_reason_that_is_worded_anew_trains_nothing_again(small, slices, tmp_path):
+    train_stage(small, job(small), slices, slices, tmp_path)
+    reworded = replace(small, training=revise(small.training, "our choice: put better", seed=small.training.seed))
+    assert not train_stage(reworded, job(reworded), slices, slices, tmp_path, resume=True).trained_now
 
 
 @pytest.mark.parametrize("damage", ["weights", "marker", "settings", "slices"])

@@ -240,11 +240,11 @@ def _begin_from(model: UNet, start: TrainedModel | None) -> str:
 
 
 def _identity(experiment: Experiment, job: StageJob, slices: list[str]) -> str:
-    """Fingerprint of all that shapes the weights of the stage."""
+    """Fingerprint of all that shapes the weights of the stage; where a number comes from does not."""
     plain = to_json(experiment)
     return fingerprint(
         {
-            **{key: plain[key] for key in ("preprocessing", "network", "training")},
+            **{key: {**plain[key], "sources": None} for key in ("preprocessing", "network", "training")},
             "threshold": experiment.scoring.threshold,
             "budget": [getattr(job.budget, name) for name in BUDGET],
             "guard": [job.guard.note, list(job.guard.frozen)],
