@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,35 @@ def test_data_that_are_missing_or_strange(tmp_path, given, words):
     with pytest.raises(InputError, match=words):
         run_xray_study(small(), tmp_path / "run", data=given)
     assert not (tmp_path / "run").exists()
+
+
+# -- the real pictures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_the_shortcut_is_there_in_the_real_pictures(tmp_path):
+    """What anybody may check within minutes: high accuracy from thumbnails, and healthy adults called COVID-19."""
+    root = Path(os.environ.get("PNEUMOSCOPE_DATA", Path(__file__).parents[3] / "shared" / "data")) / "xray"
+    if not root.is_dir():
+        pytest.skip(f"no real radiographs at {root}; set PNEUMOSCOPE_DATA")
+    roots = {
+        "kermany": root / "kermany",
+        "cohen": root / "cohen-covid",
+        "hannover": root / "hannover-covid",
+        "nih": root,
+    }
+    experiment = with_overrides(chest_xray(), ["pictures.side=64", "training.stages=none"])
+    pool = read_pool(experiment, list_cases(roots), tmp_path)
+    trial = make_trial(experiment, pool, 0)
+    assert trial.adults is not None
+    used = np.unique(np.concatenate([trial.one.rows, trial.adults.rows, trial.sick]))
+    supply = Supply(pool, tmp_path, used, None)
+    table = remedies(baselines(trial, supply), pd.DataFrame(), experiment).set_index(["model", "arm"])
+    plain = table.loc[("thumbnails", AS_PAPER)]
+    assert plain["accuracy"] > 0.88
+    assert plain["healthy_called_covid"] > 0.5
+    assert table.loc[("corners", AS_PAPER), "accuracy"] > 0.7
+    assert table.loc[("thumbnails", "adults"), "recall_unseen"] < 0.5
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------

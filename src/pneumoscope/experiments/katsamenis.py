@@ -134,7 +134,7 @@ def _honest() -> XrayHonest:
         networks=ARMS,
         held_out_networks=True,
         sources=_ours(
-            thumbnail="too coarse to show an infiltrate, fine enough to show age and framing",
+            thumbnail="shows large shadows at most, and age and framing well enough",
             corner_share="an eighth: no lung reaches into it",
             corner_thumbnail="as many numbers as a thumbnail of 16 x 16",
             penalties="a decade apart; the validation loss chooses",

@@ -230,14 +230,14 @@ class Supply:
     Attributes:
         pool: the pictures.
         folder: where the arrays are kept.
-        few: the rows that recipes other than the plain one are made of; the plain one is made of all.
-        plain: the recipe of the paper's networks.
+        few: the rows that recipes are made of,
+        plain: but for this one, which is made of all (Dataset_0 is shown so); None: there is no such recipe.
     """
 
     pool: Pool
     folder: Path
     few: NDArray[np.int64]
-    plain: PictureRecipe
+    plain: PictureRecipe | None
     progress: Progress = silent
     _made: dict[PictureRecipe, tuple[PictureSet, NDArray[np.int64]]] = field(default_factory=dict)
 

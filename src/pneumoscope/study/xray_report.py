@@ -23,6 +23,13 @@ Row = Mapping[str, Any]
 SHORTCUT_FROM = 0.2
 """Share of healthy adults called COVID-19 from which the page says that the classifier does not look at disease."""
 
+NAMED = {
+    "thumbnails": "A regression on thumbnails, which show large shadows at most,",
+    "corners": "A regression on the four corners, where there is no lung,",
+    "no lungs": "A regression on thumbnails with the lungs cut out",
+}
+"""The baselines as the page calls them."""
+
 TOLD_FROM = {
     "whole picture": "the whole picture",
     "lungs cut out": "the picture with the lungs cut out",
@@ -108,23 +115,20 @@ def verdict(rows: Sequence[Row]) -> dict[str, str]:
     plain = [r for r in rows if r["arm"] == AS_PAPER]
     networks = [r for r in plain if r["model"].startswith("Model_")] or plain
     best = max(networks, key=lambda r: r["accuracy"])
-    small = next((r for r in plain if r["model"] == "thumbnails"), None)
-    corner = next((r for r in plain if r["model"] == "corners"), None)
-    text = f"{best['model']} reaches an accuracy of {_percent(best['accuracy'])} on pictures of the same sources."
-    if small and small is not best:
-        text += f" A regression on thumbnails, too coarse to show an infiltrate, reaches {_percent(small['accuracy'])}."
-    if corner and corner is not best:
-        text += f" One on the four corners, where there is no lung, reaches {_percent(corner['accuracy'])}."
+    who = NAMED.get(best["model"], best["model"])
+    text = f"{who} reaches an accuracy of {_percent(best['accuracy'])} on pictures of the same sources"
     wrong = best["healthy_called_covid"]
+    if wrong is not None:
+        text += f", and calls {_percent(wrong)} of healthy adults from before the pandemic COVID-19"
+    text += "."
+    for row in plain:
+        if row is not best and row["model"] in ("thumbnails", "corners"):
+            text += f" {NAMED[row['model']]} reaches {_percent(row['accuracy'])}."
     if wrong is None:
-        return {
-            "level": "warning",
-            "title": "Not tested on healthy adults",
-            "text": text + " Without a control of healthy adults nobody can say whether disease or age is seen.",
-        }
-    text += f" It calls {_percent(wrong)} of healthy adults from before the pandemic COVID-19."
+        text += " Without a control of healthy adults nobody can say whether disease or age is seen."
+        return {"level": "warning", "title": "Not tested on healthy adults", "text": text}
     if wrong >= SHORTCUT_FROM:
-        text += " So the accuracy measures how well hospitals and ages are told apart, and says nothing about COVID-19."
+        text += " So the accuracy can be had from age and hospital alone, and says nothing about COVID-19."
         return {"level": "error", "title": "Do not believe the accuracy", "text": text}
     text += " That is one control only; look at the sources left out before concluding anything."
     return {"level": "warning", "title": "One control is passed", "text": text}
@@ -143,7 +147,9 @@ def _probe_words(probes: Sequence[Row]) -> list[tuple[str, str]]:
         cells = [found[question, view] for view in TOLD_FROM if (question, view) in found]
         parts = [f"{_percent(c['told_right'])} from {TOLD_FROM[c['view']]}" for c in cells]
         guess = _percent(cells[0]["chance"])
-        texts.append(f"{question} ({cells[0]['sources']}): {', '.join(parts)}; guessing gives {guess}.")
+        texts.append(
+            f"For {question} ({cells[0]['sources'].replace(' ', ', ')}): {', '.join(parts)}; guessing gives {guess}."
+        )
     return [("The source can be read from the picture", " ".join(texts))] if texts else []
 
 

@@ -143,7 +143,8 @@ class _Study:
         self._note_left_out(trials[0], roots, weights)
         rows = [part.rows for t in trials for part in (t.one, t.adults) if part is not None]
         few = np.unique(np.concatenate([*rows, *(t.sick for t in trials)]))
-        supply = xray_data.Supply(pool, folder / "data", few, plain_recipe(experiment), self.progress)
+        plain = plain_recipe(experiment) if trials[0].zero is not None else None
+        supply = xray_data.Supply(pool, folder / "data", few, plain, self.progress)
         self._lap("reading")
         said, told = [], []
         for trial in trials:
