@@ -40,6 +40,7 @@ def test_a_message_is_one_line():
 
 def test_names_of_patients_languages_stay_readable():
     assert printable("Müller_José/Θ-42") == "Müller_José/Θ-42"
+    assert printable("1\u202f234\u00a0ml\u2028\u200b") == "1\u202f234\u00a0ml??", "spaces of units, not line ends"
 
 
 def test_errors_travel_between_processes():

@@ -52,8 +52,13 @@ def _rebuild(kind: type[PneumoscopeError], message: str, code: str | None, path:
 
 
 def printable(text: str | Path) -> str:
-    """Text from outside made safe for one line of a terminal: control characters become ``?``."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
+    """Text from outside made safe for one line of a terminal: control characters become ``?``.
+
+    The two spaces that do not break (before units in our own numbers) stay as they are.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}" else "?" for c in str(text)
+    )
 
 
 class InputError(PneumoscopeError):
