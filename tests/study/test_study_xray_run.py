@@ -154,7 +154,11 @@ def test_model_3_from_a_local_file(roots, tmp_path):
     torch.manual_seed(3)
     torch.save(ResNet50(ResNetConfig(classes=1000, width=2)).state_dict(), tmp_path / "some.pth")
     experiment = small(
-        "training.stages=Model_3", "training.max_epochs=1", "network.resnet_width=2", "honest.networks=none"
+        "training.stages=Model_3",
+        "training.max_epochs=1",
+        "network.resnet_width=2",
+        "honest.networks=none",
+        "pictures.side=64",
     )
     result = run_xray_study(
         experiment, tmp_path / "run", data={**roots, "resnet50": tmp_path / "some.pth"}, device="cpu"
