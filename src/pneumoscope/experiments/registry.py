@@ -57,7 +57,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "transfer-slices-short",
-            "the same with four strategies, a third of the time: for more seeds",
+            "the same with six strategies, less than half the time: for more seeds",
             transfer_slices_short,
         ),
     )
