@@ -90,11 +90,11 @@ def windows(repeats: int) -> dict[str, Any]:
     from pneumoscope.inference.windows3d import WindowPlan, slide
 
     torch.manual_seed(0)
-    model = UNet3D(UNet3DConfig(1, 4, (8, 16, 32))).eval()
-    image = np.random.default_rng(0).standard_normal((1, 96, 128, 128), dtype=np.float32)
+    model = UNet3D(UNet3DConfig(1, 4, (8, 16))).eval()
+    image = np.random.default_rng(0).standard_normal((1, 64, 96, 96), dtype=np.float32)
     made = contestants(model)
-    plan = WindowPlan((48, 64, 64))
-    other = SlidingWindowInferer((48, 64, 64), overlap=0.5, mode="constant")
+    plan = WindowPlan((32, 48, 48))
+    other = SlidingWindowInferer((32, 48, 48), overlap=0.5, mode="constant")
 
     def theirs() -> np.ndarray:
         with torch.inference_mode():
@@ -108,7 +108,7 @@ def windows(repeats: int) -> dict[str, Any]:
     work |= {f"ours, {label}": (lambda e=e: ours(e)) for label, e in made.items()}
     seconds = in_turns(work, repeats)
     return {
-        "volume": "96 x 128 x 128, patch 48 x 64 x 64, half overlap, mean",
+        "volume": "64 x 96 x 96, patch 32 x 48 x 48, half overlap, mean",
         "largest_difference": difference,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "times_monai": {n: round(seconds["monai, torch fp32"] / v, 2) for n, v in seconds.items()},

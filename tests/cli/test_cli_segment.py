@@ -71,6 +71,15 @@ def test_masks_lie_on_the_scans_grid(cli, scan, lungs, model, tmp_path):
     assert (out / "run.json").is_file()
 
 
+def test_the_engine_is_named_and_a_wrong_one_refused(cli, scan, lungs, model, tmp_path):
+    options = ("--model", model, "--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--no-3d")
+    out = tmp_path / "out"
+    assert cli("segment", "-i", scan, "-o", out, *options, "--engine", "torch").code == 0
+    assert json.loads((out / "run.json").read_text())["options"]["engine"] == "torch fp32"
+    assert cli("segment", "-i", scan, "-o", tmp_path / "b", *options, "--engine", "abacus").code == 2
+    assert not (tmp_path / "b").exists()
+
+
 def test_text_has_a_line_per_scan(cli, scan, lungs, model, tmp_path):
     ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
     assert ran.code == 0, ran

@@ -51,6 +51,8 @@ def test_the_card_goes_along_with_the_sum_of_the_new_file(folder, tmp_path):
     assert card["export"]["size"] == [16, 20]
     assert card["licence"] == "CC0-1.0"
     assert card["preprocessing"] == SQUARE
+    with pytest.raises(ModelError, match=r"holds model\.onnx, an export"):
+        load_model(tmp_path / "out")
 
 
 def test_onnx_is_a_valid_graph_of_standard_operators(folder):
@@ -110,6 +112,7 @@ def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     assert torch.allclose(mine, theirs, atol=1e-4)
     meta = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text())
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "infiltrate", "1": "not infiltrate"}
+    assert meta["network_data_format"]["outputs"]["pred"]["num_channels"] == 2
     assert meta["card"]["preprocessing"] == SQUARE
     assert "for tests only" in (tmp_path / "out" / "docs" / "README.md").read_text()
     assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()

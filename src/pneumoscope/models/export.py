@@ -243,11 +243,11 @@ def _write_bundle(folder: Path, model: nn.Module, card: dict[str, Any], size: tu
         torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary)
     write_json(folder / "configs" / "inference.json", inference)
     write_text(folder / "docs" / "README.md", _readme(card))
-    write_json(folder / "configs" / "metadata.json", _metadata(card, _channels(model), size))
+    write_json(folder / "configs" / "metadata.json", _metadata(card, model.config, size))
     return "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"
 
 
-def _metadata(card: dict[str, Any], channels: int, size: tuple[int, ...]) -> dict[str, Any]:
+def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[str, Any]:
     """What MONAI's bundles say about themselves; versions are those installed, or absent."""
     from importlib import metadata
 
@@ -257,8 +257,8 @@ def _metadata(card: dict[str, Any], channels: int, size: tuple[int, ...]) -> dic
     given = card.get("labels") or {}
     named = given.items() if isinstance(given, dict) else enumerate(given)
     labels = {int(number): str(name) for number, name in named}
-    tensor = {"type": "image", "format": "hounsfield", "num_channels": channels, "spatial_shape": list(size)}
-    outputs = {"type": "image", "format": "logits", "num_channels": max(1, len(labels)), "spatial_shape": list(size)}
+    tensor = {"type": "image", "format": "hounsfield", "num_channels": config.in_channels, "spatial_shape": list(size)}
+    outputs = {"type": "image", "format": "logits", "num_channels": config.out_channels, "spatial_shape": list(size)}
     return {
         "version": str(card.get("version", "1")),
         "monai_version": version("monai"),

@@ -131,6 +131,10 @@ def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     if not check.ok:
         raise ModelError(check.sentence(), path=folder)
     path = folder / check.file
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"holds {check.file}, an export for other programs; give the model it was made of", path=folder
+        )
     model = _build(card["architecture"], folder)
     state = {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
     report = load_into(model, state)
