@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pneumoscope.api import compare, compare_studies, evaluate, quantify, read_scan, run_study, segment
+    from pneumoscope.api import classify, compare, compare_studies, evaluate, quantify, read_scan, run_study, segment
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "classify": "api",
     "compare": "api",
     "compare_studies": "api",
     "evaluate": "api",
@@ -37,6 +38,7 @@ __all__ = [
     "PneumoscopeError",
     "Volume",
     "__version__",
+    "classify",
     "compare",
     "compare_studies",
     "evaluate",

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from pneumoscope.experiments.schema import Experiment
     from pneumoscope.experiments.volumes import VolumeExperiment
     from pneumoscope.experiments.xray_schema import XrayExperiment
+    from pneumoscope.inference.radiographs import Answer
     from pneumoscope.inference.segment import Segmentation
     from pneumoscope.metrics.folders import Evaluation
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.run import StudyResult
     from pneumoscope.study.volumes_run import VolumeStudyResult
     from pneumoscope.study.xray_run import XrayResult
-    from pneumoscope.volume import Mask, Volume
+    from pneumoscope.volume import Mask, Radiograph, Volume
 
 
 def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
@@ -120,6 +121,33 @@ def compare(
     from pneumoscope.cases.followup import compare_cases
 
     return compare_cases([baseline, followup, *more], out, **options)
+
+
+def classify(
+    images: str | Path | Radiograph | Sequence[str | Path | Radiograph],
+    *,
+    model: str | Path = "xray",
+    device: str = "auto",
+) -> tuple[Answer, ...]:
+    """Class probabilities of frontal chest X-rays, or why there are none.
+
+    Args:
+        images: a PNG, JPEG, TIFF or DICOM file, a radiograph, or several; one answer for each, in their order. All are
+            in memory at once: `pneumoscope.cases.xray.classify_radiographs` takes folders of any size.
+        model: a shipped model's name or a model folder.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        ReadError: a picture cannot be read.
+        ModelError: the model cannot be used.
+    """
+    from pneumoscope.inference.radiographs import classify_pictures
+    from pneumoscope.io.radiograph import read_radiograph
+    from pneumoscope.volume import Radiograph
+
+    given = [images] if isinstance(images, (str, Path, Radiograph)) else images
+    pictures = [image if isinstance(image, Radiograph) else read_radiograph(image) for image in given]
+    return tuple(classify_pictures(pictures, model, device=device))
 
 
 def evaluate(

@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from pneumoscope import __version__
-from pneumoscope.cli import compare, data, demo, doctor, evaluate, model, quantify, segment, study, study_compare, view
+from pneumoscope.cli import (
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    model,
+    quantify,
+    segment,
+    study,
+    study_compare,
+    train,
+    view,
+    xray,
+)
 from pneumoscope.cli.options import new_group
 from pneumoscope.cli.output import mute, say
 from pneumoscope.errors import PneumoscopeError, printable
@@ -43,7 +57,21 @@ def _root(
         say(context.get_help())
 
 
-for verb_group in (demo, segment, quantify, compare, evaluate, data, study, study_compare, view, model, doctor):
+for verb_group in (
+    demo,
+    segment,
+    quantify,
+    compare,
+    evaluate,
+    data,
+    study,
+    study_compare,
+    train,
+    xray,
+    view,
+    model,
+    doctor,
+):
     verb_group.add_to(app)
 
 

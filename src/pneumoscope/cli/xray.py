@@ -1,0 +1,94 @@
+"""`pneumoscope xray predict`: radiographs in, class probabilities and heat maps out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.output import progress_for, say, say_json
+from pneumoscope.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from pneumoscope.cases.xray import XrayBatch
+
+group = new_group("Chest X-rays: class probabilities, heat maps, and when not to answer.")
+
+
+class Heat(StrEnum):
+    """How heat maps are made."""
+
+    GRAD_CAM = "grad-cam"
+    OCCLUSION = "occlusion"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Hang the verb into the command."""
+    app.add_typer(group, name="xray")
+
+
+@group.callback()
+def _xray() -> None:
+    """Keeps `predict` a verb of its own."""
+
+
+@group.command("predict")
+@common_options("device", "jobs", "overwrite")
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Option("--input", "-i", metavar="IMAGE", help="A PNG, JPEG, TIFF or DICOM radiograph, or a folder."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
+    common: Common,
+    more_images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="More radiographs.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME|DIR", help="A shipped model's name, or a model folder.")
+    ] = "xray",
+    heatmaps: Annotated[
+        bool, typer.Option("--heatmaps/--no-heatmaps", help="Write <image>_heatmap.png; without them it is quicker.")
+    ] = True,
+    method: Annotated[
+        Heat,
+        typer.Option(
+            "--heatmap-method",
+            metavar="grad-cam|occlusion",
+            help="grad-cam is quick; occlusion needs no gradients and takes some hundred looks a picture.",
+        ),
+    ] = Heat.GRAD_CAM,
+) -> None:
+    """Classify frontal chest X-rays.
+
+    Writes predictions.csv, heat maps on the pictures' own size, and report.html. Pictures that are no upright frontal
+    chest X-ray, or unlike those the model learnt from, get no class. A picture that cannot be read is listed, the
+    others are still done; the exit code is then 1.
+    """
+    from pneumoscope.cases.xray import XrayOptions, classify_radiographs
+
+    options = XrayOptions(
+        model=model, heatmaps=heatmaps, method=method.value, device=common.device, threads=max(2, common.jobs)
+    )
+    with progress_for(common) as progress:
+        batch = classify_radiographs(
+            [*images, *(more_images or [])], out, options, overwrite=common.overwrite, progress=progress
+        )
+    _say(batch, out, common)
+
+
+def _say(batch: XrayBatch, out: Path, common: Common) -> None:
+    failed = [row for row in batch.rows if row.status == "failed"]
+    if common.json:
+        say_json({"out": out, **batch.as_dict()})
+    elif len(batch.rows) > len(failed):
+        for row in batch.rows:
+            say(f"{row.image}: {'failed: ' if row.status == 'failed' else ''}{row.sentence()}")
+        if not batch.checked:
+            say("not checked: this model's card does not tell what is no chest X-ray; it names a class for anything")
+        say(f"written to {out}")
+    if failed and len(batch.rows) == 1:
+        raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].error)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(batch.rows)} pictures failed; see {out / 'predictions.csv'}")

@@ -1,0 +1,266 @@
+"""Whether a network of radiographs may be asked about a picture: a frontal chest, like those it learnt from.
+
+Three questions, each with a limit in the model's card that was chosen on validation pictures:
+
+1. How far does it lie from frontal chests? The picture is shrunk, freed of brightness and contrast, and compared with
+   a Gaussian on the training pictures' principal components plus even noise around them: probabilistic PCA (Tipping
+   and Bishop 1999, J. R. Stat. Soc. B 61, 611), the distance within and from the space of Moghaddam and Pentland 1997
+   (IEEE TPAMI 19, 696).
+2. Would it be nearer if it were turned, stood on its head or had black and white exchanged? A chest X-ray is nearest as
+   it is. This finds what the distance alone lets through: a turned or inverted chest is not far from chests.
+3. How far do the network's own features lie from those of the nearest class in training (Lee et al. 2018, NeurIPS,
+   equation 2, on the pooled last maps)?
+
+The first two ask for the kind of picture and do not use the network; the third asks whether it is like the training
+data. What lies far from chests, or nearer when turned, is ``none of these``; what passes a limit by less, or is a chest
+unlike the training data (another hospital's, say), is ``cannot say``.
+Decision 0017 tells what was tried and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.io.files import sha256, write_bytes
+
+FILE = "familiar.safetensors"
+SIDE, COMPONENTS = 24, 40
+"""Of the shrunken picture, and how many principal components are kept."""
+
+SHRINK = 0.01
+"""Share of an even covariance mixed into that of the features, so that it can be inverted."""
+
+LEAST_CONTRAST = 8.0
+"""Grey levels (of 255): the deviation below which a shrunken picture is not stretched any further."""
+
+TURNS = (
+    "turned by 90 degrees",
+    "upside down",
+    "turned by 270 degrees",
+    "mirrored top to bottom",
+    "black and white exchanged",
+)
+"""What question 2 tries, by name."""
+
+FAR = 1.5
+"""Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class."""
+
+MIN_PICTURES = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where answers stop.
+
+    Attributes:
+        distance: of question 1; the largest that is answered.
+        upright: of question 2: least ratio of the nearest turned distance and the own one; at least 1.
+        features: of question 3; the largest that is answered.
+    """
+
+    distance: float
+    upright: float
+    features: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What was measured of n pictures.
+
+    Attributes:
+        distance: (n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures.
+        upright: (n,) see `Limits`.
+        turn: (n,) which of `TURNS` is nearest.
+        features: (n,) squared Mahalanobis distance of the features per feature.
+    """
+
+    distance: NDArray[np.float64]
+    upright: NDArray[np.float64]
+    turn: NDArray[np.intp]
+    features: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Familiar:
+    """What frontal chests and training features look like.
+
+    Attributes:
+        mean: (SIDE * SIDE,) of the shrunken training pictures.
+        axes: (k, SIDE * SIDE) principal components.
+        spread: (k,) variances along them.
+        noise: (1,) variance along each of the other directions.
+        centres: (classes, f) mean features of each class.
+        precision: (f, f) inverse of the shrunken covariance that the classes share.
+        limits: see `Limits`.
+    """
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    centres: NDArray[np.float32]
+    precision: NDArray[np.float32]
+    limits: Limits
+
+    def score(self, squares: NDArray[np.uint8], features: NDArray[np.floating]) -> Scores:
+        """Answer the three questions for pictures (n, side, side) as the network sees them and its features (n, f)."""
+        small = shrunken(squares)
+        own = self._distance(small)
+        turned = np.stack([self._distance(t) for t in _turned(small)]) if len(small) else np.zeros((5, 0))
+        nearest = turned.argmin(axis=0)
+        ratio = turned.min(axis=0) / np.maximum(own, 1e-9)
+        return Scores(own, ratio, nearest.astype(np.intp), self._feature_distance(np.asarray(features, np.float64)))
+
+    def _distance(self, small: NDArray[np.float32]) -> NDArray[np.float64]:
+        off = small.reshape(len(small), -1).astype(np.float64) - self.mean
+        along = off @ self.axes.T.astype(np.float64)
+        rest = np.maximum((off**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        return np.asarray(((along**2 / self.spread).sum(axis=1) + rest / float(self.noise[0])) / off.shape[1])
+
+    def _feature_distance(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        if features.ndim != 2 or features.shape[1] != self.centres.shape[1]:
+            raise ModelError(
+                f"the model gives features {features.shape}, its {FILE} was made for (n, {self.centres.shape[1]}); "
+                "copy the model folder again"
+            )
+        matrix = self.precision.astype(np.float64)
+        apart = [features - centre for centre in self.centres.astype(np.float64)]
+        return np.asarray(np.min([np.einsum("nf,fg,ng->n", o, matrix, o) for o in apart], axis=0) / features.shape[1])
+
+    def reason(self, scores: Scores, row: int) -> tuple[str, str]:
+        """The verdict on one picture and why: ``none of these`` or ``cannot say``; two empty texts when familiar."""
+        limits = self.limits
+        distance, upright = float(scores.distance[row]), float(scores.upright[row])
+        far = f"(distance {distance:.2f}, limit {limits.distance:.2f})"
+        if upright < 1:
+            return "none of these", f"is no upright frontal chest X-ray; nearest to one when {TURNS[scores.turn[row]]}"
+        if distance > FAR * limits.distance:
+            return "none of these", f"does not look like a frontal chest X-ray {far}"
+        if not distance <= limits.distance:
+            return "cannot say", f"does not look like the chest X-rays the model learnt from {far}"
+        if not upright >= limits.upright:
+            return (
+                "cannot say",
+                f"might not stand upright; nearly as near to a chest X-ray when {TURNS[scores.turn[row]]}",
+            )
+        if not scores.features[row] <= limits.features:
+            return "cannot say", (
+                f"is unlike the pictures the model learnt from (distance {scores.features[row]:.2f}, "
+                f"limit {limits.features:.2f})"
+            )
+        return "", ""
+
+
+def shrunken(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n, SIDE, SIDE) with mean 0 and deviation 1 each: brightness and contrast do not count."""
+    import cv2
+
+    small = np.empty((len(squares), SIDE, SIDE), np.float32)
+    for place, square in enumerate(squares):
+        shrunk = cv2.resize(np.asarray(square, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        small[place] = (shrunk - shrunk.mean()) / max(float(shrunk.std()), LEAST_CONTRAST)
+    return small
+
+
+def _turned(small: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """In the order of `TURNS`. Mirrored left to right is left out: it looks like a chest, and is not found."""
+    quarter = [np.rot90(small, turns, axes=(1, 2)) for turns in (1, 2, 3)]
+    return [*quarter, small[:, ::-1], -small]
+
+
+def fit_familiar(
+    train: tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.integer]],
+    validation: tuple[NDArray[np.uint8], NDArray[np.floating]],
+    *,
+    refused: float = 0.01,
+) -> Familiar:
+    """Learn from training pictures, and set each limit so that it refuses the share `refused` of validation pictures.
+
+    Args:
+        train: pictures (n, side, side), features (n, f), class numbers (n,).
+        validation: pictures and features of other patients. Test pictures and pictures of other kinds have no part.
+        refused: share; three limits refuse up to three times as many.
+
+    Raises:
+        InputError: fewer than `MIN_PICTURES` of either.
+    """
+    squares, features, labels = train
+    if min(len(squares), len(validation[0])) < MIN_PICTURES:
+        raise InputError(
+            f"what is familiar is learnt from at least {MIN_PICTURES} training and validation pictures, got "
+            f"{len(squares)} and {len(validation[0])}"
+        )
+    small = shrunken(squares).reshape(len(squares), -1)
+    mean = small.mean(axis=0)
+    _, singular, axes = np.linalg.svd(small - mean, full_matrices=False)
+    variances = singular.astype(np.float64) ** 2 / len(small)
+    kept = min(COMPONENTS, len(small) // 2)
+    noise = max(float(variances[kept:].sum()) / (small.shape[1] - kept), 1e-4)
+    centres, precision = _classes(np.asarray(features, np.float64), np.asarray(labels))
+    found = Familiar(
+        mean.astype(np.float32),
+        axes[:kept].astype(np.float32),
+        np.maximum(variances[:kept], noise).astype(np.float32),
+        np.array([noise], np.float32),
+        centres.astype(np.float32),
+        precision.astype(np.float32),
+        Limits(np.inf, 0.0, np.inf),
+    )
+    scores = found.score(*validation)
+    limits = Limits(
+        float(np.quantile(scores.distance, 1 - refused)),
+        max(1.0, float(np.quantile(scores.upright, refused))),
+        float(np.quantile(scores.features, 1 - refused)),
+    )
+    return Familiar(**{**vars(found), "limits": limits})
+
+
+def _classes(
+    features: NDArray[np.float64], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of each class that occurs, and the inverse covariance around them."""
+    names = np.unique(labels)
+    centres = np.stack([features[labels == name].mean(axis=0) for name in names])
+    rest = features - centres[np.searchsorted(names, labels)]
+    covariance = rest.T @ rest / len(rest)
+    even = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    return centres, np.linalg.inv((1 - SHRINK) * covariance + SHRINK * even * np.eye(len(covariance)))
+
+
+def write_familiar(folder: str | Path, familiar: Familiar) -> dict[str, Any]:
+    """Write `FILE` into a model folder and give the card's entry ``familiar``."""
+    from safetensors.numpy import save
+
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f.name: np.ascontiguousarray(getattr(familiar, f.name)) for f in fields(familiar) if f.name != "limits"}
+    write_bytes(path, save(arrays))
+    return {"file": FILE, "sha256": sha256(path), "limits": asdict(familiar.limits)}
+
+
+def read_familiar(folder: str | Path, entry: Mapping[str, Any]) -> Familiar:
+    """Read what the card's entry ``familiar`` names; the limits are those of the card.
+
+    Raises:
+        ModelError: absent, damaged or incomplete.
+    """
+    from safetensors.numpy import load
+
+    path = Path(folder) / FILE
+    if entry.get("file") != FILE or not path.is_file() or sha256(path) != entry.get("sha256"):
+        raise ModelError(f"{FILE} is absent or not the one of the card; copy the model folder again", path=folder)
+    try:
+        limits = Limits(**{name: float(value) for name, value in entry["limits"].items()})
+        return Familiar(**load(path.read_bytes()), limits=limits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{FILE} or its limits in the card are incomplete ({type(error).__name__}); copy the model folder again",
+            path=folder,
+        ) from None

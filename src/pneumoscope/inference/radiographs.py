@@ -1,0 +1,182 @@
+"""Radiographs through a classification network: one model load, batches, probabilities at the card's temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.errors import Finding, InputError, ModelError
+from pneumoscope.inference.familiar import Familiar, read_familiar
+from pneumoscope.metrics.temperature import softmax_at
+from pneumoscope.models.cards import find_model
+
+if TYPE_CHECKING:
+    from pneumoscope.volume import Radiograph
+
+DEFAULT_MODEL = "xray"
+NONE_OF_THESE, CANNOT_SAY = "none of these", "cannot say"
+
+LATERAL = "IN-XRY-090"
+"""The reader's code of a lateral view."""
+
+UNDECIDED = 0.5
+"""A class is named only when it is more likely than all others together."""
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+        prediction: a class; ``none of these`` for what is no upright frontal chest X-ray; ``cannot say``.
+        reason: why no class is named; empty otherwise.
+        probability: of each class, at the card's temperature, adding up to 1; means nothing where no class is named.
+        familiar: whether the picture was compared with the training pictures at all.
+        scores: ``distance``, ``upright``, ``features`` of `inference.familiar`; empty when not compared.
+    """
+
+    prediction: str
+    reason: str
+    probability: dict[str, float]
+    familiar: bool
+    scores: dict[str, float]
+
+    @property
+    def answered(self) -> bool:
+        """Whether a class is named."""
+        return not self.reason
+
+    @property
+    def leading(self) -> str:
+        """The class with the highest probability, named or not."""
+        return max(self.probability, key=lambda name: self.probability[name])
+
+
+class RadiographClassifier:
+    """A model folder, loaded once.
+
+    Computes in fp32 on every device: the limits and the temperature in the card were found so.
+
+    Args:
+        model: a shipped name or a model folder.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        ModelError: unknown, damaged, or a model for something else.
+    """
+
+    def __init__(self, model: str | Path = DEFAULT_MODEL, *, device: str = "auto") -> None:
+        from pneumoscope.models.weights import load_model
+        from pneumoscope.training.devices import pick_device
+
+        self.folder = find_model(model)
+        self.device = pick_device(device)
+        network, self.card = load_model(self.folder)
+        if not hasattr(network, "classify") or not isinstance(self.card.get("classes"), list):
+            raise ModelError(
+                "is no model for radiographs: its card names no classes; see 'pneumoscope model list'", path=self.folder
+            )
+        self.network = network.to(self.device)
+        self.classes = tuple(str(name) for name in self.card["classes"])
+        if network.config.classes != len(self.classes):
+            raise ModelError(
+                f"the network tells {network.config.classes} classes apart, its card names {len(self.classes)}; "
+                "copy the model folder again",
+                path=self.folder,
+            )
+        self.recipe = _recipe(self.card, self.folder)
+        self.temperature = _temperature(self.card, self.folder)
+        entry = self.card.get("familiar")
+        self.familiar: Familiar | None = None if not entry else read_familiar(self.folder, entry)
+
+    def square(self, picture: Radiograph) -> NDArray[np.uint8]:
+        """The picture as the network sees it (side, side): the same steps as in training."""
+        return self.recipe.make(picture.pixels)
+
+    def raw(self, squares: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits (n, classes) and pooled features (n, f) of squares (n, side, side)."""
+        import torch
+
+        logits, features = [], []
+        with torch.inference_mode():
+            for start in range(0, len(squares), BATCH):
+                maps = self.network.features(self.tensor(squares[start : start + BATCH]))
+                logits.append(self.network.classify(maps).float().cpu().numpy())
+                features.append(maps.mean(dim=(2, 3)).float().cpu().numpy())
+        if not logits:
+            return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 0), np.float32)
+        return np.concatenate(logits), np.concatenate(features)
+
+    def tensor(self, squares: NDArray[np.uint8]) -> Any:
+        """(n, 1, side, side) in [0, 1] on the device."""
+        import torch
+
+        grey = np.ascontiguousarray(squares, np.float32)[:, None] / np.float32(255)
+        return torch.from_numpy(grey).to(self.device)
+
+    def answer(self, squares: NDArray[np.uint8]) -> list[Answer]:
+        """One answer per square (n, side, side); none for none."""
+        if not len(squares):
+            return []
+        logits, features = self.raw(squares)
+        if not np.isfinite(logits).all():
+            raise InputError("the network gave a value that is not finite; check the model with 'pneumoscope model'")
+        probability = softmax_at(logits, self.temperature)
+        scores = None if self.familiar is None else self.familiar.score(squares, features)
+        answers = []
+        for row, values in enumerate(probability):
+            said = {name: float(v) for name, v in zip(self.classes, values, strict=True)}
+            leading = self.classes[int(values.argmax())]
+            prediction, reason, measured = leading, "", {}
+            if scores is not None and self.familiar is not None:
+                measured = {n: float(getattr(scores, n)[row]) for n in ("distance", "upright", "features")}
+                verdict, reason = self.familiar.reason(scores, row)
+                prediction = verdict or leading
+            if not reason and values.max() <= UNDECIDED:
+                prediction, reason = CANNOT_SAY, f"no class is more likely than not ({leading} {values.max():.2f})"
+            answers.append(Answer(prediction, reason, said, scores is not None, measured))
+        return answers
+
+
+def heeded(answer: Answer, findings: Sequence[Finding]) -> Answer:
+    """The answer, withdrawn where the reader found that the picture is no frontal view."""
+    if any(finding.code == LATERAL for finding in findings):
+        return replace(answer, prediction=NONE_OF_THESE, reason="is a lateral view by its header")
+    return answer
+
+
+def _recipe(card: dict[str, Any], folder: Path) -> PictureRecipe:
+    try:
+        return PictureRecipe(**card["input"]["recipe"])
+    except (KeyError, TypeError, InputError) as error:
+        raise ModelError(
+            f"the card's input.recipe says not how a picture becomes the network's input ({error}); "
+            "copy the model folder again",
+            path=folder,
+        ) from None
+
+
+def _temperature(card: dict[str, Any], folder: Path) -> float:
+    value = card.get("temperature", 1.0)
+    if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ModelError(f"the card's temperature is {value!r}, expected a positive number", path=folder)
+    return float(value)
+
+
+def classify_pictures(
+    pictures: Sequence[Radiograph], model: str | Path = DEFAULT_MODEL, *, device: str = "auto"
+) -> list[Answer]:
+    """Answers for pictures in memory; see `RadiographClassifier` for what is raised."""
+    classifier = RadiographClassifier(model, device=device)
+    if not pictures:
+        return []
+    answers = classifier.answer(np.stack([classifier.square(p) for p in pictures]))
+    return [heeded(answer, p.findings) for answer, p in zip(answers, pictures, strict=True)]
