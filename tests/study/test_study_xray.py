@@ -20,10 +20,10 @@ from pneumoscope.study.xray_arms import AS_PAPER, all_arms, balance, plain_recip
 from pneumoscope.study.xray_data import Supply, list_cases, read_pool
 from pneumoscope.study.xray_honest import baselines, held_out, probes
 from pneumoscope.study.xray_logistic import choose_logistic, fit_logistic
-from pneumoscope.study.xray_nets import resnet_frozen
-from pneumoscope.study.xray_report import verdict
+from pneumoscope.study.xray_report import findings, verdict
 from pneumoscope.study.xray_run import run_xray_study
 from pneumoscope.study.xray_scores import remedies
+from pneumoscope.study.xray_steps import resnet_frozen
 from pneumoscope.study.xray_trial import HEALTHY, SICK, Trial, make_trial
 
 SMALL = (
@@ -302,3 +302,12 @@ def test_the_verdict_follows_the_control(wrong, level, words):
     assert said["level"] == level
     assert words in said["title"] + said["text"]
     assert "94.0 %" in said["text"]
+
+
+def test_the_page_says_when_the_split_leaks():
+    row = {"name": "Dataset_1", "seed": 0, "groups": 50}
+    (leaking,) = findings([], [], [{**row, "torn_groups": 7}, {**row, "torn_groups": 3}])
+    assert leaking["title"] == "The split leaks"
+    assert "7 of 50 patients" in leaking["text"]
+    (whole,) = findings([], [], [{**row, "torn_groups": 0}])
+    assert whole["title"] == "The split"

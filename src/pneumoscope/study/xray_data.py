@@ -190,7 +190,7 @@ def adults(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet | No
     if len({pool.groups[i] for i in own}) < 3:
         return None
     share = 1 - experiment.honest.adults_train
-    return _make(experiment, pool, "adults", own, ("normal",), (None,), repeat, by="group", test_share=share)
+    return _make(experiment, pool, "adults", own, ("normal",), (None,), repeat, control_share=share)
 
 
 def _make(
@@ -202,9 +202,9 @@ def _make(
     counts: Sequence[int | None],
     repeat: int,
     *,
-    by: str | None = None,
-    test_share: float | None = None,
+    control_share: float | None = None,
 ) -> SplitSet:
+    """Draw and split; with a `control_share` that much is test, by group whatever the study does."""
     settings, seed = experiment.split, experiment.split.seed + repeat
     chosen = [pool.cases[i] for i in own]
     shortage = cast(Literal["all", "error"], experiment.data.shortage)
@@ -213,8 +213,8 @@ def _make(
         drawn,
         chosen,
         [pool.groups[i] for i in own],
-        by=cast(Literal["group", "image"], by or settings.by),
-        test_share=settings.test_share if test_share is None else test_share,
+        by=cast(Literal["group", "image"], settings.by if control_share is None else "group"),
+        test_share=settings.test_share if control_share is None else control_share,
         validation_share=settings.validation_share,
         seed=seed,
     )
