@@ -17,6 +17,7 @@ from pneumoscope.study.volumes_tables import NETWORKS, headline
 
 COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": "#b58a3c", "plain": "#8a8f98",
            "ensemble": "#2e8540", "threshold": "#e8650a"}  # fmt: skip
+SHORT = {"no-augmentation": "no\naugment.", "no-preprocessing": "no\nprepar."}
 
 
 def write_volume_report(folder: str | Path) -> Path:
@@ -83,7 +84,7 @@ def _dice_figure(per_case: pd.DataFrame) -> bytes:
             panel.boxplot(values, positions=[place], widths=0.6, showfliers=False,
                           medianprops={"color": COLOURS[setting], "lw": 2})  # fmt: skip
             panel.plot([place] * len(values), values, "o", ms=3, color=COLOURS[setting], alpha=0.5)
-        names = [(f"{k}-fold\n" if k > 1 else "") + s.replace("-", "\n", 1) for k, s in cells]
+        names = [(f"{k}-fold\n" if k > 1 else "") + SHORT.get(s, s) for k, s in cells]
         panel.set_xticks(range(len(cells)), names, fontsize=6)
         panel.set_title("validation" if test == VALIDATION else test, fontsize=9)
         panel.set_ylim(-0.02, 1.02)

@@ -1,0 +1,122 @@
+"""A user's scans as slices for training, through the very preprocessing that `segment` will use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.inference.inputs import AppearanceInput, HuWindowInput, LungFrameInput, ModelInput
+from pneumoscope.preprocess.slices import resize_nearest, to_slices
+from pneumoscope.progress import Progress, silent
+from pneumoscope.study.data import has_mask
+from pneumoscope.volume import Mask, Volume
+
+LungFinder = Callable[[Volume], Mask]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSlices:
+    """Slices with lung of several scans.
+
+    Attributes:
+        images: (n, c, h, w) uint8, 255 times the network's input.
+        target: (n, 1, h, w) uint8, 1 = infiltrate.
+        names: ``case/slice`` of each.
+    """
+
+    images: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+    names: tuple[str, ...]
+
+
+def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
+    """Cases with an infiltrate mask, of every data set given as ``name -> root`` (``manifest`` for a CSV).
+
+    Raises:
+        InputError: an unknown name, nothing with a mask, or two cases of one name.
+    """
+    from pneumoscope.datasets.registry import read_dataset
+
+    cases = [case for name, root in data.items() for case in read_dataset(name, root) if has_mask(case)]
+    if not cases:
+        raise InputError("no scan has an infiltrate mask; list scans and masks in a CSV (case,image,lungs,infiltrate)")
+    names = [case.case for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{len(twice)} case names occur twice over the data sets, first {twice[0]}; rename them")
+    return sorted(cases, key=lambda case: case.case)
+
+
+def own_lungs(device: str, precision: str) -> LungFinder:
+    """Finds lungs with the shipped model, for scans that come without; loaded on first use."""
+    loaded: list[tuple[object, ModelInput]] = []
+
+    def find(volume: Volume) -> Mask:
+        from pneumoscope.inference.inputs import input_from_card
+        from pneumoscope.inference.lungs import find_lungs
+        from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL
+        from pneumoscope.models.cards import find_model
+        from pneumoscope.models.weights import load_model
+
+        if not loaded:
+            model, card = load_model(find_model(DEFAULT_LUNGS_MODEL))
+            loaded.append((model, input_from_card(card)))
+        model, preprocessing = loaded[0]
+        return find_lungs(volume, model, preprocessing, device=device, precision=precision)[0]  # type: ignore[arg-type]
+
+    return find
+
+
+def case_slices(case: Case, scan: LabelledScan, preprocessing: ModelInput, lungs_for: LungFinder) -> OwnSlices:
+    """The slices of one scan that show lung; none where no lung is found.
+
+    Raises:
+        DatasetError: no infiltrate mask.
+    """
+    if scan.infiltrate is None:
+        raise DatasetError(f"case {case.case!r} has no infiltrate mask; it cannot teach anything")
+    lungs = scan.lungs if scan.lungs is not None else lungs_for(scan.volume)
+    inside, stack = to_slices(lungs.labels) > 0, to_slices(scan.volume.hu)
+    rows = np.flatnonzero(inside.any(axis=(1, 2)))
+    fitted = preprocessing.fitted(inside)
+    images = fitted.images(np.ascontiguousarray(stack[rows]), np.ascontiguousarray(inside[rows]))
+    if images.dtype != np.uint8:
+        images = np.rint(np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
+    target = _target(fitted, np.ascontiguousarray(to_slices(scan.infiltrate.labels)[rows] > 0))
+    return OwnSlices(np.asarray(images, np.uint8), target[:, None], tuple(f"{case.case}/{row}" for row in rows))
+
+
+def _target(fitted: ModelInput, infected: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The mask moved as the preprocessing moves the slice."""
+    labels = infected.astype(np.uint8)
+    if isinstance(fitted, LungFrameInput):
+        assert fitted.crop is not None  # `fitted` was called
+        moved = fitted.crop.cut(resize_nearest(labels, fitted.appearance.size) * np.uint8(255), nearest=True)
+        return (np.asarray(moved, np.uint8) > 127).astype(np.uint8)
+    if isinstance(fitted, (HuWindowInput, AppearanceInput)):
+        return np.ascontiguousarray(resize_nearest(labels, fitted.size))
+    raise InputError(f"slices for {type(fitted).__name__} cannot be made")
+
+
+def gather(
+    cases: Sequence[Case], preprocessing: ModelInput, lungs_for: LungFinder, progress: Progress = silent
+) -> OwnSlices:
+    """The slices of several scans, one scan in memory at a time.
+
+    Raises:
+        InputError: no slice shows lung, or none infiltrate.
+    """
+    parts = []
+    for done, case in enumerate(cases, start=1):
+        parts.append(case_slices(case, case.load(), preprocessing, lungs_for))
+        progress("reading", done, len(cases), case.case)
+    images, target = (np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "target"))
+    if not len(images) or not target.any():
+        raise InputError(f"{len(cases)} scans hold {len(images)} slices with lung and no infiltrate on them")
+    return OwnSlices(images, target, tuple(name for part in parts for name in part.names))

@@ -1,0 +1,161 @@
+import csv
+import json
+
+import pytest
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.phantom_folder import write_phantom
+from pneumoscope.errors import InputError, RunError
+from pneumoscope.study.own_plan import OwnPlan, make_plan, read_plan, step_gigabytes, write_plan
+from pneumoscope.study.own_train import out_of_memory_advice, split_patients
+
+
+def read(path):
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+QUICK = ("--epochs", "1", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    write_phantom(folder, "A", 3, size="tiny")
+    (folder / "phantom.json").unlink()  # a user's table of scans and masks
+    return folder / "manifest.csv"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "small.json"
+    write_plan(OwnPlan(size=32, features=(4, 8), batch_size=8, augment=True), path)
+    return path
+
+
+def test_plan_only_writes_a_plan_that_can_be_given_back(cli, table, tmp_path):
+    ran = cli("train", "--data", table, "-o", tmp_path / "m", "--plan-only", "--json", "--device", "cpu", "--epochs", 7)
+    assert ran.code == 0, ran.err
+    assert ran.json["epochs"] == 7
+    assert ran.json["size"] == 64  # no finer than the scans' own pixels
+    assert ran.json["reasons"]["epochs"] == "given by the user"
+    assert [p.name for p in (tmp_path / "m").iterdir()] == ["plan.json"]
+    assert (
+        read_plan(tmp_path / "m" / "plan.json").as_dict()
+        == OwnPlan(**{**ran.json, "windows_hu": ((-1000.0, 200.0),), "features": tuple(ran.json["features"])}).as_dict()
+    )
+
+
+@pytest.mark.slow
+def test_a_trained_model_segments(cli, table, plan, tmp_path):
+    out = tmp_path / "model"
+    ran = cli("train", "--data", table, "-o", out, "--plan", plan, *QUICK, "--json")
+    assert ran.code == 0, ran.err
+    assert "forecast:" in ran.err
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "card.json", "plan.json", "history.csv", "split.csv", "validation.csv"} <= names
+    rows = read(out / "split.csv")
+    parts = {part: {r["patient"] for r in rows if r["part"] == part} for part in ("train", "val")}
+    assert parts["train"]
+    assert parts["val"]
+    assert not parts["train"] & parts["val"]
+    card = json.loads((out / "card.json").read_text())
+    assert card["task"] == "infiltrate"
+    assert card["numbers"]["held_out_scans"] == len(ran.json["validation"]) == len(parts["val"])
+    held = ran.json["validation"][0]
+    case = next(r for r in read(table) if r["case"] == held["case"])
+    segmented = cli("segment", "-i", table.parent / case["image"], "-o", tmp_path / "out", "--model", out, "--no-3d",
+                    "--lungs", table.parent / case["lungs"], "--device", "cpu", "--precision", "fp32")  # fmt: skip
+    assert segmented.code == 0, segmented.err
+    cli("train", "--data", table, "-o", out, "--plan", plan, *QUICK, "--quiet").refused("already holds a run")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_trains_the_same_weights(table, plan, tmp_path):
+    from pneumoscope.study.own_data import read_own_cases
+    from pneumoscope.study.own_train import train_own
+
+    class Killed(Exception):
+        pass
+
+    def kill(what, done, total, note=""):
+        if "epoch 2" in what:
+            raise Killed
+
+    chosen = OwnPlan(size=32, features=(4, 8), epochs=2, precision="fp32")
+    parts = split_patients(read_own_cases({"manifest": table}), 0.3, 0)
+    train_own(*parts, chosen, tmp_path / "a", device="cpu")
+    with pytest.raises(Killed):
+        train_own(*parts, chosen, tmp_path / "b", device="cpu", progress=kill)
+    train_own(*parts, chosen, tmp_path / "b", device="cpu", resume=True)
+    for name in ("model.safetensors", "history.csv", "validation.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    other = OwnPlan(size=32, features=(4, 8), epochs=2, precision="fp32", seed=4)
+    with pytest.raises(InputError, match="another plan"):
+        train_own(*parts, other, tmp_path / "b", device="cpu", resume=True)
+
+
+@pytest.mark.slow
+def test_finetune_starts_from_the_shipped_model(cli, table, tmp_path):
+    ran = cli("finetune", "--data", table, "-o", tmp_path / "m", "--max-minutes", "0.001", *QUICK, "--json")
+    assert ran.code == 0, ran.err
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert card["started_from"].startswith("weights of infiltrate")
+    assert card["preprocessing"]["kind"] == "lung_frame"
+    assert ran.json["plan"]["learning_rate"] == pytest.approx(1e-4)
+
+
+@pytest.mark.slow
+def test_crossval_scores_every_scan_once(cli, table, plan, tmp_path):
+    ran = cli("crossval", "--data", table, "-o", tmp_path / "cv", "--folds", 2, "--plan", plan, *QUICK)
+    assert ran.code == 0, ran.err
+    rows = read(tmp_path / "cv" / "per_case.csv")
+    assert sorted(r["case"] for r in rows) == sorted(r["case"] for r in read(table))
+    assert json.loads((tmp_path / "cv" / "summary.json").read_text())["folds"] == 2
+    assert "mean Dice over 3 scans" in ran.out
+
+
+def test_what_cannot_be_trained_on_is_refused(cli, table, tmp_path):
+    only = tmp_path / "one.csv"
+    rows = read(table)
+
+    def line(row):
+        files = [str(table.parent / row[name]) if row[name] else "" for name in ("image", "lungs", "infiltrate")]
+        return ",".join([row["case"], *files, "same"])
+
+    only.write_text("\n".join(["case,image,lungs,infiltrate,patient", *map(line, rows)]) + "\n")
+    cli("train", "--data", only, "-o", tmp_path / "m", *QUICK, "--quiet").refused("scans of one patient")
+    bare = tmp_path / "bare.csv"
+    bare.write_text("case,image\n" + "\n".join(f"{r['case']},{table.parent / r['image']}" for r in rows) + "\n")
+    cli("train", "--data", bare, "-o", tmp_path / "m", *QUICK, "--quiet").refused("no scan has an infiltrate mask")
+
+
+def test_a_plan_with_a_strange_field_is_refused(cli, table, tmp_path):
+    (tmp_path / "p.json").write_text('{"epoch": 3}')
+    cli("train", "--data", table, "-o", tmp_path / "m", "--plan", tmp_path / "p.json").refused("epoch is unknown")
+    (tmp_path / "p.json").write_text('{"size": 3}')
+    with pytest.raises(InputError, match="size from 8"):
+        read_plan(tmp_path / "p.json")
+
+
+def test_out_of_memory_gives_advice_and_other_errors_pass():
+    for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(RunError, match="--batch-size 4"), out_of_memory_advice(OwnPlan(batch_size=8)):
+            raise error
+    with pytest.raises(RuntimeError, match="mat1"), out_of_memory_advice(OwnPlan()):
+        raise RuntimeError("mat1 and mat2 shapes")
+
+
+def test_patients_stay_whole_and_small_memory_makes_small_batches(table, monkeypatch):
+    cases = [Case("toy", f"c{n}", f"p{n // 2}", "", "", "", lambda: None) for n in range(10)]
+    train, val = split_patients(cases, 0.25, 0)
+    assert not {c.patient for c in train} & {c.patient for c in val}
+    assert step_gigabytes(OwnPlan(), 8) > 3 * step_gigabytes(OwnPlan(), 2) * 0.9
+    from pneumoscope.study import forecast
+    from pneumoscope.study.own_data import read_own_cases
+
+    own = read_own_cases({"manifest": table})
+    monkeypatch.setattr(forecast, "available_gigabytes", lambda: 0.02)
+    small = make_plan(own, device="cpu").batch_size
+    monkeypatch.setattr(forecast, "available_gigabytes", lambda: 64.0)
+    assert make_plan(own, device="cpu").batch_size == 16 > small
