@@ -11,6 +11,7 @@ from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.io.files import sha256
 from pneumoscope.models import export
 from pneumoscope.models.cards import find_model
+from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
 from pneumoscope.models.export import export_model, to_onnx
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
@@ -125,6 +126,19 @@ def test_a_3d_network_takes_its_patch(tmp_path):
     assert done.size == (4, 8, 12)
     with pytest.raises(InputError, match=r"pictures of 3 axes, got the size \[8, 8\]"):
         export_model(tmp_path / "model", tmp_path / "other", "onnx", size=(8, 8))
+
+
+@pytest.mark.parametrize("to", ["onnx", "monai"])
+def test_a_classifier_of_radiographs_can_be_exported(tmp_path, to):
+    names, licences = ["normal", "bacterial", "viral"], ["CC BY 4.0", "CC0-1.0"]
+    card = {"preprocessing": {"size": 32}, "labels": names, "licence": licences}
+    save_model(tmp_path / "model", ChestCNN(ChestCNNConfig(features=(2, 4))), card)
+    done = export_model(tmp_path / "model", tmp_path / "out", to)
+    assert done.size == (32, 32)
+    if to == "monai":
+        meta = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text())
+        assert meta["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+        assert meta["copyright"] == "CC BY 4.0, CC0-1.0"
 
 
 def test_what_cannot_be_is_refused(folder, tmp_path):

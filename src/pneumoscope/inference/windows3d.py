@@ -145,7 +145,7 @@ def slide(
     if image.ndim != 4 or min(image.shape) < 1:
         raise InputError(f"a volume for windows has shape (c, d, h, w), got {image.shape}")
     shape = image.shape[1:]
-    starts, weight, padded = plan.starts(shape), plan.weights(), plan.padded(shape)
+    starts, weight, padded = plan.starts(shape), _weight(plan), plan.padded(shape)
     fill = np.float32(image.min()) if padded != shape else np.float32(0)
     depth, places = plan.patch[0], list(product(starts[1], starts[2]))
     total, done = len(starts[0]) * len(places), 0
@@ -170,6 +170,11 @@ def slide(
             for part in sums:  # one at a time: the overlap is copied first
                 part[:kept] = part[depth - kept :]
         sums[:, kept:] = 0
+
+
+def _weight(plan: WindowPlan) -> NDArray[np.float32] | None:
+    """The plan's weights, or None where all are 1."""
+    return None if plan.blend == "mean" else plan.weights()
 
 
 def _starts(size: int, side: int, overlap: float) -> list[int]:
@@ -208,16 +213,17 @@ def _votes(patches: NDArray[np.float32], members: Sequence[Predict], plan: Windo
 def _add(
     sums: NDArray[np.float32],
     votes: NDArray[np.float32],
-    weight: NDArray[np.float32],
+    weight: NDArray[np.float32] | None,
     places: Sequence[tuple[int, int]],
     patch: Triple,
 ) -> None:
-    """Add votes (n, classes, *patch) to the slab, at the rows and columns of their windows."""
+    """Add votes (n, classes, *patch) to the slab, at the rows and columns of their windows; no weight is 1."""
     for vote, (row, column) in zip(votes, places, strict=True):
         box = sums[:, :, row : row + patch[1], column : column + patch[2]]
-        box[:-2] += vote * weight
-        box[-2] += np.einsum("cdhw,cdhw->dhw", vote, vote) * weight
-        box[-1] += weight
+        squares = np.einsum("cdhw,cdhw->dhw", vote, vote)
+        box[:-2] += vote if weight is None else vote * weight
+        box[-2] += squares if weight is None else squares * weight
+        box[-1] += 1 if weight is None else weight
 
 
 def _finish(sums: NDArray[np.float32], start: int) -> Slab:
@@ -230,6 +236,7 @@ def _finish(sums: NDArray[np.float32], start: int) -> Slab:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Class probabilities (n, classes, ...) of logits; they sum to 1."""
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = logits - logits.max(axis=1, keepdims=True)
+    np.exp(p, out=p)
     p /= p.sum(axis=1, keepdims=True)
     return p

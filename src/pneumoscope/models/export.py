@@ -257,8 +257,9 @@ def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[
     given = card.get("labels") or {}
     named = given.items() if isinstance(given, dict) else enumerate(given)
     labels = {int(number): str(name) for number, name in named}
+    classes = getattr(config, "out_channels", None) or config.classes
     tensor = {"type": "image", "format": "hounsfield", "num_channels": config.in_channels, "spatial_shape": list(size)}
-    outputs = {"type": "image", "format": "logits", "num_channels": config.out_channels, "spatial_shape": list(size)}
+    outputs = {"type": "image", "format": "logits", "num_channels": classes, "spatial_shape": list(size)}
     return {
         "version": str(card.get("version", "1")),
         "monai_version": version("monai"),
