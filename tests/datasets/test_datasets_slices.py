@@ -51,6 +51,14 @@ def test_radiopaedia_is_turned_over_and_scans_share_patients(tmp_path):
     np.testing.assert_array_equal(stacks[0].infiltrate[0], (picture() > 150)[::-1])
 
 
+def test_two_drawings_of_one_picture_are_one_patient(tmp_path):
+    for stem in ("9", "10", "43"):
+        save(tmp_path / "medseg" / "ct" / f"{stem}.png", picture())
+        save(tmp_path / "medseg" / "infection" / f"{stem}.png", np.where(picture() > 100, 255, 0))
+    stacks = {stack.case: stack.patient for stack in read_slice_folder(tmp_path, "medseg")}
+    assert stacks == {"medseg-9": "medseg-9", "medseg-10": "medseg-10", "medseg-43": "medseg-10"}
+
+
 def test_medseg_is_transposed_and_keeps_kinds(tmp_path):
     save(tmp_path / "medseg" / "ct" / "7.png", picture())
     save(tmp_path / "medseg" / "infection" / "7.png", np.where(picture() > 100, 255, 0))

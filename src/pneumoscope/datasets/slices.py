@@ -13,7 +13,7 @@ left edge of the picture. How each source is stored was told from the pictures: 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ class SliceSource:
         flat: one folder for all scans instead of one per patient.
         patient_parts: leading ``_`` parts of a folder name that name the patient; scans that share them are one
             person (``radiopaedia_10_85902_1`` and ``_3``).
+        same_patient: of a flat folder, a picture that shows the slice of another one again, and that other one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SliceSource:
     citation: str
     flat: bool = False
     patient_parts: int = 2
+    same_patient: Mapping[str, str] = field(default_factory=dict)
 
 
 def _as_is(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -67,6 +69,7 @@ SOURCES: Mapping[str, SliceSource] = {
         "free use with acknowledgement",
         "MedSeg, COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
         flat=True,
+        same_patient={"43": "10"},  # one picture rescaled, drawn twice: found by `data audit`, looked at
     ),
 }
 
@@ -136,7 +139,10 @@ def slice_scans(root: str | Path, source: str) -> list[SliceScan]:
         raise DatasetError(f"is not a folder; expected the slices of {source}", path=folder)
     if known.flat:
         stems = _stems(folder / "ct")
-        return [SliceScan(f"{source}-{stem}", f"{source}-{stem}", (stem,), source, folder) for stem in stems]
+        return [
+            SliceScan(f"{source}-{stem}", f"{source}-{known.same_patient.get(stem, stem)}", (stem,), source, folder)
+            for stem in stems
+        ]
     scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: _natural(p.name))
     if not scans:
         raise DatasetError(f"holds no <patient>/ct folders; expected the slices of {source}", path=folder)
@@ -153,7 +159,7 @@ def read_slice_folder(root: str | Path, source: str) -> list[SliceStack]:
 
     Returns:
         One stack per scan, in natural order of the folder names (MedSeg: one slice per stack, each counted as a
-        patient of its own, although a few of its patients gave more than one slice).
+        patient of its own, but for those known to be one picture; a few patients gave more than one slice).
 
     Raises:
         DatasetError: unknown source, missing folder, no scans, pictures and masks that do not pair or differ in size,
