@@ -55,6 +55,7 @@ def test_two_drawings_of_one_picture_are_one_patient(tmp_path):
     for stem in ("9", "10", "43"):
         save(tmp_path / "medseg" / "ct" / f"{stem}.png", picture())
         save(tmp_path / "medseg" / "infection" / f"{stem}.png", np.where(picture() > 100, 255, 0))
+        save(tmp_path / "medseg" / "classes" / f"{stem}.png", (picture() > 100) * 1)
     stacks = {stack.case: stack.patient for stack in read_slice_folder(tmp_path, "medseg")}
     assert stacks == {"medseg-9": "medseg-9", "medseg-10": "medseg-10", "medseg-43": "medseg-10"}
 
