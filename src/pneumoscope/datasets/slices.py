@@ -122,7 +122,7 @@ class SliceScan:
                 than expected.
         """
         known = SOURCES[self.source]
-        return _single(self.folder, self.slices[0], known) if known.flat else _scan(self, known)
+        return _single(self, known) if known.flat else _scan(self, known)
 
 
 def slice_scans(root: str | Path, source: str) -> list[SliceScan]:
@@ -184,7 +184,8 @@ def _scan(scan: SliceScan, source: SliceSource) -> SliceStack:
     )
 
 
-def _single(folder: Path, stem: str, source: SliceSource) -> SliceStack:
+def _single(scan: SliceScan, source: SliceSource) -> SliceStack:
+    folder, stem = scan.folder, scan.slices[0]
     image = _stack(folder / "ct", (stem,))
     if (folder / "classes").is_dir():
         drawn: NDArray[np.uint8] | None = _stack(folder / "classes", (stem,))
@@ -193,10 +194,9 @@ def _single(folder: Path, stem: str, source: SliceSource) -> SliceStack:
         _require_shape(drawn, image.shape, folder / "classes" / stem)
     else:
         drawn = _masks(folder / "infection", (stem,), image.shape) if (folder / "infection").is_dir() else None
-    name = f"{source.name}-{stem}"
     return SliceStack(
-        name,
-        name,
+        scan.case,
+        scan.patient,
         _turned(image, source),
         None,
         None if drawn is None else _turned(drawn, source),
