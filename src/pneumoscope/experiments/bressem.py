@@ -130,7 +130,7 @@ def bressem() -> VolumeExperiment:
             plateau_floor=0.0,
             validation_boxes=17,
             foreground=0.0,
-            precision="auto",
+            precision="fp32",
             seed=0,
         ),
         folds=VolumeFolds(
@@ -213,8 +213,8 @@ def bressem_small() -> VolumeExperiment:
     sets = tuple(revise(s, DEMO, phantom_patients=n) for s, n in zip(full.data.sets, (6, 2, 2), strict=True))
     sizes = ((32, 32, 8), (32, 32, 8), (48, 48, 12))
     phases = tuple(
-        revise(phase, DEMO, size=size, batch_size=2, max_epochs=epochs, learning_rate=rate)
-        for phase, size, epochs, rate in zip(full.phases, sizes, (2, 8, 4), (0.01, 0.003, 0.001), strict=True)
+        revise(phase, DEMO, size=size, batch_size=2, steps=6, max_epochs=epochs, learning_rate=rate)
+        for phase, size, epochs, rate in zip(full.phases, sizes, (3, 30, 10), (0.003, 0.003, 0.001), strict=True)
     )
     return replace(
         full,
