@@ -32,7 +32,7 @@ from pneumoscope.metrics.classification import score_confusion
 from pneumoscope.metrics.temperature import expected_error, fit_temperature, nll, softmax_at
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
-from pneumoscope.models.weights import save_model
+from pneumoscope.models.weights import load_model, save_model
 from pneumoscope.training.classification import ClassificationTask, PictureSource
 from pneumoscope.training.loop import TrainConfig, fit
 
@@ -90,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _, twin = teach(pictures, f"without_{source}", source, options, options.run / f"twin_{source}")
         numbers["held_out"][source] = twin["unseen"]
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    classifier = RadiographClassifier(folder, device=options.device)
-    save_model(folder, classifier.network.cpu(), {**card, "numbers": numbers}, half=False)
+    save_model(folder, load_model(folder)[0], {**card, "numbers": numbers}, half=False)
     print(json.dumps(numbers, indent=2))
 
 

@@ -281,3 +281,26 @@ def test_without_limits_a_class_is_named_and_said_to_be_unchecked(model, tmp_pat
     assert answer.prediction in CLASSES
     assert not answer.familiar
     assert answer.scores == {}
+
+
+def test_folding_normalisation_changes_no_answer(rng):
+    """Both architectures, with statistics as after training, against the network as it was trained."""
+    import copy
+
+    import torch
+
+    from pneumoscope.inference.radiographs import _quickened
+    from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+    from pneumoscope.models.resnet import ResNet50, ResNetConfig
+
+    x = torch.from_numpy(rng.random((3, 1, 64, 64)).astype(np.float32))
+    for net in (ChestCNN(ChestCNNConfig(features=(4, 8))), ResNet50(ResNetConfig(width=4))):
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2)
+        net.eval()
+        quick = _quickened(copy.deepcopy(net))
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in quick.modules())
+        with torch.inference_mode():
+            torch.testing.assert_close(quick(x), net(x), rtol=1e-3, atol=1e-4)

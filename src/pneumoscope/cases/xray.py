@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -200,9 +200,15 @@ def classify_radiographs(
     rows: list[XrayRow] = []
     found = _listed(inputs)
     with ThreadPoolExecutor(max(1, options.threads)) as pool:
-        for part in _batches(found):
-            rows += _batch(part, classifier, folder, options, pool)
-            progress("pictures", len(rows), len(found))
+        work = partial(_guarded, work=partial(_read, classifier=classifier))
+        waiting: deque[list[Future[_Read | XrayRow]]] = deque()
+        for part in _batches(found):  # the next pictures are read while the network works on these
+            waiting.append([pool.submit(work, item) for item in part])
+            if len(waiting) > 1:
+                rows += _batch(waiting.popleft(), classifier, folder, options, pool)
+                progress("pictures", len(rows), len(found))
+        rows += _batch(waiting.popleft(), classifier, folder, options, pool)
+        progress("pictures", len(rows), len(found))
     seconds["pictures"] = time.perf_counter() - begun
     batch = XrayBatch(tuple(rows), classifier.classes, seconds, classifier.familiar is not None)
     _write(folder, batch, classifier, options)
@@ -287,14 +293,14 @@ class _Read:
 
 
 def _batch(
-    part: Sequence[_Listed],
+    reading: Sequence[Future[_Read | XrayRow]],
     classifier: RadiographClassifier,
     folder: Path,
     options: XrayOptions,
     pool: ThreadPoolExecutor,
 ) -> list[XrayRow]:
-    """Read, ask, and draw the heat maps of a few pictures, in their order."""
-    read = list(pool.map(partial(_guarded, work=partial(_read, classifier=classifier)), part))
+    """Ask about a few pictures that are being read, and draw their heat maps, in their order."""
+    read = [picture.result() for picture in reading]
     good = [r for r in read if isinstance(r, _Read)]
     answers = classifier.answer(np.stack([r.square for r in good])) if good else []
     rows: list[XrayRow] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from pneumoscope.metrics.temperature import softmax_at
 from pneumoscope.models.cards import find_model
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pneumoscope.volume import Radiograph
 
 DEFAULT_MODEL = "xray"
@@ -84,7 +87,7 @@ class RadiographClassifier:
             raise ModelError(
                 "is no model for radiographs: its card names no classes; see 'pneumoscope model list'", path=self.folder
             )
-        self.network = network.to(self.device)
+        self.network = _quickened(network).to(self.device)
         self.classes = tuple(str(name) for name in self.card["classes"])
         if network.config.classes != len(self.classes):
             raise ModelError(
@@ -144,6 +147,30 @@ class RadiographClassifier:
                 prediction, reason = CANNOT_SAY, f"no class is more likely than not ({leading} {values.max():.2f})"
             answers.append(Answer(prediction, reason, said, scores is not None, measured))
         return answers
+
+
+def _quickened(network: nn.Module) -> Any:
+    """The network with each normalisation folded into the convolution before it, channels last in memory.
+
+    The same function in eval mode, up to rounding, in less than half the time on a processor.
+    """
+    import torch
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    for module in network.modules():
+        children = dict(module.named_children())
+        names = list(children)
+        if isinstance(module, nn.Sequential):
+            pairs = list(pairwise(names))
+        else:
+            pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
+        for first, second in pairs:
+            convolution, norm = children[first], children.get(second)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, nn.Identity())
+    return network.eval().to(memory_format=torch.channels_last)
 
 
 def heeded(answer: Answer, findings: Sequence[Finding]) -> Answer:
