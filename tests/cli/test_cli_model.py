@@ -60,6 +60,7 @@ def test_verify_finds_damage_and_fails(cli, shipped):
 
 
 def test_export_writes_a_graph_and_says_what_it_is(cli, tmp_path):
+    pytest.importorskip("onnx")
     ran = cli("model", "export", "lungs", "--to", "onnx", "-o", tmp_path / "out", "--size", "32x48", "--json")
     assert ran.json["files"] == ["card.json", "model.onnx"]
     assert ran.json["size"] == [32, 48]

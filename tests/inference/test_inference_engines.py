@@ -31,7 +31,7 @@ def only(monkeypatch):
     """Pretend that just these packages are installed."""
 
     def set_to(*names):
-        monkeypatch.setattr(engines, "_is_there", lambda package: package in names)
+        monkeypatch.setattr(engines, "is_installed", lambda package: package in names)
 
     return set_to
 
@@ -131,17 +131,19 @@ def test_bf16_is_computed_when_it_is_asked_for(rng):
 
 
 def test_the_rule_for_auto(only):
-    only("openvino", "onnxruntime")
+    only("onnx", "openvino", "onnxruntime")
     assert choose_engine("auto", device="cpu", precision="fp32") == "openvino"
     assert choose_engine("auto", device="cpu", precision="bf16") == "torch", "its masks in bf16 are not OpenVINO's"
     fast = has_fast_bf16(torch.device("cpu"))
     assert choose_engine("auto", device="cpu") == ("torch" if fast else "openvino")
-    only("onnxruntime")
+    only("onnx", "onnxruntime")
     assert choose_engine("auto", device="cpu", precision="fp32") == "onnxruntime"
     assert choose_engine("auto", device="cpu", precision="bf16") == "torch", "ONNX Runtime would compute in fp32"
     only()
     assert choose_engine("auto", device="cpu", precision="fp32") == "torch"
     assert installed_engines() == ("torch",)
+    only("openvino", "onnxruntime")
+    assert installed_engines() == ("torch",), "without onnx nobody writes their graphs"
     assert engine_label("auto", device="cpu", precision="fp32") == "torch fp32"
 
 
@@ -153,7 +155,7 @@ def test_a_label_is_known_before_the_network(name, precision):
 
 
 def test_other_devices_are_torchs(only, monkeypatch):
-    only("openvino", "onnxruntime")
+    only("onnx", "openvino", "onnxruntime")
     monkeypatch.setattr("pneumoscope.training.devices.pick_device", lambda device: torch.device("cuda", 0))
     assert choose_engine("auto", device="cuda") == "torch"
     with pytest.raises(InputError, match="computes on the CPU, not on cuda"):
@@ -166,7 +168,7 @@ def test_engines_that_cannot_be_are_refused(only):
     only()
     with pytest.raises(InputError, match=r"not installed; run `pip install 'pneumoscope\[fast\]'`"):
         choose_engine("openvino", device="cpu")
-    only("onnxruntime")
+    only("onnx", "onnxruntime")
     with pytest.raises(InputError, match="no bf16"):
         choose_engine("onnxruntime", device="cpu", precision="bf16")
 

@@ -1,6 +1,7 @@
 """Models for other programs: the file computes what the network does, or is not kept."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
 from pneumoscope.models.weights import load_model, save_model
 
+needs_onnx = pytest.mark.skipif(not export.is_installed("onnx"), reason="onnx is not installed")
+
 SQUARE = {"kind": "hu_windows", "size": 24, "windows_hu": [[-970, -150]], "lung_channel": True}
 
 
@@ -30,6 +33,7 @@ def folder(tmp_path):
 
 
 def test_onnx_computes_what_the_network_does(folder, tmp_path, rng):
+    pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     done = export_model(folder, tmp_path / "out", "onnx")
     assert done.files == ("card.json", "model.onnx")
@@ -45,6 +49,7 @@ def test_onnx_computes_what_the_network_does(folder, tmp_path, rng):
     assert np.abs(session.run(None, {"image": x})[0] - expected).max() < 1e-4
 
 
+@needs_onnx
 def test_the_card_goes_along_with_the_sum_of_the_new_file(folder, tmp_path):
     export_model(folder, tmp_path / "out", "onnx", size=(16, 20))
     card = json.loads((tmp_path / "out" / "card.json").read_text())
@@ -63,6 +68,7 @@ def test_onnx_is_a_valid_graph_of_standard_operators(folder):
     assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
 
 
+@needs_onnx
 def test_the_network_is_left_as_it_is(folder):
     model = load_model(folder)[0].train()
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -71,6 +77,7 @@ def test_the_network_is_left_as_it_is(folder):
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+@needs_onnx
 def test_an_export_that_computes_something_else_is_not_kept(folder, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(9)
@@ -81,13 +88,23 @@ def test_an_export_that_computes_something_else_is_not_kept(folder, tmp_path, mo
     assert not (tmp_path / "out").exists()
 
 
+@needs_onnx
 def test_without_a_runtime_the_file_is_written_unchecked(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "is_installed", lambda name: name == "onnx")
     done = export_model(folder, tmp_path / "out", "onnx")
     assert (done.checked_with, done.difference) == (None, None)
     assert (tmp_path / "out" / "model.onnx").stat().st_size > 1000
 
 
+def test_without_onnx_the_remedy_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"need the package onnx; run `pip install 'pneumoscope\[fast\]'`"):
+        export_model(folder, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+    assert export_model(folder, tmp_path / "bundle", "monai").files
+
+
+@needs_onnx
 @pytest.mark.parametrize("name", ["infiltrate", "lungs"])
 def test_shipped_models_can_be_exported(name, tmp_path):
     fields = load_model(find_model(name))[1]["preprocessing"]
@@ -119,6 +136,7 @@ def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()
 
 
+@needs_onnx
 def test_a_3d_network_takes_its_patch(tmp_path):
     card = {"preprocessing": {"kind": "hu_volume", "window_hu": [-1250, 250], "patch": [4, 8, 12]}}
     save_model(tmp_path / "model", UNet3D(UNet3DConfig(1, 4, (2, 4))), card)
@@ -128,7 +146,7 @@ def test_a_3d_network_takes_its_patch(tmp_path):
         export_model(tmp_path / "model", tmp_path / "other", "onnx", size=(8, 8))
 
 
-@pytest.mark.parametrize("to", ["onnx", "monai"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=needs_onnx), "monai"])
 def test_a_classifier_of_radiographs_can_be_exported(tmp_path, to):
     names, licences = ["normal", "bacterial", "viral"], ["CC BY 4.0", "CC0-1.0"]
     card = {"preprocessing": {"size": 32}, "labels": names, "licence": licences}
@@ -141,6 +159,7 @@ def test_a_classifier_of_radiographs_can_be_exported(tmp_path, to):
         assert meta["copyright"] == "CC BY 4.0, CC0-1.0"
 
 
+@needs_onnx
 def test_what_cannot_be_is_refused(folder, tmp_path):
     export_model(folder, tmp_path / "out", "onnx")
     with pytest.raises(InputError, match="--overwrite"):

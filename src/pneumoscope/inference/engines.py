@@ -12,13 +12,13 @@ that comes with it, are not used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError, RunError
+from pneumoscope.models.export import is_installed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,15 +33,9 @@ KEPT_SIZES = 4
 
 
 def installed_engines() -> tuple[str, ...]:
-    """Engines whose packages are here; nothing is imported."""
-    return tuple(name for name in ENGINES if name == "torch" or _is_there(name))
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
+    """Engines whose packages are here, nothing imported; all but torch also need `onnx`, which writes their graphs."""
+    graphs = is_installed("onnx")
+    return tuple(name for name in ENGINES if name == "torch" or (graphs and is_installed(name)))
 
 
 def choose_engine(engine: str = "auto", *, device: str = "auto", precision: Precision = "auto") -> str:

@@ -1,8 +1,8 @@
 """Networks for other programs: ONNX, and a MONAI bundle. Nothing is sent or fetched.
 
-ONNX files are traced at one size of the picture (any number of pictures at a time), because several of the
-networks pad inside. The `onnx` package is not needed to write one; with it, or with a runtime, the file is checked
-against the network before it is kept.
+ONNX files are traced at one size of the picture (any number of pictures at a time), because several of the networks pad
+inside. The `onnx` package must be there; with a runtime beside it the file is checked against the network before it is
+kept.
 """
 
 from __future__ import annotations
@@ -61,9 +61,14 @@ def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
     Args:
         model: with a `config` that has `in_channels`; it is left as it is.
         size: (h, w) or (d, h, w) of the pictures; their number is free.
+
+    Raises:
+        InputError: the package `onnx` is not installed.
     """
     import torch
 
+    if not is_installed("onnx"):
+        raise InputError("ONNX graphs need the package onnx; run `pip install 'pneumoscope[fast]'`")
     channels = _channels(model)
     plain = deepcopy(model).to("cpu", torch.float32).eval()
     sample = torch.zeros(1, channels, *size)
@@ -93,7 +98,7 @@ def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str
     import numpy as np
     import torch
 
-    runtime = next((name for name in ("onnxruntime", "openvino") if find_spec(name)), None)
+    runtime = next((name for name in ("onnxruntime", "openvino") if is_installed(name)), None)
     if runtime is None:
         return None, None
     images = np.random.default_rng(0).random((2, _channels(model), *size), np.float32)
@@ -132,7 +137,7 @@ def export_model(
 
     Raises:
         ModelError: the model cannot be loaded, or its card names no size and none is given.
-        InputError: an unknown format or an impossible size, or `out` holds an export.
+        InputError: an unknown format or an impossible size, `out` holds an export, or `onnx` is not installed.
         RunError: the export does not compute what the network does.
     """
     from pneumoscope.models.weights import load_model
@@ -153,6 +158,14 @@ def export_model(
         return Exported(folder, (CARD_FILE, ONNX_FILE), picture, checked, difference)
     folder = prepare_folder(out, marker="configs/metadata.json", overwrite=overwrite)
     return Exported(folder, _write_bundle(folder, model, card, picture), picture, None, None)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is here; it is not imported."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _channels(model: nn.Module) -> int:
@@ -252,7 +265,7 @@ def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[
     from importlib import metadata
 
     def version(name: str) -> str | None:
-        return metadata.version(name) if find_spec(name) else None
+        return metadata.version(name) if is_installed(name) else None
 
     given = card.get("labels") or {}
     named = given.items() if isinstance(given, dict) else enumerate(given)
