@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,10 +59,18 @@ def write_dicom_results(
     """
     from pneumoscope import __version__
 
-    found = _structures(volume, masks)
-    if not found:
-        return ()
     with ExitStack() as stack:
+        stream, name = stack.enter_context(_scratch())
+        found, packed = [], 0
+        for label, voxels in _structures(volume, masks):
+            bits = np.packbits(voxels)
+            packed = bits.size
+            stream.write(bits.tobytes())
+            found.append(label)
+        if not found:
+            return ()
+        stream.flush()
+        stream.seek(0)
         place = Path(scan)
         if place.is_file() and require_kind(place) == "zip":
             from pneumoscope.io.archive import extracted
@@ -71,14 +79,6 @@ def write_dicom_results(
         limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
         request = _request(place, "derive", limits, False)
         request["where"] = str(scan)
-        stream, name = stack.enter_context(_scratch())
-        packed = 0
-        for _, voxels in found:
-            bits = np.packbits(voxels)
-            packed = bits.size
-            stream.write(bits.tobytes())
-        stream.flush()
-        stream.seek(0)
         targets = {"seg": Path(folder) / "seg.dcm", "report": Path(folder) / "report.dcm"}
         temporary = {what: stack.enter_context(atomic_path(path)) for what, path in targets.items()}
         request |= {
@@ -86,8 +86,8 @@ def write_dicom_results(
             "series": series,
             "min_slices": MIN_SLICES,
             "fill_gaps": False,
-            "shape": list(found[0][1].shape),
-            "structures": [label for label, _ in found],
+            "shape": list(volume.native.shape[::-1]),
+            "structures": found,
             "packed_bytes": packed,
             "measured": {k: {q: float(v) for q, v in values.items()} for k, values in measured.items()},
             "states": list(states),
@@ -101,17 +101,15 @@ def write_dicom_results(
     return tuple(targets.values())
 
 
-def _structures(volume: Volume, masks: Sequence[Mask]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Every coded label with voxels: its name and (k, rows, columns) in the series' own order."""
+def _structures(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Every coded label with voxels, one at a time: its name and (k, rows, columns) in the series' own order."""
     from pneumoscope.io.dicom_objects import STRUCTURES
 
     if volume.source.get("format") != "DICOM":
         raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
-    found = []
     for mask in masks:
         stored = mask.to_native(volume.native).transpose(2, 1, 0)
         for label, name in sorted(mask.names.items()):
             voxels = stored == label
             if name in STRUCTURES and voxels.any():
-                found.append((name, voxels))
-    return found
+                yield name, voxels
