@@ -70,7 +70,10 @@ def finetune(
     batch_size: BatchSize = None,
     resume: Resume = False,
 ) -> None:
-    """Go on training a model on your own scans, with its preprocessing and a tenth of the learning rate."""
+    """Go on training a model on your own scans.
+
+    Its preprocessing is kept; the learning rate is a tenth of that of a new training.
+    """
     wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size}
     _train(data, out, common, plan, plan_only, max_minutes, resume, start, wanted)
 
@@ -82,7 +85,9 @@ def crossval(
     plan: PlanFile = None, plan_only: PlanOnly = False, epochs: Epochs = None, patience: Patience = None,
     max_minutes: Minutes = None, batch_size: BatchSize = None, size: Size = None, resume: Resume = False,
 ) -> None:  # fmt: skip
-    """Train as often as there are folds, each time leaving other patients out, and score every scan once.
+    """Train in folds and score every scan once.
+
+    Each training leaves other patients out.
 
     --max-minutes is per fold. The folder holds a model per fold, per_case.csv and summary.json.
     """
