@@ -170,7 +170,7 @@ def _quickened(network: nn.Module) -> Any:
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, first, fuse_conv_bn_eval(convolution, norm))
                 setattr(module, second, nn.Identity())
-    return network.eval().to(memory_format=torch.channels_last)
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def heeded(answer: Answer, findings: Sequence[Finding]) -> Answer:
