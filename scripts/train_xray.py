@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED / "xray", help="the model folder to write")
     parser.add_argument("--held-out", nargs="*", default=["hannover"], help="sources left out of a twin each")
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--features", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--per-class", type=int, default=None, help="pictures of a class at most; default: all")
     parser.add_argument("--device", default="auto")

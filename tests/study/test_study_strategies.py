@@ -14,12 +14,14 @@ from made_up_hospitals import SMALL, make_cases
 
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.access import with_overrides
+from pneumoscope.experiments.registry import build_recipe
 from pneumoscope.experiments.transfer import transfer_slices
 from pneumoscope.models.cards import read_card
 from pneumoscope.models.weights import load_model
 from pneumoscope.study.forecast import forecast
 from pneumoscope.study.grey import shrink, square, stack_of_case
 from pneumoscope.study.lung_effect import lung_effect, mean_dice
+from pneumoscope.study.plan import guard_steps
 from pneumoscope.study.predictions import predict_stage, read_predictions
 from pneumoscope.study.run import open_sets
 from pneumoscope.study.strategies import Trainer, read_kept
@@ -202,6 +204,15 @@ def test_the_forecast_counts_on_measured_steps(made):
     assert 0.05 < expected.gigabytes < 20
     assert "minutes" in expected.sentence()
     assert "GB" in expected.sentence()
+
+
+def test_teachers_and_fisher_information_are_counted_beside_the_steps():
+    plan = with_overrides(transfer_slices(), ["strategy.ewc_slices=40"])
+    slices = {1: 400, 2: 24, 3: 30}
+    teachers = 2 * (12 * 400 / 8) / 3  # two lwf trainings of 12 epochs of 400 slices in batches of 8
+    fisher = (40 + (40 + 24)) / 8  # the second ewc stage has two before it, the smaller set gives all it has
+    assert guard_steps(plan, slices) == pytest.approx(teachers + fisher)
+    assert guard_steps(build_recipe("maganaris-2022b"), slices) == 0
 
 
 def test_statistics_are_asked_of_a_network_that_has_some(made, tmp_path):

@@ -12,13 +12,10 @@ import numpy as np
 
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.study.data import StudySet, two_channel_target
-from pneumoscope.study.plan import count_steps
+from pneumoscope.study.plan import FORWARD_SHARE, count_steps, guard_steps
 
 STEPS = 3
 """Steps that are timed, after one that warms up."""
-
-FORWARD_SHARE = 1 / 3
-"""What looking at a slice costs beside learning from it: one pass forward of one forward and two backward."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Forecast:
 def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: str = "auto", jobs: int = 1) -> Forecast:
     """Make a few steps on slices of the first set, and count up.
 
-    The time is an upper bound where a stage may stop early; teachers and Fisher information are not counted.
+    The time is an upper bound where a stage may stop early.
 
     Args:
         experiment: the study.
@@ -62,7 +59,8 @@ def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: st
     """
     rows = {number: study_set.rows("train") for number, study_set in sets.items()}
     per_step = seconds_per_step(experiment, sets[experiment.stages.chain[0].site], device)
-    steps = count_steps(experiment, {number: len(found) for number, found in rows.items()})
+    lengths = {number: len(found) for number, found in rows.items()}
+    steps, beside = count_steps(experiment, lengths), guard_steps(experiment, lengths)
     looked_at = sum(
         (experiment.stages.first if stage.start is None else experiment.stages.retrain).max_epochs
         * len(sets[stage.site].rows("val"))
@@ -71,7 +69,7 @@ def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: st
     validation = looked_at / experiment.training.batch_size * per_step * FORWARD_SHARE
     peak = peak_gigabytes()
     fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
-    minutes = (steps * per_step + validation) / 60 / fitting
+    minutes = ((steps + beside) * per_step + validation) / 60 / fitting
     return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting)
 
 

@@ -10,6 +10,9 @@ from pneumoscope.experiments.schema import Experiment, Stage
 ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
 """Parts of a strategy that do not touch the training itself, only what is kept of it."""
 
+FORWARD_SHARE = 1 / 3
+"""What looking at a slice costs beside learning from it: one pass forward of one forward and two backward."""
+
 TrainingKey = tuple[tuple[int, frozenset[str], frozenset[str]], ...]
 
 
@@ -58,4 +61,26 @@ def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
         budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
         length = epoch_length(experiment, stage, train_slices)
         total += budget.max_epochs * math.ceil(length / experiment.training.batch_size)
+    return total
+
+
+def guard_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> float:
+    """What strategies compute beside the training steps, in steps of the same batch, forward and back.
+
+    A teacher looks at every slice of every step (`FORWARD_SHARE` of a step); Fisher information is the work of
+    training on each of its slices once, of every stage before.
+    """
+    total = 0.0
+    for stage in experiment.stages.chain:
+        parts = experiment.strategy_of(stage.name)
+        if leader(experiment, stage.name) != stage.name:
+            continue
+        if "lwf" in parts:
+            length = epoch_length(experiment, stage, train_slices)
+            steps = math.ceil(length / experiment.training.batch_size)
+            total += FORWARD_SHARE * experiment.stages.retrain.max_epochs * steps
+        if "ewc" in parts:
+            before = experiment.lineage(stage.name)[:-1]
+            slices = sum(min(experiment.strategy.ewc_slices, train_slices[s.site]) for s in before)
+            total += slices / experiment.training.batch_size
     return total
