@@ -268,6 +268,51 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(toy, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in learned.items())
 
 
+class Steep(torch.autograd.Function):
+    """The identity, whose gradient is not finite: what a broken kernel looks like from outside."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize(("precision", "advice"), [("fp32", "lower the learning rate"), ("bf16", "--precision fp32")])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(toy, tmp_path, precision, advice, clip_norm):
+    class Broken(UNet):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if not self.training else Steep.apply(out) if self.calls else self.count(out)
+
+        calls = 0
+
+        def count(self, out):
+            self.calls += 1
+            return out
+
+    torch.manual_seed(0)
+    model = Broken(UNetConfig(2, 2, (4, 8)))
+    config = dataclasses.replace(CONFIG, batch_size=9, precision=precision, clip_norm=clip_norm)
+    config = dataclasses.replace(config, checkpoint_every_steps=1)
+    with pytest.raises(NonFiniteLossError, match=rf"gradient of head\.(weight|bias).* epoch 1, step 2.*{advice}.*case"):
+        fit(model, TASK, *toy, config, tmp_path)
+    kept = load_checkpoint(tmp_path).state["model"]  # of step 1
+    learned = {k: v for k, v in weights(model).items() if "running" not in k and "tracked" not in k}
+    assert all(torch.equal(v, kept[k]) for k, v in learned.items())
+
+
+def test_a_gradient_of_another_size_is_no_reason_to_stop(toy, tmp_path):
+    class Large(SegmentationTask):
+        def loss(self, output, batch):
+            return super().loss(output, batch) * 1e30  # squares of it leave the finite numbers, it does not
+
+    fit(net(), Large("dice_cross_entropy"), *toy, dataclasses.replace(CONFIG, max_epochs=1), tmp_path)
+
+
 def test_best_is_a_copy_that_later_training_does_not_change(toy, tmp_path):
     model = net()
     fit(model, TASK, *toy, dataclasses.replace(CONFIG, max_epochs=4, learning_rate=0.3), tmp_path)

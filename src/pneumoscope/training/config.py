@@ -1,0 +1,108 @@
+"""How the loop trains: every setting, and which of them must be equal when a run is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pneumoscope.errors import InputError
+
+SCHEDULES = ("constant", "cosine", "cyclic", "plateau")
+_PLATEAU = ("plateau_epochs", "plateau_factor", "plateau_of", "plateau_least", "plateau_rest", "plateau_floor")
+_SINCE = ("plateau_of", "plateau_least", "plateau_rest", "plateau_floor")
+"""Settings younger than the first checkpoints; at their defaults they are not part of a run's identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        max_epochs: passes over the training set at most.
+        batch_size: examples a step; the last step of an epoch may hold fewer.
+        learning_rate: of the first step; see `schedule`.
+        optimiser: ``adam`` or ``adamw``.
+        weight_decay: L2 weight (decoupled for adamw).
+        schedule: ``constant``; ``cosine`` down to 1 % over max_epochs; ``cyclic``: one cycle over max_epochs, see
+            `cycle`; or ``plateau``: times `plateau_factor` whenever the loss has not got lower for `plateau_epochs`
+            epochs. All after `warmup_steps` of linear rise.
+        warmup_steps: steps of linear rise from 0.
+        plateau_epochs, plateau_factor: of the schedule ``plateau`` only, and so are the next four.
+        plateau_of: ``val_loss`` or ``train_loss``.
+        plateau_least: a loss is lower when it is so by more than this.
+        plateau_rest: epochs after a drop that do not count.
+        plateau_floor: the rate never drops below this.
+        patience: epochs without a better validation value after which training stops; None never stops.
+        monitor: ``val_loss`` or ``train_loss`` (smaller is better), or ``val_<score>`` of the task (larger is better).
+        keep: ``best`` returns the weights of the best epoch by `monitor`, ``last`` those of the last one; `patience`
+            then counts from there and never stops.
+        ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
+        clip_norm: gradients are scaled down to this norm; 0 is none.
+        frozen: names of modules whose weights and normalisation statistics stay as they are.
+        seed: of order, augmentation and dropout.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto`` (bf16 where the processor computes in it, else fp32), ``fp32`` or ``bf16``.
+        checkpoint_every_steps: also save within an epoch; every epoch's end is saved in any case.
+        max_minutes: stop after the epoch in which this much time of this process is spent.
+    """
+
+    max_epochs: int = 200
+    batch_size: int = 45
+    learning_rate: float = 1e-4
+    optimiser: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "cyclic", "plateau"] = "constant"
+    warmup_steps: int = 0
+    plateau_epochs: int = 5
+    plateau_factor: float = 0.1
+    plateau_of: Literal["val_loss", "train_loss"] = "val_loss"
+    plateau_least: float = 0.0
+    plateau_rest: int = 0
+    plateau_floor: float = 0.0
+    patience: int | None = None
+    monitor: str = "val_loss"
+    keep: Literal["best", "last"] = "best"
+    ema: float = 0.0
+    clip_norm: float = 0.0
+    frozen: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every_steps: int | None = None
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "max_epochs and batch_size must be at least 1 and learning_rate positive, got "
+                f"{self.max_epochs}, {self.batch_size}, {self.learning_rate}"
+            )
+        if self.optimiser not in ("adam", "adamw") or self.schedule not in SCHEDULES:
+            raise InputError(
+                f"unknown optimiser {self.optimiser!r} or schedule {self.schedule!r}; "
+                f"known are adam, adamw and {', '.join(SCHEDULES)}"
+            )
+        if self.plateau_epochs < 1 or not 0 < self.plateau_factor < 1:
+            raise InputError(
+                "plateau_epochs must be at least 1 and plateau_factor between 0 and 1, got "
+                f"{self.plateau_epochs}, {self.plateau_factor}"
+            )
+        if self.plateau_of not in ("val_loss", "train_loss") or min(self.plateau_least, self.plateau_rest) < 0:
+            raise InputError(
+                "plateau_of is val_loss or train_loss, plateau_least and plateau_rest are at least 0, got "
+                f"{self.plateau_of!r}, {self.plateau_least}, {self.plateau_rest}"
+            )
+        if not self.monitor.startswith("val_") and self.monitor != "train_loss":
+            raise InputError(
+                f"monitor must be a validation value such as val_loss, or train_loss, got {self.monitor!r}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Settings that must be equal for a resume, as JSON has them; those that change no weight are left out."""
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        default = TrainConfig()
+        same = tuple(name for name in _SINCE if getattr(self, name) == getattr(default, name))
+        unused = same if self.schedule == "plateau" else _PLATEAU
+        for free in ("max_minutes", "device", "checkpoint_every_steps", *unused):
+            settings.pop(free)
+        return settings
