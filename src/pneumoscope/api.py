@@ -44,23 +44,27 @@ def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
 def segment(
     scan: str | Path | Volume,
     *,
-    model: str | Path = "infiltrate",
+    model: str | Path | Sequence[str | Path] = "infiltrate",
     lungs: str | Path | Mask | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     engine: str = "auto",
+    mirror: bool | None = None,
+    uncertainty: bool = False,
     progress: Progress = silent,
 ) -> Segmentation:
     """Lungs and infiltrates of one scan, on exactly its grid.
 
     Args:
         scan: a path that `read_scan` takes, or a volume.
-        model: a shipped model's name or a model folder.
+        model: a shipped model's name or a model folder; of several the answers are averaged.
         lungs: a lung mask made elsewhere; in a file without label names 1 = right, 2 = left. None lets the model find
             the lungs.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto takes bf16 where the hardware has it, else fp32.
         engine: auto, torch, onnxruntime or openvino; the result's `engines` name what computed.
+        mirror: also show the scan mirrored left to right and average; None does as the model's card says.
+        uncertainty: also make `entropy` and `variance` of the result, how unsure the networks are.
         progress: called as the work advances.
 
     Raises:
@@ -76,6 +80,8 @@ def segment(
         device=device,
         precision=precision,
         engine=engine,
+        mirror=mirror,
+        uncertainty=uncertainty,
         progress=progress,
     )
 

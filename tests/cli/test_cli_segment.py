@@ -80,6 +80,45 @@ def test_the_engine_is_named_and_a_wrong_one_refused(cli, scan, lungs, model, tm
     assert not (tmp_path / "b").exists()
 
 
+def test_an_ensemble_writes_how_unsure_it_is_and_the_report_says_so(cli, scan, lungs, model, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    options = ("--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--engine", "torch", "--no-3d")
+    out = tmp_path / "out"
+    both = ("--model", model, "--model", other, "--mirror", "--uncertainty")
+    ran = cli("segment", "-i", scan, "-o", out, *options, *both)
+    assert ran.code == 0, ran
+    for name in ("entropy", "variance"):
+        image = nib.load(out / "chest_01" / f"uncertainty-{name}.nii.gz")
+        assert image.shape == SHAPE
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+        assert 0 <= image.get_fdata().min() <= image.get_fdata().max() <= 1
+    report = json.loads((out / "chest_01" / "report.json").read_text())
+    computing = report["computing"]
+    assert computing["engines"] == {"infiltrate": "torch fp32"}
+    assert (computing["infiltrate_models"], computing["mirrored"]) == (2, True)
+    assert 0 <= computing["uncertainty"]["mean_entropy_in_infiltrate"] <= 1
+    page = (out / "chest_01" / "report.html").read_text()
+    assert "torch fp32" in page
+    assert "uncertainty-entropy.nii.gz" in page
+    assert json.loads((out / "run.json").read_text())["options"]["model"] == ["model", "other"]
+    again = cli("segment", "-i", scan, "-o", out, *options, "--model", model, "--overwrite")
+    assert again.code == 0, again
+    assert not (out / "chest_01" / "uncertainty-entropy.nii.gz").exists()
+    assert "uncertainty" not in json.loads((out / "chest_01" / "report.json").read_text())["computing"]
+    assert json.loads((out / "run.json").read_text())["options"]["model"] == "model"
+
+
+def test_a_network_of_a_study_on_pictures_is_refused_in_one_line(cli, scan, lungs, model, tmp_path):
+    card = json.loads((model / "card.json").read_text())
+    card["preprocessing"]["kind"] = "grey8"
+    (model / "card.json").write_text(json.dumps(card))
+    ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
+    ran.refused("8-bit pictures", str(model))
+
+
 def test_text_has_a_line_per_scan(cli, scan, lungs, model, tmp_path):
     ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
     assert ran.code == 0, ran
@@ -149,5 +188,5 @@ def test_the_default_models_are_the_librarys():
     from pneumoscope.cli.reference import commands
 
     defaults = {p.name: p.default for p in dict(commands())["segment"].params}
-    assert defaults["model"] == library.DEFAULT_MODEL
+    assert defaults["model"] == [library.DEFAULT_MODEL]
     assert defaults["lungs_model"] == library.DEFAULT_LUNGS_MODEL

@@ -62,7 +62,7 @@ def test_the_mask_lies_on_the_scan_and_inside_the_lungs(tmp_path, scan, channels
 def test_no_lung_means_no_infiltrate_and_no_network_run(tmp_path, scan, monkeypatch):
     volume, _ = scan
     segmenter = Segmenter(save(tmp_path, 4, WINDOWS, bias=4.0))
-    monkeypatch.setattr("pneumoscope.inference.segment.predict_probability", None)
+    monkeypatch.setattr("pneumoscope.inference.maps.predict_probability", None)
     found = segmenter.run(volume, Mask.empty(volume.grid, LUNG_LABELS))
     assert not found.infiltrate.any.any()
 
@@ -71,7 +71,7 @@ def test_slabs_do_not_change_the_result(tmp_path, scan, monkeypatch):
     volume, lungs = scan
     model = save(tmp_path, 2, FRAME)
     whole = segment_volume(volume, model=model, lungs=lungs).probability
-    monkeypatch.setattr("pneumoscope.inference.segment.SLAB", 2)
+    monkeypatch.setattr("pneumoscope.inference.maps.SLAB", 2)
     assert np.array_equal(segment_volume(volume, model=model, lungs=lungs).probability, whole)
 
 
@@ -100,6 +100,19 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_pat
 def test_a_card_without_readable_preprocessing_is_refused(preprocessing):
     with pytest.raises(ModelError):
         input_from_card({"preprocessing": preprocessing})
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("grey8", "8-bit pictures"), ("grey8_2.5d", "8-bit"), ("hu_windows_2.5d", "with its neighbours"),
+     ("raw_volume", "known are hu_windows"), ("wavelets", "known are hu_windows")],
+)  # fmt: skip
+def test_networks_of_studies_are_refused_in_one_line_that_names_the_folder(tmp_path, kind, words):
+    save(tmp_path, 2, {"kind": kind, "size": 32, "windows_hu": [[0, 255]], "lung_channel": True})
+    with pytest.raises(ModelError, match=words) as caught:
+        Segmenter(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "KeyError" not in str(caught.value)
 
 
 def test_batches_and_mirror(scan):
@@ -228,3 +241,91 @@ def test_a_network_on_volumes_segments_inside_the_lungs(tmp_path, scan, labels):
     assert set(np.unique(found.probability)) == {0, round(255 * chance)}
     empty = Mask.empty(volume.grid, LUNG_LABELS)
     assert not Segmenter(tmp_path, device="cpu").run(volume, empty).infiltrate.any.any()
+
+
+PLAIN = {"device": "cpu", "precision": "fp32", "engine": "torch"}
+
+
+def pair(tmp_path, preprocessing=WINDOWS, channels=4):
+    """Two networks of the same preprocessing, one sure of infiltrate, one not quite sure of none."""
+    return save(tmp_path / "a", channels, preprocessing, bias=4.0), save(
+        tmp_path / "b", channels, preprocessing, bias=-1.0
+    )
+
+
+@pytest.mark.parametrize("mirror", [None, True])
+def test_models_on_slices_are_averaged_and_their_uncertainty_by_hand(tmp_path, scan, mirror):
+    volume, lungs = scan
+    one, other = pair(tmp_path)
+    alone = [Segmenter(m, **PLAIN, mirror=mirror).run(volume, lungs).probability / 255 for m in (one, other)]
+    found = Segmenter((one, other), **PLAIN, mirror=mirror, uncertainty=True).run(volume, lungs)
+    inside = lungs.any
+    p = (alone[0] + alone[1]) / 2
+    assert np.abs(found.probability / 255 - p)[inside].max() < 2 / 255
+    q = p[inside]
+    entropy = -(q * np.log2(q) + (1 - q) * np.log2(1 - q))
+    assert np.abs(found.entropy[inside] / 255 - entropy).max() < 0.02
+    spread = 2 * ((alone[0] - alone[1]) / 2) ** 2  # of both classes
+    assert np.abs(found.variance[inside] / 255 - spread[inside]).max() < 0.02
+    assert found.variance.max() > 60
+    assert not found.entropy[~inside].any()
+    assert not found.variance[~inside].any()
+    card = found.cards["infiltrate"]
+    assert [m["name"] for m in card["members"]] == ["a", "b"]
+    assert card["threshold"] == 0.5
+    assert found.mirrored == bool(mirror)
+
+
+def test_uncertainty_changes_no_mask_and_one_vote_does_not_vary(tmp_path, scan):
+    volume, lungs = scan
+    model = save(tmp_path, 2, FRAME)
+    for mirror in (False, True):
+        plain = Segmenter(model, **PLAIN, mirror=mirror).run(volume, lungs)
+        found = Segmenter(model, **PLAIN, mirror=mirror, uncertainty=True).run(volume, lungs)
+        assert plain.entropy is None
+        assert np.array_equal(plain.probability, found.probability)
+        assert found.variance.max() <= 1 if not mirror else True
+        assert found.entropy[lungs.any].min() > 200, "this network is never sure"
+    nowhere = Segmenter(model, uncertainty=True).run(volume, Mask.empty(volume.grid, LUNG_LABELS))
+    assert not nowhere.entropy.any()
+
+
+def volumes(folder, bias, patch=(4, 8, 8)):
+    torch.manual_seed(0)
+    model = UNet3D(UNet3DConfig(1, 2, (4, 8)))
+    with torch.no_grad():
+        model.head.weight.mul_(3)
+        model.head.bias[:] = torch.tensor([-bias, bias])
+    card = {"kind": "hu_volume", "window_hu": [-1250, 250], "patch": list(patch)}
+    labels = {"0": "background", "1": "infiltrate"}
+    save_model(folder, model, {"task": "infiltrate", "preprocessing": card, "labels": labels})
+    return folder
+
+
+def test_models_on_volumes_are_averaged_mirrored_and_unsure(tmp_path, scan):
+    volume, lungs = scan
+    sure, unlike = volumes(tmp_path / "a", 1.0), volumes(tmp_path / "b", -0.5)
+    alone = [Segmenter(m, **PLAIN).run(volume, lungs).probability / 255 for m in (sure, unlike)]
+    found = Segmenter((sure, unlike), **PLAIN, uncertainty=True).run(volume, lungs)
+    inside = lungs.any
+    assert np.abs(found.probability / 255 - (alone[0] + alone[1]) / 2)[inside].max() < 2 / 255
+    assert found.variance[inside].max() > 30
+    assert not found.variance[~inside].any()
+    mirrored = Segmenter(sure, **PLAIN, mirror=True).run(volume, lungs)
+    assert mirrored.mirrored
+    assert not np.array_equal(mirrored.probability, Segmenter(sure, **PLAIN).run(volume, lungs).probability)
+    flipped = Volume(volume.hu[::-1].copy(), volume.grid, volume.grid)
+    turned = Segmenter(sure, **PLAIN, mirror=True).run(
+        flipped, Mask(lungs.labels[::-1].copy(), volume.grid, LUNG_LABELS)
+    )
+    assert np.abs(turned.probability[::-1].astype(int) - mirrored.probability).max() <= 1, "left and right are alike"
+
+
+def test_models_that_do_not_go_together_are_refused(tmp_path):
+    flat, deep = save(tmp_path / "flat", 4, WINDOWS), volumes(tmp_path / "deep", 1.0)
+    with pytest.raises(ModelError, match="flat and deep cannot be averaged: one looks at slices"):
+        Segmenter((flat, deep))
+    with pytest.raises(ModelError, match="same preprocessing"):
+        Segmenter((deep, volumes(tmp_path / "other", 1.0, (8, 8, 8))))
+    with pytest.raises(ModelError, match="at least one"):
+        Segmenter(())

@@ -41,6 +41,9 @@ class CaseContent:
         infiltrate: what was found, or marked elsewhere.
         severity: of these masks.
         probability: (i, j, k) uint8, the network's probability times 255; None without a network.
+        entropy: (i, j, k) uint8, how unsure the networks are, times 255; None when not asked for.
+        variance: likewise, how far their votes lie apart.
+        computing: how the networks were run, for `report.json`; None without a network.
         truth: a reader's infiltrate to compare with, or None.
         findings: more findings, of the run.
         cards: cards of the models used; a ``name`` may be added.
@@ -53,6 +56,9 @@ class CaseContent:
     infiltrate: Mask
     severity: Severity
     probability: NDArray[np.uint8] | None = None
+    entropy: NDArray[np.uint8] | None = None
+    variance: NDArray[np.uint8] | None = None
+    computing: Mapping[str, Any] | None = None
     truth: Mask | None = None
     findings: tuple[Finding, ...] = ()
     cards: tuple[Mapping[str, Any], ...] = ()
@@ -98,7 +104,7 @@ def write_case(
     """
     from pneumoscope.cases.dicom_out import remove_dicom, write_dicom
     from pneumoscope.cases.three_d import remove_three_d, write_three_d
-    from pneumoscope.io import write_image, write_mask
+    from pneumoscope.io import write_mask
     from pneumoscope.reports.case import write_case_report
     from pneumoscope.surfaces.points import write_case_points
 
@@ -108,10 +114,7 @@ def write_case(
     write_mask(lungs, folder / "lungs.nii.gz", volume.native)
     write_mask(infiltrate, folder / "infiltrate.nii.gz", volume.native)
     _write_copy(folder / COPY_FILE, volume, lungs, infiltrate)
-    if options.probability and content.probability is not None:
-        write_image(
-            content.probability.astype(np.float32) / 255, volume.native, folder / "probability.nii.gz", scaled=True
-        )
+    _write_maps(folder, content, with_probability=options.probability)
     write_case_points(folder, volume, lungs, infiltrate, truth, max_points=options.max_points)
     shown = None
     if options.three_d:
@@ -130,10 +133,28 @@ def write_case(
         severity=content.severity,
         findings=(*volume.findings, *content.findings, *told),
         cards=content.cards,
+        computing=content.computing,
         truth=truth,
         still=None if shown is None else shown.still.png,
         surfaces=None if shown is None else shown.as_dict(),
     )
+
+
+def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
+    """Maps on the scan's grid, values in [0, 1]; those that are not wanted now do not stay from another run."""
+    from pneumoscope.io import write_image
+
+    maps = {
+        "probability": content.probability if with_probability else None,
+        "uncertainty-entropy": content.entropy,
+        "uncertainty-variance": content.variance,
+    }
+    for name, values in maps.items():
+        path = folder / f"{name}.nii.gz"
+        if values is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_image(values.astype(np.float32) / 255, content.volume.native, path, scaled=True)
 
 
 def _write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, Work, require_single, run_batch
 from pneumoscope.cases.outputs import (
     REPORT_FILE,
@@ -39,7 +42,7 @@ class SegmentOptions:
     """How scans are segmented.
 
     Attributes:
-        model: infiltrate model, a shipped name or a model folder.
+        model: infiltrate model, a shipped name or a model folder; of several the answers are averaged.
         lungs_model: lung model, likewise.
         lungs: one lung mask made elsewhere, for a single scan; a manifest's own goes before it.
         lobes: one lobe mask, for a single scan; adds the score of 0 to 25.
@@ -48,12 +51,14 @@ class SegmentOptions:
         device: see `Segmenter`.
         precision: likewise.
         engine: likewise.
+        mirror: likewise.
+        uncertainty: also write `uncertainty-entropy.nii.gz` and `uncertainty-variance.nii.gz`.
         probability: also write `probability.nii.gz`.
         three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
         deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
     """
 
-    model: str | Path = DEFAULT_MODEL
+    model: str | Path | Sequence[str | Path] = DEFAULT_MODEL
     lungs_model: str | Path = DEFAULT_LUNGS_MODEL
     lungs: str | Path | None = None
     lobes: str | Path | None = None
@@ -62,13 +67,23 @@ class SegmentOptions:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: str = "auto"
+    mirror: bool | None = None
+    uncertainty: bool = False
     probability: bool = False
     three_d: bool = True
     deidentify: bool = False
 
     def segmenter(self) -> Segmenter:
         """The models, loaded."""
-        return Segmenter(self.model, self.lungs_model, device=self.device, precision=self.precision, engine=self.engine)
+        return Segmenter(
+            self.model,
+            self.lungs_model,
+            device=self.device,
+            precision=self.precision,
+            engine=self.engine,
+            mirror=self.mirror,
+            uncertainty=self.uncertainty,
+        )
 
     def engine_label(self) -> str:
         """What will compute on this machine, e.g. ``openvino fp32``.
@@ -83,7 +98,15 @@ class SegmentOptions:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths: a run's record says nothing of the machine."""
         files = ("model", "lungs_model", "lungs", "lobes")
-        return {name: Path(value).name if value and name in files else value for name, value in asdict(self).items()}
+        return {name: _name_of(value) if value and name in files else value for name, value in asdict(self).items()}
+
+
+def _name_of(path: str | Path | Sequence[str | Path]) -> str | list[str]:
+    """A file's name; of several a list, of a list of one that one."""
+    if isinstance(path, (str, Path)):
+        return Path(path).name
+    names = [Path(one).name for one in path]
+    return names[0] if len(names) == 1 else names
 
 
 def segment_cases(
@@ -167,6 +190,9 @@ def segment_case(
         infiltrate=found.infiltrate,
         severity=severity,
         probability=found.probability,
+        entropy=found.entropy,
+        variance=found.variance,
+        computing=computing_of(found),
         truth=truth,
         findings=found.findings,
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
@@ -179,6 +205,28 @@ def segment_case(
     seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
+
+
+def computing_of(found: Segmentation) -> dict[str, Any]:
+    """What `report.json` says of how the networks were run."""
+    said: dict[str, Any] = {
+        "engines": dict(sorted(found.engines.items())),
+        "infiltrate_models": len(found.cards["infiltrate"].get("members", ())) or 1,
+        "mirrored": found.mirrored,
+    }
+    if found.entropy is not None and found.variance is not None:
+        ill = found.infiltrate.any
+        said["uncertainty"] = {
+            "inside": "0 to 1 inside the lungs; of the averaged answer (entropy), among the votes (variance)",
+            "mean_entropy_in_infiltrate": _mean_share(found.entropy, ill),
+            "mean_variance_in_infiltrate": _mean_share(found.variance, ill),
+        }
+    return said
+
+
+def _mean_share(values: NDArray[np.uint8], where: NDArray[np.bool_]) -> float | None:
+    """Mean of bytes as a share of 255, None where there is nowhere to look."""
+    return round(float(values[where].mean()) / 255, 4) if where.any() else None
 
 
 def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None = None) -> Severity:

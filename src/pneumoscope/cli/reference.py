@@ -75,7 +75,9 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    return "" if value in (None, False, (), []) else f"`{value}`"
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(one) for one in value)
+    return "" if value in (None, False, "") else f"`{value}`"
 
 
 def _cell(text: str) -> str:

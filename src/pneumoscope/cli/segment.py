@@ -49,8 +49,13 @@ def segment(
     common: Common,
     more_scans: Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")] = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME|DIR", help="A shipped model's name, or a model folder.")
-    ] = "infiltrate",
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="NAME|DIR",
+            help="A shipped model's name, or a model folder. Given several times, the answers are averaged.",
+        ),
+    ] = ["infiltrate"],  # noqa: B006 - typer never changes it
     lungs_model: Annotated[
         str, typer.Option("--lungs-model", metavar="NAME|DIR", help="The model that finds the lungs.")
     ] = "lungs",
@@ -81,9 +86,23 @@ def segment(
         typer.Option(
             "--engine",
             metavar="auto|torch|onnxruntime|openvino",
-            help="What computes the networks on the CPU; run.json names it. auto: the fastest with the same masks.",
+            help="What computes the networks on the CPU; the report names it. auto: the fastest with the same masks.",
         ),
     ] = EngineName.AUTO,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Also show the scan mirrored left to right and average: twice the time. Left out: as the card says.",
+        ),
+    ] = None,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Also write uncertainty-entropy.nii.gz and uncertainty-variance.nii.gz, how unsure the networks are.",
+        ),
+    ] = False,
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
     ] = False,
@@ -105,7 +124,7 @@ def segment(
     listing = list_scans([*scans, *(more_scans or [])])
     with progress_for(common) as progress:
         options = SegmentOptions(
-            model=model,
+            model=model[0] if len(model) == 1 else tuple(model),
             lungs_model=lungs_model,
             lungs=lungs,
             lobes=lobes,
@@ -114,6 +133,8 @@ def segment(
             device=common.device,
             precision=common.precision,
             engine=engine.value,
+            mirror=mirror,
+            uncertainty=uncertainty,
             probability=probability,
             three_d=three_d,
             deidentify=deidentify,

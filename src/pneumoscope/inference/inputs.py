@@ -137,6 +137,31 @@ class LungFrameInput:
         return self.crop
 
 
+KINDS = ("hu_windows", "appearance", "lung_frame")
+"""Kinds of preprocessing in a card that `input_from_card` reads."""
+
+
+def _require_known(kind: str) -> None:
+    """Refuse what cannot be made of a scan in Hounsfield units.
+
+    Raises:
+        ModelError: for another kind, in words for those of studies.
+    """
+    if kind.startswith("grey8"):
+        raise ModelError(
+            "this model is of a study on 8-bit pictures, whose grey values are no Hounsfield units; `segment` takes "
+            "models trained on scans, such as the shipped infiltrate or those of `pneumoscope train`"
+        )
+    if kind.endswith("_2.5d"):
+        raise ModelError(
+            "this model is of a study and looks at a slice with its neighbours; `segment` takes models on single "
+            "slices or on volumes"
+        )
+    if kind not in KINDS:
+        raise ModelError(f"the card names preprocessing {kind!r}; known are {', '.join(KINDS)} and, for volumes, "
+                         "hu_volume and whole_volume")  # fmt: skip
+
+
 def input_from_card(card: dict[str, Any]) -> ModelInput:
     """The preprocessing a model card names.
 
@@ -145,11 +170,12 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
     ``{"kind": "lung_frame", "frame": [144, 192], "appearance": {...}}``.
 
     Raises:
-        ModelError: for a card without, or with another kind.
+        ModelError: for a card without, or with another kind, e.g. that of a study on 8-bit pictures.
     """
     fields = card.get("preprocessing")
     try:
-        kind = fields["kind"]  # type: ignore[index]
+        kind = str(fields["kind"])  # type: ignore[index]
+        _require_known(kind)
         if kind == "hu_windows":
             windows: Sequence[Sequence[float]] = fields["windows_hu"]  # type: ignore[index]
             bounds = tuple(HuWindow(float(low), float(high)) for low, high in windows)
@@ -157,9 +183,7 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
         appearance = Appearance(**fields["appearance"])  # type: ignore[index]
         if kind == "appearance":
             return AppearanceInput(int(fields["size"]), appearance)  # type: ignore[index]
-        if kind == "lung_frame":
-            rows, columns = fields["frame"]  # type: ignore[index]
-            return LungFrameInput((int(rows), int(columns)), appearance)
+        rows, columns = fields["frame"]  # type: ignore[index]
+        return LungFrameInput((int(rows), int(columns)), appearance)
     except (KeyError, TypeError, ValueError) as problem:
         raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
-    raise ModelError(f"the card names preprocessing {kind!r}; known are hu_windows, appearance, lung_frame")

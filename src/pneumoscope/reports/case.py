@@ -43,8 +43,9 @@ _EDGE_WORDS = {
     "left": "the left side",
 }
 _FILES = (
-    "view.html", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "points/lungs.csv", "points/infiltrate.csv",
-    "points/truth.csv", "volume.vti", "surfaces.vtp", "mesh/case.glb", "seg.dcm", "report.dcm",
+    "view.html", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "uncertainty-entropy.nii.gz",
+    "uncertainty-variance.nii.gz", "points/lungs.csv", "points/infiltrate.csv", "points/truth.csv", "volume.vti",
+    "surfaces.vtp", "mesh/case.glb", "seg.dcm", "report.dcm",
 )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def write_case_report(
     severity: Severity,
     findings: Sequence[Finding] = (),
     cards: Sequence[Mapping[str, Any]] = (),
+    computing: Mapping[str, Any] | None = None,
     timings: Mapping[str, float] | None = None,
     truth: Mask | None = None,
     still: bytes | None = None,
@@ -72,6 +74,7 @@ def write_case_report(
         severity: of these masks, from `pneumoscope.severity.measure`.
         findings: more findings, of the run.
         cards: the model cards used, as `pneumoscope.models.cards.read_card` gives them; a ``name`` may be added.
+        computing: how the networks were run: engines, number of models, mirroring, uncertainty; None without any.
         timings: seconds by step. None leaves them out: the same input then gives the same bytes.
         truth: a reader's infiltrate; adds the scores against it.
         still: a PNG of the surfaces, shown below the slices.
@@ -99,6 +102,7 @@ def write_case_report(
         "truth": None if truth is None else _against(truth, infiltrate),
         "findings": [finding.as_dict() for finding in every],
         "models": [dict(card) for card in cards],
+        "computing": None if computing is None else dict(computing),
         "surfaces": None if surfaces is None else dict(surfaces),
         "timings_seconds": None if timings is None else dict(timings),
     }
@@ -275,5 +279,6 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = report["scan"]["hu_range"]
     rows = [("values of the scan", f"{low:.0f} to {high:.0f} HU".replace("-", "\N{MINUS SIGN}"))]
     rows += flat(report["scan"]["source"])
+    rows += flat(report.get("computing") or {})
     rows += [(f"time: {words(step)}", seconds(value)) for step, value in (report["timings_seconds"] or {}).items()]
     return rows

@@ -1,0 +1,168 @@
+"""What networks say of a scan, voxel by voxel: probability of infiltrate, and how unsure they are of it.
+
+Maps are (i, j, k) bytes on the scan's grid, 255 times a number in [0, 1], 0 outside the lungs. A vote is what one
+network says, shown one way; networks on volumes have one per overlapping window as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.inference.density import dense_enough, density_limit_hu
+from pneumoscope.inference.inputs import ModelInput
+from pneumoscope.inference.members import Member
+from pneumoscope.inference.slices import predict_probability
+from pneumoscope.inference.uncertainty import entropy, to_bytes
+from pneumoscope.inference.volumes import VolumeInput, predict_volume
+from pneumoscope.inference.windows3d import WindowPlan
+from pneumoscope.preprocess.slices import from_slices, to_slices
+from pneumoscope.progress import Progress
+from pneumoscope.volume import Mask, Volume
+
+SLAB = 32
+"""Slices worked on at a time: bounds memory at the float images of one slab, whatever the scan's length."""
+
+LEFT_RIGHT = 2
+"""Axis of (d, h, w) along which a body is nearly its own mirror image: the one that is mirrored when asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Byte maps of a scan.
+
+    Attributes:
+        probability: of infiltrate.
+        entropy: of the averaged answer, over its largest value: 0 sure, 255 all classes alike; None when not asked for.
+        variance: how far the votes lie apart, see `uncertainty.variance`; None when not asked for.
+    """
+
+    probability: NDArray[np.uint8]
+    entropy: NDArray[np.uint8] | None = None
+    variance: NDArray[np.uint8] | None = None
+
+
+def is_mirrored(member: Member, wanted: bool | None) -> bool:
+    """Whether a network is also shown the mirror image; None does as its card says."""
+    if wanted is not None:
+        return wanted
+    return bool(member.volumes.plan.mirror) if member.volumes else bool(member.card.get("mirror", False))
+
+
+def volume_maps(
+    volume: Volume, lungs: Mask, members: Sequence[Member], *, mirror: bool | None, uncertainty: bool,
+    progress: Progress,
+) -> Maps:  # fmt: skip
+    """Of networks on volumes; a scan without lung is not shown to them."""
+    inside = lungs.any
+    if not inside.any():
+        return _nothing(volume, uncertainty)
+    seen = members[0].volumes
+    assert seen is not None  # `load_members` saw to it
+    found = predict_volume(
+        volume, [m.engine for m in members], replace(seen, plan=_mirrored(seen, mirror)), uncertainty=uncertainty,
+        probability_of=members[0].infiltrate_class, progress=progress,
+    )  # fmt: skip
+    maps = (found.probability, found.entropy, found.variance)
+    kept = [None if values is None else np.where(inside, values, 0).astype(np.uint8) for values in maps]
+    assert kept[0] is not None
+    return Maps(kept[0], kept[1], kept[2])
+
+
+def _mirrored(seen: VolumeInput, wanted: bool | None) -> WindowPlan:
+    if wanted is None:
+        return seen.plan
+    return replace(seen.plan, mirror=tuple({*seen.plan.mirror, LEFT_RIGHT}) if wanted else ())
+
+
+def slice_maps(
+    volume: Volume, lungs: Mask, members: Sequence[Member], *, mirror: bool | None, uncertainty: bool,
+    batch_size: int, progress: Progress,
+) -> Maps:  # fmt: skip
+    """Of networks on slices; computed on slices that show lung, a slab at a time."""
+    stack, inside = to_slices(volume.hu), to_slices(lungs.labels) > 0  # (n, h, w)
+    wanted = np.flatnonzero(inside.any(axis=(1, 2)))
+    if len(wanted) == 0:
+        return _nothing(volume, uncertainty)
+    names = ("probability", "entropy", "variance") if uncertainty else ("probability",)
+    out = {name: np.zeros(stack.shape, np.uint8) for name in names}
+    looks = [_Look.of(member, stack, inside, volume, mirror, batch_size) for member in members]
+    for start in range(0, len(wanted), SLAB):
+        rows = wanted[start : start + SLAB]
+        answers = [look.answer(stack[rows], inside[rows], squares=uncertainty) for look in looks]
+        p = _mean([answer[0] for answer in answers])
+        out["probability"][rows] = _bytes_inside(p, inside[rows])
+        if uncertainty:
+            p = np.clip(p, 0, 1)
+            spread = 2 * (_mean([answer[1] for answer in answers]) - p * p)  # of infiltrate and of its opposite
+            out["entropy"][rows] = _bytes_inside(entropy(np.stack((1 - p, p))), inside[rows])
+            out["variance"][rows] = _bytes_inside(spread, inside[rows])
+        progress("slices", min(start + SLAB, len(wanted)), len(wanted))
+    return Maps(**{name: from_slices(values) for name, values in out.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """A network on slices set up for one scan."""
+
+    member: Member
+    fitted: ModelInput
+    mirror: bool
+    limit_hu: float | None
+    spacing_mm: tuple[float, float]
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls, member: Member, stack: NDArray[np.float32], inside: NDArray[np.bool_], volume: Volume,
+        mirror: bool | None, batch_size: int,
+    ) -> _Look:  # fmt: skip
+        assert member.slices is not None  # `load_members` saw to it
+        above_hu = member.card.get("denser_than_lung_hu")
+        limit_hu = None if above_hu is None else density_limit_hu(stack, inside, float(above_hu))
+        fitted = member.slices.fitted(inside)
+        return cls(member, fitted, is_mirrored(member, mirror), limit_hu, volume.grid.spacing_mm[:2], batch_size)
+
+    def answer(
+        self, stack: NDArray[np.float32], inside: NDArray[np.bool_], *, squares: bool
+    ) -> list[NDArray[np.float32]]:
+        """Probability (n, h, w) of some slices, and with `squares` the mean square of the votes."""
+        images = self.fitted.images(stack, inside)
+        if not squares:
+            maps = [self._ask(images, self.mirror)]
+        elif self.mirror:
+            votes = [self._ask(images, False), self._ask(np.ascontiguousarray(images[..., ::-1]), False)[..., ::-1]]
+            maps = [_mean(votes), _mean([vote * vote for vote in votes])]
+        else:
+            p = self._ask(images, False)
+            maps = [p, p * p]
+        maps = [self.fitted.back(values, (stack.shape[1], stack.shape[2])) for values in maps]
+        if self.limit_hu is not None:
+            dense = dense_enough(stack, inside, self.limit_hu, self.spacing_mm)
+            maps = [np.where(dense, values, np.float32(0)) for values in maps]
+        return maps
+
+    def _ask(self, images: NDArray[np.generic], mirror: bool) -> NDArray[np.float32]:
+        p = predict_probability(self.member.engine, images, mirror=mirror, batch_size=self.batch_size)
+        return p[:, 0]
+
+
+def _mean(votes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    total = votes[0]
+    for vote in votes[1:]:
+        total = total + vote
+    return total / np.float32(len(votes)) if len(votes) > 1 else total
+
+
+def _bytes_inside(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.where(inside, to_bytes(values), 0).astype(np.uint8)
+
+
+def _nothing(volume: Volume, uncertainty: bool) -> Maps:
+    def empty() -> NDArray[np.uint8]:
+        return np.zeros(volume.grid.shape, np.uint8)
+
+    return Maps(empty(), empty(), empty()) if uncertainty else Maps(empty())
