@@ -15,7 +15,7 @@ from pneumoscope.study.volumes_data import find_volume_cases, model_jobs, patien
 from pneumoscope.study.volumes_report import write_volume_report
 from pneumoscope.study.volumes_run import run_volume_study
 from pneumoscope.study.volumes_score import predict_labels, score_pair
-from pneumoscope.study.volumes_tables import fold_medians, paper_table, volume_matrix
+from pneumoscope.study.volumes_tables import fold_medians, kept_epochs, paper_table, volume_matrix
 from pneumoscope.volume import Mask, Volume
 
 QUICK = ["training.precision=fp32", "training.validation_boxes=1", "data.sets.covid19ctseg.phantom_patients=3"]
@@ -95,6 +95,12 @@ def test_settings_switch_preprocessing_and_augmentation():
 # -- a whole study ------------------------------------------------------------------------------------------------
 
 
+def phantoms(folder):
+    from pneumoscope.datasets.phantom_folder import read_phantom
+
+    return read_phantom(folder / "data" / "covid19ctseg")
+
+
 class Killed(Exception):
     pass
 
@@ -125,6 +131,14 @@ def test_study_folder_is_whole(finished):
     assert set(val["structure"]) == {"infection", "left lung", "right lung"}
     assert set(per_case["setting"]) == {"full", "threshold", "ensemble"}
     assert set(per_case.loc[per_case["setting"] == "ensemble", "test"]) == {"an2020"}
+    kept = kept_epochs(folder / "stages", model_jobs(finished.experiment, phantoms(folder)))
+    for row in kept.itertuples():
+        history = pd.read_csv(folder / f"stages/k2-f{row.fold}/history.csv")
+        best = history.loc[history["train_loss"].idxmin()]
+        assert row.loss == best["val_loss"]
+        classes = ("background", "left_lung", "right_lung", "infection")
+        assert row.dice == pytest.approx(np.mean([best[f"val_dice_{name}"] for name in classes]))
+    assert len(kept) == 2
     assert "http" not in (folder / "report.html").read_text().replace("http-equiv", "")
 
 
@@ -230,10 +244,14 @@ def test_medians_per_fold_then_lungs_as_the_mean_of_both():
     assert cell["fold_mean"] == pytest.approx(0.5)
     assert cell["median"] == pytest.approx(0.5)
     assert (cell["lowest"], cell["highest"], cell["n_cases"], cell["n_models"]) == (0.2, 0.9, 4, 2)
-    paper = paper_table(build_volume_recipe("mueller-2021"), matrix.reset_index(), folds)
+    kept = pd.DataFrame({"k": [5, 5, 2], "setting": "full", "fold": [1, 2, 1], "loss": [0.3, 0.5, 9.0], "dice": 0.5})
+    paper = paper_table(build_volume_recipe("mueller-2021"), matrix.reset_index(), folds, kept)
     match = paper[(paper["table"] == "1") & (paper["k"] == 2) & (paper["test"] == "val") & (paper["metric"] == "dice")]
     assert match.set_index("structure")["ours"].to_dict() == {"lungs": pytest.approx(0.8), "infection": 0.5}
-    assert paper[paper["k"] == 5]["ours"].isna().all()
+    figure = paper[paper["table"] == "Figure 5"].set_index("metric")
+    assert figure["ours"].to_dict() == {"loss": pytest.approx(0.4), "dice": 0.5}
+    assert figure["paper"].to_dict() == {"loss": 0.383, "dice": 0.919}
+    assert paper[(paper["k"] == 5) & (paper["table"] != "Figure 5")]["ours"].isna().all()
 
 
 # -- the threshold ------------------------------------------------------------------------------------------------

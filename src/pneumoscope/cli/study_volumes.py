@@ -45,7 +45,9 @@ def run_volumes(
 
 
 def print_volumes(result: VolumeStudyResult, common: Common) -> None:
-    """Dice of the infection per k, method and test set, and the page to open."""
+    """Dice of the infection (or lungs) per k, method and test set, and the page to open."""
+    from pneumoscope.study.volumes_tables import subject_of
+
     if common.json:
         say_json(
             {
@@ -57,7 +59,7 @@ def print_volumes(result: VolumeStudyResult, common: Common) -> None:
         )
         return
     matrix = result.matrix
-    rows = matrix[(matrix["structure"] == "infection") & (matrix["metric"] == "dice")].to_dict(orient="records")
+    rows = matrix[(matrix["structure"] == subject_of(matrix)) & (matrix["metric"] == "dice")].to_dict(orient="records")
     say_table(
         ("scans", "folds", "method", "scored", "median dice", "mean", "sd", "lowest", "highest"),
         [

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from pneumoscope.datasets.cache import ArrayCache
 
 Scale = Literal["none", "grey_zscore", "unit"]
-Classes = Literal["lungs_infiltrate", "infiltrate"]
+Classes = Literal["lungs_infiltrate", "infiltrate", "lungs"]
 Triple = tuple[int, int, int]
 
 CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "lungs_infiltrate": ("background", "left lung", "right lung", "infection"),
     "infiltrate": ("background", "infection"),
+    "lungs": ("background", "lungs"),
 }
 """What the labels 0, 1, 2 ... of a prepared volume mean; the first is Mueller 2021's order (section 2.5)."""
 
@@ -52,7 +53,7 @@ class VolumeRecipe:
             (Mueller 2021, 2.2); ``unit`` spreads the clipping range over [0, 1]; ``none`` leaves Hounsfield units.
         spacing_mm: (i, j, k) voxel size to resample to; None keeps the scan's.
         shape: (i, j, k) voxels the whole field of view is squeezed into; None keeps what `spacing_mm` gives.
-        classes: ``lungs_infiltrate`` or ``infiltrate``, see `CLASS_NAMES`.
+        classes: ``lungs_infiltrate``, ``infiltrate`` or ``lungs``, see `CLASS_NAMES`.
     """
 
     clip_hu: tuple[float, float] | None = (-1250.0, 250.0)
@@ -141,6 +142,10 @@ def class_labels(scan: LabelledScan, recipe: VolumeRecipe) -> NDArray[np.uint8]:
     Raises:
         DatasetError: a mask that the classes need is missing.
     """
+    if recipe.classes == "lungs":
+        if scan.lungs is None:
+            raise DatasetError(f"case {scan.volume.case!r} has no lung mask; it cannot train or test lungs")
+        return scan.lungs.any.astype(np.uint8)
     if scan.infiltrate is None:
         raise DatasetError(f"case {scan.volume.case!r} has no reference infiltrate; it cannot train or test anything")
     infected = scan.infiltrate.labels > 0

@@ -73,6 +73,19 @@ class Lesions:
 
 
 @dataclass(frozen=True, eq=False)
+class Room:
+    """Where lesions find room.
+
+    Attributes:
+        lattice: where the values lie.
+        lungs: signed distance to the lungs' surface in mm, negative inside, (z, y, x).
+    """
+
+    lattice: Lattice
+    lungs: Field
+
+
+@dataclass(frozen=True, eq=False)
 class Lesion:
     """One ellipsoid, flattened along `normal`.
 
@@ -104,13 +117,19 @@ def place_lesions(
         rng: decides the places.
         noise_rng: decides the irregularities.
     """
+    rough = build_shapes(anatomy, PLACING_STEP_MM)
+    return place_in(Room(rough.lattice, rough.lungs), shapes.lattice, plan, rng, noise_rng)
+
+
+def place_in(
+    rough: Room, lattice: Lattice, plan: LesionPlan, rng: np.random.Generator, noise_rng: np.random.Generator
+) -> Lesions:
+    """Lesions in any lungs, kept on `lattice`; arguments as `place_lesions`. Lungs lie about the origin."""
     wobble = _noise_lattice(16.0)
     border, grade = wobble.noise(noise_rng), wobble.noise(noise_rng)
-    lattice = shapes.lattice
     where = lattice.positions()
     depth = np.full(lattice.shape, NO_LESION, np.float32)
     dense = depth.copy()
-    rough = build_shapes(anatomy, PLACING_STEP_MM)
     band = _band(rough, plan, rng)
     own_border = wobble.sample(border, where, smooth=True)
     for lesion in _choose(rough, plan, band, wobble.sample(border, rough.lattice.positions(), smooth=True), rng):
@@ -126,7 +145,7 @@ def _noise_lattice(step: float) -> Lattice:
     return Lattice((-220.0, -150.0, -190.0), step, (z, y, x))
 
 
-def _band(shapes: Shapes, plan: LesionPlan, rng: np.random.Generator) -> tuple[float, float]:
+def _band(shapes: Room, plan: LesionPlan, rng: np.random.Generator) -> tuple[float, float]:
     """Lowest and highest z that lesions may reach; lower parts of the lung are preferred."""
     z = shapes.lattice.positions().z_mm
     levels = z[(shapes.lungs < 0).any(axis=(1, 2))]
@@ -137,7 +156,7 @@ def _band(shapes: Shapes, plan: LesionPlan, rng: np.random.Generator) -> tuple[f
 
 
 def _choose(
-    shapes: Shapes, plan: LesionPlan, band: tuple[float, float], border: Field, rng: np.random.Generator
+    shapes: Room, plan: LesionPlan, band: tuple[float, float], border: Field, rng: np.random.Generator
 ) -> list[Lesion]:
     """Lesions, one after the other until the share is reached; at most 60."""
     lungs = shapes.lungs < 0
@@ -184,7 +203,7 @@ def _add(
 
 
 def _candidates(
-    shapes: Shapes, plan: LesionPlan, band: tuple[float, float]
+    shapes: Room, plan: LesionPlan, band: tuple[float, float]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Lattice points in the lungs (n, 3) and the running sum of their preference (n,), ending at 1."""
     z, y, _ = shapes.lattice.positions().open_grid()

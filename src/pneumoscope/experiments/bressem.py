@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.experiments.mueller import DEMO, mueller
+from pneumoscope.experiments.mueller import DEMO, OTHER_SCANNERS, REDUCED, mueller
 from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volumes import (
     PaperValue,
@@ -225,5 +225,29 @@ def bressem_small() -> VolumeExperiment:
         phases=phases,
         training=revise(full.training, DEMO, validation_boxes=2),
         folds=revise(full.folds, DEMO, validation_share=0.34),
+        paper=(),
+    )
+
+
+def bressem_reduced() -> VolumeExperiment:
+    """At reduced size on synthetic scans: minutes on a processor, and still well above a threshold."""
+    full = bressem()
+    sets = tuple(revise(s, REDUCED, phantom_patients=n) for s, n in zip(full.data.sets, (24, 4, 4), strict=True))
+    low, high = (64, 64, 16), (96, 96, 24)
+    plans = ((low, 3, 2, 0.003), (low, 3, 25, 0.003), (high, 2, 8, 0.001))
+    phases = tuple(
+        revise(phase, REDUCED, size=size, batch_size=batch, max_epochs=epochs, learning_rate=rate)
+        for phase, (size, batch, epochs, rate) in zip(full.phases, plans, strict=True)
+    )
+    return replace(
+        full,
+        recipe="bressem-2021-reduced",
+        title="bressem-2021 at reduced size on synthetic scans",
+        data=revise(replace(full.data, sets=sets), REDUCED, phantom_size="small"),
+        network=revise(full.network, REDUCED, features=(16, 64, 32, 16, 16)),
+        augment=revise(full.augment, OTHER_SCANNERS, probability=0.5, scale=(0.8, 1.2), noise=(0.0, 0.04)),
+        phases=phases,
+        training=revise(full.training, REDUCED, validation_boxes=6),
+        folds=revise(full.folds, REDUCED, validation_share=0.25),
         paper=(),
     )

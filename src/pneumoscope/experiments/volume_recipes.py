@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.bressem import bressem, bressem_small
-from pneumoscope.experiments.mueller import mueller, mueller_small
+from pneumoscope.experiments.bressem import bressem, bressem_reduced, bressem_small
+from pneumoscope.experiments.mueller import mueller, mueller_reduced, mueller_small
 from pneumoscope.experiments.volumes import VolumeExperiment
 
 
@@ -28,11 +28,21 @@ VOLUME_RECIPES: Mapping[str, VolumeRecipe] = {
             "Mueller et al. 2021: 3D U-Net on random boxes of 20 scans, 2- to 5-fold, ablation (tables 1 and 2)",
             mueller,
         ),
+        VolumeRecipe(
+            "mueller-2021-reduced",
+            "mueller-2021 at reduced size on synthetic scans: minutes, and above the threshold",
+            mueller_reduced,
+        ),
         VolumeRecipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
         VolumeRecipe(
             "bressem-2021",
             "Bressem et al. 2021: R3D-18 U-Net on whole scans in two sizes, RICORD to two other sets (tables 1 to 3)",
             bressem,
+        ),
+        VolumeRecipe(
+            "bressem-2021-reduced",
+            "bressem-2021 at reduced size on synthetic scans: minutes, and above the threshold",
+            bressem_reduced,
         ),
         VolumeRecipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
     )

@@ -48,7 +48,7 @@ class VolumePreparation(Sheet):
     clip_hu: tuple[float, float] = leaf("HU", low=-4096, high=4096)
     scale: str = leaf(choices=("grey_zscore", "unit"))
     spacing_mm: tuple[float, float, float] | None = leaf("mm", low=0.1, high=50)
-    classes: str = leaf(choices=("lungs_infiltrate", "infiltrate"))
+    classes: str = leaf(choices=("lungs_infiltrate", "infiltrate", "lungs"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
 from pneumoscope.io.files import write_text
 from pneumoscope.progress import Progress, silent
-from pneumoscope.study.data import has_mask
 
 VALIDATION = "val"
 """The name of the scans held out of the training set, where a test set has its data set's name."""
@@ -68,15 +67,13 @@ def volume_recipe(experiment: VolumeExperiment, phase: Phase, *, preprocessed: b
 def find_volume_cases(
     experiment: VolumeExperiment, data: Mapping[str, Path], out: Path, progress: Progress = silent
 ) -> dict[str, list[Case]]:
-    """The scans by set name, from the folders given or from synthetic scans made below `out`.
+    """The scans by set name, from the folders (or CSV lists) given or from synthetic scans made below `out`.
 
     Test sets that are not given are left out of the study; the training set must be.
 
     Raises:
         InputError: a name that is no set of the experiment, no training set, or a set without a fitting scan.
     """
-    from pneumoscope.datasets.registry import read_dataset
-
     known = [s.name for s in experiment.data.sets]
     for name, root in data.items():
         if name not in known:
@@ -89,13 +86,28 @@ def find_volume_cases(
     for number, part in enumerate(experiment.data.sets, start=1):
         if data and part.name not in data:
             continue
-        cases = read_dataset(part.name, data[part.name]) if data else _phantoms(experiment, part, out, progress)
-        fitting = [case for case in cases if fnmatch(case.case, part.cases if data else "*") and has_mask(case)]
+        cases = _read(part.name, data[part.name]) if data else _phantoms(experiment, part, out, progress)
+        named, classes = part.cases if data else "*", experiment.preparation.classes
+        fitting = [case for case in cases if fnmatch(case.case, named) and is_drawn(case, classes)]
         if not fitting:
             raise InputError(f"{part.name} has no scan with a mask named {part.cases!r}", path=data.get(part.name))
         found[part.name] = sorted(fitting, key=lambda case: case.case)
         progress("data", number, len(experiment.data.sets), f"{part.name}: {len(fitting)} scans")
     return found
+
+
+def _read(name: str, root: Path) -> list[Case]:
+    """Scans of a data set, or of a CSV list of own scans in its place."""
+    from pneumoscope.datasets.registry import read_dataset
+
+    return read_dataset("manifest" if root.suffix.lower() == ".csv" else name, root)
+
+
+def is_drawn(case: Case, classes: str) -> bool:
+    """Whether the structure that is learnt was drawn on this scan: 1060 of the 1110 of MosMed have no infiltrate."""
+    if case.files is None:
+        return True
+    return (case.files.lungs if classes == "lungs" else case.files.infiltrate) is not None
 
 
 def _phantoms(experiment: VolumeExperiment, part: VolumeSet, out: Path, progress: Progress) -> list[Case]:

@@ -13,7 +13,7 @@ from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.volumes_data import VALIDATION
 from pneumoscope.study.volumes_folder import read_volume_study
-from pneumoscope.study.volumes_tables import NETWORKS, headline
+from pneumoscope.study.volumes_tables import NETWORKS, headline, subject_of
 
 COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": "#b58a3c", "plain": "#8a8f98",
            "ensemble": "#2e8540", "threshold": "#e8650a"}  # fmt: skip
@@ -70,13 +70,14 @@ def _costs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _dice_figure(per_case: pd.DataFrame) -> bytes:
-    """Dice of the infection per scan, a box per k, setting and test set."""
-    infection = per_case[per_case["structure"] == "infection"]
-    tests = list(dict.fromkeys(infection["test"]))
+    """Dice of the infection (or lungs) per scan, a box per k, setting and test set."""
+    subject = subject_of(per_case)
+    rows = per_case[per_case["structure"] == subject]
+    tests = list(dict.fromkeys(rows["test"]))
     figure = new_figure(3.4 * len(tests) + 0.8, 3.6)
     panels = figure.subplots(1, len(tests), squeeze=False, sharey=True)[0]
     for panel, test in zip(panels, tests, strict=True):
-        part = infection[infection["test"] == test]
+        part = rows[rows["test"] == test]
         cells = list(dict.fromkeys(zip(part["k"], part["setting"], strict=True)))
         cells.sort(key=lambda cell: (cell[0], list(COLOURS).index(cell[1])))
         for place, (k, setting) in enumerate(cells):
@@ -88,7 +89,7 @@ def _dice_figure(per_case: pd.DataFrame) -> bytes:
         panel.set_xticks(range(len(cells)), names, fontsize=6)
         panel.set_title("validation" if test == VALIDATION else test, fontsize=9)
         panel.set_ylim(-0.02, 1.02)
-    panels[0].set_ylabel("Dice of infection, a dot per scan")
+    panels[0].set_ylabel(f"Dice of {subject}, a dot per scan")
     figure.tight_layout()
     return png(figure)
 

@@ -18,7 +18,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.patches import CLASS_NAMES
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.io.files import write_json, write_text
@@ -26,7 +25,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.study.folder import fingerprint, write_environment
 from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.stages import is_marked
-from pneumoscope.study.volumes_baseline import fit_threshold, threshold_labels
+from pneumoscope.study.volumes_baseline import fitted
 from pneumoscope.study.volumes_data import (
     VALIDATION,
     ModelJob,
@@ -38,7 +37,13 @@ from pneumoscope.study.volumes_data import (
 )
 from pneumoscope.study.volumes_folder import begin_volumes
 from pneumoscope.study.volumes_score import predict_labels, predictor, score_cases
-from pneumoscope.study.volumes_tables import fold_medians, paper_table, volume_matrix
+from pneumoscope.study.volumes_tables import (
+    fold_medians,
+    kept_epochs,
+    paper_table,
+    subject_of,
+    volume_matrix,
+)
 from pneumoscope.study.volumes_train import VolumeModel, train_model
 from pneumoscope.volume import Volume
 
@@ -104,7 +109,7 @@ def run_volume_study(
     write_splits(jobs, plan.train_set.name, folder)
     tests = {s.name: cases[s.name] for s in plan.test_sets if s.name in cases}
     parts = study.baseline(jobs, tests) + study.models(jobs, tests, open_cache())
-    matrix, paper = study.tables(parts)
+    matrix, paper = study.tables(parts, jobs)
     study.note_summary(jobs, cases, synthetic=not roots)
     return VolumeStudyResult(folder, plan, matrix, paper, write_volume_report(folder))
 
@@ -134,7 +139,7 @@ class _Study:
         if not self.experiment.scoring.baseline:
             return []
         parts = []
-        label = len(CLASS_NAMES[self.experiment.preparation.classes]) - 1
+        classes = self.experiment.preparation.classes
         for job in (job for job in jobs if job.setting == "full"):
             own = self.folder / "stages" / f"threshold-{job.name}"
             names = [case.case for case in (*job.train, *job.val)]
@@ -142,12 +147,12 @@ class _Study:
 
             def make(job: ModelJob = job, own: Path = own) -> tuple[Labels, float]:
                 begun = time.perf_counter()
-                bounds = fit_threshold(job.train)
-                write_json(own / "threshold.json", {"low_hu": bounds[0], "high_hu": bounds[1]})
-                return lambda volume: threshold_labels(volume, bounds, label), time.perf_counter() - begun
+                labels_of, values = fitted(classes, job.train)
+                write_json(own / "threshold.json", values)
+                return labels_of, time.perf_counter() - begun
 
             parts.append(self._scored(own, job, "threshold", identity, make, {VALIDATION: job.val, **tests}))
-        return [part[part["structure"] == "infection"] for part in parts]
+        return [part[part["structure"] == subject_of(part)] for part in parts]
 
     def models(self, jobs: Sequence[ModelJob], tests: Mapping[str, Sequence[Case]], cache: Any) -> list[pd.DataFrame]:
         """Train, predict and score every model; after the last fold of a k its ensemble."""
@@ -217,12 +222,12 @@ class _Study:
         write_json(own / SCORED, {"identity": identity, **cost})
         return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})  # as a resumed study reads it
 
-    def tables(self, parts: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def tables(self, parts: Sequence[pd.DataFrame], jobs: Sequence[ModelJob]) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Write per_case.csv, folds.csv, matrix.csv, matrix.json and paper.csv."""
         per_case = pd.concat(parts, ignore_index=True)
         folds = fold_medians(per_case)
         matrix = volume_matrix(per_case, folds)
-        paper = paper_table(self.experiment, matrix, folds)
+        paper = paper_table(self.experiment, matrix, folds, kept_epochs(self.folder / "stages", jobs))
         steady = per_case.drop(columns="seconds")  # times would differ between a resumed run and another
         for table, name in ((steady, "per_case"), (folds, "folds"), (matrix, "matrix"), (paper, "paper")):
             text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")

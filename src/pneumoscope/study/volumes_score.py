@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.patches import VolumeRecipe, prepare_image
 from pneumoscope.experiments.volumes import VolumeExperiment
+from pneumoscope.geometry import Grid
 from pneumoscope.metrics.overlap import accuracy, count, dice, iou, precision, recall, specificity
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.preprocess.slices import from_slices
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "precision", "nsd")
+LUNGS = "lungs"
+"""Both lungs together: a class of its own, or the mean of the two sides."""
 KEYS = ("stage", "k", "fold", "setting", "test", "case", "patient", "structure")
 COLUMNS = (*KEYS, *METRICS, "reference_ml", "predicted_ml", "seconds")
 """Of `per_case.csv`. ``seconds`` is the prediction of the whole scan, the same in each row of it."""
@@ -63,16 +66,7 @@ def predict_labels(
         patch: (d, h, w) of the windows.
         overlap: (d, h, w) share of a window that the next one covers again; where windows overlap they are averaged.
     """
-    from pneumoscope.inference.windows3d import WindowPlan, slide
-
-    image, grid = prepare_image(volume, recipe)
-    plan = WindowPlan(patch, tuple(overlap))  # type: ignore[arg-type]
-    found: NDArray[np.float32] | None = None
-    for slab in slide(image[None], members, plan):
-        if found is None:
-            found = np.empty((slab.probability.shape[0], *image.shape), np.float32)
-        found[:, slab.start : slab.start + slab.probability.shape[1]] = slab.probability
-    assert found is not None  # a scan has slices
+    found, grid = _slid(volume, members, recipe, patch, overlap)
     best = np.zeros(volume.grid.shape, np.float32)
     labels = np.zeros(volume.grid.shape, np.uint8)
     for number in range(len(found)):
@@ -85,9 +79,49 @@ def predict_labels(
     return labels
 
 
+def infection_probability(
+    volume: Volume,
+    members: Sequence[Predict],
+    recipe: VolumeRecipe,
+    patch: tuple[int, int, int],
+    overlap: Sequence[float],
+) -> NDArray[np.float32]:
+    """Probability (i, j, k) of the last class, infection, on the scan's grid; arguments as `predict_labels`.
+
+    Outside of what the network was shown it is 0.
+    """
+    found, grid = _slid(volume, members, recipe, patch, overlap)
+    there = from_slices(found[-1])
+    return there if grid == volume.grid else Resample(volume.grid, fill_hu=0.0).move(there, grid)[0]
+
+
+def _slid(
+    volume: Volume,
+    members: Sequence[Predict],
+    recipe: VolumeRecipe,
+    patch: tuple[int, int, int],
+    overlap: Sequence[float],
+) -> tuple[NDArray[np.float32], Grid]:
+    """Class probabilities (c, d, h, w) of the prepared scan, and its grid."""
+    from pneumoscope.inference.windows3d import WindowPlan, slide
+
+    image, grid = prepare_image(volume, recipe)
+    plan = WindowPlan(patch, tuple(overlap))  # type: ignore[arg-type]
+    found: NDArray[np.float32] | None = None
+    for slab in slide(image[None], members, plan):
+        if found is None:
+            found = np.empty((slab.probability.shape[0], *image.shape), np.float32)
+        found[:, slab.start : slab.start + slab.probability.shape[1]] = slab.probability
+    assert found is not None  # a scan has slices
+    return found, grid
+
+
 def structures(scan: LabelledScan, labels: NDArray[np.uint8] | None, classes: str) -> dict[str, Any]:
     """Name to (predicted, reference) boolean masks; lungs only where they are predicted and drawn."""
-    assert scan.infiltrate is not None  # `has_mask` was asked
+    if classes == "lungs":
+        assert scan.lungs is not None  # `is_drawn` was asked
+        return {LUNGS: (np.zeros(scan.lungs.labels.shape, bool) if labels is None else labels == 1, scan.lungs.any)}
+    assert scan.infiltrate is not None  # `is_drawn` was asked
     infected = scan.infiltrate.labels > 0
     if labels is None:
         return {"infection": (np.zeros(infected.shape, bool), infected)}

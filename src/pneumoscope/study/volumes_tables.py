@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.experiments.volumes import PaperValue, VolumeExperiment
-from pneumoscope.study.volumes_data import VALIDATION
-from pneumoscope.study.volumes_score import METRICS
+from pneumoscope.models.cards import read_card
+from pneumoscope.study.volumes_data import VALIDATION, ModelJob
+from pneumoscope.study.volumes_score import LUNGS, METRICS
 
 CELL = ["k", "setting", "test", "structure"]
-LUNGS = "lungs"
+ALL_CLASSES = "all classes"
+"""The structure of Mueller's Figure 5: a loss and a mean Dice, both of boxes in training and not of scans."""
 NETWORKS = ("full", "no-augmentation", "no-preprocessing", "plain")
 ORDER = (*NETWORKS, "ensemble", "threshold")
 
@@ -80,8 +83,27 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].reset_index(drop=True)
 
 
-def paper_table(experiment: VolumeExperiment, matrix: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
-    """Every printed number with ours beside it.
+def kept_epochs(stages: Path, jobs: Sequence[ModelJob]) -> pd.DataFrame:
+    """Validation loss and the mean of all classes' Dice on the fixed boxes at the epoch whose weights were kept.
+
+    Columns ``k,setting,fold,loss,dice``; models of several phases are left out.
+    """
+    rows = []
+    for job in jobs:
+        own = stages / job.name
+        if (own / "history.csv").is_file() and (own / "card.json").is_file():
+            history = pd.read_csv(own / "history.csv").set_index("epoch")
+            kept: Any = history.loc[read_card(own)["training"]["best_epoch"]]
+            dice = [float(value) for name, value in kept.items() if str(name).startswith("val_dice_")]
+            rows.append({"k": job.k, "setting": job.setting, "fold": job.fold, "loss": float(kept["val_loss"]),
+                         "dice": float(np.mean(dice))})  # fmt: skip
+    return pd.DataFrame(rows, columns=["k", "setting", "fold", "loss", "dice"])
+
+
+def paper_table(
+    experiment: VolumeExperiment, matrix: pd.DataFrame, folds: pd.DataFrame, kept: pd.DataFrame
+) -> pd.DataFrame:
+    """Every printed number with ours beside it; `kept` as `kept_epochs` gives it.
 
     Columns: ``table,k,setting,fold,test,structure,metric,paper,paper_sd,ours,ours_sd``. Validation: the median over all
     scans (Table 1), or of one fold or the mean over folds (Table 2). Test sets: the mean over the models of their
@@ -90,7 +112,7 @@ def paper_table(experiment: VolumeExperiment, matrix: pd.DataFrame, folds: pd.Da
     """
     rows = []
     for value in experiment.paper:
-        ours, spread = _ours(value, matrix, folds)
+        ours, spread = _ours(value, matrix, folds, kept)
         rows.append(
             {
                 "table": value.table, "k": value.k, "setting": value.setting, "fold": value.fold, "test": value.test,
@@ -102,7 +124,10 @@ def paper_table(experiment: VolumeExperiment, matrix: pd.DataFrame, folds: pd.Da
     return pd.DataFrame(rows, columns=columns)
 
 
-def _ours(value: PaperValue, matrix: pd.DataFrame, folds: pd.DataFrame) -> tuple[float, float]:
+def _ours(value: PaperValue, matrix: pd.DataFrame, folds: pd.DataFrame, kept: pd.DataFrame) -> tuple[float, float]:
+    if value.structure == ALL_CLASSES:
+        epochs = kept.loc[(kept["k"] == value.k) & (kept["setting"] == value.setting), value.metric].to_numpy(float)
+        return _or_nan(np.mean, epochs), _or_nan(np.std, epochs)
     cell = {"k": value.k, "setting": value.setting, "test": value.test, "structure": value.structure}
     metric, _, kind = value.metric.partition("_")
     if value.fold:
@@ -118,10 +143,15 @@ def _ours(value: PaperValue, matrix: pd.DataFrame, folds: pd.DataFrame) -> tuple
     return (float(row["median"]), float(row["sd"])) if pooled else (float(row["fold_mean"]), float(row["fold_sd"]))
 
 
+def subject_of(table: pd.DataFrame) -> str:
+    """What a study is about, from the structures of its table: infection, or lungs where no infection is a class."""
+    return "infection" if (table["structure"] == "infection").any() else LUNGS
+
+
 def headline(matrix: pd.DataFrame) -> list[dict[str, object]]:
-    """The infection's Dice and surface Dice per k, setting and test set, for the first table of the page."""
+    """The Dice and surface Dice of `subject_of` per k, setting and test set, for the first table of the page."""
     rows = []
-    for cell, part in matrix[matrix["structure"] == "infection"].groupby(["k", "setting", "test"], sort=False):
+    for cell, part in matrix[matrix["structure"] == subject_of(matrix)].groupby(["k", "setting", "test"], sort=False):
         by: Any = part.set_index("metric")
         rows.append(
             dict(zip(("k", "setting", "test"), cell, strict=True))

@@ -60,15 +60,26 @@ def train_model(
     device: str = "auto",
     resume: bool = False,
     progress: Progress = silent,
+    stages: Path | None = None,
+    start: VolumeModel | None = None,
 ) -> VolumeModel:
     """Train all phases of a model, or take what is finished from the folder.
+
+    Args:
+        experiment: the recipe.
+        job: its scans.
+        folder: the study folder.
+        cache: of prepared volumes.
+        device, resume, progress: as in `run_volume_study`.
+        stages: where the folders of the phases lie; ``stages`` of the study folder by default.
+        start: a model whose weights the first phase begins from.
 
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    start: VolumeModel | None = None
     for phase in experiment.phases:
-        start = _train_phase(experiment, job, phase, start, folder, cache, device, resume, progress)
+        own = (stages or folder / "stages") / stage_name(experiment, job, phase)
+        start = _train_phase(experiment, job, phase, start, own, cache, device, resume, progress)
     assert start is not None  # an experiment has phases
     return start
 
@@ -78,7 +89,7 @@ def _train_phase(
     job: ModelJob,
     phase: Phase,
     start: VolumeModel | None,
-    folder: Path,
+    own: Path,
     cache: ArrayCache | None,
     device: str,
     resume: bool,
@@ -88,7 +99,6 @@ def _train_phase(
     from pneumoscope.training.loop import fit
     from pneumoscope.training.multiclass import MulticlassTask
 
-    own = folder / "stages" / stage_name(experiment, job, phase)
     train, val = sources(experiment, job, phase, cache)
     begins = _sha256(start.folder) if start else None
     identity = _identity(experiment, job, phase, train, val, begins)
@@ -239,7 +249,7 @@ def _card(experiment: VolumeExperiment, job: ModelJob, phase: Phase, result: Any
     return {
         "name": stage_name(experiment, job, phase),
         "title": f"{job.name} of {experiment.recipe}",
-        "task": "infiltrate",
+        "task": "lungs" if preparation.classes == "lungs" else "infiltrate",
         "labels": {str(n): name for n, name in enumerate(CLASS_NAMES[preparation.classes])},
         "preprocessing": _preprocessing_card(recipe, phase, experiment.scoring.overlap),
         "started_from": said,
