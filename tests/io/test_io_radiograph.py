@@ -215,6 +215,125 @@ def test_any_cut_of_a_picture_is_refused_or_whole(tmp_path):
             read_radiograph(tmp_path / "cut.png")
 
 
+def big(kind: str, path: Path) -> Path:
+    """A picture of 350 x 480 pixels with structure of every size, saved as `kind`."""
+    picture = Image.fromarray(ramp()).resize((480, 350), Image.Resampling.BICUBIC)
+    grey = np.clip(np.asarray(picture).astype(float) + np.random.default_rng(0).normal(0, 4, (350, 480)), 0, 255)
+    mode, _, suffix = kind.partition(".")
+    if mode == "I;16":
+        Image.fromarray((grey * 16).astype(np.uint16)).save(path.with_suffix(f".{suffix}"))
+    elif suffix == "dcm":
+        dicom(path.with_suffix(".dcm"), (grey * 16).astype(np.uint16), PixelSpacing=[0.2, 0.3])
+    else:
+        more = {"quality": 95} if suffix == "jpg" else {}
+        Image.fromarray(grey.astype(np.uint8)).convert(mode).save(path.with_suffix(f".{suffix}"), **more)
+    return path.with_suffix(f".{suffix}")
+
+
+@pytest.mark.parametrize("kind", ["L.jpg", "RGB.jpg", "CMYK.jpg", "L.png", "RGB.png", "RGBA.png", "I;16.png", "L.dcm"])
+def test_a_picture_shrunk_while_it_is_read_is_nearly_the_same(tmp_path, kind):
+    import cv2
+
+    path = big(kind, tmp_path / "a")
+    whole, small = read_radiograph(path), read_radiograph(path, least_side=100)
+    assert whole.pixels.shape == (350, 480)
+    assert min(small.pixels.shape) >= 100
+    assert kind.startswith(("RGBA", "I;16")) or small.pixels.shape[0] < 200
+    seen = [cv2.resize(r.pixels, (50, 50), interpolation=cv2.INTER_AREA) for r in (whole, small)]
+    assert np.abs(seen[0] - seen[1]).max() < 0.03
+    assert np.abs(seen[0] - seen[1]).mean() < 0.004
+    assert [f.code for f in whole.findings] == [f.code for f in small.findings]
+    if kind == "L.dcm":
+        assert small.spacing_mm == pytest.approx((0.6, 0.9))
+    smaller = read_radiograph(path, least_side=400)
+    assert np.array_equal(whole.pixels, smaller.pixels)
+
+
+def test_shrinking_changes_neither_turns_nor_what_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp()).resize((960, 700)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    read = read_radiograph(tmp_path / "turned.jpg", least_side=100)
+    assert read.pixels.shape == (240, 175)
+    assert (
+        np.abs(
+            read.pixels[::10, ::10]
+            - np.rot90(np.asarray(Image.fromarray(ramp()).resize((240, 175))), -1)[::10, ::10] / 255
+        ).mean()
+        < 0.02
+    )
+    for name, (path, code) in bad_files(tmp_path).items():
+        with pytest.raises(ReadError) as refused:
+            read_radiograph(path, least_side=100)
+        assert refused.value.code == code, name
+
+
+def test_a_png_whose_last_rows_were_never_written_is_refused_and_a_black_end_is_not(tmp_path):
+    white = np.full((500, 500), 255, np.uint8)
+    white[:, ::7] = 0
+    short = png_that_says(500, 500)
+    rows = b"".join(b"\0" + row.tobytes() for row in white[:499])
+    at = short.index(b"IDAT") - 4
+    data = zlib.compress(rows)
+    chunk = struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    (tmp_path / "short.png").write_bytes(short[:at] + chunk + short[-12:])
+    with pytest.raises(ReadError, match="IN-XRY-082"):
+        read_radiograph(tmp_path / "short.png")
+    white[-3:] = 0
+    Image.fromarray(white).save(tmp_path / "black.png")
+    assert read_radiograph(tmp_path / "black.png").pixels[-3:].max() == 0
+
+
+def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monkeypatch):
+    from pneumoscope.io import radiograph_dicom
+    from pneumoscope.io.radiograph_dicom import DicomReaders
+
+    began = []
+
+    class Counted(radiograph_dicom._Child):
+        def __init__(self) -> None:
+            began.append(self)
+            super().__init__()
+
+    monkeypatch.setattr(radiograph_dicom, "_Child", Counted)
+    stored = ramp().astype(np.uint16) * 16
+    files = [dicom(tmp_path / f"{n}.dcm", stored + n) for n in range(3)]
+    bad = dicom(tmp_path / "ct.dcm", stored, modality="CT")
+    with DicomReaders() as readers:
+        for file in files:
+            assert np.array_equal(read_radiograph(file, readers=readers).pixels, read_radiograph(file).pixels)
+        with pytest.raises(ReadError, match="IN-XRY-088"):
+            read_radiograph(bad, readers=readers)
+        kept = [child for child in began if child.alive]
+        assert len(kept) == 1  # those of the calls without `readers` have ended
+        kept[0]._process.kill()
+        kept[0]._process.wait()
+        readers._idle.get_nowait()
+        readers._idle.put(kept[0])
+        with pytest.raises(ReadError, match="IN-DCM-102"):
+            read_radiograph(files[0], readers=readers)
+        assert np.array_equal(read_radiograph(files[1], readers=readers).pixels, read_radiograph(files[1]).pixels)
+    assert not any(child.alive for child in began)
+
+
+def test_a_file_that_takes_too_long_ends_its_process(tmp_path, monkeypatch):
+    from pneumoscope.io import radiograph_dicom
+    from pneumoscope.io.dicom import ReadLimits
+
+    monkeypatch.setattr(radiograph_dicom, "_LIMITS", ReadLimits(wall_s=0, memory_mib=2048))
+    with pytest.raises(ReadError, match="IN-DCM-101"):
+        read_radiograph(dicom(tmp_path / "a.dcm", ramp()))
+
+
+def test_dicom_of_any_name_is_found_in_a_folder(tmp_path):
+    for name in ("1.2.840.113", "IM0001", "a.dcm"):
+        dicom(tmp_path / name, ramp())
+    (tmp_path / "DICOMDIR").write_bytes((tmp_path / "a.dcm").read_bytes())
+    (tmp_path / "notes").write_text("not a picture")
+    assert [p.name for p in find_radiographs(tmp_path)] == ["1.2.840.113", "IM0001", "a.dcm"]
+    assert read_radiograph(tmp_path / "IM0001").pixels.shape == (ROWS, COLUMNS)
+
+
 def test_folders_pass_over_junk(tmp_path):
     for name in ("b.png", "sub/a.JPG", "__MACOSX/c.png", ".hidden.png", "Thumbs.db", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

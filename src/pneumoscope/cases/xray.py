@@ -9,32 +9,35 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.cases.batch import RUN_FILE, environment
+from pneumoscope.cases.xray_inputs import Listed, listed
+from pneumoscope.cases.xray_rows import Status, XrayBatch, XrayRow
 from pneumoscope.errors import Finding, InputError, PneumoscopeError
 from pneumoscope.inference.heatmaps import METHODS, Method, heat, on_picture, overlay, share_in_lung_box
 from pneumoscope.inference.radiographs import (
     BATCH,
     DEFAULT_MODEL,
     NONE_OF_THESE,
-    Answer,
     RadiographClassifier,
     heeded,
 )
 from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
-from pneumoscope.io.kinds import case_name
-from pneumoscope.io.radiograph import SUFFIXES, find_radiographs, read_radiograph
+from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.radiograph_dicom import DicomReaders
 from pneumoscope.progress import Progress, silent
+
+__all__ = ["XrayBatch", "XrayOptions", "XrayRow", "classify_radiographs"]
 
 TABLE, REPORT = "predictions.csv", "report.html"
 FIRST_COLUMNS = ("image", "status", "prediction", "probability")
@@ -43,7 +46,6 @@ LAST_COLUMNS = (
     "findings", "error",
 )  # fmt: skip
 THUMB_PX = 176
-Status = Literal["answered", "abstained", "failed"]
 
 
 @dataclass(frozen=True)
@@ -67,100 +69,6 @@ class XrayOptions:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, the model's name instead of its path."""
         return {**asdict(self), "model": Path(self.model).name}
-
-
-@dataclass(frozen=True)
-class XrayRow:
-    """What became of one picture.
-
-    Attributes:
-        image: its name in outputs; a keyed hash for DICOM.
-        status: ``answered``, ``abstained`` or ``failed``.
-        answer: None when it failed.
-        findings: of the reader.
-        heatmap: file name, "" without one.
-        heat_class: class the heat map speaks for.
-        heat_in_lung_box: share of the heat in the lung box; None without heat.
-        lung_box_area: share of the picture that the box is; None without a heat map.
-        error: the one line when it failed.
-        exit_code: how a command with this picture alone ends.
-        thumbnail: JPEG for the contact sheet.
-        heat_thumbnail: likewise, of the heat map.
-    """
-
-    image: str
-    status: Status
-    answer: Answer | None = None
-    findings: tuple[Finding, ...] = ()
-    heatmap: str = ""
-    heat_class: str = ""
-    heat_in_lung_box: float | None = None
-    lung_box_area: float | None = None
-    error: str = ""
-    exit_code: int = 0
-    thumbnail: bytes = b""
-    heat_thumbnail: bytes = b""
-
-    def sentence(self) -> str:
-        """One line for people."""
-        if self.answer is None:
-            return self.error
-        if self.answer.reason:
-            return f"{self.answer.prediction}: {self.answer.reason}"
-        return f"{self.answer.prediction} ({self.answer.probability[self.answer.prediction]:.2f})"
-
-    def values(self) -> dict[str, Any]:
-        """Cells of `predictions.csv`, absent ones left out."""
-        cells: dict[str, Any] = {"image": self.image, "status": self.status, "error": self.error}
-        if self.answer is not None:
-            answer = self.answer
-            cells |= {"prediction": answer.prediction, "reason": answer.reason}
-            cells |= {"probability": answer.probability[answer.leading]}
-            cells |= {f"p_{name}": value for name, value in answer.probability.items()} | answer.scores
-        cells |= {"heatmap": self.heatmap, "heat_class": self.heat_class}
-        cells |= {"heat_in_lung_box": self.heat_in_lung_box, "lung_box_area": self.lung_box_area}
-        return cells | {"findings": "; ".join(f"{f.code} {f.message}" for f in self.findings)}
-
-
-@dataclass(frozen=True)
-class XrayBatch:
-    """All pictures of a run, in their order.
-
-    Attributes:
-        rows: one per picture, and per input that could not be used.
-        classes: of the model.
-        seconds: wall time by step.
-        checked: whether the model knows what is familiar to it.
-    """
-
-    rows: tuple[XrayRow, ...]
-    classes: tuple[str, ...]
-    seconds: dict[str, float]
-    checked: bool
-
-    def counts(self) -> dict[str, int]:
-        """Pictures by status."""
-        found = Counter(row.status for row in self.rows)
-        return {name: found[name] for name in ("answered", "abstained", "failed")}  # type: ignore[index]
-
-    def mean_heat(self) -> dict[str, float | None]:
-        """Mean share of the heat in the lung box, and of the picture that the box is; None without heat maps."""
-        pairs = [(r.heat_in_lung_box, r.lung_box_area) for r in self.rows if r.heat_in_lung_box is not None]
-        if not pairs:
-            return {"heat_in_lung_box": None, "lung_box_area": None}
-        share, area = np.mean(np.array(pairs, np.float64), axis=0)
-        return {"heat_in_lung_box": float(share), "lung_box_area": float(area)}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "classes": list(self.classes),
-            "checked_for_familiarity": self.checked,
-            "counts": self.counts(),
-            **self.mean_heat(),
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "images": [row.values() for row in self.rows],
-        }
 
 
 def classify_radiographs(
@@ -198,16 +106,17 @@ def classify_radiographs(
         _clear(folder)
     begun = time.perf_counter()
     rows: list[XrayRow] = []
-    found = _listed(inputs)
-    with ThreadPoolExecutor(max(1, options.threads)) as pool:
-        work = partial(_guarded, work=partial(_read, classifier=classifier))
+    found = listed(inputs)
+    with DicomReaders() as readers, ThreadPoolExecutor(max(1, options.threads)) as pool:
+        work = partial(_guarded, work=partial(_read, classifier=classifier, readers=readers))
+        draw = partial(_with_heat, classifier=classifier, readers=readers, folder=folder, method=options.method)
         waiting: deque[list[Future[_Read | XrayRow]]] = deque()
         for part in _batches(found):  # the next pictures are read while the network works on these
             waiting.append([pool.submit(work, item) for item in part])
             if len(waiting) > 1:
-                rows += _batch(waiting.popleft(), classifier, folder, options, pool)
+                rows += _batch(waiting.popleft(), classifier, pool, draw if options.heatmaps else None)
                 progress("pictures", len(rows), len(found))
-        rows += _batch(waiting.popleft(), classifier, folder, options, pool)
+        rows += _batch(waiting.popleft(), classifier, pool, draw if options.heatmaps else None)
         progress("pictures", len(rows), len(found))
     seconds["pictures"] = time.perf_counter() - begun
     batch = XrayBatch(tuple(rows), classifier.classes, seconds, classifier.familiar is not None)
@@ -227,66 +136,14 @@ def _clear(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Listed:
-    name: str
-    path: Path
-    problem: PneumoscopeError | None = None
-
-
-def _listed(inputs: Sequence[str | Path]) -> list[_Listed]:
-    """Every picture once, with a name of its own; inputs that are none, with what is wrong."""
-    found: list[_Listed] = []
-    seen: set[Path] = set()
-    for given in inputs:
-        try:
-            paths = find_radiographs(given)
-        except PneumoscopeError as problem:
-            found.append(_Listed(_name(Path(given)) or "input", Path(given), problem))
-            continue
-        for path in paths:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                found.append(_Listed(_name(path), path))
-    return _named_apart(found)
-
-
-def _name(path: Path) -> str:
-    """The file's stem; for DICOM a keyed hash, because its name may be a patient's."""
-    from pneumoscope.io.scans import dicom_case
-
-    try:
-        with path.open("rb") as stream:
-            is_dicom = stream.read(132)[128:] == b"DICM"
-        if is_dicom:
-            return dicom_case([path])
-    except (OSError, PneumoscopeError):
-        pass
-    return case_name(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
-
-
-def _named_apart(found: Sequence[_Listed]) -> list[_Listed]:
-    """Names of their own, also where a file system does not tell upper from lower case."""
-    taken: set[str] = set()
-    result = []
-    for item in found:
-        name, number = item.name, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{item.name}-{number}"
-        taken.add(name.casefold())
-        result.append(replace(item, name=name))
-    return result
-
-
-def _batches(found: Sequence[_Listed]) -> Iterator[Sequence[_Listed]]:
+def _batches(found: Sequence[Listed]) -> Iterator[Sequence[Listed]]:
     for start in range(0, len(found), 2 * BATCH):
         yield found[start : start + 2 * BATCH]
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    item: _Listed
+    item: Listed
     square: NDArray[np.uint8]
     findings: tuple[Finding, ...]
     thumbnail: bytes
@@ -295,9 +152,8 @@ class _Read:
 def _batch(
     reading: Sequence[Future[_Read | XrayRow]],
     classifier: RadiographClassifier,
-    folder: Path,
-    options: XrayOptions,
     pool: ThreadPoolExecutor,
+    draw: Callable[[XrayRow, _Read | XrayRow], XrayRow] | None,
 ) -> list[XrayRow]:
     """Ask about a few pictures that are being read, and draw their heat maps, in their order."""
     read = [picture.result() for picture in reading]
@@ -312,13 +168,10 @@ def _batch(
         answer = next(asked)
         status: Status = "answered" if answer.answered else "abstained"
         rows.append(XrayRow(item.item.name, status, answer, item.findings, thumbnail=item.thumbnail))
-    if not options.heatmaps:
-        return rows
-    drawn = partial(_with_heat, classifier=classifier, folder=folder, method=options.method)
-    return list(pool.map(drawn, rows, read))
+    return rows if draw is None else list(pool.map(draw, rows, read))
 
 
-def _guarded(item: _Listed, work: Callable[[_Listed], _Read]) -> _Read | XrayRow:
+def _guarded(item: Listed, work: Callable[[Listed], _Read]) -> _Read | XrayRow:
     """The picture read, or a failed row: whatever is wrong with one file stays with it."""
     try:
         if item.problem is not None:
@@ -333,21 +186,28 @@ def _guarded(item: _Listed, work: Callable[[_Listed], _Read]) -> _Read | XrayRow
         return XrayRow(item.name, "failed", error=said, exit_code=1)
 
 
-def _read(item: _Listed, classifier: RadiographClassifier) -> _Read:
-    picture = read_radiograph(item.path, case=item.name)
+def _read(item: Listed, classifier: RadiographClassifier, readers: DicomReaders) -> _Read:
+    least = max(classifier.least_side, THUMB_PX)
+    picture = read_radiograph(item.path, case=item.name, least_side=least, readers=readers)
     grey = np.rint(_fitted(picture.pixels) * 255).astype(np.uint8)
     return _Read(item, classifier.square(picture), picture.findings, _jpeg(grey))
 
 
 def _with_heat(
-    row: XrayRow, read: _Read | XrayRow, *, classifier: RadiographClassifier, folder: Path, method: Method
+    row: XrayRow,
+    read: _Read | XrayRow,
+    *,
+    classifier: RadiographClassifier,
+    readers: DicomReaders,
+    folder: Path,
+    method: Method,
 ) -> XrayRow:
     """The row with its heat map written; untouched for what is no frontal chest X-ray."""
     if isinstance(read, XrayRow) or row.answer is None or row.answer.prediction == NONE_OF_THESE:
         return row
     wanted = row.answer.leading
     try:
-        pixels = read_radiograph(read.item.path, case=row.image).pixels
+        pixels = read_radiograph(read.item.path, case=row.image, readers=readers).pixels
         rows, columns = pixels.shape
         laid = on_picture(heat(classifier, read.square, wanted, method), classifier.recipe, (rows, columns))
         drawn = overlay(pixels, laid)

@@ -19,7 +19,7 @@ Decision 0017 tells what was tried and left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ TURNS = (
 FAR = 1.5
 """Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class."""
 
-MIN_PICTURES = 20
+MIN_PICTURES, MIN_OF_A_SOURCE = 20, 10
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ def fit_familiar(
     validation: tuple[NDArray[np.uint8], NDArray[np.floating]],
     *,
     refused: float = 0.01,
+    sources: Sequence[str] | None = None,
 ) -> Familiar:
     """Learn from training pictures, and set each limit so that it refuses the share `refused` of validation pictures.
 
@@ -187,6 +188,8 @@ def fit_familiar(
         train: pictures (n, side, side), features (n, f), class numbers (n,).
         validation: pictures and features of other patients. Test pictures and pictures of other kinds have no part.
         refused: share; three limits refuse up to three times as many.
+        sources: of each validation picture: no source of `MIN_OF_A_SOURCE` or more loses a larger share than `refused`,
+            however few its pictures are beside the others'.
 
     Raises:
         InputError: fewer than `MIN_PICTURES` of either.
@@ -214,12 +217,29 @@ def fit_familiar(
         Limits(np.inf, 0.0, np.inf),
     )
     scores = found.score(*validation)
+    each = [
+        Limits(
+            float(np.quantile(scores.distance[rows], 1 - refused)),
+            float(np.quantile(scores.upright[rows], refused)),
+            float(np.quantile(scores.features[rows], 1 - refused)),
+        )
+        for rows in _rows_by_source(len(validation[0]), sources)
+    ]
     limits = Limits(
-        float(np.quantile(scores.distance, 1 - refused)),
-        max(1.0, float(np.quantile(scores.upright, refused))),
-        float(np.quantile(scores.features, 1 - refused)),
+        max(limit.distance for limit in each),
+        max(1.0, min(limit.upright for limit in each)),
+        max(limit.features for limit in each),
     )
     return Familiar(**{**vars(found), "limits": limits})
+
+
+def _rows_by_source(n: int, sources: Sequence[str] | None) -> list[NDArray[np.intp]]:
+    """All rows, and those of each source that has enough of them."""
+    if sources is not None and len(sources) != n:
+        raise InputError(f"{n} validation pictures and {len(sources)} sources; give one source per picture")
+    named = np.asarray([] if sources is None else sources, dtype=np.str_)
+    own = [np.flatnonzero(named == name) for name in np.unique(named)]
+    return [np.arange(n), *(rows for rows in own if len(rows) >= MIN_OF_A_SOURCE)]
 
 
 def _classes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -32,6 +33,9 @@ UNDECIDED = 0.5
 """A class is named only when it is more likely than all others together."""
 
 BATCH = 32
+
+OVERSAMPLED = 2
+"""Pixels of a picture along a pixel of the square, at least, after it was shrunk while it was read."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,13 @@ class RadiographClassifier:
         self.temperature = _temperature(self.card, self.folder)
         entry = self.card.get("familiar")
         self.familiar: Familiar | None = None if not entry else read_familiar(self.folder, entry)
+
+    @property
+    def least_side(self) -> int:
+        """Pixels along the shorter side of a picture above which more of them change next to nothing in its square."""
+        top, bottom, left, right = self.recipe.lung_box if self.recipe.view == "lung_box" else (0.0, 1.0, 0.0, 1.0)
+        shown = (1 - 2 * self.recipe.border) * min(bottom - top, right - left)
+        return math.ceil(OVERSAMPLED * self.recipe.side / shown)
 
     def square(self, picture: Radiograph) -> NDArray[np.uint8]:
         """The picture as the network sees it (side, side): the same steps as in training."""

@@ -176,19 +176,13 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
         ReadError: what the child refuses; out of time (IN-DCM-101); ended or failed (IN-DCM-102).
     """
     where = request["where"]
-    environment = {name: value for name, value in os.environ.items() if name != "PNEUMOSCOPE_SALT"}
-    environment |= {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=request["wall_s"],
-            env=environment,
+            env=_environment(),
             pass_fds=[stream.fileno()] if stream is not None and os.name == "posix" else [],
             check=False,
         )
@@ -199,6 +193,12 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
             path=where,
         ) from None
     return _understood(done.stdout, done.returncode, where)
+
+
+def _environment() -> dict[str, str]:
+    """Of the child: without the secret for case names, and with one thread for arithmetic."""
+    kept = {name: value for name, value in os.environ.items() if name != "PNEUMOSCOPE_SALT"}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _understood(output: bytes, status: int, where: str) -> dict[str, Any]:

@@ -22,9 +22,17 @@ MODALITIES = ("CR", "DX", "RG", "XA", "")
 _TAILS = (0.5, 99.5)
 """Percentiles shown as black and white where the file names no window."""
 
+_ENOUGH = 500_000
+"""Pixels that they are taken from, evenly spread, where there are more."""
 
-def radiograph_of(header: Header, out: BinaryIO) -> dict[str, Any]:
+
+def radiograph_of(header: Header, out: BinaryIO, least_side: int | None = None) -> dict[str, Any]:
     """Write the picture as float32 and answer with its size and what there is to say about it.
+
+    Args:
+        header: of the file.
+        out: where the picture goes.
+        least_side: see `io.radiograph.read_radiograph`.
 
     Raises:
         ReadError: IN-XRY-088 for another modality or a colour picture, IN-XRY-089 without pixels; and those of
@@ -51,11 +59,14 @@ def radiograph_of(header: Header, out: BinaryIO) -> dict[str, Any]:
         findings.append(
             Finding("IN-XRY-090", "is a lateral view by its header; models here read frontal ones", "warning")
         )
+    factor = max(1, min(values.shape) // least_side) if least_side else 1
+    values, spacing = _shrunk(values, factor), _spacing(header)
     out.write(np.ascontiguousarray(values, "<f4").tobytes())
     out.flush()
     return {
-        "shape": list(layout.shape),
-        "spacing_mm": _spacing(header),
+        "shape": list(values.shape),
+        "stored_shape": list(layout.shape),
+        "spacing_mm": None if spacing is None else [factor * mm for mm in spacing],
         "findings": [finding.as_dict() for finding in findings],
         "source": {
             "format": "DICOM",
@@ -65,6 +76,15 @@ def radiograph_of(header: Header, out: BinaryIO) -> dict[str, Any]:
             "lossy": "yes" if is_lossy(header) else "no",
         },
     }
+
+
+def _shrunk(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Means of boxes of factor x factor pixels; the rest at the lower and right edge is left out."""
+    if factor == 1:
+        return values
+    rows, columns = (side // factor for side in values.shape)
+    boxes = values[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+    return np.asarray(boxes.mean(axis=(1, 3), dtype=np.float32))
 
 
 def _rescaled(values: NDArray[np.float32], header: Header) -> NDArray[np.float32]:
@@ -94,7 +114,8 @@ def _windowed(values: NDArray[np.float32], header: Header) -> tuple[NDArray[np.f
             return _unit(values, centre - width / 2, centre + width / 2), "window"
         low = centre - 0.5 - (width - 1) / 2  # PS3.3 C.11.2.1.2.1
         return _unit(values, low, low + max(width - 1, 1e-6)), "window"
-    low, high = (float(v) for v in np.percentile(values, _TAILS))
+    step = max(1, math.isqrt(values.size // _ENOUGH))
+    low, high = (float(v) for v in np.percentile(values[::step, ::step], _TAILS))
     return _unit(values, low, high), "percentiles"
 
 
@@ -134,7 +155,9 @@ def _voi_table(header: Header) -> tuple[int, NDArray[np.float32]] | None:
 def _unit(values: NDArray[np.floating[Any]], low: float, high: float) -> NDArray[np.float32]:
     if high <= low:
         return np.zeros(values.shape, np.float32)
-    return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    levels = np.subtract(values, np.float32(low), dtype=np.float32)
+    levels *= np.float32(1 / (high - low))
+    return np.clip(levels, 0.0, 1.0, out=levels)
 
 
 def _is_inverted(header: Header) -> bool:

@@ -46,7 +46,7 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             if request["action"] == "radiograph":
                 assert out is not None
-                return radiograph_of(read_header(discover(Path(request["path"]))[0]), out)
+                return radiograph_of(read_header(discover(Path(request["path"]))[0]), out, request.get("least_side"))
             folder = sort_out(discover(Path(request["path"])), any_modality=request["any_modality"])
             if request["action"] == "list":
                 return {"series": _listing(folder)}

@@ -24,6 +24,8 @@ from pneumoscope.volume import Radiograph
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pneumoscope.io.radiograph_dicom import DicomReaders
+
 FAMILY = "IN-XRY"
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
@@ -41,7 +43,9 @@ COLOUR_SHARE, COLOUR_STEP = 0.02, 24 / 255
 """A picture is coloured when more than 2 % of its pixels have channels further apart than this."""
 
 
-def read_radiograph(path: str | Path, *, case: str | None = None) -> Radiograph:
+def read_radiograph(
+    path: str | Path, *, case: str | None = None, least_side: int | None = None, readers: DicomReaders | None = None
+) -> Radiograph:
     """One picture as grey levels in [0, 1], bone bright.
 
     8-bit pictures keep their levels (0 is 0, 255 is 1). Pictures of more bits and DICOM without a window are stretched
@@ -51,6 +55,9 @@ def read_radiograph(path: str | Path, *, case: str | None = None) -> Radiograph:
     Args:
         path: the file.
         case: name for outputs; by default the file's stem.
+        least_side: when given, larger pictures are shrunk by a whole number while they are read, so that neither side
+            falls below this: a JPEG is not even decoded in full. Sizes are checked, and findings told, as without it.
+        readers: of DICOM, kept from file to file; without them one is started and ended.
 
     Raises:
         ReadError: with an IN-XRY code (IN-DCM for damaged DICOM).
@@ -65,12 +72,19 @@ def read_radiograph(path: str | Path, *, case: str | None = None) -> Radiograph:
         raise place.error(84, f"has {size >> 20} MiB, expected a picture of at most {MAX_BYTES >> 20} MiB")
     name = case or case_name(Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path)
     if head[128:132] == b"DICM":
-        return _read_dicom(place, name)
-    return _read_picture(place, name)
+        from pneumoscope.io.radiograph_dicom import DicomReaders
+
+        if readers is not None:
+            return readers.read(place, name, least_side)
+        with DicomReaders() as own:
+            return own.read(place, name, least_side)
+    return _read_picture(place, name, least_side)
 
 
 def find_radiographs(path: str | Path) -> list[Path]:
-    """The pictures at or below a path, sorted by name; hidden files and `__MACOSX` are passed over.
+    """The pictures at or below a path, sorted by name: by suffix, or DICOM by its mark whatever it is called.
+
+    Hidden files, `__MACOSX` and `DICOMDIR` are passed over.
 
     Raises:
         ReadError: IN-XRY-081, nothing there or no picture in the folder.
@@ -91,11 +105,22 @@ def _pictures(folder: Path) -> Iterator[Path]:
     for inside in folder.rglob("*"):
         parts = inside.relative_to(folder).parts
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if not hidden and inside.suffix.lower() in SUFFIXES and inside.is_file():
+        if not hidden and inside.is_file() and (inside.suffix.lower() in SUFFIXES or _has_mark(inside)):
             yield inside
 
 
-def _read_picture(place: Place, case: str) -> Radiograph:
+def _has_mark(path: Path) -> bool:
+    """Whether a file of another name, or of none, is DICOM: they are often called after their UID. No DICOMDIR."""
+    if path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _read_picture(place: Place, case: str, least_side: int | None) -> Radiograph:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     with open_regular(place) as stream:
@@ -111,45 +136,27 @@ def _read_picture(place: Place, case: str) -> Radiograph:
         except (OSError, ValueError, SyntaxError) as error:
             raise _unreadable(place, error) from None
         columns, rows = picture.size
-        _require_size(place, rows, columns)
+        require_size(place, rows, columns)
         findings: list[Finding] = []
         if getattr(picture, "n_frames", 1) > 1:
             findings.append(place.note(87, f"holds {getattr(picture, 'n_frames', 1)} frames; the first was taken"))
         kind = str(picture.format)
-        if not _ends_well(kind, data) or (kind == "PNG" and not _png_is_whole(data, rows)):
-            raise place.error(82, "is cut off: its end is missing; fetch or export it again")
+        cut_off = place.error(82, "is cut off: its end is missing; fetch or export it again")
+        if not _ends_well(kind, data):
+            raise cut_off
         try:
+            if least_side and kind == "JPEG":
+                picture.draft(None, (least_side, least_side))
             picture.load()
-            pixels, coloured = _grey(ImageOps.exif_transpose(picture))
+            if kind == "PNG" and _ends_black(picture) and not _png_is_whole(data, rows):
+                raise cut_off
+            pixels, coloured = _grey(ImageOps.exif_transpose(_shrunk(picture, least_side)))
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, IndexError) as error:
             raise _unreadable(place, error) from None
     if coloured > COLOUR_SHARE:
         findings.append(place.note(85, f"{coloured:.0%} of the picture is coloured; radiographs are grey"))
-    _require_content(place, pixels)
+    require_content(place, pixels)
     return Radiograph(pixels, case, None, tuple(findings), {"format": kind})
-
-
-def _read_dicom(place: Place, case: str) -> Radiograph:
-    from pneumoscope.io.dicom import ReadLimits, _exchange, _request, _scratch
-
-    limits = ReadLimits(wall_s=60, memory_mib=2048, max_voxels=MAX_PIXELS)
-    with _scratch() as (stream, name):
-        reply = _exchange(_request(place.path, "radiograph", limits, True) | {"out": name}, stream)
-        rows, columns = reply["shape"]
-        _require_size(place, rows, columns)
-        stream.seek(0)
-        pixels = np.frombuffer(stream.read(), "<f4")
-    if pixels.size != rows * columns:
-        raise place.error(82, "could not be read to its end; export it again")
-    pixels = pixels.reshape(rows, columns).astype(np.float32)
-    _require_content(place, pixels)
-    return Radiograph(
-        pixels,
-        case,
-        None if reply["spacing_mm"] is None else tuple(reply["spacing_mm"]),
-        tuple(Finding(**finding) for finding in reply["findings"]),
-        {k: v for k, v in reply["source"].items() if v},
-    )
 
 
 def _ends_well(kind: str, data: bytes) -> bool:
@@ -159,6 +166,18 @@ def _ends_well(kind: str, data: bytes) -> bool:
     if kind == "JPEG":
         return b"\xff\xd9" in data[-_TAIL_BYTES:]
     return True
+
+
+def _ends_black(picture: Image) -> bool:
+    """Whether the last row is 0 throughout, as rows are that were never decoded."""
+    columns, rows = picture.size
+    return not any(picture.crop((0, rows - 1, columns, rows)).tobytes())
+
+
+def _shrunk(picture: Image, least_side: int | None) -> Image:
+    """Boxes of whole pixels averaged; pictures of more than 8 bits, and with transparency, stay as they are."""
+    factor = min(picture.size) // least_side if least_side else 1
+    return picture.reduce(factor) if factor > 1 and picture.mode in ("L", "RGB") else picture
 
 
 def _png_is_whole(data: bytes, rows: int) -> bool:
@@ -189,6 +208,10 @@ def _grey(picture: Image) -> tuple[NDArray[np.float32], float]:
         low, high = (float(v) for v in np.percentile(values[np.isfinite(values)], (0.5, 99.5)))
         stretched = (values - low) / (high - low) if high > low else np.zeros_like(values)
         return np.asarray(np.clip(np.nan_to_num(stretched), 0, 1)).astype(np.float32), 0.0
+    if picture.mode == "RGB":
+        red, green, blue = (np.asarray(band) for band in picture.split())
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            return red.astype(np.float32) / np.float32(255), 0.0
     whole: Any = picture.convert("RGBA")
     channels = np.asarray(whole, np.uint8)
     colours = channels[..., :3].astype(np.float32) / 255 * (channels[..., 3:].astype(np.float32) / 255)
@@ -197,14 +220,16 @@ def _grey(picture: Image) -> tuple[NDArray[np.float32], float]:
     return np.clip(grey, 0, 1).astype(np.float32), float(np.mean(apart > COLOUR_STEP))
 
 
-def _require_size(place: Place, rows: int, columns: int) -> None:
+def require_size(place: Place, rows: int, columns: int) -> None:
+    """Refuse what is smaller or larger than any radiograph: IN-XRY-083 and -084."""
     if min(rows, columns) < MIN_SIDE:
         raise place.error(83, f"has {rows} x {columns} pixels, expected at least {MIN_SIDE} along each side")
     if rows * columns > MAX_PIXELS:
         raise place.error(84, f"has {rows} x {columns} pixels, no radiograph has that many; make it smaller")
 
 
-def _require_content(place: Place, pixels: NDArray[np.float32]) -> None:
+def require_content(place: Place, pixels: NDArray[np.float32]) -> None:
+    """Refuse one grey level everywhere: IN-XRY-086."""
     if float(np.ptp(pixels)) < 2 / 255:
         raise place.error(86, "holds one grey level everywhere; it shows nothing")
 

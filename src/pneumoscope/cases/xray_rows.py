@@ -1,0 +1,108 @@
+"""What became of radiographs: a row each, and all of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pneumoscope.errors import Finding
+from pneumoscope.inference.radiographs import Answer
+
+Status = Literal["answered", "abstained", "failed"]
+
+
+@dataclass(frozen=True)
+class XrayRow:
+    """What became of one picture.
+
+    Attributes:
+        image: its name in outputs; a keyed hash for DICOM.
+        status: ``answered``, ``abstained`` or ``failed``.
+        answer: None when it failed.
+        findings: of the reader.
+        heatmap: file name, "" without one.
+        heat_class: class the heat map speaks for.
+        heat_in_lung_box: share of the heat in the lung box; None without heat.
+        lung_box_area: share of the picture that the box is; None without a heat map.
+        error: the one line when it failed.
+        exit_code: how a command with this picture alone ends.
+        thumbnail: JPEG for the contact sheet.
+        heat_thumbnail: likewise, of the heat map.
+    """
+
+    image: str
+    status: Status
+    answer: Answer | None = None
+    findings: tuple[Finding, ...] = ()
+    heatmap: str = ""
+    heat_class: str = ""
+    heat_in_lung_box: float | None = None
+    lung_box_area: float | None = None
+    error: str = ""
+    exit_code: int = 0
+    thumbnail: bytes = b""
+    heat_thumbnail: bytes = b""
+
+    def sentence(self) -> str:
+        """One line for people."""
+        if self.answer is None:
+            return self.error
+        if self.answer.reason:
+            return f"{self.answer.prediction}: {self.answer.reason}"
+        return f"{self.answer.prediction} ({self.answer.probability[self.answer.prediction]:.2f})"
+
+    def values(self) -> dict[str, Any]:
+        """Cells of `predictions.csv`, absent ones left out."""
+        cells: dict[str, Any] = {"image": self.image, "status": self.status, "error": self.error}
+        if self.answer is not None:
+            answer = self.answer
+            cells |= {"prediction": answer.prediction, "reason": answer.reason}
+            cells |= {"probability": answer.probability[answer.leading]}
+            cells |= {f"p_{name}": value for name, value in answer.probability.items()} | answer.scores
+        cells |= {"heatmap": self.heatmap, "heat_class": self.heat_class}
+        cells |= {"heat_in_lung_box": self.heat_in_lung_box, "lung_box_area": self.lung_box_area}
+        return cells | {"findings": "; ".join(f"{f.code} {f.message}" for f in self.findings)}
+
+
+@dataclass(frozen=True)
+class XrayBatch:
+    """All pictures of a run, in their order.
+
+    Attributes:
+        rows: one per picture, and per input that could not be used.
+        classes: of the model.
+        seconds: wall time by step.
+        checked: whether the model knows what is familiar to it.
+    """
+
+    rows: tuple[XrayRow, ...]
+    classes: tuple[str, ...]
+    seconds: dict[str, float]
+    checked: bool
+
+    def counts(self) -> dict[str, int]:
+        """Pictures by status."""
+        found = Counter(row.status for row in self.rows)
+        return {name: found[name] for name in ("answered", "abstained", "failed")}  # type: ignore[index]
+
+    def mean_heat(self) -> dict[str, float | None]:
+        """Mean share of the heat in the lung box, and of the picture that the box is; None without heat maps."""
+        pairs = [(r.heat_in_lung_box, r.lung_box_area) for r in self.rows if r.heat_in_lung_box is not None]
+        if not pairs:
+            return {"heat_in_lung_box": None, "lung_box_area": None}
+        share, area = np.mean(np.array(pairs, np.float64), axis=0)
+        return {"heat_in_lung_box": float(share), "lung_box_area": float(area)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "classes": list(self.classes),
+            "checked_for_familiarity": self.checked,
+            "counts": self.counts(),
+            **self.mean_heat(),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "images": [row.values() for row in self.rows],
+        }

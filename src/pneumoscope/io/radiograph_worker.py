@@ -1,0 +1,39 @@
+"""The process that reads DICOM radiographs one after the other, started by `pneumoscope.io.radiograph_dicom`.
+
+It takes one JSON request a line, writes the picture to the file named in it, and answers with one JSON document a line.
+The rules are those of `pneumoscope.io.dicom_worker`, which does the reading; limits are set anew for every file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pneumoscope.io.dicom_worker import answer, limit_process
+
+
+def serve() -> int:
+    """Answer until standard input ends. Anything unforeseen is told by its class and place only."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        spent = int(time.process_time()) + 1
+        limit_process(request["memory_mib"], spent + request["wall_s"], request["max_voxels"] * 4)
+        json.dump(_answered(request), sys.stdout)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _answered(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with Path(request["out"]).open("r+b") as out:
+            out.seek(0)
+            out.truncate()
+            return answer(request, out)
+    except Exception as error:
+        spot = traceback.extract_tb(error.__traceback__)[-1]
+        return {"crash": f"{type(error).__name__} at {Path(spot.filename).name}:{spot.lineno}"}
