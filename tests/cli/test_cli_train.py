@@ -6,8 +6,10 @@ import pytest
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.phantom_folder import write_phantom
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.study.own_plan import OwnPlan, make_plan, read_plan, step_gigabytes, write_plan
-from pneumoscope.study.own_train import out_of_memory_advice, split_patients
+from pneumoscope.study.own_forecast import out_of_memory_advice
+from pneumoscope.study.own_plan import OwnPlan, make_plan, read_plan, write_plan
+from pneumoscope.study.own_plan3d import VolumePlan
+from pneumoscope.study.own_split import split_by_plan, split_patients
 
 
 def read(path):
@@ -36,14 +38,46 @@ def plan(tmp_path):
 def test_plan_only_writes_a_plan_that_can_be_given_back(cli, table, tmp_path):
     ran = cli("train", "--data", table, "-o", tmp_path / "m", "--plan-only", "--json", "--device", "cpu", "--epochs", 7)
     assert ran.code == 0, ran.err
-    assert ran.json["epochs"] == 7
-    assert ran.json["size"] == 64  # no finer than the scans' own pixels
-    assert ran.json["reasons"]["epochs"] == "given by the user"
+    made = ran.json
+    assert made.pop("dims") == "2d"
+    assert made["epochs"] == 7
+    assert made["size"] == 64  # no finer than the scans' own pixels
+    assert made["reasons"]["epochs"] == "given by the user"
+    assert "too long on a processor" in made["reasons"]["dims"]
     assert [p.name for p in (tmp_path / "m").iterdir()] == ["plan.json"]
-    assert (
-        read_plan(tmp_path / "m" / "plan.json").as_dict()
-        == OwnPlan(**{**ran.json, "windows_hu": ((-1000.0, 200.0),), "features": tuple(ran.json["features"])}).as_dict()
+    made |= {"windows_hu": ((-1000.0, 200.0),), "features": tuple(made["features"])}
+    assert read_plan(tmp_path / "m" / "plan.json") == OwnPlan(**made)
+
+
+def test_a_plan_on_volumes_is_printed_with_reasons_and_can_be_given_back(cli, table, tmp_path):
+    options = ("--data", table, "-o", tmp_path / "m", "--plan-only", "--device", "cpu")
+    ran = cli("train", *options, "--dims", "3d", "--batch-size", 3)
+    assert ran.code == 0, ran.err
+    lines = dict(line.split(" ", 1) for line in ran.out.splitlines())
+    assert lines["dims"] == "3d (given by the user)"
+    assert lines["batch_size"] == "3 (given by the user)"
+    assert "thick" in lines["spacing_mm"]
+    assert "GB free" in lines["patch"]
+    assert "not finite" in lines["precision"]
+    plan = read_plan(tmp_path / "m" / "plan.json")
+    assert isinstance(plan, VolumePlan)
+    assert plan.batch_size == 3
+    again = cli(
+        "train", *options, "--overwrite", "--plan", tmp_path / "m" / "plan.json", "--patch", "8x16x24", "--json"
     )
+    assert again.json["patch"] == [8, 16, 24]
+    assert again.json["spacing_mm"] == list(plan.spacing_mm)
+
+
+def test_values_of_the_other_kind_of_plan_are_refused(cli, table, tmp_path):
+    start = ("train", "--data", table, "-o", tmp_path / "m", "--plan-only")
+    cli(*start, "--dims", "3d", "--size", 64).refused("--patch SLICESxROWSxCOLUMNS")
+    cli(*start, "--dims", "2d", "--patch", "8x8x8").refused("--dims 3d")
+    cli(*start, "--patch", "8x8").refused("is no box")
+    cli(*start, "--patch", "8x8x8", "--size", "64").refused("--size is the edge of a slice")
+    write_plan(OwnPlan(), tmp_path / "p.json")
+    cli(*start, "--plan", tmp_path / "p.json", "--dims", "3d").refused("p.json is 2d")
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.slow
@@ -62,6 +96,8 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
     card = json.loads((out / "card.json").read_text())
     assert card["task"] == "infiltrate"
     assert card["numbers"]["held_out_scans"] == len(ran.json["validation"]) == len(parts["val"])
+    assert "flatters" in card["numbers"]["chosen_on"]
+    assert ran.json["test"] is None
     held = ran.json["validation"][0]
     case = next(r for r in read(table) if r["case"] == held["case"])
     segmented = cli("segment", "-i", table.parent / case["image"], "-o", tmp_path / "out", "--model", out, "--no-3d",
@@ -113,6 +149,22 @@ def test_crossval_scores_every_scan_once(cli, table, plan, tmp_path):
     assert sorted(r["case"] for r in rows) == sorted(r["case"] for r in read(table))
     assert json.loads((tmp_path / "cv" / "summary.json").read_text())["folds"] == 2
     assert "mean Dice over 3 scans" in ran.out
+    assert "flatters" in ran.out
+
+
+@pytest.mark.slow
+def test_a_test_part_is_scored_at_the_end_and_chooses_nothing(cli, table, plan, tmp_path):
+    out = tmp_path / "m"
+    ran = cli("train", "--data", table, "-o", out, "--plan", plan, "--test-share", "0.3", *QUICK, "--json")
+    assert ran.code == 0, ran.err
+    parts = {row["part"]: row["case"] for row in read(out / "split.csv")}
+    assert sorted(parts) == ["test", "train", "val"]
+    assert [row["case"] for row in read(out / "test.csv")] == [parts["test"]]
+    assert [row["case"] for row in read(out / "validation.csv")] == [parts["val"]]
+    numbers = json.loads((out / "card.json").read_text())["numbers"]
+    assert numbers["mean_dice"] == pytest.approx(ran.json["test"][0]["dice"])
+    assert numbers["validation_mean_dice"] == pytest.approx(ran.json["validation"][0]["dice"])
+    assert "scored once" in numbers["chosen_on"]
 
 
 def test_what_cannot_be_trained_on_is_refused(cli, table, tmp_path):
@@ -142,6 +194,9 @@ def test_out_of_memory_gives_advice_and_other_errors_pass():
     for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")):
         with pytest.raises(RunError, match="--batch-size 4"), out_of_memory_advice(OwnPlan(batch_size=8)):
             raise error
+    volumes = VolumePlan(patch=(32, 64, 64), batch_size=2)
+    with pytest.raises(RunError, match="--patch 24x48x48, or --batch-size 1"), out_of_memory_advice(volumes):
+        raise MemoryError
     with pytest.raises(RuntimeError, match="mat1"), out_of_memory_advice(OwnPlan()):
         raise RuntimeError("mat1 and mat2 shapes")
 
@@ -150,7 +205,14 @@ def test_patients_stay_whole_and_small_memory_makes_small_batches(table, monkeyp
     cases = [Case("toy", f"c{n}", f"p{n // 2}", "", "", "", lambda: None) for n in range(10)]
     train, val = split_patients(cases, 0.25, 0)
     assert not {c.patient for c in train} & {c.patient for c in val}
-    assert step_gigabytes(OwnPlan(), 8) > 3 * step_gigabytes(OwnPlan(), 2) * 0.9
+    parts = split_by_plan(cases, OwnPlan(test_share=0.2))
+    sides = [{c.patient for c in part} for part in (parts.train, parts.val, parts.test)]
+    assert all(sides)
+    assert sum(map(len, sides)) == 5
+    assert len(set.union(*sides)) == 5
+    with pytest.raises(InputError, match="at least 3 patients"):
+        split_by_plan(cases[:4], OwnPlan(test_share=0.2))
+    assert OwnPlan().step_gigabytes(8) > 3 * OwnPlan().step_gigabytes(2) * 0.9
     from pneumoscope.study import forecast
     from pneumoscope.study.own_data import read_own_cases
 

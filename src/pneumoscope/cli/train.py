@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import number, progress_for, say, say_fields, say_json, say_table
+from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
 from pneumoscope.progress import Progress
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
     from pneumoscope.study.own_plan import OwnPlan
+    from pneumoscope.study.own_plan3d import VolumePlan
+
+
+class Dims(StrEnum):
+    """What the network looks at."""
+
+    AUTO = "auto"
+    SLICES = "2d"
+    VOLUMES = "3d"
+
+
+def _box(value: str | None) -> tuple[int, int, int] | None:
+    """``SLICESxROWSxCOLUMNS`` as three numbers."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)[x,](\d+)[x,](\d+)", value.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{value!r} is no box; expected SLICESxROWSxCOLUMNS, e.g. 48x64x64")
+    slices, rows, columns = (int(number) for number in found.groups())
+    return slices, rows, columns
+
 
 Data = Annotated[
     list[str],
@@ -27,8 +50,24 @@ PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Print and write the
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="At most so many epochs.")]
 Patience = Annotated[int | None, typer.Option("--patience", min=1, metavar="N", help="Stop after N without gain.")]
 Minutes = Annotated[float | None, typer.Option("--max-minutes", min=0, metavar="M", help="Stop after about so long.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N", help="Slices a step.")]
-Size = Annotated[int | None, typer.Option("--size", min=8, metavar="PX", help="Edge of the slices the network sees.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N", help="Slices, or boxes, a step.")]
+Size = Annotated[
+    int | None, typer.Option("--size", min=8, metavar="PX", help="2d: edge of the slices the network sees.")
+]
+Patch = Annotated[
+    str | None,
+    typer.Option("--patch", metavar="SLICESxROWSxCOLUMNS", help="3d: voxels of the box it sees."),
+]  # fmt: skip
+DimsOption = Annotated[
+    Dims,
+    typer.Option("--dims", metavar="auto|2d|3d", help="A network on slices or on volumes. auto: slices, unless there "
+                 "is a graphics card and the scans are thin and deep; the plan says why."),
+]  # fmt: skip
+TestShare = Annotated[
+    float | None,
+    typer.Option("--test-share", min=0, max=0.5, metavar="SHARE", help="Keep this share of the patients apart, score "
+                 "them once at the end, and choose nothing on them."),
+]  # fmt: skip
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
 
 
@@ -41,8 +80,9 @@ def add_to(app: typer.Typer) -> None:
 
 @common_options("device", "precision", "seed", "overwrite")
 def train(
-    data: Data, out: Out, common: Common, plan: PlanFile = None, plan_only: PlanOnly = False, epochs: Epochs = None,
-    patience: Patience = None, max_minutes: Minutes = None, batch_size: BatchSize = None, size: Size = None,
+    data: Data, out: Out, common: Common, dims: DimsOption = Dims.AUTO, plan: PlanFile = None,
+    plan_only: PlanOnly = False, epochs: Epochs = None, patience: Patience = None, max_minutes: Minutes = None,
+    batch_size: BatchSize = None, size: Size = None, patch: Patch = None, test_share: TestShare = None,
     resume: Resume = False,
 ) -> None:  # fmt: skip
     """Train a model on your own scans.
@@ -50,8 +90,9 @@ def train(
     Makes a plan from the scans' sizes and this machine, says how long it will take, trains on most patients, and scores
     the model on the others. The folder is one that segment --model takes. Without --device it uses what is there.
     """
-    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "size": size}
-    _train(data, out, common, plan, plan_only, max_minutes, resume, None, wanted)
+    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "size": size, "patch": _box(patch),
+              "test_share": test_share}  # fmt: skip
+    _train(data, out, common, plan, plan_only, max_minutes, resume, {"dims": dims.value}, wanted)
 
 
 @common_options("device", "precision", "seed", "overwrite")
@@ -68,22 +109,27 @@ def finetune(
     patience: Patience = None,
     max_minutes: Minutes = None,
     batch_size: BatchSize = None,
+    patch: Patch = None,
+    test_share: TestShare = None,
     resume: Resume = False,
 ) -> None:
     """Go on training a model on your own scans.
 
-    Its preprocessing is kept; the learning rate is a tenth of that of a new training.
+    Its preprocessing is kept; the learning rate is a tenth of that of a new training. A model on volumes is one that
+    train --dims 3d made.
     """
-    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size}
-    _train(data, out, common, plan, plan_only, max_minutes, resume, start, wanted)
+    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "patch": _box(patch),
+              "test_share": test_share}  # fmt: skip
+    _train(data, out, common, plan, plan_only, max_minutes, resume, {"start": start}, wanted)
 
 
 @common_options("device", "precision", "seed", "overwrite")
 def crossval(
     data: Data, out: Out, common: Common,
     folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="Parts the patients are dealt into.")] = 5,
-    plan: PlanFile = None, plan_only: PlanOnly = False, epochs: Epochs = None, patience: Patience = None,
-    max_minutes: Minutes = None, batch_size: BatchSize = None, size: Size = None, resume: Resume = False,
+    dims: DimsOption = Dims.AUTO, plan: PlanFile = None, plan_only: PlanOnly = False, epochs: Epochs = None,
+    patience: Patience = None, max_minutes: Minutes = None, batch_size: BatchSize = None, size: Size = None,
+    patch: Patch = None, resume: Resume = False,
 ) -> None:  # fmt: skip
     """Train in folds and score every scan once.
 
@@ -91,11 +137,11 @@ def crossval(
 
     --max-minutes is per fold. The folder holds a model per fold, per_case.csv and summary.json.
     """
-    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "size": size}
-    cases, made = _plan(data, common, plan, None, wanted)
+    wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "size": size, "patch": _box(patch)}
+    cases, made = _plan(data, common, plan, {"dims": dims.value}, wanted)
     if _only_the_plan(made, out, common, plan_only):
         return
-    from pneumoscope.study.own_train import crossval_own
+    from pneumoscope.study.own_train import ON_FOLDS, crossval_own
 
     with progress_for(common) as bars:
         table = crossval_own(
@@ -103,52 +149,59 @@ def crossval(
             overwrite=common.overwrite, progress=_telling(bars, common),
         )  # fmt: skip
     if common.json:
-        say_json({"folder": out, "per_case": table.to_dict(orient="records"), "mean_dice": float(table["dice"].mean())})
+        say_json({"folder": out, "per_case": table.to_dict(orient="records"), "mean_dice": float(table["dice"].mean()),
+                  "chosen_on": ON_FOLDS})  # fmt: skip
         return
     _say_scores(table.to_dict(orient="records"), ("fold", "case", "dice"))
-    say(f"mean Dice over {len(table)} scans: {number(float(table['dice'].mean()))}")
+    say(f"mean Dice over {len(table)} scans: {number(float(table['dice'].mean()))} ({ON_FOLDS})")
 
 
 def _train(
     data: Sequence[str], out: Path, common: Common, plan: Path | None, plan_only: bool, max_minutes: float | None,
-    resume: bool, start: str | None, wanted: dict[str, Any],
+    resume: bool, kind: dict[str, Any], wanted: dict[str, Any],
 ) -> None:  # fmt: skip
-    cases, made = _plan(data, common, plan, start, wanted)
+    cases, made = _plan(data, common, plan, kind, wanted)
     if _only_the_plan(made, out, common, plan_only):
         return
-    from pneumoscope.study.own_train import split_patients, train_own
+    from pneumoscope.study.own_split import split_by_plan
+    from pneumoscope.study.own_train import train_own
 
-    parts = split_patients(cases, made.validation_share, made.seed)
+    parts = split_by_plan(cases, made)
     with progress_for(common) as bars:
         result = train_own(
-            *parts, made, out, device=common.device, max_minutes=max_minutes, resume=resume,
-            overwrite=common.overwrite, progress=_telling(bars, common),
+            parts.train, parts.val, made, out, test=parts.test, device=common.device, max_minutes=max_minutes,
+            resume=resume, overwrite=common.overwrite, progress=_telling(bars, common),
         )  # fmt: skip
     rows = result.scores.to_dict(orient="records")
+    tested = None if result.test is None else result.test.to_dict(orient="records")
     if common.json:
         say_json({"folder": result.folder, "epochs": result.epochs, "stopped_by": result.stopped_by,
-                  "plan": made.as_dict(), "validation": rows})  # fmt: skip
+                  "plan": made.as_dict(), "validation": rows, "test": tested,
+                  "chosen_on": result.chosen_on})  # fmt: skip
         return
-    _say_scores(rows, ("case", "dice", "reference_ml", "predicted_ml"))
+    _say_scores(tested or rows, ("case", "dice", "reference_ml", "predicted_ml"))
+    say(f"{'test' if tested else 'validation'}: {result.chosen_on}")
     say(f"model: {result.folder} ({result.epochs} epochs, stopped by {result.stopped_by})")
     say(f"use it: pneumoscope segment -i SCAN -o OUT --model {result.folder}")
 
 
 def _plan(
-    data: Sequence[str], common: Common, plan: Path | None, start: str | None, wanted: dict[str, Any]
-) -> tuple[list[Case], OwnPlan]:
+    data: Sequence[str], common: Common, plan: Path | None, kind: dict[str, Any], wanted: dict[str, Any]
+) -> tuple[list[Case], OwnPlan | VolumePlan]:
     """The cases and the plan: from a file, or made; what was given on the command line goes last."""
     from pneumoscope.study.own_data import read_own_cases
-    from pneumoscope.study.own_plan import make_plan, read_plan
-    from pneumoscope.study.own_train import with_values
+    from pneumoscope.study.own_plan import make_plan, read_plan, with_values
 
     wanted = {**wanted, "seed": common.seed, "precision": None if common.precision == "auto" else common.precision}
-    cases = read_own_cases(_roots(data))
     if plan is not None:
-        return cases, with_values(read_plan(plan), **wanted)
+        read = read_plan(plan)
+        if kind.get("dims", "auto") not in ("auto", read.dims):
+            raise typer.BadParameter(f"the plan {plan.name} is {read.dims}", param_hint="--dims")
+        return read_own_cases(_roots(data)), with_values(read, **wanted)
     from pneumoscope.training.devices import pick_device
 
-    return cases, make_plan(cases, device=pick_device(common.device).type, start=start, **wanted)
+    cases = read_own_cases(_roots(data))
+    return cases, make_plan(cases, device=pick_device(common.device).type, **kind, **wanted)
 
 
 def _roots(data: Sequence[str]) -> dict[str, Path]:
@@ -163,12 +216,13 @@ def _roots(data: Sequence[str]) -> dict[str, Path]:
     return roots
 
 
-def _only_the_plan(plan: OwnPlan, out: Path, common: Common, only: bool) -> bool:
-    """Show the plan; with `only` also write it, and train nothing."""
+def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: bool) -> bool:
+    """Show the plan with its reasons; with `only` also write it, and train nothing."""
+    lines = [f"{name} {_plain(value)}" + (f" ({plan.reasons[name]})" if name in plan.reasons else "")
+             for name, value in plan.as_dict().items() if name != "reasons" and value is not None]  # fmt: skip
     if not only:
         if not common.quiet:
-            shown = ", ".join(f"{k} {v}" for k, v in plan.as_dict().items() if k != "reasons" and v is not None)
-            typer.echo(f"plan: {shown}", err=True)
+            typer.echo("plan:\n  " + "\n  ".join(lines), err=True)
         return False
     from pneumoscope.io.files import prepare_folder
     from pneumoscope.study.own_plan import write_plan
@@ -178,9 +232,17 @@ def _only_the_plan(plan: OwnPlan, out: Path, common: Common, only: bool) -> bool
     if common.json:
         say_json(plan.as_dict())
     else:
-        say_fields(plan.as_dict())
+        for line in lines:
+            say(line)
         say(f"plan: {folder / 'plan.json'}")
     return True
+
+
+def _plain(value: Any) -> str:
+    """A value of a plan in one word: ``48x64x64``, ``2.0, 2.0, 3.5``."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(part) for part in value) if value else "none"
+    return str(value)
 
 
 def _telling(progress: Progress, common: Common) -> Progress:

@@ -1,87 +1,78 @@
 """How to train on a user's own scans: a plan made from their sizes, the machine and its free memory.
 
 A plan is a small JSON file (`plan.json`) that can be read, changed and given back. Every value carries its reason.
+Plans are for a network on slices (`OwnPlan`, ``dims`` 2d) or on volumes (`own_plan3d.VolumePlan`, 3d).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import write_json
-
-LOOKED_AT = 5
-"""Scans that are loaded for a plan, evenly spaced."""
+from pneumoscope.study import own_plan3d
+from pneumoscope.study.own_common import MOST_GIGABYTES, WINDOW_HU, Survey, TrainingPlan, memory_at_hand, survey
+from pneumoscope.study.own_plan3d import VolumePlan, plan_from_volumes_model, plan_volumes
 
 PIXEL_MM = {"cpu": 2.0, "other": 1.25}
 """Pixel size aimed at: on a processor alone the finer one takes 2.5 times as long."""
 
 FEATURES = {"cpu": (16, 32, 64, 128), "other": (32, 64, 128, 256)}
-WINDOW_HU = (-1000.0, 200.0)
+
+LEAST_SLICES, THIN_MM = 48, 2.5
+"""Scans speak for a network on volumes from so many slices on, no further apart than this."""
+
+GIVEN = "given by the user"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnPlan:
-    """What a training on own data does; every field may be changed in the file.
+class OwnPlan(TrainingPlan):
+    """A plan for a network on slices; see `TrainingPlan` for what it shares.
 
     Attributes:
         size: edge of the square slice the network sees, pixels.
         windows_hu: one input channel each, scaled to [0, 1].
         features: filters per level of the U-Net.
-        batch_size: slices a step.
-        epochs: at most.
-        patience: epochs without a better validation Dice after which training stops.
-        learning_rate: of Adam; falls along a cosine.
         loss: see `training.losses.LOSSES`.
-        augment: show slices moved, mirrored and in another light each time.
-        validation_share: of the patients.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        seed: of weights, order, augmentation and split.
-        start: model folder or shipped model the weights begin with; its size, windows and features are then used.
-        reasons: why each value is what it is; for the reader only.
     """
+
+    dims: ClassVar[str] = "2d"
 
     size: int = 256
     windows_hu: tuple[tuple[float, float], ...] = (WINDOW_HU,)
     features: tuple[int, ...] = FEATURES["cpu"]
-    batch_size: int = 8
-    epochs: int = 60
-    patience: int = 12
-    learning_rate: float = 1e-3
     loss: str = "pooled_dice_cross_entropy"
-    augment: bool = True
-    validation_share: float = 0.25
-    precision: str = "auto"
-    seed: int = 0
-    start: str | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (8 <= self.size <= 2048 and self.batch_size >= 1 and self.epochs >= 1 and self.patience >= 1):
-            raise InputError(
-                "a plan needs size from 8 to 2048 and batch_size, epochs and patience of at least 1, got "
-                f"{self.size}, {self.batch_size}, {self.epochs}, {self.patience}"
-            )
-        if not (0 < self.validation_share < 1 and self.learning_rate > 0):
-            raise InputError(
-                f"validation_share lies in (0, 1) and learning_rate is positive, got {self.validation_share}, "
-                f"{self.learning_rate}"
-            )
+        super().__post_init__()
+        if not 8 <= self.size <= 2048:
+            raise InputError(f"a plan needs size from 8 to 2048, got {self.size}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+    def step_gigabytes(self, batch: int | None = None) -> float:
+        """See `TrainingPlan`: layers' outputs forwards and backwards in 4 bytes, weights with Adam's two averages."""
+        pixels, n = self.size**2, self.batch_size if batch is None else batch
+        outputs = sum(10 * f * pixels / 4**level for level, f in enumerate(self.features))
+        weights = sum(40 * f * f for f in self.features)
+        return (n * outputs * 2 * 4 + weights * 16) / 1e9
+
+    def advice(self) -> str:
+        """See `TrainingPlan.advice`."""
+        fewer, smaller = max(1, self.batch_size // 2), max(32, self.size * 3 // 4 // 16 * 16)
+        return (
+            f"with batches of {self.batch_size} slices of {self.size} pixels; use --batch-size {fewer}, "
+            f"or --size {smaller}, or fewer scans at a time"
+        )
 
 
-def read_plan(path: str | Path) -> OwnPlan:
-    """A plan from its file; fields that are left out keep their defaults.
+def read_plan(path: str | Path) -> OwnPlan | VolumePlan:
+    """A plan from its file; fields that are left out keep their defaults, ``dims`` is then 2d.
 
     Raises:
         InputError: no JSON object, an unknown field, or a value of another kind.
@@ -90,13 +81,18 @@ def read_plan(path: str | Path) -> OwnPlan:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise InputError(f"cannot be read as a plan ({problem}); write one with --plan-only", path=path) from problem
-    known = {item.name for item in fields(OwnPlan)}
+    dims = content.pop("dims", "2d") if isinstance(content, dict) else "2d"
+    if dims not in ("2d", "3d"):
+        raise InputError(f"dims is 2d or 3d, got {dims!r}", path=path)
+    known = own_plan3d.known_fields() if dims == "3d" else set(asdict(OwnPlan()))
     if not isinstance(content, dict) or not set(content) <= known:
         strange = sorted(set(content) - known) if isinstance(content, dict) else [type(content).__name__]
         raise InputError(
-            f"is no plan: {', '.join(strange)} is unknown; fields are {', '.join(sorted(known))}", path=path
+            f"is no {dims} plan: {', '.join(strange)} is unknown; fields are {', '.join(sorted(known))}", path=path
         )
     try:
+        if dims == "3d":
+            return own_plan3d.from_json(content)
         if "windows_hu" in content:
             content["windows_hu"] = tuple((float(a), float(b)) for a, b in content["windows_hu"])
         if "features" in content:
@@ -106,52 +102,97 @@ def read_plan(path: str | Path) -> OwnPlan:
         raise InputError(f"holds a value of the wrong kind ({problem})", path=path) from problem
 
 
-def write_plan(plan: OwnPlan, path: str | Path) -> None:
+def write_plan(plan: TrainingPlan, path: str | Path) -> None:
     """Write a plan to its file."""
     write_json(path, plan.as_dict())
 
 
-def make_plan(cases: Sequence[Case], *, device: str, start: str | Path | None = None, **wanted: Any) -> OwnPlan:
+def make_plan(
+    cases: Sequence[Case], *, device: str, start: str | Path | None = None, dims: str = "auto", **wanted: Any
+) -> OwnPlan | VolumePlan:
     """A plan from the scans and the machine.
 
     Args:
-        cases: of which `LOOKED_AT` are loaded.
+        cases: of which `own_common.LOOKED_AT` are loaded.
         device: ``cpu`` plans smaller.
-        start: the model whose weights are gone on with.
+        start: the model whose weights are gone on with; it also says whether slices or volumes.
+        dims: ``2d``, ``3d``, or ``auto``: slices, unless there is a graphics card and the scans are thin and deep.
         wanted: values that the user gave; None is left to the plan.
-    """
-    from pneumoscope.study.forecast import available_gigabytes
 
-    kind = "cpu" if device == "cpu" else "other"
+    Raises:
+        InputError: a value that such a plan does not have.
+        ModelError: the model to start from is unknown.
+    """
+    from pneumoscope.models.cards import find_model, read_card
+
     given = {name: value for name, value in wanted.items() if value is not None}
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).astype(int))
-    grids = [cases[n].load().volume.grid for n in chosen]
-    fov = float(np.median([max(g.shape[0] * g.spacing_mm[0], g.shape[1] * g.spacing_mm[1]) for g in grids]))
-    matrix = int(np.median([max(g.shape[:2]) for g in grids]))
-    wished = round(fov / PIXEL_MM[kind] / 32) * 32
-    size = max(32, min(wished, int(np.ceil(matrix / 16)) * 16, 512))
+    card = None if start is None else read_card(find_model(start))
+    seen = survey(cases)
+    dims, why = _dims(dims, seen, device, card, given)
+    _require_fields(dims, given)
+    plan: OwnPlan | VolumePlan
+    if dims == "3d":
+        plan = plan_volumes(seen, len(cases), device=device, **given)
+        plan = replace(plan, reasons={"dims": why, **plan.reasons, **dict.fromkeys(given, GIVEN)})
+        if card is not None and start is not None:
+            plan = plan_from_volumes_model(plan, start, card)
+    else:
+        plan = _plan_slices(seen, device, start, card)
+        plan = replace(plan, reasons={"dims": why, **plan.reasons})
+    return replace(plan, **given, reasons={**plan.reasons, **dict.fromkeys(given, GIVEN)})
+
+
+def _dims(
+    wanted: str, seen: Survey, device: str, card: dict[str, Any] | None, given: dict[str, Any]
+) -> tuple[str, str]:
+    """Slices or volumes, and why."""
+    if card is not None:
+        on_volumes = "volume" in str((card.get("preprocessing") or {}).get("kind"))
+        return ("3d" if on_volumes else "2d"), "of the model it starts from"
+    if wanted != "auto":
+        return wanted, GIVEN
+    for name, dims in (("patch", "3d"), ("size", "2d")):
+        if name in given:
+            return dims, f"as --{name} was given"
+    slices, apart = seen.shape[2], seen.spacing_mm[2]
+    found = f"median of {slices} slices {apart:.2f} mm apart"
+    if device == "cpu":
+        return "2d", f"slices: a network on volumes takes too long on a processor; {found}, --dims 3d tries it"
+    if slices < LEAST_SLICES or apart > THIN_MM:
+        return "2d", f"slices: {found}, and volumes pay from {LEAST_SLICES} slices at most {THIN_MM} mm apart on"
+    return "3d", f"volumes: {found}, and there is a graphics card"
+
+
+def _require_fields(dims: str, given: dict[str, Any]) -> None:
+    """Refuse what a plan of these dims does not have, in the words of the command line."""
+    if dims == "3d" and "size" in given:
+        raise InputError("--size is the edge of a slice; a plan on volumes has --patch SLICESxROWSxCOLUMNS")
+    if dims == "2d" and "patch" in given:
+        raise InputError("--patch is the box of a plan on volumes; one on slices has --size, or add --dims 3d")
+
+
+def _plan_slices(seen: Survey, device: str, start: str | Path | None, card: dict[str, Any] | None) -> OwnPlan:
+    kind = "cpu" if device == "cpu" else "other"
+    wished = round(seen.field_mm / PIXEL_MM[kind] / 32) * 32
+    size = max(32, min(wished, int(np.ceil(seen.matrix / 16)) * 16, 512))
     reasons = {
-        "size": f"field of view {fov:.0f} mm at {PIXEL_MM[kind]} mm a pixel, not above the scans' {matrix} pixels",
+        "size": f"field of view {seen.field_mm:.0f} mm at {PIXEL_MM[kind]} mm a pixel, not above the scans' "
+        f"{seen.matrix} pixels",
         "features": f"for {'a processor' if kind == 'cpu' else 'a graphics card'}",
         "windows_hu": "one window from air to soft tissue",
     }
     plan = OwnPlan(size=size, features=FEATURES[kind], reasons=reasons)
-    if start is not None:
-        plan = _from_model(plan, start)
-    free = available_gigabytes()
-    fitting = [n for n in (32, 16, 8, 4, 2) if step_gigabytes(plan, n) < min(free, 64) / 3]
+    if start is not None and card is not None:
+        plan = _from_model(plan, start, card)
+    free = memory_at_hand(device)
+    fitting = [n for n in (32, 16, 8, 4, 2) if plan.step_gigabytes(n) < min(free, MOST_GIGABYTES) / 3]
     batch = min(fitting[0] if fitting else 1, 16 if kind == "cpu" else 32)
-    why = f"a step of it takes about {step_gigabytes(plan, batch):.1f} of {free:.1f} GB free"
-    plan = replace(plan, batch_size=batch, reasons={**plan.reasons, "batch_size": why})
-    given_reasons = dict.fromkeys(given, "given by the user")
-    return replace(plan, **given, reasons={**plan.reasons, **given_reasons})
+    why = f"a step of it takes about {plan.step_gigabytes(batch):.1f} of {free:.1f} GB free"
+    return replace(plan, batch_size=batch, reasons={**plan.reasons, "batch_size": why})
 
 
-def _from_model(plan: OwnPlan, start: str | Path) -> OwnPlan:
+def _from_model(plan: OwnPlan, start: str | Path, card: dict[str, Any]) -> OwnPlan:
     """The plan with what the model of the start fixes."""
-    from pneumoscope.models.cards import find_model, read_card
-
-    card = read_card(find_model(start))
     rate = "a tenth of that of new weights, so that little is lost at first"
     kind = card.get("preprocessing", {}).get("kind")
     reasons = {"learning_rate": rate, "features": "of the model it starts from"}
@@ -164,9 +205,12 @@ def _from_model(plan: OwnPlan, start: str | Path) -> OwnPlan:
     )  # fmt: skip
 
 
-def step_gigabytes(plan: OwnPlan, batch: int) -> float:
-    """About what a step holds: layers' outputs forwards and backwards in 4 bytes, weights with Adam's two averages."""
-    pixels = plan.size**2
-    outputs = sum(10 * f * pixels / 4**level for level, f in enumerate(plan.features))
-    weights = sum(40 * f * f for f in plan.features)
-    return (batch * outputs * 2 * 4 + weights * 16) / 1e9
+def with_values(plan: OwnPlan | VolumePlan, **given: Any) -> OwnPlan | VolumePlan:
+    """The plan with the values that are not None; they carry the user's reason.
+
+    Raises:
+        InputError: a value that such a plan does not have.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    _require_fields(plan.dims, values)
+    return replace(plan, **values, reasons={**plan.reasons, **dict.fromkeys(values, GIVEN)})

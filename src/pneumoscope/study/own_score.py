@@ -1,0 +1,97 @@
+"""How good a model of own data is: what `segment` gives with it on scans it has not seen, and where that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.io.files import write_json, write_text
+from pneumoscope.metrics.overlap import count, dice
+from pneumoscope.progress import Progress
+from pneumoscope.study.forecast import peak_gigabytes
+from pneumoscope.study.own_common import TrainingPlan
+from pneumoscope.study.own_data import LungFinder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FILE, VALIDATION_FILE, TEST_FILE = "run.json", "validation.csv", "test.csv"
+
+ON_VALIDATION = "the epoch was chosen on the very scans scored here, which flatters a little; --test-share avoids it"
+ON_TEST = "the epoch was chosen on other patients; these were scored once, at the end"
+
+
+def score_own(
+    folder: Path, cases: Sequence[Case], device: str, precision: str, lungs_for: LungFinder, progress: Progress,
+    what: str = "validation",
+) -> pd.DataFrame:  # fmt: skip
+    """Dice per scan of what `segment` gives with this model, on the scan's own grid."""
+    from pneumoscope.inference.segment import Segmenter
+
+    segmenter = Segmenter(folder, device=device, precision=precision)  # type: ignore[arg-type]
+    rows = []
+    for done, case in enumerate(cases, start=1):
+        scan = case.load()
+        assert scan.infiltrate is not None  # `read_own_cases` asked
+        lungs = scan.lungs if scan.lungs is not None else lungs_for(scan.volume)
+        found = segmenter.run(scan.volume, lungs).infiltrate.labels > 0
+        counts = count(found, scan.infiltrate.labels > 0)
+        voxel = scan.volume.grid.voxel_volume_ml
+        rows.append((case.case, case.patient, dice(counts), counts.referenced * voxel, counts.predicted * voxel))
+        progress(what, done, len(cases))
+    return pd.DataFrame(rows, columns=["case", "patient", "dice", "reference_ml", "predicted_ml"])
+
+
+def save_own(
+    folder: Path, model: nn.Module, card: Mapping[str, Any], plan: TrainingPlan, result: Any, said: str,
+    train: Sequence[Case],
+) -> dict[str, Any]:  # fmt: skip
+    """Write weights and card; numbers are added by `write_scores`."""
+    from pneumoscope.models.weights import save_model
+
+    about = {
+        "title": f"trained on {len(train)} own scans",
+        "task": "infiltrate",
+        "labels": {"1": "infiltrate"},
+        "licence": sorted({case.licence for case in train}),
+        **card,
+        "started_from": said,
+        "training_data": {"scans": len(train), "patients": len({case.patient for case in train}),
+                          "sets": sorted({case.dataset for case in train})},
+        "training": {"epochs_run": result.epochs_run, "best_epoch": result.best_epoch, "stopped_by": result.stopped_by,
+                     f"val_dice_of_{'boxes' if plan.dims == '3d' else 'slices'}": result.best_value,
+                     "seed": plan.seed},
+        "limits": ["Tested on the few scans held out at training only.", "Research software, not a medical device."],
+    }  # fmt: skip
+    return save_model(folder, model, about)
+
+
+def write_scores(
+    folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any
+) -> str:
+    """Tables of the held-out scans, their numbers in card and run; returns what they were chosen on, in words."""
+    from pneumoscope.models.cards import CARD_FILE
+
+    for name, table in ((VALIDATION_FILE, validation), (TEST_FILE, test)):
+        if table is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    scored, chosen_on = (validation, ON_VALIDATION) if test is None else (test, ON_TEST)
+    numbers: dict[str, Any] = {
+        "held_out_scans": len(scored),
+        "mean_dice": float(scored["dice"].mean()),
+        "lowest_dice": float(scored["dice"].min()),
+        "highest_dice": float(scored["dice"].max()),
+        "chosen_on": chosen_on,
+    }
+    if test is not None:
+        numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
+    write_json(folder / CARD_FILE, {**card, "numbers": numbers})
+    write_json(folder / RUN_FILE, {"numbers": numbers, "seconds": round(result.seconds, 1),
+                                   "peak_gigabytes": round(peak_gigabytes(), 2)})  # fmt: skip
+    return chosen_on
