@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,31 +51,49 @@ def labelled(data: Path) -> Iterator[tuple[Volume, Mask]]:
         yield named, Mask(np.ascontiguousarray(from_slices(sides)), volume.grid, dict(LUNG_LABELS))
 
 
-def write_scans(data: Path, out: Path) -> None:
-    """Write scans, masks and the lists ``lungs.csv`` and ``lesions.csv`` into `out`; a finished folder is kept."""
-    if (out / "lesions.csv").is_file():
-        return
-    rows: dict[str, list[dict[str, str]]] = {"lungs": [], "lesions": []}
+def write_scans(data: Path, out: Path, what: str) -> Path:
+    """Write scans, masks and the list ``lungs.csv`` or ``lesions.csv`` into `out`; a finished list is kept."""
+    listed = out / f"{what}.csv"
+    if listed.is_file():
+        return listed
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, str]] = []
     for number, (volume, lungs) in enumerate(labelled(data)):
-        patient = volume.case
-        mask = f"{patient}-lungs.nii.gz"
+        mask = f"{volume.case}-lungs.nii.gz"
         write_mask(lungs, out / mask, volume.native)
-        write_volume(volume, out / f"{patient}.nii.gz")
-        rows["lungs"].append({"case": patient, "image": f"{patient}.nii.gz", "lungs": mask, "patient": patient})
+        if what == "lungs":
+            write_volume(volume, out / f"{volume.case}.nii.gz")
+            rows.append(dict(zip(COLUMNS, (volume.case, f"{volume.case}.nii.gz", mask, "", volume.case), strict=True)))
+            continue
         for variant, share in enumerate(SHARES):
             plan = LesionPlan(share, height=0.65, radius_mm=(11.0, 38.0), consolidation=0.35, dorsal=1.2)
             made = paint_lesions(volume, lungs, plan, seed=len(SHARES) * number + variant)
-            case = f"{patient}-{variant}"
             assert made.infiltrate is not None
-            write_volume(made.volume, out / f"{case}.nii.gz")
-            write_mask(made.infiltrate, out / f"{case}-infiltrate.nii.gz", volume.native)
-            rows["lesions"].append({"case": case, "image": f"{case}.nii.gz", "lungs": mask,
-                                    "infiltrate": f"{case}-infiltrate.nii.gz", "patient": patient})  # fmt: skip
-    for name, listed in rows.items():
-        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(listed)
+            case = f"{volume.case}-{variant}"
+            image, drawn = f"{case}.nii.gz", f"{case}-infiltrate.nii.gz"
+            write_volume(made.volume, out / image)
+            write_mask(made.infiltrate, out / drawn, volume.native)
+            rows.append(dict(zip(COLUMNS, (case, image, mask, drawn, volume.case), strict=True)))
+    with listed.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return listed
+
+
+def tell(what: str, done: int, total: int, note: str = "") -> None:
+    """A line for every finished epoch."""
+    if note.startswith("val loss"):
+        print(what, f"{done} of {total}", note, flush=True)
+
+
+def study(recipe: str, what: str, listed: Path, out: Path, settings: list[str], device: str, resume: bool) -> Any:
+    """Every scan held out once; gives the study's result."""
+    fixed = ["folds.by=patient", "folds.k=3", "folds.ablation=false"]
+    classes = ["preparation.classes=lungs"] if what == "lungs" else []
+    plan = with_overrides(build_volume_recipe(recipe), [*fixed, *classes, *settings])
+    data = {plan.train_set.name: listed}
+    return run_volume_study(plan, out, data=data, resume=resume, device=device, progress=tell)
 
 
 def main() -> None:
@@ -87,28 +106,19 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
-    folder = options.out / "scans"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_scans(options.data, folder)
     rows = []
     for what in options.what:
+        listed = write_scans(options.data, options.out / "scans", what)
         for recipe in options.recipe:
             begun = time.perf_counter()
-            plan = build_volume_recipe(recipe)
-            settings = ["folds.by=patient", "folds.k=3", "folds.ablation=false", *options.settings]
-            plan = with_overrides(plan, [*settings, *(["preparation.classes=lungs"] if what == "lungs" else [])])
-            lists = {plan.train_set.name: folder / f"{what}.csv"}
-            result = run_volume_study(
-                plan, options.out / f"{what}-{recipe}", data=lists, resume=options.resume, device=options.device,
-                progress=lambda *told: print(*told, flush=True) if told[3:] and told[3] else None,
-            )  # fmt: skip
-            matrix = result.matrix
+            out = options.out / f"{what}-{recipe}"
+            matrix = study(recipe, what, listed, out, options.settings, options.device, options.resume).matrix
+            minutes = round((time.perf_counter() - begun) / 60, 1)
             for row in matrix[matrix["metric"] == "dice"].to_dict(orient="records"):
                 if row["structure"] in (subject_of(matrix), "lungs"):
-                    rows.append({"what": what, "recipe": recipe} | {
-                        name: round(row[name], 3) if isinstance(row[name], float) else row[name]
-                        for name in ("setting", "structure", "n_cases", "median", "mean", "lowest", "highest")
-                    } | {"minutes": round((time.perf_counter() - begun) / 60, 1)})  # fmt: skip
+                    scores = {name: round(row[name], 3) for name in ("median", "mean", "lowest", "highest")}
+                    rows.append({"what": what, "recipe": recipe, "method": row["setting"], "of": row["structure"],
+                                 "scans": row["n_cases"], **scores, "minutes": minutes})  # fmt: skip
     print(json.dumps(rows, indent=2))
 
 

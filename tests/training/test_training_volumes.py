@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +168,18 @@ def test_memory_is_bounded_by_the_box_and_not_by_the_volumes():
         [volume((90, 140, 200))], (6, 8, 8), 4, 0, VolumeAugment()
     ).resident_bytes(2)
     assert small.resident_bytes(4) > small.resident_bytes(2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("more", [(), ("--plain",)])
+def test_memory_stays_below_the_bound_in_a_process_of_its_own(more):
+    """Boxes of 96 x 96 x 48 out of mapped volumes; the paper's size is in benchmarks/volumes_memory.py."""
+    script = Path(__file__).parents[2] / "benchmarks" / "volumes_memory.py"
+    command = [sys.executable, str(script), "--size", "96", "96", "48", "--batches", "3", *more]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    said = json.loads(ran.stdout)
+    assert 0.02 < said["share_of_bound"] < 1
 
 
 # -- prepared volumes ---------------------------------------------------------------------------------------------

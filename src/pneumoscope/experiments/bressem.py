@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.experiments.mueller import DEMO, OTHER_SCANNERS, REDUCED, mueller
+from pneumoscope.experiments.mueller import DEMO, REDUCED, mueller
 from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volumes import (
     PaperValue,
@@ -227,6 +227,12 @@ def bressem_small() -> VolumeExperiment:
         folds=revise(full.folds, DEMO, validation_share=0.34),
         paper=(),
     )
+
+
+OTHER_SCANNERS = (
+    OUR_CHOICE + "more often and more strongly than in the full recipe: few scans, and test scans of noisier scanners "
+    "with other fields of view"
+)
 
 
 def bressem_reduced() -> VolumeExperiment:

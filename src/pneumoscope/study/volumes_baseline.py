@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from pneumoscope.volume import Volume
 AIR_HU = -400.0
 LOW_HU = (-800.0, -750.0, -700.0, -650.0, -600.0, -500.0)
 HIGH_HU = (-200.0, 0.0, 100.0)
-LUNG_AIR_HU = (-700.0, -600.0, -500.0, -400.0, -300.0)
+LUNG_AIR_HU = (-600.0, -500.0, -400.0)
 CLOSING_MM = 8.0
 SMOOTHING_MM = 1.0
 FIT_SCANS = 8
@@ -46,13 +47,13 @@ def air_spaces(volume: Volume, air_hu: float = AIR_HU) -> NDArray[np.bool_]:
         return np.zeros(air.shape, bool)
     largest = np.argsort(sizes)[-2:]
     kept = np.isin(pieces, [label for label in largest if sizes[label] >= sizes.max() / 10])
-    spacing = volume.spacing_mm
-    margin = [(max(1, round(CLOSING_MM / step)),) * 2 for step in spacing]
-    padded = np.pad(kept, margin)
-    near = ndimage.distance_transform_edt(~padded, sampling=spacing) <= CLOSING_MM
-    closed = ndimage.distance_transform_edt(near, sampling=spacing) > CLOSING_MM
-    box = tuple(slice(low, -low) for low, _ in margin)
-    return np.asarray(closed[box] | kept)
+    box = ndimage.find_objects(kept.astype(np.uint8))[0]  # closing adds nothing outside of it
+    margin = [(ceil(CLOSING_MM / step) + 1,) * 2 for step in volume.spacing_mm]
+    padded = np.pad(kept[box], margin)
+    near = ndimage.distance_transform_edt(~padded, sampling=volume.spacing_mm) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(near, sampling=volume.spacing_mm) > CLOSING_MM
+    kept[box] |= closed[tuple(slice(low, -low) for low, _ in margin)]
+    return np.asarray(kept)
 
 
 def smooth(volume: Volume) -> NDArray[np.float32]:

@@ -18,6 +18,10 @@ FIXED_SEED = 20210725
 """Of boxes drawn without a generator: validation sees the same ones in every epoch."""
 
 
+KEPT_BYTES = 16 << 20
+"""What the allocator takes whatever the boxes; it matters for small ones only."""
+
+
 @dataclass(frozen=True)
 class PatchSource:
     """Boxes of volumes. Example i of an epoch is of volume i modulo their number; where the box lies is drawn.
@@ -79,12 +83,15 @@ class PatchSource:
     def resident_bytes(self, batch_size: int) -> int:
         """Bytes that drawing a batch holds at its worst, beside the mapped files.
 
-        Boxes of the batch (image and label, one by one and stacked, 16 bytes a voxel), and one box being made (what is
-        read for it, positions in double precision). For two boxes of 160 x 160 x 80: 76 MB, with variation 435 MB.
+        Boxes of the batch (image and label, one by one and stacked, 16 bytes a voxel), one box being made (what is
+        read for it, once more as float; positions in double precision, twice, because the system's allocator keeps
+        what was given back in blocks below 32 MB), and `KEPT_BYTES`. For two boxes of 160 x 160 x 80: 101 MB, with
+        variation 796 MB (measured 346 MB); of 96 x 96 x 48: 185 MB (151 MB); see benchmarks/volumes_memory.py.
         """
         voxels = int(np.prod(self.patch))
         widest = 1 if self.augment is None else (1.3 * 1.5 / min(1.0, self.augment.scale[0])) ** 3
-        return int(batch_size * voxels * 16 + voxels * (5 * widest + (0 if self.augment is None else 120)))
+        making = 9 * widest + (0 if self.augment is None else 240)
+        return int(batch_size * voxels * 16 + voxels * making) + KEPT_BYTES
 
     def fingerprint(self) -> str:
         """Names, shapes, counts of infected voxels and all settings; not the intensities, which would be read whole."""
