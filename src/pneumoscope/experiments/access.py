@@ -41,18 +41,24 @@ def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
         InputError: not ``key=value``, no such key (with the nearest ones), or a value of another type or out of bounds.
     """
     values: dict[str, Any] = {}
+    later: list[str] = []
     known = {key: (sheet, name) for key, sheet, name, _ in _leaves(experiment)}
+    overrides = list(overrides)
+    changes_systems = any(text.partition("=")[0].strip().endswith(".system") for text in overrides)
     for text in overrides:
         key, equals, raw = text.partition("=")
         key = key.strip()
         if not equals or not key:
             raise InputError(f"--set {text!r} is not key=value, e.g. stages.retrain.max_epochs=10")
+        if key not in known and changes_systems and key.startswith("systems."):
+            later.append(text)  # the values of a system are there once a stage names it
+            continue
         if key not in known:
             raise InputError(f"--set {key}: no such value{_near(key, known)}")
         sheet, name = known[key]
         values[key] = parse_value(raw.strip(), get_type_hints(type(sheet))[name], key)
     changed: SheetT = _rebuild(experiment, values, "") if values else experiment
-    return changed
+    return with_overrides(changed, later) if later else changed
 
 
 def to_json(experiment: Sheet) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.transfer import transfer_slices, transfer_slices_short
+from pneumoscope.experiments.transfer_systems import transfer_systems, transfer_systems_small
 from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, VolumeRecipe
 from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.experiments.xray_schema import XrayExperiment
@@ -59,6 +60,16 @@ RECIPES: Mapping[str, Recipe] = {
             "transfer-slices-short",
             "the same with six strategies, less than half the time: for more seeds",
             transfer_slices_short,
+        ),
+        Recipe(
+            "transfer-systems",
+            "three sites one after the other by 2D, 2.5D and 3D networks and a threshold, on equal splits; ours",
+            transfer_systems,
+        ),
+        Recipe(
+            "transfer-systems-small",
+            "the same road on tiny synthetic scans, with the small recipes: minutes",
+            transfer_systems_small,
         ),
     )
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
 from pneumoscope.experiments.strategy import Strategy, plain_strategy, strategy_parts
+from pneumoscope.experiments.systems import SLICES, VolumeSystem, settled_systems
 
 LOSSES = (
     "cross_entropy",
@@ -79,6 +80,7 @@ class Preprocessing(Sheet):
         lung_channel: the binary lung mask as last channel.
         store: how slices are held in memory; ``uint8`` rounds to 1/255 of a window.
         intensity: ``hu``, or ``grey8`` for pictures whose grey values are no Hounsfield units.
+        neighbours: slices on each side that stages of system ``slices-2.5d`` see beside their own.
     """
 
     size: int = leaf("px", low=16, high=1024)
@@ -88,6 +90,7 @@ class Preprocessing(Sheet):
     intensity: str = leaf(
         choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
     )
+    neighbours: int = leaf("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,13 +204,15 @@ class Budget(Sheet):
 class Stage(Sheet):
     """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
 
-    `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment.
+    `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
+    what makes the stage: one of `experiments.systems`, which a stage and the one it starts from have in common.
     """
 
     name: str
     site: int = leaf("set", low=1)
     start: str | None = leaf()
     strategy: str | None = leaf(default=None, why=OUR_CHOICE + "the strategy of the experiment")
+    system: str = leaf(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,6 +317,7 @@ class Experiment(Sheet):
         notes: misprints of the paper and where we had to choose a reading.
         paper: the paper's table; empty for recipes of our own.
         strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
+        systems: the recipes on volumes that stages name as their system; filled in from the stages.
     """
 
     recipe: str
@@ -328,6 +334,7 @@ class Experiment(Sheet):
     scoring: Scoring
     paper: tuple[PaperRow, ...]
     strategy: Strategy = field(default_factory=plain_strategy)
+    systems: tuple[VolumeSystem, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,6 +356,7 @@ class Experiment(Sheet):
                 raise InputError(
                     f"the paper's row {row.name} is about stage {row.stage}, set {row.test}: not in the chain"
                 )
+        object.__setattr__(self, "systems", settled_systems(self))
 
     def site(self, number: int) -> Site:
         """The set of that number."""
@@ -370,15 +378,17 @@ class Experiment(Sheet):
 
     def row_name(self, stage: str, test: int) -> str:
         """The paper's printed name of that cell, or one built by the paper's rule where it prints none."""
-        for row in self.paper:
-            if (row.stage, row.test) == (stage, test):
-                return row.name
-        if self.stage(stage).strategy is not None:  # several strategies share a lineage of sets
+        own, printed = self.stage(stage), self.paper_row(stage, test)
+        if printed is not None:
+            return printed.name
+        if own.strategy is not None or own.system != SLICES:  # strategies and systems share a lineage of sets
             return f"{stage}_Te{test}"
         first, *later = self.lineage(stage)
         retrained = "".join(f"_R_{item.site}" for item in later) or "_R_None"
         return f"Tr{first.site}{retrained}_Te{test}"
 
     def paper_row(self, stage: str, test: int) -> PaperRow | None:
-        """What the paper reports for that cell."""
+        """What the paper reports for that cell; nothing of a stage that is made by another system than the paper's."""
+        if self.stage(stage).system != SLICES:
+            return None
         return next((row for row in self.paper if (row.stage, row.test) == (stage, test)), None)

@@ -20,6 +20,7 @@ import pandas as pd
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.strategy import STRATEGIES
+from pneumoscope.experiments.systems import SLICES
 from pneumoscope.io.files import prepare_folder, write_bytes, write_json
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.study.cells import write_table
@@ -54,7 +55,7 @@ class Run:
     """One retrained stage of one run.
 
     Attributes:
-        strategy: how it was retrained.
+        strategy: how it was retrained; behind the name of the system, where that is not ``slices``.
         sets: numbers of the sets in the order learnt.
         seed: of the training.
         stage: its name.
@@ -131,6 +132,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
                 continue
             sets = tuple(s.site for s in experiment.lineage(stage.name))
             strategy = "+".join(sorted(experiment.strategy_of(stage.name), key=list(STRATEGIES).index))
+            if stage.system != SLICES:
+                strategy = f"{stage.system}: {strategy}"
             runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, _synthetic(folder)))
     _require_once(runs)
     return runs

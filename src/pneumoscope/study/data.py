@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,8 @@ class StudySet:
         leaks: patients that stand in more than one part.
         name: what its files are called.
         supplied: scans whose lungs the study's own network found.
+        scans: by name, for systems that load them; none for 8-bit slices.
+        lungs_for: finds the lungs of scans without lung mask.
     """
 
     site: Site
@@ -63,6 +65,8 @@ class StudySet:
     leaks: tuple[str, ...]
     name: str = ""
     supplied: int = 0
+    scans: Mapping[str, Case] = field(default_factory=dict)
+    lungs_for: LungFinder | None = None
 
     def rows(self, part: str) -> NDArray[np.intp]:
         """Indices into `slices` of a part of the split."""
@@ -236,7 +240,9 @@ def build_set(
     split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
     name = set_name(experiment, site, cases)
     _keep_split(split, folder / "splits" / f"{name}.csv")
-    study_set = StudySet(site, slices, split, tuple(patients_in_several_parts(split)), name, supplied)
+    scans = {c.case: _in_hounsfield_units(c, site) for c in cases if isinstance(c, Case)}
+    leaks = tuple(patients_in_several_parts(split))
+    study_set = StudySet(site, slices, split, leaks, name, supplied, scans, lungs_for)
     if not (slices.target[study_set.rows("train")] > 0).any():
         raise InputError(
             f"set {site.number} ({name}) has no infiltrate in its {len(study_set.rows('train'))} training slices; "

@@ -31,9 +31,10 @@ OWN_FILES = (
     "guard.json",
     "leakage.json",
     "supplied_lungs.csv",
+    "systems.csv",
 )
 
-GROWING = ("data.sites.", "stages.chain.", "paper.")
+GROWING = ("data.sites.", "stages.chain.", "systems.", "paper.")
 """Parts of an experiment that a resumed study may add to: new cells are computed, the others are taken as they are."""
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")

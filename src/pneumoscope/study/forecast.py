@@ -12,7 +12,7 @@ import numpy as np
 
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.study.data import StudySet, two_channel_target
-from pneumoscope.study.plan import FORWARD_SHARE, count_steps, guard_steps
+from pneumoscope.study.plan import FORWARD_SHARE, count_steps, guard_steps, on_slices
 
 STEPS = 3
 """Steps that are timed, after one that warms up."""
@@ -28,6 +28,7 @@ class Forecast:
         minutes: of all trainings and their validation, with as many processes as asked for.
         gigabytes: peak memory of one process, sets and all.
         jobs: processes that fit.
+        not_counted: stages on volumes and thresholds, whose time is not foreseen.
     """
 
     steps: int
@@ -35,11 +36,13 @@ class Forecast:
     minutes: float
     gigabytes: float
     jobs: int
+    not_counted: int = 0
 
     def sentence(self) -> str:
         """One line for people."""
         memory = f"{self.gigabytes:.1f} GB" + (f" in each of {self.jobs} processes" if self.jobs > 1 else "")
-        return f"at most about {max(1, round(self.minutes))} minutes of training, {memory}"
+        text = f"at most about {max(1, round(self.minutes))} minutes of training, {memory}"
+        return f"{text}; {self.not_counted} stages on volumes are not counted" if self.not_counted else text
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -58,19 +61,21 @@ def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: st
         jobs: processes asked for; fewer are named where memory does not hold them.
     """
     rows = {number: study_set.rows("train") for number, study_set in sets.items()}
-    per_step = seconds_per_step(experiment, sets[experiment.stages.chain[0].site], device)
+    counted = on_slices(experiment)
+    per_step = seconds_per_step(experiment, sets[counted[0].site], device) if counted else 0.0
     lengths = {number: len(found) for number, found in rows.items()}
     steps, beside = count_steps(experiment, lengths), guard_steps(experiment, lengths)
     looked_at = sum(
         (experiment.stages.first if stage.start is None else experiment.stages.retrain).max_epochs
         * len(sets[stage.site].rows("val"))
-        for stage in experiment.stages.chain
+        for stage in counted
     )
     validation = looked_at / experiment.training.batch_size * per_step * FORWARD_SHARE
     peak = peak_gigabytes()
     fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
     minutes = ((steps + beside) * per_step + validation) / 60 / fitting
-    return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting)
+    uncounted = len(experiment.stages.chain) - len(counted)
+    return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting, uncounted)
 
 
 def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -> float:

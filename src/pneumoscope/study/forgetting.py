@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.experiments.schema import Experiment, Stage
+from pneumoscope.experiments.systems import SLICES
 
 COLUMNS = ("stage", "test", "f1", "best_before", "forgetting")
 """Columns of forgetting.csv: a row for each stage and each set that an earlier stage of its lineage was trained on."""
@@ -52,7 +53,8 @@ def transfer(experiment: Experiment, matrix: pd.DataFrame, untrained: Mapping[in
     Args:
         experiment: gives the lineages.
         matrix: rows with stage, test and f1.
-        untrained: F1 of the network before any training, per test set; a set that is not in it has no forward transfer.
+        untrained: F1 of the network on slices before any training, per test set; sets that are not in it, and stages of
+            other systems, have no forward transfer.
     """
     f1 = f1_of(matrix)
     forgotten = forgetting_table(experiment, matrix)
@@ -65,8 +67,11 @@ def transfer(experiment: Experiment, matrix: pd.DataFrame, untrained: Mapping[in
         forward = [
             f1[before.name, after.site] - untrained.get(after.site, math.nan) for before, after in pairwise(lineage)
         ]
+        if stage.system != SLICES:
+            forward = []  # the untrained network is that of single slices
         new = f1[stage.name, stage.site]
-        alone = next((s.name for s in experiment.stages.chain if s.start is None and s.site == stage.site), None)
+        firsts = [s for s in experiment.stages.chain if s.start is None and s.system == stage.system]
+        alone = next((s.name for s in firsts if s.site == stage.site), None)
         rows.append(
             {
                 "stage": stage.name,

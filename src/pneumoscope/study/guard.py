@@ -155,6 +155,8 @@ def enforce(result: StudyResult, limit: float, say: Callable[[], None]) -> None:
 def _write_into_card(folder: Path, stage: StageVerdict) -> None:
     from pneumoscope.models.cards import CARD_FILE, read_card
 
+    if not (folder / CARD_FILE).is_file():
+        return  # a threshold is no model: its verdict stands in guard.json
     card = read_card(folder)
     limits = card.get("limits", "")
     before = card.get("guard", {}).get("sentence", "")

@@ -7,6 +7,7 @@ about the test slices of that set once more with an empty lung channel.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_text
 from pneumoscope.progress import Progress, silent
+from pneumoscope.study.answers import StageModel
 from pneumoscope.study.data import StudySet
 from pneumoscope.study.predictions import read_predictions
-from pneumoscope.study.stages import TrainedModel
 
 LUNG_EFFECT_FILE = "supplied_lungs.csv"
 COLUMNS = ("stage", "test", "n_patients", "dice_with", "dice_without", "difference")
@@ -26,7 +27,7 @@ COLUMNS = ("stage", "test", "n_patients", "dice_with", "dice_without", "differen
 
 def lung_effect(
     experiment: Experiment,
-    models: Mapping[str, TrainedModel],
+    models: Mapping[str, StageModel],
     sets: Mapping[int, StudySet],
     *,
     device: str = "auto",
@@ -34,15 +35,16 @@ def lung_effect(
 ) -> pd.DataFrame:
     """One row per stage and set with supplied lungs: mean over patients of Dice with and without the lung channel.
 
-    No rows where every set came with lung masks, or where networks see no lung channel. Patients without infiltrate
-    are left out.
+    Stages that are not shown it (on volumes) have none. No rows where every set came with lung masks, or where networks
+    see no lung channel. Patients without infiltrate are left out.
     """
     rows = []
     supplied = [number for number, study_set in sorted(sets.items()) if study_set.supplied]
     if experiment.preprocessing.lung_channel and supplied:
-        for done, (name, model) in enumerate(models.items(), start=1):
+        shown = {name: model for name, model in models.items() if model.sees_lungs}
+        for done, (name, model) in enumerate(shown.items(), start=1):
             rows += [_row(experiment, name, model, number, sets[number], device) for number in supplied]
-            progress("without supplied lungs", done, len(models), name)
+            progress("without supplied lungs", done, len(shown), name)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -56,22 +58,28 @@ def write_lung_effect(table: pd.DataFrame, folder: Path) -> None:
 
 
 def _row(
-    experiment: Experiment, name: str, model: TrainedModel, number: int, study_set: StudySet, device: str
+    experiment: Experiment, name: str, model: StageModel, number: int, study_set: StudySet, device: str
 ) -> dict[str, object]:
-    rows = study_set.rows("test")
-    images, truth = study_set.slices.images[rows].copy(), study_set.slices.target[rows] > 0
-    images[:, len(experiment.preprocessing.windows_hu) :] = 0
-    table = study_set.slices.table.iloc[rows]
+    emptied = _without_lungs(study_set, len(experiment.preprocessing.windows_hu))
+    truth, table = emptied.slices.target > 0, emptied.slices.table
     cases, patients = table["case"].to_numpy(str), table["patient"].to_numpy(str)
     without = np.zeros(truth.shape, bool)
     for case in dict.fromkeys(cases):
         here = cases == case
-        p, _ = model.predict_scan(images[here], site=number, device=device, precision=experiment.training.precision)
+        images = model.inputs(emptied, np.flatnonzero(here))
+        p, _ = model.predict_scan(images, site=number, device=device, precision=experiment.training.precision)
         without[here] = p >= experiment.scoring.threshold
     with_lungs = read_predictions(model.folder, number).of("test").found(experiment.scoring.threshold)
     both = [mean_dice(found, truth, patients) for found in (with_lungs, without)]
     n = len(set(patients[np.asarray(truth.any(axis=(1, 2)))]))
     return dict(zip(COLUMNS, (name, number, n, *both, both[0] - both[1]), strict=True))
+
+
+def _without_lungs(study_set: StudySet, windows: int) -> StudySet:
+    """The test slices of a set alone, the channels behind the windows empty."""
+    tested = study_set.slices.select(study_set.rows("test"))
+    tested.images[:, windows:] = 0  # a copy of the set's
+    return replace(study_set, slices=tested, split=study_set.split[study_set.split["part"] == "test"])
 
 
 def mean_dice(found: NDArray[np.bool_], truth: NDArray[np.bool_], patients: NDArray[np.str_]) -> float:

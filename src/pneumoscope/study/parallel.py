@@ -17,10 +17,10 @@ from pneumoscope.errors import RunError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.plan import needs
-from pneumoscope.study.strategies import Trainer
+from pneumoscope.study.systems import StageMaker
 
-_TRAINER: list[Trainer] = []
-"""A worker's own trainer; empty in the main process."""
+_MAKER: list[StageMaker] = []
+"""A worker's own maker of stages; empty in the main process."""
 
 
 def train_in_parallel(
@@ -65,19 +65,19 @@ def train_in_parallel(
 def _open(
     experiment: Experiment, folder: Path, roots: dict[int, Path], masks: dict[int, Path], device: str, jobs: int
 ) -> None:
-    """Make a worker ready: its share of the processors, the sets, a trainer."""
+    """Make a worker ready: its share of the processors, the sets, a maker of stages."""
     import torch
 
     from pneumoscope.study.run import open_sets
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
     sets = open_sets(experiment, folder, roots, device=device, masks=masks)
-    _TRAINER[:] = [Trainer(experiment, sets, folder, device=device, resume=True)]
+    _MAKER[:] = [StageMaker(experiment, sets, folder, device=device, resume=True)]
 
 
 def _make(name: str) -> str:
-    trainer = _TRAINER[0]
-    for stage in (*needs(trainer.experiment, name), name):
-        if stage not in trainer.models:
-            trainer.make(stage)
+    maker = _MAKER[0]
+    for stage in (*needs(maker.experiment, name), name):
+        if stage not in maker.models:
+            maker.make(stage)
     return name

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from pneumoscope.experiments.schema import Experiment, Stage
+from pneumoscope.experiments.systems import ON_SLICES
 
 ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
 """Parts of a strategy that do not touch the training itself, only what is kept of it."""
@@ -13,7 +14,7 @@ ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
 FORWARD_SHARE = 1 / 3
 """What looking at a slice costs beside learning from it: one pass forward of one forward and two backward."""
 
-TrainingKey = tuple[tuple[int, frozenset[str], frozenset[str]], ...]
+TrainingKey = tuple[tuple[str, int, frozenset[str], frozenset[str]], ...]
 
 
 def training_key(experiment: Experiment, name: str) -> TrainingKey:
@@ -24,7 +25,7 @@ def training_key(experiment: Experiment, name: str) -> TrainingKey:
         parts = experiment.strategy_of(stage.name)
         mixed = "averaging" in parts and stage is not lineage[-1]  # a later stage starts from the mix
         moved = parts & {"averaging", "selector"} if mixed else frozenset()
-        entries.append((stage.site, parts - ONLY_KEPT, moved))
+        entries.append((stage.system, stage.site, parts - ONLY_KEPT, moved))
     return tuple(entries)
 
 
@@ -41,6 +42,11 @@ def needs(experiment: Experiment, name: str) -> list[str]:
     return before if first == name else [*before, *(s for s in (*needs(experiment, first), first) if s not in before)]
 
 
+def on_slices(experiment: Experiment) -> list[Stage]:
+    """The stages that are trained on slices, whose steps can be counted beforehand."""
+    return [stage for stage in experiment.stages.chain if stage.system in ON_SLICES]
+
+
 def epoch_length(experiment: Experiment, stage: Stage, train_slices: Mapping[int, int]) -> int:
     """Slices that an epoch of a stage shows."""
     budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
@@ -48,14 +54,14 @@ def epoch_length(experiment: Experiment, stage: Stage, train_slices: Mapping[int
 
 
 def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
-    """Optimiser steps of all trainings together, at most: none stops early, each training counts once.
+    """Optimiser steps of all trainings on slices, at most: none stops early, each training counts once.
 
     Args:
         experiment: the study.
         train_slices: training slices by set number.
     """
     total = 0
-    for stage in experiment.stages.chain:
+    for stage in on_slices(experiment):
         if leader(experiment, stage.name) != stage.name:
             continue
         budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
@@ -71,7 +77,7 @@ def guard_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> floa
     training on each of its slices once, of every stage before.
     """
     total = 0.0
-    for stage in experiment.stages.chain:
+    for stage in on_slices(experiment):
         parts = experiment.strategy_of(stage.name)
         if leader(experiment, stage.name) != stage.name:
             continue

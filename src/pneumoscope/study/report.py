@@ -18,6 +18,7 @@ from pneumoscope.study.findings import findings, main_stages, pattern
 from pneumoscope.study.folder import read_experiment
 from pneumoscope.study.guard import GUARD_FILE
 from pneumoscope.study.shift import LEAKAGE_FILE
+from pneumoscope.study.systems_table import PICTURE, read_systems
 
 REPORT_FILE = "report.html"
 
@@ -64,6 +65,7 @@ def write_report(folder: str | Path) -> Path:
         "losses": [row for row in differences if row["kind"] == "loss"],
         "best": tables["best_stage"],
         **strategies(experiment, folder),
+        "systems": read_systems(folder),
         "guard": guard,
         "guard_text": " ".join(f"{stage['stage']}: {stage['sentence']}" for stage in guard.get("stages", [])),
         "leakage": _read_if_there(folder / LEAKAGE_FILE),
@@ -167,6 +169,7 @@ def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "heat_map": uri("heatmap_f1.png"),
         **{name: uri(f"{name}.png") for name in ("changes", "calibration", "appearance", "lesions", "distance")},
         "leakage_picture": uri("leakage.png"),
+        "systems_picture": uri(PICTURE),
         "examples": [(name, picture) for name, picture in examples if picture],
         "curves": [(name, picture) for name, picture in curves if picture],
     }

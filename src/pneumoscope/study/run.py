@@ -21,6 +21,7 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json, write_text
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import figures
+from pneumoscope.study.answers import StageModel
 from pneumoscope.study.data import StudySet, build_set, find_cases, lung_folders, roots_of
 from pneumoscope.study.folder import begin, write_environment
 from pneumoscope.study.forecast import Forecast, forecast
@@ -32,8 +33,8 @@ from pneumoscope.study.predictions import predict_stage
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scoring import Scorer, ranked_slice, write_per_case
 from pneumoscope.study.shift import write_shift
-from pneumoscope.study.stages import TrainedModel
-from pneumoscope.study.strategies import Trainer
+from pneumoscope.study.systems import StageMaker
+from pneumoscope.study.systems_table import write_systems
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class _Study:
         self.experiment, self.folder, self.resume = experiment, folder, resume
         self.device, self.progress = device, progress
         self.sets: dict[int, StudySet] = {}
-        self.models: dict[str, TrainedModel] = {}
+        self.models: dict[str, StageModel] = {}
         self.expected: Forecast | None = None
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
@@ -195,7 +196,7 @@ class _Study:
                 device=self.device,
                 progress=self.progress,
             )
-        trainer = Trainer(
+        maker = StageMaker(
             self.experiment,
             self.sets,
             self.folder,
@@ -204,7 +205,7 @@ class _Study:
             progress=self.progress,
         )
         for stage in self.experiment.stages.chain:
-            self.models[stage.name] = trainer.make(stage.name)
+            self.models[stage.name] = maker.make(stage.name)
         self._lap("training")
 
     def predict(self) -> None:
@@ -230,6 +231,7 @@ class _Study:
         forgotten = forgetting_table(experiment, common)
         gains = transfer(experiment, common, untrained_f1(untrained))
         write_tables(cells, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        write_systems(cells, folder)
         write_shift(cells, folder, self.sets, self.progress)
         self._lap("calibration and appearance")
         self._draw(scorer, rows, matrix)
@@ -254,7 +256,7 @@ class _Study:
         figures.redraw(self.experiment, self.folder, matrix, best_epochs(self.folder))
 
     def _example(
-        self, scorer: Scorer, model: TrainedModel, number: int, position: int, title: str, own: pd.DataFrame
+        self, scorer: Scorer, model: StageModel, number: int, position: int, title: str, own: pd.DataFrame
     ) -> figures.Example:
         study_set = self.sets[number]
         row = study_set.rows("test")[position]

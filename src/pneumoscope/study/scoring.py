@@ -20,6 +20,7 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.metrics.overlap import slice_scores
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.progress import Progress, silent
+from pneumoscope.study.answers import StageModel
 from pneumoscope.study.appearance import LESION_COLUMNS, lesion_rows
 from pneumoscope.study.cells import (
     SCORE_COLUMNS,
@@ -60,11 +61,11 @@ class Scorer:
     computed: list[tuple[str, int]] = field(default_factory=list)
     _prints: dict[int, str] = field(default_factory=dict)
 
-    def predict(self, model: TrainedModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def predict(self, model: StageModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Infiltrate found in slices of a set, (n, h, w) bool."""
         return np.asarray(self.probability(model, number, rows) >= 255 * self.experiment.scoring.threshold)
 
-    def probability(self, model: TrainedModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def probability(self, model: StageModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Probability of infiltrate in slices of a set, (n, h, w), in steps of 1/255; kept ones are read."""
         slices = self.sets[number].slices
         result = np.zeros((len(rows), *slices.target.shape[1:]), np.uint8)
@@ -78,11 +79,12 @@ class Scorer:
         for case in dict.fromkeys(asked["case"][missing]):
             chunk = np.flatnonzero(missing & (asked["case"] == case).to_numpy())
             precision = self.experiment.training.precision
-            p, _ = model.predict_scan(slices.images[rows[chunk]], site=number, device=self.device, precision=precision)
+            images = model.inputs(self.sets[number], rows[chunk])
+            p, _ = model.predict_scan(images, site=number, device=self.device, precision=precision)
             result[chunk] = np.floor(p * 255 + 0.5).astype(np.uint8)
         return result
 
-    def _kept(self, model: TrainedModel, number: int) -> list[tuple[tuple[str, int], NDArray[np.uint8]]]:
+    def _kept(self, model: StageModel, number: int) -> list[tuple[tuple[str, int], NDArray[np.uint8]]]:
         """Kept answers of these weights by case and slice; none where nothing was kept."""
         try:
             kept = read_predictions(model.folder, number)
@@ -93,7 +95,7 @@ class Scorer:
         names = zip(kept.case.tolist(), kept.slice.tolist(), strict=True)
         return list(zip(names, kept.probability, strict=True))
 
-    def stage(self, model: TrainedModel, folder: Path | None) -> pd.DataFrame:
+    def stage(self, model: StageModel, folder: Path | None) -> pd.DataFrame:
         """The rows of per_case.csv of one stage, on all sets; cells are kept in `folder` when one is given."""
         parts = []
         for done, number in enumerate(sorted(self.sets), start=1):
@@ -104,7 +106,7 @@ class Scorer:
                 self.progress(f"scoring {model.name}", done, len(self.sets), f"set {number}: {len(parts[-1])} slices")
         return pd.concat(parts, ignore_index=True)
 
-    def cell(self, model: TrainedModel, number: int, folder: Path | None = None) -> Cell:
+    def cell(self, model: StageModel, number: int, folder: Path | None = None) -> Cell:
         """One cell: from `folder` when its key still fits, else computed (and kept there)."""
         seen = self._seen(model.name, number)
         if number not in self._prints:
@@ -120,7 +122,7 @@ class Scorer:
         write_cell(folder, cell)
         return read_cell(folder, model.name, number, key) or cell
 
-    def _compute(self, model: TrainedModel, number: int, key: str) -> Cell:
+    def _compute(self, model: StageModel, number: int, key: str) -> Cell:
         study_set = self.sets[number]
         parts = ("train", "val", "test") if self.scores_all(model.name, number) else ("val", "test")
         rows = np.sort(np.concatenate([study_set.rows(part) for part in parts]))

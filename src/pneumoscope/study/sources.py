@@ -47,7 +47,7 @@ def make_augment(experiment: Experiment, job: StageJob) -> SliceAugment | None:
     training = experiment.training
     if training.augment == "none":
         return None
-    grey = len(experiment.preprocessing.windows_hu)
+    grey = job.image_channels(experiment)
     values = dict(STRONG) if training.augment == "strong" else {}
     hides = (grey, training.hide_lung) if job.in_channels > grey and training.hide_lung else None
     return SliceAugment(**values, image_channels=grey, drop_channel=hides)

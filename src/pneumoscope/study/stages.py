@@ -28,6 +28,8 @@ from pneumoscope.study.sources import sources_of
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
+    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.neighbours import Neighbours
     from pneumoscope.training.strategies.penalties import Penalty
     from pneumoscope.training.strategies.selector import Selector
     from pneumoscope.training.tasks import Task
@@ -72,6 +74,7 @@ class StageJob:
         start: the stage whose weights it begins with, or None for new ones.
         task: ``infiltrate`` or ``lungs``; what the first output channel means.
         guard: what the strategy adds.
+        near: neighbouring slices among the channels; None for single slices.
     """
 
     name: str
@@ -82,11 +85,16 @@ class StageJob:
     start: TrainedModel | None
     task: str
     guard: Guard = Guard()
+    near: Neighbours | None = None
+
+    def image_channels(self, experiment: Experiment) -> int:
+        """Channels that hold grey values and no lung mask."""
+        return self.near.image_channels if self.near else len(experiment.preprocessing.windows_hu)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A finished stage.
+    """A finished stage on slices; see `answers.StageModel`.
 
     Attributes:
         name: of the stage.
@@ -97,6 +105,7 @@ class TrainedModel:
         experts: network per set number, where the stage keeps one for each; else empty.
         selector: says which of them a scan is for.
         site_known: ask for the set instead, where there is a network for it.
+        near: neighbouring slices that it is shown; None for single slices.
     """
 
     name: str
@@ -107,6 +116,16 @@ class TrainedModel:
     experts: Mapping[int, UNet] = field(default_factory=dict)
     selector: Selector | None = None
     site_known: bool = False
+    near: Neighbours | None = None
+
+    @property
+    def sees_lungs(self) -> bool:
+        """The lung channel is part of what it is shown, where the slices have one."""
+        return True
+
+    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[np.generic]:
+        """Images (n, c, h, w) of slices of one scan as the network takes them."""
+        return study_set.slices.images[rows] if self.near is None else self.near.images(study_set, rows)
 
     def predict(
         self, images: NDArray[np.generic], *, device: str, precision: str, batch_size: int = 16
@@ -242,6 +261,7 @@ def _begin_from(model: UNet, start: TrainedModel | None) -> str:
 def _identity(experiment: Experiment, job: StageJob, slices: list[str]) -> str:
     """Fingerprint of all that shapes the weights of the stage; where a number comes from does not."""
     plain = to_json(experiment)
+    plain["preprocessing"].pop("neighbours")  # it shows in the channels; stages made before it existed stand
     return fingerprint(
         {
             **{key: {**plain[key], "sources": None} for key in ("preprocessing", "network", "training")},
@@ -293,10 +313,14 @@ def _save(
     return TrainedModel(job.name, own, model, digest, trained_now=True)
 
 
-def preprocessing_card(experiment: Experiment, *, lung_channel: bool) -> dict[str, Any]:
-    """The preprocessing of a stage's network as a model card words it, see `inference.inputs.input_from_card`."""
+def preprocessing_card(experiment: Experiment, *, lung_channel: bool, near: Neighbours | None = None) -> dict[str, Any]:
+    """The preprocessing of a stage's network as a model card words it, see `inference.inputs.input_from_card`.
+
+    Networks that see neighbours have a kind of their own, which `segment` does not take.
+    """
+    kind = "hu_windows" if experiment.preprocessing.intensity == "hu" else "grey8"
     return {
-        "kind": "hu_windows" if experiment.preprocessing.intensity == "hu" else "grey8",
+        **({"kind": kind} if near is None else {"kind": f"{kind}_2.5d", "neighbours": near.reach}),
         "size": experiment.preprocessing.size,
         "windows_hu": [list(window) for window in experiment.preprocessing.windows_hu],
         "lung_channel": lung_channel,
@@ -311,7 +335,7 @@ def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, 
         "task": job.task,
         "threshold": experiment.scoring.threshold,
         "preprocessing": preprocessing_card(
-            experiment, lung_channel=job.in_channels > len(experiment.preprocessing.windows_hu)
+            experiment, lung_channel=job.in_channels > job.image_channels(experiment), near=job.near
         ),
         "started_from": loaded,
         "training": {

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.models.unet import UNet
+    from pneumoscope.study.neighbours import Neighbours
     from pneumoscope.training.strategies.penalties import Penalty
 
 EXPERTS_FILE = "experts.json"
@@ -50,6 +51,7 @@ class Trainer:
         device: to train on.
         resume: take what is finished, and go on with what was begun.
         progress: told about every training.
+        near: neighbouring slices that its networks see; None for single slices.
         models: the stages made so far, by name.
         trainings: where each training lies, by its fingerprint.
     """
@@ -60,6 +62,7 @@ class Trainer:
     device: str = "auto"
     resume: bool = False
     progress: Progress = silent
+    near: Neighbours | None = None
     models: dict[str, TrainedModel] = field(default_factory=dict)
     trainings: dict[str, TrainedModel] = field(default_factory=dict)
 
@@ -84,8 +87,8 @@ class Trainer:
             progress=self.progress,
         )
         made = self._kept(stage, parts, trained, own) if apart or trained.folder != own else trained
-        self.models[name] = made
-        return made
+        self.models[name] = replace(made, near=self.near)
+        return self.models[name]
 
     # -- what a training is shown ------------------------------------------------------------------------------
 
@@ -100,7 +103,8 @@ class Trainer:
         table = slices.table.iloc[rows]
         names = [f"{case} slice {k}" for case, k in zip(table["case"], table["slice"], strict=True)]
         target = two_channel_target(slices.target[rows], self.experiment.network.out_channels)
-        return slices.images[rows], target, names
+        images = slices.images[rows] if self.near is None else self.near.images(self.sets[number], rows)
+        return images, target, names
 
     def earlier(self, stage: Stage) -> list[int]:
         """Numbers of the sets that the lineage of a stage was trained on before, without its own."""
@@ -256,15 +260,17 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
     if "lwf" in parts:
         notes.append(f"lwf weight {strategy.lwf_weight}, temperature {strategy.lwf_temperature}")
     penalties = penalties_of(trainer, stage, parts) if parts & {"ewc", "lwf"} else None
+    lung = int(experiment.preprocessing.lung_channel)
     return StageJob(
         stage.name,
-        experiment.preprocessing.channels,
+        trainer.near.image_channels + lung if trainer.near else experiment.preprocessing.channels,
         experiment.network.out_channels,
         experiment.network.features,
         experiment.stages.first if start is None else experiment.stages.retrain,
         start,
         "infiltrate",
         Guard(earlier, strategy.earlier_share, penalties, frozen, "; ".join(notes)),
+        trainer.near,
     )
 
 
