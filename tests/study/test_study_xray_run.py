@@ -76,6 +76,22 @@ def test_the_folder_holds_what_the_interface_promises(done):
     }
 
 
+def test_remedies_networks_of_fewer_draws_are_counted_as_such(done, roots, tmp_path):
+    out = shutil.copytree(done, tmp_path / "run")
+    settings = json.loads((out / "experiment.json").read_text())
+    settings["honest"]["network_draws"] = 1
+    (out / "experiment.json").write_text(json.dumps(settings))
+    plan = small("honest.network_draws=1", "training.repeats=2", "training.stages=Model_1")
+    settings["training"]["stages"] = ["Model_1"]
+    (out / "experiment.json").write_text(json.dumps(settings))
+    table = run_xray_study(plan, out, data=roots, device="cpu", resume=True).remedies.set_index(["model", "arm"])
+    assert not (out / "stages" / "Model_1_border_seed1").exists()
+    assert (out / "stages" / "Model_1_seed1" / "done.json").is_file()
+    assert table.loc[("Model_1", "border"), "draws"] == 1
+    assert table.loc[("Model_1", "as paper"), "draws"] == 2
+    assert "1 of 2 draws" in (out / "report.html").read_text()
+
+
 def test_without_the_file_model_3_is_left_out_and_said(done):
     said = json.loads((done / "study.json").read_text())["left_out"]
     assert any(line.startswith("Model_3: no file of ImageNet weights") and "resnet50=FILE" in line for line in said)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access
-from pneumoscope.experiments.sheet import Sheet, leaf
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
 
 MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
@@ -142,6 +142,7 @@ class XrayHonest(Sheet):
             test everything.
         networks: remedies for which the small CNN is trained as well; none: the baseline only.
         held_out_networks: train the small CNN also with each source of COVID-19 left out.
+        network_draws: do both in so many draws only (baselines and the paper's networks are made in every draw).
     """
 
     thumbnail: int = leaf("pixels", low=2, high=64)
@@ -155,6 +156,7 @@ class XrayHonest(Sheet):
     adults_train: float = leaf("share", low=0.1, high=0.9)
     networks: tuple[str, ...] | None = leaf(choices=ARMS)
     held_out_networks: bool = leaf()
+    network_draws: int | None = leaf("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,8 @@ class _Study:
             jobs.append(Job("Model_2", plain, start=stage_folder(folder, zero, trial)))
         if "Model_3" in stages and weights is not None:
             jobs.append(Job("Model_3", plain, weights=weights))
+        if honest.network_draws is not None and trial.repeat >= honest.network_draws:
+            return jobs
         chosen = [arms[name] for name in honest.networks or () if trial.adults is not None or not arms[name].adults]
         jobs += [Job("Model_1", arm) for arm in chosen]
         if honest.held_out_networks:

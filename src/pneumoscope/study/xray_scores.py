@@ -112,7 +112,8 @@ def _over_seeds(
 def remedies(per_case: pd.DataFrame, probe: pd.DataFrame, experiment: XrayExperiment) -> pd.DataFrame:
     """One row per classifier and remedy, means over seeds; NaN where something was not run.
 
-    Columns: ``accuracy`` and ``f1`` on the same sources; ``recall_covid`` there; ``healthy_called_covid`` and
+    Columns: ``draws``: how many were averaged; those of the sources left out may be fewer, see `unseen_draws`;
+    ``accuracy`` and ``f1`` on the same sources; ``recall_covid`` there; ``healthy_called_covid`` and
     ``sick_called_covid`` among adults without COVID-19; ``recall_unseen`` and ``recall_unseen_<source>``: COVID-19 of
     a source left out of training; ``adults_only``: mean of `recall_covid` and of the share of healthy adults not called
     COVID-19 (guessing gives 0.5); ``adults_only_unseen``: the same of the classifiers that have not seen the source;
@@ -122,11 +123,12 @@ def remedies(per_case: pd.DataFrame, probe: pd.DataFrame, experiment: XrayExperi
     own = per_case[per_case["model"] != "Model_0"]
     for model, arm in dict.fromkeys(zip(own["model"], own["arm"], strict=True)):
         part = own[(own["model"] == model) & (own["arm"] == arm)]
-        row: dict[str, Any] = {"model": model, "arm": arm}
+        row: dict[str, Any] = {"model": model, "arm": arm, "draws": part["seed"].nunique()}
         whole, unseen = part[part["without"] == ""], part[part["without"] != ""]
         row |= _same_sources(whole, experiment)
         healthy = _said(whole, HEALTHY, positive)
         row |= {"healthy_called_covid": healthy, "sick_called_covid": _said(whole, SICK, positive)}
+        row["unseen_draws"] = unseen["seed"].nunique()
         left_out = sorted(unseen["without"].unique())
         recalls = {s: _said(unseen[unseen["without"] == s], f"{UNSEEN} {s}", positive) for s in left_out}
         row["recall_unseen"] = _mean(list(recalls.values()))
