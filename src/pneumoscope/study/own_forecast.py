@@ -29,7 +29,7 @@ def forecast_own(plan: TrainingPlan, setup: Setup, config: Any, max_minutes: flo
     return (
         f"{len(setup.train)} training and {len(setup.val)} validation {setup.kind}, at most {plan.epochs} epochs of "
         f"{steps} steps of {drawing + computing:.2f} s: up to about {minutes:.1f} minutes{limit}; a step about "
-        f"{plan.step_gigabytes():.1f} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
+        f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
         f"{memory_at_hand(device):.1f} GB free"
     )
 

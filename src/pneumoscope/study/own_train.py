@@ -87,7 +87,8 @@ def train_own(
     from pneumoscope.training.loop import fit
 
     folder = prepare_folder(out, marker=BEGUN_FILE, overwrite=overwrite, resume=resume)
-    lungs_for = own_lungs(device, plan.precision)
+    precision = plan.precision if plan.dims == "2d" else "auto"  # what `segment` takes, however it was trained
+    lungs_for = own_lungs(device, precision)
     with out_of_memory_advice(plan):
         setup = set_up(plan, train, val, lungs_for, progress)
         go_on = _begin(folder, plan, setup, resume)
@@ -96,8 +97,8 @@ def train_own(
         progress("forecast", 1, 1, forecast_own(plan, setup, config, max_minutes))
         result = fit(setup.model, setup.task, setup.train, setup.val, config, folder, resume=go_on, progress=progress)
         card = save_own(folder, setup.model, setup.card, plan, result, setup.said, train)
-        scores = score_own(folder, val, device, plan.precision, lungs_for, progress)
-        tested = score_own(folder, test, device, plan.precision, lungs_for, progress, "test") if test else None
+        scores = score_own(folder, val, device, precision, lungs_for, progress)
+        tested = score_own(folder, test, device, precision, lungs_for, progress, "test") if test else None
     chosen_on = write_scores(folder, card, scores, tested, result)
     return OwnResult(folder, scores, tested, chosen_on, result.epochs_run, result.stopped_by, result.seconds)
 
