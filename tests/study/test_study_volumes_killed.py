@@ -9,12 +9,12 @@ import time
 import pytest
 
 MUELLER = ["data.sets.covid19ctseg.phantom_patients=3", "data.sets.an2020.phantom_patients=1", "network.features=2,4",
-           "phases.fit.steps=6", "phases.fit.max_epochs=6", "phases.fit.size=16,16,8", "folds.k=2",
-           "folds.ablation=false", "training.validation_boxes=1"]  # fmt: skip
+           "phases.fit.steps=2", "phases.fit.max_epochs=40", "phases.fit.patience=none", "phases.fit.size=16,16,8",
+           "folds.k=2", "folds.ablation=false", "training.validation_boxes=1"]  # fmt: skip
 BRESSEM = ["data.sets.ricord.phantom_patients=3", "data.sets.covid19ctseg.phantom_patients=1",
            "data.sets.mosmed.phantom_patients=1", "network.features=2,4,4,2,2", "training.validation_boxes=1",
-           *(f"phases.{p}.max_epochs=4" for p in ("decoder", "low", "high")),
-           *(f"phases.{p}.size=16,16,8" for p in ("decoder", "low", "high"))]  # fmt: skip
+           "phases.low.max_epochs=2", *(f"phases.{p}.max_epochs=40" for p in ("decoder", "high")),
+           *(f"phases.{p}.{v}" for p in ("decoder", "low", "high") for v in ("size=16,16,8", "steps=2"))]  # fmt: skip
 STUDIES = {
     "mueller-2021-small": (MUELLER, ("k2-f1", "k2-f2")),
     "bressem-2021-small": (BRESSEM, ("split-decoder", "split-low", "split-high")),
@@ -54,7 +54,7 @@ def test_killed_by_the_system_ends_to_the_bit_like_an_undisturbed_study(recipe, 
         history, done = (killed / "stages" / stage / name for name in ("history.csv", "done.json"))
         deadline = time.monotonic() + 400
         while rows(history) < 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL

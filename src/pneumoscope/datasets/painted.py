@@ -53,7 +53,7 @@ def paint_lesions(
     rough = _lattice(where, PLACING_STEP_MM)
     lesions = place_in(Room(rough, _distance(rough, where, inside)), lattice, plan, of_places, of_noise)
     hu, drawn = volume.hu.astype(np.float32, copy=True), np.zeros(volume.hu.shape, np.uint8)
-    part_hu, part_drawn = (array[box].transpose(2, 1, 0) for array in (hu, drawn))
+    part_hu, part_drawn = hu[box].transpose(2, 1, 0), drawn[box].transpose(2, 1, 0)
     for low in range(0, len(where.z_mm), SLICES_AT_ONCE):
         part = slice(low, low + SLICES_AT_ONCE)
         shown, labels = _paint(part_hu[part], inside[part], lesions, where.slices(part), rise_hu, meshwork_hu)
