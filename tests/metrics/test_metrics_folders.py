@@ -260,7 +260,8 @@ def test_pairs_by_name_whatever_the_format(tmp_path):
 
 
 def test_pairs_of_case_folders_with_a_flat_reference(tmp_path):
-    pred = touch(tmp_path / "p", *(f"{c}/{s}.nii.gz" for c in "ab" for s in ("lungs", "infiltrate", "probability")))
+    written = ("lungs", "infiltrate", "probability", "registration", "uncertainty-entropy", "uncertainty-variance")
+    pred = touch(tmp_path / "p", *(f"{c}/{s}.nii.gz" for c in "ab" for s in written))
     ref = touch(tmp_path / "r", "a.nii.gz", "b.nii.gz")
     assert names(find_pairs(pred, ref), tmp_path) == [
         ("a", "p/a/infiltrate.nii.gz", "r/a.nii.gz"),

@@ -24,6 +24,9 @@ from pneumoscope.io.scans import MASK_NAME
 STRUCTURES = ("infiltrate", "lungs")
 """Masks that a case folder of ours holds."""
 
+NO_MASKS = ("probability", "registration", "uncertainty-entropy", "uncertainty-variance")
+"""Images in a case folder of ours that are no masks."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -97,7 +100,7 @@ def _masks(folder: Path) -> dict[str, Path]:
         if hidden or not path.is_file() or suffix_of(path) not in IMAGE_SUFFIXES:
             continue
         name = _name(path.relative_to(folder))
-        if name.rsplit("/", 1)[-1] == "probability":
+        if name.rsplit("/", 1)[-1] in NO_MASKS:
             continue
         if name in found:
             raise InputError(f"has the same case name as {found[name].name} beside it; keep one of them", path=path)
