@@ -154,7 +154,7 @@ def source_of(pictures: Pictures, parts: Parts, part: str) -> PictureSource:
 def licences(pictures: Pictures, parts: Parts) -> list[dict[str, Any]]:
     """Data sets that taught or chose, with licence, citation and number of pictures."""
     found: dict[tuple[str, str, str], int] = {}
-    for i in np.concatenate([parts.rows["train"], parts.rows["val"]]):
+    for i in np.concatenate([parts.rows["train"], parts.rows["val"], parts.unknown]):
         case = pictures.cases[int(i)]
         key = case.dataset, case.licence, case.citation
         found[key] = found.get(key, 0) + 1

@@ -147,13 +147,15 @@ def classify(
         ReadError: a picture cannot be read.
         ModelError: the model cannot be used.
     """
-    from pneumoscope.inference.radiographs import classify_pictures
+    from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures
     from pneumoscope.io.radiograph import read_radiograph
     from pneumoscope.volume import Radiograph
 
     given = [images] if isinstance(images, (str, Path, Radiograph)) else images
-    pictures = [image if isinstance(image, Radiograph) else read_radiograph(image) for image in given]
-    return tuple(classify_pictures(pictures, model, device=device))
+    classifier = RadiographClassifier(model, device=device)
+    least = classifier.least_side
+    pictures = [i if isinstance(i, Radiograph) else read_radiograph(i, least_side=least) for i in given]
+    return tuple(classify_pictures(pictures, classifier))
 
 
 def evaluate(

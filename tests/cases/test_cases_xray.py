@@ -174,6 +174,7 @@ def test_dicom_is_named_by_a_hash_and_one_without_pixels_is_a_line(model, tmp_pa
     lateral = next(row for row in batch.rows if row.status == "abstained")
     assert lateral.answer.reason == "is a lateral view by its header"
     assert not any("doe" in row.image.lower() for row in batch.rows)
+    assert all(row.image.startswith("xr-") for row in batch.rows)
     with Image.open(next(out.glob("*_heatmap.png"))) as drawn:
         assert drawn.size == (90, 120)
 

@@ -13,14 +13,15 @@ Three questions, each with a limit in the model's card that was chosen on valida
 
 The first two ask for the kind of picture and do not use the network; the third asks whether it is like the training
 data. What lies far from chests, or nearer when turned, is ``none of these``; what passes a limit by less, or is a chest
-unlike the training data (another hospital's, say), is ``cannot say``.
+unlike the training data (another hospital's, say), is ``cannot say``. So is what keeps the limits of 1 and 3 by little
+both: CT slices do, chests seldom.
 Decision 0017 tells what was tried and left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ TURNS = (
 FAR = 1.5
 """Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class."""
 
+BOTH_SHARE = 3
+"""A CT slice is often within both limits, near to each: few chests are, so the sum may refuse more of them."""
+
 MIN_PICTURES, MIN_OF_A_SOURCE = 20, 10
 
 
@@ -63,11 +67,13 @@ class Limits:
         distance: of question 1; the largest that is answered.
         upright: of question 2: least ratio of the nearest turned distance and the own one; at least 1.
         features: of question 3; the largest that is answered.
+        both: largest sum of distance and features, each as a share of its own limit; 2 asks nothing more.
     """
 
     distance: float
     upright: float
     features: float
+    both: float = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +161,12 @@ class Familiar:
                 f"is unlike the pictures the model learnt from (distance {scores.features[row]:.2f}, "
                 f"limit {limits.features:.2f})"
             )
+        both = distance / limits.distance + float(scores.features[row]) / limits.features
+        if not both <= limits.both:
+            return "cannot say", (
+                f"lies at the edge of what the model learnt from, in looks and in features (together {both:.2f}, "
+                f"limit {limits.both:.2f})"
+            )
         return "", ""
 
 
@@ -187,9 +199,9 @@ def fit_familiar(
     Args:
         train: pictures (n, side, side), features (n, f), class numbers (n,).
         validation: pictures and features of other patients. Test pictures and pictures of other kinds have no part.
-        refused: share; three limits refuse up to three times as many.
-        sources: of each validation picture: no source of `MIN_OF_A_SOURCE` or more loses a larger share than `refused`,
-            however few its pictures are beside the others'.
+        refused: share; the limit on both refuses `BOTH_SHARE` times as many, most of them the same ones.
+        sources: of each validation picture: no source of `MIN_OF_A_SOURCE` or more passes one of the three limits more
+            often than `refused`, however few its pictures are beside the others'. The limit on both is of all together.
 
     Raises:
         InputError: fewer than `MIN_PICTURES` of either.
@@ -230,7 +242,9 @@ def fit_familiar(
         max(1.0, min(limit.upright for limit in each)),
         max(limit.features for limit in each),
     )
-    return Familiar(**{**vars(found), "limits": limits})
+    together = scores.distance / limits.distance + scores.features / limits.features
+    both = min(2.0, float(np.quantile(together, 1 - BOTH_SHARE * refused)))
+    return Familiar(**{**vars(found), "limits": replace(limits, both=both)})
 
 
 def _rows_by_source(n: int, sources: Sequence[str] | None) -> list[NDArray[np.intp]]:

@@ -210,10 +210,10 @@ def _temperature(card: dict[str, Any], folder: Path) -> float:
 
 
 def classify_pictures(
-    pictures: Sequence[Radiograph], model: str | Path = DEFAULT_MODEL, *, device: str = "auto"
+    pictures: Sequence[Radiograph], model: str | Path | RadiographClassifier = DEFAULT_MODEL, *, device: str = "auto"
 ) -> list[Answer]:
-    """Answers for pictures in memory; see `RadiographClassifier` for what is raised."""
-    classifier = RadiographClassifier(model, device=device)
+    """Answers for pictures in memory; see `RadiographClassifier`, which may be given itself, for what is raised."""
+    classifier = model if isinstance(model, RadiographClassifier) else RadiographClassifier(model, device=device)
     if not pictures:
         return []
     answers = classifier.answer(np.stack([classifier.square(p) for p in pictures]))
