@@ -20,7 +20,7 @@ METHOD_NAMES = {
     "grad-cam": "Grad-CAM (Selvaraju et al. 2017)",
     "occlusion": "occlusion (Zeiler and Fergus 2014)",
 }
-_CARD_ROWS = ("title", "licence", "limits", "warning")
+_CARD_ROWS = ("title", "licence", "warning")
 
 
 class Row(Protocol):
@@ -59,6 +59,7 @@ def write_xray_page(
         method: of the heat maps.
     """
     done = [row for row in rows if row.answer is not None]
+    limits = card.get("limits", [])
     order = [*facts["classes"], "cannot say", "none of these"]
     groups = []
     for name in order:
@@ -72,10 +73,11 @@ def write_xray_page(
         "failed": [row for row in rows if row.answer is None],
         "facts": facts,
         "method": METHOD_NAMES[method],
+        "limits": [limits] if isinstance(limits, str) else [str(limit) for limit in limits],
         "card": {
             "title": str(card.get("title", "model")),
             "rows": [line for key in _CARD_ROWS if key in card and key != "title" for line in flat(card[key], key)],
-            "more": flat({k: v for k, v in card.items() if k not in _CARD_ROWS}),
+            "more": flat({k: v for k, v in card.items() if k not in (*_CARD_ROWS, "limits")}),
         },
     }
     write_page(path, "xray.html", context)
