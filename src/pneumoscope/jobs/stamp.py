@@ -1,0 +1,101 @@
+"""The stamp: one fingerprint of everything that shapes a result; nothing else decides whether a kept one is valid.
+
+A stamp covers the settings, the weights a computation starts from, the *content* of the data it reads, and the version
+of the code that computes. A job is done when the `done.json` in its folder carries the stamp of now: it is written last
+and removed before the job runs again, so a folder without it is half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pneumoscope import __version__
+from pneumoscope.io.files import jsonable, sha256, write_json
+
+DONE_FILE = "done.json"
+"""Marks a finished job folder and carries its stamp."""
+
+
+def stamp(kind: str, *, revision: int, **parts: Any) -> str:
+    """Hex SHA-256 over a kind of job, its code and all that shapes its result.
+
+    Args:
+        kind: what is computed, e.g. ``predictions``.
+        revision: number of the computing code, raised whenever the same inputs give another result; the version of
+            this package is part of the stamp as well.
+        parts: settings and content sums by name; dataclass fields must be given as plain values. The order of keys
+            does not count.
+
+    Raises:
+        TypeError: a part has no JSON form that is the same in every process.
+    """
+    made_of = {"kind": kind, "revision": revision, "version": __version__, "parts": jsonable(parts)}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def content_of_files(paths: Iterable[str | Path]) -> str:
+    """Hex SHA-256 over the bytes of files; of a folder, over the relative names and bytes of all files below it.
+
+    Where the files lie and what they are called does not count, their order does.
+
+    Raises:
+        OSError: something is missing or cannot be read.
+    """
+    sums: list[Any] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            sums.append([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
+        else:
+            sums.append(sha256(path))
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def content_of_arrays(*arrays: ArrayLike | None) -> str:
+    """Hex SHA-256 over type, shape and values of arrays in order; None (a missing mask) counts as itself."""
+    total = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            total.update(b"none;")
+            continue
+        values = np.ascontiguousarray(array)
+        total.update(f"{values.dtype.str}{values.shape};".encode())
+        total.update(values.astype("U").tobytes() if values.dtype.kind == "O" else values.data)
+    return total.hexdigest()
+
+
+def is_done(folder: str | Path, wanted: str) -> bool:
+    """Whether the folder holds the whole result of this stamp."""
+    return read_done(folder).get("stamp") == wanted
+
+
+def read_done(folder: str | Path) -> dict[str, Any]:
+    """What `mark_done` wrote; empty where the job is not done or its mark is damaged."""
+    try:
+        content = json.loads((Path(folder) / DONE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def mark_done(folder: str | Path, made: str, **facts: Any) -> None:
+    """Say that the folder holds the whole result of this stamp; called after everything else is written.
+
+    Args:
+        folder: of the job.
+        made: its stamp.
+        facts: what else belongs into the mark (a row of a table, say), as JSON values.
+    """
+    write_json(Path(folder) / DONE_FILE, {"stamp": made, **facts})
+
+
+def mark_started(folder: str | Path) -> None:
+    """Take the mark away; called before a job writes into its folder."""
+    (Path(folder) / DONE_FILE).unlink(missing_ok=True)
