@@ -130,14 +130,16 @@ def test_copies_across_sets(tree, made):
     assert "never train on one and test on the other" in copies[0].detail
 
 
-def test_dicom_scans_are_linked_and_their_masks_repaired(tmp_path):
+def test_dicom_scans_are_copied_and_their_masks_repaired(tmp_path):
     write_phantom(tmp_path / "data", "A", 3, seed=3, size="tiny", format="dicom")
     first = audit_dataset("phantom", tmp_path / "data", tmp_path / "out", AuditOptions(fix=tmp_path / "fixed"))
     assert [(f.case, f.kind) for f in first.findings] == [("A-002", "speck")]
     again = audit_dataset("manifest", tmp_path / "fixed", tmp_path / "out2")
     assert again.findings == []
     source = next((tmp_path / "data" / "images" / "A-002").iterdir())
-    assert (tmp_path / "fixed" / "images" / "A-002" / source.name).samefile(source)
+    copy = tmp_path / "fixed" / "images" / "A-002" / source.name
+    assert copy.read_bytes() == source.read_bytes()
+    assert not copy.samefile(source)
 
 
 def test_the_shipped_models_take_part(tree):

@@ -18,6 +18,7 @@ from pneumoscope.datasets.audit.raw import RawCase, read_raw
 from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditRules
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import leaving_link
+from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
@@ -118,6 +119,8 @@ def audit_dataset(
     if options.fix is not None and dataset_info(name).kind == "slices":
         raise InputError(f"{name} holds single slices; a cleaned copy is written of scans only, leave out --fix")
     cases = _cases(name, root)
+    if options.fix is not None:
+        file_names(cases)
     _prepare(out, options, [Path(root), *(path for _, path in options.also)], overwrite, dry=True)
     segmenter = _segmenter(options)
     others = [p for also, path in options.also for p in _prints(also, path, progress)]
@@ -336,7 +339,7 @@ def write_copy(
     changed = 0
     with atomic_path(folder / copy.CHANGES) as temporary, temporary.open("w", encoding="utf-8") as stream:
         copy.begin_changes(stream)
-        for number, case in enumerate(cases):
+        for number, (case, name) in enumerate(zip(cases, file_names(cases), strict=True)):
             progress("cleaned copy", number, len(cases), case.case)
             try:
                 raw = read_raw(case)
@@ -347,7 +350,7 @@ def write_copy(
             if segmenter is not None and raw.lungs is None and raw.hounsfield:
                 lungs = segmenter.run(raw.volume).lungs.labels
             mended = repair_case(raw, options.repairs, options.rules, lungs=lungs, stacked=raw.sized)
-            rows.append(copy.write_case(folder, raw, mended))
+            rows.append(copy.write_case(folder, raw, mended, name))
             stream.writelines(copy.change_rows(raw, mended))
             voxels.update(copy.summary(mended))
             left.update(f.kind for f in mended.left)

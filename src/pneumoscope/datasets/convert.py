@@ -81,7 +81,7 @@ def convert_cases(
 ) -> Converted:
     """As `convert_dataset`, for cases that are there already."""
     layout = LAYOUTS[to]
-    names = _file_names(cases)
+    names = file_names(cases)
     folder = _prepared(Path(out), overwrite)
     work = folder / f".tmp-{os.getpid()}-convert"
     work.mkdir()
@@ -109,7 +109,7 @@ def convert_cases(
     return Converted(folder, to, tuple(row["case"] for row in run.rows), undrawn, labels, failed)
 
 
-def _file_names(cases: Sequence[Case]) -> list[str]:
+def file_names(cases: Sequence[Case]) -> list[str]:
     """Safe, different names for the cases."""
     names = [case_name(case.case) for case in cases]
     folded = [name.casefold() for name in names]

@@ -63,7 +63,7 @@ class Layout:
 
 def _nnunet_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
     part = "Tr" if scan.infiltrate is not None else "Ts"
-    stored = _write_values(scan.volume, run.work / f"images{part}" / f"{name}_0000.nii.gz")
+    stored = write_values(scan.volume, run.work / f"images{part}" / f"{name}_0000.nii.gz")
     _write_masks(run, scan, {"lungs": f"lungs{part}", "infiltrate": f"labels{part}"}, name)
     _note(run, case, scan, name, stored, part)
 
@@ -108,7 +108,7 @@ def _slices_finish(run: Run, labels: Mapping[int, str]) -> None:
 
 def _manifest_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
     _require_hu(scan.volume)
-    stored = _write_values(scan.volume, run.work / "images" / f"{name}.nii.gz")
+    stored = write_values(scan.volume, run.work / "images" / f"{name}.nii.gz")
     masks = _write_masks(run, scan, {"lungs": "lungs", "infiltrate": "infiltrate"}, name, each_its_own=True)
     run.entries.append({"case": name, "image": f"images/{name}.nii.gz", **masks, "patient": case.patient,
                         "date": case.date, "source": case.source})  # fmt: skip
@@ -127,7 +127,7 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def _write_values(volume: Volume, path: Path) -> str:
+def write_values(volume: Volume, path: Path) -> str:
     """Write a scan so that it comes back bit for bit; gives the type it is stored in."""
     from pneumoscope.io.write import write_image, write_volume
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,12 @@ import numpy as np
 from pneumoscope.datasets.audit.raw import RawCase
 from pneumoscope.datasets.audit.repair import NOT_CARRIED, Repaired, file_index
 from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.convert_layouts import write_values
 from pneumoscope.errors import InputError, ReadError
+from pneumoscope.io.files import atomic_path
+from pneumoscope.io.itk_out import save_nrrd
+from pneumoscope.io.kinds import kind_of, suffix_of
+from pneumoscope.io.read import read_stored
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
 
 TABLE = "manifest.csv"
@@ -38,8 +42,8 @@ def require_apart(copy: Path, roots: Iterable[Path]) -> None:
             raise InputError(f"lies in or around the data set {root}; choose a folder beside it", path=copy)
 
 
-def write_case(folder: Path, raw: RawCase, repaired: Repaired) -> dict[str, Any]:
-    """Write one case of the copy: the image linked (copied where that is impossible), the masks anew.
+def write_case(folder: Path, raw: RawCase, repaired: Repaired, name: str) -> dict[str, Any]:
+    """Write one case of the copy under the file name `name`: the image unchanged, the masks as repaired.
 
     Returns:
         Its row of the manifest.
@@ -48,56 +52,49 @@ def write_case(folder: Path, raw: RawCase, repaired: Repaired) -> dict[str, Any]
 
     case = raw.case
     row: dict[str, Any] = dict.fromkeys(TABLE_COLUMNS, "")
-    row |= {"case": case.case, "patient": case.patient, "date": case.date, "source": case.source}
-    row["image"] = _image(folder, case, raw)
+    row |= {"case": name, "patient": case.patient, "date": case.date, "source": case.source}
+    row["image"] = _image(folder, case, raw, name)
     for what, labels in (("lungs", repaired.lungs), ("infiltrate", repaired.infiltrate)):
         if labels is not None:
-            row[what] = f"{what}/{case.case}.nii.gz"
+            row[what] = f"{what}/{name}.nii.gz"
             names = LUNG_LABELS if what == "lungs" else INFILTRATE_LABELS if (labels == 2).any() else INFILTRATE_LABEL
             write_mask(Mask(labels, raw.volume.grid, dict(names)), folder / row[what], raw.volume.native)
     return row
 
 
-def _image(folder: Path, case: Case, raw: RawCase) -> str:
+def _image(folder: Path, case: Case, raw: RawCase, name: str) -> str:
     """Path within the copy. A header that is known to be wrong, or values the reader must turn, are written right."""
-    mended = case.files is None or case.files.mirrored or case.files.stored_axes or case.files.part is not None
-    if mended or not raw.hounsfield:
-        from pneumoscope.io.write import write_volume
-
-        name = f"images/{case.case}.nii.gz"
+    rewrite = case.files is None or case.files.mirrored or case.files.stored_axes or case.files.part is not None
+    if rewrite or not raw.hounsfield:
         try:
-            write_volume(case.load().volume, folder / name)
-            return name
+            write_values(case.load().volume, folder / f"images/{name}.nii.gz")
+            return f"images/{name}.nii.gz"
         except ReadError:  # the reader refuses what is no Hounsfield unit: the copy keeps it as it is
-            if mended:
+            if rewrite:
                 raise
     assert case.files is not None
-    source = case.files.image
-    name = f"images/{case.case}" + ("" if source.is_dir() else "".join(_suffixes(source)))
-    target = folder / name
+    return f"images/{_duplicate(case.files.image, folder / 'images', name)}"
+
+
+def _duplicate(source: Path, folder: Path, name: str) -> str:
+    """Copy a scan as it is stored, sharing no byte with the source; gives its name in `folder`.
+
+    A folder is copied whole. A MetaImage, whose header may name other files, becomes one NRRD file of the same voxels.
+    """
     if source.is_dir():
+        shutil.rmtree(folder / name, ignore_errors=True)  # no slice of an earlier copy stays between the new ones
         for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            _link(path, target / path.relative_to(source))
-    else:
-        _link(source, target)
-        if source.suffix.lower() == ".mhd":  # its voxels lie in a second file that it names
-            for part in source.parent.glob(f"{source.stem}.*raw*"):
-                _link(part, target.with_name(part.name))
-    return name
-
-
-def _suffixes(path: Path) -> list[str]:
-    return [".nii", ".gz"] if path.name.lower().endswith(".nii.gz") else [path.suffix]
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link to the file itself, or a copy on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+            target = folder / name / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        return name
+    if kind_of(source) == "metaimage":
+        stored = read_stored(source, "metaimage")
+        save_nrrd(stored.array, stored.grid, folder / f"{name}.nrrd")
+        return f"{name}.nrrd"
+    with atomic_path(folder / f"{name}{suffix_of(source)}") as temporary:
+        shutil.copyfile(source, temporary)
+    return f"{name}{suffix_of(source)}"
 
 
 def change_rows(raw: RawCase, repaired: Repaired) -> Iterator[str]:
