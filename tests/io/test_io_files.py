@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import os
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import (
     atomic_path,
     jsonable,
     prepare_folder,
+    read_json,
     sha256,
     write_bytes,
+    write_csv,
     write_json,
     write_text,
 )
@@ -201,3 +204,63 @@ def test_leftovers_of_a_dead_process_are_cleared_and_those_of_a_living_one_stay(
     prepare_folder(tmp_path, marker="run.json")
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in kept)
+
+
+HOSTILE_JSON = {
+    "nothing": b"",
+    "half": b'{"a": [1, 2',
+    "list": b"[1, 2]",
+    "null": b"null",
+    "nested for the parser": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+    "nested for its readers": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
+    "nan": b'{"dice": NaN}',
+    "infinity": b'{"dice": -Infinity}',
+    "infinite by exponent": b'{"dice": 1e999}',
+    "400 digits": b'{"n": ' + b"7" * 400 + b"}",
+    "5000 digits": b'{"n": ' + b"7" * 5000 + b"}",
+    "half a character": b'{"case": "\\ud800"}',
+    "latin": '{"case": "Jürgen"}'.encode("latin-1"),
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_JSON)
+def test_damaged_json_is_our_error_with_the_files_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes(HOSTILE_JSON[name])
+    with pytest.raises(ModelError, match="use --overwrite") as caught:
+        read_json(path, error=ModelError, remedy="use --overwrite")
+    assert caught.value.path == str(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_json_of_an_absent_file_or_a_folder_is_our_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(path)
+
+
+def test_sound_json_comes_back(tmp_path: Path) -> None:
+    value = {"n": 2**64 - 1, "low": -(2**63), "x": [1.5, None, True, "Ü \U0001f600"], "deep": [[[[1]]]]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(tmp_path / "bom.json", expected=list) == [1]
+    (tmp_path / "pair.json").write_bytes(b'["\\ud83d\\ude00"]')
+    assert read_json(tmp_path / "pair.json", expected=list) == ["\U0001f600"]
+
+
+def test_csv_cells_with_commas_quotes_and_line_ends_come_back(tmp_path: Path) -> None:
+    rows = [("Doe, Jane", 'a "b"', None), ("two\nlines", "Ü", 1.5)]
+    write_csv(tmp_path / "a.csv", ("patient", "case", "n"), rows)
+    write_csv(tmp_path / "b.csv", ("patient", "n"), [{"n": 1, "patient": "Doe, Jane", "other": 2}])
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as stream:
+        assert list(csv.reader(stream)) == [
+            ["patient", "case", "n"], ["Doe, Jane", 'a "b"', ""], ["two\nlines", "Ü", "1.5"],
+        ]  # fmt: skip
+    assert (tmp_path / "b.csv").read_text() == 'patient,n\n"Doe, Jane",1\n'
+
+
+def test_sets_have_one_order_in_every_process() -> None:
+    assert jsonable({"a": {"b", "c", "a"}, "n": frozenset({3, 1})}) == {"a": ["a", "b", "c"], "n": [1, 3]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pneumoscope.jobs.stamp import (
     content_of_arrays,
     content_of_files,
+    content_of_table,
     is_done,
     mark_done,
     mark_started,
@@ -66,3 +68,18 @@ def test_a_job_is_done_from_its_mark_on(tmp_path) -> None:
 def test_a_damaged_mark_marks_nothing(tmp_path, damaged: str) -> None:
     (tmp_path / "done.json").write_text(damaged)
     assert not is_done(tmp_path, "s")
+
+
+def test_the_content_of_a_table_is_its_names_and_values() -> None:
+    table = pd.DataFrame({"case": ["a", "b"], "slice": [3, 4], "row_mm": [0.7, float("nan")], "lung": [True, False]})
+    content = content_of_table(table)
+    assert content_of_table(table.set_index(pd.Index([9, 8]))) == content
+    changed = [
+        table.assign(case=["a", "c"]),
+        table.assign(row_mm=[0.71, float("nan")]),
+        table.assign(lung=[True, True]),
+        table.rename(columns={"row_mm": "column_mm"}),
+        table[["slice", "case", "row_mm", "lung"]],
+        table.iloc[::-1],
+    ]
+    assert len({content, *map(content_of_table, changed)}) == 7

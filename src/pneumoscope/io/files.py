@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, PneumoscopeError
+
+MAX_JSON_DEPTH = 100
+MAX_JSON_BYTES = 256 << 20
+LARGEST_INTEGER = 2**64 - 1
+"""Limits of a JSON document of this package; more is a damaged or hostile file."""
 
 
 @contextmanager
@@ -80,12 +89,122 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(
+    path: str | Path,
+    *,
+    expected: type | tuple[type, ...] = dict,
+    error: type[PneumoscopeError] = InputError,
+    remedy: str = "restore the file or make it again",
+) -> Any:
+    """The value of a JSON file that this package, or a person with an editor, wrote.
+
+    Args:
+        path: the file; a byte order mark is allowed.
+        expected: Python type(s) of the whole document.
+        error: class of the exception.
+        remedy: what the reader of the message can do; ends it.
+
+    Returns:
+        Only what every reader can handle: finite numbers, whole numbers of at most 64 bits, text that has a UTF-8
+        form, at most `MAX_JSON_DEPTH` levels.
+
+    Raises:
+        PneumoscopeError: of the class `error`, with the path: the file is missing, unreadable, no such JSON, or of
+            another type.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES >> 20} MiB")
+        value = parse_json(data)
+        if not isinstance(value, expected):
+            names = expected if isinstance(expected, tuple) else (expected,)
+            raise ValueError(f"expected {' or '.join(_JSON_NAMES[kind] for kind in names)}")
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise error(f"cannot be read ({reason}); {remedy}", path=path) from problem
+    except ValueError as problem:
+        raise error(f"is damaged: no valid JSON of this kind ({problem}); {remedy}", path=path) from problem
+    return value
+
+
+_JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON document within the limits of `read_json`.
+
+    Raises:
+        ValueError: it is none, or exceeds a limit.
+    """
+    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    try:
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [part for item in level for part in _parts_of(item)]
+        if not level:
+            break
+    else:
+        raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a character: UnicodeEncodeError is a ValueError
+    return value
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 21 or abs(int(text)) > LARGEST_INTEGER:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> None:
+    """Write a whole CSV file or nothing; cells with commas, quotes or line ends are quoted, None is empty.
+
+    Args:
+        path: the file.
+        columns: its header; of rows that are mappings these entries are written.
+        rows: cells in the order of the columns, or by name.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
+    write_text(path, text.getvalue())
+
+
 def jsonable(value: Any) -> Any:
-    """`value` with NumPy scalars, arrays, paths and non-finite floats turned into plain JSON values."""
+    """`value` with NumPy scalars, arrays, paths, sets (sorted) and non-finite floats turned into plain JSON values."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
+    if isinstance(value, (set, frozenset)):  # in an order that is the same in every process
+        return sorted((jsonable(v) for v in value), key=repr)
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):

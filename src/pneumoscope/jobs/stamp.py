@@ -11,13 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumoscope import __version__
-from pneumoscope.io.files import jsonable, sha256, write_json
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import jsonable, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DONE_FILE = "done.json"
 """Marks a finished job folder and carries its stamp."""
@@ -71,6 +75,13 @@ def content_of_arrays(*arrays: ArrayLike | None) -> str:
     return total.hexdigest()
 
 
+def content_of_table(table: pd.DataFrame) -> str:
+    """Hex SHA-256 over names, order and values of columns; the index does not count."""
+    values = [table[name].to_numpy() for name in table]
+    values = [v.astype(str) if v.dtype.kind not in "biufSU" else v for v in values]
+    return content_of_arrays(np.array(list(table), dtype=np.str_), *values)
+
+
 def is_done(folder: str | Path, wanted: str) -> bool:
     """Whether the folder holds the whole result of this stamp."""
     return read_done(folder).get("stamp") == wanted
@@ -79,10 +90,10 @@ def is_done(folder: str | Path, wanted: str) -> bool:
 def read_done(folder: str | Path) -> dict[str, Any]:
     """What `mark_done` wrote; empty where the job is not done or its mark is damaged."""
     try:
-        content = json.loads((Path(folder) / DONE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content: dict[str, Any] = read_json(Path(folder) / DONE_FILE)
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
+    return content
 
 
 def mark_done(folder: str | Path, made: str, **facts: Any) -> None:
