@@ -254,5 +254,6 @@ def _mask(mask: str | Path | Mask) -> Mask:
 
 def _lungs(mask: str | Path | Mask) -> Mask:
     from pneumoscope.io import read_lungs
+    from pneumoscope.severity.sides import with_house_labels
 
-    return read_lungs(mask) if isinstance(mask, (str, Path)) else mask
+    return with_house_labels(read_lungs(mask) if isinstance(mask, (str, Path)) else mask)

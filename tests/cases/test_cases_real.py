@@ -63,3 +63,16 @@ def test_lungs_of_coarse_scans(real_data, tmp_path):
         found = read_mask(tmp_path / "out" / case.case / "lungs.nii.gz")
         truth = read_mask(folder / f"{case.case}-msk.nii.gz", threshold=127)
         assert dice(found.any, truth.any) >= 0.95
+
+
+def test_a_chest_whose_corners_hold_the_table_keeps_both_lungs(real_data):
+    """-887 HU in the corners made any lung above it plain gas: 988 of 4 465 ml were found."""
+    from pneumoscope.inference.segment import LungFinder
+    from pneumoscope.io import read_volume
+
+    volume = read_volume(real_data / "ct-volumes" / "reduced" / "CPTAC-C3N-00247.nii.gz")
+    lungs = LungFinder()(volume)
+    aerated = load_benchmark().threshold_baseline(volume)
+    assert np.count_nonzero(lungs.any & aerated) > 0.97 * np.count_nonzero(aerated)
+    assert lungs.volume_ml("right lung") > 2000
+    assert lungs.volume_ml("left lung") > 1500

@@ -10,6 +10,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.severity import measure as counting
 from pneumoscope.severity import tally as module
 from pneumoscope.severity.measure import STATES, measure
+from pneumoscope.severity.sides import with_house_labels
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 ML = 0.5 * 0.8 * 1.2 / 1000
@@ -186,3 +187,42 @@ def test_masks_on_another_grid_are_refused(scan, tilted):
         measure(volume, Mask.empty(elsewhere, LUNG_LABELS), infiltrate)
     with pytest.raises(GeometryError, match="the infiltrate mask lies on another grid"):
         measure(volume, lungs, Mask.empty(elsewhere, INFILTRATE_LABEL))
+
+
+LOBES = {n: f"lung_{lobe}" for n, lobe in zip(
+    range(10, 15), ("upper_lobe_left", "lower_lobe_left", "upper_lobe_right", "middle_lobe_right", "lower_lobe_right"),
+    strict=True,
+)}  # fmt: skip
+
+
+def test_exchanged_sides_are_a_state(scan, tilted):
+    volume, lungs, infiltrate = scan()
+    assert "sides_exchanged" not in measure(volume, lungs, infiltrate).states
+    swapped = Mask(np.array([0, 2, 1], np.uint8)[lungs.labels], tilted, LUNG_LABELS)
+    assert "sides_exchanged" in measure(volume, swapped, infiltrate).states
+    half = lungs.labels.copy()
+    half[:, :, 2] = swapped.labels[:, :, 2]
+    assert "sides_exchanged" in measure(volume, Mask(half, tilted, LUNG_LABELS), infiltrate).states
+    alone = Mask(np.where(lungs.labels == 1, 2, 0).astype(np.uint8), tilted, LUNG_LABELS)  # nothing to compare with
+    assert measure(volume, alone, infiltrate).states == ("one_lung_only", "infiltrate_outside_lungs")
+
+
+@pytest.mark.parametrize("names", [LOBES, {n: f"label {n}" for n in LOBES}, {**LOBES, 3: "trachea"}])
+def test_lobes_keep_their_sides(scan, tilted, names):
+    volume, lungs, infiltrate = scan()
+    lobes = np.array([0, 14, 11], np.uint8)[lungs.labels]
+    lobes[2, 1, 1], lobes[1, 1, 1] = 12, 10
+    if 3 in names:
+        lobes[3, 4, 5] = 3  # no lung
+    expected = measure(volume, lungs, infiltrate)
+    mask = Mask(lobes, tilted, names)
+    for given in (mask, with_house_labels(mask)):
+        assert measure(volume, given, infiltrate).as_dict() == expected.as_dict()
+    assert np.array_equal(with_house_labels(mask).labels, lungs.labels)
+    mirrored = Mask(np.array([0, 11, 14], np.uint8)[lungs.labels], tilted, names)
+    assert "sides_exchanged" in measure(volume, mirrored, infiltrate).states
+
+
+def test_a_mask_that_tells_no_sides_stays_as_it_is(tilted):
+    plain = Mask(np.ones(tilted.shape, np.uint8), tilted, {1: "lung"})
+    assert with_house_labels(plain) is plain

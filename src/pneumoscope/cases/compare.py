@@ -39,7 +39,7 @@ from pneumoscope.severity.change import (
     region_change,
     surface_mm2,
 )
-from pneumoscope.severity.tally import sides_of
+from pneumoscope.severity.sides import sides_of
 from pneumoscope.severity.zones import ZONES, zone_map
 from pneumoscope.volume import LUNG_LABELS, Mask
 

@@ -220,11 +220,14 @@ def given_masks(
         ReadError: a mask cannot be read or does not lie on its scan.
     """
     from pneumoscope.io import fit_mask, read_lungs, read_mask
+    from pneumoscope.severity.sides import with_house_labels
 
     where = scan.lungs or lungs
     marked = scan.infiltrate or infiltrate
     return (
-        None if where is None else fit_mask(read_lungs(where), volume.grid, what="the lung mask", path=where),
+        None
+        if where is None
+        else with_house_labels(fit_mask(read_lungs(where), volume.grid, what="the lung mask", path=where)),
         None if marked is None else fit_mask(read_mask(marked), volume.grid, what="the infiltrate mask", path=marked),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -230,12 +230,19 @@ def _mean_share(values: NDArray[np.uint8], where: NDArray[np.bool_]) -> float | 
 
 
 def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None = None) -> Severity:
-    """Severity of what the networks found, with an interval from the infiltrate network's probability."""
+    """Severity of what the networks found, with an interval from the infiltrate network's probability.
+
+    Findings of the lung network that bear on the numbers are states as well.
+    """
+    from pneumoscope.inference.lungs import STATE_OF_FINDING
     from pneumoscope.severity.assess import assess
     from pneumoscope.severity.interval import ProbabilityMap
+    from pneumoscope.severity.states import STATES
 
     card = found.cards["infiltrate"]
     probability = ProbabilityMap(
         found.probability, float(card.get("threshold", 0.5)), float(card.get("smallest_ml", 0.0))
     )
-    return assess(volume, found.lungs, found.infiltrate, lobes=lobes, probability=probability)
+    severity = assess(volume, found.lungs, found.infiltrate, lobes=lobes, probability=probability)
+    states = {*severity.states, *(STATE_OF_FINDING.get(finding.code) for finding in found.findings)}
+    return replace(severity, states=tuple(name for name in STATES if name in states))

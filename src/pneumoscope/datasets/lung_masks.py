@@ -52,7 +52,8 @@ def _mask_of(case: str, root: Path) -> Path | None:
 
 def _load(case: Case, path: Path) -> LabelledScan:
     from pneumoscope.io import fit_mask, read_lungs
+    from pneumoscope.severity.sides import with_house_labels
 
     scan = case.load()
-    lungs = fit_mask(read_lungs(path), scan.volume.grid, what="the lung mask", path=path)
+    lungs = with_house_labels(fit_mask(read_lungs(path), scan.volume.grid, what="the lung mask", path=path))
     return replace(scan, lungs=lungs)

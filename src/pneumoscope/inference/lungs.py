@@ -40,9 +40,10 @@ class LungRules:
         outside_probability: air that reaches the picture's border is lung only when the network's mean over all of it
             is at least this (a lung cut off by the field of view), else it is the room.
         overlap: share of a piece without votes enough that must lie on lung of the next slice to be lung as well.
-        gas_hu: half of a piece's core below this, noise smoothed away, makes it plain gas (trachea, stomach), whatever
-            the vote. Where the air around the patient reads higher, as on scans that passed through grey levels, the
-            limit is `gas_margin_hu` above that air.
+        sure: a piece of air with at least this mean probability is lung, whatever its density.
+        gas_hu: half of any other piece's core below this, noise smoothed away, makes it plain gas (trachea, stomach).
+            Where the air around the patient reads higher, as on scans that passed through grey levels, the limit is
+            `gas_margin_hu` above that air.
         gas_margin_hu: see `gas_hu`.
         dense_probability: a voxel that is not aerated is lung from this probability on.
         aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
@@ -58,6 +59,7 @@ class LungRules:
     vote: float = 0.3
     outside_probability: float = 0.4
     overlap: float = 0.5
+    sure: float = 0.75
     gas_hu: float = -960.0
     gas_margin_hu: float = 40.0
     dense_probability: float = 0.75
@@ -95,6 +97,11 @@ def find_lungs(
     probability = predict_probability(model, images, progress=progress, **compute)[:, 0]
     lungs = join_with_hu(stack, probability, volume.grid, rules)
     labels, findings = split_sides(lungs, volume.grid.spacing_mm)
+    dropped_ml = _dropped_voxels(lungs, probability, volume.grid, rules) * volume.grid.voxel_volume_ml
+    if dropped_ml > REPORTED_ML:
+        findings += (
+            Finding("SEG-LUNG-002", f"{dropped_ml:.0f} ml that the lung network is sure of are not in the lung mask"),
+        )
     return Mask(from_slices(labels), volume.grid, dict(LUNG_LABELS)), findings
 
 
@@ -136,7 +143,7 @@ def _vote(
         p = resize_linear(probability[k : k + 1], hu.shape)[0]
         area = np.bincount(pieces.ravel(), minlength=count)
         mean_p = np.bincount(pieces.ravel(), p.ravel(), count) / area
-        gas = _is_gas(hu, air, pieces, count, spacing_mm, gas_hu)
+        gas = _is_gas(hu, air, pieces, count, spacing_mm, gas_hu) & (mean_p < rules.sure)
         votes = np.bincount(pieces[p >= rules.aerated_probability], minlength=count) / area
         room = np.zeros(count, bool)
         room[np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))] = True
@@ -150,12 +157,16 @@ def _vote(
 
 
 def _gas_limit_hu(stack_hu: NDArray[np.float32], rules: LungRules) -> float:
-    """Below what gas is plain: `gas_hu`, or a margin above the air in the corners of the slices, where no lung is."""
+    """Below what gas is plain: `gas_hu`, or a margin above the air of the room where that reads higher.
+
+    The room is seen in the thinnest of the four corners; others may hold the table or bedding.
+    """
     rows, columns = (max(1, size // 20) for size in stack_hu.shape[1:])
-    corners = [
-        stack_hu[:, i, j] for i in (slice(rows), slice(-rows, None)) for j in (slice(columns), slice(-columns, None))
-    ]
-    room_hu = float(np.median(np.concatenate([corner.ravel() for corner in corners])))
+    room_hu = min(
+        float(np.median(stack_hu[:, i, j]))
+        for i in (slice(rows), slice(-rows, None))
+        for j in (slice(columns), slice(-columns, None))
+    )
     if room_hu >= HIGHEST_ROOM_HU:  # no air there: a picture cut to the body
         return rules.gas_hu
     return max(rules.gas_hu, room_hu + rules.gas_margin_hu)
@@ -229,6 +240,23 @@ def _ellipse(rows: int, columns: int) -> NDArray[np.uint8]:
     return ((y / rows) ** 2 + (x / columns) ** 2 <= 1).astype(np.uint8)
 
 
+def _dropped_voxels(lungs: NDArray[np.bool_], probability: NDArray[np.float32], grid: Grid, rules: LungRules) -> int:
+    """Voxels that the network is sure of and that the rules left out, off the border that it places coarsely."""
+    import cv2
+
+    size = (lungs.shape[1], lungs.shape[2])
+    around = [2 * round(BORDER_MM / step) + 1 for step in grid.spacing_mm[1::-1]]
+    kernel = np.ones(around, np.uint8)
+    dropped = 0
+    for k, found in enumerate(lungs):
+        sure = probability[k] >= rules.sure
+        if sure.any():
+            near = cv2.dilate(found.astype(np.uint8), kernel) > 0
+            sure = resize_linear(probability[k : k + 1], size)[0] >= rules.sure
+            dropped += int(np.count_nonzero(sure & ~near))
+    return dropped
+
+
 def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.bool_]:
     """Without connected pieces (6 neighbours) below the given size."""
     import cc3d
@@ -242,8 +270,17 @@ def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.
     return keep[pieces]
 
 
+STATE_OF_FINDING = {"SEG-LUNG-002": "lung_left_out"}
+"""Findings of `find_lungs` that a reader must know before believing the numbers, as `severity.states.STATES`."""
+
 HIGHEST_ROOM_HU = -860.0
 """Corners of slices denser than this are no air of the room."""
+
+REPORTED_ML = 30.0
+"""More than this left out against the network's vote is reported."""
+
+BORDER_MM = 6.0
+"""Network and Hounsfield units may place the lung's border this far apart."""
 
 SMOOTH_MM = 3.0
 """Width of the mean that takes out noise before plain gas is told from lung."""
@@ -258,8 +295,8 @@ def split_sides(
     """Label lungs (n, h, w) 1 = patient's right (left in the picture) and 2 = left.
 
     Lungs that touch (thin anterior junction) are cut: the mask is eroded until two large pieces part, and each voxel
-    goes to the nearer piece. Where they never part, or there is one lung, pieces go to the side of the body's midline
-    they lie on, with a finding.
+    goes to the nearer piece. What never parts is one lung, of the side of the picture that it mostly lies on, with a
+    finding; it is never shared out over a middle that nobody measured.
     """
     labels = np.zeros(lungs.shape, np.uint8)
     if not lungs.any():
@@ -271,22 +308,13 @@ def split_sides(
     depth = ndimage.distance_transform_edt(small, sampling=sampling).astype(np.float32)
     seeds = _two_seeds(depth)
     if seeds is None:
-        middle = _midline(small)
-        sides = np.where(np.arange(small_size[1]) < middle, 1, 2).astype(np.uint8)
-        side_map = np.broadcast_to(sides, small.shape)
-        finding: tuple[Finding, ...] = (
-            Finding(
-                "SEG-LUNG-001", "right and left lung could not be told apart by shape; split at the middle of the body"
-            ),
-        )
-    else:
-        nearest = ndimage.distance_transform_edt(
-            seeds == 0, sampling=sampling, return_distances=False, return_indices=True
-        )
-        side_map = seeds[tuple(nearest)]
-        finding = ()
+        side = 1 if np.mean(np.nonzero(lungs)[2]) < (w - 1) / 2 else 2
+        labels[lungs] = side
+        return labels, (Finding("SEG-LUNG-001", f"one lung was found; taken as the {LUNG_LABELS[side]}"),)
+    nearest = ndimage.distance_transform_edt(seeds == 0, sampling=sampling, return_distances=False, return_indices=True)
+    side_map = seeds[tuple(nearest)]
     labels[lungs] = resize_nearest(np.ascontiguousarray(side_map), (h, w))[lungs]
-    return labels, finding
+    return labels, ()
 
 
 def _two_seeds(depth: NDArray[np.float32]) -> NDArray[np.uint8] | None:
@@ -310,12 +338,3 @@ def _two_seeds(depth: NDArray[np.float32]) -> NDArray[np.uint8] | None:
         seeds[pieces == left + 1] = 2
         return seeds
     return None
-
-
-def _midline(lungs: NDArray[np.bool_]) -> float:
-    """Column halfway between the outermost lung columns; for one lung in half a picture, the picture's middle."""
-    columns = np.flatnonzero(lungs.any(axis=(0, 1)))
-    width = lungs.shape[2]
-    if columns[-1] - columns[0] < 0.45 * width:
-        return width / 2
-    return float(columns[0] + columns[-1]) / 2

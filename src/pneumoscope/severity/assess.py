@@ -13,8 +13,9 @@ from pneumoscope.severity.interval import ProbabilityMap, volume_interval
 from pneumoscope.severity.lesions import count_lesions
 from pneumoscope.severity.lobes import LOBES, lobe_lookup, scores_of
 from pneumoscope.severity.measure import CONSOLIDATION_FROM_HU, Severity, measure
+from pneumoscope.severity.sides import sides_of
 from pneumoscope.severity.states import STATES, use_states
-from pneumoscope.severity.tally import Box, LungPart, box_of, sides_of, tally
+from pneumoscope.severity.tally import Box, LungPart, box_of, tally
 from pneumoscope.severity.zones import LEVELS, ZONES, zone_map
 from pneumoscope.volume import Mask, Volume
 

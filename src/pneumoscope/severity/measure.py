@@ -17,8 +17,9 @@ from pneumoscope.severity.distribution import Distribution
 from pneumoscope.severity.interval import Interval
 from pneumoscope.severity.lesions import Lesions
 from pneumoscope.severity.lobes import LobeScores
+from pneumoscope.severity.sides import are_exchanged, sides_of
 from pneumoscope.severity.states import OUTSIDE_TOLERANCE, STATES
-from pneumoscope.severity.tally import LungPart, box_of, sides_of, tally
+from pneumoscope.severity.tally import LungPart, box_of, tally
 from pneumoscope.volume import Mask, Volume
 
 __all__ = ["CONSOLIDATION_FROM_HU", "STATES", "LungPart", "Severity", "measure"]
@@ -103,8 +104,8 @@ def measure(
 ) -> Severity:
     """Count volumes, shares and densities.
 
-    Sides are taken from the labels named ``right lung`` and ``left lung``; other labels of a lung mask that has them
-    (an airway, say) are no lung. A mask without these names counts as a whole. Every label of the infiltrate
+    Sides are taken from the names of the labels (`pneumoscope.severity.sides.sides_of`); other labels of a lung mask
+    that tells sides (an airway, say) are no lung. A mask without sides counts as a whole. Every label of the infiltrate
     mask is infiltrate.
 
     Args:
@@ -140,7 +141,7 @@ def measure(
         slices_with_infiltrate=int(np.count_nonzero(spot.any(axis=(0, 1)))) if spot.size else 0,
         consolidation_from_hu=float(consolidation_from_hu),
         edges=edges,
-        states=_states(parts, sided, edges, outside, int(voxels[:, 1:].sum())),
+        states=_states(parts, sided, edges, outside, int(voxels[:, 1:].sum()), exchanged=sided and are_exchanged(side)),
     )
 
 
@@ -160,7 +161,13 @@ def _edges(lungs: Mask, sides: NDArray[np.uint8]) -> tuple[str, ...]:
 
 
 def _states(
-    parts: Mapping[str, LungPart], sided: bool, edges: tuple[str, ...], outside: int, infiltrate: int
+    parts: Mapping[str, LungPart],
+    sided: bool,
+    edges: tuple[str, ...],
+    outside: int,
+    infiltrate: int,
+    *,
+    exchanged: bool,
 ) -> tuple[str, ...]:
     lung = parts["total"].share_percent is not None
     missing = sum(parts[side].share_percent is None for side in ("right", "left"))
@@ -168,6 +175,7 @@ def _states(
         "no_lung_found": not lung,
         "one_lung_only": lung and sided and missing == 1,
         "lungs_not_sided": lung and not sided,
+        "sides_exchanged": exchanged,
         "lung_incomplete": bool(edges),
         "no_infiltrate_found": infiltrate == 0,
         "infiltrate_outside_lungs": outside > OUTSIDE_TOLERANCE * infiltrate,

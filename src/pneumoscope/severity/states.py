@@ -31,6 +31,10 @@ STATES: Mapping[str, str] = {
     "no_lung_found": "No lung was found. There are no shares; volumes of infiltrate count only what lies outside.",
     "one_lung_only": "Only one lung was found. Shares refer to that lung.",
     "lungs_not_sided": "The lung mask does not tell right from left. Only totals are given.",
+    "sides_exchanged": "Right and left lung of the mask lie on each other's side of the body. Every figure per "
+    "side and zone is exchanged; exchange the two labels of the mask.",
+    "lung_left_out": "The lung network is sure of more lung than the mask holds; rules of density and shape left it "
+    "out. Volumes and shares may miss it.",
     "lung_incomplete": "The lungs reach the edge of the scan and may be cut off. Volumes and shares "
     "refer to the part that was scanned.",
     "no_infiltrate_found": "No infiltrate was found in this scan.",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pneumoscope.volume import LUNG_LABELS
 
 Box = tuple[slice, slice, slice]
 
@@ -111,14 +108,3 @@ def box_of(*labels: NDArray[np.uint8]) -> Box:
     found = [np.flatnonzero(line) for line in lines]
     i, j, k = (slice(int(f[0]), int(f[-1]) + 1) if f.size else slice(0, 0) for f in found)
     return i, j, k
-
-
-def sides_of(names: Mapping[int, str]) -> NDArray[np.uint8]:
-    """For each of the 256 labels of a lung mask the side it belongs to: 0 none, 1 right (or any lung), 2 left."""
-    sides = np.zeros(256, np.uint8)
-    known = {name: side for side, name in LUNG_LABELS.items()}
-    for label, name in names.items():
-        sides[label] = known.get(name, 0)
-    if not sides.any():
-        sides[1:] = 1
-    return sides

@@ -11,6 +11,7 @@ from pneumoscope.datasets.audit.anatomy import FLIPS, Anatomy, best_flip, dice, 
 from pneumoscope.datasets.audit.findings import AuditFinding, spotted
 from pneumoscope.datasets.audit.rules import AuditRules, Severity
 from pneumoscope.geometry import Grid
+from pneumoscope.severity.sides import exchanged_slices
 
 
 def lung_fit(
@@ -62,11 +63,9 @@ def lung_sides(
         sized: whether millimetres are real.
         rows_are_body: neighbouring slices are neighbours in the body, so that runs make sense.
     """
-    right, left = (_middle(labels == side) for side in (1, 2))
-    both = np.isfinite(right) & np.isfinite(left)
+    wrong, both = exchanged_slices(labels)
     if not both.any():
         return
-    wrong = both & (right < left)
     share = float(np.count_nonzero(wrong)) / int(np.count_nonzero(both))
     if share > 0.5:
         where = np.argwhere((labels == 1) | (labels == 2))
@@ -81,11 +80,3 @@ def lung_sides(
         first, last = int(run[0]), int(run[-1])
         detail = f"the sides are exchanged on slices {first} to {last}, elsewhere they are right"
         yield spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized, mask="lungs")
-
-
-def _middle(side: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean index i of a side per slice (k,), NaN where the slice does not show it."""
-    per_column = side.sum(axis=1)  # (i, k)
-    total = per_column.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((np.arange(side.shape[0])[:, None] * per_column).sum(axis=0) / np.where(total, total, np.nan))
