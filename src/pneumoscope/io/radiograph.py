@@ -23,6 +23,7 @@ from pneumoscope.volume import Radiograph
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
     from pneumoscope.io.radiograph_dicom import DicomReaders
 
@@ -121,42 +122,53 @@ def _has_mark(path: Path) -> bool:
 
 
 def _read_picture(place: Place, case: str, least_side: int | None) -> Radiograph:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     with open_regular(place) as stream:
         data = stream.read()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             picture = Image.open(streams.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise place.error(81, f"is no picture; expected {READABLE}") from None
-        except Image.DecompressionBombError:
-            raise place.error(84, "has more pixels than any radiograph; make it smaller") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise _unreadable(place, error) from None
-        columns, rows = picture.size
-        require_size(place, rows, columns)
-        findings: list[Finding] = []
-        if getattr(picture, "n_frames", 1) > 1:
-            findings.append(place.note(87, f"holds {getattr(picture, 'n_frames', 1)} frames; the first was taken"))
-        kind = str(picture.format)
-        cut_off = place.error(82, "is cut off: its end is missing; fetch or export it again")
-        if not _ends_well(kind, data):
-            raise cut_off
-        try:
-            if least_side and kind == "JPEG":
-                picture.draft(None, (least_side, least_side))
-            picture.load()
-            if kind == "PNG" and _ends_black(picture) and not _png_is_whole(data, rows):
-                raise cut_off
-            pixels, coloured = _grey(ImageOps.exif_transpose(_shrunk(picture, least_side)))
-        except (OSError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, IndexError) as error:
-            raise _unreadable(place, error) from None
-    if coloured > COLOUR_SHARE:
-        findings.append(place.note(85, f"{coloured:.0%} of the picture is coloured; radiographs are grey"))
+            pixels, findings = _decoded(picture, data, place, least_side)
+            kind = str(picture.format)
+    except ReadError:
+        raise
+    except UnidentifiedImageError:
+        raise place.error(81, f"is no picture; expected {READABLE}") from None
+    except Image.DecompressionBombError:
+        raise place.error(84, "has more pixels than any radiograph; make it smaller") from None
+    except Exception as error:  # Pillow raises nearly everything for damaged files
+        raise place.error(82, f"is damaged or cut off ({type(error).__name__}); fetch or export it again") from None
     require_content(place, pixels)
     return Radiograph(pixels, case, None, tuple(findings), {"format": kind})
+
+
+def _decoded(
+    picture: ImageFile, data: bytes, place: Place, least_side: int | None
+) -> tuple[NDArray[np.float32], list[Finding]]:
+    """Grey levels, once the size in the header is one of a radiograph, and what was odd."""
+    from PIL import ImageOps
+
+    columns, rows = picture.size
+    require_size(place, rows, columns)
+    findings: list[Finding] = []
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        findings.append(place.note(87, f"holds {frames} frames; the first was taken"))
+    kind = str(picture.format)
+    cut_off = place.error(82, "is cut off: its end is missing; fetch or export it again")
+    if not _ends_well(kind, data):
+        raise cut_off
+    if least_side and kind == "JPEG":
+        picture.draft(None, (least_side, least_side))
+    picture.load()
+    if kind == "PNG" and _ends_black(picture) and not _png_is_whole(data, rows):
+        raise cut_off
+    pixels, coloured = _grey(ImageOps.exif_transpose(_shrunk(picture, least_side)))
+    if coloured > COLOUR_SHARE:
+        findings.append(place.note(85, f"{coloured:.0%} of the picture is coloured; radiographs are grey"))
+    return pixels, findings
 
 
 def _ends_well(kind: str, data: bytes) -> bool:
@@ -232,7 +244,3 @@ def require_content(place: Place, pixels: NDArray[np.float32]) -> None:
     """Refuse one grey level everywhere: IN-XRY-086."""
     if float(np.ptp(pixels)) < 2 / 255:
         raise place.error(86, "holds one grey level everywhere; it shows nothing")
-
-
-def _unreadable(place: Place, error: BaseException) -> ReadError:
-    return place.error(82, f"is damaged or cut off ({type(error).__name__}); fetch or export it again")
