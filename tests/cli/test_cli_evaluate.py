@@ -90,3 +90,16 @@ def test_an_earlier_evaluation_is_kept_without_overwrite(cli, folders):
 def test_unusable_calls(cli, folders, monkeypatch, argv, words):
     monkeypatch.chdir(folders)
     cli("evaluate", *argv).refused(words)
+
+
+def test_an_unsided_reference_gives_one_score_and_no_made_up_interval(cli, tmp_path):
+    sides = np.zeros((4, 5, 6))
+    sides[0, 1:4, 1:4], sides[3, 1:4, 1:4] = 1, 2
+    write_mask(tmp_path / "pred.nii.gz", sides)
+    write_mask(tmp_path / "ref.nii.gz", sides > 0)
+    ran = cli("evaluate", "-i", tmp_path / "pred.nii.gz", "-r", tmp_path / "ref.nii.gz", "-o", tmp_path / "out")
+    assert ran.code == 0, ran
+    _, row, note, _ = ran.out.splitlines()
+    assert row.split()[:3] == ["any", "1", "1.000"]
+    assert "- to -" not in ran.out
+    assert "the prediction holds 1, 2, the reference 1: scored as one structure only" in note

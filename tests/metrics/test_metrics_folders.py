@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, RunError
@@ -304,3 +305,96 @@ def test_a_case_name_is_never_taken_for_a_formula(folders, tmp_path):
         (folder / "a.nii.gz").rename(folder / "=1+1.nii.gz")
     evaluate_folders(pred, ref, tmp_path / "out")
     assert "\n'=1+1," in (tmp_path / "out" / "per_case.csv").read_text()
+
+
+LOBES = {
+    1: "right upper lobe",
+    2: "right middle lobe",
+    3: "right lower lobe",
+    4: "left upper lobe",
+    5: "left lower lobe",
+}
+SIDES_OF_LOBES = np.array([0, 1, 1, 1, 2, 2], np.uint8)
+
+
+def unnamed(path, labels):
+    """As other programs write masks: numbers without meaning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(np.asarray(labels, np.uint8).transpose(2, 1, 0))
+    image.SetSpacing(GRID.spacing_mm)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # SimpleITK counts in LPS
+    sitk.WriteImage(image, str(path))
+
+
+def named(names):
+    return lambda path, labels: save(path, labels, names)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["prediction", "reference"])
+@pytest.mark.parametrize(
+    ("write", "other", "merge"),
+    [
+        (named(LUNG_LABELS), unnamed, np.array([0, 1, 1])),
+        (unnamed, unnamed, np.array([0, 1, 1])),
+        (named(LUNG_LABELS), named({1: "lung"}), np.array([0, 1, 1])),
+        (unnamed, named(INFILTRATE_LABEL), np.array([0, 1, 1])),
+        (named(INFILTRATE_LABELS), unnamed, np.array([0, 1, 1])),
+        (named(LOBES), named(LUNG_LABELS), SIDES_OF_LOBES),
+        (unnamed, named(LUNG_LABELS), SIDES_OF_LOBES),
+        (named(LOBES), unnamed, SIDES_OF_LOBES),
+        (unnamed, unnamed, SIDES_OF_LOBES),
+        (unnamed, unnamed, np.minimum(np.arange(6), 1)),
+    ],
+)  # fmt: skip
+def test_parts_that_one_side_does_not_tell_apart_are_scored_as_one(tmp_path, rng, write, other, merge, turned):
+    parts = rng.permutation(np.resize(np.arange(len(merge)), 120)).reshape(4, 5, 6)
+    fine, coarse = ("ref", "pred") if turned else ("pred", "ref")
+    write(tmp_path / fine / "a.nii.gz", parts)
+    other(tmp_path / coarse / "a.nii.gz", merge[parts])
+    result = score_folders(tmp_path / "pred", tmp_path / "ref")
+    assert [(row["label"], row["dice"]) for row in result.rows] == [("any", 1.0)]
+    assert "scored as one structure only" in result.rows[0]["note"]
+    assert result.summary["scored_as_one"] == {"a": result.rows[0]["note"]}
+    assert list(result.summary["labels"]) == ["any"]
+
+
+def test_a_case_without_one_kind_is_known_by_the_others_of_its_folder(tmp_path, rng):
+    """Only case a lacks label 2, and case c any: both folders tell kinds apart all the same."""
+    for case in "abc":
+        labels = rng.integers(0, 3, (4, 5, 6)) * (case != "c")
+        named(INFILTRATE_LABELS)(tmp_path / "pred" / f"{case}.nii.gz", rng.integers(0, 3, (4, 5, 6)))
+        unnamed(tmp_path / "ref" / f"{case}.nii.gz", np.where((labels == 2) & (case == "a"), 0, labels))
+    result = score_folders(tmp_path / "pred", tmp_path / "ref")
+    assert [row["label"] for row in result.rows] == ["ground-glass", "consolidation", "any"] * 3
+    consolidation = [row for row in result.rows if row["label"] == "consolidation"]
+    assert [row["empty"] for row in consolidation] == ["reference", "", "reference"]
+    assert result.summary["scored_as_one"] == {}
+
+
+def test_a_side_without_any_voxel_misses_every_part(tmp_path, rng):
+    named(LUNG_LABELS)(tmp_path / "ref" / "a.nii.gz", np.resize([0, 1, 2], (4, 5, 6)))
+    unnamed(tmp_path / "pred" / "a.nii.gz", np.zeros((4, 5, 6)))
+    rows = score_folders(tmp_path / "pred", tmp_path / "ref").rows
+    assert [(row["label"], row["dice"], row["empty"]) for row in rows] == [
+        (label, 0.0, "prediction") for label in ("right lung", "left lung", "any")
+    ]
+
+
+def test_one_name_in_two_spellings_and_a_side_that_is_not_there(tmp_path, rng):
+    labels = np.resize([0, 1, 2], (4, 5, 6))
+    named(LUNG_LABELS)(tmp_path / "pred" / "a.nii.gz", labels)
+    named({1: "Lung_Right", 2: "lung-left"})(tmp_path / "ref" / "a.nii.gz", labels)
+    named({1: "right lung"})(tmp_path / "pred" / "b.nii.gz", labels == 1)
+    named(LUNG_LABELS)(tmp_path / "ref" / "b.nii.gz", labels)
+    rows = score_folders(tmp_path / "pred", tmp_path / "ref").rows
+    assert [(row["case"], row["label"], row["dice"]) for row in rows if row["label"] != "any"] == [
+        ("a", "Lung_Right", 1.0), ("a", "lung-left", 1.0), ("b", "right lung", 1.0), ("b", "left lung", 0.0),
+    ]  # fmt: skip
+
+
+def test_an_effusion_beside_kinds_of_infiltrate_is_a_label_of_its_own(tmp_path, rng):
+    labels = np.resize([0, 1, 2, 3], (4, 5, 6))
+    named(INFILTRATE_LABELS)(tmp_path / "pred" / "a.nii.gz", np.where(labels == 3, 0, labels))
+    unnamed(tmp_path / "ref" / "a.nii.gz", labels)
+    rows = {row["label"]: row["dice"] for row in score_folders(tmp_path / "pred", tmp_path / "ref").rows}
+    assert (rows["ground-glass"], rows["consolidation"], rows["label 3"]) == (1.0, 1.0, 0.0)

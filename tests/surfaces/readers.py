@@ -25,6 +25,27 @@ def read_vtp(path):
     return updated(reader).GetOutput()
 
 
+def slicer_model(path):
+    """(vertices, triangles) in RAS+ as 3D Slicer places a model: LPS unless the file itself says ``SPACE=RAS``.
+
+    Its rules (vtkMRMLModelStorageNode): ``SPACE=RAS`` anywhere in the STL reader's header, or the string ``RAS`` in the
+    array ``SPACE`` of a .vtp file's field data. LPS becomes RAS by a half turn.
+    """
+    if path.suffix == ".stl":
+        from vtkmodules.vtkIOGeometry import vtkSTLReader
+
+        reader = vtkSTLReader()
+        reader.SetFileName(str(path))
+        surface = updated(reader).GetOutput()
+        is_ras = "SPACE=RAS" in reader.GetHeader()
+    else:
+        surface = read_vtp(path)
+        said = surface.GetFieldData().GetAbstractArray("SPACE")
+        is_ras = said is not None and said.GetValue(0) == "RAS"
+    vertices, triangles = poly_arrays(surface)
+    return vertices if is_ras else vertices * (-1, -1, 1), triangles
+
+
 def read_vti(path):
     """((4, 4) index to mm, {name: (i, j, k) array})."""
     from vtkmodules.util.numpy_support import vtk_to_numpy

@@ -10,7 +10,7 @@ import pandas as pd
 import pydicom
 import pytest
 import SimpleITK as sitk
-from readers import poly_arrays, read_glb_parts, read_glb_with_vtk, read_stl, read_vti, read_vtp
+from readers import poly_arrays, read_glb_parts, read_glb_with_vtk, read_stl, read_vti, read_vtp, slicer_model
 
 from grids import build_grid
 from pneumoscope.io import read_volume, write_mask, write_volume
@@ -69,13 +69,18 @@ def corner_from_glb_in_mm(path):
     return parts["infiltrate"][0].mean(axis=0)
 
 
+def corner_by_slicer(path):
+    """As Slicer loads a model (vtkMRMLModelStorageNode): LPS unless header or field data say ``SPACE=RAS``."""
+    return slicer_model(path)[0].mean(axis=0)
+
+
 READERS = {
     "infiltrate.nii.gz": [corner_from_nifti, corner_from_nifti_by_itk],
     "points.csv": [corner_from_csv],
     "volume.vti": [corner_from_vti],
-    "infiltrate.stl": [lambda path: read_stl(path)[0].mean(axis=0)],
+    "infiltrate.stl": [lambda path: read_stl(path)[0].mean(axis=0), corner_by_slicer],
     "infiltrate.glb": [corner_from_glb_in_metres, corner_from_glb_in_mm],
-    "surfaces.vtp": [lambda path: poly_arrays(read_vtp(path))[0].mean(axis=0)],
+    "surfaces.vtp": [lambda path: poly_arrays(read_vtp(path))[0].mean(axis=0), corner_by_slicer],
 }
 """By file: what finds the corner in it. A format that joins later is one line here and one in `write_everything`."""
 
@@ -159,6 +164,8 @@ def test_surfaces_look_outwards_and_bound_what_is_marked(tmp_path, native):
     step = max(native.spacing_mm)
     for vertices, triangles in (
         read_stl(tmp_path / "infiltrate.stl"),
+        slicer_model(tmp_path / "infiltrate.stl"),
+        slicer_model(tmp_path / "surfaces.vtp"),
         poly_arrays(read_vtp(tmp_path / "surfaces.vtp")),
     ):
         nearest = np.linalg.norm(vertices[:, None] - outer, axis=2).min(axis=0)

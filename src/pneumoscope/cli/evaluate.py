@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 from pneumoscope.errors import RunError
 
 
@@ -92,11 +92,14 @@ def _show(summary: dict[str, Any], out: Path, common: Common) -> None:
                 label,
                 found["cases"],
                 number(found["dice"]["mean"]),
-                f"{number(found['dice']['low'])} to {number(found['dice']['high'])}",
+                interval(found["dice"]["low"], found["dice"]["high"]),
                 *(number(found[name]["mean"]) for name in ("iou", "precision", "recall", "nsd", "hd95")),
                 found["n_infinite"],
             )
             for label, found in summary["labels"].items()
         ],
     )
+    together = summary["scored_as_one"]
+    for case, why in list(together.items())[:1]:
+        say(f"{len(together)} of {summary['cases']} cases have the row any only, first {case}: {why}")
     say(f"written to {out}")

@@ -73,6 +73,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
+def interval(low: float | None, high: float | None) -> str:
+    """An interval for people; empty where there is none (of a single case, say)."""
+    return "" if "-" in (number(low), number(high)) else f"{number(low)} to {number(high)}"
+
+
 @contextmanager
 def progress_for(common: Common) -> Iterator[Progress]:
     """A bar on stderr when it is a terminal and ``--quiet`` was not given; silence otherwise. NO_COLOR is honoured."""

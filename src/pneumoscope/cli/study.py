@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
-from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.registry import ALL_RECIPES, build_any
 from pneumoscope.experiments.schema import Experiment
@@ -213,7 +213,7 @@ def print_study(result: StudyResult, common: Common) -> None:
         (
             row["name"],
             number(row["f1"]),
-            f"{number(row['f1_low'])} to {number(row['f1_high'])}",
+            interval(row["f1_low"], row["f1_high"]),
             number(row["paper_f1"]),
         )
         for row in result.matrix.to_dict(orient="records")

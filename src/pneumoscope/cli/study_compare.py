@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import number, say, say_json, say_table
+from pneumoscope.cli.output import interval, number, say, say_json, say_table
 from pneumoscope.cli.study import group
 
 
@@ -44,7 +44,7 @@ def compare(
                 number(row["gain"]),
                 number(row["loss"]),
                 number(row["mean_f1"]),
-                f"{number(row['mean_f1_low'])} to {number(row['mean_f1_high'])}",
+                interval(row["mean_f1_low"], row["mean_f1_high"]),
             )
             for row in result["rows"]
         ],

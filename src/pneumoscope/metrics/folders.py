@@ -16,6 +16,7 @@ from pneumoscope import __version__
 from pneumoscope.errors import InputError, PneumoscopeError, RunError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
 from pneumoscope.metrics.intervals import bootstrap_interval
+from pneumoscope.metrics.labels import Side, comparable_labels
 from pneumoscope.metrics.overlap import Counts, SliceScores, dice, mean_over_infected, score, slice_scores
 from pneumoscope.metrics.pairs import Pair, find_pairs
 from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
@@ -39,9 +40,10 @@ COLUMNS = (
     "case", "label", "dice", "iou", "precision", "recall", "specificity", "accuracy", "f1", "empty",
     "prediction_ml", "reference_ml", "slices", "slices_infected", "slice_accuracy", "slice_precision", "slice_recall",
     "slice_f1", "tp", "fp", "fn", "tn", "prediction", "reference", "nsd", "hd95", "msd", "surface_tolerance_mm",
+    "note",
 )  # fmt: skip
 """Columns of per_case.csv, in this order; new ones come at the end. hd95 and msd are mm, ``inf`` where one mask is
-empty; they and nsd are empty cells where both are."""
+empty; they and nsd are empty cells where both are. note says why a case has the row `ANY` only."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def score_folders(
     failures: list[dict[str, str]] = []
     slices: dict[str, dict[str, list[SliceScores]]] = {}
     pairs = find_pairs(prediction, reference, structure=structure)
+    sides = (Side("prediction", [p.prediction for p in pairs]), Side("reference", [p.reference for p in pairs]))
     for done, pair in enumerate(pairs):
         progress("evaluate", done, len(pairs), pair.case)
         try:
-            for row, per_slice in _score_pair(pair, structure, spacing_mm, surface_tolerance_mm):
+            for row, per_slice in _score_pair(pair, sides, structure, spacing_mm, surface_tolerance_mm):
                 rows.append(row)
                 slices.setdefault(row["label"], {})[pair.case] = per_slice
         except PneumoscopeError as error:
@@ -120,6 +123,7 @@ def score_folders(
         "cases": len({row["case"] for row in rows}),
         "failed": len(failures),
         "failures": failures,
+        "scored_as_one": {row["case"]: row["note"] for row in rows if row["note"]},
         "labels": {label: _summarise(label, rows, per_case) for label, per_case in sorted(slices.items())},
     }
     return Evaluation(tuple(rows), tuple(failures), summary)
@@ -177,7 +181,11 @@ def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) 
 
 
 def _score_pair(
-    pair: Pair, structure: str, spacing_mm: Sequence[float] | None, tolerance_mm: float | None
+    pair: Pair,
+    sides: tuple[Side, Side],
+    structure: str,
+    spacing_mm: Sequence[float] | None,
+    tolerance_mm: float | None,
 ) -> list[tuple[dict[str, Any], list[SliceScores]]]:
     from pneumoscope.io import read_mask
 
@@ -185,7 +193,8 @@ def _score_pair(
         raise InputError(pair.missing)
     found, drawn = read_mask(pair.prediction), read_mask(pair.reference)
     drawn.grid.require_same_space(found.grid, f"the prediction {pair.prediction}")
-    labels = _common_labels(found.names, drawn.names)
+    names_found = sides[0].names_of(found, drawn.names)
+    labels, note = comparable_labels(names_found, sides[1].names_of(drawn, names_found))
     wanted: list[tuple[str, int | None]] = [(name, label) for label, name in labels.items()]
     if len(wanted) != 1:
         wanted.append((ANY, None))
@@ -209,6 +218,7 @@ def _score_pair(
             **_surface_columns(
                 found, drawn, label, spacing_mm, _tolerance(names, structure) if tolerance_mm is None else tolerance_mm
             ),
+            "note": note,
         }
         results.append(({column: row[column] for column in COLUMNS}, per_slice))
     return results
@@ -231,25 +241,6 @@ def _tolerance(names: Sequence[str], structure: str) -> float:
     told = [name for name in names if not name.startswith("label ")]
     lungs = all("lung" in name.lower() for name in told) if told else structure == "lungs"
     return TOLERANCE_MM["lungs" if lungs else "infiltrate"]
-
-
-def _common_labels(found: Mapping[int, str], drawn: Mapping[int, str]) -> dict[int, str]:
-    """Numbers and names to compare one by one; none when one side tells parts apart that the other does not.
-
-    Raises:
-        InputError: when both sides name several labels, and name a number differently.
-    """
-    names = {}
-    for label in sorted({*found, *drawn}):
-        known = [side[label] for side in (drawn, found) if side.get(label, f"label {label}") != f"label {label}"]
-        if len(set(known)) > 1:
-            if min(len(found), len(drawn)) == 1:
-                return {}
-            raise InputError(
-                f"label {label} is {found[label]!r} in the prediction, {drawn[label]!r} in the reference; relabel one"
-            )
-        names[label] = known[0] if known else f"label {label}"
-    return names
 
 
 def _summarise(

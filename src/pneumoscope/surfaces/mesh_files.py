@@ -1,8 +1,9 @@
 """Meshes as files: binary STL for printing and CAD, GLB for viewers, phones and the web.
 
-Both hold the scan's own RAS+ millimetres. STL knows no unit; millimetres are its custom. GLB is in metres with y up by
-its specification (glTF 2.0, section 3.4), so its numbers stay millimetres and the root node, named
-``RAS millimetres to glTF metres``, turns and shrinks them: x = -R/1000, y = S/1000, z = A/1000. Upright, facing
+Both hold the scan's own RAS+ millimetres. STL knows neither unit nor axes: ParaView, MeshLab and printers take its
+numbers as they are, 3D Slicer takes them as LPS millimetres unless the header says ``SPACE=RAS``, which it does. GLB
+is in metres with y up by its specification (glTF 2.0, section 3.4), so its numbers stay millimetres and the root node,
+named ``RAS millimetres to glTF metres``, turns and shrinks them: x = -R/1000, y = S/1000, z = A/1000. Upright, facing
 the viewer, and of true size; a program that ignores the node has RAS millimetres.
 """
 
@@ -21,7 +22,7 @@ from pneumoscope.io.files import write_bytes
 from pneumoscope.surfaces.mesh import Mesh
 from pneumoscope.surfaces.structures import LOOKS
 
-STL_HEADER = b"pneumoscope surface, binary STL, RAS+ millimetres"
+STL_HEADER = b"pneumoscope surface, millimetres, SPACE=RAS"
 """The first bytes of every STL file, padded to 80."""
 
 ROOT_NODE = "RAS millimetres to glTF metres"

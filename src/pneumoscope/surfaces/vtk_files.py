@@ -67,7 +67,8 @@ def write_vti(path: str | Path, volume: Volume, lungs: Mask, infiltrate: Mask, t
 def write_vtp(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
     """Write surfaces into one file; the cell array ``structure`` numbers them in the order of `meshes`, from 1.
 
-    Names and numbers also stand in the field data ``names``. At least one mesh must be given.
+    Names and numbers also stand in the field data ``names``; ``SPACE`` keeps 3D Slicer from taking the points as LPS.
+    At least one mesh must be given.
     """
     vertices = np.concatenate([mesh.vertices_mm for mesh in meshes.values()]).astype("<f4")
     starts = np.cumsum([0, *(len(mesh.vertices_mm) for mesh in meshes.values())])
@@ -76,11 +77,10 @@ def write_vtp(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
     offsets = np.arange(3, corners.size + 1, 3, dtype="<i4")
     number = np.concatenate([np.full(len(m.triangles), n, np.uint8) for n, m in enumerate(meshes.values(), start=1)])
     colour = [np.round(255 * np.asarray(LOOKS[name].rgb)).astype(np.uint8) for name in meshes]
-    names = "; ".join(f"{n} {LOOKS[name].title}" for n, name in enumerate(meshes, start=1)).encode() + b"\0"
-    field = " ".join(str(byte) for byte in names)
+    names = "; ".join(f"{n} {LOOKS[name].title}" for n, name in enumerate(meshes, start=1))
     head = (
-        f'<PolyData>\n<FieldData><DataArray type="String" Name="names" NumberOfTuples="1" format="ascii">{field}'
-        f'</DataArray></FieldData>\n<Piece NumberOfPoints="{len(vertices)}" NumberOfVerts="0" NumberOfLines="0" '
+        f"<PolyData>\n<FieldData>{_text_array('names', names)}{_text_array('SPACE', 'RAS')}</FieldData>\n"
+        f'<Piece NumberOfPoints="{len(vertices)}" NumberOfVerts="0" NumberOfLines="0" '
         f'NumberOfStrips="0" NumberOfPolys="{len(corners)}">\n'
     )
     cells = [_flat_array("structure", number, "uint8"), _flat_array("colour", np.stack(colour)[number - 1], "uint8", 3)]
@@ -90,6 +90,12 @@ def write_vtp(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
         ('</Polys>\n<CellData Scalars="structure">\n', cells, "</CellData>\n</Piece>\n</PolyData>\n"),
     ]
     _write(path, "PolyData", sections)
+
+
+def _text_array(name: str, text: str) -> str:
+    """A string of the field data."""
+    codes = " ".join(map(str, [*text.encode(), 0]))
+    return f'<DataArray type="String" Name="{name}" NumberOfTuples="1" format="ascii">{codes}</DataArray>'
 
 
 def _image_array(name: str, array: NDArray[np.generic], dtype: str) -> _Array:
