@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -194,12 +200,81 @@ def test_one_result_is_shown_at_once(run, guard):
     assert '<iframe src="/file/report.html"' in page.text
 
 
-def test_damaged_reports_do_not_stop_the_table(run):
-    (run / "a" / "report.json").write_text('{"severity": {"total": {"share_percent": "NaN"}, "states": 7}}')
-    (run / "b" / "report.json").write_text("[" * 100_000)
+def test_wrong_types_in_a_report_are_no_numbers(run):
+    (run / "a" / "report.json").write_text('{"severity": {"total": {"share_percent": "NaN"}, "states": 7}, "case": []}')
     found = {r.place: r for r in find_results(run)}
     assert found["a"].numbers["share_percent"] is None
-    assert found["b"].title == "b"
+    assert found["a"].title == "a"
+
+
+BAD_REPORTS = {
+    "deep": "[" * 100_000,
+    "digits": '{"severity": {"total": {"share_percent": 1' + "0" * 400 + "}}}",
+    "more digits": '{"a": ' + "9" * 5000 + "}",
+    "NaN": '{"severity": {"total": {"share_percent": NaN}}}',
+    "half a character": r'{"case": "\ud800"}',
+    "cut": '{"case": "b", "sev',
+    "list": "[1, 2]",
+    "empty": "",
+    "bytes": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("content", BAD_REPORTS.values(), ids=BAD_REPORTS)
+@pytest.mark.parametrize("name", ["b/report.json", "study/experiment.json", "change/change.json"])
+def test_a_damaged_result_is_a_row_that_says_so(run, known, name, content):
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    page = known.get("/")
+    assert page.status_code == 200
+    assert f"{path.name} is damaged" in page.text
+    assert f'href="/show/{path.parent.name}"' not in page.text
+    assert "/show/a" in page.text
+    assert known.get("/show/a").status_code == 200
+    assert known.get(f"/show/{path.parent.name}").status_code == 404
+
+
+BAD_TABLES = {
+    "long cell": "case,status,error\nx,failed," + "y" * 200_000 + "\n",
+    "open quote": 'case,status,error\nx,failed,"' + "y" * 200_000,
+    "too large": "case,status,error\n" + "x,done,\n" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("content", BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_damaged_table_is_a_row_that_says_so(run, known, content):
+    (run / "cases.csv").write_text(content)
+    page = known.get("/")
+    assert page.status_code == 200
+    assert "cases.csv cannot be read" in page.text
+    (run / "study" / "matrix.csv").write_text(content)
+    page = known.get("/show/study")
+    assert page.status_code == 200
+    assert "matrix.csv cannot be read" in page.text
+
+
+def test_texts_of_a_result_are_short_and_can_be_written(run, known):
+    """A byte that is no UTF-8, in a cell, in a folder's and in a file's name; a name of a mile; a link to itself."""
+    (run / "cases.csv").write_bytes(b"case,status,error\n\xff\xfe,failed," + b"z" * 100_000 + b"\nshort\n")
+    os.mkdir(os.fsencode(run) + b"/\xe4\xff")  # noqa: PTH102 - pathlib takes no bytes
+    Path(os.fsdecode(os.fsencode(run) + b"/\xe4\xff/report.json")).write_text("{}")
+    Path(os.fsdecode(os.fsencode(run / "a") + b"/\xe4.csv")).write_text("x")
+    (run / "a" / "circle.csv").symlink_to(run / "a" / "circle.csv")
+    page = known.get("/")
+    assert page.status_code == 200
+    assert "z" * 1000 not in page.text
+    assert "not UTF-8" in page.text
+    page = known.get("/show/a")
+    assert page.status_code == 200
+    assert "circle" not in page.text
+
+
+def test_a_folder_that_is_gone_is_said(run, known):
+    shutil.rmtree(run)
+    answer = known.get("/")
+    assert answer.status_code == 404
+    assert "is no folder" in answer.text
 
 
 @pytest.mark.parametrize("key", ["title", "status", "flags", "share_percent"])
@@ -243,3 +318,72 @@ def test_the_command_serves_on_loopback_and_stops_on_interrupt(run):
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The writing end of a pipe that nobody reads and that holds no more."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        yield writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for the sockets below in this process; a server it starts keeps the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("a process may not open 4096 files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def usual_limit() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@pytest.mark.enable_socket
+def test_half_open_connections_are_closed_and_stop_nobody(run, many_files):
+    with full_pipe() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pneumoscope", "view", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=usual_limit,
+        )
+        idle: list[socket.socket] = []
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            port = int(address.split(":")[2].split("/")[0])
+            opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), urllib.request.ProxyHandler({}))
+            for number in range(1200):
+                idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+                with suppress(ConnectionError):  # closed already: too many ask for nothing
+                    idle[-1].sendall((b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET", b"\0\0\r\n\r\n")[number % 4])
+            with opener.open(address, timeout=20) as answer:
+                assert b"case-b" in answer.read()
+            deadline = time.monotonic() + 30
+            for connection in idle:
+                connection.settimeout(max(0.1, deadline - time.monotonic()))
+                with suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+            with opener.open(address.split("?")[0], timeout=20) as answer:
+                assert b"case-b" in answer.read()
+        finally:
+            for connection in idle:
+                connection.close()
+            process.kill()
+            process.communicate()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pneumoscope.viewer.contents import MAX_JSON_BYTES, Result, find_results, sort_results
+from pneumoscope.errors import InputError
+from pneumoscope.viewer.contents import Result, as_text, find_results, read_rows, sort_results
 from pneumoscope.viewer.guard import DOCUMENT_POLICY, Guard
 
 if TYPE_CHECKING:
@@ -57,7 +57,18 @@ def make_app(root: Path, guard: Guard) -> Starlette:
         Route("/show/{place:path}", pages.show),
         Route("/file/{place:path}", pages.file),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)])
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
+        exception_handlers={InputError: _nothing_to_show},
+    )
+
+
+async def _nothing_to_show(request: Request, problem: Exception) -> Response:
+    """The folder is gone, or has grown too large since the server was started."""
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(f"{as_text(problem)}\n", 404)
 
 
 class _Pages:
@@ -78,7 +89,7 @@ class _Pages:
         descending = request.query_params.get("order") == "down"
         cases = sort_results([r for r in results if r.kind == "case"], key, descending)
         context = {
-            "title": self.root.name or "results",
+            "title": as_text(self.root.name or "results"),
             "cases": cases,
             "others": [r for r in results if r.kind != "case"],
             "columns": [c for c in COLUMNS if c[0] in ("title", "status", "flags") or _any(cases, c[0])],
@@ -134,7 +145,9 @@ class _Pages:
     def _files(self, folder: Path) -> list[str]:
         """What is offered of a result, relative to the root."""
         names = (p.relative_to(self.root).as_posix() for p in folder.rglob("*") if p.suffix in OFFERED)
-        served = (name for name in names if (path := self._inside(name)) is not None and path.is_file())
+        served = (
+            name for name in names if name.isprintable() and (path := self._inside(name)) is not None and path.is_file()
+        )
         return sorted(served)[:MAX_FILES]
 
     def _inside(self, place: str) -> Path | None:
@@ -144,7 +157,7 @@ class _Pages:
             return None
         try:
             path = (self.root / place).resolve(strict=True)
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
             return None
         return path if path == self.root or path.is_relative_to(self.root) else None
 
@@ -164,11 +177,13 @@ def _any(results: list[Result], key: str) -> bool:
 
 
 def _table(path: Path) -> list[list[str]] | None:
-    """A small CSV as rows of text; None when it is not there."""
-    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+    """A small CSV as rows of text; None when it is not there, one row that says so when it cannot be read."""
+    if not path.is_file():
         return None
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-        return [[_short(cell) for cell in row] for _, row in zip(range(500), csv.reader(stream), strict=False)]
+    try:
+        return [[_short(cell) for cell in row] for row in read_rows(path, 500)]
+    except InputError as problem:
+        return [[f"{path.name} {problem.message}"]]
 
 
 def _short(cell: str) -> str:

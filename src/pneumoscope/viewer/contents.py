@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pneumoscope.errors import InputError
+from pneumoscope.io.files import read_json
 
 Kind = Literal["case", "comparison", "study"]
 
@@ -19,7 +20,10 @@ MARKERS: dict[str, Kind] = {"report.json": "case", "change.json": "comparison", 
 
 MAX_DEPTH = 3
 MAX_FOLDERS = 20_000
-MAX_JSON_BYTES = 8 * 2**20
+MAX_TABLE_BYTES = 8 * 2**20
+MAX_TEXT, MAX_FLAGS = 300, 20
+"""Characters of a text, and flags of a case, that a page shows."""
+
 _LEAVES = {"points", "mesh", "stages", "splits", "figures", "data", "cache"}
 """Folders inside a result that hold no results of their own."""
 
@@ -32,7 +36,7 @@ class Result:
         kind: case, comparison or study.
         place: its folder below the root, ``.`` for the root itself; names it in addresses.
         title: what it is called.
-        status: ``done``, or ``failed`` for a case of `cases.csv` that has no results.
+        status: ``done``, or ``failed``: a case of `cases.csv` that has no results, or files that cannot be read.
         numbers: column -> value; None where it could not be measured.
         flags: states and warnings, in words.
         error: why it failed.
@@ -56,13 +60,13 @@ def find_results(root: Path) -> list[Result]:
     if not root.is_dir():
         raise InputError("is no folder; give a case folder, a folder of cases, or a study folder", path=root)
     found: list[Result] = []
-    for seen, folder in enumerate(_folders(root, MAX_DEPTH)):
+    for seen, folder in enumerate(_folders(root, MAX_DEPTH, found)):
         if seen > MAX_FOLDERS:
             raise InputError(f"holds more than {MAX_FOLDERS} folders; give the folder of one run", path=root)
         place = folder.relative_to(root).as_posix()
         for marker, kind in MARKERS.items():
             if (folder / marker).is_file():
-                found.append(_read(folder, place, kind))
+                found.append(_read(folder, place, kind, marker))
         found += _failed(folder, place)
     if not found:
         raise InputError(
@@ -73,66 +77,91 @@ def find_results(root: Path) -> list[Result]:
     return found
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    yield folder
-    if depth == 0:
+def _folders(folder: Path, depth: int, bad: list[Result]) -> Iterator[Path]:
+    """A folder and those in it; what cannot be opened becomes a row of `bad`."""
+    try:
+        inside = sorted(folder.iterdir()) if depth else []
+        folder.as_posix().encode()
+    except OSError as problem:
+        bad.append(_unreadable(folder, f"cannot be opened ({problem.strerror}); check its permissions"))
         return
-    for inside in sorted(folder.iterdir()):
-        if (
-            inside.is_dir()
-            and not inside.is_symlink()
-            and not inside.name.startswith(".")
-            and inside.name not in _LEAVES
-        ):
-            yield from _folders(inside, depth - 1)
+    except UnicodeEncodeError:
+        bad.append(_unreadable(folder, "has a name that is not UTF-8, so no address leads to it; rename it"))
+        return
+    yield folder
+    for path in inside:
+        hidden = path.name.startswith(".") or path.name in _LEAVES
+        if not hidden and path.is_dir() and not path.is_symlink():
+            yield from _folders(path, depth - 1, bad)
 
 
-def _read(folder: Path, place: str, kind: Kind) -> Result:
+def _unreadable(path: Path, error: str, *, kind: Kind = "case", place: str = "", title: str = "") -> Result:
+    return Result(kind, place, title or as_text(path.name), "failed", error=as_text(f"{path.name} {error}"))
+
+
+def _read(folder: Path, place: str, kind: Kind, marker: str) -> Result:
     title = folder.name if place == "." else place
+    try:
+        content = read_json(folder / marker, remedy="run it again")
+    except InputError as problem:
+        return _unreadable(folder / marker, problem.message, kind=kind, place=place, title=title)
     if kind == "study":
-        recipe = read_json(folder / "experiment.json").get("recipe")
-        return Result(kind, place, f"{title}: {recipe}" if recipe else title)
+        recipe = content.get("recipe")
+        return Result(kind, place, as_text(f"{title}: {recipe}") if isinstance(recipe, str) else title)
     if kind == "comparison":
         return Result(kind, place, title)
-    report = read_json(folder / "report.json")
-    severity = report.get("severity") if isinstance(report.get("severity"), dict) else {}
-    assert isinstance(severity, dict)
-    total = severity.get("total") if isinstance(severity.get("total"), dict) else {}
-    assert isinstance(total, dict)
+    severity = _entry(content, "severity", dict)
+    total = _entry(severity, "total", dict)
     numbers = {
         name: finite(total.get(name)) for name in ("lung_ml", "infiltrate_ml", "share_percent", "infiltrate_mean_hu")
     }
-    findings = report.get("findings") if isinstance(report.get("findings"), list) else []
-    assert isinstance(findings, list)
-    numbers["findings"] = float(len(findings))
-    states = severity.get("states") if isinstance(severity.get("states"), list) else []
-    assert isinstance(states, list)
-    return Result(kind, place, str(report.get("case") or title), "done", numbers, tuple(str(s) for s in states))
+    numbers["findings"] = float(len(_entry(content, "findings", list)))
+    states = [as_text(state) for state in _entry(severity, "states", list)[:MAX_FLAGS]]
+    case = content.get("case")
+    return Result(kind, place, as_text(case if isinstance(case, str) and case else title), "done", numbers, (*states,))
+
+
+def _entry(content: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    value = content.get(name)
+    return value if isinstance(value, kind) else kind()
 
 
 def _failed(folder: Path, place: str) -> list[Result]:
     """Cases that `cases.csv` calls failed: they have no folder with a report."""
     table = folder / "cases.csv"
-    if not table.is_file() or table.stat().st_size > MAX_JSON_BYTES:
+    if not table.is_file():
         return []
-    with table.open(encoding="utf-8", errors="replace", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        header, *rows = read_rows(table)
+    except InputError as problem:
+        return [_unreadable(table, problem.message, place=place)]
+    named = [dict(zip(header, row, strict=False)) for row in rows]
     return [
-        Result("case", place, str(row.get("case") or "?"), "failed", error=str(row.get("error") or "failed"))
-        for row in rows
-        if row.get("status") not in ("done", None)
+        Result("case", place, row.get("case") or "?", "failed", error=row.get("error") or "failed")
+        for row in named
+        if row.get("status", "done") != "done"
     ]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of one of our files; {} when it is damaged, too large or something else."""
+def read_rows(path: Path, limit: int | None = None) -> list[list[str]]:
+    """Rows of one of our tables as short texts, at least one.
+
+    Raises:
+        InputError: unreadable, too large, or a cell longer than any of ours.
+    """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        if path.stat().st_size > MAX_TABLE_BYTES:
+            raise InputError(f"cannot be read (larger than {MAX_TABLE_BYTES >> 20} MiB); run it again", path=path)
+        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+            rows = [[as_text(cell) for cell in row] for row in islice(csv.reader(stream), limit)]
+    except (OSError, csv.Error) as problem:
+        raise InputError(f"cannot be read ({problem}); run it again", path=path) from problem
+    return rows or [[]]
+
+
+def as_text(value: object) -> str:
+    """A name, flag or message as text of bounded length that every page can hold."""
+    return str(value)[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def finite(value: Any) -> float | None:

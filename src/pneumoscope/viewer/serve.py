@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from pneumoscope.viewer.contents import find_results
 from pneumoscope.viewer.guard import Guard
 
 LOOPBACK = "127.0.0.1"
+
+BACKLOG = 256
+"""Connections that wait to be accepted, and that are accepted at a time."""
 
 
 def serve(root: str | Path, *, port: int = 0, ready: Callable[[str], None]) -> None:
@@ -27,6 +31,7 @@ def serve(root: str | Path, *, port: int = 0, ready: Callable[[str], None]) -> N
     import uvicorn
 
     from pneumoscope.viewer.app import make_app
+    from pneumoscope.viewer.connection import BoundedProtocol
 
     folder = Path(root)
     find_results(folder)
@@ -34,8 +39,12 @@ def serve(root: str | Path, *, port: int = 0, ready: Callable[[str], None]) -> N
     taken = listener.getsockname()[1]
     guard = Guard((f"{LOOPBACK}:{taken}", f"localhost:{taken}"), f"pneumoscope-{taken}")
     config = uvicorn.Config(
-        make_app(folder, guard), log_level="critical", access_log=False, server_header=False, lifespan="off"
-    )
+        make_app(folder, guard), http=BoundedProtocol, backlog=BACKLOG, timeout_graceful_shutdown=3,
+        log_config=None, access_log=False, server_header=False, lifespan="off",
+    )  # fmt: skip
+    for name in ("uvicorn", "asyncio"):  # a line on a stderr that nobody reads would hold every page
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
     ready(f"http://{LOOPBACK}:{taken}/?token={guard.token}")
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -48,7 +57,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((LOOPBACK, port))
-        listener.listen(64)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise InputError(
