@@ -113,7 +113,7 @@ def main() -> int:
     out = arguments.out or Path(tempfile.mkdtemp(prefix="outputs-"))
     begun = time.perf_counter()
     command = [sys.executable, "-m", "pneumoscope", "segment", "-i", arguments.scan, "-o", str(out)]
-    subprocess.run([*command, "--probability", "--overwrite", "--quiet"], check=True)
+    subprocess.run([*command, "--probability", "--save", "points,vti,mesh", "--overwrite", "--quiet"], check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = time.perf_counter() - begun
     print(f"segment: {wall:.0f} s wall, {used.ru_utime:.0f} s of processor, peak {used.ru_maxrss >> 10} MiB")

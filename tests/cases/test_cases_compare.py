@@ -58,7 +58,7 @@ def folders(quick, tmp_path_factory):
         volume = replace(scan.volume, case=f"day{n}")
         severity = assess(volume, scan.lungs, scan.truth)
         content = CaseContent(volume=volume, lungs=scan.lungs, infiltrate=scan.truth, severity=severity)
-        write_case(root / f"day{n}", content, OutputOptions(three_d=False, dicom=False))
+        write_case(root / f"day{n}", content, OutputOptions(dicom=False))
     return [root / f"day{n}" for n in range(len(quick))]
 
 

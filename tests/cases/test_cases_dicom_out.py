@@ -38,9 +38,7 @@ def phantom(tmp_path_factory):
 
 def quantify(root, out, **options):
     (scan,) = list_scans([root / "series"]).scans
-    chosen = QuantifyOptions(
-        lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz", three_d=False, **options
-    )
+    chosen = QuantifyOptions(lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz", **options)
     quantify_case(scan, out, chosen)
     return json.loads((out / "report.json").read_text())
 
@@ -78,9 +76,7 @@ def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
     (out / "seg.dcm").write_bytes(b"of an earlier run")
     write_volume(volume, tmp_path / "scan.nii.gz")
     (scan,) = list_scans([tmp_path / "scan.nii.gz"]).scans
-    quantify_case(
-        scan, out, QuantifyOptions(lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz", three_d=False)
-    )
+    quantify_case(scan, out, QuantifyOptions(lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz"))
     assert not list(out.glob("*.dcm"))
 
 
@@ -155,7 +151,7 @@ def test_no_output_holds_a_trace_of_the_patient(phantom, tmp_path, deidentify):
         data.save_as(series / file.name)
     out = tmp_path / "out"
     options = QuantifyOptions(
-        lungs=source / "lungs.nii.gz", infiltrate=source / "infiltrate.nii.gz", deidentify=deidentify
+        lungs=source / "lungs.nii.gz", infiltrate=source / "infiltrate.nii.gz", save=("vti",), deidentify=deidentify
     )
     result = quantify_cases(list_scans([series]).scans, out, options)
     assert [case.status for case in result.cases] == ["done"], result.cases

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pneumoscope.cases.outputs import SAVABLE
 from pneumoscope.cases.segment import SegmentOptions, segment_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
@@ -50,7 +51,7 @@ def contents(folder, without=("run.json",)):
 
 
 def test_a_case_folder_holds_what_was_found_on_the_scans_grid(work, tmp_path):
-    batch = run(work, tmp_path / "out", probability=True)
+    batch = run(work, tmp_path / "out", probability=True, save=("points",))
     assert [case.status for case in batch.cases] == ["done", "done"]
     names = {"lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "report.json", "report.html"}
     for case in ("p0", "p1"):
@@ -73,8 +74,11 @@ def test_a_case_folder_holds_what_was_found_on_the_scans_grid(work, tmp_path):
 
 
 def test_the_same_scan_gives_the_same_bytes(work, tmp_path):
-    run(work, tmp_path / "a")
-    run(work, tmp_path / "b")
+    for name in ("a", "b"):
+        run(work, tmp_path / name, save=SAVABLE)
+    assert {"view.html", "render.png", "surfaces.vtp", "volume.vti"} <= {
+        p.name for p in (tmp_path / "a" / "p0").iterdir()
+    }
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
+from pneumoscope.cases.outputs import SAVABLE, CaseContent, OutputOptions, write_case
 from pneumoscope.cases.three_d import write_three_d
 from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.errors import InputError
 from pneumoscope.severity.measure import measure
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask
 
@@ -23,6 +24,11 @@ def content_of(volume, lungs, infiltrate, truth=None):
     return CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity, truth=truth)
 
 
+EVERYTHING = OutputOptions(save=SAVABLE)
+ALWAYS = {"lungs.nii.gz", "infiltrate.nii.gz", "report.json"}
+DEFAULT = ALWAYS | {"registration.nii.gz", "report.html", "view.html"}
+
+
 def names(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -30,16 +36,16 @@ def names(folder):
 def test_a_case_gets_every_file_and_they_enclose_their_masks(tmp_path, phantom):
     _, lungs, infiltrate = phantom
     spent = {}
-    report = write_case(tmp_path, content_of(*phantom, truth=infiltrate), spent=spent)
+    report = write_case(tmp_path, content_of(*phantom, truth=infiltrate), EVERYTHING, spent=spent)
     wanted = {f"mesh/{n}.{s}" for n in ("right_lung", "left_lung", "infiltrate", "truth") for s in ("stl", "glb")}
     wanted |= {"mesh/case.glb", "surfaces.vtp", "volume.vti", "render.png", "view.html"}
-    assert wanted <= names(tmp_path)
-    assert set(report["surfaces"]["files"]) == wanted
+    assert names(tmp_path) == wanted | DEFAULT | {f"points/{n}.csv" for n in ("lungs", "infiltrate", "truth")}
+    assert set(report["surfaces"]["files"]) == wanted - {"volume.vti"}
     assert report["surfaces"]["missing"] == {}
     enclosed = report["surfaces"]["enclosed_ml"]
     assert enclosed["right_lung"] == pytest.approx(lungs.volume_ml("right lung"), rel=0.02)
     assert enclosed["infiltrate"] == pytest.approx(infiltrate.volume_ml(), rel=0.02)
-    assert list(spent) == ["volume.vti", "surfaces", "picture", "page"]
+    assert set(spent) == {"DICOM", "surfaces", "picture", "copy", "vti", "points", "masks"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "In 3D" in page
     assert 'href="view.html"' in page
@@ -48,31 +54,49 @@ def test_a_case_gets_every_file_and_they_enclose_their_masks(tmp_path, phantom):
 
 def test_empty_masks_leave_no_file_but_a_reason_and_nothing_of_an_earlier_run(tmp_path, phantom):
     volume, lungs, infiltrate = phantom
-    write_case(tmp_path, content_of(*phantom, truth=infiltrate))
+    write_case(tmp_path, content_of(*phantom, truth=infiltrate), EVERYTHING)
     none = Mask.empty(volume.grid, INFILTRATE_LABEL)
-    report = write_case(tmp_path, content_of(volume, lungs, none))
+    report = write_case(tmp_path, content_of(volume, lungs, none), EVERYTHING)
     assert report["surfaces"]["missing"] == {"mesh/infiltrate": "the mask is empty"}
     assert not {"mesh/infiltrate.stl", "mesh/infiltrate.glb", "mesh/truth.stl", "mesh/truth.glb"} & names(tmp_path)
     assert "No surface of mesh/infiltrate: the mask is empty." in (tmp_path / "view.html").read_text(encoding="utf-8")
-    report = write_case(tmp_path, content_of(volume, Mask.empty(volume.grid, LUNG_LABELS), none))
-    assert set(report["surfaces"]["files"]) == {"volume.vti", "view.html"}
+    report = write_case(tmp_path, content_of(volume, Mask.empty(volume.grid, LUNG_LABELS), none), EVERYTHING)
+    assert set(report["surfaces"]["files"]) == {"view.html"}
     assert set(report["surfaces"]["missing"]) == {"mesh/right_lung", "mesh/left_lung", "mesh/infiltrate", "render.png"}
     assert "In 3D" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_3d_nothing_of_it_stays(tmp_path, phantom):
-    write_case(tmp_path, content_of(*phantom))
-    report = write_case(tmp_path, content_of(*phantom), OutputOptions(three_d=False))
-    assert report["surfaces"] is None
-    assert not {"view.html", "volume.vti", "surfaces.vtp", "render.png", "mesh/case.glb"} & names(tmp_path)
-    assert "view.html" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (OutputOptions(), DEFAULT),
+        (OutputOptions(save=("points",)), DEFAULT | {"points/lungs.csv", "points/infiltrate.csv"}),
+        (OutputOptions(save=("vti",)), DEFAULT | {"volume.vti"}),
+        (OutputOptions(fast=True), ALWAYS),
+    ],
+)
+def test_only_what_was_asked_for_is_there_after_a_run_with_everything(tmp_path, phantom, options, expected):
+    write_case(tmp_path, content_of(*phantom, truth=phantom[2]), EVERYTHING)
+    report = write_case(tmp_path, content_of(*phantom), options)
+    assert names(tmp_path) == expected
+    assert (report["surfaces"] is None) == options.fast
+    if not options.fast:
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert ("volume.vti" in page) == ("vti" in options.save)
+        assert 'href="view.html"' in page
+
+
+def test_unusable_wishes_are_refused():
+    with pytest.raises(InputError, match="save got 'stl', expected names of points, vti, mesh"):
+        OutputOptions(save=("points", "stl"))
+    with pytest.raises(InputError, match="fast writes masks and numbers only, but save asks for vti"):
+        OutputOptions(fast=True, save=("vti",))
 
 
 def test_the_same_case_gives_the_same_bytes(tmp_path, phantom):
-    volume, lungs, infiltrate = phantom
-    severity = measure(volume, lungs, infiltrate)
     for name in ("a", "b"):
-        write_three_d(tmp_path / name, volume, lungs, infiltrate, severity)
+        write_three_d(tmp_path / name, content_of(*phantom), mesh=True)
+    assert "render.png" in names(tmp_path / "a")
     assert names(tmp_path / "a") == names(tmp_path / "b")
     for name in sorted(names(tmp_path / "a")):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

@@ -38,6 +38,26 @@ def test_one_scan(cli, files, tmp_path):
     assert "(25.0 %)" in text.out
 
 
+def test_what_is_saved(cli, files, tmp_path):
+    argv = ("quantify", "-i", files["chest"], "--lungs", files["lungs"], "--infiltrate", files["infiltrate"])
+    out = tmp_path / "out"
+
+    def names(*more):
+        assert cli(*argv, "-o", out, "--overwrite", *more).code == 0
+        return {str(path.relative_to(out / "chest")) for path in (out / "chest").rglob("*.*") if path.is_file()}
+
+    default = names()
+    assert default == {
+        "lungs.nii.gz", "infiltrate.nii.gz", "registration.nii.gz", "report.html", "report.json", "view.html",
+    }  # fmt: skip
+    points = {"points/lungs.csv", "points/infiltrate.csv"}
+    assert names("--save", "points, vti") == default | points | {"volume.vti"}
+    assert names("--save", "vti", "--save", "points") == default | points | {"volume.vti"}
+    assert names("--fast") == {"lungs.nii.gz", "infiltrate.nii.gz", "report.json"}
+    cli(*argv, "-o", out, "--overwrite", "--save", "stl").refused("'stl'", "points, vti, mesh")
+    cli(*argv, "-o", out, "--overwrite", "--save", "vti", "--fast").refused("fast", "vti")
+
+
 def test_unusable_calls(cli, files, tmp_path):
     cli("quantify", "-i", files["chest"], "-o", tmp_path / "out").refused("--infiltrate", "manifest")
     masks = ("--lungs", files["lungs"], "--infiltrate", tmp_path / "nowhere.nii.gz")

@@ -72,7 +72,7 @@ def test_masks_lie_on_the_scans_grid(cli, scan, lungs, model, tmp_path):
 
 
 def test_the_engine_is_named_and_a_wrong_one_refused(cli, scan, lungs, model, tmp_path):
-    options = ("--model", model, "--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--no-3d")
+    options = ("--model", model, "--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--fast")
     out = tmp_path / "out"
     assert cli("segment", "-i", scan, "-o", out, *options, "--engine", "torch").code == 0
     assert json.loads((out / "run.json").read_text())["options"]["engine"] == "torch fp32"
@@ -85,7 +85,7 @@ def test_an_ensemble_writes_how_unsure_it_is_and_the_report_says_so(cli, scan, l
 
     other = tmp_path / "other"
     shutil.copytree(model, other)
-    options = ("--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--engine", "torch", "--no-3d")
+    options = ("--lungs", lungs, "--device", "cpu", "--precision", "fp32", "--engine", "torch")
     out = tmp_path / "out"
     both = ("--model", model, "--model", other, "--mirror", "--uncertainty")
     ran = cli("segment", "-i", scan, "-o", out, *options, *both)

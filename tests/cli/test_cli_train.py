@@ -100,7 +100,7 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
     assert ran.json["test"] is None
     held = ran.json["validation"][0]
     case = next(r for r in read(table) if r["case"] == held["case"])
-    segmented = cli("segment", "-i", table.parent / case["image"], "-o", tmp_path / "out", "--model", out, "--no-3d",
+    segmented = cli("segment", "-i", table.parent / case["image"], "-o", tmp_path / "out", "--model", out, "--fast",
                     "--lungs", table.parent / case["lungs"], "--device", "cpu", "--precision", "fp32")  # fmt: skip
     assert segmented.code == 0, segmented.err
     cli("train", "--data", table, "-o", out, "--plan", plan, *QUICK, "--quiet").refused("already holds a run")

@@ -51,7 +51,7 @@ def read_dated(folder: Path) -> Dated:
     missing = [name for name in (REPORT_FILE, *_NEEDED) if not (folder / name).is_file()]
     if missing == [COPY_FILE]:
         raise InputError(
-            f"holds no {COPY_FILE}: no lung was found in this case, or an older version wrote it; segment it again",
+            f"holds no {COPY_FILE}: no lung was found in this case, or it was written with --fast; segment it again",
             path=folder,
         )
     if missing:

@@ -15,12 +15,6 @@ FILES = ("seg.dcm", "report.dcm")
 NOT_WRITTEN, EMPTY = "OUT-DCM-001", "OUT-DCM-002"
 
 
-def remove_dicom(folder: Path) -> None:
-    """Take away what an earlier run wrote."""
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-
-
 def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tuple[Finding, ...]:
     """Write the case's SEG and SR.
 

@@ -6,7 +6,9 @@ the same scan and masks give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding
+from pneumoscope.errors import Finding, InputError
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.zones import ZONES
 from pneumoscope.volume import Mask, Volume
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.json"
 
+SAVABLE = ("points", "vti", "mesh")
+"""Files written only on request: point tables, the scan for ParaView, surfaces with their picture."""
+
 COPY_FILE = "registration.nii.gz"
 """A coarse copy of the scan around the lungs, about 1 MB: what `compare` needs of the scan."""
+
+SIDE_BY_SIDE = 2
+"""Files written at the same time; more would hold more copies of the scan."""
 
 MAX_POINTS = 2_000_000
 """Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
@@ -72,29 +80,43 @@ class OutputOptions:
 
     Attributes:
         probability: `probability.nii.gz`, when there is a probability.
+        save: names of `SAVABLE`: ``points`` (`points/*.csv`), ``vti`` (`volume.vti`), ``mesh`` (`mesh/*`,
+            `surfaces.vtp` and `render.png`).
+        fast: masks, maps and `report.json` only: no pages, no DICOM, no copy for `compare`.
         max_points: rows of a point table at most.
-        three_d: surfaces, `volume.vti`, the still picture and `view.html`.
         dicom: `seg.dcm` and `report.dcm`, where the scan was DICOM.
         deidentify: leave out of them who the patient is.
+
+    Raises:
+        InputError: a name that is not in `SAVABLE`, or `save` together with `fast`.
     """
 
     probability: bool = False
+    save: Sequence[str] = ()
+    fast: bool = False
     max_points: int = MAX_POINTS
-    three_d: bool = True
     dicom: bool = True
     deidentify: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.save if name not in SAVABLE]
+        if unknown:
+            raise InputError(f"save got {', '.join(map(repr, unknown))}, expected names of {', '.join(SAVABLE)}")
+        if self.fast and self.save:
+            raise InputError(f"fast writes masks and numbers only, but save asks for {', '.join(self.save)}; use one")
 
 
 def write_case(
     folder: Path, content: CaseContent, options: OutputOptions | None = None, *, spent: dict[str, float] | None = None
 ) -> dict[str, Any]:
-    """Write the files of a case into its folder, `report.html` and then `report.json` last.
+    """Write the files of a case into its folder, side by side, `report.html` and then `report.json` last.
 
     Args:
-        folder: made when missing; a `report.json` of an earlier run is removed before anything else is written.
+        folder: made when missing; a `report.json` of an earlier run is removed before anything else is written, and
+            so is every file of ours that these options leave out.
         content: what to write.
         options: see `OutputOptions`.
-        spent: takes the seconds of the 3D steps, by name.
+        spent: takes the seconds of each step by name; steps overlap.
 
     Returns:
         What stands in `report.json`.
@@ -102,46 +124,86 @@ def write_case(
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
-    from pneumoscope.cases.dicom_out import remove_dicom, write_dicom
-    from pneumoscope.cases.three_d import remove_three_d, write_three_d
-    from pneumoscope.io import write_mask
     from pneumoscope.reports.case import write_case_report
-    from pneumoscope.surfaces.points import write_case_points
 
     options = options or OutputOptions()
-    volume, lungs, infiltrate, truth = content.volume, content.lungs, content.infiltrate, content.truth
-    (folder / REPORT_FILE).unlink(missing_ok=True)
-    write_mask(lungs, folder / "lungs.nii.gz", volume.native)
-    write_mask(infiltrate, folder / "infiltrate.nii.gz", volume.native)
-    _write_copy(folder / COPY_FILE, volume, lungs, infiltrate)
-    _write_maps(folder, content, with_probability=options.probability)
-    write_case_points(folder, volume, lungs, infiltrate, truth, max_points=options.max_points)
-    shown = None
-    if options.three_d:
-        shown = write_three_d(folder, volume, lungs, infiltrate, content.severity, truth)
-        if spent is not None:
-            spent.update(shown.seconds)
-    else:
-        remove_three_d(folder)
-    remove_dicom(folder)
-    told = write_dicom(folder, content, deidentify=options.deidentify) if options.dicom else ()
+    for name in (REPORT_FILE, *_optional_files()):
+        (folder / name).unlink(missing_ok=True)
+    done = _side_by_side(_steps(folder, content, options), spent)
+    shown = done.get("surfaces")
     return write_case_report(
         folder,
-        volume=volume,
-        lungs=lungs,
-        infiltrate=infiltrate,
+        volume=content.volume,
+        lungs=content.lungs,
+        infiltrate=content.infiltrate,
         severity=content.severity,
-        findings=(*volume.findings, *content.findings, *told),
+        findings=(*content.volume.findings, *content.findings, *(done.get("DICOM") or ())),
         cards=content.cards,
         computing=content.computing,
-        truth=truth,
-        still=None if shown is None else shown.still.png,
+        truth=content.truth,
+        page=not options.fast,
+        picture=done.get("picture"),
+        still=None if shown is None or shown.still is None else shown.still.png,
         surfaces=None if shown is None else shown.as_dict(),
     )
 
 
+def _optional_files() -> list[str]:
+    from pneumoscope.cases import dicom_out, three_d
+
+    maps = [f"{name}.nii.gz" for name in ("probability", "uncertainty-entropy", "uncertainty-variance")]
+    points = [f"points/{name}.csv" for name in ("lungs", "infiltrate", "truth")]
+    return [COPY_FILE, *maps, *points, *three_d.three_d_files(), *dicom_out.FILES, "report.html"]
+
+
+def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[str, Callable[[], Any]]:
+    """What is to be written, by name, the longest first; each on its own."""
+    from pneumoscope.cases.dicom_out import write_dicom
+    from pneumoscope.cases.three_d import VOLUME_FILE, write_three_d
+    from pneumoscope.reports.case import slices_png
+    from pneumoscope.surfaces.points import write_case_points
+    from pneumoscope.surfaces.vtk_files import write_vti
+
+    parts = content.volume, content.lungs, content.infiltrate, content.truth
+    steps: dict[str, Callable[[], Any]] = {}
+    if options.dicom and not options.fast:
+        steps["DICOM"] = lambda: write_dicom(folder, content, deidentify=options.deidentify)
+    if not options.fast:
+        steps["surfaces"] = lambda: write_three_d(folder, content, mesh="mesh" in options.save)
+        steps["picture"] = lambda: slices_png(*parts)
+        steps["copy"] = lambda: _write_copy(folder / COPY_FILE, *parts[:3])
+    if "vti" in options.save:
+        steps["vti"] = lambda: write_vti(folder / VOLUME_FILE, *parts)
+    if "points" in options.save:
+        steps["points"] = lambda: write_case_points(folder, *parts, max_points=options.max_points)
+    return steps | {"masks": lambda: _write_masks(folder, content, with_probability=options.probability)}
+
+
+def _side_by_side(steps: Mapping[str, Callable[[], Any]], spent: dict[str, float] | None) -> dict[str, Any]:
+    """The results by name. NumPy, zlib and child processes let other threads run."""
+
+    def timed(name: str) -> Any:
+        begun = time.perf_counter()
+        result = steps[name]()
+        if spent is not None:
+            spent[name] = time.perf_counter() - begun
+        return result
+
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        return dict(zip(steps, pool.map(timed, steps), strict=True))
+
+
+def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
+    from pneumoscope.io import write_mask
+
+    native = content.volume.native
+    write_mask(content.lungs, folder / "lungs.nii.gz", native)
+    write_mask(content.infiltrate, folder / "infiltrate.nii.gz", native)
+    _write_maps(folder, content, with_probability=with_probability)
+
+
 def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
-    """Maps on the scan's grid, values in [0, 1]; those that are not wanted now do not stay from another run."""
+    """Maps on the scan's grid, values in [0, 1]."""
     from pneumoscope.io import write_image
 
     maps = {
@@ -150,22 +212,18 @@ def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -
         "uncertainty-variance": content.variance,
     }
     for name, values in maps.items():
-        path = folder / f"{name}.nii.gz"
-        if values is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_image(values.astype(np.float32) / 255, content.volume.native, path, scaled=True)
+        if values is not None:
+            scaled = values.astype(np.float32) / 255
+            write_image(scaled, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
 
 
 def _write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
-    """The coarse copy; none where there is no lung, so that another run's does not stay."""
+    """The coarse copy; none where there is no lung."""
     from pneumoscope.io import write_volume
     from pneumoscope.preprocess.registration import working_copy
 
     if lungs.any.any():
         write_volume(working_copy(volume, lungs, infiltrate).volume, path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 SUMMARY_COLUMNS = (

@@ -36,7 +36,8 @@ class QuantifyOptions:
         lobes: its lobe mask; adds the score of 0 to 25.
         series: which DICOM series of a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
-        three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
+        save: further files, see `OutputOptions`.
+        fast: masks and numbers only, likewise.
         deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
     """
 
@@ -45,8 +46,20 @@ class QuantifyOptions:
     lobes: str | Path | None = None
     series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
-    three_d: bool = True
+    save: Sequence[str] = ()
+    fast: bool = False
     deidentify: bool = False
+
+    def __post_init__(self) -> None:
+        self.outputs()
+
+    def outputs(self) -> OutputOptions:
+        """Which files are written.
+
+        Raises:
+            InputError: see `OutputOptions`.
+        """
+        return OutputOptions(save=tuple(self.save), fast=self.fast, deidentify=self.deidentify)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths."""
@@ -132,8 +145,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
         series=options.series,
     )
     spent: dict[str, float] = {}
-    outputs = OutputOptions(three_d=options.three_d, deidentify=options.deidentify)
-    write_case(folder, content, outputs, spent=spent)
-    seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
+    write_case(folder, content, options.outputs(), spent=spent)
+    seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -54,7 +54,8 @@ class SegmentOptions:
         mirror: likewise.
         uncertainty: also write `uncertainty-entropy.nii.gz` and `uncertainty-variance.nii.gz`.
         probability: also write `probability.nii.gz`.
-        three_d: also write surfaces, `volume.vti`, the still picture and `view.html`.
+        save: further files, see `OutputOptions`.
+        fast: masks and numbers only, likewise.
         deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
     """
 
@@ -70,7 +71,8 @@ class SegmentOptions:
     mirror: bool | None = None
     uncertainty: bool = False
     probability: bool = False
-    three_d: bool = True
+    save: Sequence[str] = ()
+    fast: bool = False
     deidentify: bool = False
 
     def segmenter(self) -> Segmenter:
@@ -83,6 +85,19 @@ class SegmentOptions:
             engine=self.engine,
             mirror=self.mirror,
             uncertainty=self.uncertainty,
+        )
+
+    def __post_init__(self) -> None:
+        self.outputs()
+
+    def outputs(self) -> OutputOptions:
+        """Which files are written.
+
+        Raises:
+            InputError: see `OutputOptions`.
+        """
+        return OutputOptions(
+            probability=self.probability, save=tuple(self.save), fast=self.fast, deidentify=self.deidentify
         )
 
     def engine_label(self) -> str:
@@ -200,9 +215,8 @@ def segment_case(
         series=options.series,
     )
     spent: dict[str, float] = {}
-    outputs = OutputOptions(probability=options.probability, three_d=options.three_d, deidentify=options.deidentify)
-    write_case(folder, content, outputs, spent=spent)
-    seconds |= {"write": time.perf_counter() - begun - sum(spent.values()), **spent}
+    write_case(folder, content, options.outputs(), spent=spent)
+    seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
 

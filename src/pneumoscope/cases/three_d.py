@@ -1,21 +1,19 @@
-"""The 3D part of a case folder: surfaces, the VTK image, a still picture and the page that shows them.
+"""The 3D part of a case folder: surfaces for `view.html` and, on request, for other programs with a still picture.
 
-An empty mask leaves no file, not an empty one, and its reason in `report.json`. Files of an earlier run whose masks
-are empty now are removed, so that a folder never shows another run's lesion.
+An empty mask leaves no file, not an empty one, and its reason in `report.json`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.severity.measure import Severity
-from pneumoscope.volume import Mask, Volume
+from pneumoscope.volume import Mask
 
 if TYPE_CHECKING:
+    from pneumoscope.cases.outputs import CaseContent
     from pneumoscope.surfaces.mesh import Mesh
     from pneumoscope.surfaces.still import Still
 
@@ -34,15 +32,13 @@ class ThreeD:
         files: names inside the case folder.
         missing: names that could have been written, each with why not.
         volumes_ml: what each surface encloses, by the names of `structures.LOOKS`.
-        still: the picture, for the report.
-        seconds: wall time by step.
+        still: the picture, for the report; None when none was asked for.
     """
 
     files: tuple[str, ...]
     missing: Mapping[str, str]
     volumes_ml: Mapping[str, float]
-    still: Still
-    seconds: Mapping[str, float]
+    still: Still | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values for `report.json`, the same for the same scan and masks."""
@@ -51,22 +47,17 @@ class ThreeD:
             "files": list(self.files),
             "missing": dict(self.missing),
             "enclosed_ml": {name: round(value, 4) for name, value in self.volumes_ml.items()},
-            "picture_by": self.still.by,
+            "picture_by": None if self.still is None else self.still.by,
         }
 
 
-def write_three_d(
-    folder: Path, volume: Volume, lungs: Mask, infiltrate: Mask, severity: Severity, truth: Mask | None = None
-) -> ThreeD:
-    """Write ``mesh/*.stl``, ``mesh/*.glb``, ``surfaces.vtp``, ``volume.vti``, ``render.png`` and ``view.html``.
+def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
+    """Write ``view.html`` and, with `mesh`, ``mesh/*.stl``, ``mesh/*.glb``, ``surfaces.vtp`` and ``render.png``.
 
     Args:
         folder: the case's.
-        volume: the scan.
-        lungs: its lungs.
-        infiltrate: its infiltrates.
-        severity: of these masks; the table of the page.
-        truth: a reader's infiltrate, or None.
+        content: the case.
+        mesh: also write the surfaces as files.
 
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
@@ -75,38 +66,29 @@ def write_three_d(
     from pneumoscope.reports.figures import data_uri
     from pneumoscope.reports.view import ViewScan, write_case_view
     from pneumoscope.surfaces.still import draw_still
-    from pneumoscope.surfaces.vtk_files import write_vti
 
-    clock = _Clock()
-    remove_three_d(folder)
-    write_vti(folder / VOLUME_FILE, volume, lungs, infiltrate, truth)
-    clock.note("volume.vti")
+    volume, lungs, infiltrate, truth = content.volume, content.lungs, content.infiltrate, content.truth
     meshes, missing = _meshes(lungs, infiltrate, truth)
-    files = [VOLUME_FILE, *_write_meshes(folder, meshes)]
-    clock.note("surfaces")
-    still = draw_still(meshes)
-    if still.png is None:
+    notes = [f"No surface of {name}: {why}." for name, why in missing.items()]
+    files, still = _write_meshes(folder, meshes) if mesh else [], draw_still(meshes) if mesh else None
+    if still is not None and still.png is None:
         missing[STILL_FILE] = still.reason
-    else:
+    elif still is not None and still.png is not None:
         write_bytes(folder / STILL_FILE, still.png)
         files.append(STILL_FILE)
-    clock.note("picture")
     scan = ViewScan(volume.case, volume, lungs, infiltrate, truth, meshes)
-    notes = [f"No surface of {name}: {why}." for name, why in missing.items() if name.startswith("mesh/")]
-    picture = None if still.png is None else data_uri(still.png)
-    write_case_view(folder / VIEW_FILE, scan, severity, still=picture, notes=notes)
-    clock.note("page")
+    picture = None if still is None or still.png is None else data_uri(still.png)
+    write_case_view(folder / VIEW_FILE, scan, content.severity, still=picture, notes=notes)
     volumes = {name: mesh.volume_ml for name, mesh in meshes.items()}
-    return ThreeD((*files, VIEW_FILE), missing, volumes, still, clock.seconds)
+    return ThreeD((*files, VIEW_FILE), missing, volumes, still)
 
 
-def remove_three_d(folder: Path) -> None:
-    """Remove what an earlier run wrote; files of other names stay."""
+def three_d_files() -> list[str]:
+    """Every name that `write_three_d` may write, and `volume.vti`."""
     from pneumoscope.surfaces.structures import LOOKS
 
     names = [f"mesh/{name}{suffix}" for name in LOOKS for suffix in (".stl", ".glb")]
-    for name in (*names, SCENE_FILE, SURFACES_FILE, VOLUME_FILE, STILL_FILE, VIEW_FILE):
-        (folder / name).unlink(missing_ok=True)
+    return [*names, SCENE_FILE, SURFACES_FILE, VOLUME_FILE, STILL_FILE, VIEW_FILE]
 
 
 def _meshes(lungs: Mask, infiltrate: Mask, truth: Mask | None) -> tuple[dict[str, Mesh], dict[str, str]]:
@@ -138,16 +120,3 @@ def _write_meshes(folder: Path, meshes: Mapping[str, Mesh]) -> list[str]:
         write_vtp(folder / SURFACES_FILE, meshes)
         files += [SCENE_FILE, SURFACES_FILE]
     return files
-
-
-class _Clock:
-    """Seconds since the note before."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def note(self, step: str) -> None:
-        now = time.perf_counter()
-        self.seconds[step] = now - self._last
-        self._last = now

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from pneumoscope.cli.options import Common
 from pneumoscope.cli.output import say, say_json
@@ -11,6 +13,23 @@ from pneumoscope.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
+
+
+Save = Annotated[
+    list[str],
+    typer.Option(
+        "--save",
+        metavar="points,vti,mesh",
+        help="Also write point tables, the scan for ParaView (volume.vti), surfaces (STL, GLB, surfaces.vtp) with a "
+        "picture. Repeatable.",
+    ),
+]
+Fast = Annotated[bool, typer.Option("--fast", help="Masks and numbers only: no pages, no DICOM.")]
+
+
+def listed(values: list[str]) -> tuple[str, ...]:
+    """Names given comma separated, in several options, or both; each once, in order."""
+    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",")))
 
 
 def say_batch(batch: BatchResult, out: Path, common: Common) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope.cli.cases import say_batch
+from pneumoscope.cli.cases import Fast, Save, listed, say_batch
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for
 from pneumoscope.cli.segment import Intensity
@@ -55,9 +55,8 @@ def quantify(
             help="auto refuses what does not look like Hounsfield units; hu takes it as it is.",
         ),
     ] = Intensity.AUTO,
-    three_d: Annotated[
-        bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
-    ] = True,
+    save: Save = [],  # noqa: B006 - typer never changes it
+    fast: Fast = False,
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
     ] = False,
@@ -78,7 +77,8 @@ def quantify(
             lobes=lobes,
             series=series,
             intensity=intensity.value,
-            three_d=three_d,
+            save=listed(save),
+            fast=fast,
             deidentify=deidentify,
         )
         batch = quantify_cases(

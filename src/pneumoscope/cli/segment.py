@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope.cli.cases import say_batch
+from pneumoscope.cli.cases import Fast, Save, listed, say_batch
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for
 
@@ -106,9 +106,8 @@ def segment(
     probability: Annotated[
         bool, typer.Option("--probability", help="Also write probability.nii.gz, the infiltrate's probability.")
     ] = False,
-    three_d: Annotated[
-        bool, typer.Option("--3d/--no-3d", help="Surfaces, volume.vti and view.html; without them a case is quicker.")
-    ] = True,
+    save: Save = [],  # noqa: B006 - typer never changes it
+    fast: Fast = False,
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
     ] = False,
@@ -136,7 +135,8 @@ def segment(
             mirror=mirror,
             uncertainty=uncertainty,
             probability=probability,
-            three_d=three_d,
+            save=listed(save),
+            fast=fast,
             deidentify=deidentify,
         )
         batch = segment_cases(

@@ -61,6 +61,8 @@ def write_case_report(
     computing: Mapping[str, Any] | None = None,
     timings: Mapping[str, float] | None = None,
     truth: Mask | None = None,
+    page: bool = True,
+    picture: bytes | None = None,
     still: bytes | None = None,
     surfaces: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +79,8 @@ def write_case_report(
         computing: how the networks were run: engines, number of models, mirroring, uncertainty; None without any.
         timings: seconds by step. None leaves them out: the same input then gives the same bytes.
         truth: a reader's infiltrate; adds the scores against it.
+        page: whether to write ``report.html``.
+        picture: its slices, from `slices_png`; None has them drawn here.
         still: a PNG of the surfaces, shown below the slices.
         surfaces: what was written in 3D, for ``report.json``; None when that was left out.
 
@@ -87,8 +91,6 @@ def write_case_report(
         GeometryError: when a mask lies on another grid than the scan.
     """
     every = _unique((*volume.findings, *findings))
-    shown = figures.choose_slices(lungs.labels, infiltrate.labels)
-    views = figures.case_views(volume, lungs, infiltrate, truth, slices=shown)
     report = {
         "format": FORMAT,
         "kind": "case",
@@ -98,7 +100,7 @@ def write_case_report(
         "scan": _scan(volume),
         "severity": severity.as_dict(),
         "profile": _profile(volume, lungs, infiltrate),
-        "slices_shown": shown,
+        "slices_shown": figures.choose_slices(lungs.labels, infiltrate.labels),
         "truth": None if truth is None else _against(truth, infiltrate),
         "findings": [finding.as_dict() for finding in every],
         "models": [dict(card) for card in cards],
@@ -107,9 +109,17 @@ def write_case_report(
         "timings_seconds": None if timings is None else dict(timings),
     }
     report = jsonable(report)
-    write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, views, still))
+    if page:
+        picture = picture or slices_png(volume, lungs, infiltrate, truth)
+        write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, picture, still))
     write_json(Path(folder) / "report.json", report)  # last: it tells that the case is whole
     return report
+
+
+def slices_png(volume: Volume, lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> bytes:
+    """The slices of the report with their masks, as PNG."""
+    shown = figures.choose_slices(lungs.labels, infiltrate.labels)
+    return figures.montage_png(figures.case_views(volume, lungs, infiltrate, truth, slices=shown))
 
 
 def _unique(findings: Sequence[Finding]) -> list[Finding]:
@@ -157,15 +167,13 @@ def _against(truth: Mask, infiltrate: Mask) -> dict[str, Any]:
     }
 
 
-def _context(
-    folder: Path, report: dict[str, Any], views: Sequence[figures.SliceView], still: bytes | None
-) -> dict[str, Any]:
+def _context(folder: Path, report: dict[str, Any], picture: bytes, still: bytes | None) -> dict[str, Any]:
     window = figures.LUNG_WINDOW
     return {
         "title": report["case"],
         "report": report,
         "banners": _banners(report),
-        "picture": figures.data_uri(figures.montage_png(views)),
+        "picture": figures.data_uri(picture),
         "still": None if still is None else figures.data_uri(still),
         "legend": _legend(report),
         "window": f"{window.low_hu:.0f} to {window.high_hu:.0f}".replace("-", "\N{MINUS SIGN}"),

@@ -75,7 +75,8 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
     Raises:
         RunError: the case could not be segmented.
     """
-    from pneumoscope.cases.segment import segment_case
+    from pneumoscope.cases.outputs import SAVABLE
+    from pneumoscope.cases.segment import SegmentOptions, segment_case
     from pneumoscope.inference.segment import Segmenter
 
     experiment = study.experiment
@@ -88,7 +89,7 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
     )
     scan = _new_patient(experiment, study.folder / "data" / "case")
     folder = study.folder / "cases" / scan.case
-    result: Any = segment_case(scan, folder, segmenter, progress=progress)
+    result: Any = segment_case(scan, folder, segmenter, SegmentOptions(save=SAVABLE), progress=progress)
     if result.status != "done":
         raise RunError(f"the demo's case failed: {result.error}", path=folder)
     progress("case", 1, 1, result.sentence())
