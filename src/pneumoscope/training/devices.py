@@ -58,10 +58,20 @@ def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32"
 
 
 def make_fabric(device: str, precision: Precision) -> Fabric:
-    """A Fabric on one device in the precision asked for."""
+    """A Fabric on one device in the precision asked for.
+
+    It runs in this one process wherever it is started: within a SLURM allocation, or on a login node with `srun` in its
+    path, Fabric would look for further processes, or warn that `srun` was not used.
+    """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     picked = pick_device(device)
     kind = pick_precision(precision, picked)
     devices = [picked.index or 0] if picked.type == "cuda" else 1
-    return Fabric(accelerator=picked.type, devices=devices, precision="bf16-mixed" if kind == "bf16" else "32-true")
+    return Fabric(
+        accelerator=picked.type,
+        devices=devices,
+        precision="bf16-mixed" if kind == "bf16" else "32-true",
+        plugins=LightningEnvironment(),
+    )

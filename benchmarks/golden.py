@@ -1,0 +1,138 @@
+"""Does a change of the code change results? The same small runs by two checkouts, compared byte by byte.
+
+    python benchmarks/golden.py record before          # in the checkout before the change
+    python benchmarks/golden.py record after           # after it, on the same machine
+    python benchmarks/golden.py compare before after
+
+Runs the demo (transfer study and one segmented case), a study on volumes, an X-ray study, a training on own data and
+`segment` of a synthetic scan, each by the command line of the checkout this file lies in. Of every file the SHA-256 is
+kept; JSON and CSV first lose what differs from run to run: times, memory, versions, stamps. Pages and checkpoints,
+which hold such numbers, are left out; tables, masks, weights, splits and settings are in. About five minutes on two
+cores. Results are comparable only between runs on one processor with one number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = re.compile(
+    r"(\.ckpt|\.html|\.png|run\.json|environment\.json|cost\.json|timing\.json|done\.json|cell\.json|key\.csv|owner\.json)$"
+    r"|/(data|private|predictions)/"
+)
+VARYING = re.compile(
+    r"second|time|version|stamp|identity|sha256|memory|gigabytes|peak|forecast|torch|pneumoscope|^key$"
+)
+
+XRAY = (
+    "data.per_class_1=20,20,20 training.repeats=1 training.max_epochs=2 training.precision=fp32 pictures.side=24 "
+    "network.features=2,4 scoring.interval_resamples=10 scoring.timed_pictures=1 honest.penalties=0.1 "
+    "honest.networks=border honest.held_out_networks=false"
+)
+VOLUMES = "phases.fit.max_epochs=2 phases.fit.steps=3 folds.k=2 folds.ablation=false"
+
+
+def settings(text: str) -> list[str]:
+    """`--set` for each of the values."""
+    return [word for value in text.split() for word in ("--set", value)]
+
+
+def run(*arguments: str | Path) -> None:
+    """The command line of this checkout; its output only when it fails."""
+    command = [sys.executable, "-m", "pneumoscope", *map(str, arguments)]
+    path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}")
+
+
+def make(out: Path) -> None:
+    """All runs, below `out`."""
+    run("demo", "--out", out / "demo", "--device", "cpu")
+    synthetic = ["--synthetic"] if "--synthetic" in help_of("study", "run") else []
+    run("study", "run", "mueller-2021-small", "-o", out / "volumes", *synthetic, *settings(VOLUMES))
+    sys.path.insert(0, str(ROOT / "tests" / "study"))
+    from made_up_radiographs import write_sets
+
+    roots = write_sets(out / "data" / "radiographs", children=12)
+    data = [word for name, root in roots.items() for word in ("--data", f"{name}={root}")]
+    run("study", "run", "katsamenis-2020", "-o", out / "xray", *data, *settings(XRAY))
+    scans = out / "data" / "scans"
+    run("data", "phantom", "-o", scans, "--site", "A", "--patients", "6", "--size", "tiny", "--seed", "3")
+    manifest = next(scans.glob("**/*.csv"))
+    run("train", "--data", manifest, "-o", out / "own", "--dims", "2d", "--epochs", "2", "--size", "64", "--precision",
+        "fp32", "--device", "cpu")  # fmt: skip
+    run("segment", "-i", next(scans.glob("**/*.nii.gz")), "-o", out / "cases", "--precision", "fp32")
+
+
+def help_of(*verb: str) -> str:
+    """The help text of a verb of this checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "pneumoscope", *verb, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def steady(value: Any) -> Any:
+    """JSON without the entries whose names say that they differ from run to run."""
+    if isinstance(value, dict):
+        return {name: steady(part) for name, part in value.items() if not VARYING.search(name)}
+    return [steady(part) for part in value] if isinstance(value, list) else value
+
+
+def sum_of(path: Path) -> str:
+    """SHA-256 of a file, of JSON and CSV without what varies."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        content = json.dumps(steady(json.loads(content)), sort_keys=True).encode()
+    elif path.suffix == ".csv":
+        rows = list(csv.reader(content.decode().splitlines()))
+        kept = [n for n, name in enumerate(rows[0] if rows else ()) if not VARYING.search(name)]
+        content = "\n".join(json.dumps([row[n] for n in kept if n < len(row)]) for row in rows).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def record(out: Path) -> None:
+    """Run everything and write the sums to `out/golden.json`."""
+    if out.exists():
+        shutil.rmtree(out)
+    make(out)
+    files = sorted(p for p in out.rglob("*") if p.is_file() and not LEFT_OUT.search(p.relative_to(out).as_posix()))
+    sums = {path.relative_to(out).as_posix(): sum_of(path) for path in files if not path.is_relative_to(out / "data")}
+    (out / "golden.json").write_text(json.dumps(sums, indent=1))
+    print(f"{len(sums)} files in {out}")
+
+
+def compare(before: Path, after: Path) -> int:
+    """Print what differs; the number of files that do."""
+    old, new = (json.loads((folder / "golden.json").read_text()) for folder in (before, after))
+    lines = [f"only {where}: {name}" for where, a, b in (("before", old, new), ("after", new, old))
+             for name in a if name not in b]  # fmt: skip
+    lines += [f"differs: {name}" for name in old if name in new and old[name] != new[name]]
+    print("\n".join(lines) or f"all {len(old)} files are equal")
+    return len(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("record", "compare"))
+    parser.add_argument("folders", nargs="+", type=Path)
+    given = parser.parse_args()
+    if given.what == "record":
+        record(given.folders[0].resolve())
+        return 0
+    return min(compare(*given.folders), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
