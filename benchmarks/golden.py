@@ -77,10 +77,9 @@ def make(out: Path) -> None:
 
 def help_of(*verb: str) -> str:
     """The help text of a verb of this checkout."""
-    return subprocess.run(
-        [sys.executable, "-m", "pneumoscope", *verb, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    command = [sys.executable, "-m", "pneumoscope", *verb, "--help"]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout
 
 
 def steady(value: Any) -> Any:
