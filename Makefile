@@ -45,8 +45,11 @@ $(VENV)/.lint: pyproject.toml $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/pneumoscope demo --out demo --overwrite
 
+# Files of tests run side by side, one process a core; a file stays together, as its tests share what they made.
+SIDE_BY_SIDE := -n auto --dist loadfile
+
 test: $(VENV)/.test
-	$(RUN) pytest
+	$(RUN) pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.test
 	$(RUN) pytest -m slow --timeout 1800
@@ -55,7 +58,7 @@ test-real: $(VENV)/.test
 	$(RUN) pytest -m real --timeout 1800
 
 test-all: $(VENV)/.test
-	$(RUN) pytest -m "slow or not slow" --timeout 1800
+	$(RUN) pytest $(SIDE_BY_SIDE) -m "slow or not slow" --timeout 1800
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
