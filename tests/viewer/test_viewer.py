@@ -374,6 +374,9 @@ def test_half_open_connections_are_closed_and_stop_nobody(run, many_files):
                     idle[-1].sendall((b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET", b"\0\0\r\n\r\n")[number % 4])
             with opener.open(address, timeout=20) as answer:
                 assert b"case-b" in answer.read()
+            for asked in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):  # few enough: only the time limit closes these
+                idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+                idle[-1].sendall(asked)
             deadline = time.monotonic() + 30
             for connection in idle:
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
