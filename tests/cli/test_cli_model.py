@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pneumoscope.io.files import sha256, write_json
+from pneumoscope.io.files import sha256
 from pneumoscope.models import cards
 
 
@@ -15,8 +15,14 @@ def shipped(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"tensors")
     weights = {"file": "model.safetensors", "bytes": 7, "sha256": sha256(folder / "model.safetensors")}
-    card = {"format": 1, "architecture": {"name": "unet"}, "licence": "CC BY 4.0", "task": "lungs", "weights": weights}
-    write_json(folder / "card.json", card)
+    card = {
+        "format": cards.FORMAT,
+        "architecture": {"name": "unet"},
+        "licence": "CC BY 4.0",
+        "task": "lungs",
+        "weights": weights,
+    }
+    cards.write_card(folder, card)
     monkeypatch.setattr(cards, "SHIPPED", tmp_path / "shipped")
     return folder
 
@@ -47,6 +53,15 @@ def test_info_of_an_unknown_model(cli, shipped):
 def test_verify_all_or_named(cli, shipped):
     assert cli("model", "verify").out.startswith("lungs: ok")
     assert cli("model", "verify", shipped, "--json").json[0]["ok"] is True
+
+
+def test_verify_finds_a_card_edited_by_hand(cli, shipped):
+    text = (shipped / "card.json").read_text()
+    (shipped / "card.json").write_text(text.replace("CC BY 4.0", "CC0"))
+    ran = cli("model", "verify")
+    ran.refused("1 of 1", "lungs", code=1)
+    assert "lungs: FAILED: card.json was changed" in ran.out
+    cli("model", "info", "lungs").refused("card.json", "changed")
 
 
 def test_verify_finds_damage_and_fails(cli, shipped):

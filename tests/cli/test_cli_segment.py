@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.inference import segment as library
+from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 
@@ -112,9 +113,9 @@ def test_an_ensemble_writes_how_unsure_it_is_and_the_report_says_so(cli, scan, l
 
 
 def test_a_network_of_a_study_on_pictures_is_refused_in_one_line(cli, scan, lungs, model, tmp_path):
-    card = json.loads((model / "card.json").read_text())
+    card = read_card(model)
     card["preprocessing"]["kind"] = "grey8"
-    (model / "card.json").write_text(json.dumps(card))
+    write_card(model, card)
     ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
     ran.refused("8-bit pictures", str(model))
 

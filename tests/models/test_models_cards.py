@@ -1,11 +1,12 @@
 """Model cards: found by name or folder, read strictly, weights checked by their sum."""
 
 import json
+import shutil
 
 import pytest
 
 from pneumoscope.errors import ModelError
-from pneumoscope.io.files import sha256, write_json
+from pneumoscope.io.files import sha256
 from pneumoscope.models import cards
 
 WEIGHTS = b"not really tensors"
@@ -22,13 +23,8 @@ def root(tmp_path):
             "bytes": len(WEIGHTS),
             "sha256": sha256(folder / "model.safetensors"),
         }
-        write_json(folder / "card.json", {"format": 1, "architecture": {"name": "unet"}, "weights": weights})
+        cards.write_card(folder, {"format": cards.FORMAT, "architecture": {"name": "unet"}, "weights": weights})
     return tmp_path / "shipped"
-
-
-def change_card(folder, **entries):
-    card = json.loads((folder / "card.json").read_text())
-    write_json(folder / "card.json", {**card, **entries})
 
 
 def test_shipped_models_are_listed_by_folder(root):
@@ -74,19 +70,48 @@ def test_a_folder_without_a_card_is_said_to_be_one(root, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not JSON"),
-        ("[]", "lacks format, architecture, weights"),
-        ('{"format": 1, "architecture": {}}', "lacks weights"),
+        ("{", "is damaged"),
+        ("[]", "expected an object"),
+        ("[" * 100_000, "is damaged"),
+        ('{"format": 2, "threshold": 1' + "0" * 400 + "}", "is damaged"),
+        ('{"format": 2, "architecture": {}}', "lacks weights"),
         ('{"format": 99, "architecture": {}, "weights": {}}', "update pneumoscope"),
-        ('{"format": "x", "architecture": {}, "weights": {}}', "update pneumoscope"),
-        ('{"format": 1, "architecture": {}, "weights": {"file": "a"}}', "SHA-256"),
-        ('{"format": 1, "architecture": {}, "weights": {"file": "../a", "sha256": "0"}}', "outside"),
+        ('{"format": 1, "architecture": {}, "weights": {}}', "train the model again"),
+        ('{"format": "x", "architecture": {}, "weights": {}}', "train the model again"),
+        ('{"format": 2, "architecture": {}, "weights": {"file": "a"}}', "SHA-256"),
+        ('{"format": 2, "architecture": {}, "weights": {"file": "../a", "sha256": "0"}}', "outside"),
+        ('{"format": 2, "architecture": [], "weights": {"file": "a", "sha256": "0"}}', "architecture"),
+        ('{"format": 2, "architecture": {}, "weights": {"file": "a", "sha256": "0"}}', "its own SHA-256"),
+        ('{"format": 2, "architecture": {}, "card_sha256": 7, "weights": {"file": "a", "sha256": "0"}}', "its own"),
+        ('{"format": 2, "architecture": {}, "card_sha256": "0", "weights": {"file": "a", "sha256": "0"}}', "changed"),
     ],
 )
 def test_cards_that_cannot_be_used(tmp_path, text, words):
     (tmp_path / "card.json").write_text(text)
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=words) as refused:
         cards.read_card(tmp_path)
+    assert str(tmp_path / "card.json") in str(refused.value)
+
+
+@pytest.mark.parametrize("shipped", cards.shipped_models())
+def test_a_threshold_edited_by_hand_fails(tmp_path, shipped):
+    folder = tmp_path / shipped
+    shutil.copytree(cards.find_model(shipped), folder)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"threshold": 0.01}))
+    report = cards.verify(folder)
+    assert not report.ok
+    assert "card.json was changed" in report.sentence()
+    assert report.as_dict()["changed"] == ("card.json",)
+
+
+def test_other_files_that_the_card_names_are_verified(tmp_path):
+    shutil.copytree(cards.find_model("xray"), tmp_path / "xray")
+    assert cards.verify(tmp_path / "xray").ok
+    with (tmp_path / "xray" / "familiar.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"x")
+    assert cards.verify(tmp_path / "xray").changed == ("familiar.safetensors",)
 
 
 def test_absent_card(tmp_path):

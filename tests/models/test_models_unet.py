@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError, ModelError
+from pneumoscope.io.files import sha256
+from pneumoscope.models.cards import read_card, seal, write_card
 from pneumoscope.models.unet import UNet, UNetConfig, parameter_count
 from pneumoscope.models.weights import load_into, load_model, save_model
 
@@ -103,6 +105,37 @@ def test_every_flipped_byte_is_noticed(tmp_path):
             load_model(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "text", "type"])
+def test_damaged_weights_with_a_right_sum_are_refused(tmp_path, damage):
+    """The sums say that the files are as they were written, not that they are right."""
+    save_model(tmp_path, net())
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes({
+        "cut": data[:-7], "header": b"\xff" * 8 + data[8:], "empty": b"", "text": b"not tensors at all",
+        "type": data.replace(b'"F32"', b'"X32"', 1),
+    }[damage])  # fmt: skip
+    card = read_card(tmp_path)
+    card["weights"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_card(tmp_path, card)
+    with pytest.raises(ModelError, match=r"model\.safetensors: is no whole safetensors file"):
+        load_model(tmp_path)
+
+
+def test_a_card_edited_by_hand_is_not_loaded(tmp_path):
+    save_model(tmp_path, net(), {"threshold": 0.5})
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(card))  # other blanks, the same values
+    load_model(tmp_path)
+    (tmp_path / "card.json").write_text(json.dumps(card | {"threshold": 0.01}))
+    with pytest.raises(ModelError, match=r"card\.json: was changed after it was written"):
+        load_model(tmp_path)
+    (tmp_path / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != "card_sha256"}))
+    with pytest.raises(ModelError, match="its own SHA-256"):
+        load_model(tmp_path)
+    assert seal(card) == card["card_sha256"]
+
+
 def test_weights_of_another_shape_are_listed_with_both_shapes():
     source = net(dataclasses.replace(SMALL, out_channels=3)).state_dict()
     source["extra"] = torch.zeros(2)
@@ -128,13 +161,25 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"name": "vnet"}, "vnet"), ({"width": 3}, "not a unet"), ({"features": [4, 8, 16]}, "do not fit")],
+    [
+        ({"name": "vnet"}, "vnet"),
+        ({"name": ["unet"]}, "known are"),
+        ({"width": 3}, "not a unet"),
+        ({"features": [4, 8, 16]}, "do not fit"),
+        ({"features": [1_000_000, 1_000_000]}, "do not fit"),  # terabytes, which are never allocated
+        ({"features": [4, -8]}, "not a unet"),
+        ({"features": 7}, "not a unet"),
+        ({"features": {"a": 1}}, "not a unet"),
+        ({"in_channels": "3"}, "not a unet"),
+        ({"in_channels": 10**18}, "not a unet"),
+        ({"dropout": None}, "not a unet"),
+    ],
 )
 def test_a_card_that_lies_about_the_network_is_refused(tmp_path, change, says):
     save_model(tmp_path, net())
-    card = json.loads((tmp_path / "card.json").read_text())
+    card = read_card(tmp_path)
     card["architecture"] |= change
-    (tmp_path / "card.json").write_text(json.dumps(card))
+    write_card(tmp_path, card)
     with pytest.raises(ModelError, match=says):
         load_model(tmp_path)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import math
 import subprocess
 import sys
@@ -232,6 +233,35 @@ def test_every_flipped_byte_is_noticed(toy, tmp_path):
         path.write_bytes(bad)
         with pytest.raises(CheckpointError, match="damaged"):
             load_checkpoint(tmp_path)
+
+
+def sealed(payload: bytes) -> bytes:
+    return b"PNEUMOSCOPE-CKPT 1\n" + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+
+
+@pytest.mark.parametrize("damage", ["tensors", "cut", "deep", "list", "no JSON", "name", "pairs"])
+def test_content_that_is_wrong_under_a_right_sum_falls_back(toy, tmp_path, damage):
+    fit(net(), TASK, *toy, CONFIG, tmp_path)
+    before = load_checkpoint(tmp_path).state
+    (tmp_path / PREVIOUS).write_bytes((tmp_path / LAST).read_bytes())
+    plain, _, tensors = (tmp_path / LAST).read_bytes().split(b"\n", 2)[2].partition(b"\n")
+    payloads = {
+        "tensors": plain + b"\n" + b"\xff" * 8 + tensors[8:],
+        "cut": plain + b"\n" + tensors[:-5],
+        "deep": b"[" * 100_000 + b"\n" + tensors,
+        "list": b"[1, 2]\n" + tensors,
+        "no JSON": plain[:-3] + b"\n" + tensors,
+        "name": plain.replace(b'"000000"', b'["x"]', 1) + b"\n" + tensors,
+        "pairs": b'{"pairs": 7}\n' + tensors,
+    }
+    (tmp_path / LAST).write_bytes(sealed(payloads[damage]))
+    kept = load_checkpoint(tmp_path)
+    assert kept.note.startswith("last.ckpt is damaged")
+    assert kept.note.endswith("went back to previous.ckpt")
+    assert same(kept.state["model"], before["model"])
+    (tmp_path / PREVIOUS).unlink()
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged \(its sum is right|it holds no state"):
+        load_checkpoint(tmp_path)
 
 
 def test_only_damaged_checkpoints_never_begin_a_new_run(toy, tmp_path):

@@ -115,6 +115,16 @@ class Familiar:
     precision: NDArray[np.float32]
     limits: Limits
 
+    def __post_init__(self) -> None:
+        components, features, pixels = len(self.spread), len(self.precision), SIDE * SIDE
+        shapes = {
+            "mean": (pixels,), "axes": (components, pixels), "spread": (components,), "noise": (1,),
+            "centres": (len(self.centres), features), "precision": (features, features),
+        }  # fmt: skip
+        wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
+        if wrong:
+            raise ModelError(f"arrays of other shapes than each other's: {', '.join(wrong)}")
+
     def score(self, squares: NDArray[np.uint8], features: NDArray[np.floating]) -> Scores:
         """Answer the three questions for pictures (n, side, side) as the network sees them and its features (n, f)."""
         small = shrunken(squares)
@@ -285,15 +295,15 @@ def read_familiar(folder: str | Path, entry: Mapping[str, Any]) -> Familiar:
     Raises:
         ModelError: absent, damaged or incomplete.
     """
-    from safetensors.numpy import load
+    from pneumoscope.models.weights import read_tensors
 
     path = Path(folder) / FILE
     if entry.get("file") != FILE or not path.is_file() or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{FILE} is absent or not the one of the card; copy the model folder again", path=folder)
     try:
         limits = Limits(**{name: float(value) for name, value in entry["limits"].items()})
-        return Familiar(**load(path.read_bytes()), limits=limits)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Familiar(**{name: tensor.numpy() for name, tensor in read_tensors(path).items()}, limits=limits)
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise ModelError(
             f"{FILE} or its limits in the card are incomplete ({type(error).__name__}); copy the model folder again",
             path=folder,

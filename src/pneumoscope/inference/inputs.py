@@ -185,5 +185,5 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
             return AppearanceInput(int(fields["size"]), appearance)  # type: ignore[index]
         rows, columns = fields["frame"]  # type: ignore[index]
         return LungFrameInput((int(rows), int(columns)), appearance)
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem

@@ -16,6 +16,9 @@ from pneumoscope.models.cards import find_model
 ONE_OF_SLICES: Mapping[int, str] = {0: "background", 1: "infiltrate"}
 """Classes of a network on volumes whose card names none."""
 
+_NUMBERS = {"threshold": (0.0, 1.0), "smallest_ml": (0.0, 1e4), "denser_than_lung_hu": (-1024.0, 3071.0)}
+"""Entries of a card that may be left out, and their bounds."""
+
 
 @dataclass(frozen=True, eq=False)
 class Member:
@@ -77,6 +80,10 @@ def _load_member(model: str | Path, ready: Mapping[str, Any]) -> Member:
     fields = card.get("preprocessing")
     on_volumes = isinstance(fields, dict) and fields.get("kind") in VOLUME_KINDS
     folder = find_model(model)
+    for name, (low, high) in _NUMBERS.items():
+        value = card.get(name, low)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ModelError(f"the card's {name} is {value!r:.40}, expected {low:g} to {high:g}", path=folder)
     try:
         volumes = VolumeInput.from_card(card) if on_volumes else None
         slices = None if on_volumes else input_from_card(card)

@@ -104,7 +104,7 @@ class VolumeInput:
                 normalise=given.get("normalise", "unit"),
                 grey_levels=given.get("grey_levels"),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as problem:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as problem:
             raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
 
     def grid(self, scan: Grid) -> Grid:

@@ -1,21 +1,29 @@
 """Model cards without torch: which models are here, what their cards say, whether their weights are whole.
 
-A model is a folder with `card.json` and the weights file that the card names with its size and SHA-256.
+A model is a folder with `card.json` and the weights file that the card names with its size and SHA-256. The card
+carries its own sum as well (`SEAL`, see `seal`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pneumoscope.errors import ModelError
-from pneumoscope.io.files import sha256
+from pneumoscope.io.files import jsonable, read_json, sha256, write_json
 
 CARD_FILE = "card.json"
-FORMAT = 1
-"""Newest layout of the card that this version reads."""
+FORMAT = 2
+"""Layout of the card that this version writes and reads."""
+
+SEAL = "card_sha256"
+"""Entry of the card with its own sum."""
+
+CHANGED = "was changed after it was written (its SHA-256 does not fit); copy the model folder again"
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Models that come with the package, one folder each."""
@@ -23,7 +31,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the checksum of a model's weights says.
+    """What the checksums of a model folder say.
 
     Attributes:
         model: folder of the model.
@@ -32,6 +40,7 @@ class VerifyReport:
         found_sha256: of the file as it is, or None when it is absent.
         expected_bytes: size in the card, or None when the card gives none.
         found_bytes: size of the file, or None when it is absent.
+        changed: other files that are not as they were written: the card itself, what else it names with a sum.
     """
 
     model: Path
@@ -40,22 +49,25 @@ class VerifyReport:
     found_sha256: str | None
     expected_bytes: int | None
     found_bytes: int | None
+    changed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the weights are the ones that the card describes."""
-        return self.found_sha256 == self.expected_sha256
+        """Whether the weights are the ones that the card describes, and the card is as it was written."""
+        return self.found_sha256 == self.expected_sha256 and not self.changed
 
     def sentence(self) -> str:
         """One line for people."""
         if self.found_sha256 is None:
             return f"{self.file} is absent; copy the model folder again"
-        if self.ok:
-            return f"{self.file} is whole ({self.found_bytes} bytes, SHA-256 {self.expected_sha256[:12]}...)"
-        return (
-            f"{self.file} is damaged: {self.found_bytes} bytes with SHA-256 {self.found_sha256[:12]}..., "
-            f"the card says {self.expected_bytes} bytes and {self.expected_sha256[:12]}...; copy the model folder again"
-        )
+        if self.found_sha256 != self.expected_sha256:
+            return (
+                f"{self.file} is damaged: {self.found_bytes} bytes with SHA-256 {self.found_sha256[:12]}..., the card "
+                f"says {self.expected_bytes} bytes and {self.expected_sha256[:12]}...; copy the model folder again"
+            )
+        if self.changed:
+            return f"{', '.join(self.changed)} {CHANGED}"
+        return f"{self.file} is whole ({self.found_bytes} bytes, SHA-256 {self.expected_sha256[:12]}...)"
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -89,56 +101,87 @@ def find_model(name_or_dir: str | Path, *, root: Path | None = None) -> Path:
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The card of a model folder, checked for the parts that every card has.
+    """The card of a model folder as it was written.
 
     Raises:
-        ModelError: no readable card, an entry is missing, or it was written by a newer version.
+        ModelError: no readable card, an entry is missing, it was written by another version, or changed afterwards.
     """
-    folder = Path(path)
-    try:
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise ModelError(
-            f"holds no readable {CARD_FILE} ({problem.strerror}); expected a model folder", path=folder
-        ) from problem
-    except ValueError as problem:
-        raise ModelError(f"{CARD_FILE} is not JSON ({problem}); copy the model folder again", path=folder) from problem
-    missing = [name for name in ("format", "architecture", "weights") if not isinstance(card, dict) or name not in card]
+    card = _parsed(Path(path))
+    if card[SEAL] != seal(card):
+        raise ModelError(CHANGED, path=Path(path) / CARD_FILE)
+    return card
+
+
+def write_card(path: str | Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the card of a model folder with its own sum; every card is written here.
+
+    Returns:
+        The card as `read_card` gives it.
+    """
+    sealed = {**jsonable({name: value for name, value in card.items() if name != SEAL})}
+    sealed[SEAL] = seal(sealed)
+    write_json(Path(path) / CARD_FILE, sealed)
+    return sealed
+
+
+def seal(card: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a card's entries but `SEAL`: of their JSON with sorted names and no blanks, in UTF-8.
+
+    Thresholds, preprocessing and limits shape results as the weights do, so a card changed by hand is another model.
+    """
+    entries = {name: value for name, value in card.items() if name != SEAL}
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parsed(folder: Path) -> dict[str, Any]:
+    """A card with the parts that every card has, whether or not its sum is right."""
+    card: dict[str, Any] = read_json(folder / CARD_FILE, error=ModelError, remedy="copy the model folder again")
+
+    def refusal(message: str) -> ModelError:
+        return ModelError(message, path=folder / CARD_FILE)
+
+    missing = [name for name in ("format", "architecture", "weights") if name not in card]
     if missing:
-        raise ModelError(
-            f"{CARD_FILE} lacks {', '.join(missing)}; expected the card of a pneumoscope model", path=folder
-        )
-    if not isinstance(card["format"], int) or card["format"] > FORMAT:
-        raise ModelError(
-            f"the card has format {card['format']}, this version reads {FORMAT}; update pneumoscope", path=folder
-        )
+        raise refusal(f"lacks {', '.join(missing)}; expected the card of a pneumoscope model")
+    if card["format"] != FORMAT:
+        newer = isinstance(card["format"], int) and card["format"] > FORMAT
+        what = "update pneumoscope" if newer else "train the model again"
+        raise refusal(f"has format {str(card['format'])[:20]}, this version reads {FORMAT}; {what}")
     weights = card["weights"]
     if not isinstance(weights, dict) or not all(isinstance(weights.get(key), str) for key in ("file", "sha256")):
-        raise ModelError(
-            f"{CARD_FILE} names no weights file with its SHA-256; copy the model folder again", path=folder
-        )
+        raise refusal("names no weights file with its SHA-256; copy the model folder again")
     if Path(weights["file"]).name != weights["file"]:
-        raise ModelError(
-            f"{CARD_FILE} names weights outside the model folder ({weights['file']}); refused", path=folder
-        )
+        raise refusal(f"names weights outside the model folder ({weights['file'][:80]}); refused")
+    if not isinstance(card["architecture"], dict) or not isinstance(card.get(SEAL), str):
+        raise refusal("lacks an architecture or its own SHA-256; copy the model folder again")
     return card
 
 
 def verify(path: str | Path) -> VerifyReport:
-    """Compare the weights of a model folder with the SHA-256 in its card; reads the whole file, loads nothing.
+    """Compare a model folder with the sums in its card, and the card with its own; reads whole files, loads nothing.
 
     Raises:
-        ModelError: the card cannot be read (see `read_card`). Absent or damaged weights are in the report.
+        ModelError: the card cannot be read (see `read_card`). Absent, damaged or changed files are in the report.
     """
     folder = Path(path)
-    weights = read_card(folder)["weights"]
+    card = _parsed(folder)
+    weights = card["weights"]
+    others = [v for k, v in card.items() if k != "weights" and isinstance(v, dict) and {"file", "sha256"} <= v.keys()]
+    changed = [str(other["file"]) for other in others if _sum(folder, other["file"]) != other["sha256"]]
     file = folder / weights["file"]
-    there = file.is_file()
     return VerifyReport(
         model=folder,
         file=weights["file"],
         expected_sha256=weights["sha256"],
-        found_sha256=sha256(file) if there else None,
+        found_sha256=_sum(folder, weights["file"]),
         expected_bytes=weights.get("bytes"),
-        found_bytes=file.stat().st_size if there else None,
+        found_bytes=file.stat().st_size if file.is_file() else None,
+        changed=(*([CARD_FILE] if card[SEAL] != seal(card) else []), *changed),
     )
+
+
+def _sum(folder: Path, name: object) -> str | None:
+    """Of a file in the model folder itself; None when there is none."""
+    inside = isinstance(name, str) and Path(name).name == name and (folder / name).is_file()
+    return sha256(folder / str(name)) if inside else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.io.files import atomic_path, prepare_folder, sha256, write_bytes, write_json, write_text
-from pneumoscope.models.cards import CARD_FILE, find_model
+from pneumoscope.models.cards import CARD_FILE, find_model, write_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +154,7 @@ def export_model(
         write_bytes(folder / ONNX_FILE, graph)
         facts = {"format": "onnx", "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture)}
         sums = {"file": ONNX_FILE, "bytes": len(graph), "sha256": sha256(folder / ONNX_FILE)}
-        write_json(folder / CARD_FILE, {**card, "weights": sums, "export": facts})
+        write_card(folder, {**card, "weights": sums, "export": facts})
         return Exported(folder, (CARD_FILE, ONNX_FILE), picture, checked, difference)
     folder = prepare_folder(out, marker="configs/metadata.json", overwrite=overwrite)
     return Exported(folder, _write_bundle(folder, model, card, picture), picture, None, None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pneumoscope.errors import ModelError
 from pneumoscope.io.files import sha256
-from pneumoscope.models.weights import LoadReport, load_into
+from pneumoscope.models.weights import LoadReport, load_into, read_tensors
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def carry_published(model: nn.Module, name: str, path: str | Path) -> Origin:
 def _tensors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of a state dict, prefixes of wrappers taken off."""
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = dict(load_file(file))
+        state = read_tensors(file)
     else:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pneumoscope.errors import ModelError
-from pneumoscope.io.files import sha256, write_bytes, write_json
-from pneumoscope.models.cards import CARD_FILE, FORMAT, read_card, verify
+from pneumoscope.errors import InputError, ModelError
+from pneumoscope.io.files import sha256, write_bytes
+from pneumoscope.models.cards import FORMAT, read_card, verify, write_card
 from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
 from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
@@ -66,16 +66,40 @@ class LoadReport:
 
 def load_into(model: nn.Module, source: dict[str, Tensor]) -> LoadReport:
     """Copy every tensor of `source` that fits by name and shape; the report names all others with both shapes."""
-    own = model.state_dict()
+    report = _fit(model.state_dict(), source)
+    model.load_state_dict({name: source[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def _fit(own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> LoadReport:
+    """Which tensors of `source` a network with the tensors `own` takes."""
     mismatched = {
         name: (tuple(source[name].shape), tuple(own[name].shape))
         for name in own
         if name in source and source[name].shape != own[name].shape
     }
     loaded = tuple(name for name in own if name in source and name not in mismatched)
-    model.load_state_dict({name: source[name] for name in loaded}, strict=False)
     missing = tuple(name for name in own if name not in source)
     return LoadReport(loaded, missing, tuple(name for name in source if name not in own), mismatched)
+
+
+def read_tensors(source: Path | bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of its bytes.
+
+    Raises:
+        ModelError: damaged, with the file's name where there is one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load, load_file
+
+    try:
+        return load(source) if isinstance(source, bytes) else load_file(source)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as problem:
+        reason = f"{type(problem).__name__}: {problem}"
+        raise ModelError(
+            f"is no whole safetensors file ({reason[:200]}); copy it again",
+            path=source if isinstance(source, Path) else None,
+        ) from problem
 
 
 def save_model(
@@ -106,15 +130,14 @@ def save_model(
         "format": FORMAT,
         "architecture": {"name": kind, **model.config.as_dict()},  # type: ignore[union-attr, operator]
         "parameters": sum(p.numel() for p in model.parameters()),
-        **(card or {}),
+        **{name: value for name, value in (card or {}).items() if name not in ("format", "architecture")},
         "weights": {
             "file": WEIGHTS_FILE,
             "bytes": (folder / WEIGHTS_FILE).stat().st_size,
             "sha256": sha256(folder / WEIGHTS_FILE),
         },
     }
-    write_json(folder / CARD_FILE, full)
-    return full
+    return write_card(folder, full)
 
 
 def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -123,8 +146,6 @@ def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     Raises:
         ModelError: no such folder, unreadable card, newer format, wrong SHA-256, or tensors that do not fit.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     card = read_card(folder)
     check = verify(folder)
@@ -135,11 +156,14 @@ def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
         raise ModelError(
             f"holds {check.file}, an export for other programs; give the model it was made of", path=folder
         )
-    model = _build(card["architecture"], folder)
-    state = {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
-    report = load_into(model, state)
+    state = {n: t.float() if t.is_floating_point() else t for n, t in read_tensors(path).items()}
+    with torch.device("meta"):  # shapes alone: a card cannot ask for more memory than its weights have
+        blank = _build(card["architecture"], folder).state_dict()
+    report = _fit(blank, state)
     if not report.complete:
-        raise ModelError(f"the weights do not fit the card's architecture: {report.sentence()}", path=folder)
+        raise ModelError(f"the weights do not fit the card's architecture: {report.sentence()[:500]}", path=folder)
+    model = _build(card["architecture"], folder)
+    model.load_state_dict(state)
     if not all(bool(torch.isfinite(t).all()) for t in state.values()):
         raise ModelError("the weights hold NaN or infinite values; train or copy the model again", path=folder)
     return model.eval(), card
@@ -149,7 +173,7 @@ def _build(architecture: dict[str, Any], folder: Path) -> Any:
     """A network with fresh weights from the card's `architecture`."""
     fields = dict(architecture)
     name = fields.pop("name", None)
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ModelError(
             f"the card names the architecture {name!r}; known are {', '.join(ARCHITECTURES)}; update pneumoscope",
             path=folder,
@@ -157,5 +181,5 @@ def _build(architecture: dict[str, Any], folder: Path) -> Any:
     config_class, model_class = ARCHITECTURES[name]
     try:
         return model_class(config_class(**fields))
-    except TypeError as problem:
-        raise ModelError(f"the card's architecture is not a {name}: {problem}", path=folder) from problem
+    except (InputError, TypeError, ValueError, RuntimeError, OverflowError) as problem:
+        raise ModelError(f"the card's architecture is not a {name}: {str(problem)[:200]}", path=folder) from problem

@@ -153,7 +153,7 @@ def enforce(result: StudyResult, limit: float, say: Callable[[], None]) -> None:
 
 
 def _write_into_card(folder: Path, stage: StageVerdict) -> None:
-    from pneumoscope.models.cards import CARD_FILE, read_card
+    from pneumoscope.models.cards import CARD_FILE, read_card, write_card
 
     if not (folder / CARD_FILE).is_file():
         return  # a threshold is no model: its verdict stands in guard.json
@@ -163,7 +163,5 @@ def _write_into_card(folder: Path, stage: StageVerdict) -> None:
     rest = limits.removeprefix(before).strip()
     guard = {"accepted": stage.accepted, "limit": stage.limit, "sentence": stage.sentence()}
     losses = [asdict(loss) for loss in stage.losses]
-    write_json(
-        folder / CARD_FILE,
-        {**card, "limits": f"{guard['sentence']} {rest}".strip(), "guard": {**guard, "lost": losses}},
-    )
+    limited = f"{guard['sentence']} {rest}".strip()
+    write_card(folder, {**card, "limits": limited, "guard": {**guard, "lost": losses}})

@@ -74,7 +74,7 @@ def write_scores(
     folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any
 ) -> str:
     """Tables of the held-out scans, their numbers in card and run; returns what they were chosen on, in words."""
-    from pneumoscope.models.cards import CARD_FILE
+    from pneumoscope.models.cards import write_card
 
     for name, table in ((VALIDATION_FILE, validation), (TEST_FILE, test)):
         if table is None:
@@ -91,7 +91,7 @@ def write_scores(
     }
     if test is not None:
         numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
-    write_json(folder / CARD_FILE, {**card, "numbers": numbers})
+    write_card(folder, {**card, "numbers": numbers})
     write_json(folder / RUN_FILE, {"numbers": numbers, "seconds": round(result.seconds, 1),
                                    "peak_gigabytes": round(peak_gigabytes(), 2)})  # fmt: skip
     return chosen_on

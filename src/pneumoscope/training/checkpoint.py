@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pneumoscope.errors import CheckpointError
+from pneumoscope.errors import CheckpointError, ModelError
 from pneumoscope.io.files import write_bytes
 
 LAST = "last.ckpt"
@@ -68,7 +68,7 @@ def load_checkpoint(folder: str | Path) -> Loaded | None:
             continue
         try:
             state = _read(path)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             problems.append(f"{name} is damaged ({problem})")
             continue
         return Loaded(state, f"{problems[0]}; went back to {name}" if problems else "")
@@ -80,7 +80,7 @@ def load_checkpoint(folder: str | Path) -> Loaded | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load
+    from pneumoscope.models.weights import read_tensors
 
     data = path.read_bytes()
     head = len(_MAGIC)
@@ -90,7 +90,13 @@ def _read(path: Path) -> dict[str, Any]:
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise ValueError("its SHA-256 does not match")
     plain, _, tensors = payload.partition(b"\n")
-    return _unpack(json.loads(plain), load(tensors))
+    try:
+        state = _unpack(json.loads(plain), read_tensors(tensors))
+    except (ModelError, KeyError, TypeError, ValueError, RecursionError) as problem:
+        raise ValueError(f"its sum is right and its content is not: {str(problem)[:200]}") from problem
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state")
+    return state
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
