@@ -17,6 +17,8 @@ Every message says what came, what was expected and what to do, in one line, and
 
 from __future__ import annotations
 
+import errno
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,6 +87,41 @@ class ModelError(InputError):
 
 class RunError(PneumoscopeError):
     """Something failed while running."""
+
+
+_NO_ROOM = {
+    errno.ENOSPC: "No space left on device, the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this process or file system allows (ulimit -f)",
+    errno.EROFS: "the file system is read-only",
+}
+_NO_MEMORY = re.compile(
+    r"not enough memory|can.?t allocate memory|cannot allocate memory|failed to map segment|bad_alloc|out of memory",
+    re.IGNORECASE,
+)
+
+
+def shortage(problem: BaseException, path: str | Path | None = None) -> RunError | None:
+    """The error for a machine that ran out of disk or memory; None for everything else.
+
+    Args:
+        problem: as a library raised it; torch, the dynamic linker and numpy each say it in their own way.
+        path: what was being written, where the problem does not name it.
+    """
+    if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
+        reason = _NO_ROOM[problem.errno]
+        return RunError(
+            f"could not be written: {reason}; free space or choose another place, then resume",
+            path=path or problem.filename or None,
+        )
+    out_of_memory = isinstance(problem, MemoryError) or (
+        isinstance(problem, (OSError, ImportError, RuntimeError)) and _NO_MEMORY.search(str(problem))
+    )
+    if out_of_memory:
+        return RunError(
+            "out of memory or address space (ulimit -v); close other programs, use fewer --jobs, or a machine with more"
+        )
+    return None
 
 
 class NonFiniteLossError(RunError):

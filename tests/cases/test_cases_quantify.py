@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -94,3 +96,103 @@ def test_lobes_add_the_score(work, tmp_path):
     report = json.loads((tmp_path / "out" / "p0" / "report.json").read_text())
     assert case.summary["ct_score"] == report["severity"]["lobes"]["total"] > 0
     assert "CT severity score" in (tmp_path / "out" / "p0" / "report.html").read_text()
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(work, tmp_path):
+    """The scans, masks and table in a folder of their own, to be changed."""
+    return shutil.copytree(work, tmp_path / "work")
+
+
+def resumed(folder, out, **options):
+    batch = quantify_cases(
+        find_scans(folder / "cases.csv"), out, QuantifyOptions(three_d=False, **options), resume=True
+    )
+    assert [case.status for case in batch.cases] == ["done", "done"]
+    return {case.case for case in batch.cases if case.kept}
+
+
+def other_image(path):
+    """Another image of the same size, type and name, at the same time on the clock."""
+    at = path.stat()
+    image = nib.load(path)
+    values = np.asanyarray(image.dataobj).copy()
+    values[0, 0, 0] += 1
+    nib.save(nib.Nifti1Image(values, image.affine, image.header), path)
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+@pytest.mark.parametrize("what", ["", "-l", "-i"])
+def test_a_changed_scan_or_mask_is_measured_again_and_said(copied, tmp_path, caplog, what):
+    out = tmp_path / "out"
+    assert resumed(copied, out) == set()
+    assert resumed(copied, out) == {"p0", "p1"}
+    before = (out / "p1" / "done.json").read_bytes(), (out / "cases.csv").read_bytes()
+    other_image(copied / f"p0{what}.nii.gz")
+    caplog.clear()
+    assert resumed(copied, out) == {"p1"}
+    assert f"p0 ({'masks' if what else 'scan'} changed)" in caplog.text
+    assert (out / "p1" / "done.json").read_bytes() == before[0]
+    assert (out / "cases.csv").read_text().count("\n") == 3
+    assert resumed(copied, out, intensity="hu") == set()
+
+
+def test_voxels_in_a_second_file_count(copied, tmp_path):
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(copied / "p0.nii.gz")
+    sitk.WriteImage(image, copied / "p0.mhd")
+    table = copied / "cases.csv"
+    table.write_text(table.read_text().replace("p0.nii.gz", "p0.mhd"))
+    assert resumed(copied, tmp_path / "out") == set()
+    assert resumed(copied, tmp_path / "out") == {"p0", "p1"}
+    raw = bytearray((copied / "p0.raw").read_bytes())
+    raw[0] ^= 1
+    (copied / "p0.raw").write_bytes(raw)
+    assert resumed(copied, tmp_path / "out") == {"p1"}
+
+
+def test_a_failed_case_is_tried_again_and_a_run_without_results_blocks_nothing(copied, tmp_path):
+    out = tmp_path / "out"
+    whole = (copied / "p0.nii.gz").read_bytes()
+    scans, quick = find_scans(copied / "cases.csv"), QuantifyOptions(three_d=False)
+    for name in ("p0", "p1"):
+        (copied / f"{name}.nii.gz").write_bytes(whole[:1000])
+    assert {case.status for case in quantify_cases(scans, out, quick).cases} == {"failed"}
+    (copied / "p0.nii.gz").write_bytes(whole)
+    batch = quantify_cases(scans, out, quick)
+    assert [case.status for case in batch.cases] == ["done", "failed"]
+    with pytest.raises(InputError, match=r"already holds a run \(run.json\); use --resume, --overwrite or another"):
+        quantify_cases(scans, out, quick)
+    (copied / "p1.nii.gz").write_bytes(whole)
+    masks = {"p1-l.nii.gz": "p0-l.nii.gz", "p1-i.nii.gz": "p0-i.nii.gz"}
+    for name, source in masks.items():
+        shutil.copyfile(copied / source, copied / name)
+    assert resumed(copied, out) == {"p0"}
+
+
+def test_tables_grow_and_an_interrupted_run_resumes(copied, tmp_path, monkeypatch):
+    from pneumoscope.cases import quantify
+
+    measure, scans, out = quantify.quantify_case, find_scans(copied / "cases.csv"), tmp_path / "out"
+
+    def interrupted(scan, folder, options):
+        if scan.case == "p1":
+            with (out / "cases.csv").open() as stream:
+                assert [row["case"] for row in csv.DictReader(stream)] == ["p0"]
+            raise KeyboardInterrupt
+        return measure(scan, folder, options)
+
+    monkeypatch.setattr(quantify, "quantify_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantify_cases(scans, out, QuantifyOptions(three_d=False))
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["finished"], facts["scans"], facts["results"]) == (False, 2, 1)
+    with pytest.raises(InputError, match="an unfinished run"):
+        quantify_cases(scans, out)
+    monkeypatch.setattr(quantify, "quantify_case", measure)
+    assert resumed(copied, out) == {"p0"}
+    assert json.loads((out / "run.json").read_text())["finished"]

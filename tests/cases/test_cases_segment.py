@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,13 @@ def make_model(folder, task, channels, preprocessing):
     return folder
 
 
+def make_other_model(folder):
+    """Other weights, the same settings and name."""
+    torch.manual_seed(1)
+    card = json.loads((folder / "card.json").read_text())
+    save_model(folder, UNet(UNetConfig(2, 1, (4, 8))), {name: card[name] for name in ("task", "preprocessing")})
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """Two tiny synthetic scans, one broken file, and models that know nothing but are quick."""
@@ -37,9 +45,10 @@ def work(tmp_path_factory):
     return root
 
 
-def run(work, out, scans=None, *, jobs=1, overwrite=False, **changes):
-    options = SegmentOptions(model=work / "infiltrate", lungs_model=work / "lungs", **changes)
-    return segment_cases(find_scans(scans or work / "scans"), out, options, jobs=jobs, overwrite=overwrite)
+def run(work, out, scans=None, *, jobs=1, overwrite=False, resume=False, **changes):
+    options = SegmentOptions(**{"model": work / "infiltrate", "lungs_model": work / "lungs", **changes})
+    scans = find_scans(scans or work / "scans")
+    return segment_cases(scans, out, options, jobs=jobs, overwrite=overwrite, resume=resume)
 
 
 def contents(folder, without=("run.json",)):
@@ -113,6 +122,22 @@ def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_resumed_run_keeps_cases_until_the_model_or_an_option_changes(work, tmp_path):
+    shutil.copytree(work / "infiltrate", tmp_path / "model")
+    first = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False)
+    before = contents(tmp_path / "out")
+    again = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, resume=True)
+    assert [case.kept for case in again.cases] == [True, True]
+    assert [case.summary for case in again.cases] == [case.summary for case in first.cases]
+    assert [case.seconds for case in again.cases] == [case.seconds for case in first.cases]
+    assert contents(tmp_path / "out") == before
+    other = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, probability=True, resume=True)
+    assert not any(case.kept for case in other.cases)
+    make_other_model(tmp_path / "model")
+    changed = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, probability=True, resume=True)
+    assert not any(case.kept for case in changed.cases)
+
+
 @pytest.mark.slow
 def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
     run(work, tmp_path / "one")
@@ -124,7 +149,8 @@ def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
 def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path):
     """SIGKILL at random moments of `segment`: no half file at any time, and the same bytes after one whole run."""
     models = ["--model", str(work / "infiltrate"), "--lungs-model", str(work / "lungs")]
-    call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(work / "scans"), *models, "--quiet", "-o"]
+    call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(work / "scans"), *models, "--quiet", "--resume"]
+    call.append("-o")
     begun = time.perf_counter()
     subprocess.run([*call, str(tmp_path / "a")], check=True, stdout=subprocess.DEVNULL)
     whole = time.perf_counter() - begun
@@ -135,14 +161,14 @@ def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path):
         process = subprocess.Popen([*call, str(tmp_path / "b")], stdout=subprocess.DEVNULL)
         try:
             process.wait(timeout=float(rng.uniform(0.35, 0.98)) * whole)
-            (tmp_path / "b" / "run.json").unlink(missing_ok=True)  # it was done already: kill it again
+            shutil.rmtree(tmp_path / "b")  # it was done already: kill it again
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills += 1
         if (tmp_path / "b").exists():
             for name, data in contents(tmp_path / "b").items():
-                assert ".tmp-" in name or data == expected[name], f"half a file: {name}"
-    (tmp_path / "b" / "run.json").unlink(missing_ok=True)
+                grows = name in ("cases.csv", ".lock") or ".tmp-" in name
+                assert grows or data == expected[name], f"half a file: {name}"
     subprocess.run([*call, str(tmp_path / "b")], check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "b") == expected

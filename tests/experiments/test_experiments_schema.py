@@ -7,7 +7,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments import access, schema
 from pneumoscope.experiments.maganaris import four_channel
 from pneumoscope.experiments.registry import RECIPES, build_recipe
-from pneumoscope.experiments.sheet import OUR_CHOICE, all_from, our_choice, paper, revise
+from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 
 
@@ -126,19 +126,6 @@ def test_a_value_without_source_cannot_be_built():
             max_epochs=1, patience=1, learning_rate=1.0,
             sources={"max_epochs": "x", "learning_rate": "y", "patience": "z", "speed": "s"},
         )  # fmt: skip
-
-
-def test_values_carry_their_source() -> None:
-    budget = schema.Budget(
-        max_epochs=paper(3, "section 3"), patience=our_choice(2, "few"), learning_rate=0.1, sources=all_from("table 1")
-    )
-    assert (budget.max_epochs, budget.patience, budget.learning_rate) == (3, 2, 0.1)
-    assert budget.sources["max_epochs"] == "section 3"
-    assert budget.sources["patience"] == "our choice: few"
-    assert budget.sources["learning_rate"] == "table 1"
-    assert budget.sources["epoch_slices"].startswith("our choice: ")  # the reason of the default, not table 1
-    with pytest.raises(InputError, match="out of bounds"):
-        schema.Budget(max_epochs=paper(0, "section 3"), patience=2, learning_rate=0.1, sources=all_from("table 1"))
 
 
 def test_revise_replaces_value_and_source_together():

@@ -1,8 +1,4 @@
-"""Many scans into case folders: one failed scan never stops the rest, and a run's times and memory are in `run.json`.
-
-What is done with a scan is said by an opener: a picklable function that prepares a process (loads models, say) and
-gives the function that does one case.
-"""
+"""Many scans into case folders: one failed scan never stops the rest, times and memory of the run are in `run.json`."""
 
 from __future__ import annotations
 
@@ -10,17 +6,17 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.cases.outputs import SUMMARY_COLUMNS
-from pneumoscope.errors import InputError, PneumoscopeError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
+from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -40,6 +36,7 @@ class CaseResult:
         exit_code: how a command with this scan alone ends: 0 done, 1 failed while running, 2 the scan is unusable.
         summary: plain numbers for `cases.csv` (severity), empty when it failed.
         seconds: wall time by step.
+        kept: whether it was resumed from an earlier run.
     """
 
     case: str
@@ -48,6 +45,7 @@ class CaseResult:
     exit_code: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    kept: bool = False
 
     def sentence(self) -> str:
         """One line for people."""
@@ -75,13 +73,7 @@ class BatchResult:
         return {"seconds": round(self.seconds, 2), "cases": [asdict(case) for case in self.cases]}
 
 
-Work = Callable[["ScanRef", Path, Progress], CaseResult]
-"""Does one scan into its folder."""
-
-Opener = Callable[[int], Work]
-"""Prepares a process, one of so many that work side by side."""
-
-
+@locks("out")
 def run_batch(
     scans: Sequence[ScanRef],
     out: str | Path,
@@ -90,17 +82,19 @@ def run_batch(
     options: Mapping[str, Any],
     jobs: int = 1,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> BatchResult:
-    """Work on scans into `out/<case>/` and write `cases.csv` and `run.json`.
+    """Work on scans into `out/<case>/` and write `cases.csv` and `run.json`, which grow as cases end.
 
     Args:
         scans: from `io.find_scans`.
-        out: refused when it holds a finished run, unless `overwrite`. A run that was killed is done again.
-        opener: see the module; also called before anything is written, so that it can refuse.
+        out: refused when it holds a run, unless `overwrite` or `resume`.
+        opener: see `case_step`; also called before anything is written, so that it can refuse.
         options: what goes into `run.json`.
         jobs: scans worked on at the same time, each in its own process.
-        overwrite: write over a finished run.
+        overwrite: do every case again.
+        resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
         progress: called per case and, with one job, by the work itself.
 
     Raises:
@@ -111,22 +105,70 @@ def run_batch(
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     begun = time.perf_counter()
-    work = opener(1)
-    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite)
+    step = opener(1)
+    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
+    earlier = _seconds_before(folder) if resume else {}
+
+    def result_of(outcomes: Sequence[Outcome]) -> BatchResult:
+        cases = tuple(_result(outcome, earlier) for outcome in outcomes)
+        return BatchResult(cases, time.perf_counter() - begun)
+
+    def write(outcomes: Sequence[Outcome], finished: bool) -> None:
+        batch = result_of(outcomes)
+        done = sum(case.status == "done" for case in batch.cases)
+        state = {"finished": finished, "scans": len(scans), "results": done}
+        write_text(folder / "cases.csv", _table(batch.cases))
+        write_json(folder / RUN_FILE, {**environment(), **state, "options": dict(options), **batch.as_dict()})
+
+    work = [Job(scan.case, scan, folder / scan.case) for scan in scans]
     (folder / RUN_FILE).unlink(missing_ok=True)
-    done: dict[str, CaseResult] = {}
-    runs: Iterable[CaseResult]
-    if jobs <= 1:
-        runs = (_guarded(scan, folder, work, progress) for scan in scans)
-    else:
-        runs = _side_by_side(scans, folder, opener, jobs)
-    for result in runs:
-        done[result.case] = result
-        progress("cases", len(done), len(scans), result.case)
-    batch = BatchResult(tuple(done[name] for name in names), time.perf_counter() - begun)
-    write_text(folder / "cases.csv", _table(batch.cases))
-    write_json(folder / RUN_FILE, {**environment(), "options": dict(options), **batch.as_dict()})
-    return batch
+    outcomes = run_jobs(
+        work, opener, write, step=step, side_by_side=jobs, resume=resume, progress=progress
+    )  # fmt: skip
+    return result_of(outcomes)
+
+
+def case_step(
+    kind: str,
+    work: Callable[[ScanRef, Path, Progress], CaseResult],
+    files: Callable[[ScanRef], Mapping[str, Sequence[str | Path | None]]],
+    **made_of: Any,
+) -> Step:
+    """The step of a verb that writes case folders.
+
+    Args:
+        kind: of the verb.
+        work: does one scan into its folder.
+        files: of a scan, the files and folders besides it that shape the result, by what they are; None for none.
+        made_of: what else shapes the result, by name, as JSON values.
+    """
+
+    def parts(scan: ScanRef) -> dict[str, Any]:
+        given = {"scan": [scan.path], **files(scan)}
+        sums = {what: [path and content_of_files([path]) for path in paths] for what, paths in given.items()}
+        return {"case name": scan.case, **sums, **made_of}
+
+    def one(job: Job, progress: Progress) -> Outcome:
+        result = work(job.item, job.folder, progress)
+        return Outcome(job.name, facts=result.summary, seconds=result.seconds)
+
+    return Step(kind, 1, parts, one)
+
+
+def _result(outcome: Outcome, earlier: Mapping[str, dict[str, float]]) -> CaseResult:
+    seconds = earlier.get(outcome.name, {}) if outcome.kept else dict(outcome.seconds)
+    return CaseResult(
+        outcome.name, outcome.status, outcome.error, outcome.exit_code, dict(outcome.facts), seconds, outcome.kept
+    )
+
+
+def _seconds_before(folder: Path) -> dict[str, dict[str, float]]:
+    """Wall times of the cases that the run before this one did; what cannot be read is left out."""
+    try:
+        cases = read_json(folder / RUN_FILE).get("cases")
+        return {case["case"]: dict(case["seconds"]) for case in cases}
+    except (InputError, TypeError, KeyError, ValueError):
+        return {}
 
 
 def require_single(scans: Sequence[ScanRef], given: Mapping[str, object], verb: str) -> None:
@@ -142,53 +184,6 @@ def require_single(scans: Sequence[ScanRef], given: Mapping[str, object], verb: 
             raise InputError(
                 f"--{name} is for one scan, but there are {len(scans)} scans; use a manifest or one call each"
             )
-
-
-def _side_by_side(scans: Sequence[ScanRef], out: Path, opener: Opener, jobs: int) -> Iterator[CaseResult]:
-    """Cases in worker processes; when one is killed, what is left is done in a fresh process each."""
-    left = {scan.case: scan for scan in scans}
-    context = get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(jobs, len(scans)), context, _start_worker, (out, opener, jobs)) as pool:
-            for future in as_completed([pool.submit(_work, scan) for scan in scans]):
-                result = future.result()
-                del left[result.case]
-                yield result
-    except BrokenProcessPool:
-        for scan in left.values():
-            try:
-                with ProcessPoolExecutor(1, context, _start_worker, (out, opener, jobs)) as pool:
-                    yield pool.submit(_work, scan).result()
-            except BrokenProcessPool:
-                message = "its process was killed, probably for want of memory; try --jobs 1"
-                yield CaseResult(scan.case, "failed", message, 1)
-
-
-_worker: tuple[Path, Work] | None = None
-
-
-def _start_worker(out: Path, opener: Opener, jobs: int) -> None:
-    """Prepare a worker process once."""
-    global _worker
-    _worker = out, opener(jobs)
-
-
-def _work(scan: ScanRef) -> CaseResult:
-    assert _worker is not None
-    return _guarded(scan, *_worker, silent)
-
-
-def _guarded(scan: ScanRef, out: Path, work: Work, progress: Progress) -> CaseResult:
-    """One case; whatever goes wrong becomes its result."""
-    try:
-        return work(scan, out / scan.case, progress)
-    except PneumoscopeError as problem:
-        return CaseResult(scan.case, "failed", str(problem), problem.exit_code)
-    except MemoryError:
-        return CaseResult(scan.case, "failed", "out of memory; close other programs or use a machine with more", 1)
-    except Exception as problem:
-        message = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
-        return CaseResult(scan.case, "failed", message, 1)
 
 
 def _table(cases: Sequence[CaseResult]) -> str:

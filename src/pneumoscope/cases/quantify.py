@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.cases.batch import BatchResult, CaseResult, Work, require_single, run_batch
+from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_single, run_batch
 from pneumoscope.cases.outputs import (
     REPORT_FILE,
     CaseContent,
@@ -24,6 +24,9 @@ from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.jobs.run import Step
+
+FILES = ("lungs", "infiltrate", "lobes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,7 @@ class QuantifyOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths."""
-        files = ("lungs", "infiltrate", "lobes")
-        return {name: Path(value).name if value and name in files else value for name, value in asdict(self).items()}
+        return {name: Path(value).name if value and name in FILES else value for name, value in asdict(self).items()}
 
 
 def quantify_cases(
@@ -74,16 +76,18 @@ def quantify_cases(
     *,
     jobs: int = 1,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> BatchResult:
     """Measure scans with masks made elsewhere into `out/<case>/`; files and endings as `segment_cases`.
 
     Args:
         scans: from `io.find_scans`; those of a manifest bring their masks.
-        out: refused when it holds a finished run, unless `overwrite`.
+        out: refused when it holds a run, unless `overwrite` or `resume`.
         options: see `QuantifyOptions`.
         jobs: scans worked on at the same time.
-        overwrite: write over a finished run.
+        overwrite: do every case again.
+        resume: keep the cases that are done and whose scan, masks and options are unchanged.
         progress: called per case.
 
     Raises:
@@ -106,12 +110,18 @@ def quantify_cases(
         options=options.as_dict(),
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         progress=progress,
     )
 
 
-def _open(options: QuantifyOptions, jobs: int) -> Work:
-    return lambda scan, folder, progress: quantify_case(scan, folder, options)
+def _open(options: QuantifyOptions, jobs: int) -> Step:
+    return case_step(
+        "quantify",
+        lambda scan, folder, progress: quantify_case(scan, folder, options),
+        lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate or options.infiltrate, options.lobes]},
+        options={name: value for name, value in options.as_dict().items() if name not in FILES},
+    )
 
 
 def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None = None) -> CaseResult:

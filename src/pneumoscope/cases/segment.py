@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, Work, require_single, run_batch
+from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_single, run_batch
 from pneumoscope.cases.outputs import (
     REPORT_FILE,
     CaseContent,
@@ -31,10 +31,14 @@ from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.jobs.run import Step
     from pneumoscope.severity.measure import Severity
     from pneumoscope.volume import Mask, Volume
 
 __all__ = ["RUN_FILE", "BatchResult", "CaseResult", "SegmentOptions", "segment_case", "segment_cases"]
+
+FILES = ("model", "lungs_model", "lungs", "lobes")
+"""Options that name files: their content shapes a result, and records show their names only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,7 @@ class SegmentOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with file names instead of paths: a run's record says nothing of the machine."""
-        files = ("model", "lungs_model", "lungs", "lobes")
-        return {name: _name_of(value) if value and name in files else value for name, value in asdict(self).items()}
+        return {name: _name_of(value) if value and name in FILES else value for name, value in asdict(self).items()}
 
 
 def _name_of(path: str | Path | Sequence[str | Path]) -> str | list[str]:
@@ -131,16 +134,18 @@ def segment_cases(
     *,
     jobs: int = 1,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> BatchResult:
     """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
 
     Args:
         scans: from `io.find_scans`.
-        out: refused when it holds a finished run, unless `overwrite`. A run that was killed is done again.
+        out: refused when it holds a run, unless `overwrite` or `resume`.
         options: see `SegmentOptions`.
         jobs: scans worked on at the same time, each in its own process with its share of the cores.
-        overwrite: write over a finished run.
+        overwrite: do every case again.
+        resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
         progress: called per case and, with one job, per batch of slices.
 
     Raises:
@@ -155,11 +160,12 @@ def segment_cases(
         options={**options.as_dict(), "engine": options.engine_label()},
         jobs=jobs,
         overwrite=overwrite,
+        resume=resume,
         progress=progress,
     )
 
 
-def _open(options: SegmentOptions, jobs: int) -> Work:
+def _open(options: SegmentOptions, jobs: int) -> Step:
     """Load the models once in a process, with its share of the cores."""
     if jobs > 1:
         import os
@@ -167,8 +173,19 @@ def _open(options: SegmentOptions, jobs: int) -> Work:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    from pneumoscope.jobs.stamp import content_of_model
+    from pneumoscope.training.devices import pick_device
+
     segmenter = options.segmenter()
-    return lambda scan, folder, progress: segment_case(scan, folder, segmenter, options, progress=progress)
+    models = [options.model] if isinstance(options.model, (str, Path)) else options.model
+    ways = {k: v for k, v in options.as_dict().items() if k not in (*FILES, "device", "engine")}
+    return case_step(
+        "segment",
+        lambda scan, folder, progress: segment_case(scan, folder, segmenter, options, progress=progress),
+        lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate, options.lobes]},
+        models=[content_of_model(model) for model in (*models, options.lungs_model)],
+        options={**ways, "computed by": [pick_device(options.device).type, options.engine_label()]},
+    )
 
 
 def segment_case(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -28,7 +33,7 @@ from pneumoscope.cli import (
 )
 from pneumoscope.cli.options import new_group
 from pneumoscope.cli.output import mute, say
-from pneumoscope.errors import PneumoscopeError, printable
+from pneumoscope.errors import PneumoscopeError, printable, shortage
 
 UsageError = typer.BadParameter.__mro__[1]
 """What typer raises for an unusable call; its own module has moved between versions."""
@@ -82,22 +87,68 @@ def run(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _prepare_process(debug)
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="pneumoscope", standalone_mode=False)
+        with _notes(quiet=bool({"--quiet", "-q"} & set(arguments))), _termination() as terminated:
+            code = typer.main.get_command(app).main(args=arguments, prog_name="pneumoscope", standalone_mode=False)
+        if code == ending(KeyboardInterrupt())[0]:  # the parser turns the exception into its code
+            raise Terminated if terminated else KeyboardInterrupt
         sys.stdout.flush()
-        if code == ending(KeyboardInterrupt())[0]:
-            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         mute()
         return 0
-    except SystemExit as stop:  # the parser's own way out when a reader closes the pipe during --help
-        return stop.code if isinstance(stop.code, int) else 1
+    except SystemExit:  # the parser's own way out when a reader closes the pipe during --help
+        mute()
+        return 0
     except (Exception, KeyboardInterrupt) as problem:
         code, line = ending(problem)
         if debug and not isinstance(problem, UsageError):
             traceback.print_exception(problem)
-        print(line, file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print(line, file=sys.stderr, flush=True)
         return code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: it ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Turn SIGTERM into `Terminated`; gives a list that is not empty once it came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield came
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Notes(logging.Handler):
+    """What the library reports while it works, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # a reader that has gone does not stop the work
+            print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _notes(*, quiet: bool) -> Iterator[None]:
+    log, handler = logging.getLogger("pneumoscope"), _Notes(logging.ERROR if quiet else logging.WARNING)
+    log.addHandler(handler)
+    before, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
 
 
 def ending(problem: BaseException) -> tuple[int, str]:
@@ -110,11 +161,12 @@ def ending(problem: BaseException) -> tuple[int, str]:
         message = " ".join(problem.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
         return 2, f"error: {printable(message)}; see '{command} --help'"
     if isinstance(problem, KeyboardInterrupt):
-        return 130, "error: interrupted; finished files are whole, the rest was not written"
+        code, what = (143, "terminated") if isinstance(problem, Terminated) else (130, "interrupted")
+        return code, f"error: {what}; finished files are whole, the rest was not written"
     if isinstance(problem, typer.Abort):
         return 1, "error: aborted"
-    if isinstance(problem, MemoryError):
-        return 1, "error: out of memory; close other programs, or use fewer --jobs or a smaller scan"
+    if (short := shortage(problem)) is not None:
+        return short.exit_code, f"error: {short}"
     if isinstance(problem, OSError) and problem.strerror:
         where = f"{printable(problem.filename)}: " if problem.filename else ""
         return (2 if isinstance(problem, FileNotFoundError) else 1), f"error: {where}{problem.strerror}"

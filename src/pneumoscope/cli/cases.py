@@ -44,7 +44,7 @@ def say_batch(batch: BatchResult, out: Path, common: Common) -> None:
         say_json({"out": out, **batch.as_dict()})
     elif len(batch.cases) > len(failed):
         for case in batch.cases:
-            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}")
+            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}{' (kept)' if case.kept else ''}")
         say(f"written to {out}")
     if failed and len(batch.cases) == 1:
         raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].sentence())

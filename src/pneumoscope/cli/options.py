@@ -44,6 +44,7 @@ class Common:
     seed: int | None = None
     jobs: int = 1
     overwrite: bool = False
+    resume: bool = False
     json: bool = False
     quiet: bool = False
     debug: bool = False
@@ -71,6 +72,9 @@ _ANNOTATIONS: dict[str, Any] = {
     "jobs": Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Cases worked on side by side.")],
     "overwrite": Annotated[
         bool, typer.Option("--overwrite", help="Write into an output folder that already holds a run.")
+    ],
+    "resume": Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was stopped; what is done and unchanged is kept.")
     ],
     "json": Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")],

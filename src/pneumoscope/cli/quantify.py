@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("quantify")(quantify)
 
 
-@common_options("jobs", "overwrite")
+@common_options("jobs", "overwrite", "resume")
 def quantify(
     scans: Annotated[
         list[str],
@@ -82,6 +82,7 @@ def quantify(
             deidentify=deidentify,
         )
         batch = quantify_cases(
-            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress
-        )
+            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            progress=progress,
+        )  # fmt: skip
     say_batch(batch, out, common)

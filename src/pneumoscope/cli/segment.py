@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("segment")(segment)
 
 
-@common_options("device", "precision", "seed", "jobs", "overwrite")
+@common_options("device", "precision", "seed", "jobs", "overwrite", "resume")
 def segment(
     scans: Annotated[
         list[str],
@@ -140,6 +140,7 @@ def segment(
             deidentify=deidentify,
         )
         batch = segment_cases(
-            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, progress=progress
-        )
+            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            progress=progress,
+        )  # fmt: skip
     say_batch(batch, out, common)

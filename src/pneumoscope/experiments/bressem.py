@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pneumoscope.experiments.mueller import DEMO, REDUCED, mueller
-from pneumoscope.experiments.sheet import OUR_CHOICE, all_from, our_choice, paper, revise
+from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volumes import (
     PaperValue,
     Phase,
@@ -16,8 +16,11 @@ from pneumoscope.experiments.volumes import (
     VolumeFolds,
     VolumeNetwork,
     VolumePreparation,
+    VolumeScoring,
     VolumeSet,
+    VolumeTraining,
     VolumeVariation,
+    source,
 )
 
 PAPER = "Bressem 2021, "
@@ -65,19 +68,9 @@ def _paper() -> tuple[PaperValue, ...]:
 
 
 def _value(table: str, test: str, metric: str, value: float, deviation: float | None) -> PaperValue:
-    return PaperValue(
-        sources=all_from(f"{PAPER}Table {table}"),
-        name=f"t{table}-{test}-{metric}",
-        table=table,
-        k=1,
-        setting="full",
-        fold=0,
-        test=test,
-        structure="infection",
-        metric=metric,
-        value=value,
-        deviation=deviation,
-    )
+    where = source(f"{PAPER}Table {table}", "value", "deviation")
+    return PaperValue(sources=where, name=f"t{table}-{test}-{metric}", table=table, k=1, setting="full", fold=0,
+                      test=test, structure="infection", metric=metric, value=value, deviation=deviation)  # fmt: skip
 
 
 def bressem() -> VolumeExperiment:
@@ -85,6 +78,7 @@ def bressem() -> VolumeExperiment:
     base = mueller()
     low, high = (112, 112, 18), (256, 256, 20)
     return VolumeExperiment(
+        sources={},
         recipe="bressem-2021",
         title="3D U-Net on an R3D-18 encoder, whole scans in two sizes, from RICORD to two other sets",
         citation=CITATION,
@@ -98,17 +92,20 @@ def bressem() -> VolumeExperiment:
             ),
         ),
         preparation=VolumePreparation(
-            clip_hu=paper((-2000.0, 500.0), PAPER + "2.2"),
-            scale=our_choice("unit", "the encoder was trained on pictures in [0, 1]"),
-            spacing_mm=paper(None, PAPER + "2.4: scans are resized, not resampled"),
-            classes=paper("infiltrate", PAPER + "3.1: infection against all else"),
+            sources=source(PAPER + "2.2", "clip_hu")
+            | source(OUR_CHOICE + "the encoder was trained on pictures in [0, 1]", "scale")
+            | source(PAPER + "2.4: scans are resized, not resampled", "spacing_mm")
+            | source(PAPER + "3.1: infection against all else", "classes"),
+            clip_hu=(-2000.0, 500.0),
+            scale="unit",
+            spacing_mm=None,
+            classes="infiltrate",
         ),
         network=VolumeNetwork(
-            kind=paper("r3d18_unet", PAPER + "2.3"),
-            features=paper(
-                (64, 256, 128, 64, 32),
-                PAPER + "2.3 (stem of R3D-18); the decoder's widths are our choice: none are printed",
-            ),
+            sources=source(PAPER + "2.3", "kind")
+            | source(PAPER + "2.3 (stem of R3D-18); the decoder's widths are our choice: none are printed", "features"),
+            kind="r3d18_unet",
+            features=(64, 256, 128, 64, 32),
         ),
         augment=_augment(),
         phases=(
@@ -116,77 +113,95 @@ def bressem() -> VolumeExperiment:
             _phase("low", "nothing", low, 6, 200, 0.001, 1e-5),
             _phase("high", "nothing", high, 1, 200, 1e-4, 1e-5),
         ),
-        training=replace(
-            base.training,
-            optimiser=our_choice("adamw", "fastai's default is Adam with decoupled weight decay"),
-            loss=paper("dice_cross_entropy", PAPER + "2.4"),
-            plateau_epochs=our_choice(15, "not used by this recipe"),
-            plateau_factor=our_choice(0.1, "not used by this recipe"),
-            plateau_least=our_choice(0.0, "not used by this recipe"),
-            plateau_rest=our_choice(0, "not used by this recipe"),
-            plateau_floor=our_choice(0.0, "not used by this recipe"),
-            validation_boxes=our_choice(17, "every tuning scan once"),
-            foreground=paper(0.0, PAPER + "2.4: whole scans"),
+        training=VolumeTraining(
+            sources={**base.training.sources}
+            | source(PAPER + "2.4", "loss")
+            | source(OUR_CHOICE + "fastai's default is Adam with decoupled weight decay", "optimiser")
+            | source(OUR_CHOICE + "every tuning scan once", "validation_boxes")
+            | source(PAPER + "2.4: whole scans", "foreground")
+            | source(OUR_CHOICE + "not used by this recipe", "plateau_epochs", "plateau_factor", "plateau_floor",
+                     "plateau_least", "plateau_rest"),
+            optimiser="adamw",
+            loss="dice_cross_entropy",
+            plateau_epochs=15,
+            plateau_factor=0.1,
+            plateau_least=0.0,
+            plateau_rest=0,
+            plateau_floor=0.0,
+            validation_boxes=17,
+            foreground=0.0,
+            precision="fp32",
+            seed=0,
         ),
         folds=VolumeFolds(
-            by=paper("case", PAPER + "2.4: random, 85 % and 15 %"),
-            k=paper(None, PAPER + "2.4: one split"),
-            validation_share=paper(0.15, PAPER + "2.4: random, 85 % and 15 %"),
-            ablation=paper(False, PAPER + "has no ablation"),
-            seed=our_choice(0, "any; the paper names none"),
+            sources=source(PAPER + "2.4: random, 85 % and 15 %", "by", "validation_share")
+            | source(PAPER + "2.4: one split", "k")
+            | source(PAPER + "has no ablation", "ablation")
+            | source(OUR_CHOICE + "any; the paper names none", "seed"),
+            by="case",
+            k=None,
+            validation_share=0.15,
+            ablation=False,
+            seed=0,
         ),
-        scoring=replace(
-            base.scoring,
-            overlap=our_choice((0.0, 0.0, 0.0), "the whole scan is one window"),
-            lesion_tolerance_mm=paper(3.0, PAPER + "3.2: the metric of Ma et al., who take 3 mm"),
-            ensemble=our_choice(False, "one model only"),
+        scoring=VolumeScoring(
+            sources={**base.scoring.sources}
+            | source(OUR_CHOICE + "the whole scan is one window", "overlap")
+            | source(OUR_CHOICE + "one model only", "ensemble")
+            | source(PAPER + "3.2: the metric of Ma et al., who take 3 mm", "lesion_tolerance_mm"),
+            overlap=(0.0, 0.0, 0.0),
+            lesion_tolerance_mm=3.0,
+            lung_tolerance_mm=1.0,
+            baseline=True,
+            ensemble=False,
         ),
         paper=_paper(),
-    )
+    )  # fmt: skip
 
 
 def _augment() -> VolumeVariation:
-    ours = "section 2.4 names the kind and no numbers"
+    ours = OUR_CHOICE + "section 2.4 names the kind and no numbers"
     return VolumeVariation(
-        probability=our_choice(0.3, ours),
-        scale=our_choice((0.9, 1.1), ours),
-        rotate_deg=our_choice(10.0, ours),
-        elastic_alpha=our_choice((0.0, 0.0), "not named; without effect"),
-        elastic_sigma=our_choice((9.0, 9.0), "not named; without effect"),
-        mirror_axes=our_choice((1, 2), ours),
-        brightness=our_choice((0.8, 1.25), ours),
-        contrast=our_choice((0.75, 1.33), ours),
-        gamma=our_choice((1.0, 1.0), "not named; without effect"),
-        noise=our_choice((0.0, 0.02), ours),
+        sources=source(ours, "probability", "scale", "rotate_deg", "mirror_axes", "brightness", "contrast", "noise")
+        | source(OUR_CHOICE + "not named; without effect", "elastic_alpha", "elastic_sigma", "gamma"),
+        probability=0.3,
+        scale=(0.9, 1.1),
+        rotate_deg=10.0,
+        elastic_alpha=(0.0, 0.0),
+        elastic_sigma=(9.0, 9.0),
+        mirror_axes=(1, 2),
+        brightness=(0.8, 1.25),
+        contrast=(0.75, 1.33),
+        gamma=(1.0, 1.0),
+        noise=(0.0, 0.02),
     )
 
 
 def _set(name: str, cases: str, part: str, site: str, patients: int) -> VolumeSet:
-    return VolumeSet(
-        sources=all_from(PAPER + "2.1"),
-        name=name,
-        cases=cases,
-        part=part,
-        phantom_site=our_choice(site, "a synthetic stand-in"),
-        phantom_patients=our_choice(patients, "a synthetic stand-in"),
-    )
+    sources = source(PAPER + "2.1", "name", "cases", "part")
+    sources |= source(OUR_CHOICE + "a synthetic stand-in", "phantom_site", "phantom_patients")
+    return VolumeSet(sources=sources, name=name, cases=cases, part=part, phantom_site=site, phantom_patients=patients)
 
 
 def _phase(
     name: str, frozen: str, size: tuple[int, int, int], batch: int, epochs: int, rate: float, decay: float
 ) -> Phase:
+    said = ("frozen", "size", "whole", "batch_size", "max_epochs", "learning_rate", "schedule", "monitor")
     return Phase(
-        sources=all_from(PAPER + "2.4"),
+        sources=source(PAPER + "2.4", *said)
+        | source(PAPER + "2.4" if decay else OUR_CHOICE + "none is named for the decoder's epochs", "weight_decay")
+        | source(OUR_CHOICE + "an epoch shows each scan once", "steps")
+        | source(PAPER + "2.4: all epochs, then the best checkpoint", "patience"),
         name=name,
         frozen=frozen,
         size=size,
         whole=True,
         batch_size=batch,
-        steps=our_choice(None, "an epoch shows each scan once"),
+        steps=None,
         max_epochs=epochs,
-        patience=paper(None, PAPER + "2.4: all epochs, then the best checkpoint"),
+        patience=None,
         learning_rate=rate,
-        weight_decay=decay if decay else our_choice(decay, "none is named for the decoder's epochs"),
+        weight_decay=decay,
         schedule="cyclic",
         monitor="val_dice",
     )

@@ -25,7 +25,7 @@ from pneumoscope.experiments.schema import (
     Stages,
     Training,
 )
-from pneumoscope.experiments.sheet import OUR_CHOICE, all_from, leaf_fields, our_choice, paper, revise
+from pneumoscope.experiments.sheet import OUR_CHOICE, leaf_fields, revise
 
 CITATION = (
     "Maganaris C., Protopapadakis E., Bakalos N., Doulamis N., Kalogeras D., Angeli A.: Evaluating Transferability for "
@@ -73,7 +73,7 @@ _TABLE_2 = (
 
 def _data() -> Data:
     reader = OUR_CHOICE + "name of the reader in pneumoscope"
-    stand_in = "synthetic stand-in with this set's slice distance, matrix and way of drawing"
+    stand_in = OUR_CHOICE + "synthetic stand-in with this set's slice distance, matrix and way of drawing"
     rows = (
         (1, "medseg", "CT 1-9", "*", "A", (9, 829, 713, 373, 440, 60, 214, 111)),
         (2, "covid19ctseg", "CT 10", "coronacases_*", "B", (10, 2581, 2156, 1351, 440, 60, 1656, 46)),
@@ -82,17 +82,21 @@ def _data() -> Data:
     sites = tuple(
         Site(
             number=number,
-            dataset=paper(dataset, f"{SECTION_31}; {reader}"),
-            label=paper(label, TABLE_1),
-            cases=paper(
-                cases,
-                f"{SECTION_31}: all cases"
+            dataset=dataset,
+            label=label,
+            cases=cases,
+            phantom_site=phantom,
+            phantom_patients=counts[0],
+            published=Published(**dict(zip(names, counts, strict=True)), sources=dict.fromkeys(names, TABLE_1)),
+            sources={
+                "dataset": f"{SECTION_31}; {reader}",
+                "label": TABLE_1,
+                "cases": f"{SECTION_31}: all cases"
                 if cases == "*"
                 else f"{SECTION_31}: only Coronacases; the Radiopaedia scans are not in Hounsfield units",
-            ),
-            phantom_site=our_choice(phantom, stand_in),
-            phantom_patients=paper(counts[0], f"{TABLE_1}, column '# DICOM Files'"),
-            published=Published(**dict(zip(names, counts, strict=True)), sources=all_from(TABLE_1)),
+                "phantom_site": stand_in,
+                "phantom_patients": f"{TABLE_1}, column '# DICOM Files'",
+            },
         )
         for number, dataset, label, cases, phantom, counts in rows
     )
@@ -101,36 +105,51 @@ def _data() -> Data:
 
 def _preprocessing() -> Preprocessing:
     return Preprocessing(
-        size=paper(320, f"{SECTION_31}: 320 x 320, nearest neighbour"),
-        windows_hu=paper(((-970.0, -150.0),), f"{SECTION_31}, equation 1; values outside [0, 1] are clipped"),
-        lung_channel=paper(True, f"{SECTION_31}: second channel, 1 in lung, 0 elsewhere"),
-        store=our_choice("uint8", "half the memory; the rounding (1.6 HU) is below the noise of a CT"),
+        size=320,
+        windows_hu=((-970.0, -150.0),),
+        lung_channel=True,
+        store="uint8",
+        sources={
+            "size": f"{SECTION_31}: 320 x 320, nearest neighbour",
+            "windows_hu": f"{SECTION_31}, equation 1; values outside [0, 1] are clipped",
+            "lung_channel": f"{SECTION_31}: second channel, 1 in lung, 0 elsewhere",
+            "store": OUR_CHOICE + "half the memory; the rounding (1.6 HU) is below the noise of a CT",
+        },
     )
 
 
 def _network() -> Network:
     return Network(
-        features=paper(
-            (16, 32, 64, 128, 256),
-            f"{SECTION_33} says four encoding and decoding layers; {OUR_CHOICE}16 filters, doubled per "
+        features=(16, 32, 64, 128, 256),
+        out_channels=1,
+        norm="batch",
+        dropout=0.0,
+        sources={
+            "features": f"{SECTION_33} says four encoding and decoding layers; {OUR_CHOICE}16 filters, doubled per "
             "level (the text gives no widths), which a desktop processor can train",
-        ),
-        out_channels=paper(1, f"{SECTION_31}: n x 320 x 320 x 1, 1 in infiltrate; sigmoid ({SECTION_33})"),
-        norm=our_choice("batch", "the paper names none; batch normalisation trains stably from a cold start"),
-        dropout=our_choice(0.0, "the paper names none"),
+            "out_channels": f"{SECTION_31}: n x 320 x 320 x 1, 1 in infiltrate; sigmoid ({SECTION_33})",
+            "norm": OUR_CHOICE + "the paper names none; batch normalisation trains stably from a cold start",
+            "dropout": OUR_CHOICE + "the paper names none",
+        },
     )
 
 
 def _split() -> Split:
     return Split(
-        by=paper(
-            "slice", f"{TABLE_1}: slices are counted, not patients; 2022b, section 3.1, says it of the same split"
-        ),
-        train_slices=paper(440, f"{TABLE_1}: 440 per set, half with and half without infiltrate"),
-        validation_slices=paper(60, f"{TABLE_1}: 60 per set, half with and half without infiltrate"),
-        shortage=our_choice("error", "a set that cannot give 440 + 60 balanced slices is not this experiment"),
-        patient_test_share=our_choice(0.4, "the paper does not split by patient; used when split.by=patient only"),
-        seed=our_choice(0, "the paper gives none"),
+        by="slice",
+        train_slices=440,
+        validation_slices=60,
+        shortage="error",
+        patient_test_share=0.4,
+        seed=0,
+        sources={
+            "by": f"{TABLE_1}: slices are counted, not patients; 2022b, section 3.1, says it of the same split",
+            "train_slices": f"{TABLE_1}: 440 per set, half with and half without infiltrate",
+            "validation_slices": f"{TABLE_1}: 60 per set, half with and half without infiltrate",
+            "shortage": OUR_CHOICE + "a set that cannot give 440 + 60 balanced slices is not this experiment",
+            "patient_test_share": OUR_CHOICE + "the paper does not split by patient; used when split.by=patient only",
+            "seed": OUR_CHOICE + "the paper gives none",
+        },
     )
 
 
@@ -141,20 +160,24 @@ def _training() -> Training:
 
 
 def _stages() -> Stages:
-    patience = "the paper gives none; its runs stopped at epoch 111 of 200 and 46 of 50"
+    patience = OUR_CHOICE + "the paper gives none; its runs stopped at epoch 111 of 200 and 46 of 50"
     first = Budget(
-        max_epochs=paper(200, f"{SECTION_33}: 200"),
-        patience=our_choice(20, patience),
-        learning_rate=paper(1e-4, f"{SECTION_33}: 0.0001"),
+        max_epochs=200,
+        patience=20,
+        learning_rate=1e-4,
+        sources={"max_epochs": f"{SECTION_33}: 200", "patience": patience, "learning_rate": f"{SECTION_33}: 0.0001"},
     )
     retrain = Budget(
-        max_epochs=paper(50, f"{SECTION_33}: reduced to 50"),
-        patience=our_choice(10, patience),
-        learning_rate=paper(
-            1e-4, f"{SECTION_33} gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining"
-        ),
+        max_epochs=50,
+        patience=10,
+        learning_rate=1e-4,
+        sources={
+            "max_epochs": f"{SECTION_33}: reduced to 50",
+            "patience": patience,
+            "learning_rate": f"{SECTION_33} gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining",
+        },
     )
-    sources = all_from(f"{SECTION_33} and {TABLE_2}")
+    sources = dict.fromkeys(("site", "start"), f"{SECTION_33} and {TABLE_2}")
     chain = (("Tr1", 1, None), ("Tr1_R_2", 2, "Tr1"))
     stages = tuple(Stage(name=name, site=site, start=start, sources=sources) for name, site, start in chain)
     return replace(maganaris.four_channel().stages, first=first, retrain=retrain, chain=stages)
@@ -169,10 +192,9 @@ def _scoring() -> Scoring:
 
 
 def _paper() -> tuple[PaperRow, ...]:
+    sources = dict.fromkeys(("accuracy", "precision", "recall", "f1"), TABLE_2)
     return tuple(
-        PaperRow(
-            name=name, stage=stage, test=test, accuracy=acc, precision=pre, recall=rec, f1=f1, sources=all_from(TABLE_2)
-        )
+        PaperRow(name=name, stage=stage, test=test, accuracy=acc, precision=pre, recall=rec, f1=f1, sources=sources)
         for name, stage, test, acc, pre, rec, f1 in _TABLE_2
     )
 
@@ -196,4 +218,5 @@ def two_channel() -> Experiment:
         lung=lung,
         scoring=_scoring(),
         paper=_paper(),
+        sources={},
     )

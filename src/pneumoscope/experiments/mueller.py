@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.experiments.sheet import OUR_CHOICE, all_from, our_choice, paper, revise
+from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volumes import (
     SETTINGS,
     PaperValue,
@@ -22,6 +22,7 @@ from pneumoscope.experiments.volumes import (
     VolumeSet,
     VolumeTraining,
     VolumeVariation,
+    source,
 )
 
 PAPER = "Mueller 2021, "
@@ -87,10 +88,8 @@ _FIGURE_5 = {"loss": 0.383, "dice": 0.919}
 
 
 def _paper() -> tuple[PaperValue, ...]:
-    rows = [
-        _value("Figure 5", 5, "full", 0, "val", "all classes", metric, value, None)
-        for metric, value in _FIGURE_5.items()
-    ]
+    rows = [_value("Figure 5", 5, "full", 0, "val", "all classes", metric, value, None)
+            for metric, value in _FIGURE_5.items()]  # fmt: skip
     for (k, test, structure), values in _TABLE_1.items():
         for metric, (value, deviation) in zip(_EACH, values, strict=True):
             rows.append(_value("1", k, "full", 0, test, structure, metric, value, deviation))
@@ -102,127 +101,132 @@ def _paper() -> tuple[PaperValue, ...]:
 
 
 def _value(
-    table: str,
-    k: int,
-    setting: str,
-    fold: int,
-    test: str,
-    structure: str,
-    metric: str,
-    value: float,
+    table: str, k: int, setting: str, fold: int, test: str, structure: str, metric: str, value: float,
     deviation: float | None,
-) -> PaperValue:
+) -> PaperValue:  # fmt: skip
     name = f"t{table}-k{k}-{setting}-f{fold}-{test}-{structure}-{metric}".replace("tFigure 5", "figure5")
     name, printed = name.replace(" ", "-"), f"Table {table}" if table.isdigit() else f"section 3 on {table}"
-    return PaperValue(
-        sources=all_from(f"{PAPER}{printed}"),
-        name=name,
-        table=table,
-        k=k,
-        setting=setting,
-        fold=fold,
-        test=test,
-        structure=structure,
-        metric=metric,
-        value=value,
-        deviation=deviation,
-    )
+    where = source(f"{PAPER}{printed}", "value", "deviation")
+    return PaperValue(sources=where, name=name, table=table, k=k, setting=setting, fold=fold, test=test,
+                      structure=structure, metric=metric, value=value, deviation=deviation)  # fmt: skip
 
 
 def mueller() -> VolumeExperiment:
     """The paper's experiment, all 14 models and the 15 of the ablation."""
     return VolumeExperiment(
+        sources={},
         recipe="mueller-2021",
         title="3D U-Net on random boxes of 20 scans: 2- to 5-fold, with and without preprocessing and augmentation",
         citation=CITATION,
         notes=NOTES,
         data=VolumeData(
+            sources=source(OUR_CHOICE + "synthetic scans stand in where no data are given", "phantom_size")
+            | source(OUR_CHOICE + "any", "phantom_seed"),
             sets=(
                 _set("covid19ctseg", "train", "2.1: Ma et al., 20 scans", "A", 20),
                 _set("an2020", "test", "2.1: An et al., 100 scans with annotation", "B", 10),
             ),
-            phantom_size=our_choice("small", "synthetic scans stand in where no data are given"),
-            phantom_seed=our_choice(0, "any"),
+            phantom_size="small",
+            phantom_seed=0,
         ),
         preparation=VolumePreparation(
-            clip_hu=paper((-1250.0, 250.0), PAPER + "2.2"),
-            scale=paper("grey_zscore", PAPER + "2.2"),
-            spacing_mm=paper((1.58, 1.58, 2.70), PAPER + "2.2"),
-            classes=paper("lungs_infiltrate", PAPER + "2.5"),
+            sources=source(PAPER + "2.2", "clip_hu", "scale", "spacing_mm") | source(PAPER + "2.5", "classes"),
+            clip_hu=(-1250.0, 250.0),
+            scale="grey_zscore",
+            spacing_mm=(1.58, 1.58, 2.70),
+            classes="lungs_infiltrate",
         ),
         network=VolumeNetwork(
-            kind=paper("unet3d", PAPER + "2.5 and Figure 3: 32 to 512 maps"),
-            features=paper((32, 64, 128, 256, 512), PAPER + "2.5 and Figure 3: 32 to 512 maps"),
+            sources=source(PAPER + "2.5 and Figure 3: 32 to 512 maps", "kind", "features"),
+            kind="unet3d",
+            features=(32, 64, 128, 256, 512),
         ),
         augment=VolumeVariation(
-            probability=paper(0.15, PAPER + "2.3"),
-            scale=paper((0.85, 1.25), PROGRAM),
-            rotate_deg=paper(15.0, PROGRAM),
-            elastic_alpha=paper((0.0, 900.0), PROGRAM),
-            elastic_sigma=paper((9.0, 13.0), PROGRAM),
-            mirror_axes=paper((0, 1, 2), PROGRAM),
-            brightness=paper((0.5, 2.0), PROGRAM),
-            contrast=paper((0.3, 3.0), PROGRAM),
-            gamma=paper((0.7, 1.5), PROGRAM),
-            noise=paper((0.0, 0.05), PROGRAM),
+            sources=source(PROGRAM, "scale", "rotate_deg", "elastic_alpha", "elastic_sigma", "mirror_axes",
+                           "brightness", "contrast", "gamma", "noise") | source(PAPER + "2.3", "probability"),
+            probability=0.15,
+            scale=(0.85, 1.25),
+            rotate_deg=15.0,
+            elastic_alpha=(0.0, 900.0),
+            elastic_sigma=(9.0, 13.0),
+            mirror_axes=(0, 1, 2),
+            brightness=(0.5, 2.0),
+            contrast=(0.3, 3.0),
+            gamma=(0.7, 1.5),
+            noise=(0.0, 0.05),
         ),
         phases=(_phase(),),
         training=VolumeTraining(
-            optimiser=paper("adam", PAPER + "2.5"),
-            loss=paper("tversky_cross_entropy", PAPER + "2.5"),
-            plateau_epochs=paper(15, PAPER + "2.5"),
-            plateau_factor=paper(0.1, PAPER + "2.5"),
-            plateau_least=paper(1e-4, PROGRAM),
-            plateau_rest=paper(1, PROGRAM),
-            plateau_floor=paper(1e-5, PAPER + "2.5"),
-            validation_boxes=our_choice(16, "as many as a twentieth of the epoch's boxes"),
-            foreground=paper(0.0, PAPER + "2.4: random cropping"),
-            precision=paper("fp32", FULL_PRECISION),
-            seed=our_choice(0, "any; the paper names none"),
+            sources=source(PAPER + "2.5", "optimiser", "loss", "plateau_epochs", "plateau_factor", "plateau_floor")
+            | source(PROGRAM, "plateau_least", "plateau_rest")
+            | source(OUR_CHOICE + "as many as a twentieth of the epoch's boxes", "validation_boxes")
+            | source(PAPER + "2.4: random cropping", "foreground")
+            | source(FULL_PRECISION, "precision")
+            | source(OUR_CHOICE + "any; the paper names none", "seed"),
+            optimiser="adam",
+            loss="tversky_cross_entropy",
+            plateau_epochs=15,
+            plateau_factor=0.1,
+            plateau_least=1e-4,
+            plateau_rest=1,
+            plateau_floor=1e-5,
+            validation_boxes=16,
+            foreground=0.0,
+            precision="fp32",
+            seed=0,
         ),
         folds=VolumeFolds(
-            by=paper("case", PROGRAM + ": an unseeded shuffle of the scans"),
-            k=paper((2, 3, 4, 5), PAPER + "2.6"),
-            validation_share=our_choice(0.2, "not used with k"),
-            ablation=paper(True, PAPER + "2.6"),
-            seed=our_choice(0, "the paper's draw has no seed and cannot be repeated"),
+            sources=source(PAPER + "2.6", "k", "ablation")
+            | source(PROGRAM + ": an unseeded shuffle of the scans", "by")
+            | source(OUR_CHOICE + "the paper's draw has no seed and cannot be repeated", "seed")
+            | source(OUR_CHOICE + "not used with k", "validation_share"),
+            by="case",
+            k=(2, 3, 4, 5),
+            validation_share=0.2,
+            ablation=True,
+            seed=0,
         ),
         scoring=VolumeScoring(
-            overlap=paper((0.5, 0.5, 0.5), PAPER + "2.4: half of the box"),
-            lesion_tolerance_mm=our_choice(3.0, "as Ma et al. 2020; the paper has no surface score"),
-            lung_tolerance_mm=our_choice(1.0, "as Ma et al. 2020; the paper has no surface score"),
-            baseline=our_choice(True, "what a network has to beat"),
-            ensemble=paper(True, PAPER + "5: planned as further research"),
+            sources=source(PAPER + "2.4: half of the box", "overlap")
+            | source(OUR_CHOICE + "as Ma et al. 2020; the paper has no surface score", "lesion_tolerance_mm",
+                     "lung_tolerance_mm")
+            | source(OUR_CHOICE + "what a network has to beat", "baseline")
+            | source(PAPER + "5: planned as further research", "ensemble"),
+            overlap=(0.5, 0.5, 0.5),
+            lesion_tolerance_mm=3.0,
+            lung_tolerance_mm=1.0,
+            baseline=True,
+            ensemble=True,
         ),
         paper=_paper(),
-    )
+    )  # fmt: skip
 
 
 def _set(name: str, part: str, where: str, site: str, patients: int) -> VolumeSet:
-    return VolumeSet(
-        sources=all_from(PAPER + where),
-        name=name,
-        cases="*",
-        part=part,
-        phantom_site=our_choice(site, "a synthetic stand-in"),
-        phantom_patients=our_choice(patients, "a synthetic stand-in"),
-    )
+    sources = source(PAPER + where, "name", "cases", "part")
+    sources |= source(OUR_CHOICE + "a synthetic stand-in", "phantom_site", "phantom_patients")
+    return VolumeSet(sources=sources, name=name, cases="*", part=part, phantom_site=site, phantom_patients=patients)
 
 
 def _phase() -> Phase:
     return Phase(
+        sources=source(PAPER + "2.4", "size", "whole")
+        | source(PAPER + "2.5", "batch_size", "steps", "max_epochs", "patience", "learning_rate", "schedule")
+        | source(PAPER + "2.5: a standard U-Net, trained from new weights", "frozen")
+        | source(PROGRAM + ": no weight decay", "weight_decay")
+        | source(PROGRAM + ": the checkpoint of the lowest training loss", "monitor"),
         name="fit",
-        frozen=paper("nothing", PAPER + "2.5: a standard U-Net, trained from new weights"),
-        size=paper((160, 160, 80), PAPER + "2.4"),
-        whole=paper(False, PAPER + "2.4"),
-        batch_size=paper(2, PAPER + "2.5"),
-        steps=paper(150, PAPER + "2.5"),
-        max_epochs=paper(1000, PAPER + "2.5"),
-        patience=paper(100, PAPER + "2.5"),
-        learning_rate=paper(1e-3, PAPER + "2.5"),
-        weight_decay=paper(0.0, PROGRAM + ": no weight decay"),
-        schedule=paper("plateau", PAPER + "2.5"),
-        monitor=paper("train_loss", PROGRAM + ": the checkpoint of the lowest training loss"),
+        frozen="nothing",
+        size=(160, 160, 80),
+        whole=False,
+        batch_size=2,
+        steps=150,
+        max_epochs=1000,
+        patience=100,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        schedule="plateau",
+        monitor="train_loss",
     )
 
 
@@ -231,14 +235,8 @@ def mueller_small() -> VolumeExperiment:
     full = mueller()
     sets = tuple(revise(s, DEMO, phantom_patients=n) for s, n in zip(full.data.sets, (6, 2), strict=True))
     phase = revise(
-        full.phases[0],
-        DEMO,
-        size=(32, 32, 12),
-        steps=8,
-        max_epochs=10,
-        patience=10,
-        learning_rate=3e-3,
-    )
+        full.phases[0], DEMO, size=(32, 32, 12), steps=8, max_epochs=10, patience=10, learning_rate=3e-3,
+    )  # fmt: skip
     return replace(
         full,
         recipe="mueller-2021-small",
@@ -259,14 +257,8 @@ def mueller_reduced() -> VolumeExperiment:
     full = mueller()
     sets = tuple(revise(s, REDUCED, phantom_patients=n) for s, n in zip(full.data.sets, (16, 4), strict=True))
     phase = revise(
-        full.phases[0],
-        REDUCED,
-        size=(64, 64, 16),
-        steps=30,
-        max_epochs=10,
-        patience=10,
-        learning_rate=3e-3,
-    )
+        full.phases[0], REDUCED, size=(64, 64, 16), steps=30, max_epochs=10, patience=10, learning_rate=3e-3,
+    )  # fmt: skip
     return replace(
         full,
         recipe="mueller-2021-reduced",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.sheet import Sheet, leaf
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
 from pneumoscope.experiments.strategy import Strategy, plain_strategy, strategy_parts
 from pneumoscope.experiments.systems import SLICES, VolumeSystem, settled_systems
 
@@ -88,9 +88,9 @@ class Preprocessing(Sheet):
     lung_channel: bool = leaf()
     store: str = leaf(choices=("float16", "uint8"))
     intensity: str = leaf(
-        choices=("hu", "grey8"), default="hu", why="scans hold Hounsfield units unless a recipe says else"
+        choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
     )
-    neighbours: int = leaf("slices on each side", low=1, high=8, default=1, why="for slices-2.5d only")
+    neighbours: int = leaf("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,9 +149,9 @@ class Split(Sheet):
     patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
     seed: int = leaf(low=0)
     held_out_share: float = leaf(
-        "share of patients", low=0.0, high=0.9, default=0.0, why="the papers hold no patient out"
+        "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
     )
-    judged_pixels: int = leaf("px", low=0, default=0, why="every patient may be tested on")
+    judged_pixels: int = leaf("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,14 +174,14 @@ class Training(Sheet):
     monitor: str = leaf()
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
     seed: int = leaf(low=0)
-    augment: str = leaf(choices=("none", "slices", "strong"), default="none", why="the papers name none")
-    hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why="the papers name none")
+    augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
+    hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
     keep: str = leaf(
         choices=("best", "last"),
         default="best",
-        why="early stopping keeps the best",
+        why=OUR_CHOICE + "early stopping keeps the best",
     )
-    ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why="the papers name none")
+    ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,9 @@ class Budget(Sheet):
     max_epochs: int = leaf("epochs", low=1)
     patience: int = leaf("epochs", low=1)
     learning_rate: float = leaf("", low=0.0, high=10.0)
-    epoch_slices: int | None = leaf("slices", low=1, default=None, why="an epoch shows every training slice once")
+    epoch_slices: int | None = leaf(
+        "slices", low=1, default=None, why=OUR_CHOICE + "an epoch shows every training slice once"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +211,8 @@ class Stage(Sheet):
     name: str
     site: int = leaf("set", low=1)
     start: str | None = leaf()
-    strategy: str | None = leaf(default=None, why="the strategy of the experiment")
-    system: str = leaf(default=SLICES, why="the 2D U-Net of the experiment")
+    strategy: str | None = leaf(default=None, why=OUR_CHOICE + "the strategy of the experiment")
+    system: str = leaf(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -248,7 +250,7 @@ class LungModel(Sheet):
     supply: str = leaf(
         choices=("trained", "shipped"),
         default="trained",
-        why="as the papers: a model made for it",
+        why=OUR_CHOICE + "as the papers: a model made for it",
     )
     sites: tuple[int, ...] = leaf("set", low=1)
     features: tuple[int, ...] = leaf("filters", low=1, high=2048)
@@ -279,11 +281,13 @@ class Scoring(Sheet):
 
     threshold: float = leaf("probability", low=0.0, high=1.0)
     slices: str = leaf(choices=("infected",))
-    unseen: str = leaf(choices=("test", "all"), default="test", why="every set by its test slices")
+    unseen: str = leaf(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
     surface_tolerance_mm: float = leaf(
-        "mm", low=0.0, high=50.0, default=3.0, why="as Ma et al. 2021 for COVID-19 infection"
+        "mm", low=0.0, high=50.0, default=3.0, why=OUR_CHOICE + "as Ma et al. 2021 for COVID-19 infection"
     )
-    calibration_bins: int = leaf("bins", low=2, high=1000, default=15, why="15 bins of equal width, as Guo et al. 2017")
+    calibration_bins: int = leaf(
+        "bins", low=2, high=1000, default=15, why=OUR_CHOICE + "15 bins of equal width, as Guo et al. 2017"
+    )
     interval_level: float = leaf("share", low=0.5, high=0.999)
     interval_resamples: int = leaf("resamples", low=10)
     interval_seed: int = leaf(low=0)

@@ -1,8 +1,7 @@
-"""Settings of an experiment: frozen, checked when built, every value with its source and unit.
+"""A sheet of settings: frozen, checked when built, every value with its source and unit.
 
-A value carries its source where it stands: ``paper(320, "section 3.1")``, or ``our_choice(2e-3, "why")`` where the
-paper is silent; `all_from` is the source of every value that has none of its own. A `Sheet` with a value without source
-cannot be built. Variants are made with `revise`, which asks for the reason again. Bounds and units stand in the fields.
+A `Sheet` cannot be built with a value that has no source: the paper and its section, or ``our choice: why`` where the
+paper is silent. Variants are made with `revise`, which asks for the reason again. Bounds and units stand in the fields.
 """
 
 from __future__ import annotations
@@ -15,32 +14,6 @@ from pneumoscope.errors import InputError
 
 OUR_CHOICE = "our choice: "
 """How the source of a value begins that no paper states."""
-
-
-@dataclass(frozen=True)
-class Sourced:
-    """A value and where it comes from; a `Sheet` takes it apart."""
-
-    value: Any
-    source: str
-
-
-def paper(value: Any, where: str) -> Any:
-    """A value that a paper states, with the place."""
-    return Sourced(value, where)
-
-
-def our_choice(value: Any, why: str) -> Any:
-    """A value that no paper states, with the reason for it."""
-    return Sourced(value, OUR_CHOICE + why)
-
-
-EVERY_OTHER = "*"
-
-
-def all_from(source: str) -> dict[str, str]:
-    """`sources` of a sheet whose values come from one place, but for those that carry their own source."""
-    return {EVERY_OTHER: source}
 
 
 NO_DEFAULT: Any = object()
@@ -59,7 +32,7 @@ def leaf(
 
     A field with a `default` carries the reason of it in `why`: recipes that have nothing to say about it need not.
     """
-    rules = {"leaf": True, "unit": unit, "low": low, "high": high, "choices": choices, "why": why and OUR_CHOICE + why}
+    rules = {"leaf": True, "unit": unit, "low": low, "high": high, "choices": choices, "why": why}
     return field(metadata=rules) if default is NO_DEFAULT else field(default=default, metadata=rules)
 
 
@@ -68,25 +41,18 @@ class Sheet:
     """A group of settings.
 
     Attributes:
-        sources: for each leaf field of the sheet the place its value comes from; filled in from `Sourced` values.
+        sources: for each leaf field of the sheet the place its value comes from.
 
     Raises:
         InputError: a leaf without a source, a source without a leaf, or a value out of bounds.
     """
 
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str]
 
     def __post_init__(self) -> None:
         leaves = {f.name: f for f in leaf_fields(self)}
-        sources = {name: f.metadata["why"] for name, f in leaves.items() if f.metadata["why"]}
-        if EVERY_OTHER in self.sources:
-            sources |= dict.fromkeys(leaves.keys() - sources.keys(), self.sources[EVERY_OTHER])
-        sources |= {name: source for name, source in self.sources.items() if name != EVERY_OTHER}
-        for name in leaves:
-            if isinstance(value := getattr(self, name), Sourced):
-                object.__setattr__(self, name, value.value)
-                sources[name] = value.source
-        object.__setattr__(self, "sources", sources)
+        untouched = {name: f.metadata["why"] for name, f in leaves.items() if f.metadata["why"]}
+        object.__setattr__(self, "sources", {**untouched, **self.sources})
         unsourced = [name for name in leaves if not self.sources.get(name, "").strip()]
         strangers = [name for name in self.sources if name not in leaves]
         if unsourced or strangers:

@@ -23,7 +23,7 @@ from pneumoscope.experiments.schema import (
     Stages,
     Training,
 )
-from pneumoscope.experiments.sheet import OUR_CHOICE, all_from, our_choice, revise
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf_fields, revise
 from pneumoscope.experiments.strategy import plain_strategy
 
 CITATION = "our own; after the question of Maganaris et al. 2022 (arXiv 2208.08343)"
@@ -57,7 +57,13 @@ NOTES = (
     "With 7 and 4 patients on two sites, who is tested decides much: repeat with --seed, which draws other patients.",
 )
 
-SMALL = OUR_CHOICE + "chosen so that all strategies train within an hour on one processor core that computes in bf16"
+_SMALL = "chosen so that all strategies train within an hour on one processor core that computes in bf16"
+
+
+def _ours(sheet: type[Sheet], **reasons: str) -> dict[str, str]:
+    """Sources of every leaf that has none of its own, the reasons where given."""
+    own = {item.name for item in leaf_fields(sheet) if not item.metadata["why"]}
+    return {name: OUR_CHOICE + reasons.get(name, _SMALL) for name in sorted(own | set(reasons))}
 
 
 def _data() -> Data:
@@ -65,31 +71,44 @@ def _data() -> Data:
     sites = tuple(
         Site(
             number=number,
-            dataset=our_choice("slices", "folders of 8-bit slices"),
-            label=our_choice(label, "the source's folder"),
-            cases=our_choice("*", "all scans"),
-            phantom_site=our_choice(phantom, "a synthetic site with another scanner and reader"),
-            phantom_patients=our_choice(patients, "as few as the real sets have"),
-            sources=all_from(SMALL),
+            dataset="slices",
+            label=label,
+            cases="*",
+            phantom_site=phantom,
+            phantom_patients=patients,
+            sources=_ours(
+                Site,
+                dataset="folders of 8-bit slices",
+                label="the source's folder",
+                cases="all scans",
+                phantom_site="a synthetic site with another scanner and reader",
+                phantom_patients="as few as the real sets have",
+            ),
         )
         for number, label, phantom, patients in rows
     )
     return Data(
         sites=sites,
         phantom_size="small",
-        phantom_seed=our_choice(0, "any seed; fixed so that the study can be repeated"),
-        sources=all_from(SMALL),
+        phantom_seed=0,
+        sources=_ours(Data, phantom_seed="any seed; fixed so that the study can be repeated"),
     )
 
 
 def _preprocessing() -> Preprocessing:
     return Preprocessing(
         size=128,
-        windows_hu=our_choice((GREY_WINDOW,), "8-bit grey values, 0 to 255, as one channel"),
-        lung_channel=our_choice(True, "the second channel, as in Maganaris 2022a, section 3.1"),
-        store=our_choice("uint8", "the pictures are 8 bit"),
-        intensity=our_choice("grey8", "the pictures are no Hounsfield units"),
-        sources=all_from(SMALL),
+        windows_hu=(GREY_WINDOW,),
+        lung_channel=True,
+        store="uint8",
+        intensity="grey8",
+        sources=_ours(
+            Preprocessing,
+            windows_hu="8-bit grey values, 0 to 255, as one channel",
+            lung_channel="the second channel, as in Maganaris 2022a, section 3.1",
+            store="the pictures are 8 bit",
+            intensity="the pictures are no Hounsfield units",
+        ),
     )
 
 
@@ -99,58 +118,68 @@ def _training() -> Training:
         weight_decay=0.0,
         schedule="cosine",
         batch_size=8,
-        loss=our_choice("dice_cross_entropy", "learns small lesions in few steps"),
-        monitor=our_choice("val_dice", "Dice is what is reported"),
+        loss="dice_cross_entropy",
+        monitor="val_dice",
         precision="auto",
-        seed=our_choice(0, "any seed; fixed so that the study can be repeated"),
-        augment=our_choice("strong", "other looks and sizes of the chest, as another site has them"),
-        hide_lung=our_choice(0.5, "a network that cannot do without the lung mask fails where it is poor"),
-        ema=our_choice(0.98, "steadier than the last step of a short training"),
-        keep=our_choice(
-            "last",
-            "the best epoch on one or two validation patients was often the third of ten, which made "
+        seed=0,
+        augment="strong",
+        hide_lung=0.5,
+        ema=0.98,
+        keep="last",
+        sources=_ours(
+            Training,
+            keep="the best epoch on one or two validation patients was often the third of ten, which made "
             "equal budgets unequal; with a falling rate and averaged weights the last needs no such choice",
+            loss="learns small lesions in few steps",
+            monitor="Dice is what is reported",
+            seed="any seed; fixed so that the study can be repeated",
+            augment="other looks and sizes of the chest, as another site has them",
+            hide_lung="a network that cannot do without the lung mask fails where it is poor",
+            ema="steadier than the last step of a short training",
         ),
-        sources=all_from(SMALL),
     )
 
 
 def _stages() -> Stages:
     budget = Budget(
         max_epochs=24,
-        patience=our_choice(24, "never stops early: equal budgets"),
+        patience=24,
         learning_rate=2e-3,
-        epoch_slices=our_choice(400, "equal budgets, whatever the set's size"),
-        sources=all_from(SMALL),
+        epoch_slices=400,
+        sources=_ours(
+            Budget, patience="never stops early: equal budgets", epoch_slices="equal budgets, whatever the set's size"
+        ),
     )
-    sources = {
-        "site": OUR_CHOICE + "the order of the sets",
-        "start": OUR_CHOICE + "each set after the other",
-        "strategy": OUR_CHOICE + "all compared",
-    }
+    sources = _ours(Stage, site="the order of the sets", start="each set after the other", strategy="all compared")
     chain = [Stage(name="Tr1", site=1, start=None, sources=sources)]
     for strategy in COMPARED:
         second = f"Tr1_R_2-{strategy}"
         chain.append(Stage(name=second, site=2, start="Tr1", strategy=strategy, sources=sources))
         chain.append(Stage(name=f"Tr1_R_2_R_3-{strategy}", site=3, start=second, strategy=strategy, sources=sources))
-    retrain = revise(budget, SMALL, max_epochs=12, patience=12, learning_rate=1e-3)
-    return Stages(first=budget, retrain=retrain, chain=tuple(chain))
+    retrain = revise(budget, OUR_CHOICE + _SMALL, max_epochs=12, patience=12, learning_rate=1e-3)
+    return Stages(first=budget, retrain=retrain, chain=tuple(chain), sources={})
 
 
 def _lung() -> LungModel:
     in_pictures = "not used for 8-bit pictures, which have no air of known value"
-    budget = Budget(max_epochs=4, patience=4, learning_rate=3e-3, epoch_slices=400, sources=all_from(SMALL))
+    budget = Budget(max_epochs=4, patience=4, learning_rate=3e-3, epoch_slices=400, sources=_ours(Budget))
     return LungModel(
-        sites=our_choice((1, 2), "the two sets with lung masks"),
+        sites=(1, 2),
         features=(8, 16, 32, 64),
         max_slices=600,
-        aerated_hu=our_choice(-320.0, in_pictures),
-        aerated_probability=our_choice(0.3, in_pictures),
-        dense_probability=our_choice(0.75, in_pictures),
-        closing_mm=our_choice(4.0, in_pictures),
-        smallest_ml=our_choice(20.0, in_pictures),
+        aerated_hu=-320.0,
+        aerated_probability=0.3,
+        dense_probability=0.75,
+        closing_mm=4.0,
+        smallest_ml=20.0,
         budget=budget,
-        sources=all_from(SMALL),
+        sources=_ours(
+            LungModel,
+            sites="the two sets with lung masks",
+            **dict.fromkeys(
+                ("aerated_hu", "aerated_probability", "dense_probability", "closing_mm", "smallest_ml"), in_pictures
+            ),
+        ),
     )
 
 
@@ -164,35 +193,44 @@ def transfer_slices() -> Experiment:
         data=_data(),
         preprocessing=_preprocessing(),
         network=Network(
-            features=our_choice((16, 32, 64, 128, 128), "halved four times, a unit at the bottom sees the whole chest"),
+            features=(16, 32, 64, 128, 128),
             out_channels=1,
             norm="batch",
             dropout=0.0,
-            sources=all_from(SMALL),
+            sources=_ours(Network, features="halved four times, a unit at the bottom sees the whole chest"),
         ),
         split=Split(
-            by=our_choice("patient", "patients are kept whole"),
-            train_slices=our_choice(6, "three patients train for each that validates"),
-            validation_slices=our_choice(2, "three patients train for each that validates"),
-            shortage=our_choice("error", "not used when patients are kept whole"),
-            patient_test_share=our_choice(1 / 3, "every site has patients to test on, and some left to train on"),
-            seed=our_choice(0, "any seed; other seeds test other patients"),
-            judged_pixels=our_choice(50, "a score on 29 pixels is chance"),
-            sources=all_from(SMALL),
+            by="patient",
+            train_slices=6,
+            validation_slices=2,
+            shortage="error",
+            patient_test_share=1 / 3,
+            seed=0,
+            judged_pixels=50,
+            sources=_ours(
+                Split,
+                by="patients are kept whole",
+                train_slices="three patients train for each that validates",
+                validation_slices="three patients train for each that validates",
+                shortage="not used when patients are kept whole",
+                patient_test_share="every site has patients to test on, and some left to train on",
+                seed="any seed; other seeds test other patients",
+                judged_pixels="a score on 29 pixels is chance",
+            ),
         ),
         training=_training(),
         stages=_stages(),
         lung=_lung(),
         scoring=Scoring(
             threshold=0.5,
-            slices=our_choice("infected", "as the papers do"),
+            slices="infected",
             unseen="test",
             surface_tolerance_mm=3.0,
             calibration_bins=15,
             interval_level=0.95,
             interval_resamples=2000,
             interval_seed=0,
-            sources=all_from(SMALL),
+            sources=_ours(Scoring, slices="as the papers do"),
         ),
         paper=(),
         strategy=revise(
@@ -201,6 +239,7 @@ def transfer_slices() -> Experiment:
             ewc_weight=1e8,
             lwf_weight=3.0,
         ),
+        sources={},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.sheet import Sheet, leaf
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
 
 SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
 """The four ways of Mueller 2021, Table 2: both, and without one, the other, or either."""
@@ -63,7 +63,7 @@ class VolumeNetwork(Sheet):
 
     kind: str = leaf(choices=("unet3d", "r3d18_unet"))
     features: tuple[int, ...] = leaf("filters", low=1, high=2048)
-    encoder_weights: str | None = leaf(default=None, why="fresh weights where no file is given")
+    encoder_weights: str | None = leaf(default=None, why=OUR_CHOICE + "fresh weights where no file is given")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,3 +234,8 @@ class VolumeExperiment(Sheet):
     def test_sets(self) -> tuple[VolumeSet, ...]:
         """The sets that are scored at the end."""
         return tuple(s for s in self.data.sets if s.part == "test")
+
+
+def source(why: str, *names: str) -> dict[str, str]:
+    """The same source for several values."""
+    return dict.fromkeys(names, why)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access
-from pneumoscope.experiments.sheet import Sheet, leaf
+from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
 
 MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
@@ -156,7 +156,7 @@ class XrayHonest(Sheet):
     adults_train: float = leaf("share", low=0.1, high=0.9)
     networks: tuple[str, ...] | None = leaf(choices=ARMS)
     held_out_networks: bool = leaf()
-    network_draws: int | None = leaf("draws", low=1, default=None, why="every draw")
+    network_draws: int | None = leaf("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import InputError, PneumoscopeError
+from pneumoscope.errors import InputError, PneumoscopeError, shortage
 
 MAX_JSON_DEPTH = 100
 MAX_JSON_BYTES = 256 << 20
@@ -29,6 +29,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffixes (writers choose a format by them) and starts with a dot. The file is synced
     before and its folder after the rename, so that a killed or powered-off machine leaves the old file or the
     new one, never a part.
+
+    Raises:
+        RunError: the disk is full, or another limit of the machine was met; the message names the file.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +41,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(final)
         _sync(final.parent)
+    except Exception as problem:
+        short = shortage(problem, final)
+        if short is None or isinstance(problem, PneumoscopeError):
+            raise
+        raise short from problem
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -220,27 +228,53 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, resume: bool = False) -> Path:
-    """Make an output folder; refuse one that holds another run.
-
-    Args:
-        path: the folder.
-        marker: a file name that tells a finished or started run of this kind, e.g. ``run.json``.
-        overwrite: write over what is there (files are replaced one by one, nothing else is deleted).
-        resume: go on with what is there.
+def make_folder(path: str | Path) -> Path:
+    """Make an output folder, with its parents.
 
     Raises:
-        InputError: the path is a file, cannot be made, or holds a run and neither flag is given.
+        InputError: the path is a file, or cannot be made.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError("is a file, expected an output folder; choose another name", path=folder)
-    if (folder / marker).exists() and not (overwrite or resume):
-        raise InputError(f"already holds a run ({marker}); use --overwrite or another folder", path=folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"cannot be made an output folder ({reason}); choose another place", path=folder) from error
+    return folder
+
+
+def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, resume: bool | None = None) -> Path:
+    """Make an output folder; refuse one that holds another run.
+
+    Args:
+        path: the folder.
+        marker: a file name that tells a finished or started run of this kind, e.g. ``run.json``. A JSON marker with
+            ``"results": 0`` (every case failed) does not count.
+        overwrite: write over what is there (files are replaced one by one, nothing else is deleted).
+        resume: continue what is there; None where the verb cannot.
+
+    Raises:
+        InputError: the path is a file, cannot be made, or holds a run and neither flag is given.
+    """
+    folder = Path(path)
+    if not (overwrite or resume) and (held := _held_run(folder / marker)):
+        ways = "--overwrite" if resume is None else "--resume, --overwrite"
+        raise InputError(f"already holds {held} ({marker}); use {ways} or another folder", path=folder)
+    make_folder(folder)
     clear_temporary(folder)
     return folder
+
+
+def _held_run(marker: Path) -> str:
+    """What a marker stands for, in words; empty where there is none, or no result behind it."""
+    if not marker.exists():
+        return ""
+    try:
+        content = read_json(marker)
+    except InputError:
+        return "a run"
+    if content.get("results") == 0:
+        return ""
+    return "an unfinished run" if content.get("finished") is False else "a run"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumoscope import __version__
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import jsonable, read_json, sha256, write_json
+from pneumoscope.models.cards import CARD_FILE, find_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +50,8 @@ def stamp(kind: str, *, revision: int, **parts: Any) -> str:
 def content_of_files(paths: Iterable[str | Path]) -> str:
     """Hex SHA-256 over the bytes of files; of a folder, over the relative names and bytes of all files below it.
 
-    Where the files lie and what they are called does not count, their order does.
+    Where the files lie and what they are called does not count, their order does. The file in which a MetaImage header
+    keeps its voxels is part of it.
 
     Raises:
         OSError: something is missing or cannot be read.
@@ -58,8 +62,17 @@ def content_of_files(paths: Iterable[str | Path]) -> str:
             files = sorted(p for p in path.rglob("*") if p.is_file())
             sums.append([[file.relative_to(path).as_posix(), sha256(file)] for file in files])
         else:
-            sums.append(sha256(path))
+            sums.append(
+                [sha256(file) for file in _with_voxels(path)] if path.suffix.lower() == ".mhd" else sha256(path)
+            )
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _with_voxels(header: Path) -> list[Path]:
+    with header.open("rb") as stream:
+        named = re.search(rb"^ElementDataFile\s*=\s*(.+?)\s*$", stream.read(2**16), re.MULTILINE)
+    voxels = header.with_name(Path(os.fsdecode(named[1])).name) if named else header
+    return [header, voxels] if voxels != header and voxels.is_file() else [header]
 
 
 def content_of_arrays(*arrays: ArrayLike | None) -> str:
@@ -73,6 +86,14 @@ def content_of_arrays(*arrays: ArrayLike | None) -> str:
         total.update(f"{values.dtype.str}{values.shape};".encode())
         total.update(values.astype("U").tobytes() if values.dtype.kind == "O" else values.data)
     return total.hexdigest()
+
+
+def content_of_model(name_or_dir: str | Path) -> str:
+    """Hex SHA-256 of a model's card, which holds the sums of all that belongs to it; of no model, of its name."""
+    try:
+        return sha256(find_model(name_or_dir) / CARD_FILE)
+    except ModelError:
+        return hashlib.sha256(str(name_or_dir).encode()).hexdigest()
 
 
 def content_of_table(table: pd.DataFrame) -> str:

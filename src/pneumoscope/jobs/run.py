@@ -1,0 +1,351 @@
+"""Many jobs into one output folder: each is done once, a failed one never stops the rest, and a killed run resumes.
+
+A verb gives the runner its items and an `Opener`: a picklable function that prepares a process (loads models, say) and
+returns the `Step` that does one item. A job's folder gets `done.json` last, with the job's stamp and its facts: what
+the verb's tables need of it. The tables are written again as jobs end, so they are there after every kind of ending.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from pneumoscope.errors import PneumoscopeError, shortage
+from pneumoscope.io.files import jsonable
+from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
+from pneumoscope.processes import end_with_parent
+from pneumoscope.progress import Progress, silent
+
+_log = logging.getLogger(__name__)
+
+FOLDER = ".jobs"
+"""Where a verb keeps the folders of its jobs when they are not results by themselves."""
+
+WRITING_SHARE = 0.05
+"""At most this share of a run goes into writing its tables while it runs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work.
+
+    Attributes:
+        name: unique in the run.
+        item: what the step gets; picklable.
+        folder: where the job writes, and where its `done.json` lies.
+    """
+
+    name: str
+    item: Any
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        name: of the job.
+        status: ``done`` or ``failed``.
+        facts: what the run's tables need, as JSON values; empty when it failed.
+        error: the one-line message when it failed.
+        exit_code: how a command with this job alone ends: 0 done, 1 failed while running, 2 the input is unusable.
+        seconds: wall time by step; empty when the result was kept.
+        files: outside the job's folder that belong to the result.
+        kept: whether an earlier run did it.
+    """
+
+    name: str
+    status: Literal["done", "failed"] = "done"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    exit_code: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    kept: bool = False
+
+
+Work = Callable[[Job, Progress], Outcome]
+Stream = Callable[[Iterator[Job], Progress], Iterator[Outcome]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the jobs of a run are done in one process.
+
+    Attributes:
+        kind: of job, for its stamp.
+        revision: of the code, raised when the same input gives another result.
+        made_of: of an item, everything that shapes its result, by name: settings, content sums of files, weights.
+        work: does a job; an exception becomes its failed outcome.
+        stream: does many, where that is quicker than one by one; outcomes in any order, and it guards its jobs itself.
+    """
+
+    kind: str
+    revision: int
+    made_of: Callable[[Any], Mapping[str, Any]]
+    work: Work | None = None
+    stream: Stream | None = None
+
+    def each(self, jobs: Iterable[Job], progress: Progress = silent) -> Generator[Outcome, None, None]:
+        """Do jobs in this process and mark those that are done."""
+        pending: dict[str, tuple[Job, dict[str, str] | None]] = {}
+
+        def feed() -> Iterator[Job]:
+            for job in jobs:
+                mark_started(job.folder)
+                pending[job.name] = job, self.parts(job)
+                yield job
+
+        stream = self.stream or self._one_by_one
+        for outcome in stream(feed(), progress):
+            job, parts = pending.pop(outcome.name)
+            try:
+                yield self._marked(job, parts, outcome)
+            except Exception as problem:
+                yield failure(job.name, problem)
+
+    def _one_by_one(self, jobs: Iterator[Job], progress: Progress) -> Iterator[Outcome]:
+        assert self.work is not None
+        for job in jobs:
+            try:
+                outcome = self.work(job, progress)
+            except Exception as problem:
+                outcome = failure(job.name, problem)
+            yield outcome
+
+    def parts(self, job: Job) -> dict[str, str] | None:
+        """Fingerprints by name of what shapes the result; None when something of it cannot be read."""
+        try:
+            made_of = self.made_of(job.item)
+            return {name: stamp(name, revision=0, value=value)[:24] for name, value in made_of.items()}
+        except (OSError, PneumoscopeError):
+            return None  # the work itself says what is wrong
+
+    def stamp(self, parts: Mapping[str, str]) -> str:
+        """The stamp of a job that is made of these parts."""
+        return stamp(self.kind, revision=self.revision, **parts)
+
+    def _marked(self, job: Job, parts: dict[str, str] | None, outcome: Outcome) -> Outcome:
+        """The outcome with facts as they would be read back, and its mark written."""
+        outcome = replace(outcome, facts=jsonable(dict(outcome.facts)))
+        if outcome.status == "done" and parts is not None:
+            inside = [path for path in sorted(job.folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+            found = (*inside, *outcome.files)
+            files = {Path(os.path.relpath(path, job.folder)).as_posix(): path.stat().st_size for path in found}
+            mark_done(job.folder, self.stamp(parts), parts=parts, files=files, facts=outcome.facts)
+        return outcome
+
+    def kept(self, job: Job) -> tuple[Outcome | None, str]:
+        """The outcome of an earlier run where it is still valid; else why it is not, empty where there was none."""
+        held = read_done(job.folder)
+        if not held:
+            return None, ""
+        parts = self.parts(job)
+        if parts is None:
+            return None, "its files cannot be read"
+        if held.get("stamp") != self.stamp(parts):
+            before = held.get("parts")
+            known = before if isinstance(before, dict) else {}
+            changed = [name for name in parts if known.get(name) != parts[name]]
+            return None, f"{', '.join(changed) or 'the version of pneumoscope'} changed"
+        files, facts = held.get("files"), held.get("facts")
+        if not isinstance(facts, dict) or not isinstance(files, dict):
+            return None, "its done.json is damaged"
+        for name, size in files.items():
+            path = job.folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                return None, f"{name} is missing or was changed"
+        return Outcome(job.name, facts=facts, kept=True), ""
+
+
+Opener = Callable[[int], Step]
+"""Prepares a process, one of so many that work side by side."""
+
+Write = Callable[[Sequence[Outcome], bool], None]
+"""Writes the tables of a run: the outcomes so far in the order of the jobs, and whether these are all."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    opener: Opener,
+    write: Write,
+    *,
+    step: Step | None = None,
+    side_by_side: int = 1,
+    resume: bool = False,
+    what: str = "cases",
+    progress: Progress = silent,
+) -> list[Outcome]:
+    """Do all jobs that are not done.
+
+    Args:
+        jobs: in the order in which they are reported.
+        opener: see the module.
+        write: called as jobs end, at the end, and when the run is interrupted.
+        step: of this process, where it is open already.
+        side_by_side: jobs worked on at the same time, each in its own process.
+        resume: keep the jobs whose `done.json` is still valid.
+        what: the name of the progress bar.
+        progress: called per job and, with one process, by the work itself.
+
+    Returns:
+        One outcome per job, in their order. A job that fails raises nothing.
+    """
+    step = step or opener(1)
+    outcomes = _resumed(jobs, step, progress) if resume else {}
+    left = [job for job in jobs if job.name not in outcomes]
+    pace = _Pace()
+
+    def so_far() -> list[Outcome]:
+        return [outcomes[job.name] for job in jobs if job.name in outcomes]
+
+    done: Generator[Outcome, None, None]
+    if side_by_side <= 1 or len(left) <= 1:
+        done = step.each(left, progress)
+    else:
+        done = _in_processes(left, opener, side_by_side)
+    try:
+        with closing(done):  # workers must not outlive an exception here
+            for outcome in done:
+                outcomes[outcome.name] = outcome
+                progress(what, len(outcomes), len(jobs), outcome.name)
+                if len(outcomes) < len(jobs):
+                    pace.now_and_then(lambda: write(so_far(), False))
+    except BaseException:
+        with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
+            write(so_far(), False)
+        raise
+    write(so_far(), True)
+    return so_far()
+
+
+def failure(name: str, problem: Exception) -> Outcome:
+    """A failed outcome: whatever goes wrong with one job stays with it."""
+    known = problem if isinstance(problem, PneumoscopeError) else shortage(problem)
+    if known is not None:
+        return Outcome(name, "failed", error=str(known), exit_code=known.exit_code)
+    message = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
+    return Outcome(name, "failed", error=message, exit_code=1)
+
+
+def _resumed(jobs: Sequence[Job], step: Step, progress: Progress) -> dict[str, Outcome]:
+    """Outcomes that are still valid; what is kept, and what is not and why, is logged."""
+    kept: dict[str, Outcome] = {}
+    again: list[str] = []
+    for number, job in enumerate(jobs):
+        progress("resume", number, len(jobs), job.name)
+        outcome, why = step.kept(job)
+        if outcome is not None:
+            kept[job.name] = outcome
+        elif why:
+            again.append(f"{job.name} ({why})")
+    progress("resume", len(jobs), len(jobs))
+    if kept or again:
+        _log.warning("resumed: %d of %d done before are kept", len(kept), len(jobs))
+    if again:
+        more = f" and {len(again) - 10} more" if len(again) > 10 else ""
+        _log.warning("computed again: %s%s", ", ".join(again[:10]), more)
+    return kept
+
+
+class _Pace:
+    """Calls a function often, but gives it at most `WRITING_SHARE` of the time."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def now_and_then(self, function: Callable[[], None]) -> None:
+        begun = time.monotonic()
+        if begun >= self._due:
+            function()
+            ended = time.monotonic()
+            self._due = ended + (ended - begun) / WRITING_SHARE
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def _in_processes(jobs: Sequence[Job], opener: Opener, side_by_side: int) -> Generator[Outcome, None, None]:
+    """Jobs in worker processes; when one dies, what is left is done in a fresh process each."""
+    left = {job.name: job for job in jobs}
+    with suppress(BrokenProcessPool, OSError), _pool(min(side_by_side, len(jobs)), opener, side_by_side) as pool:
+        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+            outcome = future.result()
+            del left[outcome.name]
+            yield outcome
+    for job in left.values():
+        workers: list[BaseProcess] = []
+        try:
+            with _pool(1, opener, side_by_side) as pool:
+                future = pool.submit(_work, job)
+                workers = list((pool._processes or {}).values())
+                outcome = future.result()
+        except OSError as problem:  # no process can be started
+            outcome = failure(job.name, problem)
+        except BrokenProcessPool:
+            outcome = Outcome(job.name, "failed", error=_death(workers), exit_code=1)
+        yield outcome
+
+
+@contextmanager
+def _pool(size: int, opener: Opener, side_by_side: int) -> Iterator[ProcessPoolExecutor]:
+    """Workers that end with the block: in peace, or at once when it is left by an exception."""
+    given = pickle.dumps((opener, side_by_side))
+    pool = ProcessPoolExecutor(size, get_context("spawn"), _start_worker, (given,))
+    try:
+        yield pool
+    except BaseException:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+        raise
+    pool.shutdown()
+
+
+_step: Step | Exception | None = None
+
+
+def _start_worker(given: bytes) -> None:
+    """Prepare a worker process once. The parent handles Ctrl-C; what fails here is the outcome of every job."""
+    global _step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    try:
+        opener, side_by_side = pickle.loads(given)
+        _step = opener(side_by_side)
+    except Exception as problem:
+        _step = problem
+
+
+def _work(job: Job) -> Outcome:
+    assert _step is not None
+    return failure(job.name, _step) if isinstance(_step, Exception) else next(_step.each([job]))
+
+
+def _death(workers: Sequence[BaseProcess]) -> str:
+    """Why a worker process ended, as far as the system says."""
+    for worker in workers:
+        worker.join(5)
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if not codes:
+        return "its process ended without a reason; try --jobs 1"
+    if codes[0] > 0:
+        return f"its process could not start or ended with status {codes[0]}; try --jobs 1 to see why"
+    name = signal.Signals(-codes[0]).name
+    if name == "SIGKILL":
+        return "its process was killed (SIGKILL), most often because memory ran out; try --jobs 1"
+    return f"its process crashed ({name}); try --jobs 1, and report it if that fails too"

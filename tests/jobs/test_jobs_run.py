@@ -1,0 +1,159 @@
+"""The runner: each job once, what is done and unchanged is kept, tables after every kind of ending."""
+
+import json
+import logging
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pneumoscope.errors import InputError, RunError
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.stamp import DONE_FILE
+
+
+def lengths(log, settings, jobs):
+    """Counts the letters of text files; writes down which job ran."""
+
+    def work(job, progress):
+        with log.open("a") as stream:
+            stream.write(f"{job.name} ")
+        text = job.item.read_text()
+        if text == "bad":
+            raise InputError("is bad", path=job.item)
+        if text == "interrupt":
+            raise KeyboardInterrupt
+        if text == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text == "full":
+            raise OSError(28, "No space left on device")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "n.txt").write_text(str(len(text)))
+        return Outcome(job.name, facts={"n": len(text)}, seconds={"work": 1.0})
+
+    return Step("lengths", 1, lambda path: {"text": path.read_bytes().hex(), "settings": settings}, work)
+
+
+def cannot_start(jobs):
+    if jobs > 1:
+        raise RunError("no such device")
+    return lengths(Path(os.devnull), {}, 1)
+
+
+class Run:
+    def __init__(self, root):
+        self.root, self.log, self.tables = root, root / "log", []
+
+    def __call__(self, settings=None, opener=None, **options):
+        files = sorted(self.root.glob("*.txt"))
+        jobs = [Job(f.stem, f, self.root / "out" / f.stem) for f in files]
+        self.log.write_text("")
+        opener = opener or partial(lengths, self.log, settings or {})
+        outcomes = run_jobs(jobs, opener, lambda so_far, end: self.tables.append(([*so_far], end)), **options)
+        return {o.name: o for o in outcomes}
+
+    @property
+    def ran(self):
+        return self.log.read_text().split()
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 4)
+    return Run(tmp_path)
+
+
+def test_resumed_jobs_are_kept_with_their_facts(run):
+    first = run()
+    assert run.ran == ["a", "b", "c"]
+    again = run(resume=True)
+    assert run.ran == []
+    assert {n: o.facts for n, o in again.items()} == {n: o.facts for n, o in first.items()}
+    assert all(o.kept and not o.seconds for o in again.values())
+    assert run.tables[-1] == ([*again.values()], True)
+    run()
+    assert run.ran == ["a", "b", "c"], "only a resumed run keeps"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda run: (run.root / "b.txt").write_text("other"), "b (text changed)"),
+        (lambda run: (run.root / "out/b/n.txt").unlink(), "b (n.txt is missing or was changed)"),
+        (lambda run: (run.root / "out/b/n.txt").write_text(""), "b (n.txt is missing or was changed)"),
+        (lambda run: (run.root / "out/b" / DONE_FILE).write_text("{}"), ""),
+        (lambda run: (run.root / "out/b" / DONE_FILE).write_text("[" * 99999), ""),
+        (lambda run: (run.root / "out/b" / DONE_FILE).unlink(), ""),
+    ],
+)
+def test_what_was_changed_is_done_again_and_named(run, caplog, change, why):
+    run()
+    change(run)
+    with caplog.at_level(logging.WARNING):
+        again = run(resume=True)
+    assert run.ran == ["b"]
+    assert [n for n, o in again.items() if o.kept] == ["a", "c"]
+    assert why in caplog.text
+
+
+def test_other_settings_do_every_job_again(run, caplog):
+    run({"window": 1})
+    run({"window": 2}, resume=True)
+    assert run.ran == ["a", "b", "c"]
+    assert "settings changed" in caplog.text
+
+
+def test_a_damaged_mark_is_none(run):
+    run()
+    mark = run.root / "out/b" / DONE_FILE
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "facts": 3, "parts": 5}))
+    assert run(resume=True)["b"].facts == {"n": 4}
+    assert run.ran == ["b"]
+
+
+def test_a_failed_job_stops_no_other_and_is_tried_again(run):
+    (run.root / "b.txt").write_text("bad")
+    first = run()
+    assert [(o.status, o.exit_code) for o in first.values()] == [("done", 0), ("failed", 2), ("done", 0)]
+    assert "b.txt: is bad" in first["b"].error
+    (run.root / "b.txt").write_text("good now")
+    assert run(resume=True)["b"].facts == {"n": 8}
+    assert run.ran == ["b"]
+
+
+def test_a_full_disk_is_named(run):
+    (run.root / "b.txt").write_text("full")
+    outcome = run()["b"]
+    assert "the disk is full" in outcome.error
+    assert "internal" not in outcome.error
+
+
+def test_an_interrupt_leaves_the_tables_of_what_is_done(run):
+    (run.root / "b.txt").write_text("interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    outcomes, finished = run.tables[-1]
+    assert [o.name for o in outcomes] == ["a"]
+    assert not finished
+    assert not (run.root / "out/b" / DONE_FILE).exists()
+    (run.root / "b.txt").write_text("on")
+    run(resume=True)
+    assert run.ran == ["b", "c"]
+
+
+def test_side_by_side_gives_the_same_and_a_killed_worker_is_named(run):
+    one = {n: o.facts for n, o in run().items()}
+    assert {n: o.facts for n, o in run(side_by_side=2).items()} == one
+    (run.root / "b.txt").write_text("killed")
+    found = run(side_by_side=2)
+    assert "SIGKILL" in found["b"].error
+    assert "memory" in found["b"].error
+    assert {n: o.facts for n, o in found.items() if n != "b"} == {n: one[n] for n in "ac"}
+
+
+def test_a_worker_that_cannot_start_says_why(run):
+    found = run(opener=cannot_start, side_by_side=2)
+    assert {o.error for o in found.values()} == {"no such device"}

@@ -1,0 +1,79 @@
+"""Signals held back, and children that do not outlive their parents."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from pneumoscope.processes import signals_held
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_held_signal_takes_effect_at_the_end(number):
+    class Came(Exception):
+        pass
+
+    def handler(*_):
+        raise Came
+
+    steps = []
+
+    def held(times):
+        with signals_held() as stop:
+            assert not stop()
+            for _ in range(times):
+                signal.raise_signal(number)
+            assert stop()
+            steps.append("done")
+
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(Came):
+            held(1)
+        assert steps == ["done"]
+        with pytest.raises(Came):
+            held(2)
+        assert steps == ["done"], "a second signal takes effect at once"
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_held() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time\\nfrom pneumoscope.processes import end_with_parent\\n"
+    "end_with_parent()\\nprint('up', flush=True)\\ntime.sleep(60)"], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_soon_after_its_parent_was_killed():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            os.kill(parent.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            pass
+        finally:
+            if child.is_running():
+                child.kill()
