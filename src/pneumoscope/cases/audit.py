@@ -22,6 +22,7 @@ from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class _Run:
     off_grid: int = 0
 
 
+@locks("out")
 def audit_dataset(
     name: str,
     root: str | Path,

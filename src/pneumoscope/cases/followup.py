@@ -17,6 +17,7 @@ from pneumoscope.cases.compare import Aligned, compare_dates, course_of
 from pneumoscope.cases.dates import Dated, is_case_folder, read_dated
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, write_json
+from pneumoscope.jobs.lock import locks
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Mask, Volume
@@ -58,6 +59,7 @@ class Comparison:
         return result
 
 
+@locks("out")
 def compare_cases(
     paths: Sequence[str | Path],
     out: str | Path | None = None,

@@ -35,6 +35,7 @@ from pneumoscope.inference.radiographs import (
 from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
 from pneumoscope.io.radiograph import read_radiograph
 from pneumoscope.io.radiograph_dicom import DicomReaders
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 
 __all__ = ["XrayBatch", "XrayOptions", "XrayRow", "classify_radiographs"]
@@ -71,6 +72,7 @@ class XrayOptions:
         return {**asdict(self), "model": Path(self.model).name}
 
 
+@locks("out")
 def classify_radiographs(
     inputs: Sequence[str | Path],
     out: str | Path,

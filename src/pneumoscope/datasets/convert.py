@@ -23,6 +23,7 @@ from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
 from pneumoscope.io.kinds import case_name
+from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.progress import Progress, silent
 
 MARKER = "convert.json"
@@ -80,9 +81,13 @@ def convert_cases(
     cases: Sequence[Case], out: str | Path, to: str, *, overwrite: bool = False, progress: Progress = silent
 ) -> Converted:
     """As `convert_dataset`, for cases that are there already."""
-    layout = LAYOUTS[to]
     names = file_names(cases)
-    folder = _prepared(Path(out), overwrite)
+    return _convert(cases, names, _prepared(Path(out), overwrite), to, progress)
+
+
+@locks("folder")
+def _convert(cases: Sequence[Case], names: Sequence[str], folder: Path, to: str, progress: Progress) -> Converted:
+    layout = LAYOUTS[to]
     work = folder / f".tmp-{os.getpid()}-convert"
     work.mkdir()
     try:
@@ -123,7 +128,7 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
     """The output folder: new, empty, or an earlier conversion that may be replaced or was not finished."""
     held = _held(folder)
     if held is None and folder.is_dir():
-        others = [p.name for p in folder.iterdir() if not p.name.startswith(".tmp-")]
+        others = [p.name for p in folder.iterdir() if not p.name.startswith((".tmp-", LOCK_FILE))]
         if others:
             raise InputError(
                 f"is not empty ({', '.join(sorted(others)[:3])}) and no conversion; choose a new folder", path=folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_uni
 from pneumoscope.datasets.phantom_sites import phantom_site, phantom_size
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -65,7 +66,16 @@ def write_phantom(
     folder = Path(out)
     if not overwrite and _finished(folder, plan):
         return cases
+    _write(folder, plan, cases, overwrite, progress)
+    return cases
+
+
+@locks("folder")
+def _write(
+    folder: Path, plan: Mapping[str, Any], cases: Sequence[str], overwrite: bool, progress: Progress
+) -> None:  # fmt: skip
     prepare_folder(folder, marker=MANIFEST, overwrite=overwrite)
+    name, patients = plan["site"], plan["patients"]
     (folder / MANIFEST).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
     rows, faults = [], []
     for number in range(patients):
@@ -78,7 +88,6 @@ def write_phantom(
     write_text(folder / TABLE, _table(TABLE_COLUMNS, rows))
     title = phantom_site(name).title
     write_json(folder / MANIFEST, {**plan, "title": title, "licence": LICENCE, "citation": CITATION, "cases": cases})
-    return cases
 
 
 def _case_name(site: str, number: int) -> str:

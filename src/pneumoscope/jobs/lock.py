@@ -86,7 +86,11 @@ def locked(path: str | Path) -> Iterator[None]:
 def _take(lock: Path) -> None:
     """Put our lock in place at once and whole, or refuse."""
     own = lock.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}-lock")
-    own.write_text(json.dumps(_owner()), encoding="utf-8")
+    try:
+        own.write_text(json.dumps(_owner()), encoding="utf-8")
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise InputError(f"cannot be written to ({reason}); choose another place", path=lock.parent) from problem
     try:
         while not _placed(own, lock):
             with suppress(FileNotFoundError), lock.open("rb") as stream:  # released meanwhile: try again

@@ -22,6 +22,7 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.strategy import STRATEGIES
 from pneumoscope.experiments.systems import SLICES
 from pneumoscope.io.files import prepare_folder, write_bytes, write_json
+from pneumoscope.jobs.lock import locks
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.study.cells import write_table
 from pneumoscope.study.folder import read_experiment
@@ -251,6 +252,7 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
+@locks("out")
 def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Compare study folders and write ``comparison.csv``, ``comparison.json``, a picture and ``report.html``.
 

@@ -11,6 +11,7 @@ from pneumoscope.errors import RunError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris import four_channel_demo
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.lungs import LUNG_STAGE
 from pneumoscope.study.matrix import best_stage
@@ -27,6 +28,7 @@ NEW_PATIENT = 900
 """Number of the synthetic patient; far beyond those of the sets, so that no network has seen it."""
 
 
+@locks("out")
 def run_demo(
     out: str | Path,
     *,

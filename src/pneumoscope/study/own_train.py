@@ -18,6 +18,7 @@ from pneumoscope.datasets.folds import group_folds
 from pneumoscope.datasets.groups import group_members, members_of
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.folder import fingerprint
 from pneumoscope.study.own_common import TrainingPlan
@@ -54,6 +55,7 @@ class OwnResult:
     seconds: float
 
 
+@locks("out")
 def train_own(
     train: Sequence[Case],
     val: Sequence[Case],
@@ -139,6 +141,7 @@ def _train_config(plan: TrainingPlan, device: str, max_minutes: float | None) ->
     )
 
 
+@locks("out")
 def crossval_own(
     cases: Sequence[Case], plan: OwnPlan | VolumePlan, out: str | Path, *, folds: int = 5, overwrite: bool = False,
     resume: bool = False, **options: Any,

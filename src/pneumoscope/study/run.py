@@ -19,6 +19,7 @@ import pandas as pd
 from pneumoscope.experiments.registry import build_recipe
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import figures
 from pneumoscope.study.answers import StageModel
@@ -62,6 +63,7 @@ class StudyResult:
     case_folder: Path | None = None
 
 
+@locks("out")
 def run_study(
     experiment: Experiment | str,
     out: str | Path,

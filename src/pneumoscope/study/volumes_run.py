@@ -21,6 +21,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.io.files import write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.folder import fingerprint, write_environment
 from pneumoscope.study.forecast import peak_gigabytes
@@ -70,6 +71,7 @@ class VolumeStudyResult:
     report: Path
 
 
+@locks("out")
 def run_volume_study(
     experiment: VolumeExperiment | str,
     out: str | Path,

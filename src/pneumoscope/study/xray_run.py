@@ -21,6 +21,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import describe, differences, to_json
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import xray_data
 from pneumoscope.study.folder import EXPERIMENT_FILE, write_environment
@@ -59,6 +60,7 @@ class XrayResult:
     seconds: dict[str, float]
 
 
+@locks("out")
 def run_xray_study(
     experiment: XrayExperiment,
     out: str | Path,
