@@ -108,9 +108,7 @@ def copied(work, tmp_path):
 
 
 def resumed(folder, out, **options):
-    batch = quantify_cases(
-        find_scans(folder / "cases.csv"), out, QuantifyOptions(three_d=False, **options), resume=True
-    )
+    batch = quantify_cases(find_scans(folder / "cases.csv"), out, QuantifyOptions(fast=True, **options), resume=True)
     assert [case.status for case in batch.cases] == ["done", "done"]
     return {case.case for case in batch.cases if case.kept}
 
@@ -158,7 +156,7 @@ def test_voxels_in_a_second_file_count(copied, tmp_path):
 def test_a_failed_case_is_tried_again_and_a_run_without_results_blocks_nothing(copied, tmp_path):
     out = tmp_path / "out"
     whole = (copied / "p0.nii.gz").read_bytes()
-    scans, quick = find_scans(copied / "cases.csv"), QuantifyOptions(three_d=False)
+    scans, quick = find_scans(copied / "cases.csv"), QuantifyOptions(fast=True)
     for name in ("p0", "p1"):
         (copied / f"{name}.nii.gz").write_bytes(whole[:1000])
     assert {case.status for case in quantify_cases(scans, out, quick).cases} == {"failed"}
@@ -188,7 +186,7 @@ def test_tables_grow_and_an_interrupted_run_resumes(copied, tmp_path, monkeypatc
 
     monkeypatch.setattr(quantify, "quantify_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantify_cases(scans, out, QuantifyOptions(three_d=False))
+        quantify_cases(scans, out, QuantifyOptions(fast=True))
     facts = json.loads((out / "run.json").read_text())
     assert (facts["finished"], facts["scans"], facts["results"]) == (False, 2, 1)
     with pytest.raises(InputError, match="an unfinished run"):

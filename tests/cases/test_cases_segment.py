@@ -124,17 +124,17 @@ def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
 
 def test_a_resumed_run_keeps_cases_until_the_model_or_an_option_changes(work, tmp_path):
     shutil.copytree(work / "infiltrate", tmp_path / "model")
-    first = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False)
+    first = run(work, tmp_path / "out", model=tmp_path / "model", fast=True)
     before = contents(tmp_path / "out")
-    again = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, resume=True)
+    again = run(work, tmp_path / "out", model=tmp_path / "model", fast=True, resume=True)
     assert [case.kept for case in again.cases] == [True, True]
     assert [case.summary for case in again.cases] == [case.summary for case in first.cases]
     assert [case.seconds for case in again.cases] == [case.seconds for case in first.cases]
     assert contents(tmp_path / "out") == before
-    other = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, probability=True, resume=True)
+    other = run(work, tmp_path / "out", model=tmp_path / "model", fast=True, probability=True, resume=True)
     assert not any(case.kept for case in other.cases)
     make_other_model(tmp_path / "model")
-    changed = run(work, tmp_path / "out", model=tmp_path / "model", three_d=False, probability=True, resume=True)
+    changed = run(work, tmp_path / "out", model=tmp_path / "model", fast=True, probability=True, resume=True)
     assert not any(case.kept for case in changed.cases)
 
 

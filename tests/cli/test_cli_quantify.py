@@ -48,12 +48,12 @@ def test_what_is_saved(cli, files, tmp_path):
 
     default = names()
     assert default == {
-        "lungs.nii.gz", "infiltrate.nii.gz", "registration.nii.gz", "report.html", "report.json", "view.html",
+        "done.json", "lungs.nii.gz", "infiltrate.nii.gz", "registration.nii.gz", "report.html", "report.json", "view.html",
     }  # fmt: skip
     points = {"points/lungs.csv", "points/infiltrate.csv"}
     assert names("--save", "points, vti") == default | points | {"volume.vti"}
     assert names("--save", "vti", "--save", "points") == default | points | {"volume.vti"}
-    assert names("--fast") == {"lungs.nii.gz", "infiltrate.nii.gz", "report.json"}
+    assert names("--fast") == {"done.json", "lungs.nii.gz", "infiltrate.nii.gz", "report.json"}
     cli(*argv, "-o", out, "--overwrite", "--save", "stl").refused("'stl'", "points, vti, mesh")
     cli(*argv, "-o", out, "--overwrite", "--save", "vti", "--fast").refused("fast", "vti")
 
