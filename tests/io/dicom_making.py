@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -143,6 +144,60 @@ def coded(words: np.ndarray, syntax: str, bits: int) -> bytes:
     )
 
 
+def lossless_jpeg(
+    words: np.ndarray, *, precision: int, predictor: int = 1, transform: int = 0, restart_rows: int = 0
+) -> bytes:
+    """A lossless JPEG codestream by the book (ITU-T T.81 annex H), for what encoders leave out.
+
+    Args:
+        words: (rows, columns) unsigned.
+        precision: bits of a sample.
+        predictor: selection value 1 to 7.
+        transform: the point transform Pt, lowest bits that are dropped.
+        restart_rows: rows between restart markers, 0 for none.
+    """
+    small = words.astype(np.int64) >> transform
+    rows, columns = small.shape
+    lines = restart_rows or rows
+    scan = b""
+    for start in range(0, rows, lines):
+        part = small[start : start + lines]
+        left, above, corner = (np.roll(part, shift, axis) for shift, axis in ((1, 1), (1, 0), ((1, 1), (0, 1))))
+        guess = (
+            left, above, corner, left + above - corner, left + (above - corner) // 2, above + (left - corner) // 2,
+            (left + above) // 2,
+        )[predictor - 1].copy()  # fmt: skip
+        guess[0], guess[:, 0] = left[0], above[:, 0]
+        guess[0, 0] = 1 << (precision - transform - 1)
+        steps = ((part - guess + 0x8000) % 0x10000 - 0x8000).ravel().tolist()
+        bits = "".join(map(_difference, steps))
+        bits += "1" * (-len(bits) % 8)
+        coded_part = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+        scan += (bytes([0xFF, 0xD0 + (start // lines - 1) % 8]) if start else b"") + coded_part
+    table = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    restart = b"\xff\xdd" + struct.pack(">HH", 4, lines * columns) if restart_rows else b""
+    frame = b"\xff\xc3" + struct.pack(">HBHHBBBB", 11, precision, rows, columns, 1, 1, 0x11, 0)
+    head = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, predictor, 0, transform)
+    return (
+        b"\xff\xd8\xff\xc4"
+        + struct.pack(">HB", 3 + len(table), 0)
+        + table
+        + restart
+        + frame
+        + head
+        + scan
+        + b"\xff\xd9"
+    )
+
+
+def _difference(step: int) -> str:
+    """Five bits for how many follow, then these."""
+    if step == -0x8000:
+        return f"{16:05b}"
+    size = abs(step).bit_length()
+    return f"{size:05b}" + (f"{step if step > 0 else step + (1 << size) - 1:0{size}b}" if size else "")
+
+
 def make_enhanced(count: int = SLICES, order: Sequence[int] | None = None) -> FileDataset:
     """The same series as one enhanced multi-frame file; `order` is the order of frames in it."""
     frames = list(order or range(count))
@@ -176,8 +231,6 @@ def make_enhanced(count: int = SLICES, order: Sequence[int] | None = None) -> Fi
 
 def nested(depth: int) -> bytes:
     """A whole file, little more than undefined-length sequences inside each other."""
-    import struct
-
     head = b"\0" * 128 + b"DICM"
     syntax = EXPLICIT.encode() + b"\0"
     meta = struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,12 @@ LOSSY_SYNTAXES = _JPEG | {"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1
 """Syntaxes that may have lost detail."""
 
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _END = b"\xff\xd9"
+_NEXT_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+"""What ends a scan: bytes of coded data are below 0x80 after 0xFF (T.81 F.1.2.3, T.87 A.1), restarts belong to it."""
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_FILL_BYTES = 512
 
 
 def decode_frame(
@@ -42,7 +49,7 @@ def decode_frame(
     Raises:
         ReadError: damaged or cut short (IN-DCM-027), or of another size than the header says (IN-DCM-030).
     """
-    _require_whole(data, syntax, name)
+    data = _without_padding(data, syntax, name)
     inner = None if syntax == RLE else codestream_shape(data)
     if inner is not None and inner != shape:
         raise ReadError(
@@ -53,11 +60,12 @@ def decode_frame(
         )
     try:
         frame = _decode(data, syntax, shape, bits_allocated)
+        whole = _is_whole(frame, data, syntax)
     except MemoryError:
         raise
     except Exception as error:  # every codec has its own error class
         raise _damaged(name) from error
-    if frame.shape != shape or frame.dtype.kind not in "iu":
+    if frame.shape != shape or frame.dtype.kind not in "iu" or not whole:
         raise _damaged(name)
     return frame
 
@@ -71,11 +79,7 @@ def _decode(data: bytes, syntax: str, shape: tuple[int, int], bits_allocated: in
         return np.asarray(imagecodecs.jpegls_decode(data))
     if syntax in _JPEG_2000 | _HTJ2K:
         return np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
-    if syntax in _JPEG_LOSSLESS:
-        try:
-            return np.asarray(imagecodecs.jpegsof3_decode(data))
-        except imagecodecs.Jpegsof3Error:
-            return np.asarray(imagecodecs.ljpeg_decode(data))
+    # libjpeg-turbo also for lossless JPEG: jpegsof3 and lj92 leave point transforms and restart intervals out.
     return np.asarray(imagecodecs.jpeg8_decode(data))
 
 
@@ -98,13 +102,56 @@ def _decode_rle(data: bytes, shape: tuple[int, int], size: int) -> NDArray[Any]:
     return planes.reshape(-1).view(f"<u{size}").reshape(shape)
 
 
-def _require_whole(data: bytes, syntax: str, name: str) -> None:
-    """Decoders fill a missing end with grey; all JPEG families say where they end."""
+def _without_padding(data: bytes, syntax: str, name: str) -> bytes:
+    """The frame up to its end mark: what encoders pad it with, whatever it is, is no part of it.
+
+    A frame without the mark was cut short; decoders fill in grey, or wait for it for ever (JPEG-LS).
+    """
     if syntax == RLE:
-        if len(data) < 64 or not 1 <= int.from_bytes(data[:4], "little") <= 15:
-            raise _damaged(name)
-    elif _END not in data.rstrip(b"\x00\xff")[-2:]:
+        whole = len(data) >= 64 and 1 <= int.from_bytes(data[:4], "little") <= 15
+        end = len(data) if whole else 0
+    elif syntax in _JPEG_2000 | _HTJ2K:  # whose decoder is strict itself
+        end = len(data) if _END in data else 0
+    else:
+        end = next((at + 2 for marker, at in _markers(data) if marker == _END[1]), 0)
+    if not end:
         raise _damaged(name)
+    return data[:end]
+
+
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker code and place of every segment of a JPEG or JPEG-LS codestream; the data of scans are passed over."""
+    at = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while at + 1 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill before a marker
+            at += 1
+            continue
+        yield marker, at
+        at += 2
+        if marker in _STANDALONE:
+            continue
+        at += int.from_bytes(data[at : at + 2], "big")
+        if marker == 0xDA:
+            following = _NEXT_MARKER.search(data, at)
+            at = following.start() if following else len(data)
+
+
+def _is_whole(frame: NDArray[Any], data: bytes, syntax: str) -> bool:
+    """Whether a JPEG holds its whole frame: libjpeg fills in what is missing before the end mark.
+
+    Bytes put there change nothing when they are read by nobody.
+    """
+    import imagecodecs
+
+    if syntax not in _JPEG | _JPEG_LOSSLESS:
+        return True
+    coded = data[max(at for marker, at in _markers(data) if marker == 0xDA) : -2].rstrip(b"\xff")
+    middle = len(coded) // 2
+    fill = bytes(range(254, 0, -1)) + coded[middle : middle + _FILL_BYTES].replace(b"\xff", b"")
+    restart = bytes([0xFF, 0xD0 + len(_RESTART.findall(coded)) % 8])
+    longer = data[:-2].rstrip(b"\xff") + fill + restart + fill + _END
+    return np.array_equal(frame, imagecodecs.jpeg8_decode(longer))
 
 
 def _damaged(name: str) -> ReadError:
@@ -118,13 +165,7 @@ def codestream_shape(data: bytes) -> tuple[int, int] | None:
     if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
         right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
         return bottom - top, right - left
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
+    for marker, at in _markers(data):
         if marker in _SIZE_MARKERS:
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
