@@ -73,7 +73,8 @@ def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
     root, volume, _, _ = phantom
     out = tmp_path / "case"
     out.mkdir()
-    (out / "seg.dcm").write_bytes(b"of an earlier run")
+    for name in ("seg.dcm", "seg-infiltrate.dcm", "report.dcm"):
+        (out / name).write_bytes(b"of an earlier run")
     write_volume(volume, tmp_path / "scan.nii.gz")
     (scan,) = list_scans([tmp_path / "scan.nii.gz"]).scans
     quantify_case(scan, out, QuantifyOptions(lungs=root / "lungs.nii.gz", infiltrate=root / "infiltrate.nii.gz"))
@@ -91,7 +92,7 @@ def test_what_goes_wrong_is_a_finding_not_a_lost_case(phantom, tmp_path, monkeyp
     out.mkdir()
     report = quantify(phantom[0], out)
     assert [f["message"] for f in report["findings"] if f["code"] == "OUT-DCM-001"] == [
-        "seg.dcm and report.dcm were not written: the series has gone"
+        "the DICOM files were not written: the series has gone"
     ]
     assert not list(out.glob("*.dcm"))
 
@@ -156,7 +157,7 @@ def test_no_output_holds_a_trace_of_the_patient(phantom, tmp_path, deidentify):
     result = quantify_cases(list_scans([series]).scans, out, options)
     assert [case.status for case in result.cases] == ["done"], result.cases
     found = {name for name, raw in every_byte(out) if any(t in raw or t in name.encode() for t in TELLTALES)}
-    theirs = {name for name in found if name.endswith(("seg.dcm", "report.dcm"))}
+    theirs = {name for name in found if name.endswith(".dcm")}
     assert found - theirs == set()
-    assert len(theirs) == (0 if deidentify else 2), "without the option they belong to their patient"
+    assert len(theirs) == (0 if deidentify else 3), "without the option they belong to their patient"
     assert {p.name for p in out.rglob("*.*")} >= {"view.html", "report.html", "volume.vti", "seg.dcm", "run.json"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pydicom
@@ -70,6 +72,12 @@ def points_of(seg: pydicom.Dataset) -> dict[str, set[tuple[float, ...]]]:
     return points
 
 
+def all_points(files) -> dict[str, set[tuple[float, ...]]]:
+    """`points_of` both segmentations."""
+    lungs, infiltrate, _ = files
+    return points_of(pydicom.dcmread(lungs)) | points_of(pydicom.dcmread(infiltrate))
+
+
 def points_in(mask: Mask, label: int) -> set[tuple[float, ...]]:
     return {tuple(np.round(p, 2) + 0.0) for p in mask.grid.world(np.argwhere(mask.labels == label).astype(float))}
 
@@ -83,8 +91,8 @@ def close(a: set[tuple[float, ...]], b: set[tuple[float, ...]]) -> bool:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
 def test_every_voxel_lies_where_the_mask_has_it(tmp_path, orientation):
-    _, (lungs, spots), (seg_file, _) = written(tmp_path, make_series(orientation=orientation))
-    found = points_of(pydicom.dcmread(seg_file))
+    _, (lungs, spots), files = written(tmp_path, make_series(orientation=orientation))
+    found = all_points(files)
     assert set(found) == {"right lung", "left lung", "ground-glass", "consolidation"}
     assert close(found["right lung"], points_in(lungs, 1))
     assert close(found["left lung"], points_in(lungs, 2))
@@ -95,47 +103,92 @@ def test_every_voxel_lies_where_the_mask_has_it(tmp_path, orientation):
 def test_highdicom_reads_the_same_volume_back(tmp_path):
     import highdicom as hd
 
-    _, (lungs, _), (seg_file, _) = written(tmp_path, make_series())
-    seg = hd.seg.segread(seg_file)
-    right = seg.get_volume(segment_numbers=[1], combine_segments=False)
-    affine = LPS_TO_RAS @ right.affine
-    ijk = np.argwhere(right.array[..., 0])
-    got = {tuple(np.round(p, 2) + 0.0) for p in ijk @ affine[:3, :3].T + affine[:3, 3]}
-    assert close(got, points_in(lungs, 1))
+    _, masks, files = written(tmp_path, make_series())
+    for mask, file in zip(masks, files, strict=False):
+        combined = hd.seg.segread(file).get_volume(combine_segments=True)  # refuses segments that overlap
+        affine = LPS_TO_RAS @ combined.affine
+        for label in (1, 2):
+            ijk = np.argwhere(combined.array == label)
+            got = {tuple(np.round(p, 2) + 0.0) for p in ijk @ affine[:3, :3].T + affine[:3, 3]}
+            assert close(got, points_in(mask, label))
+
+
+def test_a_label_map_of_the_frames_has_one_segment_per_voxel(tmp_path):
+    """What readers without an idea of overlap do (Slicer, dcmqi, OHIF): every frame is painted into one volume."""
+    _, _, files = written(tmp_path, make_series())
+    for file in files[:2]:
+        points = points_of(pydicom.dcmread(file))
+        assert len(set().union(*points.values())) == sum(map(len, points.values()))
+
+
+@pytest.mark.parametrize(("kept", "names"), [(0, ["report.dcm", "seg.dcm"]), (1, ["report.dcm", "seg-infiltrate.dcm"])])
+def test_a_mask_without_voxels_leaves_its_file_out(tmp_path, kept, names):
+    folder = save(make_series(), tmp_path / "series")
+    volume = read_volume(folder, intensity="hu")
+    masks = [m if n == kept else Mask.empty(m.grid, m.names) for n, m in enumerate(marked(volume))]
+    files = write_dicom_results(folder, volume, masks, tmp_path, measured=MEASURED)
+    assert sorted(p.name for p in tmp_path.glob("*.dcm")) == sorted(p.name for p in files) == names
+
+
+@pytest.mark.skipif(which("dciodvfy") is None, reason="dciodvfy is not installed (Debian: apt-get install dicom3tools)")
+@pytest.mark.parametrize("deidentify", [False, True], ids=["as is", "deidentified"])
+@pytest.mark.parametrize("kind", ["series", "oblique", "enhanced"])
+def test_dciodvfy_finds_no_error(tmp_path, kind, deidentify):
+    slices = [make_enhanced()] if kind == "enhanced" else make_series(orientation=ORIENTATIONS["oblique"])
+    _, _, files = written(tmp_path, make_series() if kind == "series" else slices, deidentify=deidentify)
+    assert len(files) == 3
+    for file in files:
+        checked = subprocess.run(["dciodvfy", file], capture_output=True, text=True, check=False)
+        errors = [line for line in (checked.stdout + checked.stderr).splitlines() if line.startswith("Error")]
+        assert errors == [], file.name
+        assert ("Segmentation" if file.name.startswith("seg") else "Comprehensive3DSR") in checked.stderr
+
+
+@pytest.mark.skipif(which("dciodvfy") is None, reason="dciodvfy is not installed (Debian: apt-get install dicom3tools)")
+def test_dciodvfy_would_find_one(tmp_path):
+    _, _, (lungs, _, _) = written(tmp_path, make_series())
+    seg = pydicom.dcmread(lungs)
+    del seg.SegmentSequence[0].SegmentAlgorithmType
+    seg.save_as(tmp_path / "bad.dcm")
+    checked = subprocess.run(["dciodvfy", tmp_path / "bad.dcm"], capture_output=True, text=True, check=False)
+    assert "Error" in checked.stdout + checked.stderr
 
 
 def test_frames_refer_to_the_image_at_their_place(tmp_path):
     slices = make_series()
     where = {str(s.SOPInstanceUID): [float(x) for x in s.ImagePositionPatient] for s in slices}
-    _, _, (seg_file, _) = written(tmp_path, slices[::-1])
-    seg = pydicom.dcmread(seg_file)
-    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == SERIES_UID
-    for group in seg.PerFrameFunctionalGroupsSequence:
-        source = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        position = [float(x) for x in group.PlanePositionSequence[0].ImagePositionPatient]
-        assert position == pytest.approx(where[str(source)], abs=1e-3)
+    _, _, files = written(tmp_path, slices[::-1])
+    for seg in map(pydicom.dcmread, files[:2]):
+        assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == SERIES_UID
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            source = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+            position = [float(x) for x in group.PlanePositionSequence[0].ImagePositionPatient]
+            assert position == pytest.approx(where[str(source)], abs=1e-3)
 
 
 def test_codes_sides_and_notice(tmp_path):
-    _, _, (seg_file, _) = written(tmp_path, make_series())
-    seg = pydicom.dcmread(seg_file)
+    _, _, files = written(tmp_path, make_series())
+    segs = [pydicom.dcmread(file) for file in files[:2]]
     coded = {
         s.SegmentLabel: (t.CodeValue, [m.CodeMeaning for m in t.get("SegmentedPropertyTypeModifierCodeSequence", [])])
+        for seg in segs
         for s in seg.SegmentSequence
         for t in s.SegmentedPropertyTypeCodeSequence
     }
     assert coded["right lung"] == ("39607008", ["Right"])
     assert coded["left lung"] == ("39607008", ["Left"])
     assert coded["consolidation"] == ("95436008", [])
-    assert "not a medical device" in seg.ContentDescription
-    assert seg.PatientName == "SECRET^NAME", "without --deidentify a SEG belongs to its patient"
+    assert len({seg.SeriesInstanceUID for seg in segs}) == len({seg.SOPInstanceUID for seg in segs}) == 2
+    for seg in segs:
+        assert "not a medical device" in seg.ContentDescription
+        assert seg.PatientName == "SECRET^NAME", "without --deidentify a SEG belongs to its patient"
 
 
 def test_the_report_holds_the_numbers_and_points_to_the_segments(tmp_path):
     import highdicom as hd
 
-    _, _, (seg_file, sr_file) = written(tmp_path, make_series())
-    seg, report = pydicom.dcmread(seg_file), hd.sr.srread(sr_file)
+    _, _, files = written(tmp_path, make_series())
+    report = hd.sr.srread(files[2])
     groups = report.content.get_volumetric_roi_measurement_groups()
     by_name = {g.tracking_identifier: g for g in groups}
     assert len(by_name) == 4, "every segment is spoken of"
@@ -154,8 +207,15 @@ def test_the_report_holds_the_numbers_and_points_to_the_segments(tmp_path):
         for r in s.ReferencedSeriesSequence
         for i in r.ReferencedSOPSequence
     }
-    assert str(seg.SOPInstanceUID) in referred
-    assert len(referred) == 1 + 10
+    assert {str(pydicom.dcmread(file).SOPInstanceUID) for file in files[:2]} <= referred
+    assert len(referred) == 2 + 10
+    by_segment = {
+        item.SegmentLabel: str(seg.SOPInstanceUID)
+        for seg in map(pydicom.dcmread, files[:2])
+        for item in seg.SegmentSequence
+    }
+    for name, group in by_name.items():
+        assert by_segment[name.removeprefix("pneumoscope ")] == group.referenced_segment.referenced_sop_instance_uid
 
 
 def test_an_enhanced_file_gets_the_same_points(tmp_path):
@@ -164,8 +224,7 @@ def test_an_enhanced_file_gets_the_same_points(tmp_path):
     make_enhanced().save_as(folder / "one.dcm", enforce_file_format=True)
     volume = read_volume(folder, intensity="hu")
     lungs, spots = marked(volume)
-    seg_file, _ = write_dicom_results(folder, volume, (lungs, spots), tmp_path, measured=MEASURED)
-    found = points_of(pydicom.dcmread(seg_file))
+    found = all_points(write_dicom_results(folder, volume, (lungs, spots), tmp_path, measured=MEASURED))
     assert close(found["right lung"], points_in(lungs, 1))
     assert close(found["ground-glass"], points_in(spots, 1))
 
@@ -216,10 +275,11 @@ def test_without_deidentify_the_canaries_would_show(tmp_path):
 
 
 def test_deidentified_objects_still_refer_to_each_other(tmp_path):
-    _, _, (seg_file, sr_file) = written(tmp_path, make_series(), deidentify=True)
-    seg, report = pydicom.dcmread(seg_file), pydicom.dcmread(sr_file)
-    assert seg.StudyInstanceUID == report.StudyInstanceUID
-    assert str(seg.SOPInstanceUID).encode() in sr_file.read_bytes()
+    _, _, files = written(tmp_path, make_series(), deidentify=True)
+    report = pydicom.dcmread(files[2])
+    for seg in map(pydicom.dcmread, files[:2]):
+        assert seg.StudyInstanceUID == report.StudyInstanceUID
+        assert str(seg.SOPInstanceUID).encode() in files[2].read_bytes()
 
 
 def test_no_voxel_no_segmentation(tmp_path):

@@ -1,4 +1,4 @@
-"""A case as DICOM: `seg.dcm` and `report.dcm` beside the other files, where the scan was DICOM."""
+"""A case as DICOM: two segmentations and a report beside the other files, where the scan was DICOM."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from pneumoscope.cases.outputs import CaseContent
     from pneumoscope.severity.measure import Severity
 
-FILES = ("seg.dcm", "report.dcm")
+FILES = ("seg.dcm", "seg-infiltrate.dcm", "report.dcm")
 NOT_WRITTEN, EMPTY = "OUT-DCM-001", "OUT-DCM-002"
 
 
 def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tuple[Finding, ...]:
-    """Write the case's SEG and SR.
+    """Write the case's SEGs and SR.
 
     A series that can be read but not be referred to must not cost the case: what goes wrong becomes a finding.
 
@@ -45,9 +45,9 @@ def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tupl
             deidentify=deidentify,
         )
     except PneumoscopeError as problem:
-        return (Finding(NOT_WRITTEN, f"seg.dcm and report.dcm were not written: {problem.message}", "warning"),)
+        return (Finding(NOT_WRITTEN, f"the DICOM files were not written: {problem.message}", "warning"),)
     if not written:
-        return (Finding(EMPTY, "neither lung nor infiltrate was found: there is no seg.dcm and no report.dcm", "info"),)
+        return (Finding(EMPTY, "neither lung nor infiltrate was found: there are no DICOM files", "info"),)
     return ()
 
 

@@ -84,7 +84,7 @@ class OutputOptions:
             `surfaces.vtp` and `render.png`).
         fast: masks, maps and `report.json` only: no pages, no DICOM, no copy for `compare`.
         max_points: rows of a point table at most.
-        dicom: `seg.dcm` and `report.dcm`, where the scan was DICOM.
+        dicom: `seg.dcm`, `seg-infiltrate.dcm` and `report.dcm`, where the scan was DICOM.
         deidentify: leave out of them who the patient is.
 
     Raises:

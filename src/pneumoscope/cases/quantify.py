@@ -41,7 +41,7 @@ class QuantifyOptions:
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         save: further files, see `OutputOptions`.
         fast: masks and numbers only, likewise.
-        deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
+        deidentify: leave out of the DICOM files who the patient is.
     """
 
     lungs: str | Path | None = None

@@ -60,7 +60,7 @@ class SegmentOptions:
         probability: also write `probability.nii.gz`.
         save: further files, see `OutputOptions`.
         fast: masks and numbers only, likewise.
-        deidentify: leave out of `seg.dcm` and `report.dcm` who the patient is.
+        deidentify: leave out of the DICOM files who the patient is.
     """
 
     model: str | Path | Sequence[str | Path] = DEFAULT_MODEL

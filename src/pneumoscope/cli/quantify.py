@@ -58,7 +58,7 @@ def quantify(
     save: Save = [],  # noqa: B006 - typer never changes it
     fast: Fast = False,
     deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
+        bool, typer.Option("--deidentify", help="Leave out of seg*.dcm and report.dcm who the patient is.")
     ] = False,
 ) -> None:
     """Measure chest CT scans with masks made elsewhere.

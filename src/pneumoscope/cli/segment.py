@@ -109,7 +109,7 @@ def segment(
     save: Save = [],  # noqa: B006 - typer never changes it
     fast: Fast = False,
     deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="Leave out of seg.dcm and report.dcm who the patient is.")
+        bool, typer.Option("--deidentify", help="Leave out of seg*.dcm and report.dcm who the patient is.")
     ] = False,
 ) -> None:
     """Segment lungs and infiltrates of chest CT scans.

@@ -1,4 +1,4 @@
-"""A DICOM segmentation (SEG) and a structured report (SR, TID 1500) of one series, made with highdicom.
+"""DICOM segmentations (SEG) and a structured report (SR, TID 1500) of one series, made with highdicom.
 
 Runs in the reading process of `pneumoscope.io.dicom_worker`, because it takes values from untrusted headers. Codes are
 those of PS3.16: SNOMED CT where there is one, DICOM's own for ground-glass opacity (CID 6104 has no SNOMED code).
@@ -18,8 +18,17 @@ from pneumoscope.io.dicom_geometry import Stack
 
 MAKER = "pneumoscope"
 NOTICE = "Research software; not a medical device"
-_SEG_NUMBER, _SR_NUMBER = 9001, 9002
-"""Series numbers, far from those scanners give."""
+LUNG_FILE, INFILTRATE_FILE, REPORT_FILE = "seg.dcm", "seg-infiltrate.dcm", "report.dcm"
+"""Two segmentations: infiltrate lies in lung, and readers that make one label map of a SEG refuse overlap."""
+
+_SERIES_NUMBERS: Mapping[str, int] = {LUNG_FILE: 9001, REPORT_FILE: 9002, INFILTRATE_FILE: 9003}
+"""Far from those scanners give."""
+
+_CONTENT: Mapping[str, tuple[str, str]] = {
+    LUNG_FILE: ("LUNGS", "Lungs"),
+    INFILTRATE_FILE: ("INFILTRATES", "Infiltrates"),
+}
+"""Content label, and what the series description says."""
 
 Code3 = tuple[str, str, str]
 _ANATOMY: Code3 = ("91723000", "SCT", "Anatomical Structure")
@@ -44,6 +53,11 @@ class Structure:
     kind: Code3
     side: Code3 | None
     colour: tuple[float, float, float]
+
+    @property
+    def file(self) -> str:
+        """The segmentation that holds it."""
+        return LUNG_FILE if self.category == _ANATOMY else INFILTRATE_FILE
 
 
 STRUCTURES: Mapping[str, Structure] = {
@@ -125,11 +139,12 @@ def source_of(made: Stack, key: bytes, *, deidentify: bool, case: str) -> Source
 def make_segmentation(
     source: Source, structures: Sequence[tuple[str, NDArray[np.bool_]]], *, models: str, version: str
 ) -> Any:
-    """A binary SEG with one segment per structure; structures may overlap (infiltrate lies in lung).
+    """A binary SEG with one segment per structure.
 
     Args:
         source: the series.
-        structures: name in `STRUCTURES` and (k, rows, columns) voxels; none empty.
+        structures: name in `STRUCTURES`, all of one `Structure.file`, and (k, rows, columns) voxels; none empty, no
+            voxel in two.
         models: what found them, e.g. ``lungs, infiltrate``; empty for masks made elsewhere.
         version: of this program.
     """
@@ -146,6 +161,8 @@ def make_segmentation(
     described = [
         _describe(number, name, made_by, algorithm, source) for number, (name, _) in enumerate(structures, start=1)
     ]
+    file = STRUCTURES[structures[0][0]].file
+    label, title = _CONTENT[file]
     pixels = np.stack([voxels for _, voxels in structures], axis=-1)
     content = "/".join(f"{name}:{np.count_nonzero(voxels)}" for name, voxels in structures)
     seg = hd.seg.Segmentation(
@@ -153,17 +170,17 @@ def make_segmentation(
         pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
-        series_instance_uid=source.uid("seg-series", version),
-        series_number=_SEG_NUMBER,
-        sop_instance_uid=source.uid("seg", version, models, content),
+        series_instance_uid=source.uid(f"{file}-series", version),
+        series_number=_SERIES_NUMBERS[file],
+        sop_instance_uid=source.uid(file, version, models, content),
         instance_number=1,
         manufacturer=MAKER,
         manufacturer_model_name=MAKER,
         software_versions=version,
         device_serial_number="0",
-        content_label="LUNG_FINDINGS",
+        content_label=label,
         content_description=NOTICE,
-        series_description=f"Lungs and infiltrates. {NOTICE}"[:64],
+        series_description=f"{title}. {NOTICE}"[:64],
         **_planes(source, len(pixels)),
     )
     if source.deidentify:
@@ -217,18 +234,18 @@ def _describe(number: int, name: str, made_by: Any, algorithm: Any, source: Sour
 
 def make_report(
     source: Source,
-    seg: Any,
+    segs: Sequence[Any],
     measured: Mapping[str, Mapping[str, float]],
     states: Sequence[str],
     *,
     models: str,
     version: str,
 ) -> Any:
-    """A Comprehensive 3D SR after TID 1500 that refers to the SEG and to the source images.
+    """A Comprehensive 3D SR after TID 1500 that refers to the SEGs and to the source images.
 
     Args:
         source: the series.
-        seg: what `make_segmentation` made.
+        segs: what `make_segmentation` made, at least one.
         measured: structure -> quantity in `QUANTITIES` -> value; every segment has a group, with or without numbers.
         states: e.g. ``lung_incomplete``; written as qualitative evaluations of the first group.
         models, version: as in the SEG.
@@ -242,9 +259,10 @@ def make_report(
         ),
     )
     groups: list[Any] = []
-    for item in seg.SegmentSequence:
-        name = str(item.SegmentLabel)
-        groups.append(_group(source, seg, item, measured.get(name, {}), states if not groups else ()))
+    for seg in segs:
+        for item in seg.SegmentSequence:
+            name = str(item.SegmentLabel)
+            groups.append(_group(source, seg, item, measured.get(name, {}), states if not groups else ()))
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=device),
         procedure_reported=_code(("24627-2", "LN", "CT Chest")),
@@ -252,11 +270,13 @@ def make_report(
         title=_code(("126000", "DCM", "Imaging Measurement Report")),
     )
     report = sr.Comprehensive3DSR(
-        evidence=[seg, *source.headers],
+        evidence=[*segs, *source.headers],
         content=content,
         series_instance_uid=source.uid("sr-series", version),
-        series_number=_SR_NUMBER,
-        sop_instance_uid=source.uid("sr", version, models, str(seg.SOPInstanceUID), repr(sorted(measured.items()))),
+        series_number=_SERIES_NUMBERS[REPORT_FILE],
+        sop_instance_uid=source.uid(
+            "sr", version, models, *(str(seg.SOPInstanceUID) for seg in segs), repr(sorted(measured.items()))
+        ),
         instance_number=1,
         manufacturer=MAKER,
         series_description=f"Severity. {NOTICE}"[:64],

@@ -32,11 +32,11 @@ def write_dicom_results(
     series: str | None = None,
     deidentify: bool = False,
 ) -> tuple[Path, ...]:
-    """Write `seg.dcm` and `report.dcm` into a folder.
+    """Write `seg.dcm` (lungs), `seg-infiltrate.dcm` and `report.dcm` into a folder.
 
-    The SEG has one binary segment per named label that has voxels, on the series' own planes, and refers to the images
-    it was made from; the SR (TID 1500, Comprehensive 3D) refers to the segments. Both carry the patient of the source
-    series, as DICOM wants it, unless `deidentify`.
+    A SEG has one binary segment per named label that has voxels, on the series' own planes, and refers to the images
+    it was made from; without such a label the SEG is not written. The SR (TID 1500, Comprehensive 3D) refers to the
+    segments. All carry the patient of the source series, as DICOM wants it, unless `deidentify`.
 
     Args:
         scan: what `volume` was read from: a DICOM file, folder or zip.
@@ -58,6 +58,7 @@ def write_dicom_results(
         GeometryError: a mask lies on another grid.
     """
     from pneumoscope import __version__
+    from pneumoscope.io.dicom_objects import INFILTRATE_FILE, LUNG_FILE, REPORT_FILE, STRUCTURES
 
     with ExitStack() as stack:
         stream, name = stack.enter_context(_scratch())
@@ -79,8 +80,10 @@ def write_dicom_results(
         limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
         request = _request(place, "derive", limits, False)
         request["where"] = str(scan)
-        targets = {"seg": Path(folder) / "seg.dcm", "report": Path(folder) / "report.dcm"}
-        temporary = {what: stack.enter_context(atomic_path(path)) for what, path in targets.items()}
+        named = {STRUCTURES[label].file for label in found}
+        targets = [Path(folder) / name for name in (LUNG_FILE, INFILTRATE_FILE) if name in named]
+        targets.append(Path(folder) / REPORT_FILE)
+        *segmentations, report = (str(stack.enter_context(atomic_path(path)).absolute()) for path in targets)
         request |= {
             "out": name,
             "series": series,
@@ -96,9 +99,11 @@ def write_dicom_results(
             "key": uid_key().hex(),
             "deidentify": deidentify,
             "case": volume.case,
-        } | {what: str(path.absolute()) for what, path in temporary.items()}
+            "segmentations": dict(zip((path.name for path in targets), segmentations, strict=False)),
+            "report": report,
+        }
         _exchange(request, stream)
-    return tuple(targets.values())
+    return tuple(targets)
 
 
 def _structures(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, NDArray[np.bool_]]]:

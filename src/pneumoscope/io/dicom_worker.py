@@ -108,8 +108,8 @@ def _stacked(request: dict[str, Any], folder: Folder) -> tuple[str, Stack, list[
 
 
 def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[str, Any]:
-    """SEG and SR of masks on the series' own grid; which files were written."""
-    from pneumoscope.io.dicom_objects import make_report, make_segmentation, source_of
+    """SEGs and SR of masks on the series' own grid; which files were written."""
+    from pneumoscope.io.dicom_objects import STRUCTURES, make_report, make_segmentation, source_of
 
     _, made, _ = _stacked(request, folder)
     shape = (len(made.steps), *made.frames[0].layout.shape)
@@ -125,11 +125,13 @@ def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[s
         structures.append((name, np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(np.bool_)))
     about = {"models": request["models"], "version": request["version"]}
     source = source_of(made, bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"])
-    seg = make_segmentation(source, structures, **about)
-    seg.save_as(request["seg"], enforce_file_format=True)
-    report = make_report(source, seg, request["measured"], request["states"], **about)
+    segs = []
+    for file, target in request["segmentations"].items():
+        segs.append(make_segmentation(source, [s for s in structures if STRUCTURES[s[0]].file == file], **about))
+        segs[-1].save_as(target, enforce_file_format=True)
+    report = make_report(source, segs, request["measured"], request["states"], **about)
     report.save_as(request["report"], enforce_file_format=True)
-    return {"written": ["seg", "report"]}
+    return {"written": [*request["segmentations"], "report"]}
 
 
 def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:

@@ -45,7 +45,7 @@ _EDGE_WORDS = {
 _FILES = (
     "view.html", "lungs.nii.gz", "infiltrate.nii.gz", "probability.nii.gz", "uncertainty-entropy.nii.gz",
     "uncertainty-variance.nii.gz", "points/lungs.csv", "points/infiltrate.csv", "points/truth.csv", "volume.vti",
-    "surfaces.vtp", "mesh/case.glb", "seg.dcm", "report.dcm",
+    "surfaces.vtp", "mesh/case.glb", "seg.dcm", "seg-infiltrate.dcm", "report.dcm",
 )  # fmt: skip
 
 
