@@ -1,4 +1,7 @@
-"""Processes that end when they should: with their parent, and after a signal only where nothing is half done."""
+"""Processes that end when they should: with their parent, and after a signal only where nothing is half done.
+
+Worker processes leave Ctrl-C to their parent, and end with it however it ends.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.process import BaseProcess
 
 LOOK_SECONDS = 0.5
 """How often a child looks whether its parent is still there."""
+
+GRACE_SECONDS = 60.0
+"""How long a worker may take to save what it has when the run is ended: a step of a training on a busy machine."""
 
 
 def end_with_parent() -> None:
@@ -28,7 +38,59 @@ def end_with_parent() -> None:
             time.sleep(LOOK_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    with suppress(RuntimeError):  # too little memory for a thread: the work will say so
+        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+@contextmanager
+def worker_pool(size: int, start: Callable[..., None], given: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
+    """Fresh worker processes, each prepared by ``start(*given)``; they end with the block.
+
+    When the block is left by an exception, work that has not started is dropped, and each worker gets SIGTERM and
+    `GRACE_SECONDS` to reach a place where it can stop.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    pool = ProcessPoolExecutor(size, get_context("spawn"), _start, (start, given))
+    try:
+        yield pool
+    except BaseException:
+        workers = workers_of(pool)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for worker in workers:
+            worker.join(max(0, deadline - time.monotonic()))
+            worker.kill()
+        raise
+    pool.shutdown()
+
+
+def _start(start: Callable[..., None], given: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    start(*given)
+
+
+def workers_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """The processes of a pool that were started; they outlast the pool's own record of them."""
+    return list((pool._processes or {}).values())
+
+
+def death_of(workers: Sequence[BaseProcess]) -> str:
+    """Why one of some worker processes ended, as far as the system says."""
+    for worker in workers:
+        worker.join(5)
+    codes = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)]
+    if not codes or codes[0] is None:
+        return "its process ended without a reason"
+    if codes[0] > 0:
+        return f"its process could not start, or ended with status {codes[0]}"
+    name = signal.Signals(-codes[0]).name
+    often = ", most often because memory ran out" if name == "SIGKILL" else ""
+    return f"its process {'was killed' if often else 'crashed'} ({name}){often}"
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def test_what_is_saved(cli, files, tmp_path):
 
     default = names()
     assert default == {
-        "done.json", "lungs.nii.gz", "infiltrate.nii.gz", "registration.nii.gz", "report.html", "report.json", "view.html",
+        "done.json", "infiltrate.nii.gz", "lungs.nii.gz", "registration.nii.gz", "report.html", "report.json",
+        "view.html",
     }  # fmt: skip
     points = {"points/lungs.csv", "points/infiltrate.csv"}
     assert names("--save", "points, vti") == default | points | {"volume.vti"}

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,51 @@ class KillAt:
         self.left -= 1
         if self.left == 0:
             raise Killed
+
+
+class Signalling:
+    """A source that gets a signal while it makes its n-th batch."""
+
+    def __init__(self, source, number, call):
+        self.source, self.number, self.left = source, number, call
+
+    def __len__(self):
+        return len(self.source)
+
+    def fingerprint(self):
+        return self.source.fingerprint()
+
+    def batch(self, rows, rng):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(self.number)
+        return self.source.batch(rows, rng)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("part", "call", "steps"), [(0, 1, 1), (0, 8, 3), (1, 1, 5)])
+def test_a_signal_leaves_a_checkpoint_of_the_step_at_hand(toy, tmp_path, number, part, call, steps):
+    """In the first step, in the second epoch, in the first validation."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    whole, config = net(), dataclasses.replace(CONFIG, schedule="cosine", ema=0.9)
+    fit(whole, TASK, *toy, config, tmp_path / "a")
+    sources = [Signalling(s, number, call) if i == part else s for i, s in enumerate(toy)]
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(net(), TASK, *sources, config, tmp_path / "b")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert load_checkpoint(tmp_path / "b").state["state"]["step"] == steps
+    fresh = net(seed=99)
+    fit(fresh, TASK, *toy, config, tmp_path / "b", resume=True)
+    assert same(weights(whole), weights(fresh))
+    for name in ("history.csv", LAST):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_learns_the_toy_problem_and_keeps_the_best(toy, tmp_path):

@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,7 @@ from typing import Any, Literal
 from pneumoscope.errors import PneumoscopeError, shortage
 from pneumoscope.io.files import jsonable
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
-from pneumoscope.processes import end_with_parent
+from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
@@ -281,7 +279,8 @@ class _Pace:
 def _in_processes(jobs: Sequence[Job], opener: Opener, side_by_side: int) -> Generator[Outcome, None, None]:
     """Jobs in worker processes; when one dies, what is left is done in a fresh process each."""
     left = {job.name: job for job in jobs}
-    with suppress(BrokenProcessPool, OSError), _pool(min(side_by_side, len(jobs)), opener, side_by_side) as pool:
+    given = (pickle.dumps((opener, side_by_side)),)  # unpickled where a failure has an outcome
+    with suppress(BrokenProcessPool, OSError), worker_pool(min(side_by_side, len(jobs)), _start_worker, given) as pool:
         for future in as_completed([pool.submit(_work, job) for job in jobs]):
             outcome = future.result()
             del left[outcome.name]
@@ -289,41 +288,23 @@ def _in_processes(jobs: Sequence[Job], opener: Opener, side_by_side: int) -> Gen
     for job in left.values():
         workers: list[BaseProcess] = []
         try:
-            with _pool(1, opener, side_by_side) as pool:
+            with worker_pool(1, _start_worker, given) as pool:
                 future = pool.submit(_work, job)
-                workers = list((pool._processes or {}).values())
+                workers = workers_of(pool)
                 outcome = future.result()
         except OSError as problem:  # no process can be started
             outcome = failure(job.name, problem)
         except BrokenProcessPool:
-            outcome = Outcome(job.name, "failed", error=_death(workers), exit_code=1)
+            outcome = Outcome(job.name, "failed", error=f"{death_of(workers)}; try --jobs 1", exit_code=1)
         yield outcome
-
-
-@contextmanager
-def _pool(size: int, opener: Opener, side_by_side: int) -> Iterator[ProcessPoolExecutor]:
-    """Workers that end with the block: in peace, or at once when it is left by an exception."""
-    given = pickle.dumps((opener, side_by_side))
-    pool = ProcessPoolExecutor(size, get_context("spawn"), _start_worker, (given,))
-    try:
-        yield pool
-    except BaseException:
-        workers = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.kill()
-        raise
-    pool.shutdown()
 
 
 _step: Step | Exception | None = None
 
 
 def _start_worker(given: bytes) -> None:
-    """Prepare a worker process once. The parent handles Ctrl-C; what fails here is the outcome of every job."""
+    """Prepare a worker process once; what fails here is the outcome of every job."""
     global _step
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
     try:
         opener, side_by_side = pickle.loads(given)
         _step = opener(side_by_side)
@@ -334,18 +315,3 @@ def _start_worker(given: bytes) -> None:
 def _work(job: Job) -> Outcome:
     assert _step is not None
     return failure(job.name, _step) if isinstance(_step, Exception) else next(_step.each([job]))
-
-
-def _death(workers: Sequence[BaseProcess]) -> str:
-    """Why a worker process ended, as far as the system says."""
-    for worker in workers:
-        worker.join(5)
-    codes = [worker.exitcode for worker in workers if worker.exitcode]
-    if not codes:
-        return "its process ended without a reason; try --jobs 1"
-    if codes[0] > 0:
-        return f"its process could not start or ended with status {codes[0]}; try --jobs 1 to see why"
-    name = signal.Signals(-codes[0]).name
-    if name == "SIGKILL":
-        return "its process was killed (SIGKILL), most often because memory ran out; try --jobs 1"
-    return f"its process crashed ({name}); try --jobs 1, and report it if that fails too"

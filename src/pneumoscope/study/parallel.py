@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 from pneumoscope.errors import RunError
 from pneumoscope.experiments.schema import Experiment
+from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.plan import needs
 from pneumoscope.study.systems import StageMaker
@@ -41,9 +41,8 @@ def train_in_parallel(
     waiting = [stage.name for stage in experiment.stages.chain]
     total, done = len(waiting), set[str]()
     given = (experiment, folder, dict(roots), dict(masks), device, jobs)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _open, given)
     running: dict[Future[str], str] = {}
-    with pool:
+    with worker_pool(jobs, _open, given) as pool:
         while waiting or running:
             ready = [name for name in waiting if set(needs(experiment, name)) <= done]
             for name in ready[: jobs - len(running)]:
@@ -56,7 +55,7 @@ def train_in_parallel(
                     done.add(future.result())
                 except BrokenProcessPool as problem:
                     raise RunError(
-                        f"the process that trained {name} died (out of memory?); go on with --resume and fewer --jobs",
+                        f"{name} is not trained: {death_of(workers_of(pool))}; continue with --resume and fewer --jobs",
                         path=folder,
                     ) from problem
                 progress("stages", len(done), total, name)

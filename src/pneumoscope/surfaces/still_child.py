@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumoscope.processes import end_with_parent
 from pneumoscope.surfaces.mesh import Mesh, poly_data
 from pneumoscope.surfaces.still import BACKGROUND, SIZE, VIEWS, placed
 from pneumoscope.surfaces.structures import LOOKS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def main(source: str, target: str) -> None:
     """Draw the meshes of a file into another."""
+    end_with_parent()
     with np.load(source, allow_pickle=False) as stored:
         names = [key.removesuffix(".vertices") for key in stored if key.endswith(".vertices")]
         meshes = {name: Mesh(stored[f"{name}.vertices"], stored[f"{name}.triangles"]) for name in names}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
 from pneumoscope.io.files import clear_temporary, write_text
+from pneumoscope.processes import signals_held
 from pneumoscope.progress import Progress, silent
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
 from pneumoscope.training.config import TrainConfig
@@ -82,7 +83,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place; when this returns it holds the best weights, in eval mode.
 
-    Writes `history.csv`, `last.ckpt` and `previous.ckpt` into `folder`.
+    Writes `history.csv`, `last.ckpt` and `previous.ckpt` into `folder`. SIGINT and SIGTERM take effect after the step
+    at hand, once a checkpoint is written.
 
     Raises:
         NonFiniteLossError: loss or gradients, before the optimiser moves; the last checkpoint stays good.
@@ -94,17 +96,8 @@ def fit(
     clear_temporary(folder)
     run = _Run(model, task, train, val, config, folder)
     notes = run.restore() if resume else ()
-    stopped_by = run.finished()
-    while not stopped_by:
-        run.train_epoch(progress)
-        run.close_epoch()
-        row = run.state.history[-1]
-        note = f"val loss {row['val_loss']:.4f}" + "".join(
-            f", {k[4:]} {v:.3f}" for k, v in row.items() if k.startswith("val_") and k != "val_loss"
-        )
-        progress(folder.name, run.state.epoch, config.max_epochs, note)
-        out_of_time = config.max_minutes is not None and time.perf_counter() - started > 60 * config.max_minutes
-        stopped_by = run.finished() or ("max_minutes" if out_of_time else "")
+    with signals_held() as run.interrupted:
+        stopped_by = run.advance(progress, started)
     run.model.load_state_dict(run.best)
     run.model.eval()
     state = run.state
@@ -141,6 +134,26 @@ class _Run:
         self.average = deepcopy(model).eval() if config.ema else None
         self.best: dict[str, Tensor] = {}
         self.steps = math.ceil(len(train) / config.batch_size)
+        self.interrupted: Callable[[], bool] = lambda: False
+
+    def advance(self, progress: Progress, started: float) -> str:
+        """Train to the end, or until interrupted; why it ended."""
+        config, stopped_by = self.config, self.finished()
+        while not stopped_by:
+            self.train_epoch(progress)
+            scores = None if self.interrupted() else self.validate()
+            if scores is None:
+                self.save()
+                return "interrupted"
+            self.close_epoch(scores)
+            row = self.state.history[-1]
+            note = f"val loss {row['val_loss']:.4f}" + "".join(
+                f", {k[4:]} {v:.3f}" for k, v in row.items() if k.startswith("val_") and k != "val_loss"
+            )
+            progress(self.folder.name, self.state.epoch, config.max_epochs, note)
+            out_of_time = config.max_minutes is not None and time.perf_counter() - started > 60 * config.max_minutes
+            stopped_by = self.finished() or ("max_minutes" if out_of_time else "")
+        return stopped_by
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
@@ -148,7 +161,7 @@ class _Run:
         config, state = self.config, self.state
         train_mode(self.wrapped, frozenset(f"_forward_module.{f}" for f in self.frozen) | self.frozen)
         order = np.random.default_rng([config.seed, state.epoch, 0]).permutation(len(self.train))
-        while state.step < self.steps:
+        while state.step < self.steps and not self.interrupted():
             rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
             batch = self.train.batch(rows, np.random.default_rng([config.seed, state.epoch, 1, state.step]))
             torch.manual_seed(hash((config.seed, state.epoch, state.step)) % 2**63)
@@ -215,10 +228,9 @@ class _Run:
         done = self.state.epoch * self.steps + self.state.step
         return rate_at(self.config, done, self.steps, self.state.history)
 
-    def close_epoch(self) -> None:
-        """Validate, remember the best, write history and checkpoint."""
+    def close_epoch(self, scores: Mapping[str, float]) -> None:
+        """Remember the best, write history and checkpoint."""
         state = self.state
-        scores = self.validate()
         row = {"epoch": state.epoch + 1, "learning_rate": self._learning_rate()}
         row |= {"train_loss": state.loss_sum / state.seen, **scores}
         state.history.append(row)
@@ -236,12 +248,14 @@ class _Run:
         self._write_history()
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss and scores of the weights that would be kept, over the whole validation set."""
+    def validate(self) -> dict[str, float] | None:
+        """Loss and scores of the weights that would be kept, over the whole validation set; None when interrupted."""
         model = self.average if self.average is not None else self.wrapped
         model.eval()
         total, counts, size = 0.0, None, self.config.batch_size
         for start in range(0, len(self.val), size):
+            if self.interrupted():
+                return None
             rows = np.arange(start, min(start + size, len(self.val)))
             batch = self._to_device(self.val.batch(rows, None))
             with self.fabric.autocast():
