@@ -51,7 +51,8 @@ class Run:
         jobs = [Job(f.stem, f, self.root / "out" / f.stem) for f in files]
         self.log.write_text("")
         opener = opener or partial(lengths, self.log, settings or {})
-        outcomes = run_jobs(jobs, opener, lambda so_far, end: self.tables.append(([*so_far], end)), **options)
+        options = {"step": opener(1), "opener": opener, **options}
+        outcomes = run_jobs(jobs, write=lambda so_far, end: self.tables.append(([*so_far], end)), **options)
         return {o.name: o for o in outcomes}
 
     @property

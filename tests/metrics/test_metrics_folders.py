@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,6 +13,7 @@ from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import write_mask
+from pneumoscope.metrics import folders as folders_module
 from pneumoscope.metrics.folders import COLUMNS, evaluate_folders, score_folders, score_masks
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.metrics.pairs import find_pairs
@@ -77,7 +79,7 @@ def test_swapped_sides_are_false_alarms(folders):
 
 def test_files_are_written(folders, tmp_path):
     summary = evaluate_folders(*folders[:2], tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["per_case.csv", "summary.json"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["per_case.csv", "summary.json"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == summary["cases"] == 3
     with (tmp_path / "out" / "per_case.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -398,3 +400,80 @@ def test_an_effusion_beside_kinds_of_infiltrate_is_a_label_of_its_own(tmp_path, 
     unnamed(tmp_path / "ref" / "a.nii.gz", labels)
     rows = {row["label"]: row["dice"] for row in score_folders(tmp_path / "pred", tmp_path / "ref").rows}
     assert (rows["ground-glass"], rows["consolidation"], rows["label 3"]) == (1.0, 1.0, 0.0)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Names of the cases that are scored, as they are."""
+    names, score = [], folders_module._score_pair
+    monkeypatch.setattr(
+        folders_module, "_score_pair", lambda pair, *more: names.append(pair.case) or score(pair, *more)
+    )
+    return names
+
+
+def outputs(out):
+    return [(out / name).read_bytes() for name in ("per_case.csv", "summary.json")]
+
+
+def test_a_resumed_evaluation_scores_what_is_new_or_changed(folders, tmp_path, scored, caplog):
+    pred, ref, some, _ = folders
+    evaluate_folders(pred, ref, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    assert scored == ["a", "b", "c"]
+    evaluate_folders(pred, ref, tmp_path / "out", resume=True)
+    assert scored == ["a", "b", "c"]
+    assert outputs(tmp_path / "out") == before, "numbers come back to the bit, NaN and infinity too"
+    save(pred / "b.nii.gz", some)
+    evaluate_folders(pred, ref, tmp_path / "out", resume=True)
+    assert scored[3:] == ["b"]
+    assert "b (prediction changed)" in caplog.text
+    evaluate_folders(pred, ref, tmp_path / "anew")
+    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
+    evaluate_folders(pred, ref, tmp_path / "out", resume=True, spacing_mm=(1, 1, 2))
+    assert scored[-3:] == ["a", "b", "c"]
+
+
+def test_an_interrupted_evaluation_leaves_its_tables_and_resumes(folders, tmp_path, scored, monkeypatch):
+    score = folders_module._score_pair
+
+    def interrupted(pair, *more):
+        if pair.case == "c":
+            raise KeyboardInterrupt
+        return score(pair, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders_module, "_score_pair", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_folders(*folders[:2], tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["finished"], summary["cases"]) == (False, 2)
+    with pytest.raises(InputError, match="an unfinished run"):
+        evaluate_folders(*folders[:2], tmp_path / "out")
+    evaluate_folders(*folders[:2], tmp_path / "out", resume=True)
+    assert scored == ["a", "b", "c"]
+    evaluate_folders(*folders[:2], tmp_path / "anew")
+    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
+
+
+def test_labels_that_only_other_files_tell_count_for_a_resume(tmp_path, scored):
+    """Of files without names, 1 alone is both lungs, and beside 2 the right one: the other files decide."""
+    pred, ref = tmp_path / "pred", tmp_path / "ref"
+    right, left = np.zeros((2, 4, 5, 6), np.uint8)
+    right[:2], left[2:] = 1, 2
+    for folder in (pred, ref):
+        folder.mkdir()
+    for side, labels in ((pred, right), (ref, right + left)):
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), side / "a.nii.gz")
+    for side in (pred, ref):
+        nib.save(nib.Nifti1Image(right, np.eye(4)), side / "b.nii.gz")
+    evaluate_folders(pred, ref, tmp_path / "out", structure="lungs")
+    nib.save(nib.Nifti1Image(right + left, np.eye(4)), pred / "b.nii.gz")
+    scored.clear()
+    evaluate_folders(pred, ref, tmp_path / "out", structure="lungs", resume=True)
+    assert scored == ["a", "b"], "b shows that predictions know a left lung, so a's is missing"
+    evaluate_folders(pred, ref, tmp_path / "anew", structure="lungs")
+    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")

@@ -122,9 +122,7 @@ def run_batch(
 
     work = [Job(scan.case, scan, folder / scan.case) for scan in scans]
     (folder / RUN_FILE).unlink(missing_ok=True)
-    outcomes = run_jobs(
-        work, opener, write, step=step, side_by_side=jobs, resume=resume, progress=progress
-    )  # fmt: skip
+    outcomes = run_jobs(work, step, write, opener=opener, side_by_side=jobs, resume=resume, progress=progress)
     return result_of(outcomes)
 
 

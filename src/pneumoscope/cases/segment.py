@@ -173,7 +173,7 @@ def _open(options: SegmentOptions, jobs: int) -> Step:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    from pneumoscope.jobs.stamp import content_of_model
+    from pneumoscope.models.cards import content_of_model
     from pneumoscope.training.devices import pick_device
 
     segmenter = options.segmenter()

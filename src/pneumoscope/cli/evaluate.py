@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
 
 
-@common_options("overwrite")
+@common_options("overwrite", "resume")
 def evaluate(
     prediction: Annotated[
         Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")
@@ -72,6 +72,7 @@ def evaluate(
                 spacing_mm=spacing,
                 surface_tolerance_mm=surface_tolerance,
                 overwrite=common.overwrite,
+                resume=common.resume,
                 progress=progress,
             )
     except RunError as problem:  # the cases that could be scored have been written

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pneumoscope.errors import PneumoscopeError, shortage
 from pneumoscope.io.files import jsonable
@@ -59,6 +60,7 @@ class Outcome:
         status: ``done`` or ``failed``.
         facts: what the run's tables need, as JSON values; empty when it failed.
         error: the one-line message when it failed.
+        kind: class of the error.
         exit_code: how a command with this job alone ends: 0 done, 1 failed while running, 2 the input is unusable.
         seconds: wall time by step; empty when the result was kept.
         files: outside the job's folder that belong to the result.
@@ -69,6 +71,7 @@ class Outcome:
     status: Literal["done", "failed"] = "done"
     facts: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    kind: str = ""
     exit_code: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
@@ -88,6 +91,7 @@ class Step:
         revision: of the code, raised when the same input gives another result.
         made_of: of an item, everything that shapes its result, by name: settings, content sums of files, weights.
         work: does a job; an exception becomes its failed outcome.
+        still: of an item and its kept facts, what they rest on that has changed besides; empty when nothing has.
         stream: does many, where that is quicker than one by one; outcomes in any order, and it guards its jobs itself.
     """
 
@@ -95,6 +99,7 @@ class Step:
     revision: int
     made_of: Callable[[Any], Mapping[str, Any]]
     work: Work | None = None
+    still: Callable[[Any, Mapping[str, Any]], str] = lambda item, facts: ""
     stream: Stream | None = None
 
     def each(self, jobs: Iterable[Job], progress: Progress = silent) -> Generator[Outcome, None, None]:
@@ -107,7 +112,7 @@ class Step:
                 pending[job.name] = job, self.parts(job)
                 yield job
 
-        stream = self.stream or self._one_by_one
+        stream = self.stream or self.one_by_one
         for outcome in stream(feed(), progress):
             job, parts = pending.pop(outcome.name)
             try:
@@ -115,7 +120,8 @@ class Step:
             except Exception as problem:
                 yield failure(job.name, problem)
 
-    def _one_by_one(self, jobs: Iterator[Job], progress: Progress) -> Iterator[Outcome]:
+    def one_by_one(self, jobs: Iterator[Job], progress: Progress) -> Iterator[Outcome]:
+        """Do jobs in this process and mark nothing."""
         assert self.work is not None
         for job in jobs:
             try:
@@ -157,8 +163,8 @@ class Step:
         if held.get("stamp") != self.stamp(parts):
             before = held.get("parts")
             known = before if isinstance(before, dict) else {}
-            changed = [name for name in parts if known.get(name) != parts[name]]
-            return None, f"{', '.join(changed) or 'the version of pneumoscope'} changed"
+            other = [name for name in parts if known.get(name) != parts[name]]
+            return None, f"{', '.join(other) or 'the version of pneumoscope'} changed"
         files, facts = held.get("files"), held.get("facts")
         if not isinstance(facts, dict) or not isinstance(files, dict):
             return None, "its done.json is damaged"
@@ -166,6 +172,8 @@ class Step:
             path = job.folder / name
             if not path.is_file() or path.stat().st_size != size:
                 return None, f"{name} is missing or was changed"
+        if changed := self.still(job.item, facts):
+            return None, f"{changed} changed"
         return Outcome(job.name, facts=facts, kept=True), ""
 
 
@@ -178,10 +186,10 @@ Write = Callable[[Sequence[Outcome], bool], None]
 
 def run_jobs(
     jobs: Sequence[Job],
-    opener: Opener,
+    step: Step,
     write: Write,
     *,
-    step: Step | None = None,
+    opener: Opener | None = None,
     side_by_side: int = 1,
     resume: bool = False,
     what: str = "cases",
@@ -191,9 +199,9 @@ def run_jobs(
 
     Args:
         jobs: in the order in which they are reported.
-        opener: see the module.
+        step: of this process.
         write: called as jobs end, at the end, and when the run is interrupted.
-        step: of this process, where it is open already.
+        opener: makes the step of other processes; without one all jobs are done in this process.
         side_by_side: jobs worked on at the same time, each in its own process.
         resume: keep the jobs whose `done.json` is still valid.
         what: the name of the progress bar.
@@ -202,7 +210,6 @@ def run_jobs(
     Returns:
         One outcome per job, in their order. A job that fails raises nothing.
     """
-    step = step or opener(1)
     outcomes = _resumed(jobs, step, progress) if resume else {}
     left = [job for job in jobs if job.name not in outcomes]
     pace = _Pace()
@@ -211,7 +218,7 @@ def run_jobs(
         return [outcomes[job.name] for job in jobs if job.name in outcomes]
 
     done: Generator[Outcome, None, None]
-    if side_by_side <= 1 or len(left) <= 1:
+    if opener is None or side_by_side <= 1 or len(left) <= 1:
         done = step.each(left, progress)
     else:
         done = _in_processes(left, opener, side_by_side)
@@ -233,10 +240,15 @@ def run_jobs(
 def failure(name: str, problem: Exception) -> Outcome:
     """A failed outcome: whatever goes wrong with one job stays with it."""
     known = problem if isinstance(problem, PneumoscopeError) else shortage(problem)
-    if known is not None:
-        return Outcome(name, "failed", error=str(known), exit_code=known.exit_code)
-    message = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
-    return Outcome(name, "failed", error=message, exit_code=1)
+    if known is None:
+        text = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
+        return Outcome(name, "failed", error=text, kind=type(problem).__name__, exit_code=1)
+    return Outcome(name, "failed", error=str(known), kind=type(known).__name__, exit_code=known.exit_code)
+
+
+def job_folder(out: Path, name: str) -> Path:
+    """Where a job of any name keeps its mark, in verbs without a folder per case."""
+    return out / FOLDER / quote(name, safe="")
 
 
 def _resumed(jobs: Sequence[Job], step: Step, progress: Progress) -> dict[str, Outcome]:

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pneumoscope import __version__
-from pneumoscope.errors import InputError, ModelError
+from pneumoscope.errors import InputError
 from pneumoscope.io.files import jsonable, read_json, sha256, write_json
-from pneumoscope.models.cards import CARD_FILE, find_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,14 +85,6 @@ def content_of_arrays(*arrays: ArrayLike | None) -> str:
         total.update(f"{values.dtype.str}{values.shape};".encode())
         total.update(values.astype("U").tobytes() if values.dtype.kind == "O" else values.data)
     return total.hexdigest()
-
-
-def content_of_model(name_or_dir: str | Path) -> str:
-    """Hex SHA-256 of a model's card, which holds the sums of all that belongs to it; of no model, of its name."""
-    try:
-        return sha256(find_model(name_or_dir) / CARD_FILE)
-    except ModelError:
-        return hashlib.sha256(str(name_or_dir).encode()).hexdigest()
 
 
 def content_of_table(table: pd.DataFrame) -> str:

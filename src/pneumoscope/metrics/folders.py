@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pneumoscope import __version__
-from pneumoscope.errors import InputError, PneumoscopeError, RunError
+from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
-from pneumoscope.metrics.intervals import bootstrap_interval
+from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.metrics.labels import Side, comparable_labels
-from pneumoscope.metrics.overlap import Counts, SliceScores, dice, mean_over_infected, score, slice_scores
+from pneumoscope.metrics.overlap import Counts, SliceScores, mean_over_infected, score, scores_of, slice_scores
 from pneumoscope.metrics.pairs import Pair, find_pairs
+from pneumoscope.metrics.summary import summarise
 from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Mask
@@ -70,6 +73,22 @@ class Evaluation:
         write_json(Path(out) / "summary.json", dict(self.summary))
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """How masks are scored; see `score_folders`."""
+
+    structure: str = "infiltrate"
+    spacing_mm: Sequence[float] | None = None
+    tolerance_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        spacing, tolerance = self.spacing_mm, self.tolerance_mm
+        if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
+            raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing)}")
+        if tolerance is not None and not 0 <= tolerance < math.inf:
+            raise InputError(f"a surface tolerance is a length in mm of at least 0, got {tolerance}")
+
+
 def score_folders(
     prediction: str | Path,
     reference: str | Path,
@@ -96,39 +115,20 @@ def score_folders(
     Raises:
         InputError: as `find_pairs`, for a spacing that is not three positive numbers, and a tolerance below 0.
     """
-    _check_spacing(spacing_mm)
-    if surface_tolerance_mm is not None and not 0 <= surface_tolerance_mm < math.inf:
-        raise InputError(f"a surface tolerance is a length in mm of at least 0, got {surface_tolerance_mm}")
-    rows: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    slices: dict[str, dict[str, list[SliceScores]]] = {}
-    pairs = find_pairs(prediction, reference, structure=structure)
-    sides = (Side("prediction", [p.prediction for p in pairs]), Side("reference", [p.reference for p in pairs]))
-    for done, pair in enumerate(pairs):
-        progress("evaluate", done, len(pairs), pair.case)
-        try:
-            for row, per_slice in _score_pair(pair, sides, structure, spacing_mm, surface_tolerance_mm):
-                rows.append(row)
-                slices.setdefault(row["label"], {})[pair.case] = per_slice
-        except PneumoscopeError as error:
-            failures.append({"case": pair.case, "kind": type(error).__name__, "message": str(error)})
-    progress("evaluate", len(pairs), len(pairs))
-    summary = {
-        "format": FORMAT,
-        "kind": "evaluation",
-        "software": {"name": "pneumoscope", "version": __version__},
-        "prediction": str(prediction),
-        "reference": str(reference),
-        "empty_masks": EMPTY_RULE,
-        "cases": len({row["case"] for row in rows}),
-        "failed": len(failures),
-        "failures": failures,
-        "scored_as_one": {row["case"]: row["note"] for row in rows if row["note"]},
-        "labels": {label: _summarise(label, rows, per_case) for label, per_case in sorted(slices.items())},
-    }
-    return Evaluation(tuple(rows), tuple(failures), summary)
+    terms = _Terms(structure, spacing_mm, surface_tolerance_mm)
+    jobs, step = _jobs(prediction, reference, terms, Path())
+
+    def told() -> Iterator[Job]:
+        for number, job in enumerate(jobs):
+            progress("evaluate", number, len(jobs), job.name)
+            yield job
+
+    outcomes = list(step.one_by_one(told(), silent))
+    progress("evaluate", len(jobs), len(jobs))
+    return _evaluation(prediction, reference, outcomes)
 
 
+@locks("out")
 def evaluate_folders(
     prediction: str | Path,
     reference: str | Path,
@@ -138,34 +138,93 @@ def evaluate_folders(
     spacing_mm: Sequence[float] | None = None,
     surface_tolerance_mm: float | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """`score_folders`, written into a folder.
+    """`score_folders`, written into a folder as cases end.
+
+    Args:
+        prediction, reference, structure, spacing_mm, surface_tolerance_mm, progress: see `score_folders`.
+        out: refused when it holds an evaluation, unless `overwrite` or `resume`.
+        overwrite: score every case again.
+        resume: keep the cases that are scored and whose masks and terms are unchanged.
 
     Returns:
         What stands in ``summary.json``.
 
     Raises:
-        InputError: as `score_folders`, and when `out` holds an evaluation and `overwrite` is not given.
+        InputError: as `score_folders`, and when `out` is in use.
         RunError: when any case failed; the others are written first.
     """
-    folder = prepare_folder(out, marker="summary.json", overwrite=overwrite)
-    result = score_folders(
-        prediction,
-        reference,
-        structure=structure,
-        spacing_mm=spacing_mm,
-        surface_tolerance_mm=surface_tolerance_mm,
-        progress=progress,
-    )
-    result.write(folder)
+    terms = _Terms(structure, spacing_mm, surface_tolerance_mm)
+    jobs, step = _jobs(prediction, reference, terms, Path(out))
+    folder = prepare_folder(out, marker="summary.json", overwrite=overwrite, resume=resume)
+
+    def write(outcomes: Sequence[Outcome], finished: bool) -> None:
+        _evaluation(prediction, reference, outcomes, finished=finished).write(folder)
+
+    outcomes = run_jobs(jobs, step, write, resume=resume, what="evaluate", progress=progress)
+    result = _evaluation(prediction, reference, outcomes)
     if result.failures:
         first = result.failures[0]
         raise RunError(
-            f"{len(result.failures)} of {len(result.failures) + result.summary['cases']} cases could not be scored, "
+            f"{len(result.failures)} of {len(jobs)} cases could not be scored, "
             f"first {first['case']}: {first['message']}; see failures in {folder / 'summary.json'}"
         )
     return dict(result.summary)
+
+
+def _jobs(prediction: str | Path, reference: str | Path, terms: _Terms, out: Path) -> tuple[list[Job], Step]:
+    """A job for each pair, and how it is scored."""
+    pairs = find_pairs(prediction, reference, structure=terms.structure)
+    sides = (Side("prediction", [p.prediction for p in pairs]), Side("reference", [p.reference for p in pairs]))
+
+    def made_of(pair: Pair) -> dict[str, Any]:
+        files = {"prediction": pair.prediction, "reference": pair.reference}
+        return {**{what: path and content_of_files([path]) for what, path in files.items()}, "terms": asdict(terms)}
+
+    def work(job: Job, progress: Progress) -> Outcome:
+        return Outcome(job.name, facts=_score_pair(job.item, sides, terms))
+
+    def still(pair: Pair, facts: Mapping[str, Any]) -> str:
+        told = zip(sides, facts["side_labels"], strict=True)
+        return "labels of the other files" if any(n is not None and n != sorted(s.numbers) for s, n in told) else ""
+
+    return [Job(p.case, p, job_folder(out, p.case)) for p in pairs], Step("evaluate", 1, made_of, work, still)
+
+
+def _evaluation(
+    prediction: str | Path, reference: str | Path, outcomes: Sequence[Outcome], *, finished: bool = True
+) -> Evaluation:
+    """Rows and summary of what was scored."""
+    done = [outcome for outcome in outcomes if outcome.status == "done"]
+    failures = [
+        {"case": outcome.name, "kind": outcome.kind, "message": outcome.error or ""}
+        for outcome in outcomes
+        if outcome.status == "failed"
+    ]
+    rows: list[dict[str, Any]] = []
+    slices: dict[str, dict[str, list[SliceScores]]] = {}
+    for outcome in done:
+        for row, per_slice in zip(outcome.facts["rows"], outcome.facts["slices"], strict=True):
+            rows.append({name: _number(value) for name, value in row.items()})
+            slices.setdefault(row["label"], {})[outcome.name] = scores_of(Counts(*counts) for counts in per_slice)
+    summary = {
+        "format": FORMAT,
+        "kind": "evaluation",
+        "software": {"name": "pneumoscope", "version": __version__},
+        "finished": finished,
+        "results": len(done),
+        "prediction": str(prediction),
+        "reference": str(reference),
+        "empty_masks": EMPTY_RULE,
+        "cases": len(done),
+        "failed": len(failures),
+        "failures": failures,
+        "scored_as_one": {row["case"]: row["note"] for row in rows if row["note"]},
+        "labels": {label: summarise(label, rows, per_case) for label, per_case in sorted(slices.items())},
+    }
+    return Evaluation(tuple(rows), tuple(failures), summary)
 
 
 def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) -> tuple[Counts, list[SliceScores]]:
@@ -180,13 +239,8 @@ def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) 
     return sum((scores.counts for scores in per_slice), Counts()), per_slice
 
 
-def _score_pair(
-    pair: Pair,
-    sides: tuple[Side, Side],
-    structure: str,
-    spacing_mm: Sequence[float] | None,
-    tolerance_mm: float | None,
-) -> list[tuple[dict[str, Any], list[SliceScores]]]:
+def _score_pair(pair: Pair, sides: tuple[Side, Side], terms: _Terms) -> dict[str, Any]:
+    """Rows and, of each, the counts of its slices, as JSON values; and labels of other files that had a say."""
     from pneumoscope.io import read_mask
 
     if pair.prediction is None or pair.reference is None:
@@ -198,8 +252,9 @@ def _score_pair(
     wanted: list[tuple[str, int | None]] = [(name, label) for label, name in labels.items()]
     if len(wanted) != 1:
         wanted.append((ANY, None))
+    spacing_mm, tolerance_mm = terms.spacing_mm, terms.tolerance_mm
     ml = drawn.grid.voxel_volume_ml if spacing_mm is None else math.prod(spacing_mm) / 1000
-    results = []
+    rows, slices = [], []
     for name, label in wanted:
         names = [name] if label is not None else [*found.names.values(), *drawn.names.values()]
         counts, per_slice = score_masks(found, drawn, label=label)
@@ -216,12 +271,31 @@ def _score_pair(
             "prediction": pair.prediction.name,
             "reference": pair.reference.name,
             **_surface_columns(
-                found, drawn, label, spacing_mm, _tolerance(names, structure) if tolerance_mm is None else tolerance_mm
+                found,
+                drawn,
+                label,
+                spacing_mm,
+                _tolerance(names, terms.structure) if tolerance_mm is None else tolerance_mm,
             ),
             "note": note,
         }
-        results.append(({column: row[column] for column in COLUMNS}, per_slice))
-    return results
+        rows.append({column: _text(row[column]) for column in COLUMNS})
+        slices.append([list(astuple(scores.counts)) for scores in per_slice])
+    depends = sides[0].needs_others(found, drawn.names), sides[1].needs_others(drawn, names_found)
+    told = [sorted(side.numbers) if needed else None for side, needed in zip(sides, depends, strict=True)]
+    return {"rows": rows, "slices": slices, "side_labels": told}
+
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _text(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they are kept as text."""
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _surface_columns(
@@ -243,54 +317,6 @@ def _tolerance(names: Sequence[str], structure: str) -> float:
     return TOLERANCE_MM["lungs" if lungs else "infiltrate"]
 
 
-def _summarise(
-    label: str, rows: Sequence[Mapping[str, Any]], slices: Mapping[str, Sequence[SliceScores]]
-) -> dict[str, Any]:
-    """Means over cases and over slices of one label. Intervals take a case for a patient."""
-    own = [row for row in rows if row["label"] == label]
-    counts = sum((Counts(row["tp"], row["fp"], row["fn"], row["tn"]) for row in own), Counts())
-    per_case = {
-        name: asdict(bootstrap_interval({row["case"]: [row[name]] for row in own}))
-        for name in ("dice", "iou", "precision", "recall")
-    }
-    infected = {case: [s.f1 for s in scores if s.infected] for case, scores in slices.items()}
-    every = mean_over_infected([s for scores in slices.values() for s in scores])
-    return {
-        "cases": len(own),
-        "n_both_empty": sum(row["empty"] == "both" for row in own),
-        "n_missed": sum(row["empty"] == "prediction" for row in own),
-        "n_false_alarms": sum(row["empty"] == "reference" for row in own),
-        **{name: {key: value for key, value in mean.items() if key in _KEPT} for name, mean in per_case.items()},
-        **_summarise_surfaces(own),
-        "dice_median": float(np.median([row["dice"] for row in own])),
-        "dice_pooled": dice(counts),
-        "slice_mean": {**asdict(every), "f1_interval": _ends(asdict(bootstrap_interval(infected)))},
-    }
-
-
-def _summarise_surfaces(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of NSD and distances over cases with a surface, finite distances only; medians over all such cases."""
-    scored = [row for row in rows if not math.isnan(row["nsd"])]
-    tolerances = {row["surface_tolerance_mm"] for row in rows}
-    summary: dict[str, Any] = {
-        "surface_tolerance_mm": tolerances.pop() if len(tolerances) == 1 else None,
-        "n_infinite": sum(math.isinf(row["hd95"]) for row in scored),
-    }
-    for name in ("nsd", "hd95", "msd"):
-        values = {row["case"]: [row[name]] for row in scored if math.isfinite(row[name])}
-        mean = asdict(bootstrap_interval(values))
-        median = float(np.median([row[name] for row in scored])) if scored else math.nan
-        summary[name] = {**{key: mean[key] for key in _KEPT}, "median": median}
-    return summary
-
-
-_KEPT = ("mean", "low", "high")
-
-
-def _ends(interval: Mapping[str, Any]) -> list[float]:
-    return [interval["low"], interval["high"]]
-
-
 def _cell(value: Any) -> Any:
     """Numbers in at most 6 digits after the point, NaN as an empty cell, text kept from being taken as a formula."""
     if isinstance(value, float):
@@ -298,8 +324,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
         return f"'{value}"
     return value
-
-
-def _check_spacing(spacing_mm: Sequence[float] | None) -> None:
-    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing_mm)):
-        raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing_mm)}")

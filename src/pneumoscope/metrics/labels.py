@@ -35,13 +35,18 @@ class Side:
 
     def names_of(self, mask: Mask, other: Names) -> Names:
         """Label numbers and names that this mask can hold; those of the `other` where the whole side is empty."""
-        if is_named(mask.names) or set(mask.names) == set(other):
+        if not self.needs_others(mask, other):
             return mask.names
-        every = sorted(self._numbers | set(mask.names) if mask.labels.any() else self._numbers)
+        every = sorted(self.numbers | set(mask.names) if mask.labels.any() else self.numbers)
         return {number: f"label {number}" for number in every} or other
 
+    def needs_others(self, mask: Mask, other: Names) -> bool:
+        """Whether the names of this mask depend on the other files of its side."""
+        return not (is_named(mask.names) or set(mask.names) == set(other))
+
     @cached_property
-    def _numbers(self) -> set[int]:
+    def numbers(self) -> set[int]:
+        """Labels that occur in the files without names."""
         from pneumoscope.io import read_mask
 
         found: set[int] = set()

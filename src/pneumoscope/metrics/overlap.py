@@ -244,7 +244,12 @@ def slice_scores(pred: BoolArray, ref: BoolArray) -> list[SliceScores]:
     Raises:
         InputError: as `count_slices`.
     """
-    return [SliceScores(c, **_scores(c), index=n) for n, c in enumerate(count_slices(pred, ref))]
+    return scores_of(count_slices(pred, ref))
+
+
+def scores_of(counts: Iterable[Counts]) -> list[SliceScores]:
+    """The scores of slices that were counted."""
+    return [SliceScores(c, **_scores(c), index=n) for n, c in enumerate(counts)]
 
 
 def mean_over_infected(scores: Iterable[SliceScores]) -> MeanScores:

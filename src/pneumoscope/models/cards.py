@@ -100,6 +100,14 @@ def find_model(name_or_dir: str | Path, *, root: Path | None = None) -> Path:
     )
 
 
+def content_of_model(name_or_dir: str | Path) -> str:
+    """Hex SHA-256 of a model's card, which holds the sums of all that belongs to it; of no model, of its name."""
+    try:
+        return sha256(find_model(name_or_dir) / CARD_FILE)
+    except ModelError:
+        return hashlib.sha256(str(name_or_dir).encode()).hexdigest()
+
+
 def read_card(path: str | Path) -> dict[str, Any]:
     """The card of a model folder as it was written.
 
