@@ -42,6 +42,10 @@ $(VENV)/.lint: pyproject.toml $(VENV)/.base
 	$(RUN) pip install --quiet --group lint
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml $(VENV)/.base
+	$(RUN) pip install --quiet --group docs
+	@touch $@
+
 demo: $(VENV)/.base
 	$(BIN)/pneumoscope demo --out demo --overwrite
 
@@ -70,8 +74,9 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.base
+docs: $(VENV)/.docs
 	$(RUN) pneumoscope.cli.reference docs/reference/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/speed.py
@@ -81,5 +86,5 @@ bench: $(VENV)/.test
 
 clean:
 	[ ! -f $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)
-	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf demo build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
