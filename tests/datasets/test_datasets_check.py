@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
+from trees_more import make_nnunet
 
+from pneumoscope.cases.audit import audit_dataset
 from pneumoscope.datasets import check as module
 from pneumoscope.datasets.check import check_dataset, leaving_link, listed
 from pneumoscope.datasets.phantom import write_phantom
@@ -126,3 +129,51 @@ def test_folders_that_are_not_the_set(tmp_path):
 def test_long_lists_are_summed_up():
     assert listed(["a/1", "b/2"]) == ["a/1", "b/2"]
     assert listed([f"a/{n}" for n in range(40)]) == ["40 files in a"]
+
+
+@pytest.fixture
+def empty_labels(tmp_path):
+    """An nnU-Net set of kinds: a sixth label that nobody drew, one that is no infiltrate, and a mask of nothing."""
+    import nibabel as nib
+    import numpy as np
+
+    folder = make_nnunet(tmp_path / "set", variant="kinds") / "Dataset501_Chest"
+    described = json.loads((folder / "dataset.json").read_text())
+    described["labels"] |= {"infiltrate": 6, "pleural effusion": 7}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    mask = folder / "labelsTr" / "chest_001.nii.gz"
+    image = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine, image.header), mask)
+    return folder
+
+
+ABSENT = [
+    "label 6 (infiltrate) is declared and no case holds it",
+    "label 7 (neither lung nor infiltrate) is declared and no case holds it",
+]
+
+
+def test_a_label_that_no_case_holds_is_mentioned(empty_labels):
+    found = check_dataset("nnunet", empty_labels)
+    assert found.whole, found.problems
+    assert [note for note in found.notes if note.startswith("label")] == ABSENT
+    assert "the infiltrate mask of chest_001 marks nothing" in found.notes
+    assert not [note for note in check_dataset("nnunet", empty_labels, quick=True).notes if "label" in note]
+
+
+def test_an_audit_mentions_it_too(empty_labels, tmp_path):
+    result = audit_dataset("nnunet", empty_labels, tmp_path / "out")
+    assert [f.detail for f in result.findings if f.kind == "absent-label"] == ABSENT
+    assert {"rule": "infiltrate", "why": "the infiltrate mask marks nothing", "cases": 1} in result.summary[
+        "not_judged"
+    ]
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert all(text in page for text in ABSENT)
+
+
+def test_labels_that_some_case_holds_are_not(tmp_path, tree):
+    found = check_dataset("nnunet", make_nnunet(tmp_path / "kinds", variant="kinds"))
+    assert not [note for note in found.notes if "declared" in note], found.notes
+    assert not [note for note in check_dataset("phantom", tree).notes if "declared" in note]
+    regions = check_dataset("nnunet", make_nnunet(tmp_path / "plain"))
+    assert [note[:8] for note in regions.notes if "declared" in note] == ["label 8 "]

@@ -17,13 +17,14 @@ from pneumoscope.datasets.audit.findings import AuditFinding, findings_csv, rank
 from pneumoscope.datasets.audit.raw import RawCase, read_raw
 from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditRules
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.check import leaving_link
+from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import present_labels
 
 if TYPE_CHECKING:
     from pneumoscope.inference.segment import Segmenter
@@ -88,6 +89,7 @@ class _Run:
     pictures: dict[int, bytes] = field(default_factory=dict)
     not_judged: Counter[tuple[str, str]] = field(default_factory=Counter)
     prints: list[Fingerprint] = field(default_factory=list)
+    labels: list[dict[str, set[int]]] = field(default_factory=list)
     masked: int = 0
     off_grid: int = 0
 
@@ -139,6 +141,7 @@ def audit_dataset(
     found = find_duplicates(run.prints, others, options.rules)
     _picture_pairs(found, [*others, *run.prints], run)
     run.findings.extend(found)
+    run.findings += [AuditFinding("", "absent-label", "note", text) for text in absent_labels(cases, run.labels)]
     _prepare(out, options, [], overwrite)
     order = ranked(run.findings)
     numbers = {id(finding): number for number, finding in enumerate(run.findings)}
@@ -228,6 +231,8 @@ def _one(case: Case, options: AuditOptions, segmenter: Segmenter | None, run: _R
             raise DatasetError(f"{problem_text}; see `data check`, or give --keep-going")
     run.prints.append(fingerprint(raw.volume, dataset="", case=case.case, patient=case.patient))
     judged, more = judge_with_model(raw, options, segmenter)
+    masks = {"lungs": raw.lungs, "infiltrate": raw.infiltrate}
+    run.labels.append({what: set(present_labels(m.labels)) for what, m in masks.items() if m is not None})
     run.masked += (raw.lungs is not None) + (raw.infiltrate is not None)
     run.off_grid += sum(f.kind == "grid-differs" for f in judged.findings)
     run.not_judged.update(judged.not_judged.items())
@@ -308,7 +313,7 @@ def _summary(
         "software": {"name": "pneumoscope", "version": __version__},
         "dataset": name,
         "cases": len(cases),
-        "cases_without": len(cases) - len({f.case for f in findings}),
+        "cases_without": len(cases) - len({f.case for f in findings if f.case}),
         "severities": {level: severities[level] for level in ("error", "warning", "note")},
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
         "not_judged": [

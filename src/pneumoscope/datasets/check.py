@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pneumoscope.datasets.case import MASKS, Case, in_subset
+from pneumoscope.datasets.case import MASKS, SAME_LABELS, Case, in_subset
+from pneumoscope.datasets.dataset_json import shown
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS
 
 COUNTS = ("scans", "patients", "slices", "slices_with_lung", "slices_with_infiltrate")
 _SIDE_FILES = {
@@ -96,6 +98,7 @@ class _Seen:
     with_lung: int | None = None
     with_infiltrate: int | None = None
     problems: list[str] = field(default_factory=list)
+    labels: dict[str, set[int]] = field(default_factory=dict)
 
 
 def check_dataset(
@@ -136,6 +139,9 @@ def check_dataset(
     problems = [Problem(case, what) for case, found in seen.items() for what in found.problems]
     pairs, notes = _pairs(cases, declared=any(key.endswith(f"@{MASKS}") for key in info.expected))
     beyond, looked = _beyond(cases, start)
+    if not quick:
+        notes += absent_labels(cases, [found.labels for found in seen.values()])
+        notes += _blank_masks(seen)
     notes += [] if looked else ["files beyond the cases were not looked for: not every case says where it lies"]
     counts = _counts(cases, seen, info.expected, quick)
     return DatasetCheck(name, quick, counts, (*problems, *pairs), tuple(notes), tuple(beyond))
@@ -175,7 +181,7 @@ def _read(case: Case, found: _Seen) -> None:
     """Read every file of a case to its end; what is wrong becomes a problem."""
     from pneumoscope.datasets.audit.raw import read_raw
     from pneumoscope.io.masks import fit_mask
-    from pneumoscope.volume import Mask
+    from pneumoscope.volume import Mask, present_labels
 
     try:
         raw = read_raw(case)
@@ -192,11 +198,46 @@ def _read(case: Case, found: _Seen) -> None:
         except PneumoscopeError as problem:
             found.problems.append(problem.message)
             continue
+        found.labels[what] = set(present_labels(mask.labels))
         marked = int(np.count_nonzero(mask.house().any(axis=(0, 1))))
         if what == "lungs":
             found.with_lung = marked
         else:
             found.with_infiltrate = marked
+
+
+def absent_labels(cases: Iterable[Case], present: Iterable[Mapping[str, set[int]]]) -> list[str]:
+    """Sentences about labels that the set declares and no case holds; a network cannot learn them.
+
+    Args:
+        cases: all of them; only label maps that the set itself states are compared, not the default of own tables.
+        present: of each case read, ``lungs`` and ``infiltrate`` -> labels on disk.
+    """
+    held: dict[str, set[int]] = {}
+    for one in present:
+        for what, labels in one.items():
+            held.setdefault(what, set()).update(labels)
+    absent: set[tuple[int, str]] = set()
+    for files in (case.files for case in cases if case.files is not None):
+        kinds = (("lungs", files.lung_labels, LUNG_LABELS), ("infiltrate", files.infiltrate_labels, INFILTRATE_LABELS))
+        stated = [(what, labels, names) for what, labels, names in kinds if what in held and labels is not SAME_LABELS]
+        for what, labels, names in stated:
+            apart = set(labels.values()) != {1}
+            named = {n: names[here] if apart else what.removesuffix("s") for n, here in labels.items()}
+            absent |= {(n, name) for n, name in named.items() if n not in held[what]}
+        if stated:
+            meant = {0, *files.lung_labels, *files.infiltrate_labels, *set().union(*held.values())}
+            absent |= {(n, "neither lung nor infiltrate") for n in files.ignored_labels - meant}
+    return [f"label {number} ({name}) is declared and no case holds it" for number, name in sorted(absent)]
+
+
+def _blank_masks(seen: Mapping[str, _Seen]) -> list[str]:
+    notes = []
+    for what in ("lungs", "infiltrate"):
+        blank = [case for case, found in seen.items() if found.labels.get(what) == set()]
+        if blank:
+            notes.append(f"the {what} mask of {shown(blank)} marks nothing")
+    return notes
 
 
 def _pairs(cases: Sequence[Case], *, declared: bool) -> tuple[list[Problem], list[str]]:

@@ -103,6 +103,8 @@ def write_audit_page(
         kinds.setdefault(finding.kind, []).append(
             {**finding.row(), "number": number + 1, "picture": _uri(pictures.get(number))}
         )
+        if not finding.case:  # about the set
+            continue
         counts = cases.setdefault(finding.case, {"error": 0, "warning": 0, "note": 0, "first": number + 1})
         counts[finding.severity] += 1
     ordered = sorted(cases.items(), key=lambda item: (-item[1]["error"], -item[1]["warning"], item[0]))

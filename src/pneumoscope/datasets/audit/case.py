@@ -117,6 +117,8 @@ def _infiltrate(
     rules: AuditRules, stacked: bool, out: Judged,
 ) -> None:  # fmt: skip
     drawn = labels > 0
+    if not drawn.any():
+        out.not_judged["infiltrate"] = "the infiltrate mask marks nothing"
     scene = Scene(raw.volume, None if lungs is None else lungs > 0, anatomy, raw.sized, stacked)
     if scene.lung is None and scene.guess is None:
         out.not_judged["outside-lung, no-lung-slice"] = "no lung mask, and none can be guessed"

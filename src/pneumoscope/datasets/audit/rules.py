@@ -34,6 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "swapped-sides": Kind(
         "Sides swapped", "What is labelled right lung lies on the patient's left.", "labels 1 and 2 are exchanged"
     ),
+    "absent-label": Kind("Label without voxels", "The data set declares a label that no case holds."),
     "undeclared-label": Kind(
         "Undeclared label", "The mask holds a label that the data set does not explain.",
         "removed when it is a trace only",
