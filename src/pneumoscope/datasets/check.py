@@ -215,8 +215,8 @@ def absent_labels(cases: Iterable[Case], present: Iterable[Mapping[str, set[int]
     """
     held: dict[str, set[int]] = {}
     for one in present:
-        for what, labels in one.items():
-            held.setdefault(what, set()).update(labels)
+        for what, found in one.items():
+            held.setdefault(what, set()).update(found)
     absent: set[tuple[int, str]] = set()
     for files in (case.files for case in cases if case.files is not None):
         kinds = (("lungs", files.lung_labels, LUNG_LABELS), ("infiltrate", files.infiltrate_labels, INFILTRATE_LABELS))
