@@ -14,7 +14,7 @@ from pneumoscope.severity.lesions import count_lesions
 from pneumoscope.severity.lobes import LOBES, lobe_lookup, scores_of
 from pneumoscope.severity.measure import CONSOLIDATION_FROM_HU, Severity, measure
 from pneumoscope.severity.sides import sides_of
-from pneumoscope.severity.states import STATES, use_states
+from pneumoscope.severity.states import DENSE_PERCENT, STATES, use_states
 from pneumoscope.severity.tally import Box, LungPart, box_of, tally
 from pneumoscope.severity.zones import LEVELS, ZONES, zone_map
 from pneumoscope.volume import Mask, Volume
@@ -58,12 +58,16 @@ def assess(
     interval = None
     if probability is not None:
         interval = volume_interval(probability, side != 0, probability.values[box], ml)
+    densities = density_classes(hu, side, ml, sided=sided, consolidation_from_hu=consolidation_from_hu)
+    parts = (densities.total, densities.right, densities.left)
+    if any(part is not None and (part.consolidation_percent or 0) > DENSE_PERCENT for part in parts):
+        states.append("lung_dense")
     return replace(
         basic,
         states=tuple(name for name in STATES if name in states),
         zones=_zones(volume, side, spot, box, sided=sided, limit_hu=consolidation_from_hu),
         lobes=scores,
-        densities=density_classes(hu, side, ml, sided=sided, consolidation_from_hu=consolidation_from_hu),
+        densities=densities,
         lesions=count_lesions(marked, ml),
         distribution=distribution_of(side, marked, volume.grid, box, sided=sided),
         interval=interval,

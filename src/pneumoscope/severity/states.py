@@ -27,6 +27,12 @@ LUNG_HU = (-980.0, -400.0)
 UNEQUAL = 3.0
 """One lung larger than the other by more than this factor."""
 
+DENSE_PERCENT = 30.0
+"""More than this part of one lung in the density class of consolidation is a state."""
+
+THIN_HU = -910.0
+"""Lungs with a lower mean are a state; full inspiration reaches about -880."""
+
 STATES: Mapping[str, str] = {
     "no_lung_found": "No lung was found. There are no shares; volumes of infiltrate count only what lies outside.",
     "one_lung_only": "Only one lung was found. Shares refer to that lung.",
@@ -35,6 +41,12 @@ STATES: Mapping[str, str] = {
     "side and zone is exchanged; exchange the two labels of the mask.",
     "lung_left_out": "The lung network is sure of more lung than the mask holds; rules of density and shape left it "
     "out. Volumes and shares may miss it.",
+    "pleural_fluid": "The lung network sees fluid in the pleural space (effusion, or a side that was operated out). It "
+    "is no lung and in no share; a lung that is white as a whole may look like it.",
+    "pleural_air": "The lung network sees air in the pleural space (pneumothorax). It is no lung and in no share.",
+    "lung_dense": f"More than {DENSE_PERCENT:.0f} % of a lung is as dense as soft tissue. Consolidation, collapse and "
+    "tumour do this; where lung and what lies beside it are alike, the border is the network's.",
+    "lung_thin": f"The lungs have a mean below {THIN_HU:.0f} HU without their infiltrate, as in emphysema.",
     "lung_incomplete": "The lungs reach the edge of the scan and may be cut off. Volumes and shares "
     "refer to the part that was scanned.",
     "no_infiltrate_found": "No infiltrate was found in this scan.",
@@ -60,7 +72,7 @@ OUTSIDE_USE = ("slices_too_thick", "lung_volume_implausible", "density_implausib
 def use_states(
     slice_mm: float, total: LungPart, right: LungPart | None, left: LungPart | None, healthy_mean_hu: float | None
 ) -> list[str]:
-    """States of a scan that should not have come, and of lungs that are suspiciously unequal.
+    """States of a scan that should not have come, and of lungs that are suspiciously unequal or thin.
 
     Args:
         slice_mm: distance between slices.
@@ -77,6 +89,8 @@ def use_states(
         found.append("slices_too_thick")
     if total.share_percent is not None and not LUNG_VOLUME_ML[0] <= total.lung_ml <= LUNG_VOLUME_ML[1]:
         found.append("lung_volume_implausible")
+    if healthy_mean_hu is not None and healthy_mean_hu < THIN_HU:
+        found.append("lung_thin")
     if healthy_mean_hu is not None and not LUNG_HU[0] <= healthy_mean_hu <= LUNG_HU[1]:
         found.append("density_implausible")
     return found
