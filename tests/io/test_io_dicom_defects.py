@@ -17,6 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
+from pneumoscope.io import read_volume
 from pneumoscope.io.dicom import ReadLimits, is_dicom, read_dicom
 from pneumoscope.volume import Volume, array_to_native
 
@@ -216,6 +217,23 @@ def private_syntax(slices: Slices) -> None:
         data.file_meta.TransferSyntaxUID = UID("1.3.46.670589.33.1.4.1")
 
 
+def columns_left_out(count: int) -> Callable[[Slices], None]:
+    """The header of pictures with 16 x 12 pixels says fewer columns; 40 rows so that this is more than one row."""
+
+    def change(slices: Slices) -> None:
+        for k, data in enumerate(slices):
+            making.set_pixels(data, np.resize(making.hu_of(k), (100, 12)).astype(np.int32) + 1024)
+            data.Columns -= count
+
+    return change
+
+
+def rows_left_out_and_padded(slices: Slices) -> None:
+    for data in slices:
+        data.Rows //= 2
+        data.PixelData += bytes(100)
+
+
 REFUSED: list[tuple[str, int, Callable[[Slices], None], str]] = [
     ("missing middle slice", 6, drop(4), r"1 slice.*-302\.50 to -297\.50 mm"),
     ("several missing slices", 7, drop(3, 4, 7), "3 slice"),
@@ -251,6 +269,8 @@ REFUSED: list[tuple[str, int, Callable[[Slices], None], str]] = [
     ("rows and columns lie", 30, on_all(Rows=4096, Columns=4096), r"33554432 bytes"),
     ("rows and columns are too small", 30, on_all(Rows=8), "8 x 12"),
     ("compressed picture of another size", 30, coded_wrong_size, "16 x 12"),
+    ("one column too few", 30, columns_left_out(1), "11 pixels"),
+    ("half of the rows, padded", 30, rows_left_out_and_padded, "8 x 12"),
     ("no rows", 30, on(4, Rows=0), "IM0004"),
     ("65535 x 65535", 31, on_all(Rows=65535, Columns=65535), "65535"),
     ("46341 x 46341", 31, on_all(Rows=46341, Columns=46341), "46341"),
@@ -614,3 +634,100 @@ def test_pipe_does_not_block(tmp_path: Path, in_process: None) -> None:
     os.mkfifo(folder / "pipe")
     assert is_dicom(folder)
     assert codes(read_dicom(folder)) == {"IN-DCM-044"}
+
+
+WORDS = [
+    "HU", "hu ", "Hu", "H.U.", "[HU]", "HU_MOD", "US", "", "Hounsfield Units", "HOUNSFIELD", "hounsfield unit",
+    "Hounsfield_Units (HU)", "Houndsfield", "[hnsf'U]", "Hounsfield-Einheiten",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_rescale_type_in_any_spelling(words: str, tmp_path: Path, in_process: None) -> None:
+    slices = making.make_series()
+    on_all(RescaleType=words)(slices)
+    volume = read_dicom(making.save(slices, tmp_path))
+    np.testing.assert_array_equal(native_kji(volume), clean_hu())
+    assert codes(volume) == set()
+
+
+@pytest.mark.parametrize(
+    "spoil", [on_all(RescaleType="Z_EFF"), on_all(RescaleType="MGML"), on_all(RescaleIntercept=None)], ids=range(3)
+)
+def test_other_units_are_hu_by_the_word_of_the_user(
+    spoil: Callable[[Slices], None], tmp_path: Path, in_process: None
+) -> None:
+    slices = making.make_series()
+    for data in slices:
+        data.RescaleIntercept, data.PixelRepresentation = "0", 1
+        making.set_pixels(data, making.get_pixels(data) - 824)  # 200 HU too high, so that nothing proves them
+    spoil(slices)
+    folder = making.save(slices, tmp_path)
+    with pytest.raises(ReadError, match=r"RescaleType|RescaleIntercept"):
+        read_volume(folder)
+    volume = read_volume(folder, intensity="hu")
+    np.testing.assert_array_equal(native_kji(volume), clean_hu() + 200)
+    assert codes(volume) == {"IN-DCM-017"}
+
+
+def rounded(step: float, unit: float, count: int = making.SLICES, *, without: int | None = None) -> list[float]:
+    return [round(k * step / unit) * unit for k in range(count) if k != without]
+
+
+def placed(slices: Slices, z: list[float], thickness: float | None, form: str = "{:g}") -> None:
+    for data, place in zip(slices, z, strict=True):
+        data.ImagePositionPatient = ["-120.5", "-80.25", form.format(place)]
+        put(data, "SliceThickness", None if thickness is None else str(thickness))
+
+
+@pytest.mark.parametrize("form", ["{:g}", "{:.4f}"])
+@pytest.mark.parametrize(
+    ("step", "unit", "thickness", "tolerance"),
+    [
+        (2.5, 1, 2.5, 1e-6), (2.5, 1, 5, 0.06), (2.5, 1, None, 0.06), (1.25, 1, 1.25, 1e-6), (3.75, 1, 3.75, 1e-6),
+        (-2.5, 1, 2.5, 1e-6), (1.25, 0.5, 1.25, 1e-6), (0.625, 0.1, 0.625, 1e-6), (0.625, 0.1, None, 0.01),
+    ],
+)  # fmt: skip
+def test_positions_rounded_by_the_writer(
+    step: float, unit: float, thickness: float | None, tolerance: float, form: str, tmp_path: Path, in_process: None
+) -> None:
+    slices = making.make_series()
+    placed(slices, rounded(step, unit), thickness, form)
+    volume = read_dicom(making.save(slices, tmp_path))
+    assert abs(volume.spacing_mm[2] - abs(step)) <= tolerance
+    expected = clean_hu() if step > 0 else clean_hu()[::-1]
+    np.testing.assert_array_equal(native_kji(volume), expected)
+
+
+@pytest.mark.parametrize(
+    ("z", "thickness"),
+    [
+        (rounded(1, 1, 11, without=4), 1), (rounded(1, 1, 11, without=4), None), (rounded(2, 1, 11, without=7), 2),
+        (rounded(2.5, 1, 11, without=4), 2.5), (rounded(1.25, 1, 11, without=3), 1.25),
+        ([0, 2, 4, 6, 8, 11, 13, 15, 17, 19], 2), (rounded(0.625, 0.1, 11, without=4), 0.625),
+    ],
+)  # fmt: skip
+def test_rounding_hides_no_missing_slice(
+    z: list[float], thickness: float | None, tmp_path: Path, in_process: None
+) -> None:
+    slices = making.make_series()
+    placed(slices, z, thickness)
+    with pytest.raises(ReadError) as caught:
+        read_dicom(making.save(slices, tmp_path))
+    assert caught.value.code in ("IN-DCM-006", "IN-DCM-007", "IN-DCM-010")
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [bytes(2048), b"\xff" * 700, bytes(1 << 16), np.random.default_rng(0).bytes(2048 - 330)],
+    ids=["zeros", "ones", "64 KiB", "leftovers"],
+)
+@pytest.mark.parametrize("syntax", [making.EXPLICIT, making.DEFLATED])
+def test_padding_behind_the_pixels(padding: bytes, syntax: str, tmp_path: Path, in_process: None) -> None:
+    slices = making.make_series()
+    for data in slices:
+        making.set_pixels(data, making.get_pixels(data)[:15, :11])
+        data.PixelData += padding
+    volume = read_dicom(making.save([making.code_as(data, syntax) for data in slices], tmp_path))
+    np.testing.assert_array_equal(native_kji(volume), clean_hu()[:, :15, :11])
+    assert [(f.code, f.severity) for f in volume.findings] == [("IN-DCM-030", "info")]

@@ -217,6 +217,10 @@ ACCEPTED: dict[str, tuple[str | None, Build]] = {
     "63 slight shear": ("IN-NII-063", sform_only(chest(), sheared(5e-4))),
     "63 gantry tilt": ("IN-NII-063", sform_only(chest(), sheared(0.3))),
     "65 negative pixdim": ("IN-NII-065", bent(pixdim=[1, -0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "62 pixdim[0] is 0": ("IN-NII-062", bent(pixdim=[0, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "62 the same, qform only": ("IN-NII-062", bent(sform_code=0, pixdim=[0, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "62 pixdim[0] is 3": ("IN-NII-062", bent(pixdim=[3, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "a quaternion of length 1.00005": (None, bent(quatern_d=1.00005)),
     "66 metres": ("IN-NII-066", in_metres),
     "66 microns": ("IN-NII-066", in_microns),
 }  # fmt: skip
@@ -433,3 +437,9 @@ def test_every_code_is_in_the_reference() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "input-codes.md").read_text(encoding="utf-8")
     codes = {code for code, _ in REFUSED.values()} | {code for code, _ in ACCEPTED.values() if code}
     assert not [code for code in sorted(codes) if f"| {code} |" not in text]
+
+
+def test_finders_notes_in_a_folder_are_no_second_image(tmp_path: Path) -> None:
+    folder = folder_of(1)(tmp_path)
+    (folder / "._0.nii").write_bytes(b"\0\5\x16\7" + bytes(200))
+    assert read_nifti(folder).array.shape == chest().shape

@@ -86,6 +86,7 @@ def read_dicom(
     min_slices: int = MIN_SLICES,
     fill_gaps: bool = False,
     any_modality: bool = False,
+    as_hu: bool = False,
     limits: ReadLimits | None = None,
 ) -> Volume:
     """Read one CT series.
@@ -101,6 +102,7 @@ def read_dicom(
         min_slices: fewer are refused as no volume.
         fill_gaps: take damaged files as missing slices, and interpolate single missing or uneven slices.
         any_modality: accept other images than CT (their values are then hardly HU).
+        as_hu: take the values as HU where RescaleType or a missing rescale leave it open.
         limits: time, memory and size.
 
     Raises:
@@ -108,7 +110,7 @@ def read_dicom(
     """
     allowed = limits or ReadLimits()
     request = _request(path, "read", allowed, any_modality)
-    request |= {"series": series, "min_slices": max(1, min_slices), "fill_gaps": fill_gaps}
+    request |= {"series": series, "min_slices": max(1, min_slices), "fill_gaps": fill_gaps, "as_hu": as_hu}
     with _scratch() as (stream, name):
         reply = _exchange({**request, "out": name}, stream)
         shape = tuple(reply["shape"])

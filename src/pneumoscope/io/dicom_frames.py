@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom_header import BadValueError, Header, decimals, numbers, sequence, text
+from pneumoscope.io.dicom_header import BadValueError, Header, numbers, sequence, text
 from pneumoscope.io.dicom_pixels import PixelFormat, pixel_format
 from pneumoscope.io.dicom_series import kernel
+
+_LETTERS = re.compile(r"[^A-Z]+")
+_HOUNSFIELD = re.compile(r"(HU|HUMOD|HUUNITS?|US|UNSPECIFIED|HNSFU)?|.*HOUND?SF.*")
+"""RescaleType, letters only: the code HU (and HU_MOD, US for unspecified), UCUM's [hnsf'U], or Hounsfield's name."""
 
 DIRECTION_TOLERANCE = 1e-2
 """How far direction cosines may be from unit length and a right angle."""
@@ -30,8 +35,8 @@ class Frame:
         spacing_mm: (between columns, between rows).
         slope, intercept: stored value to HU; None when the file gives none.
         thickness_mm, gap_mm: SliceThickness and SpacingBetweenSlices, None when missing or unusable.
+        in_hu: RescaleType says Hounsfield units, in whatever spelling, or nothing of other units.
         kernel: convolution kernel, a short word.
-        position_decimals: decimals that x, y and z are written with.
     """
 
     header: Header
@@ -44,8 +49,8 @@ class Frame:
     intercept: float | None
     thickness_mm: float | None
     gap_mm: float | None
+    in_hu: bool
     kernel: str
-    position_decimals: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -118,7 +123,7 @@ def _frame(header: Header, layout: PixelFormat, index: int, groups: list[Any]) -
             36, f"has no {missing}, so its place is unknown (file order is no place); export the series again", header
         )
     slope, intercept = _rescale(header, groups)
-    place = _lookup(groups, "PlanePositionSequence", "ImagePositionPatient")
+    units = _group_text(groups, "PixelValueTransformationSequence", "RescaleType")
     return Frame(
         header=header,
         layout=layout,
@@ -130,8 +135,8 @@ def _frame(header: Header, layout: PixelFormat, index: int, groups: list[Any]) -
         intercept=intercept,
         thickness_mm=_optional(groups, "PixelMeasuresSequence", "SliceThickness"),
         gap_mm=_optional(groups, "PixelMeasuresSequence", "SpacingBetweenSlices"),
+        in_hu=_HOUNSFIELD.fullmatch(_LETTERS.sub("", units.upper())) is not None,
         kernel=kernel(_lookup(groups, "CTReconstructionSequence", "ConvolutionKernel") or header.tags),
-        position_decimals=decimals(place, "ImagePositionPatient"),
     )
 
 
@@ -172,8 +177,6 @@ def _rescale(header: Header, groups: list[Any]) -> tuple[float | None, float | N
         intercept = _group_numbers(groups, wrapper, "RescaleIntercept", 1)
     except BadValueError as error:
         raise _refused(18, f"{error} is not a finite number; export the series again", header) from None
-    if _group_text(groups, wrapper, "RescaleType").upper() not in ("", "HU", "US", "HU_MOD"):
-        raise _refused(17, "RescaleType says that the values are not Hounsfield units; give the CT series", header)
     if sequence(header.tags, "ModalityLUTSequence"):
         raise _refused(17, "uses a modality lookup table instead of slope and intercept; export it as CT", header)
     if slope is not None and slope[0] <= 0:

@@ -19,6 +19,9 @@ SAME_POSITION_MM = 0.01
 SPACING_TOLERANCE = 0.01
 """Distances may differ from their mean by this share (or by SAME_POSITION_MM, or by the rounding of the text)."""
 
+ROUNDINGS_MM = (1.0, 0.5, 0.25, 0.2, 0.1, 0.01, 0.001)
+"""Units that writers round positions to; coarser than 0.1 mm they leave a choice of distances."""
+
 MAX_ANGLE_DEG = 0.5
 """Slices turned by more than this against each other are not parallel."""
 
@@ -88,9 +91,17 @@ def stack(
         return _single(kept[0], normal, findings, where)
     place = np.array([frame.position_mm @ normal for frame in kept])
     _require_line(kept, place)
-    steps, more = _even_steps(kept, place, where, fill_gaps)
-    findings += more
-    vector = (kept[-1].position_mm - kept[0].position_mm) / (len(steps) - 1)
+    vector = kept[-1].position_mm - kept[0].position_mm
+    distance = _distance_before_rounding(kept, place)
+    if distance is None:
+        steps, more = _even_steps(kept, place, where, fill_gaps)
+        findings += more
+        vector = vector / (len(steps) - 1)
+    else:
+        steps = [Step(n, n, 0.0) for n in range(len(kept))]
+        note = f"slice positions are rounded to {_rounding_mm(kept):g} mm; the distance {distance:.4g} mm fits them all"
+        findings.append(Finding("IN-DCM-011", note, "info"))
+        vector = vector * distance / (place[-1] - place[0])
     vector, tilt = _tilt(vector, normal, len(steps), where)
     findings += tilt + _contradictions(kept, float(np.linalg.norm(vector)), float(vector @ normal))
     return Stack(kept, steps, _affine(kept[0], vector), findings)
@@ -227,9 +238,39 @@ def _is_even(frames: list[Frame], place: NDArray[np.float64], gaps: NDArray[np.f
     off = float(np.abs(place - (start + slope * count)).max())
     if np.abs(gaps - mean).max() <= max(SPACING_TOLERANCE * mean, SAME_POSITION_MM):
         return off <= max(0.1 * mean, SAME_POSITION_MM)
+    return off <= 0.6 * min(0.1, _rounding_mm(frames)) and float(gaps.min()) > SAME_POSITION_MM
+
+
+def _rounding_mm(frames: list[Frame]) -> float:
+    """The coarsest unit that all positions along the stack are whole multiples of."""
     along = int(np.abs(np.cross(*frames[0].directions)).argmax())
-    rounding = 10.0 ** -max(1, max(frame.position_decimals[along] for frame in frames))
-    return off <= 0.6 * rounding and float(gaps.min()) > SAME_POSITION_MM
+    values = np.array([frame.position_mm[along] for frame in frames])
+    fitting = (unit for unit in ROUNDINGS_MM if np.abs(values / unit - np.rint(values / unit)).max() < 1e-6 / unit)
+    return next(fitting, 1e-4)
+
+
+def _distance_before_rounding(frames: list[Frame], place: NDArray[np.float64]) -> float | None:
+    """The slice distance that explains positions rounded to 0.1 mm or more; None when they need no explanation.
+
+    A missing slice leaves steps of two sizes too. It is excluded when a distance that the header gives, and that is no
+    multiple of the unit, puts every slice within the rounding; or when the sizes differ by one unit, the smaller one
+    is of several units (a missing slice would double it), and neither is a distance that the header gives.
+    """
+    unit = _rounding_mm(frames)
+    steps = np.rint(np.diff(place) / unit)
+    upright = np.abs(np.cross(*frames[0].directions)).max() > 0.999
+    if unit < 0.1 or not upright or np.ptp(steps) == 0:
+        return None
+    given = [mm for mm in (frames[0].gap_mm, frames[0].thickness_mm) if mm is not None]
+    count = np.arange(len(place))
+    for distance in given:
+        whole = abs(distance / unit - round(distance / unit)) < 1e-3
+        if distance > unit and not whole and np.ptp(place - distance * count) <= unit * (1 + 1e-6):
+            return distance
+    slope, start = np.polyfit(count, place, 1)
+    off = float(np.abs(place - (start + slope * count)).max())
+    exact = any(abs(distance / unit - step) < 1e-3 for distance in given for step in (steps.min(), steps.max()))
+    return float(slope) if np.ptp(steps) == 1 and steps.min() > 1 and off <= 0.6 * unit and not exact else None
 
 
 def _kind_of_gap(gaps: NDArray[np.float64], usual: float) -> tuple[int, int]:

@@ -160,12 +160,6 @@ def numbers(tags: Any, keyword: str, count: int) -> tuple[float, ...] | None:
     return values
 
 
-def decimals(tags: Any, keyword: str) -> tuple[int, ...]:
-    """How many decimals each number of a decimal string is written with; 9 for exponents."""
-    parts = raw(tags, keyword).strip(b" \0").split(b"\\")
-    return tuple(9 if b"e" in part.lower() else len(part.strip(b" \0").partition(b".")[2]) for part in parts)
-
-
 def sequence(tags: Any, keyword: str) -> list[Any]:
     """The items of a sequence, [] when missing."""
     if TAGS[keyword] not in tags:

@@ -34,9 +34,23 @@ class Hounsfield:
         dtype: int16 when it holds every possible value exactly, else float32.
     """
 
-    def __init__(self, frames: Sequence[Frame], where: str, *, any_values: bool = False) -> None:
+    def __init__(self, frames: Sequence[Frame], where: str, *, any_values: bool = False, trusted: bool = False) -> None:
+        """`any_values` are no HU and need not be; `trusted` ones are HU by the word of the user.
+
+        Raises:
+            ReadError: row 17, RescaleType names other units.
+        """
         self._where = where
         self._any_values = any_values
+        self._trusted = trusted
+        self._foreign = [frame for frame in frames if not frame.in_hu]
+        if self._foreign and not (trusted or any_values):
+            raise ReadError(
+                "RescaleType says that the values are not Hounsfield units; give the CT series, or "
+                'intensity="hu" if these are HU after all',
+                code="IN-DCM-017",
+                path=self._foreign[0].header.name,
+            )
         self._frames = frames
         self._unscaled = [frame for frame in frames if frame.slope is None or frame.intercept is None]
         self.dtype = np.dtype(np.int16 if all(map(_fits_int16, frames)) else np.float32)
@@ -127,13 +141,21 @@ class Hounsfield:
                 22,
                 f"values reach {self._high:.0f} HU: signed samples that are marked unsigned; export the series again",
             )
-        if self._share("far_below") > 0.05 and self._share("body") < 0.005:
+        if self._share("far_below") > 0.05 and self._share("body") < 0.005 and not self._trusted:
             raise self._refused(
                 17,
                 f"values begin at {self._low:.0f} HU and hold no tissue: the intercept was applied twice; export again",
             )
         findings = []
-        if self._unscaled:
+        if self._foreign:
+            note = (
+                f"RescaleType of {len(self._foreign)} slice(s) names other units; taken as HU because the call says so"
+            )
+            findings.append(Finding("IN-DCM-017", note))
+        if self._unscaled and self._trusted:
+            note = f"{len(self._unscaled)} slice(s) without rescale; taken as HU because the call says so"
+            findings.append(Finding("IN-DCM-017", note))
+        elif self._unscaled:
             if self._share("air") < 0.005 or self._low < -1500 or self._high > 4095:
                 raise self._refused(
                     17,

@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import ReadError, printable
 from pneumoscope.io.dicom_codecs import COMPRESSED_SYNTAXES, LOSSY_SYNTAXES, RLE, decode_frame
-from pneumoscope.io.dicom_header import NATIVE_SYNTAXES, Header
+from pneumoscope.io.dicom_header import NATIVE_SYNTAXES, Header, PixelBlock
 
 MAX_FRAME_PIXELS = 1 << 26
 """8192 x 8192: far above any CT."""
 
 MAX_FRAMES = 1 << 20
+MAX_PADDING_BYTES = 1 << 16
+"""Padding is no longer than the pixels and this."""
+
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 9, 1 << 12
+"""Blocks of disks and tapes."""
+
 _MAX_EXPANSION = 1 << 14
 """No codec makes more than this many bytes of pixels from one byte of an image that shows something."""
 
@@ -54,6 +60,10 @@ class PixelFormat:
     bits_stored: int
     high_bit: int
     signed: bool
+
+    def excess_bytes(self, pixels: PixelBlock) -> int:
+        """Bytes of padding behind uncompressed pixels."""
+        return 0 if pixels.length is None else max(0, pixels.length - self.frame_bytes * self.frames)
 
     @property
     def frame_bytes(self) -> int:
@@ -126,9 +136,26 @@ def _require_bytes(header: Header, layout: PixelFormat) -> None:
         raise _refused(27, "says it is compressed, but its pixels are not; export the series again", header)
     if length < need:
         raise _lies(header, layout, length)
-    if length - need > max(columns * layout.bits_allocated // 8, 128):
+    if not _is_padding(header, layout, need, length - need):
         message = f"the header says {rows} x {columns} pixels ({need} bytes), the file holds {length} bytes of them"
         raise _refused(30, f"{message}; export the series again", header)
+
+
+def _is_padding(header: Header, layout: PixelFormat, need: int, excess: int) -> bool:
+    """Whether bytes behind the pixels are padding (PS3.5 8.1.1) and not rows or columns that the header leaves out.
+
+    Up to a row may hold anything; more must be one byte over and over, or leftovers that fill the last disk block and
+    are no whole number of rows or columns.
+    """
+    rows, columns = (side * layout.bits_allocated // 8 for side in layout.shape)
+    if excess <= max(columns, 128):
+        return True
+    if excess > need + MAX_PADDING_BYTES:
+        return False
+    behind = header.pixel_bytes(need, excess)
+    uniform = behind.count(behind[:1]) == len(behind)
+    fills_block = excess < MAX_BLOCK_BYTES and (need + excess) % MIN_BLOCK_BYTES == 0
+    return uniform or (fills_block and excess % rows != 0 and excess % columns != 0)
 
 
 def _lies(header: Header, layout: PixelFormat, there: int) -> ReadError:

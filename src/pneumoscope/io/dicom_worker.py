@@ -74,10 +74,14 @@ def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, A
     headers = folder.slices[uid]
     notes = Counter(row for header in headers for row in header.notes)
     other_modality = request["any_modality"] and headers[0].text("Modality") not in ("CT", "")
-    converter = Hounsfield(made.frames, where, any_values=other_modality)
+    converter = Hounsfield(made.frames, where, any_values=other_modality, trusted=request["as_hu"])
     _write(made, converter, out)
     findings += made.findings + converter.conclude()
     findings += [Finding(f"IN-DCM-{row:03d}", f"{count} file(s) {_NOTES[row]}") for row, count in notes.items()]
+    padded = {f.header.name for f in made.frames if f.header.pixels and f.layout.excess_bytes(f.header.pixels) > 1}
+    if padded:
+        note = f"{len(padded)} file(s) with padding behind their pixels, which was left out"
+        findings.append(Finding("IN-DCM-030", note, "info"))
     if other_modality:
         findings.append(Finding("IN-DCM-041", "not a CT; read because any modality was allowed", "error"))
     rows, columns = made.frames[0].layout.shape

@@ -45,6 +45,9 @@ REFUSED_DTYPES: Mapping[int, str] = {
 UNIT_MM: Mapping[int, float] = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 """Millimetres per unit of length (xyzt_units & 7): unknown, metre, millimetre, micron."""
 
+QUATERNION_TOLERANCE = 1e-3
+"""By how much the three stored parts of a unit quaternion may be longer than 1: rounding by the writer."""
+
 FORMS_TOLERANCE = 1e-3
 """sform and qform agree when no direction differs by more than this part of a voxel step ..."""
 
@@ -109,7 +112,8 @@ def _inside_folder(path: Path) -> Path:
     """The one NIfTI file in a folder called ``X.nii`` (made by unpackers that expand the gzip layer)."""
     if not path.is_dir():
         return path
-    inside = sorted(p for p in path.iterdir() if p.name.lower().endswith((".nii", ".nii.gz")) and not p.is_dir())
+    names = (p for p in path.iterdir() if p.name.lower().endswith((".nii", ".nii.gz")))
+    inside = sorted(p for p in names if not p.is_dir() and not p.name.startswith("."))  # "._X" holds Finder's notes
     if len(inside) != 1:
         raise Place(path, FAMILY).error(53, f"is a folder with {len(inside)} NIfTI files, expected a file or just one")
     return inside[0]
@@ -184,7 +188,8 @@ def _affine(header: Any, place: Place) -> tuple[NDArray[np.float64], tuple[Findi
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
         findings += (place.note(65, f"negative voxel sizes {steps.tolist()} were taken as positive"),)
     sform = _sform(header, place) if int(header["sform_code"]) > 0 else None
-    qform = _qform(header, place) if int(header["qform_code"]) > 0 else None
+    qform, qfac_note = _qform(header, place) if int(header["qform_code"]) > 0 else (None, ())
+    findings += qfac_note
     if sform is not None and qform is not None:
         _require_agreement(sform, qform, place)
     affine = sform if sform is not None else qform
@@ -207,18 +212,28 @@ def _sform(header: Any, place: Place) -> NDArray[np.float64]:
     return affine
 
 
-def _qform(header: Any, place: Place) -> NDArray[np.float64]:
+def _qform(header: Any, place: Place) -> tuple[NDArray[np.float64], tuple[Finding, ...]]:
+    """The qform; pixdim[0] is its handedness by sign, and 0 means 1 (nifti1.h, method 2)."""
     from nibabel.spatialimages import HeaderDataError
 
     fields = [float(header[name]) for name in ("quatern_b", "quatern_c", "quatern_d")]
     fields += [float(header[name]) for name in ("qoffset_x", "qoffset_y", "qoffset_z")]
+    handed = float(header["pixdim"][0])
+    notes: tuple[Finding, ...] = ()
+    if handed not in (1.0, -1.0):
+        header["pixdim"][0] = -1.0 if handed < 0 else 1.0
+        notes = (place.note(62, f"pixdim[0] is {handed:g} and was taken as {header['pixdim'][0]:g}", "info"),)
+    length = float(np.linalg.norm(fields[:3]))
+    if 1 < length <= 1 + QUATERNION_TOLERANCE:  # as nifti1_io does, which the other readers use
+        for name in ("quatern_b", "quatern_c", "quatern_d"):
+            header[name] /= length
     try:
-        if not np.isfinite(fields).all():
+        if not np.isfinite([*fields, handed]).all():
             raise ValueError
         affine = header.get_qform().astype(np.float64)
     except (ValueError, HeaderDataError):
         raise place.error(62, f"the qform is not a rotation: {fields}; correct the header") from None
-    return affine
+    return affine, notes
 
 
 def _require_agreement(sform: NDArray[np.float64], qform: NDArray[np.float64], place: Place) -> None:

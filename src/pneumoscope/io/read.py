@@ -119,7 +119,7 @@ def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity,
     if kind == "dicom":
         from pneumoscope.io.dicom import read_dicom
 
-        volume = read_dicom(path, series=series, case=case)
+        volume = read_dicom(path, series=series, case=case, as_hu=intensity == "hu")
         outside = any(finding.code == "IN-DCM-049" for finding in volume.findings)  # not a chest: said already
         if intensity == "auto" and not outside:
             hounsfield.require_hu(volume.hu, family="IN-DCM", path=path)
