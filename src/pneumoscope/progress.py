@@ -21,3 +21,25 @@ class Progress(Protocol):
 
 def silent(what: str, done: int, total: int, note: str = "") -> None:
     """The default: say nothing."""
+
+
+NOTE, FORECAST = "note", "forecast"
+"""Names of work whose notes a user must see, bar or no bar: what was made anew and why, and what is to be expected."""
+
+
+class Noted:
+    """A progress that also keeps every `NOTE`, for the files of a run.
+
+    Args:
+        progress: told about everything.
+    """
+
+    def __init__(self, progress: Progress = silent) -> None:
+        self.progress = progress
+        self.notes: list[str] = []
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """See `Progress`."""
+        if what == NOTE and note not in self.notes:
+            self.notes.append(note)
+        self.progress(what, done, total, note)

@@ -26,6 +26,7 @@ TINY = [
     "lung.max_slices=8",
     "scoring.interval_resamples=20",
 ]
+RUN = ("study", "run", "maganaris-2022b-demo", "--synthetic")
 SET = [word for setting in TINY for word in ("--set", setting)]
 
 
@@ -79,19 +80,19 @@ def test_report_of_what_is_no_study(cli, tmp_path):
 def test_a_study_is_not_written_over(cli, demo):
     out, _ = demo
     cli("demo", "--out", out).refused("--overwrite")
-    cli("study", "run", "maganaris-2022b-demo", "-o", out, *SET).refused("--overwrite")
-    cli("study", "run", "maganaris-2022b-demo", "-o", out, *SET, "--resume", "--overwrite").refused("one of them")
+    cli(*RUN, "-o", out, *SET).refused("--overwrite")
+    cli(*RUN, "-o", out, *SET, "--resume", "--overwrite").refused("one of them")
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(cli, demo):
-    cli("study", "run", "maganaris-2022b-demo", "-o", demo[0], *SET, "--resume").refused("training.seed")
+    cli(*RUN, "-o", demo[0], *SET, "--resume").refused("training.seed")
 
 
 def test_a_finished_run_is_gone_on_with_at_once(cli, demo, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(demo[0], copy)
     seeds = [word for key in ("data.phantom_seed", "split.seed", "training.seed") for word in ("--set", f"{key}=3")]
-    ran = cli("study", "run", "maganaris-2022b-demo", "-o", copy, *SET, *seeds, "--resume", "--device", "cpu")
+    ran = cli(*RUN, "-o", copy, *SET, *seeds, "--resume", "--device", "cpu")
     assert ran.code == 0, ran
     assert ran.out.splitlines()[-1] == f"report: {copy / 'report.html'}"
     assert (copy / "matrix.csv").read_bytes() == (demo[0] / "matrix.csv").read_bytes()
@@ -107,4 +108,4 @@ def test_a_finished_run_is_gone_on_with_at_once(cli, demo, tmp_path):
     ],
 )
 def test_unusable_calls(cli, tmp_path, options, words):
-    cli("study", "run", "maganaris-2022b-demo", "-o", tmp_path / "out", *SET, *options).refused(words)
+    cli(*RUN, "-o", tmp_path / "out", *SET, *options).refused(words)

@@ -186,7 +186,7 @@ def test_a_plan_with_a_strange_field_is_refused(cli, table, tmp_path):
     (tmp_path / "p.json").write_text('{"epoch": 3}')
     cli("train", "--data", table, "-o", tmp_path / "m", "--plan", tmp_path / "p.json").refused("epoch is unknown")
     (tmp_path / "p.json").write_text('{"size": 3}')
-    with pytest.raises(InputError, match="size from 8"):
+    with pytest.raises(InputError, match="size is 3 in the plan, expected from 8"):
         read_plan(tmp_path / "p.json")
 
 

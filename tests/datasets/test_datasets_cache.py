@@ -15,7 +15,7 @@ import pytest
 
 from pneumoscope.datasets import cache_keys
 from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
-from pneumoscope.datasets.cache_keys import content_of, fingerprint, key_of
+from pneumoscope.datasets.cache_keys import content_of, key_of, remembered_content
 from pneumoscope.datasets.cached import cached_scan
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.manifest import load_scan, read_manifest_cases
@@ -288,8 +288,8 @@ def test_a_changed_file_never_gives_stale_slices(own, cache, old_files, what, hi
             path.write_bytes(raw)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert path.stat().st_mtime_ns == before.st_mtime_ns
-    expected = fingerprint(path, cache.folder / "nowhere", trust_stamps=False)
-    assert fingerprint(path, cache.folder / "stamps") == expected
+    expected = remembered_content(path, cache.folder / "nowhere", trust_stamps=False)
+    assert remembered_content(path, cache.folder / "stamps") == expected
     cached_count = cache.counts.misses
     try:
         plain = build_slice_set([case], RECIPE)
@@ -305,16 +305,16 @@ def test_a_young_file_is_summed_every_time(own, cache):
     # Changed twice within one tick of the clock, a file may keep its stamp.
     path = own / "note.txt"
     path.write_text("one")
-    first = fingerprint(path, cache.folder / "stamps")
+    first = remembered_content(path, cache.folder / "stamps")
     (memory,) = (cache.folder / "stamps").iterdir()
     assert [stamp for stamp, _ in json.loads(memory.read_text()).values()] == [None]
     forged = {"": [cache_keys._stamp(path), json.loads(memory.read_text())[""][1]]}
     path.write_text("two")
-    assert fingerprint(path, cache.folder / "stamps") != first
+    assert remembered_content(path, cache.folder / "stamps") != first
     forged[""][0] = cache_keys._stamp(path)
     memory.write_text(json.dumps(forged))  # what a stamp that does not change would do
-    assert fingerprint(path, cache.folder / "stamps") == first
-    assert fingerprint(path, cache.folder / "stamps", trust_stamps=False) != first
+    assert remembered_content(path, cache.folder / "stamps") == first
+    assert remembered_content(path, cache.folder / "stamps", trust_stamps=False) != first
 
 
 def test_folders_are_summed_by_names_and_bytes(tmp_path, old_files):
@@ -322,19 +322,19 @@ def test_folders_are_summed_by_names_and_bytes(tmp_path, old_files):
     (folder / "sub").mkdir(parents=True)
     for name in ("1.dcm", "sub/2.dcm"):
         (folder / name).write_text(name)
-    sums = [fingerprint(folder, stamps)]
-    assert fingerprint(folder, stamps) == sums[0]
+    sums = [remembered_content(folder, stamps)]
+    assert remembered_content(folder, stamps) == sums[0]
     (folder / "sub" / "3.dcm").write_text("")
-    sums.append(fingerprint(folder, stamps))
+    sums.append(remembered_content(folder, stamps))
     (folder / "sub" / "3.dcm").rename(folder / "3.dcm")
-    sums.append(fingerprint(folder, stamps))
+    sums.append(remembered_content(folder, stamps))
     (folder / "1.dcm").write_text("x.dcm")
-    sums.append(fingerprint(folder, stamps))
+    sums.append(remembered_content(folder, stamps))
     assert len(set(sums)) == 4
     for damage in ("{", "[]", '{"1.dcm": 3}', '{"1.dcm": [null, 5]}'):
         for memory in stamps.iterdir():
             memory.write_text(damage)
-        assert fingerprint(folder, stamps) == sums[-1]
+        assert remembered_content(folder, stamps) == sums[-1]
 
 
 def test_files_that_change_while_they_are_read_are_not_kept(own, cache, old_files):

@@ -39,4 +39,4 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         cases = three_hospitals()
         patch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
-        return run_study(small_experiment(), tmp_path_factory.mktemp("whole") / "study")
+        return run_study(small_experiment(), tmp_path_factory.mktemp("whole") / "study", synthetic=True)

@@ -20,7 +20,7 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         cases = {n: make_cases(n) for n in (1, 2)}
         patch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
-        return run_study(plan, tmp_path_factory.mktemp("a") / "study")
+        return run_study(plan, tmp_path_factory.mktemp("a") / "study", synthetic=True)
 
 
 def test_set_2_is_scored_whole_before_the_retraining_and_on_test_slices_after(study):

@@ -14,7 +14,6 @@ from pneumoscope.study.cells import (
     SLICE_COLUMNS,
     cell_folder,
     count_voxels,
-    data_fingerprint,
     read_cell,
     reliability_of,
 )
@@ -59,13 +58,17 @@ def test_other_scoring_is_another_cell(small, sets, tmp_path, change):
 
 
 def test_a_set_whose_masks_or_split_changed_is_another_set(small, sets):
-    before = data_fingerprint(sets[1])
-    assert data_fingerprint(sets[1]) == before
-    target = sets[1].slices.target.copy()
-    target[0, 0, 0] ^= 1
-    redrawn = replace(sets[1], slices=replace(sets[1].slices, target=target))
-    split = sets[1].split.assign(part=sets[1].split["part"].to_numpy()[::-1])
-    assert len({before, data_fingerprint(redrawn), data_fingerprint(replace(sets[1], split=split))}) == 3
+    before, slices = sets[1].content, sets[1].slices
+    assert replace(sets[1]).content == before
+    others = []
+    for name in ("images", "target", "lungs"):
+        array = getattr(slices, name).copy()
+        array.flat[-1] += 1
+        others.append(replace(sets[1], slices=replace(slices, **{name: array})))
+    wider = slices.table.assign(row_mm=slices.table["row_mm"] * 1.01)
+    others.append(replace(sets[1], slices=replace(slices, table=wider)))
+    others.append(replace(sets[1], split=sets[1].split.assign(part=sets[1].split["part"].to_numpy()[::-1])))
+    assert len({before, *(other.content for other in others)}) == 6
 
 
 def test_a_cell_comes_back_as_it_was_and_a_damaged_one_not_at_all(small, sets, tmp_path):
@@ -80,7 +83,7 @@ def test_a_cell_comes_back_as_it_was_and_a_damaged_one_not_at_all(small, sets, t
     assert read_cell(tmp_path, "Tr1", 1, "another key") is None
     (cell_folder(tmp_path, 1) / "voxels.npz").write_bytes(b"cut off")
     assert read_cell(tmp_path, "Tr1", 1) is None
-    (cell_folder(tmp_path, 1) / "cell.json").write_text(json.dumps([]))
+    (cell_folder(tmp_path, 1) / "done.json").write_text(json.dumps([]))
     assert read_cell(tmp_path, "Tr1", 1) is None
 
 

@@ -7,7 +7,7 @@ import pytest
 from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel
+from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.registry import build_recipe
 from pneumoscope.io import write_mask
 from pneumoscope.study.data import (
@@ -16,7 +16,7 @@ from pneumoscope.study.data import (
     find_cases,
     lung_folders,
     roots_of,
-    set_name,
+    set_names,
     two_channel_target,
 )
 from pneumoscope.study.lungs import LungSupply
@@ -83,11 +83,34 @@ def test_scans_that_nobody_drew_on_are_left_out(monkeypatch, hospitals, tmp_path
 
 def test_sets_are_called_after_their_data(hospitals):
     full = four_channel()
-    assert set_name(full, full.site(1), hospitals[1]) == "phantom-A"
-    real = [replace(case, dataset="medseg") for case in hospitals[1]]
-    assert set_name(full, full.site(1), real) == "medseg"
+    assert set_names(full, hospitals) == {1: "phantom-A", 2: "phantom-B", 3: "phantom-C"}
+    real = {**hospitals, 1: [replace(case, dataset="medseg") for case in hospitals[1]]}
+    assert set_names(full, real)[1] == "medseg"
     twice = with_overrides(full, ["data.sites.1.dataset=manifest", "data.sites.2.dataset=manifest"])
-    assert set_name(twice, twice.site(2), [replace(c, dataset="manifest") for c in hospitals[2]]) == "manifest-2"
+    listed = {n: [replace(case, dataset="manifest") for case in cases] for n, cases in hospitals.items()}
+    assert set_names(twice, listed) == {1: "manifest-1", 2: "manifest-2", 3: "mosmed"}
+
+
+def test_synthetic_sets_are_called_after_the_site_they_are_of(hospitals):
+    """Whatever set they stand in for, and apart where two are of one site."""
+    full = four_channel()
+    assert set_names(full, {1: hospitals[3], 2: hospitals[2], 3: hospitals[1]}) == {
+        1: "phantom-C", 2: "phantom-B", 3: "phantom-A",
+    }  # fmt: skip
+    assert set_names(full, {1: hospitals[3], 2: hospitals[2], 3: hospitals[3]}) == {
+        1: "phantom-C-1", 2: "phantom-B", 3: "phantom-C-3",
+    }  # fmt: skip
+
+
+def test_two_synthetic_sets_of_one_site_have_patients_and_files_of_their_own(tmp_path):
+    plan = with_overrides(four_channel_demo(), [
+        "data.sites.2.phantom_site=A", "data.phantom_size=tiny",
+        *(f"data.sites.{n}.phantom_patients=1" for n in (1, 2, 3)),
+    ])  # fmt: skip
+    cases = find_cases(plan, {}, tmp_path)
+    assert set_names(plan, cases) == {1: "phantom-A-1", 2: "phantom-A-2", 3: "phantom-C"}
+    one, two = (cases[n][0].load().volume.hu for n in (1, 2))
+    assert one.shape != two.shape or not np.array_equal(one, two)
 
 
 def test_slices_without_lung_are_kept_for_the_lung_network_only(small, hospitals, find_all_lungs, tmp_path):

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
+from pneumoscope.experiments.access import with_overrides
+from pneumoscope.progress import Noted
 from pneumoscope.study.data import build_set
-from pneumoscope.study.predictions import predict_stage, prediction_file, read_predictions
+from pneumoscope.study.predictions import predict_stage, prediction_file, prediction_stamp, read_predictions
+from pneumoscope.study.scoring import Scorer
 from pneumoscope.study.stages import TrainedModel
 
 
@@ -12,6 +17,8 @@ class Bright:
 
     def __init__(self, folder):
         self.name, self.folder, self.sha256, self.scans = "Tr1", folder, "ab" * 32, 0
+
+    loads_scans = False
 
     def inputs(self, study_set, rows):
         return study_set.slices.images[rows]
@@ -43,7 +50,57 @@ def test_answers_come_back_row_by_row(small, sets, tmp_path):
         assert "train" not in kept.part
 
 
-def test_answers_are_made_once_per_weights(small, sets, tmp_path):
+def changed(study_set, name):
+    """The same set with one voxel of an array of its slices changed."""
+    array = getattr(study_set.slices, name).copy()
+    array[study_set.rows("test")[0]].flat[0] += 1  # a view: the first value of the first test slice
+    return replace(study_set, slices=replace(study_set.slices, **{name: array}))
+
+
+@pytest.mark.parametrize("name", ["images", "target", "lungs"])
+def test_predictions_of_other_scans_or_masks_are_made_anew_and_said(small, sets, tmp_path, name):
+    stage, notes = Bright(tmp_path / "Tr1"), Noted()
+    predict_stage(small, stage, sets, progress=notes)
+    once, before = stage.scans, read_predictions(stage.folder, 1)
+    assert notes.notes == []
+    sets[1] = changed(sets[1], name)
+    predict_stage(small, stage, sets, progress=notes)
+    assert once < stage.scans < 2 * once  # set 3 is as it was
+    assert read_predictions(stage.folder, 1).stamp != before.stamp
+    assert len(notes.notes) == 1
+    assert "of set 1 are made anew" in notes.notes[0]
+    again = with_overrides(small, ["training.precision=bf16"])
+    predict_stage(again, stage, {3: sets[3]}, progress=notes)
+    assert "of set 3 are made anew" in notes.notes[1]
+
+
+def test_scores_of_kept_predictions_follow_the_scan(small, sets, tmp_path):
+    stage = Bright(tmp_path / "Tr1")
+    predict_stage(small, stage, sets)
+    Scorer(small, sets).stage(stage, stage.folder)
+    darker = sets[1].slices.images.copy()
+    darker[:, 1] = 0
+    sets[1] = replace(sets[1], slices=replace(sets[1].slices, images=darker))
+    rows = Scorer(small, sets).stage(stage, stage.folder)  # without a new `predict_stage`
+    assert rows.loc[rows["test"] == 1, "tp"].sum() == 0
+    assert rows.loc[rows["test"] == 3, "tp"].sum() > 0
+
+
+def test_a_stage_on_volumes_depends_on_the_whole_scan(small, sets, tmp_path):
+    """A voxel that no slice of the study shows still is part of the scan that such a stage loads."""
+    stage = Bright(tmp_path / "Tr1")
+    stage.loads_scans = True
+    before = prediction_stamp(small, stage, sets[1])
+    scan = sets[1].scans["s1p0"].load()
+    hu = scan.volume.hu.copy()
+    hu[0, 0, 0] += 1
+    other = replace(scan, volume=replace(scan.volume, hu=hu))
+    scans = {**sets[1].scans, "s1p0": replace(sets[1].scans["s1p0"], load=lambda: other)}
+    assert prediction_stamp(small, stage, replace(sets[1], scans=scans)) != before
+    assert prediction_stamp(small, stage, replace(sets[1])) == before
+
+
+def test_predictions_are_made_once_per_stamp(small, sets, tmp_path):
     stage = Bright(tmp_path / "Tr1")
     predict_stage(small, stage, sets)
     once = stage.scans
@@ -57,7 +114,7 @@ def test_answers_are_made_once_per_weights(small, sets, tmp_path):
     with pytest.raises(InputError, match="resume the study"):
         read_predictions(stage.folder, 1)
     predict_stage(small, stage, {1: sets[1]})
-    assert read_predictions(stage.folder, 1).sha256 == stage.sha256
+    assert read_predictions(stage.folder, 1).stamp == prediction_stamp(small, stage, sets[1])
 
 
 def test_half_is_exactly_half(tmp_path):

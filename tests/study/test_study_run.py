@@ -58,9 +58,9 @@ def test_the_folder_is_the_contract(whole):
 def test_the_tables_hang_together(whole):
     folder = whole.folder
     per_case = read_per_case(folder / "per_case.csv")
-    assert tuple(per_case.columns) == PER_CASE_COLUMNS
+    assert tuple(per_case.columns) == (*PER_CASE_COLUMNS, "data")
     matrix = pd.read_csv(folder / "matrix.csv")
-    assert tuple(matrix.columns) == COLUMNS
+    assert tuple(matrix.columns) == (*COLUMNS, "data")
     assert len(matrix) == 18
     again = build_matrix(per_case, whole.experiment)
     assert again["f1"].tolist() == pytest.approx(matrix["f1"].tolist(), abs=1e-6)
@@ -70,7 +70,7 @@ def test_the_tables_hang_together(whole):
     assert len(written["rows"]) == 18
     assert "Chaudhry" in written["formulas"]["forgetting"]
     assert [row["stage"] for row in written["transfer"]] == ["Tr1_R_2", "Tr1_R_2_R_3", "Tr2_R_3"]
-    assert (folder / "forgetting.csv").read_text().startswith("stage,test,f1,best_before,forgetting\nTr1_R_2,1,")
+    assert (folder / "forgetting.csv").read_text().startswith("stage,test,f1,best_before,forgetting,data\nTr1_R_2,1,")
 
 
 def test_test_slices_are_never_trained_on(whole):
@@ -91,9 +91,9 @@ def test_test_slices_are_never_trained_on(whole):
 )
 def test_a_study_killed_anywhere_ends_with_the_same_tables(small, hospitals, whole, no_figures, tmp_path, moment):
     with pytest.raises(Killed):
-        run_study(small, tmp_path, progress=kill_at(moment))
+        run_study(small, tmp_path, progress=kill_at(moment), synthetic=True)
     seen = []
-    run_study(small, tmp_path, resume=True, progress=lambda what, *rest: seen.append((what, rest[-1])))
+    run_study(small, tmp_path, synthetic=True, resume=True, progress=lambda what, *rest: seen.append((what, rest[-1])))
     assert tables(tmp_path) == tables(whole.folder)
     if moment == "scoring Tr2":
         assert ("Tr3", "taken from the folder") in seen
@@ -107,7 +107,7 @@ def test_a_study_with_no_infiltrate_in_one_set_says_so(small, hospitals, tmp_pat
         type(case)(**{**vars(case), "load": lambda case=case: _healthy(case.load())}) for case in make_cases(2)
     ]
     with pytest.raises(DatasetError, match="infiltrate"):
-        run_study(small, tmp_path)
+        run_study(small, tmp_path, synthetic=True)
 
 
 def _healthy(scan):
@@ -119,7 +119,7 @@ def _healthy(scan):
 def test_a_set_with_one_patient_has_scores_without_intervals(small, hospitals, no_figures, tmp_path):
     hospitals[2] = make_cases(2, patients=1, slices=40)
     small = with_overrides(small, ["stages.first.max_epochs=1", "stages.retrain.max_epochs=1"])
-    result = run_study(small, tmp_path)
+    result = run_study(small, tmp_path, synthetic=True)
     cells = result.matrix[result.matrix["test"] == 2]
     assert cells["f1"].notna().all()
     assert cells["f1_low"].isna().all()
@@ -130,9 +130,9 @@ def test_refusals_leave_a_finished_study_alone(small, hospitals, whole, tmp_path
     copy = tmp_path / "copy"
     shutil.copytree(whole.folder, copy)
     with pytest.raises(InputError, match="already holds a run"):
-        run_study(small, copy)
+        run_study(small, copy, synthetic=True)
     with pytest.raises(InputError, match="other settings"):
-        run_study(with_overrides(small, ["training.seed=4"]), copy, resume=True)
+        run_study(with_overrides(small, ["training.seed=4"]), copy, resume=True, synthetic=True)
     assert tables(copy) == tables(whole.folder)
 
 

@@ -13,6 +13,8 @@ class Bright:
     def __init__(self, folder):
         self.name, self.folder, self.sha256, self.calls = "Tr1", folder, "ab" * 32, 0
 
+    loads_scans = False
+
     def inputs(self, study_set, rows):
         return study_set.slices.images[rows]
 

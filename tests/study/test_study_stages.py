@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from pneumoscope.errors import InputError, ModelError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.sheet import revise
 from pneumoscope.models.cards import read_card
+from pneumoscope.progress import Noted
 from pneumoscope.study.data import build_set
 from pneumoscope.study.lungs import LungSupply, evenly
 from pneumoscope.study.stages import StageJob, new_model, train_stage
@@ -51,7 +53,7 @@ def test_a_stage_leaves_model_card_history_and_checkpoint(small, slices, tmp_pat
     assert card["task"] == "infiltrate"
     assert card["preprocessing"]["windows_hu"] == [[-970, -150], [-700, -450], [-450, -150]]
     assert card["training"]["epochs_run"] == 2
-    assert card["weights"]["sha256"] == done.sha256
+    assert card["weights"]["sha256"] == done.weights_sha256
     assert done.trained_now
 
 
@@ -73,6 +75,66 @@ def test_a_reason_that_is_worded_anew_trains_nothing_again(small, slices, tmp_pa
     train_stage(small, job(small), slices, slices, tmp_path)
     reworded = replace(small, training=revise(small.training, "our choice: put better", seed=small.training.seed))
     assert not train_stage(reworded, job(reworded), slices, slices, tmp_path, resume=True).trained_now
+
+
+def swapped(array):
+    """Two values exchanged: names, shapes and sums stay as they were."""
+    other = array.copy()
+    flat = other.reshape(-1)
+    a, b = int(flat.argmax()), int(flat.argmin())
+    flat[a], flat[b] = flat[b], flat[a]
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("scan", "training data"), ("mask", "training data"), ("validation mask", "validation data"),
+     ("setting", "settings")],
+)  # fmt: skip
+def test_a_stage_whose_data_or_settings_changed_is_trained_anew_and_says_so(small, slices, tmp_path, change, said):
+    train_stage(small, job(small), slices, slices, tmp_path)
+    images, targets, names = slices
+    train = val = slices
+    if change == "scan":
+        train = (swapped(images), targets, names)
+    elif change == "mask":
+        train = (images, swapped(targets), names)
+    elif change == "validation mask":
+        val = (images, swapped(targets), names)
+    else:
+        small = with_overrides(small, ["training.weight_decay=0.1"])
+    noted = Noted()
+    again = train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted)
+    assert again.trained_now
+    assert noted.notes == [f"Tr1: {said} changed since it was trained; it is trained anew"]
+    noted.notes = []
+    assert not train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted).trained_now
+    assert noted.notes == []
+
+
+def test_weights_of_another_stage_put_in_its_place_are_not_taken(small, slices, tmp_path):
+    """Card and weights agree with each other, and are not those that were trained here."""
+    first = train_stage(small, job(small), slices, slices, tmp_path)
+    other = with_overrides(small, ["training.seed=5"])
+    stranger = train_stage(other, job(other), slices, slices, tmp_path / "other")
+    for name in ("model.safetensors", "card.json"):
+        shutil.copyfile(stranger.folder / name, first.folder / name)
+    noted = Noted()
+    again = train_stage(small, job(small), slices, slices, tmp_path, resume=True, progress=noted)
+    assert same(weights(first), weights(again))
+    assert noted.notes == ["Tr1: the kept weights are damaged or were replaced; restored from the checkpoint"]
+
+
+def test_a_damaged_checkpoint_falls_back_and_says_so(small, slices, tmp_path):
+    first = train_stage(small, job(small), slices, slices, tmp_path)
+    (first.folder / "done.json").unlink()  # killed before its end
+    last = first.folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-9])
+    noted = Noted()
+    again = train_stage(small, job(small), slices, slices, tmp_path, resume=True, progress=noted)
+    assert same(weights(first), weights(again))
+    assert "last.ckpt is damaged" in noted.notes[0]
+    assert "previous.ckpt" in noted.notes[0]
 
 
 @pytest.mark.parametrize("damage", ["weights", "marker", "settings", "slices"])
@@ -141,7 +203,7 @@ def test_lungs_are_found_by_a_network_that_is_trained_once(small, hospitals, fin
     marker = json.loads((supply.model_folder / "done.json").read_text())
     again = LungSupply(small, sets, tmp_path, resume=True)
     assert not again.network().trained_now
-    assert again.network().sha256 == marker["sha256"]
+    assert again.network().weights_sha256 == marker["sha256"]
     assert read_card(supply.model_folder)["task"] == "lungs"
 
 

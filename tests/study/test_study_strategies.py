@@ -293,7 +293,7 @@ if __name__ == "__main__":
     kept = ("Tr1", "plain", "selector", "rehearsal")
     chain = tuple(s for s in plan.stages.chain if s.name.rsplit("-", 1)[-1] in kept)
     plan = replace(plan, stages=replace(plan.stages, chain=chain))
-    run_study(plan, sys.argv[1], resume=True, device="cpu", jobs=int(sys.argv[2]))
+    run_study(plan, sys.argv[1], resume=True, device="cpu", jobs=int(sys.argv[2]), synthetic=True)
 """
 
 

@@ -40,7 +40,7 @@ def study(tmp_path_factory):
     """All five systems on tiny made-up hospitals, undisturbed."""
     with pytest.MonkeyPatch.context() as patch:
         quiet(patch, three_sites())
-        return run_study(tiny(), tmp_path_factory.mktemp("systems") / "study", device="cpu")
+        return run_study(tiny(), tmp_path_factory.mktemp("systems") / "study", device="cpu", synthetic=True)
 
 
 def test_all_systems_are_scored_on_the_same_slices(study):
@@ -134,9 +134,9 @@ def test_a_study_killed_between_and_within_stages_ends_with_the_same_weights(stu
 
     for moment in ("Tr1_R_2-mueller epoch 1", "Tr1_R_2-bressem-low", "Tr1_R_2-threshold", "predicting Tr1-mueller"):
         with pytest.raises(Killed):
-            run_study(study.experiment, tmp_path, device="cpu", resume=True, progress=kill_at(moment))
+            run_study(study.experiment, tmp_path, device="cpu", resume=True, progress=kill_at(moment), synthetic=True)
     made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("stages/*/model.safetensors")}
-    run_study(study.experiment, tmp_path, device="cpu", resume=True)
+    run_study(study.experiment, tmp_path, device="cpu", resume=True, synthetic=True)
     assert {p: p.stat().st_mtime_ns for p in made} == made, "a finished stage was made again"
     assert weights(tmp_path) == weights(study.folder)
     for name in ("per_case.csv", "matrix.csv", "forgetting.csv"):
@@ -149,7 +149,7 @@ def test_other_numbers_of_a_system_are_another_study(study):
 
     other = with_overrides(study.experiment, ["systems.mueller-2021-small.phases.fit.learning_rate=0.1"])
     with pytest.raises(InputError, match=r"systems\.mueller-2021-small\.phases\.fit\.learning_rate: 0.003 -> 0.1"):
-        run_study(other, study.folder, resume=True)
+        run_study(other, study.folder, resume=True, synthetic=True)
 
 
 def test_forgetting_and_transfer_are_told_within_a_system(study):
@@ -185,7 +185,7 @@ def test_systems_are_compared_as_ways_of_their_own(study):
 def test_a_threshold_alone_is_a_study(tmp_path, monkeypatch):
     """No network at all but that of the lungs: nothing else may ask for one."""
     quiet(monkeypatch, {n: make_cases(n, 4) for n in (1, 2, 3)})
-    result = run_study(only(tiny(), "threshold"), tmp_path, device="cpu")
+    result = run_study(only(tiny(), "threshold"), tmp_path, device="cpu", synthetic=True)
     assert len(result.matrix) == 9
     assert not (tmp_path / "systems.csv").exists()
     assert not list(tmp_path.glob("stages/**/*.safetensors"))
@@ -200,7 +200,7 @@ def test_stages_train_in_processes_of_their_own(tmp_path, monkeypatch):
     patients = [f"data.sites.{n}.phantom_patients=3" for n in (1, 2, 3)]
     plan = only(tiny("data.phantom_size=tiny", *patients), "mueller-2021-small", "threshold", stages=2)
     quiet(monkeypatch)
-    result = run_study(plan, tmp_path / "two", device="cpu", jobs=2)
+    result = run_study(plan, tmp_path / "two", device="cpu", jobs=2, synthetic=True)
     alone = StageMaker(plan, open_sets(plan, tmp_path / "two", {}, device="cpu"), tmp_path / "two", "cpu", True)
     for stage in plan.stages.chain:
         assert not alone.make(stage.name).trained_now

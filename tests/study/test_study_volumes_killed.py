@@ -24,7 +24,8 @@ STUDIES = {
 def start(recipe, folder, settings, *more):
     """The command as a user gives it, one thread, a cache of the study's own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PNEUMOSCOPE_CACHE": str(folder.parent / "cache")}
-    command = [sys.executable, "-m", "pneumoscope", "study", "run", recipe, "-o", str(folder), "--device", "cpu"]
+    command = [sys.executable, "-m", "pneumoscope", "study", "run", recipe, "-o", str(folder), "--device", "cpu",
+               "--synthetic"]  # fmt: skip
     return subprocess.Popen(
         [*command, *(part for s in settings for part in ("--set", s)), *more],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

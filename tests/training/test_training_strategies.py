@@ -53,10 +53,10 @@ def test_an_epoch_holds_the_shares_asked_for():
     assert len({n for n in drawn.names if n.startswith("0.5")}) > 1
 
 
-def test_a_mixture_changes_its_fingerprint_with_all_that_shapes_it():
+def test_a_mixture_changes_its_content_with_all_that_shapes_it():
     a, b = grey(0.0), grey(1.0)
     prints = {
-        MixedSource(parts, shares, n).fingerprint()
+        MixedSource(parts, shares, n).content
         for parts, shares, n in (([a, b], [0.5, 0.5], 4), ([a, b], [0.25, 0.75], 4), ([a, b], [0.5, 0.5], 8),
                                  ([a, a], [0.5, 0.5], 4))
     }  # fmt: skip

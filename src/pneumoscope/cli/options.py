@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pneumoscope.experiments.sheet import MAX_SEED
+
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -67,7 +69,7 @@ _ANNOTATIONS: dict[str, Any] = {
         ),
     ],
     "seed": Annotated[
-        int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn at random.")
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of everything drawn at random.")
     ],
     "jobs": Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Cases worked on side by side.")],
     "overwrite": Annotated[

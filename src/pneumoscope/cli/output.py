@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
+
 from pneumoscope.cli.options import Common
+from pneumoscope.errors import printable
 from pneumoscope.io.files import jsonable
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import FORECAST, NOTE, Progress, silent
 
 MAX_BARS = 2
 """Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room."""
@@ -80,7 +83,23 @@ def interval(low: float | None, high: float | None) -> str:
 
 @contextmanager
 def progress_for(common: Common) -> Iterator[Progress]:
-    """A bar on stderr when it is a terminal and ``--quiet`` was not given; silence otherwise. NO_COLOR is honoured."""
+    """A bar on stderr when it is a terminal and ``--quiet`` was not given. NO_COLOR is honoured.
+
+    Forecasts and notes (what was made anew, and why) are lines on stderr, terminal or not, but for ``--quiet``.
+    """
+    with _bars(common) as bars:
+
+        def advance(what: str, done: int, total: int, note: str = "") -> None:
+            if what not in (FORECAST, NOTE):
+                bars(what, done, total, note)
+            elif not common.quiet:
+                typer.echo(f"{what}: {printable(note)}", err=True)
+
+        yield advance
+
+
+@contextmanager
+def _bars(common: Common) -> Iterator[Progress]:
     if common.quiet or not sys.stderr.isatty():
         yield silent
         return

@@ -9,12 +9,11 @@ import typer
 
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
-from pneumoscope.experiments.access import describe, with_overrides
+from pneumoscope.experiments.access import configured, describe
 from pneumoscope.experiments.registry import ALL_RECIPES, build_any
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.experiments.xray_schema import XrayExperiment
-from pneumoscope.progress import Progress
 
 if TYPE_CHECKING:
     from pneumoscope.study.run import StudyResult
@@ -79,10 +78,13 @@ def run(
         typer.Option(
             "--data",
             metavar="NAME=ROOT",
-            help="Where a data set of the recipe lies, by its name or number. May be repeated; without any, "
-            "synthetic sites stand in.",
+            help="Where a data set of the recipe lies, by its name or number. May be repeated.",
         ),
     ] = None,
+    synthetic: Annotated[
+        bool,
+        typer.Option("--synthetic", help="Run on synthetic scans instead of --data; tables, figures and page say so."),
+    ] = False,
     lungs: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,7 +99,7 @@ def run(
         int | None,
         typer.Option("--seeds", min=1, help="Trainings of a study of radiographs, each with its own draw and split."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
     jobs: Annotated[
         int,
         typer.Option(
@@ -130,28 +132,33 @@ def run(
     if isinstance(experiment, VolumeExperiment):
         from pneumoscope.cli.study_volumes import run_volumes
 
-        run_volumes(experiment, out, roots, common, resume=resume, unusable={**ct_only, "--seeds": seeds is not None})
+        unusable = {**ct_only, "--seeds": seeds is not None}
+        run_volumes(experiment, out, roots, common, synthetic=synthetic, resume=resume, unusable=unusable)
         return
     if isinstance(experiment, XrayExperiment):
         from pneumoscope.cli.study_xray import run_xray
 
-        run_xray(experiment, out, roots, common, seeds=seeds, resume=resume, ct_only=ct_only)
+        run_xray(experiment, out, roots, common, synthetic=synthetic, seeds=seeds, resume=resume, ct_only=ct_only)
         return
     if seeds is not None:
         raise typer.BadParameter("is for studies of radiographs; repeat this one with --seed N", param_hint="--seeds")
+    from pneumoscope.study.guard import require_limit
     from pneumoscope.study.run import run_study
 
+    if accept_if_forgetting_below is not None:
+        require_limit(accept_if_forgetting_below)
     with progress_for(common) as bars:
         result = run_study(
             experiment,
             out,
             data=roots,
+            synthetic=synthetic,
             resume=resume,
             overwrite=common.overwrite,
             device=common.device,
             jobs=jobs,
             lungs=pairs(lungs or [], "--lungs"),
-            progress=bars if common.quiet else _telling_forecast(bars),
+            progress=bars,
         )
     if accept_if_forgetting_below is None:
         print_study(result, common)
@@ -168,30 +175,17 @@ def report(
     common: Common,
 ) -> None:
     """Render a study's report again from what is on disk."""
+    from pneumoscope.study.folder import kind_of
     from pneumoscope.study.report import write_report
-    from pneumoscope.study.volumes_folder import is_volume_study
     from pneumoscope.study.volumes_report import write_volume_report
-    from pneumoscope.study.xray_report import is_xray_study, write_xray_report
+    from pneumoscope.study.xray_report import write_xray_report
 
-    if is_volume_study(folder):
-        page = write_volume_report(folder)
-    else:
-        page = write_xray_report(folder) if is_xray_study(folder) else write_report(folder)
+    writers = {"slices": write_report, "volumes": write_volume_report, "xray": write_xray_report}
+    page = writers[kind_of(folder)](folder)
     if common.json:
         say_json({"report": page})
     else:
         say(f"report: {page}")
-
-
-def _telling_forecast(progress: Progress) -> Progress:
-    """The same progress, but what is to be expected stays on stderr, bar or no bar."""
-
-    def advance(what: str, done: int, total: int, note: str = "") -> None:
-        progress(what, done, total, note)
-        if what == "forecast":
-            typer.echo(f"forecast: {note}", err=True)
-
-    return advance
 
 
 def print_study(result: StudyResult, common: Common) -> None:
@@ -228,14 +222,7 @@ def _experiment(
     recipe: str, settings: list[str] | None, common: Common
 ) -> Experiment | VolumeExperiment | XrayExperiment:
     """The recipe with `--seed` in every seed and `--precision` in the training, then `--set` on top."""
-    experiment = build_any(recipe)
-    seeds = [] if common.seed is None else [f"{key}={common.seed}" for key in _seed_keys(experiment)]
-    precision = [] if common.precision == "auto" else [f"training.precision={common.precision}"]
-    return with_overrides(experiment, [*seeds, *precision, *(settings or [])])
-
-
-def _seed_keys(experiment: Experiment | VolumeExperiment | XrayExperiment) -> list[str]:
-    return [row["key"] for row in describe(experiment) if row["key"].rsplit(".", 1)[-1].endswith("seed")]
+    return configured(build_any(recipe), settings or [], seed=common.seed, precision=common.precision)
 
 
 def _shown(value: Any) -> str:

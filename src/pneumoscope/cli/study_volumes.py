@@ -22,6 +22,7 @@ def run_volumes(
     roots: Mapping[str, Path],
     common: Common,
     *,
+    synthetic: bool,
     resume: bool,
     unusable: Mapping[str, bool],
 ) -> None:
@@ -36,6 +37,7 @@ def run_volumes(
             experiment,
             out,
             data=roots,
+            synthetic=synthetic,
             resume=resume,
             overwrite=common.overwrite,
             device=common.device,

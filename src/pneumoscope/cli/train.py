@@ -12,7 +12,6 @@ import typer
 
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
-from pneumoscope.progress import Progress
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
@@ -45,7 +44,10 @@ Data = Annotated[
                  "set's name and folder. May be repeated."),
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
-PlanFile = Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="A plan to follow; none makes one.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="A plan to follow; without one that of the folder, or a new one."),
+]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Print and write the plan, train nothing.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="At most so many epochs.")]
 Patience = Annotated[int | None, typer.Option("--patience", min=1, metavar="N", help="Stop after N without gain.")]
@@ -68,7 +70,7 @@ TestShare = Annotated[
     typer.Option("--test-share", min=0, max=0.5, metavar="SHARE", help="Keep this share of the patients apart, score "
                  "them once at the end, and choose nothing on them."),
 ]  # fmt: skip
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume a training that was stopped, with its own plan.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -138,15 +140,15 @@ def crossval(
     --max-minutes is per fold. The folder holds a model per fold, per_case.csv and summary.json.
     """
     wanted = {"epochs": epochs, "patience": patience, "batch_size": batch_size, "size": size, "patch": _box(patch)}
-    cases, made = _plan(data, common, plan, {"dims": dims.value}, wanted)
-    if _only_the_plan(made, out, common, plan_only):
+    cases, made = _plan(data, out, common, plan, {"dims": dims.value}, wanted)
+    if _only_the_plan(made, out, common, plan_only, resume):
         return
     from pneumoscope.study.own_train import ON_FOLDS, crossval_own
 
     with progress_for(common) as bars:
         table = crossval_own(
             cases, made, out, folds=folds, device=common.device, max_minutes=max_minutes, resume=resume,
-            overwrite=common.overwrite, progress=_telling(bars, common),
+            overwrite=common.overwrite, progress=bars,
         )  # fmt: skip
     if common.json:
         say_json({"folder": out, "per_case": table.to_dict(orient="records"), "mean_dice": float(table["dice"].mean()),
@@ -160,8 +162,8 @@ def _train(
     data: Sequence[str], out: Path, common: Common, plan: Path | None, plan_only: bool, max_minutes: float | None,
     resume: bool, kind: dict[str, Any], wanted: dict[str, Any],
 ) -> None:  # fmt: skip
-    cases, made = _plan(data, common, plan, kind, wanted)
-    if _only_the_plan(made, out, common, plan_only):
+    cases, made = _plan(data, out, common, plan, kind, wanted)
+    if _only_the_plan(made, out, common, plan_only, resume):
         return
     from pneumoscope.study.own_split import split_by_plan
     from pneumoscope.study.own_train import train_own
@@ -170,7 +172,7 @@ def _train(
     with progress_for(common) as bars:
         result = train_own(
             parts.train, parts.val, made, out, test=parts.test, device=common.device, max_minutes=max_minutes,
-            resume=resume, overwrite=common.overwrite, progress=_telling(bars, common),
+            resume=resume, overwrite=common.overwrite, progress=bars,
         )  # fmt: skip
     rows = result.scores.to_dict(orient="records")
     tested = None if result.test is None else result.test.to_dict(orient="records")
@@ -186,11 +188,11 @@ def _train(
 
 
 def _plan(
-    data: Sequence[str], common: Common, plan: Path | None, kind: dict[str, Any], wanted: dict[str, Any]
+    data: Sequence[str], out: Path, common: Common, plan: Path | None, kind: dict[str, Any], wanted: dict[str, Any]
 ) -> tuple[list[Case], OwnPlan | VolumePlan]:
-    """The cases and the plan: from a file, or made; what was given on the command line goes last."""
+    """The cases and the plan: from a file, of the folder, or made; what was given on the command line goes last."""
     from pneumoscope.study.own_data import read_own_cases
-    from pneumoscope.study.own_plan import make_plan, read_plan, with_values
+    from pneumoscope.study.own_plan import make_plan, plan_of_folder, read_plan, with_values
 
     wanted = {**wanted, "seed": common.seed, "precision": None if common.precision == "auto" else common.precision}
     if plan is not None:
@@ -198,9 +200,16 @@ def _plan(
         if kind.get("dims", "auto") not in ("auto", read.dims):
             raise typer.BadParameter(f"the plan {plan.name} is {read.dims}", param_hint="--dims")
         return read_own_cases(_roots(data)), with_values(read, **wanted)
+    kept = None if common.overwrite else plan_of_folder(out, wanted, dims=kind.get("dims", "auto"))
+    cases = read_own_cases(_roots(data))
+    if kept is not None:
+        if kept.start != kind.get("start"):
+            raise typer.BadParameter(
+                f"holds a plan that starts from {kept.start or 'new weights'}; use another folder", param_hint="--out"
+            )
+        return cases, kept
     from pneumoscope.training.devices import pick_device
 
-    cases = read_own_cases(_roots(data))
     return cases, make_plan(cases, device=pick_device(common.device).type, **kind, **wanted)
 
 
@@ -216,26 +225,34 @@ def _roots(data: Sequence[str]) -> dict[str, Path]:
     return roots
 
 
-def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: bool) -> bool:
-    """Show the plan with its reasons; with `only` also write it, and train nothing."""
+def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: bool, resume: bool) -> bool:
+    """Show the plan with its reasons; with `only` also write it where no training lies, and train nothing."""
     lines = [f"{name} {_plain(value)}" + (f" ({plan.reasons[name]})" if name in plan.reasons else "")
              for name, value in plan.as_dict().items() if name != "reasons" and value is not None]  # fmt: skip
     if not only:
         if not common.quiet:
             typer.echo("plan:\n  " + "\n  ".join(lines), err=True)
         return False
-    from pneumoscope.io.files import prepare_folder
-    from pneumoscope.study.own_plan import write_plan
-
-    folder = prepare_folder(out, marker="model.safetensors", overwrite=common.overwrite)
-    write_plan(plan, folder / "plan.json")
+    if not resume:
+        _write_plan_alone(plan, out, common)
     if common.json:
         say_json(plan.as_dict())
     else:
         for line in lines:
             say(line)
-        say(f"plan: {folder / 'plan.json'}")
+        say(f"plan: {out / 'plan.json'}")
     return True
+
+
+def _write_plan_alone(plan: OwnPlan | VolumePlan, out: Path, common: Common) -> None:
+    from pneumoscope.errors import InputError
+    from pneumoscope.io.files import prepare_folder
+    from pneumoscope.study.own_plan import PLAN_FILE, write_plan
+    from pneumoscope.study.own_train import holds_training
+
+    if holds_training(out):
+        raise InputError("holds a training, whose plan stays as it is; give --plan-only another folder", path=out)
+    write_plan(plan, prepare_folder(out, marker=PLAN_FILE, overwrite=common.overwrite) / PLAN_FILE)
 
 
 def _plain(value: Any) -> str:
@@ -243,17 +260,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(part) for part in value) if value else "none"
     return str(value)
-
-
-def _telling(progress: Progress, common: Common) -> Progress:
-    """The same progress, but what is to be expected stays on stderr, bar or no bar."""
-
-    def advance(what: str, done: int, total: int, note: str = "") -> None:
-        progress(what, done, total, note)
-        if what == "forecast" and not common.quiet:
-            typer.echo(f"forecast: {note}", err=True)
-
-    return advance
 
 
 def _say_scores(rows: Sequence[dict[Any, Any]], columns: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ The arrays are of patients: the folder can be read by its owner only, and names 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import sha256
+from pneumoscope.jobs.stamp import stamp
 
 MAX_BYTES = 20 * 2**30
 """Default bound: 20 GiB. The 4617 lung slices of Maganaris 2022b take 4.4 GiB (320 x 320, four float16 channels)."""
@@ -142,7 +142,7 @@ class ArrayCache:
             arrays = {name: self._array(home, key, name, wanted) for name, wanted in body["arrays"].items()}
             with suppress(OSError):  # somebody else's entry may not be touched
                 os.utime(home / "entry.json")
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             if home.is_dir():  # else another process has just dropped it
                 self.counts.damaged += 1
                 self._remove(home)
@@ -244,7 +244,7 @@ class ArrayCache:
 
 
 def _sum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return stamp("cache entry", revision=1, body=body)
 
 
 def open_cache(where: str | Path | None = None) -> ArrayCache | None:

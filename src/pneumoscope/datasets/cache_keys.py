@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pneumoscope import __version__
 from pneumoscope.datasets.case import Case, CaseFiles
-from pneumoscope.io.files import sha256, write_text
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import read_json, sha256, write_text
+from pneumoscope.jobs.stamp import stamp
 
 RACY_NS = 2_000_000_000
 """A file younger than this may change again without its stamp showing it."""
@@ -36,11 +37,10 @@ def key_of(kind: str, made_of: Mapping[str, Any]) -> str:
     """The name of an entry: a sum over JSON values, whatever their order.
 
     Args:
-        kind: what is stored, e.g. ``slices``; with the version of this software it is part of the sum.
+        kind: what is stored, e.g. ``slices``; it and the version of this software are part of the sum.
         made_of: content, way of reading and settings.
     """
-    text = json.dumps({"kind": kind, "version": __version__, "made_of": made_of}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
+    return stamp(kind, revision=1, **made_of)[:40]
 
 
 def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[str, Any] | None:
@@ -67,7 +67,7 @@ def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[s
     sums: dict[Path, str] = {}
     for path in paths.values():
         if path not in sums:
-            sums[path] = fingerprint(path, stamps, trust_stamps=trust_stamps)
+            sums[path] = remembered_content(path, stamps, trust_stamps=trust_stamps)
     return {
         "dataset": case.dataset,
         "case": case.case,
@@ -80,8 +80,7 @@ def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[s
 
 def settings_of(recipe: Any) -> dict[str, Any]:
     """The fields of a frozen settings object as JSON values."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return found
+    return asdict(recipe)
 
 
 def _reader_of(case: Case) -> str | None:
@@ -103,7 +102,7 @@ def _described(value: Any) -> str | None:
     return repr(value)
 
 
-def fingerprint(path: str | Path, stamps: Path, *, trust_stamps: bool = True) -> str:
+def remembered_content(path: str | Path, stamps: Path, *, trust_stamps: bool = True) -> str:
     """Sum over the bytes of a file, or over the names and bytes of all files below a folder.
 
     Raises:
@@ -138,11 +137,11 @@ def _stamp(path: Path) -> list[int]:
 def _recall(memory: Path) -> dict[str, list[Any]]:
     """Remembered stamps and sums by name; nothing when the memory is missing or damaged."""
     try:
-        stored = json.loads(memory.read_text(encoding="utf-8"))
+        stored = read_json(memory)
         return {
             name: [stamp, content]
             for name, (stamp, content) in stored.items()
             if isinstance(content, str) and len(content) == 64
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (InputError, ValueError, TypeError, AttributeError):
         return {}

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pneumoscope.errors import DatasetError
 from pneumoscope.geometry import Grid
+from pneumoscope.jobs.stamp import content_of_arrays
 from pneumoscope.volume import Mask, Volume
 
 
@@ -36,6 +37,12 @@ class LabelledScan:
         for what, mask in masks.items():
             if mask is not None:
                 self.volume.grid.require_same_space(mask.grid, f"{what} of {self.volume.case}")
+
+
+def content_of_scan(scan: LabelledScan) -> str:
+    """Sum over voxels, grid and masks of a scan as it is read, whatever its files are."""
+    masks = [None if mask is None else mask.labels for mask in (scan.lungs, scan.infiltrate)]
+    return content_of_arrays(scan.volume.hu, scan.volume.grid.affine, *masks)
 
 
 PatientAxis = Literal["left-right", "front-back", "head-foot"]

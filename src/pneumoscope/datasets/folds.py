@@ -85,6 +85,33 @@ def group_folds(groups: Mapping[Member, str], n_folds: int, seed: int = 0, *, va
     return _rotate(deals, validation=validation)
 
 
+def share_fold(groups: Mapping[Member, str], share: float, seed: int = 0) -> Fold:
+    """One split that keeps groups whole, with as near to `share` of the cases in its test part as groups allow.
+
+    Groups are shuffled and taken in turn. Each part holds at least one group.
+
+    Args:
+        groups: the group of each case, of `group_members`.
+        share: above 0 and below 1.
+        seed: of the shuffle.
+
+    Raises:
+        DatasetError: a share out of bounds, or fewer than two groups.
+    """
+    if not 0 < share < 1:
+        raise DatasetError(f"a share of the cases lies above 0 and below 1, got {share}")
+    cases: dict[str, list[Member]] = {}
+    for member in sorted(groups):
+        cases.setdefault(groups[member], []).append(member)
+    if len(cases) < 2:
+        raise DatasetError(f"a split that keeps patients whole needs at least 2 of them, the data hold {len(cases)}")
+    names = [str(name) for name in np.random.default_rng(seed).permutation(np.array(sorted(cases), dtype=object))]
+    held = np.cumsum([len(cases[name]) for name in names])[:-1]
+    last = int(np.argmin(np.abs(held - share * len(groups)))) + 1
+    test, train = ([m for name in part for m in cases[name]] for part in (names[:last], names[last:]))
+    return Fold(tuple(train), tuple(test))
+
+
 def _rotate(deals: Sequence[Sequence[Member]], *, validation: bool) -> list[Fold]:
     folds = []
     for n, test in enumerate(deals):

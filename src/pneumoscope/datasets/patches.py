@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.geometry import Grid
+from pneumoscope.jobs.stamp import content_of_arrays
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.volume import Volume
@@ -111,6 +113,12 @@ class PreparedVolume:
         """(d, h, w)."""
         d, h, w = self.image.shape
         return d, h, w
+
+    @cached_property
+    def content(self) -> str:
+        """Sum over image, labels, the places to draw from and the grid; reads them whole, once."""
+        lowest = np.float64(self.lowest)
+        return content_of_arrays(self.image, self.labels, self.places, self.grid.affine, lowest)
 
 
 def prepare_image(volume: Volume, recipe: VolumeRecipe) -> tuple[NDArray[np.float32], Grid]:

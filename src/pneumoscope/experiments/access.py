@@ -61,6 +61,20 @@ def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
     return with_overrides(changed, later) if later else changed
 
 
+def configured(
+    experiment: SheetT, settings: Iterable[str] = (), *, seed: int | None = None, precision: str = "auto"
+) -> SheetT:
+    """The experiment with one seed for everything random and a precision for its trainings, then `settings` on top.
+
+    Raises:
+        InputError: as `with_overrides`.
+    """
+    keys = [row["key"] for row in describe(experiment)] if seed is not None else []
+    seeds = [f"{key}={seed}" for key in keys if key.rsplit(".", 1)[-1].endswith("seed")]
+    precisions = [] if precision == "auto" else [f"training.precision={precision}"]
+    return with_overrides(experiment, [*seeds, *precisions, *settings])
+
+
 def to_json(experiment: Sheet) -> dict[str, Any]:
     """The experiment as plain JSON values; `from_json` gives an equal one back."""
     plain: dict[str, Any] = _plain(experiment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
+from pneumoscope.experiments.sheet import MAX_SEED, OUR_CHOICE, Sheet, leaf
 from pneumoscope.experiments.strategy import Strategy, plain_strategy, strategy_parts
 from pneumoscope.experiments.systems import SLICES, VolumeSystem, settled_systems
 
@@ -67,7 +67,7 @@ class Data(Sheet):
 
     sites: tuple[Site, ...]
     phantom_size: str = leaf(choices=("tiny", "small", "full"))
-    phantom_seed: int = leaf(low=0)
+    phantom_seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class Split(Sheet):
     validation_slices: int = leaf("slices", low=2)
     shortage: str = leaf(choices=("error", "proportional"))
     patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
     held_out_share: float = leaf(
         "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
     )
@@ -173,7 +173,7 @@ class Training(Sheet):
     loss: str = leaf(choices=LOSSES)
     monitor: str = leaf()
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
     augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
     hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
     keep: str = leaf(
@@ -290,7 +290,7 @@ class Scoring(Sheet):
     )
     interval_level: float = leaf("share", low=0.5, high=0.999)
     interval_resamples: int = leaf("resamples", low=10)
-    interval_seed: int = leaf(low=0)
+    interval_seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ OUR_CHOICE = "our choice: "
 """How the source of a value begins that no paper states."""
 
 
+MAX_SEED = 2**32 - 1
+"""Largest seed of all generators that are used."""
+
 NO_DEFAULT: Any = object()
 
 

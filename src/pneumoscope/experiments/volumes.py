@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
+from pneumoscope.experiments.sheet import MAX_SEED, OUR_CHOICE, Sheet, leaf
 
 SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
 """The four ways of Mueller 2021, Table 2: both, and without one, the other, or either."""
@@ -38,7 +38,7 @@ class VolumeData(Sheet):
 
     sets: tuple[VolumeSet, ...]
     phantom_size: str = leaf(choices=("tiny", "small", "full"))
-    phantom_seed: int = leaf(low=0)
+    phantom_seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class VolumeTraining(Sheet):
     validation_boxes: int = leaf("boxes", low=1)
     foreground: float = leaf("share", low=0, high=1)
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class VolumeFolds(Sheet):
     k: tuple[int, ...] | None = leaf("folds", low=2, high=100)
     validation_share: float = leaf("share", low=0.01, high=0.9)
     ablation: bool = leaf()
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access
-from pneumoscope.experiments.sheet import OUR_CHOICE, Sheet, leaf
+from pneumoscope.experiments.sheet import MAX_SEED, OUR_CHOICE, Sheet, leaf
 
 MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
@@ -75,7 +75,7 @@ class XraySplit(Sheet):
     test_share: float = leaf("share", low=0.01, high=0.9)
     validation_share: float = leaf("share", low=0.01, high=0.9)
     likeness: float = leaf("correlation", low=0.9, high=1.0)
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class XrayTraining(Sheet):
     last_layers: int = leaf("layers", low=1, high=50)
     repeats: int = leaf("trainings", low=1, high=100)
     precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0)
+    seed: int = leaf(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class XrayScoring(Sheet):
 
     interval_level: float = leaf("share", low=0.5, high=0.999)
     interval_resamples: int = leaf("resamples", low=10)
-    interval_seed: int = leaf(low=0)
+    interval_seed: int = leaf(low=0, high=MAX_SEED)
     timed_pictures: int = leaf("pictures", low=1)
 
 

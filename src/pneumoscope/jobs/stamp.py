@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DONE_FILE = "done.json"
 """Marks a finished job folder and carries its stamp."""
 
+STARTED_FILE = "started.json"
+"""Names the job whose files, finished or not, lie in the folder."""
+
 
 def stamp(kind: str, *, revision: int, **parts: Any) -> str:
     """Hex SHA-256 over a kind of job, its code and all that shapes its result.
@@ -119,6 +122,36 @@ def mark_done(folder: str | Path, made: str, **facts: Any) -> None:
     write_json(Path(folder) / DONE_FILE, {"stamp": made, **facts})
 
 
-def mark_started(folder: str | Path) -> None:
-    """Take the mark away; called before a job writes into its folder."""
+def mark_started(folder: str | Path, wanted: str = "", **parts: Any) -> None:
+    """Take the mark of a finished job away; called before a job writes into its folder.
+
+    Args:
+        folder: of the job.
+        wanted: its stamp; kept in `STARTED_FILE`, by which a killed job is known when it is resumed.
+        parts: what the stamp was made of, in pieces that `what_changed` can name.
+    """
     (Path(folder) / DONE_FILE).unlink(missing_ok=True)
+    if wanted:
+        write_json(Path(folder) / STARTED_FILE, {"stamp": wanted, "parts": jsonable(parts)})
+
+
+def is_started(folder: str | Path, wanted: str) -> bool:
+    """Whether what lies in the folder, finished or not, is of this stamp."""
+    return _read_started(folder).get("stamp") == wanted
+
+
+def what_changed(folder: str | Path, **parts: Any) -> list[str]:
+    """Names of the parts that differ from those the job in the folder was started with; empty for a new folder."""
+    before = _read_started(folder).get("parts")
+    if not isinstance(before, dict):
+        return []
+    now = jsonable(parts)
+    return [name.replace("_", " ") for name in now if before.get(name) != now[name]] or ["version of the software"]
+
+
+def _read_started(folder: str | Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = read_json(Path(folder) / STARTED_FILE)
+    except InputError:
+        return {}
+    return content

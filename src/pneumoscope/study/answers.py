@@ -36,6 +36,10 @@ class StageModel(Protocol):
         """False when it was taken from a study that is resumed."""
 
     @property
+    def loads_scans(self) -> bool:
+        """Whether its inputs are whole scans and not the slices of the set."""
+
+    @property
     def sees_lungs(self) -> bool:
         """Whether the lung channel of the slices is part of what it is shown."""
 

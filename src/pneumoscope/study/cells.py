@@ -5,16 +5,14 @@ A cell lies below its stage, `stages/<stage>/cells/set-<number>/`, as
 - ``slices.csv``: a row per scored slice, see `SLICE_COLUMNS`;
 - ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.appearance`;
 - ``voxels.npz``: how often each probability was said of infiltrate and of healthy lung, per patient;
-- ``cell.json``: the key, written last. It is a fingerprint of the weights, the slices with their masks and split, and
-  the settings of scoring: a cell whose key still fits is taken as it is, any other is computed anew.
+- ``done.json``: its stamp, written last, of the predictions (weights, slices, masks, split) and the settings of
+  scoring: a cell whose stamp still fits is taken as it is, any other is computed anew.
 
 So a new stage costs its own cells and a new set one cell per stage.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +23,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.experiments.schema import Experiment
-from pneumoscope.io.files import atomic_path, write_json, write_text
+from pneumoscope.io.files import atomic_path, write_text
+from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.metrics.calibration import Reliability
-from pneumoscope.study.data import StudySet
-
-FORMAT = 2
-"""Grows when cells are computed in another way: older ones are then made anew."""
 
 SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
 SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "part", "contour_mm", "met_mm")
@@ -121,33 +116,25 @@ def count_voxels(
     return VoxelCounts(np.array(patient, dtype=np.str_), np.array(part, dtype=np.str_), counts)
 
 
-def data_fingerprint(study_set: StudySet) -> str:
-    """SHA-256 of the slices, masks and split of a set."""
-    digest = hashlib.sha256()
-    slices = study_set.slices
-    for array in (slices.images, slices.target, slices.lungs):
-        digest.update(repr((array.shape, array.dtype.str)).encode())
-        for start in range(0, len(array), 64):
-            digest.update(np.ascontiguousarray(array[start : start + 64]).data)
-    split = study_set.split.sort_values(["case", "slice"])[["case", "slice", "patient", "part"]]
-    digest.update(split.to_csv(index=False).encode())
-    return digest.hexdigest()
+def cell_key(experiment: Experiment, predictions: str, *, everything: bool) -> str:
+    """The stamp of a cell.
 
-
-def cell_key(experiment: Experiment, weights_sha256: str, data: str, *, seen: bool) -> str:
-    """The fingerprint of a cell: see the head of the module."""
+    Args:
+        experiment: the settings of scoring.
+        predictions: stamp of the predictions that are scored; it covers weights and data.
+        everything: whether all slices of the set are scored, and not only its test part.
+    """
     scoring = experiment.scoring
-    settings = {
-        "format": FORMAT,
-        "weights": weights_sha256,
-        "data": data,
-        "threshold": scoring.threshold,
-        "tolerance_mm": scoring.surface_tolerance_mm,
-        "all": scoring.unseen == "all" and not seen,
-        "windows_hu": experiment.preprocessing.windows_hu,
-        "precision": experiment.training.precision,
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return stamp(
+        "cell",
+        revision=2,
+        predictions=predictions,
+        threshold=scoring.threshold,
+        tolerance_mm=scoring.surface_tolerance_mm,
+        everything=everything,
+        windows_hu=experiment.preprocessing.windows_hu,
+        intensity=experiment.preprocessing.intensity,
+    )
 
 
 def cell_folder(stage_folder: Path, test: int) -> Path:
@@ -156,10 +143,10 @@ def cell_folder(stage_folder: Path, test: int) -> Path:
 
 
 def read_cell(stage_folder: Path, stage: str, test: int, key: str | None = None) -> Cell | None:
-    """The cell on disk; None when there is none, it cannot be read, or its key is not `key` (where one is given)."""
+    """The cell on disk; None when there is none, it cannot be read, or its stamp is not `key` (where one is given)."""
     folder = cell_folder(stage_folder, test)
     try:
-        kept = json.loads((folder / "cell.json").read_text(encoding="utf-8"))["key"]
+        kept = str(read_done(folder)["stamp"])
         if key is not None and kept != key:
             return None
         with np.load(folder / "voxels.npz", allow_pickle=False) as arrays:
@@ -173,12 +160,12 @@ def write_cell(stage_folder: Path, cell: Cell) -> None:
     """Write a cell; a killed writer leaves no cell rather than a mixed one."""
     folder = cell_folder(stage_folder, cell.test)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cell.json").unlink(missing_ok=True)
+    mark_started(folder)
     write_table(cell.slices, folder / "slices.csv")
     write_table(cell.lesions, folder / "lesions.csv")
     with atomic_path(folder / "voxels.npz") as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, patient=cell.voxels.patient, part=cell.voxels.part, counts=cell.voxels.counts)
-    write_json(folder / "cell.json", {"key": cell.key, "format": FORMAT})
+    mark_done(folder, cell.key)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

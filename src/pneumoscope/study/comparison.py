@@ -7,7 +7,6 @@ patients and seeds.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.strategy import STRATEGIES
 from pneumoscope.experiments.systems import SLICES
-from pneumoscope.io.files import prepare_folder, write_bytes, write_json
+from pneumoscope.io.files import prepare_folder, read_json, write_bytes, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.study.cells import write_table
-from pneumoscope.study.folder import read_experiment
+from pneumoscope.study.folder import read_experiment, read_if_there
 from pneumoscope.study.matrix import Matrix, PerPatient, read_matrix
 
 COLUMNS = (
@@ -294,14 +293,12 @@ def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite
     }
     write_page(folder / "report.html", "comparison.html", context)
     write_json(folder / MARKER, result)
-    return json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / MARKER)
+    return found
 
 
 def _synthetic(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "study.json").read_text(encoding="utf-8"))["synthetic"])
-    except (OSError, ValueError, KeyError):
-        return False
+    return bool(read_if_there(folder / "study.json").get("synthetic"))
 
 
 def sentence(rows: Sequence[dict[str, Any]]) -> str:

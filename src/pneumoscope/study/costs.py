@@ -8,7 +8,6 @@ say what is held (no ``/proc``), the peak is that of the process so far, and ``h
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from pneumoscope.io.files import write_json
+from pneumoscope.study.folder import read_if_there
 from pneumoscope.study.forecast import peak_gigabytes
 
 COST_FILE = "cost.json"
@@ -94,7 +94,4 @@ def note_cost(stage_folder: Path, part: str, cost: dict[str, Any]) -> None:
 
 def read_cost(stage_folder: Path) -> dict[str, Any]:
     """What stands in `cost.json`; empty where there is none."""
-    try:
-        return dict(json.loads((stage_folder / COST_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    return read_if_there(stage_folder / COST_FILE)

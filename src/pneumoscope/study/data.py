@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.case import Case, LabelledScan, content_of_scan
 from pneumoscope.datasets.held_out import held_out_draw
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.datasets.splits import (
@@ -29,6 +30,7 @@ from pneumoscope.datasets.splits import (
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.schema import Experiment, Preprocessing, Site, Split
+from pneumoscope.jobs.stamp import content_of_arrays, content_of_table, stamp
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
@@ -72,6 +74,45 @@ class StudySet:
         """Indices into `slices` of a part of the split."""
         return self.slices.indices_of(self.split, part)
 
+    @cached_property
+    def content(self) -> str:
+        """Sum over slices, masks, what is known of each slice, and the split."""
+        slices = self.slices
+        split = self.split.sort_values(["case", "slice"], kind="stable")[["case", "slice", "patient", "part"]]
+        arrays = content_of_arrays(slices.images, slices.target, slices.lungs)
+        table = content_of_table(slices.table)
+        return stamp("set", revision=1, arrays=arrays, table=table, split=content_of_table(split))
+
+    def scan_content(self, case: str) -> str:
+        """Sum over a scan as systems that load it see it; read once."""
+        if case not in self._scan_contents:
+            self._scan_contents[case] = content_of_scan(self.scans[case].load())
+        return self._scan_contents[case]
+
+    @cached_property
+    def _scan_contents(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its scans are made up."""
+        return self.name.startswith("phantom")
+
+
+def require_data(recipe: str, data: Mapping[str, Any], synthetic: bool) -> None:
+    """Ask for data, or for the word that none are meant: a run on made-up scans must not be taken for the paper's.
+
+    Raises:
+        InputError: neither is given, or both.
+    """
+    if data and synthetic:
+        raise InputError("--data and --synthetic exclude each other; give the data sets, or run on synthetic scans")
+    if not data and not synthetic:
+        raise InputError(
+            f"{recipe} needs its data sets, --data NAME=ROOT each (`pneumoscope study show {recipe}` names them), or "
+            "--synthetic to run on synthetic scans"
+        )
+
 
 def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path]:
     """Which folder belongs to which set; empty when the study runs on synthetic sites.
@@ -96,7 +137,7 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
     missing = [f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites if s.number not in roots]
     if roots and missing:
         raise InputError(
-            f"--data is missing for {', '.join(missing)}; give all sets, or none to run on synthetic sites"
+            f"--data is missing for {', '.join(missing)}; give all sets, or --synthetic instead for synthetic scans"
         )
     return roots
 
@@ -187,12 +228,14 @@ def find_cases(
 def _phantom_cases(experiment: Experiment, site: Site, out: Path, progress: Progress) -> list[Case]:
     from pneumoscope.datasets.phantom import read_phantom, write_phantom
 
-    folder = out / PHANTOM_FOLDER / site.phantom_site
+    alike = [s for s in experiment.data.sites if s.phantom_site == site.phantom_site]
+    name = f"{site.phantom_site}-{site.number}" if len(alike) > 1 else site.phantom_site
+    folder = out / PHANTOM_FOLDER / name
     write_phantom(
         folder,
         site.phantom_site,
         site.phantom_patients,
-        seed=experiment.data.phantom_seed,
+        seed=experiment.data.phantom_seed + alike.index(site),  # sets of one site have other patients
         size=experiment.data.phantom_size,
         progress=progress,
     )
@@ -226,19 +269,22 @@ def build_set(
     cases: Scans,
     folder: Path,
     *,
+    name: str = "",
     lungs_for: LungFinder | LungSource,
     progress: Progress = silent,
 ) -> StudySet:
     """Read one set into slices and split it; the split is written, or compared with the one written before.
+
+    `name` is that of `set_names`; without one, what the set would be called alone.
 
     Raises:
         DatasetError: the set cannot be read or split.
         InputError: the split of a resumed study differs: the data have changed; or the set cannot teach anything.
     """
     read = _grey_slices if experiment.preprocessing.intensity == "grey8" else _hu_slices
+    name = name or _plain_name(site, cases)
     slices, supplied = read(experiment, site, cases, lungs_for, progress)  # type: ignore[arg-type, operator]
     split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
-    name = set_name(experiment, site, cases)
     _keep_split(split, folder / "splits" / f"{name}.csv")
     scans = {c.case: _in_hounsfield_units(c, site) for c in cases if isinstance(c, Case)}
     leaks = tuple(patients_in_several_parts(split))
@@ -321,16 +367,23 @@ def unfit_patients(slices: SliceSet, least_pixels: int) -> set[str]:
     return set(by_patient.index[by_patient < least_pixels])
 
 
-def set_name(experiment: Experiment, site: Site, cases: Scans) -> str:
-    """What the files of a set are called: its data set, ``phantom-A`` for a stand-in; numbered where two are alike."""
+def set_names(experiment: Experiment, cases: Mapping[int, Scans]) -> dict[int, str]:
+    """What the files of each set are called, by number: its data set, ``phantom-C`` for synthetic scans of site C.
+
+    The scans themselves say what they are, whatever set they stand in for. Sets of one name are numbered.
+    """
+    names = {site.number: _plain_name(site, cases[site.number]) for site in experiment.data.sites}
+    often = Counter(names.values())
+    return {number: f"{name}-{number}" if often[name] > 1 else name for number, name in names.items()}
+
+
+def _plain_name(site: Site, cases: Scans) -> str:
     first = cases[0]
     kind = first.source if isinstance(first, SliceStack) else first.dataset
-    if isinstance(first, SliceStack) and kind != "phantom":
-        return f"slices-{kind}"
-    if kind == "phantom" and site.dataset != "phantom":
-        return f"phantom-{site.phantom_site}"
-    same = [s for s in experiment.data.sites if s.dataset == site.dataset]
-    return f"{site.dataset}-{site.number}" if len(same) > 1 else site.dataset
+    if kind == "phantom" or kind.startswith("phantom-"):
+        sources = {case.source.removeprefix("phantom-") for case in cases}
+        return f"phantom-{sources.pop()}" if len(sources) == 1 else "phantom"
+    return f"slices-{kind}" if isinstance(first, SliceStack) else site.dataset
 
 
 def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()) -> pd.DataFrame:

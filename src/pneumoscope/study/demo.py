@@ -60,7 +60,13 @@ def run_demo(
     if seed is not None:
         settings += [f"{key}={seed}" for key in ("data.phantom_seed", "split.seed", "training.seed")]
     study = run_study(
-        with_overrides(plan, settings), out, resume=resume, overwrite=overwrite, device=device, progress=progress
+        with_overrides(plan, settings),
+        out,
+        synthetic=True,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+        progress=progress,
     )
     begun = time.perf_counter()
     case_folder = segment_new_patient(study, device=device, progress=progress)

@@ -61,7 +61,7 @@ def stack_of_case(case: Case) -> SliceStack:
     )
     images = Appearance(size=size, clip_limit=equalise).of_hu(to_slices(scan.volume.hu))
     names = tuple(f"{k:03d}" for k in range(len(images)))
-    return SliceStack(case.case, case.patient, images, lungs, drawn, "phantom", names)
+    return SliceStack(case.case, case.patient, images, lungs, drawn, f"phantom-{case.source}", names)
 
 
 def grey_slice_set(
@@ -99,7 +99,7 @@ def _one(stack: SliceStack, preprocessing: Preprocessing, lungs_for: GreyLungs) 
     images = np.stack([grey, (lungs > 0) * np.uint8(255)][: preprocessing.channels], axis=1).astype(np.uint8)
     n = len(images)
     columns = {
-        "dataset": "phantom" if stack.source == "phantom" else "slices",
+        "dataset": "phantom" if stack.source.startswith("phantom") else "slices",
         "case": stack.case,
         "slice": np.arange(n),
         "patient": stack.patient,

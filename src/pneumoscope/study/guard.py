@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json
+from pneumoscope.study.folder import read_if_there
 from pneumoscope.study.matrix import Matrix, read_matrix
 
 if TYPE_CHECKING:
@@ -92,6 +93,12 @@ class Verdict:
         }
 
 
+def require_limit(limit: float) -> None:
+    """Refuse a limit outside [0, 1] (InputError); called before hours of training as well."""
+    if not 0 <= limit <= 1:
+        raise InputError(f"the limit on forgetting is a loss of F1 from 0 to 1, got {limit}")
+
+
 def judge(matrix: Matrix, limit: float) -> Verdict:
     """Accept every retrained stage whose forgetting is below `limit` on each set learnt before; refuse the others.
 
@@ -105,8 +112,7 @@ def judge(matrix: Matrix, limit: float) -> Verdict:
     Raises:
         InputError: a limit outside [0, 1].
     """
-    if not 0 <= limit <= 1:
-        raise InputError(f"the limit on forgetting is a loss of F1 from 0 to 1, got {limit}")
+    require_limit(limit)
     lost: dict[str, list[Loss]] = {}
     for row in matrix.differences():
         if row["kind"] == "loss" and row["measure"] == "f1":
@@ -133,6 +139,13 @@ def guard_study(folder: str | Path, experiment: Experiment, limit: float) -> Ver
         _write_into_card(Path(folder) / "stages" / stage.stage, stage)
     write_json(Path(folder) / GUARD_FILE, verdict.as_dict())
     return verdict
+
+
+def renew_verdict(folder: Path, experiment: Experiment) -> None:
+    """Judge again, by the same limit, where an earlier run of the study left a verdict: its scores may have changed."""
+    limit = read_if_there(folder / GUARD_FILE).get("limit")
+    if isinstance(limit, (int, float)) and 0 <= limit <= 1:
+        guard_study(folder, experiment, float(limit))
 
 
 def enforce(result: StudyResult, limit: float, say: Callable[[], None]) -> None:

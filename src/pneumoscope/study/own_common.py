@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
+from pneumoscope.experiments.sheet import MAX_SEED
 
 LOOKED_AT = 8
 """Scans that are loaded for a plan, evenly spaced over the list."""
@@ -17,6 +20,36 @@ LOOKED_AT = 8
 WINDOW_HU = (-1000.0, 200.0)
 MOST_GIGABYTES = 64.0
 """A plan does not count on more memory than this, whatever is free."""
+
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+_KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def require(name: str, holds: bool, value: Any, wanted: str) -> None:
+    """Refuse a value of a plan.
+
+    Raises:
+        InputError: it does not hold; names the value and what was expected.
+    """
+    if not holds:
+        raise InputError(f"{name} is {value!r} in the plan, expected {wanted}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; whole numbers are floats, true and false are no numbers."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, part) for part in arguments)
+    if origin is tuple:
+        parts = [arguments[0]] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
+    if origin is dict:
+        return isinstance(value, dict)
+    if kind is float:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +85,22 @@ class TrainingPlan:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.batch_size >= 1 and self.epochs >= 1 and self.patience >= 1):
-            raise InputError(
-                "a plan needs batch_size, epochs and patience of at least 1, got "
-                f"{self.batch_size}, {self.epochs}, {self.patience}"
-            )
-        if not (0 < self.validation_share < 1 and self.learning_rate > 0):
-            raise InputError(
-                f"validation_share lies in (0, 1) and learning_rate is positive, got {self.validation_share}, "
-                f"{self.learning_rate}"
-            )
-        if not (self.test_share >= 0 and self.validation_share + self.test_share < 1):
-            raise InputError(
-                f"test_share is at least 0 and leaves patients to train on beside validation_share, got "
-                f"{self.test_share} and {self.validation_share}"
-            )
+        self._require_types()
+        for name in ("batch_size", "epochs", "patience"):
+            require(name, getattr(self, name) >= 1, getattr(self, name), "at least 1")
+        require("learning_rate", self.learning_rate > 0, self.learning_rate, "above 0")
+        require("validation_share", 0 < self.validation_share < 1, self.validation_share, "above 0 and below 1")
+        require("test_share", 0 <= self.test_share < 1, self.test_share, "from 0 to below 1")
+        both = self.validation_share + self.test_share
+        require("validation_share + test_share", both < 1, both, "below 1, to leave patients to train on")
+        require("precision", self.precision in PRECISIONS, self.precision, f"one of {', '.join(PRECISIONS)}")
+        require("seed", 0 <= self.seed <= MAX_SEED, self.seed, f"from 0 to {MAX_SEED}")
+
+    def _require_types(self) -> None:
+        """Whole numbers, finite numbers, text, true and false, and tuples of them: as declared."""
+        for name, kind in get_type_hints(type(self)).items():
+            if name != "dims" and not _is_a(getattr(self, name), kind):
+                require(name, False, getattr(self, name), _KINDS.get(kind, "a value as `train --plan-only` writes it"))
 
     def step_gigabytes(self, batch: int | None = None) -> float:
         """About what a step holds."""

@@ -6,8 +6,7 @@ Plans are for a network on slices (`OwnPlan`, ``dims`` 2d) or on volumes (`own_p
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +15,18 @@ import numpy as np
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import write_json
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.jobs.stamp import STARTED_FILE
 from pneumoscope.study import own_plan3d
-from pneumoscope.study.own_common import MOST_GIGABYTES, WINDOW_HU, Survey, TrainingPlan, memory_at_hand, survey
+from pneumoscope.study.own_common import (
+    MOST_GIGABYTES,
+    WINDOW_HU,
+    Survey,
+    TrainingPlan,
+    memory_at_hand,
+    require,
+    survey,
+)
 from pneumoscope.study.own_plan3d import VolumePlan, plan_from_volumes_model, plan_volumes
 
 PIXEL_MM = {"cpu": 2.0, "other": 1.25}
@@ -30,6 +38,9 @@ LEAST_SLICES, THIN_MM = 48, 2.5
 """Scans speak for a network on volumes from so many slices on, no further apart than this."""
 
 GIVEN = "given by the user"
+
+PLAN_FILE = "plan.json"
+"""In the folder of a training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +63,10 @@ class OwnPlan(TrainingPlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 8 <= self.size <= 2048:
-            raise InputError(f"a plan needs size from 8 to 2048, got {self.size}")
+        require("size", 8 <= self.size <= 2048, self.size, "from 8 to 2048")
+        require("features", bool(self.features) and min(self.features) >= 1, self.features, "numbers of at least 1")
+        sound = bool(self.windows_hu) and all(low < high for low, high in self.windows_hu)
+        require("windows_hu", sound, self.windows_hu, "pairs of a lower and a higher value")
 
     def step_gigabytes(self, batch: int | None = None) -> float:
         """See `TrainingPlan`: layers' outputs forwards and backwards in 4 bytes, weights with Adam's two averages."""
@@ -77,16 +90,12 @@ def read_plan(path: str | Path) -> OwnPlan | VolumePlan:
     Raises:
         InputError: no JSON object, an unknown field, or a value of another kind.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(f"cannot be read as a plan ({problem}); write one with --plan-only", path=path) from problem
-    dims = content.pop("dims", "2d") if isinstance(content, dict) else "2d"
+    content = read_json(path, remedy="write one with --plan-only")
+    dims = content.pop("dims", "2d")
     if dims not in ("2d", "3d"):
         raise InputError(f"dims is 2d or 3d, got {dims!r}", path=path)
     known = own_plan3d.known_fields() if dims == "3d" else set(asdict(OwnPlan()))
-    if not isinstance(content, dict) or not set(content) <= known:
-        strange = sorted(set(content) - known) if isinstance(content, dict) else [type(content).__name__]
+    if strange := sorted(set(content) - known):
         raise InputError(
             f"is no {dims} plan: {', '.join(strange)} is unknown; fields are {', '.join(sorted(known))}", path=path
         )
@@ -98,8 +107,42 @@ def read_plan(path: str | Path) -> OwnPlan | VolumePlan:
         if "features" in content:
             content["features"] = tuple(int(f) for f in content["features"])
         return OwnPlan(**content)
-    except (TypeError, ValueError) as problem:
+    except InputError as problem:
+        raise InputError(problem.message, path=path) from problem
+    except (TypeError, ValueError, OverflowError) as problem:
         raise InputError(f"holds a value of the wrong kind ({problem})", path=path) from problem
+
+
+def plan_of_folder(out: str | Path, given: Mapping[str, Any], *, dims: str = "auto") -> OwnPlan | VolumePlan | None:
+    """The plan that lies in an output folder; None where there is none.
+
+    A training that was started keeps its plan, whatever memory is free now. A folder that holds a plan alone (of
+    ``--plan-only``, and perhaps edited) has not been started: values that are given replace its own.
+
+    Args:
+        out: the folder.
+        given: values of the call; None is left to the plan.
+        dims: ``2d``, ``3d`` or ``auto``; what the call asks for.
+
+    Raises:
+        InputError: the plan cannot be read, or differs from the call where it must not.
+    """
+    path = Path(out) / PLAN_FILE
+    if not path.is_file():
+        return None
+    plan = read_plan(path)
+    if dims not in ("auto", plan.dims):
+        raise InputError(f"is a plan for {plan.dims}, and {dims} was asked for; use another folder", path=path)
+    started = (Path(out) / STARTED_FILE).is_file()
+    for name, value in given.items():
+        now = getattr(plan, name, None)
+        if started and value is not None and value != now:
+            raise InputError(
+                f"a training was started here with {name} {now!r}, and {value!r} was asked for; resume it without, or "
+                "use --overwrite to start again",
+                path=path,
+            )
+    return plan if started else with_values(plan, **given)
 
 
 def write_plan(plan: TrainingPlan, path: str | Path) -> None:

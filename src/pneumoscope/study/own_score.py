@@ -71,8 +71,9 @@ def save_own(
 
 
 def write_scores(
-    folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any
-) -> str:
+    folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any,
+    notes: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Tables of the held-out scans, their numbers in card and run; returns what they were chosen on, in words."""
     from pneumoscope.models.cards import write_card
 
@@ -92,6 +93,6 @@ def write_scores(
     if test is not None:
         numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
     write_card(folder, {**card, "numbers": numbers})
-    write_json(folder / RUN_FILE, {"numbers": numbers, "seconds": round(result.seconds, 1),
+    write_json(folder / RUN_FILE, {"numbers": numbers, "notes": list(notes), "seconds": round(result.seconds, 1),
                                    "peak_gigabytes": round(peak_gigabytes(), 2)})  # fmt: skip
     return chosen_on

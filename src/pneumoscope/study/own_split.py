@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.folds import group_folds
+from pneumoscope.datasets.folds import share_fold
 from pneumoscope.datasets.groups import group_members, members_of
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import write_csv
 from pneumoscope.study.own_common import TrainingPlan
+
+TOLERATED = 0.03
+"""Difference between a share that was asked for and the one of the split that needs no word."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,19 @@ class Parts:
     def write(self, path: Path) -> None:
         """``dataset,case,patient,part`` as a table."""
         parts = (("train", self.train), ("val", self.val), ("test", self.test))
-        lines = [f"{c.dataset},{c.case},{c.patient},{part}" for part, cases in parts for c in cases]
-        write_text(path, "\n".join(["dataset,case,patient,part", *lines]) + "\n")
+        rows = [(c.dataset, c.case, c.patient, part) for part, cases in parts for c in cases]
+        write_csv(path, ("dataset", "case", "patient", "part"), rows)
+
+    def remark(self, plan: TrainingPlan) -> str:
+        """What became of the shares of the plan where patients that stay whole do not allow them; else empty."""
+        total = len(self.train) + len(self.val) + len(self.test)
+        shares = (("validation_share", plan.validation_share, self.val), ("test_share", plan.test_share, self.test))
+        return "; ".join(
+            f"{name} {wanted:g} was asked for, {len(part)} of {total} scans ({len(part) / total:.2f}) were held out, "
+            "as patients stay whole"
+            for name, wanted, part in shares
+            if abs(len(part) / total - wanted) > TOLERATED
+        )
 
 
 def split_by_plan(cases: Sequence[Case], plan: TrainingPlan) -> Parts:
@@ -51,13 +65,12 @@ def split_by_plan(cases: Sequence[Case], plan: TrainingPlan) -> Parts:
             "fill in the column patient, or leave out --test-share"
         )
     rest, test = split_patients(cases, plan.test_share if patients > 3 else 1 / 3, plan.seed)
-    share = min(0.5, plan.validation_share / (1 - plan.test_share))
-    train, val = split_patients(rest, share, plan.seed)
+    train, val = split_patients(rest, plan.validation_share / (1 - plan.test_share), plan.seed)
     return Parts(train, val, test)
 
 
 def split_patients(cases: Sequence[Case], share: float, seed: int) -> tuple[list[Case], list[Case]]:
-    """Two parts, the second about `share` of the cases (rounded to one of two, three, four ... parts).
+    """Two parts, the second about `share` of the cases, as near as whole patients allow.
 
     Raises:
         InputError: all scans are of one patient.
@@ -69,6 +82,6 @@ def split_patients(cases: Sequence[Case], share: float, seed: int) -> tuple[list
             f"{len(cases)} scans of one patient cannot be split into training and validation; add patients, or fill "
             "in the column patient of the table"
         )
-    fold = group_folds(groups, min(patients, max(2, round(1 / share))), seed, validation=False)[0]
+    fold = share_fold(groups, share, seed)
     held = {member.case for member in fold.test}
     return [c for c in cases if c.case not in held], [c for c in cases if c.case in held]

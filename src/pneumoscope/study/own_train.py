@@ -6,6 +6,7 @@ their own grids.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,17 @@ from pneumoscope.datasets.groups import group_members, members_of
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.progress import Progress, silent
-from pneumoscope.study.folder import fingerprint
+from pneumoscope.jobs.stamp import STARTED_FILE, is_started, mark_started, stamp, what_changed
+from pneumoscope.models.cards import CARD_FILE, find_model, read_card
+from pneumoscope.progress import NOTE, Noted, Progress, silent
 from pneumoscope.study.own_common import TrainingPlan
 from pneumoscope.study.own_data import own_lungs
 from pneumoscope.study.own_forecast import forecast_own, out_of_memory_advice
-from pneumoscope.study.own_plan import OwnPlan, write_plan
+from pneumoscope.study.own_plan import PLAN_FILE, OwnPlan, write_plan
 from pneumoscope.study.own_plan3d import VolumePlan
-from pneumoscope.study.own_score import save_own, score_own, write_scores
+from pneumoscope.study.own_score import RUN_FILE, TEST_FILE, VALIDATION_FILE, save_own, score_own, write_scores
 from pneumoscope.study.own_setup import Setup, set_up
 from pneumoscope.study.own_split import Parts
-from pneumoscope.study.stages import BEGUN_FILE, is_marked
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ def train_own(
         test: cases that are scored once, when the model is finished, and chose nothing.
         device: to train on.
         max_minutes: stop after the epoch in which this much time is spent; the best model so far is kept.
-        resume: go on with the training in `out`, which must be the same.
-        overwrite: begin anew over the model in `out`.
+        resume: continue the training in `out`; plan and data must be those it was started with.
+        overwrite: remove the training in `out` and start again.
         progress: told about every part; ``forecast`` once before training.
 
     Raises:
@@ -88,39 +89,85 @@ def train_own(
     """
     from pneumoscope.training.loop import fit
 
-    folder = prepare_folder(out, marker=BEGUN_FILE, overwrite=overwrite, resume=resume)
+    folder = _prepare(out, overwrite=overwrite, resume=resume)
+    progress = Noted(progress)
     precision = plan.precision if plan.dims == "2d" else "auto"  # what `segment` takes, however it was trained
     lungs_for = own_lungs(device, precision)
     with out_of_memory_advice(plan):
         setup = set_up(plan, train, val, lungs_for, progress)
-        go_on = _begin(folder, plan, setup, resume)
-        Parts(list(train), list(val), list(test)).write(folder / "split.csv")
+        go_on = _start(folder, plan, setup, resume)
+        parts = Parts(list(train), list(val), list(test))
+        parts.write(folder / "split.csv")
+        if remark := parts.remark(plan):
+            progress(NOTE, 1, 1, remark)
         config = _train_config(plan, device, max_minutes)
         progress("forecast", 1, 1, forecast_own(plan, setup, config, max_minutes))
         result = fit(setup.model, setup.task, setup.train, setup.val, config, folder, resume=go_on, progress=progress)
         card = save_own(folder, setup.model, setup.card, plan, result, setup.said, train)
         scores = score_own(folder, val, device, precision, lungs_for, progress)
         tested = score_own(folder, test, device, precision, lungs_for, progress, "test") if test else None
-    chosen_on = write_scores(folder, card, scores, tested, result)
+    chosen_on = write_scores(folder, card, scores, tested, result, progress.notes)
     return OwnResult(folder, scores, tested, chosen_on, result.epochs_run, result.stopped_by, result.seconds)
 
 
-def _begin(folder: Path, plan: TrainingPlan, setup: Setup, resume: bool) -> bool:
-    """Mark the folder as begun with this plan and these data; whether a training in it goes on.
+def _prepare(out: str | Path, *, overwrite: bool, resume: bool) -> Path:
+    """Make the folder of a training; with `overwrite` what an earlier one left there is removed.
 
     Raises:
-        InputError: it was begun with others.
+        InputError: it holds a training, and neither flag is given, or both.
     """
-    sources = [setup.train.fingerprint(), setup.val.fingerprint()]
-    identity = fingerprint({**plan.shaping(), "data": sources})
-    go_on = resume and is_marked(folder / BEGUN_FILE, identity)
-    if resume and not go_on and (folder / BEGUN_FILE).is_file():
-        raise InputError("was begun with another plan or other data; use --overwrite to begin anew", path=folder)
-    if not go_on:
-        for path in (*folder.glob("*.ckpt"), folder / "history.csv"):
+    if resume and overwrite:
+        raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
+    folder = Path(out)
+    for marker in (STARTED_FILE, CARD_FILE):
+        folder = prepare_folder(out, marker=marker, overwrite=overwrite, resume=resume)
+    if overwrite and holds_training(folder):
+        for path in (*folder.glob("*.ckpt"), *(folder / name for name in OWN_FILES)):
             path.unlink(missing_ok=True)
-    write_json(folder / BEGUN_FILE, {"identity": identity})
-    write_plan(plan, folder / "plan.json")
+        for fold in folder.glob("fold-*"):
+            if (fold / STARTED_FILE).is_file() and not fold.is_symlink():
+                shutil.rmtree(fold)
+    return folder
+
+
+def holds_training(folder: str | Path) -> bool:
+    """Whether a folder holds more than a plan: a training that was started, a model, or folds."""
+    return any((Path(folder) / name).exists() for name in (STARTED_FILE, CARD_FILE, "summary.json"))
+
+
+def _start(folder: Path, plan: TrainingPlan, setup: Setup, resume: bool) -> bool:
+    """Mark the folder as started with this plan and these data; whether a training in it continues.
+
+    Raises:
+        InputError: it was started with others; a training on data that changed is refused, never mixed.
+    """
+    start = read_card(find_model(plan.start))["weights"]["sha256"] if plan.start else None
+    parts = {
+        "plan": plan.shaping(),
+        "training_data": setup.train.content,
+        "validation_data": setup.val.content,
+        "starting_weights": start,
+    }
+    return start_here(folder, "own training", parts, plan, resume)
+
+
+def start_here(folder: Path, kind: str, parts: dict[str, Any], plan: TrainingPlan, resume: bool) -> bool:
+    """Write plan and mark of a training; whether one of the same stamp continues.
+
+    Raises:
+        InputError: a resumed one was started with something else.
+    """
+    wanted = stamp(kind, revision=1, **parts)
+    go_on = resume and is_started(folder, wanted)
+    if resume and not go_on and (folder / STARTED_FILE).is_file():
+        changed = ", ".join(what_changed(folder, **parts))
+        raise InputError(
+            f"{changed} changed since this training was started; restore what it was started with, or use --overwrite "
+            "to start again",
+            path=folder,
+        )
+    mark_started(folder, wanted, **parts)
+    write_plan(plan, folder / PLAN_FILE)
     return go_on
 
 
@@ -157,14 +204,15 @@ def crossval_own(
     Raises:
         DatasetError: fewer patients than folds.
     """
-    folder = prepare_folder(out, marker="plan.json", overwrite=overwrite, resume=resume)
+    folder = _prepare(out, overwrite=overwrite, resume=resume)
     dealt = group_folds(group_members(members_of(cases)), folds, plan.seed, validation=False)
-    write_plan(plan, folder / "plan.json")
+    scans = [[case.dataset, case.case, case.patient] for case in cases]
+    start_here(folder, "crossval", {"plan": plan.shaping(), "folds": folds, "scans": scans}, plan, resume)
     parts = []
     for number, fold in enumerate(dealt, start=1):
         held = {member.case for member in fold.test}
         train, val = [c for c in cases if c.case not in held], [c for c in cases if c.case in held]
-        result = train_own(train, val, plan, folder / f"fold-{number}", overwrite=overwrite, resume=resume, **options)
+        result = train_own(train, val, plan, folder / f"fold-{number}", resume=resume, **options)
         parts.append(result.scores.assign(fold=number))
     table = pd.concat(parts, ignore_index=True)
     table = table[["fold", *[name for name in table.columns if name != "fold"]]]
@@ -182,5 +230,11 @@ def crossval_own(
     )
     return table
 
+
+OWN_FILES = (
+    "model.safetensors", CARD_FILE, RUN_FILE, PLAN_FILE, STARTED_FILE, VALIDATION_FILE, TEST_FILE, "history.csv",
+    "split.csv", "per_case.csv", "summary.json",
+)  # fmt: skip
+"""What a training or cross-validation writes beside checkpoints and folds."""
 
 ON_FOLDS = "the epoch of each fold was chosen on the scans it is scored on, which flatters a little"

@@ -15,7 +15,7 @@ from pathlib import Path
 from pneumoscope.errors import RunError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.processes import death_of, worker_pool, workers_of
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import NOTE, Noted, Progress, silent
 from pneumoscope.study.plan import needs
 from pneumoscope.study.systems import StageMaker
 
@@ -41,7 +41,7 @@ def train_in_parallel(
     waiting = [stage.name for stage in experiment.stages.chain]
     total, done = len(waiting), set[str]()
     given = (experiment, folder, dict(roots), dict(masks), device, jobs)
-    running: dict[Future[str], str] = {}
+    running: dict[Future[tuple[str, list[str]]], str] = {}
     with worker_pool(jobs, _open, given) as pool:
         while waiting or running:
             ready = [name for name in waiting if set(needs(experiment, name)) <= done]
@@ -52,12 +52,15 @@ def train_in_parallel(
             for future in finished:
                 name = running.pop(future)
                 try:
-                    done.add(future.result())
+                    made, notes = future.result()
                 except BrokenProcessPool as problem:
                     raise RunError(
                         f"{name} is not trained: {death_of(workers_of(pool))}; continue with --resume and fewer --jobs",
                         path=folder,
                     ) from problem
+                done.add(made)
+                for note in notes:
+                    progress(NOTE, 1, 1, note)
                 progress("stages", len(done), total, name)
 
 
@@ -71,12 +74,15 @@ def _open(
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
     sets = open_sets(experiment, folder, roots, device=device, masks=masks)
-    _MAKER[:] = [StageMaker(experiment, sets, folder, device=device, resume=True)]
+    _MAKER[:] = [StageMaker(experiment, sets, folder, device=device, resume=True, progress=Noted())]
 
 
-def _make(name: str) -> str:
+def _make(name: str) -> tuple[str, list[str]]:
+    """Make a stage; its name, and the notes of it."""
     maker = _MAKER[0]
     for stage in (*needs(maker.experiment, name), name):
         if stage not in maker.models:
             maker.make(stage)
-    return name
+    assert isinstance(maker.progress, Noted)  # as `_open` made it
+    notes, maker.progress.notes = maker.progress.notes, []
+    return name, notes

@@ -6,7 +6,7 @@ One file per stage and set, `stages/<stage>/predictions/set-<number>.npz`, with
 - ``case`` and ``patient`` (n) text, ``slice`` (n) int64, ``part`` (n) text (``val``, ``test``): rows of the split,
   in the order of the set's slices;
 - ``expert`` (n) int64: number of the set whose network answered (0 where the stage has one network for all);
-- ``sha256`` (): of the weights that answered; a file of other weights is made anew.
+- ``stamp`` (): of weights, data and settings; a file of another stamp is made anew.
 
 Validation rows serve what is chosen afterwards, such as a calibration; test rows are for the one final scoring.
 """
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
-from pneumoscope.progress import Progress, silent
+from pneumoscope.jobs.stamp import stamp
+from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.study.costs import Meter, note_cost
 from pneumoscope.study.data import StudySet
 
@@ -54,7 +55,7 @@ class Predictions:
     patient: NDArray[np.str_]
     part: NDArray[np.str_]
     expert: NDArray[np.int64]
-    sha256: str
+    stamp: str
 
     def of(self, part: str) -> Predictions:
         """The rows of one part of the split; may be none."""
@@ -80,7 +81,7 @@ def read_predictions(stage_folder: str | Path, number: int) -> Predictions:
     path = prediction_file(stage_folder, number)
     try:
         kept = _load(path)
-        return Predictions(**{name: kept[name] for name in ARRAYS}, sha256=str(kept["sha256"]))
+        return Predictions(**{name: kept[name] for name in ARRAYS}, stamp=str(kept["stamp"]))
     except _UNREADABLE as problem:
         raise InputError(f"holds no predictions ({problem}); resume the study with --resume", path=path) from problem
 
@@ -101,28 +102,47 @@ def predict_stage(
     device: str = "auto",
     progress: Progress = silent,
 ) -> None:
-    """Write the answers of a stage on all sets; files of the same weights are left as they are."""
+    """Write the predictions of a stage on all sets; files of the same stamp are left as they are."""
+    stale = []
     for done, (number, study_set) in enumerate(sorted(sets.items()), start=1):
-        path = prediction_file(model.folder, number)
-        if not _is_of(path, model.sha256):
+        path, wanted = prediction_file(model.folder, number), prediction_stamp(experiment, model, study_set)
+        if not _is_of(path, wanted):
+            stale += [str(number)] if path.exists() else []
             with Meter() as meter:
-                answers, seconds = _predict(experiment, model, number, study_set, device)
+                answers, seconds = _predict(experiment, model, number, study_set, device, wanted)
             write_bytes(path, answers)
             each = round(float(np.median(seconds)), 4) if seconds else None
             cost = {**meter.as_dict(), "scans": len(seconds), "seconds_per_scan": each}
             note_cost(model.folder, "prediction", {str(number): cost})
         progress(f"predicting {model.name}", done, len(sets), f"set {number}")
+    if stale:
+        progress(NOTE, 1, 1, f"{model.name}: weights, data or settings changed; predictions and scores of set "
+                             f"{', '.join(stale)} are made anew")  # fmt: skip
 
 
-def _is_of(path: Path, sha256: str) -> bool:
+def prediction_stamp(experiment: Experiment, model: StageModel, study_set: StudySet) -> str:
+    """What the predictions of a stage on a set are made of: its weights, the slices (or scans), and the settings."""
+    scans = sorted(study_set.scans) if model.loads_scans else []
+    return stamp(
+        "predictions",
+        revision=1,
+        model=model.sha256,
+        data=study_set.content,
+        scans={case: study_set.scan_content(case) for case in scans},
+        site=study_set.site.number,
+        precision=experiment.training.precision,
+    )
+
+
+def _is_of(path: Path, wanted: str) -> bool:
     try:
-        return str(_load(path)["sha256"]) == sha256
+        return str(_load(path)["stamp"]) == wanted
     except _UNREADABLE:
         return False
 
 
 def _predict(
-    experiment: Experiment, model: StageModel, number: int, study_set: StudySet, device: str
+    experiment: Experiment, model: StageModel, number: int, study_set: StudySet, device: str, made: str
 ) -> tuple[bytes, list[float]]:
     """The file, and the seconds that each scan took without reading it."""
     rows = {part: study_set.rows(part) for part in PARTS}
@@ -146,7 +166,7 @@ def _predict(
         patient=table["patient"].to_numpy(str),
         part=np.where(np.isin(order, rows["test"]), "test", "val"),
         expert=np.concatenate(expert).astype(np.int64) if expert else np.zeros(0, np.int64),
-        sha256=np.array(model.sha256),
+        stamp=np.array(made),
     )
     return packed.getvalue(), seconds
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import InputError, ModelError
+from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import describe
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import jsonable
 from pneumoscope.models.cards import read_card
-from pneumoscope.reports.figures import data_uri
+from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
 from pneumoscope.study.findings import findings, main_stages, pattern
-from pneumoscope.study.folder import read_experiment
+from pneumoscope.study.folder import read_experiment, read_if_there, read_result, usable_results
 from pneumoscope.study.guard import GUARD_FILE
 from pneumoscope.study.shift import LEAKAGE_FILE
 from pneumoscope.study.systems_table import PICTURE, read_systems
@@ -47,12 +46,19 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     experiment = read_experiment(folder)
-    tables, shift = _read(folder, "matrix.json"), _read_if_there(folder / "shift" / "shift.json")
-    differences, guard = tables.get("differences", []), _read_if_there(folder / GUARD_FILE)
-    context = {
-        "title": f"Transfer study {experiment.recipe}",
+    mark = str(read_if_there(folder / "study.json").get("mark") or "")
+    with usable_results(folder), marked(mark):
+        write_page(folder / REPORT_FILE, "study.html", _context(experiment, folder, mark))
+    return folder / REPORT_FILE
+
+
+def _context(experiment: Experiment, folder: Path, mark: str) -> dict[str, Any]:
+    tables, shift = read_result(folder, "matrix.json"), read_if_there(folder / "shift" / "shift.json")
+    differences, guard = tables.get("differences", []), read_if_there(folder / GUARD_FILE)
+    return {
+        "title": f"Transfer study {experiment.recipe}" + (f" ({mark} data)" if mark else ""),
         "experiment": experiment,
-        "summary": _read(folder, "study.json"),
+        "summary": read_result(folder, "study.json"),
         "matrix": tables["rows"],
         "forgetting": tables["forgetting"],
         "transfer": tables["transfer"],
@@ -68,10 +74,10 @@ def write_report(folder: str | Path) -> Path:
         "systems": read_systems(folder),
         "guard": guard,
         "guard_text": " ".join(f"{stage['stage']}: {stage['sentence']}" for stage in guard.get("stages", [])),
-        "leakage": _read_if_there(folder / LEAKAGE_FILE),
+        "leakage": read_if_there(folder / LEAKAGE_FILE),
         "shift": shift,
         "main": main_stages(experiment),
-        "limits": limits(experiment, _read(folder, "study.json")),
+        "limits": limits(experiment, read_result(folder, "study.json")),
         "good": GOOD_PERCENTILE,
         "bad": BAD_PERCENTILE,
         **_pictures(experiment, folder),
@@ -79,8 +85,6 @@ def write_report(folder: str | Path) -> Path:
         "facts": _facts(folder),
         "cases": [page.relative_to(folder).as_posix() for page in sorted(folder.glob("cases/*/report.html"))],
     }
-    write_page(folder / REPORT_FILE, "study.html", context)
-    return folder / REPORT_FILE
 
 
 def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -139,22 +143,6 @@ def limits(experiment: Experiment, summary: dict[str, Any]) -> list[str]:
     return [*said, *GENERAL_LIMITS]
 
 
-def _read(folder: Path, name: str) -> Any:
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(
-            f"holds a study without a readable {name}: it is not finished; go on with study run --resume", path=folder
-        ) from problem
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
 def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Figures as data addresses; those that were never drawn are left out."""
 
@@ -186,7 +174,7 @@ def _cards(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path) -> list[tuple[str, str]]:
-    environment, summary = _read(folder, "environment.json"), _read(folder, "study.json")
+    environment, summary = read_result(folder, "environment.json"), read_result(folder, "study.json")
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
     spent = ", ".join(f"{part} {value:.0f} s" for part, value in summary["seconds"].items())
     return [

@@ -20,13 +20,23 @@ from pneumoscope.experiments.registry import build_recipe
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import FORECAST, Noted, Progress, silent
+from pneumoscope.reports.figures import marked
 from pneumoscope.study import figures
 from pneumoscope.study.answers import StageModel
-from pneumoscope.study.data import StudySet, build_set, find_cases, lung_folders, roots_of
-from pneumoscope.study.folder import begin, write_environment
+from pneumoscope.study.data import (
+    StudySet,
+    build_set,
+    find_cases,
+    lung_folders,
+    require_data,
+    roots_of,
+    set_names,
+)
+from pneumoscope.study.folder import begin, mark_of, mark_tables, write_environment, write_run
 from pneumoscope.study.forecast import Forecast, forecast
 from pneumoscope.study.forgetting import FORMULAS, forgetting_table, transfer
+from pneumoscope.study.guard import renew_verdict
 from pneumoscope.study.lung_effect import lung_effect, write_lung_effect
 from pneumoscope.study.lungs import LUNG_STAGE, LungSupply
 from pneumoscope.study.matrix import Matrix, untrained_f1
@@ -69,6 +79,7 @@ def run_study(
     out: str | Path,
     *,
     data: Mapping[str, str | Path] | None = None,
+    synthetic: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -81,9 +92,11 @@ def run_study(
     Args:
         experiment: a recipe's name or an experiment of your own making.
         out: the study folder.
-        data: ``data set name or set number -> folder``, for all sets; none runs on synthetic sites made in `out`.
-        resume: go on with the study in `out`; finished stages are taken as they are.
-        overwrite: begin anew over the study in `out`.
+        data: ``data set name or set number -> folder``, for all sets.
+        synthetic: run on synthetic sites made in `out` instead; every table, figure and page then says so.
+        resume: continue the study in `out`; what was made of the same data, settings and weights is kept, the rest is
+            made anew and named in ``notes`` of `run.json`.
+        overwrite: start again over the study in `out`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         jobs: processes that train stages which do not wait for each other; fewer where memory does not hold them.
         lungs: ``data set name or set number -> folder of lung masks`` for sets without their own, see
@@ -97,13 +110,15 @@ def run_study(
     plan = build_recipe(experiment) if isinstance(experiment, str) else experiment
     roots = roots_of(plan, {name: Path(root) for name, root in (data or {}).items()})
     masks = lung_folders(plan, lungs or {})
+    require_data(plan.recipe, data or {}, synthetic)
     folder = begin(plan, out, resume=resume, overwrite=overwrite)
-    study = _Study(plan, folder, resume, device, progress)
+    study = _Study(plan, folder, resume, device, Noted(progress))
     study.note_environment()
     study.prepare(roots, masks)
-    study.train(roots, masks, study.foresee(jobs))
-    study.predict()
-    return study.score()
+    with marked(study.mark()):
+        study.train(roots, masks, study.foresee(jobs))
+        study.predict()
+        return study.score()
 
 
 def open_sets(
@@ -130,17 +145,19 @@ def open_sets(
     sets: dict[int, StudySet] = {}
     lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
     cases = find_cases(experiment, roots, folder, progress, lungs=masks)
-    teachers = experiment.lung.sites
+    teachers, names = experiment.lung.sites, set_names(experiment, cases)
     for site in sorted(experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
         found = cases[site.number]
-        sets[site.number] = build_set(experiment, site, found, folder, lungs_for=lungs, progress=progress)
+        sets[site.number] = build_set(
+            experiment, site, found, folder, name=names[site.number], lungs_for=lungs, progress=progress
+        )
     return sets
 
 
 class _Study:
     """The moving parts of one study."""
 
-    def __init__(self, experiment: Experiment, folder: Path, resume: bool, device: str, progress: Progress) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, resume: bool, device: str, progress: Noted) -> None:
         self.experiment, self.folder, self.resume = experiment, folder, resume
         self.device, self.progress = device, progress
         self.sets: dict[int, StudySet] = {}
@@ -180,7 +197,7 @@ class _Study:
     def foresee(self, jobs: int) -> int:
         """Measure a few steps, tell what is to be expected, and return how many processes memory holds."""
         self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=jobs)
-        self.progress("forecast", 1, 1, self.expected.sentence())
+        self.progress(FORECAST, 1, 1, self.expected.sentence())
         self._lap("forecast")
         return self.expected.jobs
 
@@ -238,7 +255,10 @@ class _Study:
         self._lap("calibration and appearance")
         self._draw(scorer, rows, matrix)
         self._lap("tables and figures")
+        mark_tables(folder, self.mark() or "real")
         write_json(folder / "study.json", self._summary())
+        write_run(folder, self.progress.notes, resumed=self.resume, synthetic=bool(self.mark()))
+        renew_verdict(folder, experiment)
         report = write_report(folder)
         return StudyResult(folder, experiment, matrix, forgotten, gains, report, dict(self.seconds))
 
@@ -288,13 +308,19 @@ class _Study:
                 }
             )
         stages = {name: {"trained_now": model.trained_now} for name, model in self.models.items()}
-        return {"sets": sets, "stages": stages, "synthetic": self.synthetic(), "seconds": self.seconds} | {
-            "forecast": self.expected.as_dict() if self.expected else None
+        return {
+            "sets": sets,
+            "stages": stages,
+            "synthetic": all(study_set.synthetic for study_set in self.sets.values()),
+            "mark": self.mark(),
+            "notes": self.progress.notes,
+            "seconds": self.seconds,
+            "forecast": self.expected.as_dict() if self.expected else None,
         }
 
-    def synthetic(self) -> bool:
-        """Whether all sets are synthetic sites."""
-        return all(s.name.startswith("phantom") for s in self.sets.values())
+    def mark(self) -> str:
+        """What tables and figures say of the data: empty for real ones."""
+        return mark_of("phantom" if study_set.synthetic else study_set.name for study_set in self.sets.values())
 
 
 def best_epochs(folder: Path) -> dict[str, int]:

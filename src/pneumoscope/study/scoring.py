@@ -28,14 +28,13 @@ from pneumoscope.study.cells import (
     Cell,
     cell_key,
     count_voxels,
-    data_fingerprint,
     read_cell,
     read_table,
     write_cell,
     write_table,
 )
 from pneumoscope.study.data import StudySet
-from pneumoscope.study.predictions import read_predictions
+from pneumoscope.study.predictions import prediction_stamp, read_predictions
 from pneumoscope.study.stages import StageJob, TrainedModel, new_model
 
 UNTRAINED = "untrained"
@@ -59,7 +58,6 @@ class Scorer:
     device: str = "auto"
     progress: Progress = silent
     computed: list[tuple[str, int]] = field(default_factory=list)
-    _prints: dict[int, str] = field(default_factory=dict)
 
     def predict(self, model: StageModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Infiltrate found in slices of a set, (n, h, w) bool."""
@@ -85,12 +83,12 @@ class Scorer:
         return result
 
     def _kept(self, model: StageModel, number: int) -> list[tuple[tuple[str, int], NDArray[np.uint8]]]:
-        """Kept answers of these weights by case and slice; none where nothing was kept."""
+        """Kept predictions of these weights and data by case and slice; none where nothing was kept."""
         try:
             kept = read_predictions(model.folder, number)
         except InputError:
             return []
-        if kept.sha256 != model.sha256:
+        if kept.stamp != prediction_stamp(self.experiment, model, self.sets[number]):
             return []
         names = zip(kept.case.tolist(), kept.slice.tolist(), strict=True)
         return list(zip(names, kept.probability, strict=True))
@@ -108,10 +106,8 @@ class Scorer:
 
     def cell(self, model: StageModel, number: int, folder: Path | None = None) -> Cell:
         """One cell: from `folder` when its key still fits, else computed (and kept there)."""
-        seen = self._seen(model.name, number)
-        if number not in self._prints:
-            self._prints[number] = data_fingerprint(self.sets[number])
-        key = cell_key(self.experiment, model.sha256, self._prints[number], seen=seen)
+        predictions = prediction_stamp(self.experiment, model, self.sets[number])
+        key = cell_key(self.experiment, predictions, everything=self.scores_all(model.name, number))
         kept = None if folder is None else read_cell(folder, model.name, number, key)
         if kept is not None:
             return kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
 from pneumoscope.reports.figures import new_figure, png
 from pneumoscope.study.findings import main_stages
+from pneumoscope.study.folder import read_if_there
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ MOST_LINES = 8
 def draw_shift(experiment: Experiment, folder: Path) -> None:
     """Draw what `shift/shift.json` and `matrix.json` of a study hold; nothing where they are absent."""
     figures = folder / "figures"
-    found, tables = _json(folder / "shift" / "shift.json"), _json(folder / "matrix.json")
+    found, tables = read_if_there(folder / "shift" / "shift.json"), read_if_there(folder / "matrix.json")
     shown = [stage.name for stage in experiment.stages.chain]
     shown = shown if len(shown) <= MOST_LINES else main_stages(experiment)
     changed = [row for row in tables.get("differences", []) if row["stage"] in shown]
@@ -48,13 +48,6 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
     told = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
     if told:
         write_bytes(figures / "distance.png", distance_png(told))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def changes_png(differences: Sequence[Mapping[str, Any]]) -> bytes:

@@ -1,7 +1,8 @@
 """One training of a study: built, begun from the stage before it, trained, saved, and marked as done.
 
-The marker holds a fingerprint of everything that shaped the weights: settings, slices, and the SHA-256 of the weights
-it began from. A resumed study takes a marked stage as it is; anything else is trained again or gone on with.
+`done.json` holds the stamp of everything that shaped the weights: settings, slices with their masks, and the weights it
+started from. A resumed study takes a stage of this stamp as it is and continues one that was killed; a stage of another
+stamp (its data, settings or starting weights have changed) is trained anew, and the run says so.
 
 What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
 (see `study.predictions`), so that every later number is made without the network.
@@ -9,9 +10,8 @@ What a stage says about the validation and test slices of every set is kept as w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import to_json
 from pneumoscope.experiments.schema import Budget, Experiment
-from pneumoscope.io.files import write_json
-from pneumoscope.progress import Progress, silent
-from pneumoscope.study.folder import fingerprint
+from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, read_done, stamp, what_changed
+from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.study.sources import sources_of
 
 if TYPE_CHECKING:
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from pneumoscope.training.tasks import Task
 
 BUDGET = ("max_epochs", "patience", "learning_rate", "epoch_slices")
-DONE_FILE, BEGUN_FILE = "done.json", "begun.json"
-"""Mark a finished stage, and one that was begun; both hold its fingerprint."""
-
 Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 """Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
 
@@ -52,6 +48,7 @@ class Guard:
         penalties: makes extra terms of the loss for the network that is trained.
         frozen: modules that stay as they are.
         note: names and numbers of all this; a stage made with another note is not taken for this one.
+        data: sums over what `penalties` compute from.
     """
 
     earlier: tuple[Slices, ...] = ()
@@ -59,6 +56,7 @@ class Guard:
     penalties: Callable[[UNet], tuple[Penalty, ...]] | None = None
     frozen: tuple[str, ...] = ()
     note: str = ""
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,10 @@ class TrainedModel:
         name: of the stage.
         folder: with `model.safetensors` and `card.json`.
         model: the network, best weights, eval mode.
-        sha256: of its weights.
+        weights_sha256: of the file of its weights.
         trained_now: False when it was taken from a study that is resumed.
         experts: network per set number, where the stage keeps one for each; else empty.
+        experts_sha256: of their weights.
         selector: says which of them a scan is for.
         site_known: ask for the set instead, where there is a network for it.
         near: neighbouring slices that it is shown; None for single slices.
@@ -111,12 +110,31 @@ class TrainedModel:
     name: str
     folder: Path
     model: UNet
-    sha256: str
+    weights_sha256: str
     trained_now: bool
     experts: Mapping[int, UNet] = field(default_factory=dict)
+    experts_sha256: Mapping[int, str] = field(default_factory=dict)
     selector: Selector | None = None
     site_known: bool = False
     near: Neighbours | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of all networks, and of what decides which of them is asked and what it is shown."""
+        return stamp(
+            "stage",
+            revision=1,
+            weights=self.weights_sha256,
+            experts=self.experts_sha256,
+            selector=self.selector.as_dict() if self.selector else None,
+            site_known=self.site_known,
+            near=asdict(self.near) if self.near else None,
+        )
+
+    @property
+    def loads_scans(self) -> bool:
+        """Never: it is shown the slices of the set."""
+        return False
 
     @property
     def sees_lungs(self) -> bool:
@@ -177,7 +195,7 @@ def train_stage(
 ) -> TrainedModel:
     """Train one stage into `folder/stages/<name>` (or `own`), or take it from there when `resume` finds it done.
 
-    Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by fingerprint,
+    Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by stamp,
     gives the one that is there (with its own name and folder), and is told of a new one.
 
     Raises:
@@ -189,19 +207,17 @@ def train_stage(
 
     own = own or folder / "stages" / job.name
     sources = sources_of(experiment, job, train, val)
-    identity = _identity(experiment, job, [source.fingerprint() for source in sources])
+    parts = shaping_parts(experiment, job, [source.content for source in sources])
+    wanted = stamp("slices stage", revision=1, **parts)
     known = shared if shared is not None else {}
-    if identity in known:
-        return known[identity]
+    if wanted in known:
+        return known[wanted]
     if resume:
-        done = finished_stage(own, identity)
+        done = finished_stage(own, wanted)
         if done is not None:
             progress(job.name, 1, 1, "taken from the folder")
-            return known.setdefault(identity, done)
-    go_on = resume and is_marked(own / BEGUN_FILE, identity)
-    if not go_on:
-        _clear(own)
-        write_json(own / BEGUN_FILE, {"identity": identity})
+            return known.setdefault(wanted, done)
+    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
     model = new_model(experiment, job)
     loaded = _begin_from(model, job.start)
     task: Task = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
@@ -209,7 +225,7 @@ def train_stage(
         task = GuardedTask(task, job.guard.penalties(model), job.guard.note)
     config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
     result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
-    return known.setdefault(identity, _save(experiment, job, model, result, loaded, own, identity, len(train[0])))
+    return known.setdefault(wanted, _save(experiment, job, model, result, loaded, own, wanted, len(train[0])))
 
 
 def new_model(experiment: Experiment, job: StageJob) -> UNet:
@@ -258,58 +274,65 @@ def _begin_from(model: UNet, start: TrainedModel | None) -> str:
     return f"weights of {start.name}: {report.sentence()}"
 
 
-def _identity(experiment: Experiment, job: StageJob, slices: list[str]) -> str:
-    """Fingerprint of all that shapes the weights of the stage; where a number comes from does not."""
+def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> dict[str, Any]:
+    """All that shapes the weights of the stage; where a number comes from does not."""
     plain = to_json(experiment)
-    plain["preprocessing"].pop("neighbours")  # it shows in the channels; stages made before it existed stand
-    return fingerprint(
-        {
+    plain["preprocessing"].pop("neighbours")  # it shows in the slices
+    return {
+        "settings": {
             **{key: {**plain[key], "sources": None} for key in ("preprocessing", "network", "training")},
             "threshold": experiment.scoring.threshold,
             "budget": [getattr(job.budget, name) for name in BUDGET],
             "guard": [job.guard.note, list(job.guard.frozen)],
             "channels": [job.in_channels, job.out_channels, *job.features],
-            "slices": slices,
-            "start": job.start.sha256 if job.start else None,
-        }
-    )
+        },
+        "training_data": [slices[0], *job.guard.data],
+        "validation_data": slices[1],
+        "starting_weights": job.start.weights_sha256 if job.start else None,
+    }
 
 
-def finished_stage(own: Path, identity: str) -> TrainedModel | None:
-    """The stage in that folder if it is whole and was made in just this way, else None."""
+def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress) -> bool:
+    """Make the folder of a stage ready for a training; whether one of the same stamp that was killed continues.
+
+    What another training left there is removed; a resumed run says why it is trained anew.
+    """
+    go_on = resume and is_started(own, wanted)
+    if go_on and is_done(own, wanted):
+        progress(NOTE, 1, 1, f"{own.name}: the kept weights are damaged or were replaced; restored from the checkpoint")
+    if not go_on:
+        changed = what_changed(own, **parts) if resume else []
+        if changed:
+            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained anew")
+        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
+            path.unlink(missing_ok=True)
+    mark_started(own, wanted, **parts)
+    return go_on
+
+
+def finished_stage(own: Path, wanted: str) -> TrainedModel | None:
+    """The stage in that folder if it is whole, was made in just this way, and holds the weights of then; else None."""
     from pneumoscope.models.weights import load_model
 
-    if not is_marked(own / DONE_FILE, identity):
+    done = read_done(own)
+    if done.get("stamp") != wanted:
         return None
     try:
         model, card = load_model(own)
     except ModelError:
-        return None  # damaged: it is trained again, or taken from its last checkpoint
-    return TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
-
-
-def is_marked(path: Path, identity: str) -> bool:
-    """Whether a marker is there, readable, and of this very training."""
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["identity"] == identity)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _clear(own: Path) -> None:
-    """Remove what another training left in the folder, its checkpoints above all."""
-    for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
-        path.unlink(missing_ok=True)
+        return None  # damaged: it is taken from its last checkpoint, or trained again
+    sha256 = card["weights"]["sha256"]
+    return TrainedModel(own.name, own, model, sha256, trained_now=False) if sha256 == done.get("sha256") else None
 
 
 def _save(
-    experiment: Experiment, job: StageJob, model: UNet, result: Any, loaded: str, own: Path, identity: str, n_train: int
+    experiment: Experiment, job: StageJob, model: UNet, result: Any, loaded: str, own: Path, made: str, n_train: int
 ) -> TrainedModel:
     from pneumoscope.models.weights import save_model
 
     card = save_model(own, model, model_card(experiment, job, result, loaded, n_train))
     digest = card["weights"]["sha256"]
-    write_json(own / DONE_FILE, {"identity": identity, "sha256": digest, "seconds": round(result.seconds, 1)})
+    mark_done(own, made, sha256=digest, seconds=round(result.seconds, 1))
     return TrainedModel(job.name, own, model, digest, trained_now=True)
 
 

@@ -2,12 +2,11 @@
 
 A stage is made in two steps. `guarded_job` says what the training is shown, asked and allowed to move. `keep` says what
 becomes of the trained network: itself, a mix with the one before, or one network per site with a selector. Strategies
-that differ in the second step only share the training: a training of the same fingerprint is never done twice.
+that differ in the second step only share the training: a training of the same stamp is never done twice.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,13 +17,13 @@ import numpy as np
 
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.experiments.schema import Experiment, Stage
-from pneumoscope.io.files import write_json
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.data import StudySet, two_channel_target
-from pneumoscope.study.folder import fingerprint
 from pneumoscope.study.lungs import evenly
-from pneumoscope.study.stages import DONE_FILE, Guard, Slices, StageJob, TrainedModel, is_marked, train_stage
+from pneumoscope.study.stages import Guard, Slices, StageJob, TrainedModel, train_stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +52,7 @@ class Trainer:
         progress: told about every training.
         near: neighbouring slices that its networks see; None for single slices.
         models: the stages made so far, by name.
-        trainings: where each training lies, by its fingerprint.
+        trainings: where each training lies, by its stamp.
     """
 
     experiment: Experiment
@@ -138,19 +137,26 @@ class Trainer:
     def _kept(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> TrainedModel:
         """The stage's folder from its training: taken as it is when it is there already."""
         strategy = self.experiment.strategy
-        identity = fingerprint(
-            {
-                "trained": trained.sha256,
-                "parts": sorted(parts),
-                "lineage": [self.models[s.name].sha256 for s in self.experiment.lineage(stage.name)[:-1]],
-                "numbers": [strategy.averaging_weights, strategy.validation_slices, strategy.adabn_slices],
-            }
+        lineage = self.experiment.lineage(stage.name)
+        wanted = stamp(
+            "kept stage",
+            revision=1,
+            trained=trained.weights_sha256,
+            parts=sorted(parts),
+            lineage=[self.models[s.name].sha256 for s in lineage[:-1]],
+            data=[self.sets[s.site].content for s in lineage],
+            numbers=[strategy.averaging_weights, strategy.validation_slices, strategy.adabn_slices],
+            scoring=[self.experiment.scoring.threshold, self.experiment.training.precision],
         )
-        if is_marked(own / DONE_FILE, identity):
+        done = read_done(own)
+        if done.get("stamp") == wanted:
             try:
-                return replace(read_kept(own), site_known=strategy.site_known)
+                kept = replace(read_kept(own), site_known=strategy.site_known)
+                if kept.weights_sha256 == done.get("sha256"):
+                    return kept
             except ModelError:
                 pass  # damaged: made again
+        mark_started(own)
         network, said = trained.model, f"the training of {trained.name}" if trained.name != stage.name else ""
         if "averaging" in parts:
             network, said = self._averaged(stage, trained)
@@ -158,7 +164,7 @@ class Trainer:
         experts = self._experts(stage, parts, trained, own)
         if experts:
             self._write_experts(own, stage, experts)
-        write_json(own / DONE_FILE, {"identity": identity, "sha256": read_card(own)["weights"]["sha256"]})
+        mark_done(own, wanted, sha256=read_card(own)["weights"]["sha256"])
         return replace(read_kept(own), site_known=strategy.site_known, trained_now=trained.trained_now)
 
     def _averaged(self, stage: Stage, trained: TrainedModel) -> tuple[UNet, str]:
@@ -246,9 +252,7 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
     earlier: tuple[Slices, ...] = ()
     if parts & {"joint", "rehearsal"}:
         earlier = tuple(trainer.store(number, parts) for number in trainer.earlier(stage))
-        kept = [len(part[2]) for part in earlier]
-        digests = [fingerprint({"names": list(part[2])})[:12] for part in earlier]
-        notes.append(f"earlier slices {kept} {digests}, their share {strategy.earlier_share}")
+        notes.append(f"earlier slices {[len(part[2]) for part in earlier]}, their share {strategy.earlier_share}")
     if "frozen" in parts:
         frozen = strategy.frozen
     if "site_norm" in parts and start is not None:
@@ -259,6 +263,7 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
         notes.append(f"ewc weight {strategy.ewc_weight}, {strategy.ewc_slices} slices per set")
     if "lwf" in parts:
         notes.append(f"lwf weight {strategy.lwf_weight}, temperature {strategy.lwf_temperature}")
+    before = [s.site for s in experiment.lineage(stage.name)[:-1]] if "ewc" in parts else []
     penalties = penalties_of(trainer, stage, parts) if parts & {"ewc", "lwf"} else None
     lung = int(experiment.preprocessing.lung_channel)
     return StageJob(
@@ -269,7 +274,14 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
         experiment.stages.first if start is None else experiment.stages.retrain,
         start,
         "infiltrate",
-        Guard(earlier, strategy.earlier_share, penalties, frozen, "; ".join(notes)),
+        Guard(
+            earlier,
+            strategy.earlier_share,
+            penalties,
+            frozen,
+            "; ".join(notes),
+            tuple(trainer.sets[number].content for number in before),
+        ),
         trainer.near,
     )
 
@@ -344,10 +356,16 @@ def read_kept(own: Path) -> TrainedModel:
     base = TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)
     if not (own / EXPERTS_FILE).is_file():
         return base
+    kept = read_json(own / EXPERTS_FILE, error=ModelError)
     try:
-        kept = json.loads((own / EXPERTS_FILE).read_text(encoding="utf-8"))
         selector = Selector.from_dict(kept)
-        experts = {int(n): load_model(own / place)[0] for n, place in kept["experts"].items()}
-    except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(f"{EXPERTS_FILE} cannot be read ({problem})", path=own) from problem
-    return replace(base, experts=experts, selector=selector)
+        folders = {int(number): own / place for number, place in kept["experts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+        raise ModelError(f"names no networks and selector ({problem!r})", path=own / EXPERTS_FILE) from problem
+    found = {number: load_model(folder) for number, folder in folders.items()}
+    return replace(
+        base,
+        experts={number: network for number, (network, _) in found.items()},
+        experts_sha256={number: about["weights"]["sha256"] for number, (_, about) in found.items()},
+        selector=selector,
+    )

@@ -7,7 +7,6 @@ one on all sets seen.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment, Stage
-from pneumoscope.io.files import write_json
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.jobs.stamp import is_done, mark_done, stamp
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study import volumes_baseline as baseline
 from pneumoscope.study.answers import ScanSlices, scan_of
 from pneumoscope.study.data import StudySet
-from pneumoscope.study.folder import fingerprint
-from pneumoscope.study.stages import DONE_FILE, is_marked
+from pneumoscope.study.stages import start_stage
 from pneumoscope.study.system_volumes import scans_of
 
 THRESHOLD_FILE = "threshold.json"
@@ -43,6 +43,11 @@ class ThresholdStage:
     sha256: str
     trained_now: bool
     bounds: tuple[float, float]
+
+    @property
+    def loads_scans(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def sees_lungs(self) -> bool:
@@ -73,16 +78,21 @@ def make_threshold_stage(
     own = folder / "stages" / stage.name
     scans = scans_of(experiment, sets, stage, "train")
     way = [baseline.AIR_HU, baseline.CLOSING_MM, baseline.SMOOTHING_MM, baseline.FIT_SCANS]
-    identity = fingerprint({"scans": scans, "low": baseline.LOW_HU, "high": baseline.HIGH_HU, "way": way})
-    bounds = _kept(own) if resume and is_marked(own / DONE_FILE, identity) else None
+    parts = {
+        "training_data": [[number, case, sets[number].scan_content(case)] for number, case in scans],
+        "settings": {"low": baseline.LOW_HU, "high": baseline.HIGH_HU, "way": way},
+    }
+    wanted = stamp("threshold stage", revision=1, **parts)
+    bounds = _kept(own) if resume and is_done(own, wanted) else None
     if bounds is not None:
         progress(stage.name, 1, 1, "taken from the folder")
         return ThresholdStage(stage.name, own, _sum(bounds, way), False, bounds)
+    start_stage(own, wanted, parts, resume=resume, progress=progress)
     begun = time.perf_counter()
     bounds = baseline.fit_threshold([sets[number].scans[case] for number, case in scans])
     seconds = round(time.perf_counter() - begun, 1)
     write_json(own / THRESHOLD_FILE, {"low_hu": bounds[0], "high_hu": bounds[1], "scans": [case for _, case in scans]})
-    write_json(own / DONE_FILE, {"identity": identity, "seconds": seconds})
+    mark_done(own, wanted, seconds=seconds)
     progress(stage.name, 1, 1, f"{bounds[0]:g} to {bounds[1]:g} HU")
     return ThresholdStage(stage.name, own, _sum(bounds, way), True, bounds)
 
@@ -90,11 +100,11 @@ def make_threshold_stage(
 def _kept(own: Path) -> tuple[float, float] | None:
     """The values in the folder; None where they cannot be read."""
     try:
-        kept = json.loads((own / THRESHOLD_FILE).read_text(encoding="utf-8"))
+        kept = read_json(own / THRESHOLD_FILE)
         return float(kept["low_hu"]), float(kept["high_hu"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, ValueError, KeyError, TypeError):
         return None
 
 
 def _sum(bounds: tuple[float, float], way: list[float]) -> str:
-    return fingerprint({"bounds": bounds, "way": way})
+    return stamp("threshold", revision=1, bounds=bounds, way=way)

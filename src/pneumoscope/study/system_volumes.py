@@ -9,7 +9,7 @@ The trainings of the phases lie in ``stages/<stage>/training``, the network that
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,13 +26,12 @@ from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import to_json
 from pneumoscope.experiments.schema import Experiment, Stage
 from pneumoscope.experiments.volumes import VolumeExperiment
-from pneumoscope.io.files import write_json, write_text
-from pneumoscope.models.cards import CARD_FILE, read_card
+from pneumoscope.io.files import write_text
+from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, stamp
+from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.answers import ScanSlices, scan_of
 from pneumoscope.study.data import StudySet, study_cache
-from pneumoscope.study.folder import fingerprint
-from pneumoscope.study.stages import DONE_FILE, is_marked
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 from pneumoscope.study.volumes_score import infection_probability, predictor
 from pneumoscope.study.volumes_train import VolumeModel, stage_name, train_model
@@ -56,6 +55,11 @@ class VolumeStage:
     trained_now: bool
     experiment: VolumeExperiment
     trained: VolumeModel
+
+    @property
+    def loads_scans(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def sees_lungs(self) -> bool:
@@ -146,11 +150,21 @@ def make_volume_stage(
         start=None if start is None else start.trained,
     )
     weights = read_card(trained.folder)["weights"]["sha256"]
-    identity = fingerprint({"weights": weights, **_answering(recipe, trained)})
-    if not (is_marked(own / DONE_FILE, identity) and (own / CARD_FILE).is_file()):
+    made = stamp("volume stage", revision=1, weights=weights, **_answering(recipe, trained))
+    if not (is_done(own, made) and _holds(own, weights)):
+        mark_started(own)
         _keep(own, stage, recipe, trained, start, slices_of(experiment, sets, stage))
-        write_json(own / DONE_FILE, {"identity": identity, "sha256": weights})
-    return VolumeStage(stage.name, own, identity, trained.trained_now, recipe, trained)
+        mark_done(own, made, sha256=weights)
+    return VolumeStage(stage.name, own, made, trained.trained_now, recipe, trained)
+
+
+def _holds(own: Path, weights: str) -> bool:
+    """Whether the stage's own copy of the weights is whole and the one its training gave."""
+    try:
+        check = verify(own)
+    except ModelError:
+        return False
+    return check.ok and check.expected_sha256 == weights
 
 
 def _case(study_set: StudySet, name: str, recipe: VolumeExperiment) -> Case:
@@ -207,4 +221,4 @@ def _keep(
 
 
 def _seconds(phase: Path) -> float:
-    return float(json.loads((phase / DONE_FILE).read_text(encoding="utf-8"))["seconds"])
+    return float(read_done(phase).get("seconds", math.nan))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.folds import Fold, group_folds
-from pneumoscope.datasets.groups import group_members, members_of
+from pneumoscope.datasets.folds import Fold, group_folds, share_fold
+from pneumoscope.datasets.groups import Member, group_members, members_of
 from pneumoscope.datasets.patches import VolumeRecipe
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import write_csv
 from pneumoscope.progress import Progress, silent
 
+SPLIT_COLUMNS = ("k", "fold", "case", "patient", "part")
 VALIDATION = "val"
 """The name of the scans held out of the training set, where a test set has its data set's name."""
 
@@ -143,19 +145,20 @@ def model_jobs(experiment: VolumeExperiment, cases: Sequence[Case]) -> list[Mode
 
 def folds_of(experiment: VolumeExperiment, cases: Sequence[Case], k: int) -> list[Fold]:
     """k folds, by scan as the papers or with patients kept whole."""
+    return group_folds(_groups_of(experiment, cases), k, experiment.folds.seed, validation=False)
+
+
+def _groups_of(experiment: VolumeExperiment, cases: Sequence[Case]) -> dict[Member, str]:
+    """What stays whole in a split: patients, or single scans."""
     members = members_of(cases)
-    by_patient = experiment.folds.by == "patient"
-    groups = group_members(members) if by_patient else {member: member.ref for member in members}
-    return group_folds(groups, k, experiment.folds.seed, validation=False)
+    if experiment.folds.by == "patient":
+        return dict(group_members(members))
+    return {member: member.ref for member in members}
 
 
 def _single_split(experiment: VolumeExperiment, cases: Sequence[Case]) -> Fold:
-    """One fold of as many as hold about the share; at least one scan (or patient) on each side."""
-    share = experiment.folds.validation_share
-    pieces = max(2, round(1 / share))
-    members = members_of(cases)
-    patients = len(set(group_members(members).values())) if experiment.folds.by == "patient" else len(members)
-    return folds_of(experiment, cases, min(pieces, patients))[0]
+    """One fold with about the share of the scans held out; at least one scan (or patient) on each side."""
+    return share_fold(_groups_of(experiment, cases), experiment.folds.validation_share, experiment.folds.seed)
 
 
 def _parts(fold: Fold, cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -174,17 +177,27 @@ def write_splits(jobs: Sequence[ModelJob], dataset: str, folder: Path) -> None:
     Raises:
         InputError: it is there and differs: the data have changed since the study was begun.
     """
-    rows = ["k,fold,case,patient,part"]
-    for job in jobs:
-        if job.setting == "full":
-            parts = (("train", job.train), ("val", job.val))
-            rows += [f"{job.k},{job.fold},{c.case},{c.patient},{part}" for part, cases in parts for c in cases]
-    path, text = folder / "splits" / f"{dataset}.csv", "\n".join(rows) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    rows = [
+        (str(job.k), str(job.fold), case.case, case.patient, part)
+        for job in jobs
+        if job.setting == "full"
+        for part, cases in (("train", job.train), ("val", job.val))
+        for case in cases
+    ]
+    path = folder / "splits" / f"{dataset}.csv"
+    if path.is_file() and _rows_of(path) != [SPLIT_COLUMNS, *rows]:
         raise InputError(
-            "differs from the split drawn now: the data have changed since the study was begun; use --overwrite to "
-            "begin anew",
+            "differs from the split of the data as they are now: cases or patients have changed since the study was "
+            "started; use --overwrite to start again",
             path=path,
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_csv(path, SPLIT_COLUMNS, rows)
+
+
+def _rows_of(path: Path) -> list[tuple[str, ...]]:
+    """The cells of a CSV file; none where it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [tuple(row) for row in csv.reader(stream)]
+    except (OSError, ValueError, csv.Error):
+        return []

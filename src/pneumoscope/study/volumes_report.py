@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pneumoscope.errors import InputError
-from pneumoscope.reports.figures import data_uri, new_figure, png
+from pneumoscope.io.files import read_json
+from pneumoscope.reports.figures import data_uri, marked, new_figure, png
 from pneumoscope.reports.page import write_page
+from pneumoscope.study.folder import read_if_there, read_result, usable_results
 from pneumoscope.study.volumes_data import VALIDATION
 from pneumoscope.study.volumes_folder import read_volume_study
 from pneumoscope.study.volumes_tables import NETWORKS, headline, subject_of
@@ -28,28 +28,32 @@ def write_volume_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     study = read_volume_study(folder)
-    if not (folder / "matrix.csv").is_file() or not (folder / "study.json").is_file():
-        raise InputError("has not been scored yet; go on with study run ... --resume", path=folder)
+    mark = str(read_if_there(folder / "study.json").get("mark") or "")
+    with usable_results(folder), marked(mark):
+        write_page(folder / "report.html", "volumes.html", _context(study, folder, mark))
+    return folder / "report.html"
+
+
+def _context(study: dict[str, Any], folder: Path, mark: str) -> dict[str, Any]:
+    summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
     per_case, matrix = pd.read_csv(folder / "per_case.csv"), pd.read_csv(folder / "matrix.csv")
     paper = pd.read_csv(folder / "paper.csv")
     (folder / "figures").mkdir(exist_ok=True)
     pictures = {"dice": _dice_figure(per_case), "curves": _curves_figure(folder)}
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
-    context = {
-        "title": f"Volume study {study['recipe']}",
+    return {
+        "title": f"Volume study {study['recipe']}" + (f" ({mark} data)" if mark else ""),
         "study": study,
-        "summary": json.loads((folder / "study.json").read_text(encoding="utf-8")),
+        "summary": summary,
         "rows": headline(matrix),
         "structures": _structures(matrix),
         "paper": paper.where(paper.notna(), None).to_dict(orient="records") if paper["ours"].notna().any() else [],
         "unmatched": int(paper["ours"].isna().sum()),
         "costs": _costs(folder),
         "pictures": {name: data_uri(picture) for name, picture in pictures.items()},
-        "environment": json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+        "environment": environment,
     }
-    write_page(folder / "report.html", "volumes.html", context)
-    return folder / "report.html"
 
 
 def _structures(matrix: pd.DataFrame) -> list[dict[str, Any]]:
@@ -63,8 +67,8 @@ def _costs(folder: Path) -> list[dict[str, Any]]:
     """Training time, time per scan and peak of the process after each model, in the order they were run."""
     found = []
     for path in sorted(folder.glob("stages/*/scored.json"), key=lambda p: p.stat().st_mtime_ns):
-        cost = json.loads(path.read_text(encoding="utf-8"))
-        cost.pop("identity")
+        cost = read_json(path)
+        cost.pop("stamp")
         found.append({"stage": path.parent.name, **cost})
     return found
 

@@ -17,15 +17,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.case import Case, content_of_scan
+from pneumoscope.errors import InputError
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.experiments.volumes import VolumeExperiment
-from pneumoscope.io.files import write_json, write_text
+from pneumoscope.io.files import read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.progress import Progress, silent
-from pneumoscope.study.folder import fingerprint, write_environment
+from pneumoscope.jobs.stamp import stamp
+from pneumoscope.progress import NOTE, Noted, Progress, silent
+from pneumoscope.study.data import require_data
+from pneumoscope.study.folder import SYNTHETIC, mark_of, mark_tables, write_environment, write_run
 from pneumoscope.study.forecast import peak_gigabytes
-from pneumoscope.study.stages import is_marked
 from pneumoscope.study.volumes_baseline import fitted
 from pneumoscope.study.volumes_data import (
     VALIDATION,
@@ -77,6 +79,7 @@ def run_volume_study(
     out: str | Path,
     *,
     data: Mapping[str, str | Path] | None = None,
+    synthetic: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -87,10 +90,10 @@ def run_volume_study(
     Args:
         experiment: a recipe's name or an experiment of your own making.
         out: the study folder.
-        data: ``data set name -> folder``; the training set is needed, test sets that are not given are left out. None
-            runs on synthetic scans made in `out`.
-        resume: go on with the study in `out`.
-        overwrite: begin anew over the study in `out`.
+        data: ``data set name -> folder``; the training set is needed, test sets that are not given are left out.
+        synthetic: run on synthetic scans made in `out` instead; every table, figure and page then says so.
+        resume: continue the study in `out`; what was made of the same data, settings and weights is kept.
+        overwrite: start again over the study in `out`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         progress: told about every part.
 
@@ -103,16 +106,21 @@ def run_volume_study(
 
     plan = build_volume_recipe(experiment) if isinstance(experiment, str) else experiment
     roots = {name: Path(root) for name, root in (data or {}).items()}
+    require_data(plan.recipe, roots, synthetic)
     folder = begin_volumes(plan, out, resume=resume, overwrite=overwrite)
+    progress = noted = Noted(progress)
     study = _Study(plan, folder, resume, device, progress)
     study.note_environment()
     cases = find_volume_cases(plan, roots, folder, progress)
+    mark = mark_of([case.dataset for found in cases.values() for case in found])
     jobs = model_jobs(plan, cases[plan.train_set.name])
     write_splits(jobs, plan.train_set.name, folder)
     tests = {s.name: cases[s.name] for s in plan.test_sets if s.name in cases}
     parts = study.baseline(jobs, tests) + study.models(jobs, tests, open_cache())
     matrix, paper = study.tables(parts, jobs)
-    study.note_summary(jobs, cases, synthetic=not roots)
+    mark_tables(folder, mark or "real")
+    write_run(folder, noted.notes, resumed=resume, synthetic=bool(mark))
+    study.note_summary(jobs, cases, mark, noted.notes)
     return VolumeStudyResult(folder, plan, matrix, paper, write_volume_report(folder))
 
 
@@ -124,7 +132,7 @@ class _Study:
     ) -> None:
         self.experiment, self.folder, self.resume = experiment, folder, resume
         self.device, self.progress = device, progress
-        self.costs: list[dict[str, Any]] = []
+        self.contents: dict[tuple[str, str], str] = {}
 
     def note_environment(self) -> None:
         """Write what the study runs on."""
@@ -144,8 +152,8 @@ class _Study:
         classes = self.experiment.preparation.classes
         for job in (job for job in jobs if job.setting == "full"):
             own = self.folder / "stages" / f"threshold-{job.name}"
-            names = [case.case for case in (*job.train, *job.val)]
-            identity = fingerprint({"threshold": names, "tests": self._names(tests), "scoring": self._scoring()})
+            taught = {"training": self._contents(job.train), "classes": classes}
+            identity = self._identity({VALIDATION: job.val, **tests}, taught)
 
             def make(job: ModelJob = job, own: Path = own) -> tuple[Labels, float]:
                 begun = time.perf_counter()
@@ -166,7 +174,7 @@ class _Study:
                 progress=self.progress,
             )  # fmt: skip
             sets = {VALIDATION: job.val, **(tests if job.setting == "full" else {})}
-            identity = self._identity([model], tests)
+            identity = self._identity(sets, self._weights([model]))
             parts.append(self._scored(model.folder, job, job.setting, identity, self._of([model]), sets))
             if job.setting == "full":
                 together.append(model)
@@ -183,7 +191,8 @@ class _Study:
         job = models[0].job
         own = self.folder / "stages" / f"ensemble-k{job.k}"
         whole = ModelJob(own.name, job.k, 0, "ensemble", (), ())
-        return [self._scored(own, whole, "ensemble", self._identity(models, tests), self._of(models), dict(tests))]
+        identity = self._identity(tests, self._weights(models))
+        return [self._scored(own, whole, "ensemble", identity, self._of(models), dict(tests))]
 
     def _of(self, models: Sequence[VolumeModel]) -> Callable[[], tuple[Labels, float]]:
         """Makes the function that gives a scan's classes, and says how long the training took."""
@@ -204,9 +213,13 @@ class _Study:
         sets: Mapping[str, Sequence[Case]],
     ) -> pd.DataFrame:  # fmt: skip
         """Scores of a model on its scans; taken from its folder when a resumed study finds them whole."""
-        if self.resume and is_marked(own / SCORED, identity) and (own / SCORES).is_file():
+        before = _stamp_of(own / SCORED) if self.resume else None
+        if before == identity and (own / SCORES).is_file():
             return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})
+        if before is not None:
+            self.progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its scores are made anew")
         own.mkdir(parents=True, exist_ok=True)
+        (own / SCORED).unlink(missing_ok=True)
         labels_of, training_seconds = make()
         parts = []
         for test, cases in sets.items():
@@ -221,7 +234,7 @@ class _Study:
         per_scan = float(table.drop_duplicates(["test", "case"])["seconds"].median())
         cost = {"training_seconds": round(training_seconds, 2), "seconds_per_scan": round(per_scan, 3),
                 "process_peak_gigabytes": round(peak_gigabytes(), 3)}  # fmt: skip
-        write_json(own / SCORED, {"identity": identity, **cost})
+        write_json(own / SCORED, {"stamp": identity, **cost})
         return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})  # as a resumed study reads it
 
     def tables(self, parts: Sequence[pd.DataFrame], jobs: Sequence[ModelJob]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -239,7 +252,9 @@ class _Study:
                                                  "paper": paper.to_dict(orient="records")})  # fmt: skip
         return matrix, paper
 
-    def note_summary(self, jobs: Sequence[ModelJob], cases: Mapping[str, Sequence[Case]], *, synthetic: bool) -> None:
+    def note_summary(
+        self, jobs: Sequence[ModelJob], cases: Mapping[str, Sequence[Case]], mark: str, notes: Sequence[str]
+    ) -> None:
         """Write study.json: sets, models, who stands on both sides of a split."""
         sets = [{"name": name, "scans": len(found), "patients": len({case.patient for case in found})}
                 for name, found in cases.items()]  # fmt: skip
@@ -252,21 +267,36 @@ class _Study:
                 "models": len(jobs),
                 "split_by": self.experiment.folds.by,
                 "folds_with_patients_on_both_sides": {name: found for name, found in leaks.items() if found},
-                "synthetic": synthetic,
+                "synthetic": mark == SYNTHETIC,
+                "mark": mark,
+                "notes": list(notes),
             },
         )
 
-    def _identity(self, models: Sequence[VolumeModel], tests: Mapping[str, Sequence[Case]]) -> str:
-        from pneumoscope.models.cards import read_card
-
-        sums = [read_card(model.folder)["weights"]["sha256"] for model in models]
-        val = [case.case for case in models[0].job.val]
-        return fingerprint({"weights": sums, "val": val, "tests": self._names(tests), "scoring": self._scoring()})
-
-    def _scoring(self) -> dict[str, Any]:
-        scoring = self.experiment.scoring
-        return {name: getattr(scoring, name) for name in ("overlap", "lesion_tolerance_mm", "lung_tolerance_mm")}
+    def _identity(self, sets: Mapping[str, Sequence[Case]], made_by: Any) -> str:
+        """Stamp of the scores of a model: what made it, the scans with their masks, and how they are scored."""
+        contents = {name: self._contents(cases) for name, cases in sets.items()}
+        scoring = [getattr(self.experiment.scoring, n) for n in ("overlap", "lesion_tolerance_mm", "lung_tolerance_mm")]
+        return stamp("volume scores", revision=1, made_by=made_by, data=contents, scoring=scoring)
 
     @staticmethod
-    def _names(tests: Mapping[str, Sequence[Case]]) -> dict[str, list[str]]:
-        return {name: [case.case for case in cases] for name, cases in tests.items()}
+    def _weights(models: Sequence[VolumeModel]) -> list[list[str]]:
+        from pneumoscope.models.cards import read_card
+
+        return [[model.stamp, read_card(model.folder)["weights"]["sha256"]] for model in models]
+
+    def _contents(self, cases: Sequence[Case]) -> list[list[str]]:
+        """Name, patient and content of scans; each is read once."""
+        for done, case in enumerate(cases, start=1):
+            if (case.dataset, case.case) not in self.contents:
+                self.contents[case.dataset, case.case] = content_of_scan(case.load())
+                self.progress("comparing data", done, len(cases))
+        return [[case.case, case.patient, self.contents[case.dataset, case.case]] for case in cases]
+
+
+def _stamp_of(path: Path) -> str | None:
+    """The stamp of kept scores; None where there are none."""
+    try:
+        return str(read_json(path)["stamp"])
+    except (InputError, KeyError):
+        return None

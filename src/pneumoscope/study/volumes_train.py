@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeReci
 from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import to_json
 from pneumoscope.experiments.volumes import Phase, VolumeExperiment
-from pneumoscope.io.files import write_json
+from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
+from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
-from pneumoscope.study.folder import fingerprint
-from pneumoscope.study.stages import BEGUN_FILE, DONE_FILE, is_marked
+from pneumoscope.study.stages import start_stage
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ class VolumeModel:
         phase: its last one; says how scans are prepared and cut for it.
         model: the network, best weights, eval mode.
         folder: with `model.safetensors` and `card.json`.
+        stamp: of everything that shaped the weights.
         trained_now: False when it was taken from a study that is resumed.
         seconds: of training, over all processes that took part in its last phase only when it was trained now.
     """
@@ -42,6 +42,7 @@ class VolumeModel:
     phase: Phase
     model: nn.Module
     folder: Path
+    stamp: str
     trained_now: bool
     seconds: float
 
@@ -100,20 +101,18 @@ def _train_phase(
     from pneumoscope.training.multiclass import MulticlassTask
 
     train, val = sources(experiment, job, phase, cache)
-    begins = _sha256(start.folder) if start else None
-    identity = _identity(experiment, job, phase, train, val, begins)
-    if resume and is_marked(own / DONE_FILE, identity):
+    parts = shaping_parts(experiment, job, phase, train, val, start)
+    wanted = stamp("volume training", revision=1, **parts)
+    done = read_done(own)
+    if resume and done.get("stamp") == wanted:
         try:
-            model, _ = load_model(own)
-            progress(own.name, 1, 1, "taken from the folder")
-            return VolumeModel(job, phase, model, own, False, 0.0)
+            model, card = load_model(own)
+            if card["weights"]["sha256"] == done.get("sha256"):
+                progress(own.name, 1, 1, "taken from the folder")
+                return VolumeModel(job, phase, model, own, wanted, False, 0.0)
         except ModelError:
-            pass  # damaged: trained again, or taken from its last checkpoint
-    go_on = resume and is_marked(own / BEGUN_FILE, identity)
-    if not go_on:
-        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("*.csv")):
-            path.unlink(missing_ok=True)
-        write_json(own / BEGUN_FILE, {"identity": identity})
+            pass  # damaged: taken from its last checkpoint, or trained again
+    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
     network, said = new_network(experiment)
     if start is not None:
         report = load_into(network, start.model.state_dict())
@@ -125,8 +124,8 @@ def _train_phase(
     )  # fmt: skip
     card = save_model(own, network, _card(experiment, job, phase, result, said))
     seconds = round(result.seconds, 2)
-    write_json(own / DONE_FILE, {"identity": identity, "sha256": card["weights"]["sha256"], "seconds": seconds})
-    return VolumeModel(job, phase, network, own, True, seconds)
+    mark_done(own, wanted, sha256=card["weights"]["sha256"], seconds=seconds)
+    return VolumeModel(job, phase, network, own, wanted, True, seconds)
 
 
 def sources(
@@ -219,27 +218,23 @@ def train_config(experiment: VolumeExperiment, phase: Phase, network: Any, devic
     )
 
 
-def _sha256(folder: Path) -> str:
-    return str(json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))["sha256"])
-
-
-def _identity(
-    experiment: VolumeExperiment, job: ModelJob, phase: Phase, train: PatchSource, val: PatchSource, start: str | None
-) -> str:
-    """Fingerprint of all that shapes the weights of a phase."""
+def shaping_parts(
+    experiment: VolumeExperiment, job: ModelJob, phase: Phase, train: PatchSource, val: PatchSource,
+    start: VolumeModel | None,
+) -> dict[str, Any]:  # fmt: skip
+    """All that shapes the weights of a phase."""
     plain = to_json(experiment)  # type: ignore[arg-type]
     shaping = {key: plain[key] for key in ("preparation", "network", "augment", "training")}
-    number = experiment.phases.index(phase)
-    return fingerprint(
-        {
-            **shaping,
-            "phase": plain["phases"][number],
-            "setting": job.setting,
-            "train": train.fingerprint(),
-            "val": val.fingerprint(),
-            "start": start,
-        }
-    )
+    encoder = experiment.network.encoder_weights
+    return {
+        "settings": {**shaping, "phase": plain["phases"][experiment.phases.index(phase)], "setting": job.setting},
+        "training_data": train.content,
+        "validation_data": val.content,
+        "starting_weights": [
+            read_card(start.folder)["weights"]["sha256"] if start else None,
+            content_of_files([encoder]) if encoder and start is None else None,
+        ],
+    }
 
 
 def _card(experiment: VolumeExperiment, job: ModelJob, phase: Phase, result: Any, said: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
 from pneumoscope.datasets.xray.draw import draw, split, torn_groups
 from pneumoscope.datasets.xray.duplicates import Pair, Prints, find_pairs, patient_groups, take_prints
-from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures
+from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, file_content
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.xray_schema import XrayExperiment
-from pneumoscope.io.files import atomic_path, sha256
+from pneumoscope.io.files import atomic_path, parse_json
 from pneumoscope.progress import Progress, silent
 
 RESNET = "resnet50"
@@ -135,11 +135,11 @@ def read_pool(experiment: XrayExperiment, cases: Sequence[XrayCase], folder: Pat
 
 def _prints(cases: Sequence[XrayCase], path: Path, progress: Progress) -> Prints:
     """Prints from the study folder when the same files gave them, else taken and kept."""
-    listed = [f"{c.dataset}/{c.case}|{_stamp(c.path)}" for c in cases]
+    listed = [f"{c.dataset}/{c.case}|{_content(c.path)}" for c in cases]
     try:
         with np.load(path, allow_pickle=False) as held:
             if held["listed"].tolist() == listed:
-                unreadable = {int(k): v for k, v in json.loads(str(held["unreadable"])).items()}
+                unreadable = {int(k): v for k, v in parse_json(str(held["unreadable"])).items()}
                 return Prints(tuple(held["digests"].tolist()), held["small"], unreadable)
     except (OSError, ValueError, KeyError, EOFError):
         pass
@@ -155,12 +155,11 @@ def _prints(cases: Sequence[XrayCase], path: Path, progress: Progress) -> Prints
     return prints
 
 
-def _stamp(path: Path) -> str:
+def _content(path: Path) -> str:
     try:
-        stat = path.stat()
+        return file_content(path)
     except OSError:
         return "absent"
-    return f"{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def dataset_1(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet:
@@ -264,8 +263,3 @@ def licences(pool: Pool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         found[key] = found.get(key, 0) + 1
     names = ("dataset", "licence", "citation")
     return [{**dict(zip(names, key, strict=True)), "pictures": n} for key, n in sorted(found.items())]
-
-
-def file_digest(path: Path | None) -> str:
-    """SHA-256 of a file, or an empty string without one."""
-    return sha256(path) if path is not None else ""

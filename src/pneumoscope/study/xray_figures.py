@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.io.files import write_bytes
+from pneumoscope.models.cards import read_card
 from pneumoscope.reports.figures import new_figure, png
 from pneumoscope.study.figures import write_curves
 from pneumoscope.study.xray_arms import AS_PAPER, views
@@ -38,7 +38,7 @@ def draw_all(
     write_remedies(table, folder / "figures" / "remedies.png")
     for history in sorted(folder.glob("stages/*_seed0/history.csv")):
         name = history.parent.name.removesuffix("_seed0")
-        card = json.loads((history.parent / "card.json").read_text(encoding="utf-8"))
+        card = read_card(history.parent)
         found = pd.read_csv(history)
         write_curves(found, int(card["training"]["best_epoch"]), name, folder / "figures" / f"curves_{name}.png")
 

@@ -1,8 +1,9 @@
 """The networks of an X-ray study: built, carried, trained in the paper's steps, saved, and asked about every test.
 
 Folder `stages/<stage>_seed<n>/`: `history.csv`, `last.ckpt` of the last step (`head/` holds those of the dense layer
-alone), `model.safetensors`, `card.json`, `predictions.csv`, `done.json`. The marker holds a fingerprint of settings,
-pictures and starting weights; a resumed study takes a marked stage as it is and goes on with any other.
+alone), `model.safetensors`, `card.json`, `predictions.csv`, `done.json`. The marker holds the stamp of settings,
+pictures (those it learns from and those of every test) and starting weights; a resumed study takes a stage of this
+stamp as it is, and trains any other anew, or on from where it was killed.
 
 With the body frozen its features never change, so the dense layer is trained on features computed once: the same
 optimisation, without computing them in every epoch.
@@ -11,20 +12,23 @@ optimisation, without computing them in every epoch.
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import pictures_digest
+from pneumoscope.datasets.xray.pictures import pictures_content
+from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import to_json
 from pneumoscope.io.files import write_json, write_text
-from pneumoscope.progress import Progress, silent
-from pneumoscope.study.folder import fingerprint
+from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
+from pneumoscope.models.cards import read_card, verify
+from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.study.stages import start_stage
 from pneumoscope.study.xray_arms import Arm
 from pneumoscope.study.xray_data import Supply, licences
 from pneumoscope.study.xray_steps import FeatureSource, ask, head_of, resnet_frozen, time_pictures, train_config
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from pneumoscope.training.loop import FitResult
 
 CNN, RESNET = "Model_1", "Model_3"
-DONE_FILE, PREDICTIONS, TIMING = "done.json", "predictions.csv", "timing.json"
+PREDICTIONS, TIMING = "predictions.csv", "timing.json"
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,37 @@ def train_job(
     here = stage_folder(folder, job, trial)
     lesson, classes = _lesson(job, trial)
     sources = [_source(supply, job, trial, *rows) for rows in _parts(lesson)]
-    mark = _fingerprint(job, trial, [s.fingerprint() for s in sources])
-    if _is_done(here, mark):
+    tests = _tests(job, trial)
+    parts = _shaping_parts(job, trial, [source.content for source in sources], tests)
+    wanted = stamp("xray stage", revision=1, **parts)
+    if _is_done(here, wanted):
         return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
+    before = read_done(here).get("stamp")
+    shaping = {name: part for name, part in parts.items() if name != "test_data"}
+    go_on = start_stage(here, stamp("xray training", revision=1, **shaping), shaping, resume=True, progress=progress)
+    if not go_on:
+        shutil.rmtree(here / "head", ignore_errors=True)
+    elif before is not None:
+        why = "its weights are damaged or were replaced" if before == wanted else "its test pictures changed"
+        progress(NOTE, 1, 1, f"{here.name}: {why}; its predictions are made anew")
     here.mkdir(parents=True, exist_ok=True)
     model, origin = _build(job, trial, len(classes))
     results = _fit(job, trial, model, sources, classes, here, device, progress)
     _save(job, trial, model, origin, results, lesson, classes, here)
-    tests = trial.tests(job.without)
-    if job.model == "Model_0" and trial.zero is not None:
-        tests = {trial.zero.name: trial.zero.part("test")}
     said = {name: ask(model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()}
     found = table(trial, job.model, job.arm.name, job.without, said, classes)
     write_text(here / PREDICTIONS, found.to_csv(index=False, lineterminator="\n"))
     made, where = supply.get(job.arm.recipe, lesson.val)
     write_json(here / TIMING, time_pictures(model, made, where, trial.experiment.scoring.timed_pictures, device=device))
-    write_json(here / DONE_FILE, {"fingerprint": mark})
+    mark_done(here, wanted, sha256=read_card(here)["weights"]["sha256"])
     return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
+
+
+def _tests(job: Job, trial: Trial) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows and classes of every test of a job."""
+    if job.model == "Model_0" and trial.zero is not None:
+        return {trial.zero.name: trial.zero.part("test")}
+    return trial.tests(job.without)
 
 
 def _lesson(job: Job, trial: Trial) -> tuple[Lesson, tuple[str, ...]]:
@@ -130,32 +148,45 @@ def _source(
 
     made, where = supply.get(job.arm.recipe, rows)
     cases = [trial.pool.cases[int(i)] for i in rows]
-    # of these pictures alone: the file they lie in may grow when a study is gone on with for more seeds
-    content = pictures_digest(cases, job.arm.recipe)
+    # of these pictures alone: the file they lie in may grow when a study is resumed for more seeds
+    content = pictures_content(cases, job.arm.recipe)
     return PictureSource(made.pixels, where, labels, [f"{c.dataset}/{c.case}" for c in cases], content)
 
 
-def _fingerprint(job: Job, trial: Trial, sources: list[str]) -> str:
-    """Of everything that shapes the weights, and of what is asked."""
+def _shaping_parts(
+    job: Job, trial: Trial, sources: list[str], tests: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> dict[str, Any]:
+    """All that shapes the weights, and what is predicted."""
     settings = to_json(trial.experiment)
     start = job.start / "model.safetensors" if job.start else job.weights
     shaped = {name: settings[name] for name in ("training", "network", "pictures", "split", "data", "scoring")}
     shaped["training"] = {k: v for k, v in shaped["training"].items() if k not in ("repeats", "sources", "stages")}
-    begun = hashlib.sha256(start.read_bytes()).hexdigest() if start else ""
-    asked = {
-        name: [trial.pool.cases[int(i)].case for i in rows] for name, (rows, _) in trial.tests(job.without).items()
+    cases = trial.pool.cases
+    return {
+        "settings": {**shaped, "job": job.name, "repeat": trial.repeat},
+        "training_data": sources,
+        "starting_weights": content_of_files([start]) if start else None,
+        "test_data": {
+            name: [
+                [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
+                labels.tolist(),
+                pictures_content([cases[int(i)] for i in rows], job.arm.recipe),
+            ]
+            for name, (rows, labels) in tests.items()
+        },
     }
-    own = {"job": job.name, "repeat": trial.repeat, "sources": sources, "begun": begun}
-    return fingerprint({**shaped, **own, "asked": asked})
 
 
-def _is_done(here: Path, mark: str) -> bool:
-    try:
-        held = json.loads((here / DONE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _is_done(here: Path, wanted: str) -> bool:
+    """Whether the stage is of this stamp, and its weights are whole and those of then."""
+    done = read_done(here)
+    if done.get("stamp") != wanted or not (here / PREDICTIONS).is_file():
         return False
-    whole = all((here / name).is_file() for name in (PREDICTIONS, "model.safetensors", "card.json"))
-    return isinstance(held, dict) and held.get("fingerprint") == mark and whole
+    try:
+        check = verify(here)
+    except ModelError:
+        return False
+    return check.ok and check.expected_sha256 == done.get("sha256")
 
 
 def _build(job: Job, trial: Trial, n_classes: int) -> tuple[nn.Module, str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import InputError, ModelError
+from pneumoscope.errors import ModelError
 from pneumoscope.experiments.access import describe
-from pneumoscope.experiments.xray_schema import XrayExperiment, from_json
+from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.cards import read_card
 from pneumoscope.reports.figures import data_uri
 from pneumoscope.reports.page import write_page
-from pneumoscope.study.folder import EXPERIMENT_FILE
+from pneumoscope.study.folder import experiment_from, read_result, require_kind, usable_results
 from pneumoscope.study.report import REPORT_FILE
 from pneumoscope.study.xray_arms import AS_PAPER
 from pneumoscope.study.xray_trial import OWN_TEST
@@ -49,27 +48,13 @@ LIMITS = (
 )
 
 
-def is_xray_study(folder: str | Path) -> bool:
-    """Whether a study folder is of radiographs."""
-    try:
-        held = json.loads((Path(folder) / EXPERIMENT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(held, dict) and "honest" in held
-
-
 def read_xray_experiment(folder: str | Path) -> XrayExperiment:
     """The experiment of an X-ray study folder.
 
     Raises:
         InputError: none lies there, or it cannot be read.
     """
-    path = Path(folder) / EXPERIMENT_FILE
-    if not is_xray_study(folder):
-        raise InputError(f"holds no X-ray study ({EXPERIMENT_FILE} is missing or of another kind)", path=folder)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.pop("numbers", None)
-    return from_json(content)
+    return experiment_from(XrayExperiment, require_kind(folder, "xray"), folder)
 
 
 def write_xray_report(folder: str | Path) -> Path:
@@ -80,10 +65,16 @@ def write_xray_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     experiment = read_xray_experiment(folder)
-    summary, environment = (_read(folder, name) for name in ("study.json", "environment.json"))
+    with usable_results(folder):
+        write_page(folder / REPORT_FILE, "xray_study.html", _context(experiment, folder))
+    return folder / REPORT_FILE
+
+
+def _context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
+    summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
     rows = summary["remedies"]
     shown = [row for row in summary["matrix"] if row["seed"] == "all"]
-    context = {
+    return {
         "title": f"X-ray study {experiment.recipe}",
         "experiment": experiment,
         "summary": summary,
@@ -106,8 +97,6 @@ def write_xray_report(folder: str | Path) -> Path:
             for p in sorted((folder / "figures").glob("curves_*.png"))
         ],
     }
-    write_page(folder / REPORT_FILE, "xray_study.html", context)
-    return folder / REPORT_FILE
 
 
 def verdict(rows: Sequence[Row]) -> dict[str, str]:
@@ -204,12 +193,3 @@ def _cards(folder: Path) -> list[dict[str, Any]]:
         except ModelError:
             continue  # the tables stand without it
     return cards
-
-
-def _read(folder: Path, name: str) -> Any:
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(
-            f"holds a study without a readable {name}: it is not finished; go on with study run --resume", path=folder
-        ) from problem

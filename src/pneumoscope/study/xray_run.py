@@ -6,8 +6,6 @@ adults without their set, a source that cannot be left out) is left out and said
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +18,11 @@ import pandas as pd
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import describe, differences, to_json
 from pneumoscope.experiments.xray_schema import XrayExperiment
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import Noted, Progress, silent
 from pneumoscope.study import xray_data
-from pneumoscope.study.folder import EXPERIMENT_FILE, write_environment
+from pneumoscope.study.folder import EXPERIMENT_FILE, open_folder, write_environment, write_run
 from pneumoscope.study.xray_arms import AS_PAPER, all_arms, plain_recipe
 from pneumoscope.study.xray_figures import draw_all
 from pneumoscope.study.xray_honest import baselines, held_out, probes
@@ -32,9 +30,6 @@ from pneumoscope.study.xray_nets import Job, stage_folder, train_job
 from pneumoscope.study.xray_report import read_xray_experiment, write_xray_report
 from pneumoscope.study.xray_scores import matrix, probe_means, remedies
 from pneumoscope.study.xray_trial import Trial, make_trial, write_splits
-
-OWN_PARTS = ("data", "figures", "splits", "stages")
-OWN_FILES = ("per_case.csv", "matrix.csv", "remedies.csv", "probes.csv", "study.json", "report.html")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +61,7 @@ def run_xray_study(
     out: str | Path,
     *,
     data: Mapping[str, str | Path] | None = None,
+    synthetic: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -77,8 +73,10 @@ def run_xray_study(
         experiment: the study.
         out: the study folder.
         data: folder by data set name; ``resnet50`` names the file of Model_3's published weights.
-        resume: go on with the study in `out`; finished stages are taken as they are. More repeats may be asked for.
-        overwrite: begin anew over the study in `out`.
+        synthetic: refused; there are no synthetic radiographs.
+        resume: continue the study in `out`; what was made of the same pictures, settings and weights is kept. More
+            repeats may be asked for.
+        overwrite: start again over the study in `out`.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         progress: told about every part.
 
@@ -86,33 +84,26 @@ def run_xray_study(
         InputError: the folder holds another study, or data are missing or too few.
         RunError: a training failed; the study can be resumed.
     """
-    return _Study(experiment, device, progress).run(out, data or {}, resume=resume, overwrite=overwrite)
+    if synthetic:
+        raise InputError(f"{experiment.recipe} has no synthetic radiographs to run on; give its data sets with --data")
+    return _Study(experiment, device, Noted(progress)).run(out, data or {}, resume=resume, overwrite=overwrite)
 
 
 def _begin(experiment: XrayExperiment, out: str | Path, *, resume: bool, overwrite: bool) -> Path:
     """Make `out` a folder of this study, as `study.folder.begin` does for CT."""
-    if resume and overwrite:
-        raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
-    folder = prepare_folder(out, marker=EXPERIMENT_FILE, overwrite=overwrite, resume=resume)
-    if (folder / EXPERIMENT_FILE).exists():
-        if overwrite:
-            for name in OWN_PARTS:
-                if (folder / name).is_dir() and not (folder / name).is_symlink():
-                    shutil.rmtree(folder / name)
-            for name in OWN_FILES:
-                (folder / name).unlink(missing_ok=True)
-        else:
-            changed = [
-                line
-                for line in differences(read_xray_experiment(folder), experiment)
-                if not line.startswith("training.repeats:")
-            ]
-            if changed:
-                raise InputError(
-                    f"holds a study with other settings ({'; '.join(changed[:4])}); resume with the settings it was "
-                    "begun with, use --overwrite, or another folder",
-                    path=folder,
-                )
+    folder, kept = open_folder(out, resume=resume, overwrite=overwrite)
+    if kept:
+        changed = [
+            line
+            for line in differences(read_xray_experiment(folder), experiment)
+            if not line.startswith("training.repeats:")
+        ]
+        if changed:
+            raise InputError(
+                f"holds a study with other settings ({'; '.join(changed[:4])}); resume with the settings it was "
+                "started with, use --overwrite, or another folder",
+                path=folder,
+            )
     write_json(folder / EXPERIMENT_FILE, {**to_json(experiment), "numbers": describe(experiment)})
     return folder
 
@@ -120,9 +111,10 @@ def _begin(experiment: XrayExperiment, out: str | Path, *, resume: bool, overwri
 class _Study:
     """The moving parts of one study."""
 
-    def __init__(self, experiment: XrayExperiment, device: str, progress: Progress) -> None:
+    def __init__(self, experiment: XrayExperiment, device: str, progress: Noted) -> None:
         self.experiment, self.device, self.progress = experiment, device, progress
         self.left_out: list[str] = []
+        self.resume = False
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
@@ -133,7 +125,7 @@ class _Study:
 
     def run(self, out: str | Path, given: Mapping[str, str | Path], *, resume: bool, overwrite: bool) -> XrayResult:
         """See `run_xray_study`."""
-        experiment = self.experiment
+        experiment, self.resume = self.experiment, resume
         roots, weights = xray_data.check_roots(experiment, given)
         cases = xray_data.list_cases(roots)  # before anything is written
         folder = _begin(experiment, out, resume=resume, overwrite=overwrite)
@@ -226,6 +218,7 @@ class _Study:
             write_text(folder / f"{name}.csv", text)
         draw_all(self.experiment, folder, trials[0], supply, per_case, what_is_left)
         self._lap("tables and figures")
+        write_run(folder, self.progress.notes, resumed=self.resume, synthetic=False)
         write_json(folder / "study.json", self._summary(folder, trials, cells, what_is_left, told))
         report = write_xray_report(folder)
         return XrayResult(
@@ -237,10 +230,7 @@ class _Study:
     ) -> dict[str, Any]:
         """What the page says beside the figures."""
         pool = trials[0].pool
-        timing = {
-            path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted(folder.glob("stages/*/timing.json"))
-        }
+        timing = {path.parent.name: read_json(path) for path in sorted(folder.glob("stages/*/timing.json"))}
         return {
             "pool": {
                 "pictures": len(pool.cases),
@@ -256,6 +246,7 @@ class _Study:
             "probes": probe_means(told).to_dict(orient="records"),
             "timing": timing,
             "seconds": self.seconds,
+            "notes": self.progress.notes,
         }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.jobs.stamp import content_of_arrays, stamp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,9 +94,10 @@ class FeatureSource:
         y = torch.from_numpy(self.source.labels[indices].astype(np.float32))
         return Batch(x, y, tuple(self.source.names[int(i)] for i in indices))
 
-    def fingerprint(self) -> str:
-        """Of the pictures, and of the body by a sum over its features."""
-        return f"{self.source.fingerprint()}|{self.features.shape}|{float(self.features.sum(dtype=np.float64)):.6g}"
+    @cached_property
+    def content(self) -> str:
+        """See `BatchSource.content`: of the pictures, and of what the body makes of them."""
+        return stamp("features", revision=1, pictures=self.source.content, values=content_of_arrays(self.features))
 
 
 def resnet_frozen(model: Any, last_layers: int) -> tuple[str, ...]:

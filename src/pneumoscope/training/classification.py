@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pneumoscope.errors import InputError
+from pneumoscope.jobs.stamp import content_of_arrays, stamp
 from pneumoscope.metrics.classification import score_confusion
-from pneumoscope.training.data import Batch, hash_names
+from pneumoscope.training.data import Batch
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,14 @@ class PictureSource:
         rows: which of them, in order (n,).
         labels: class number of each (n,).
         names: of each (n,), for messages.
-        content: a digest of what the pictures are, for `fingerprint`.
+        pictures_content: sum over the pictures of `rows`; without one they are summed here.
     """
 
     pictures: NDArray[np.uint8]
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     names: Sequence[str]
-    content: str = ""
-    _told: list[str] = field(default_factory=list, repr=False)
+    pictures_content: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.labels) == len(self.names):
@@ -104,9 +105,9 @@ class PictureSource:
         y = torch.from_numpy(self.labels[indices].astype(np.float32))
         return Batch(torch.from_numpy(picked), y, tuple(self.names[int(i)] for i in indices))
 
-    def fingerprint(self) -> str:
-        """Of names, classes and `content`; the pictures themselves are not read again."""
-        if not self._told:
-            labels = hash_names([str(int(v)) for v in self.labels])
-            self._told.append(f"{len(self)}|{hash_names(self.names)}|{labels}|{self.content}")
-        return self._told[0]
+    @cached_property
+    def content(self) -> str:
+        """See `BatchSource.content`: of names, classes and the sum over the pictures, which are not read again."""
+        labels = [int(label) for label in self.labels]
+        pictures = self.pictures_content or content_of_arrays(self.pictures[self.rows])
+        return stamp("pictures", revision=1, names=list(self.names), labels=labels, pictures=pictures)

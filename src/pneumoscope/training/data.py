@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pneumoscope.errors import InputError
+from pneumoscope.jobs.stamp import content_of_arrays, stamp
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class BatchSource(Protocol):
     def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
         """The examples named; augmented with `rng` where one is given, as stored where not."""
 
-    def fingerprint(self) -> str:
-        """Changes when the examples change; resuming on other data is refused by it."""
+    @property
+    def content(self) -> str:
+        """Sum over all that a batch is made of: values, names, order, augmentation. Kept weights of another sum are
+        not of these data."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,11 @@ class ArraySource:
         drawn = Batch(x, y, tuple(self.names[i] for i in indices))
         return self.augment(drawn, rng) if self.augment is not None and rng is not None else drawn
 
-    def fingerprint(self) -> str:
-        """Shape, names and a sum over the values: cheap, and different for different data."""
-        total = int(np.asarray(self.targets, dtype=np.int64).sum()), float(self.images.sum(dtype=np.float64))
-        return f"{self.images.shape}|{hash_names(self.names)}|{total}"
-
-
-def hash_names(names: Sequence[str]) -> str:
-    """A short stable digest of the names in their order."""
-    import hashlib
-
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    @cached_property
+    def content(self) -> str:
+        """See `BatchSource.content`; the arrays are summed once."""
+        varied = self.augment if is_dataclass(self.augment) else self.augment is not None
+        return stamp(
+            "slices", revision=1, values=content_of_arrays(self.images, self.targets), names=list(self.names),
+            augment=repr(varied),
+        )  # fmt: skip

@@ -7,11 +7,13 @@ same bytes as an undisturbed one (CPU, same thread count). "Best" is chosen on v
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
-from pneumoscope.io.files import clear_temporary, write_text
+from pneumoscope.io.files import clear_temporary, write_csv
 from pneumoscope.processes import signals_held
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
 from pneumoscope.training.config import TrainConfig
 from pneumoscope.training.data import Batch, BatchSource
@@ -95,7 +97,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporary(folder)
     run = _Run(model, task, train, val, config, folder)
-    notes = run.restore() if resume else ()
+    notes = run.restore(progress) if resume else ()
     with signals_held() as run.interrupted:
         stopped_by = run.advance(progress, started)
     run.model.load_state_dict(run.best)
@@ -105,6 +107,11 @@ def fit(
     return FitResult(
         state.best_epoch, state.best_value, state.epoch, stopped_by, list(state.history), tuple(notes), seconds
     )
+
+
+def stable_seed(*numbers: int) -> int:
+    """A seed from 0 to 2**63 - 1 out of several numbers, the same with every Python on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8]) >> 1
 
 
 def _some(names: Sequence[str]) -> str:
@@ -164,7 +171,7 @@ class _Run:
         while state.step < self.steps and not self.interrupted():
             rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
             batch = self.train.batch(rows, np.random.default_rng([config.seed, state.epoch, 1, state.step]))
-            torch.manual_seed(hash((config.seed, state.epoch, state.step)) % 2**63)
+            torch.manual_seed(stable_seed(config.seed, state.epoch, state.step))
             self._step(self._to_device(batch), len(rows))
             state.step += 1
             if config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0:
@@ -276,9 +283,10 @@ class _Run:
 
     # -- files -------------------------------------------------------------------------------------------------
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a resume: settings (but time limits) and data."""
-        sources = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
+        sources = {"train": self.train.content, "val": self.val.content}
         return {**self.config.identity(), **sources, "task": repr(self.task)}
 
     def save(self) -> None:
@@ -287,7 +295,7 @@ class _Run:
         save_checkpoint(
             self.folder,
             {
-                "identity": self.identity(),
+                "identity": self.identity,
                 "state": asdict(self.state),
                 "model": self.model.state_dict(),
                 "average": average,
@@ -296,13 +304,13 @@ class _Run:
             },
         )
 
-    def restore(self) -> tuple[str, ...]:
-        """Go back to the checkpoint; what there is to say about it."""
+    def restore(self, progress: Progress = silent) -> tuple[str, ...]:
+        """Go back to the checkpoint; what there is to say about it. A fall back to an older one is reported at once."""
         loaded = load_checkpoint(self.folder)
         if loaded is None:
             return (f"{self.folder.name}: no checkpoint had been written yet; began at the first epoch",)
         saved = loaded.state
-        here = self.identity()
+        here = self.identity
         changed = [
             f"{k} was {saved['identity'].get(k)!r}, is {v!r}" for k, v in here.items() if saved["identity"].get(k) != v
         ]
@@ -319,13 +327,17 @@ class _Run:
         self.optimiser.optimizer.load_state_dict(saved["optimiser"])
         self.state = _State(**saved["state"])
         self._write_history()
-        return (loaded.note,) if loaded.note else ()
+        if not loaded.note:
+            return ()
+        note = f"{self.folder.name}: {loaded.note}"
+        progress(NOTE, 1, 1, note)
+        return (note,)
 
     def _write_history(self) -> None:
-        rows: list[Mapping[str, float]] = list(self.state.history)
+        rows = self.state.history
         if rows:
-            lines = [",".join(rows[0])] + [",".join(f"{v:.9g}" for v in row.values()) for row in rows]
-            write_text(self.folder / "history.csv", "\n".join(lines) + "\n")
+            cells = [[f"{value:.9g}" for value in row.values()] for row in rows]
+            write_csv(self.folder / "history.csv", list(rows[0]), cells)
 
     def _to_device(self, batch: Batch) -> Batch:
         layout = torch.channels_last if batch.x.ndim == 4 else torch.preserve_format

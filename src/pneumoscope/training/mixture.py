@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
+from pneumoscope.jobs.stamp import stamp
 from pneumoscope.training.data import Batch, BatchSource
 
 
@@ -57,7 +58,8 @@ class MixedSource:
         names = tuple(name for batch in drawn for name in batch.names)
         return Batch(torch.cat([b.x for b in drawn]), torch.cat([b.y for b in drawn]), names)
 
-    def fingerprint(self) -> str:
-        """See `BatchSource.fingerprint`."""
-        shares = ",".join(f"{share:.6f}" for share in self.shares)
-        return f"{self.length}|{shares}|" + "|".join(part.fingerprint() for part in self.parts)
+    @property
+    def content(self) -> str:
+        """See `BatchSource.content`."""
+        parts = [part.content for part in self.parts]
+        return stamp("mixture", revision=1, length=self.length, shares=list(self.shares), parts=parts)

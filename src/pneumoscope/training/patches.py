@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.patches import PreparedVolume, Triple, cut, draw_centre
 from pneumoscope.errors import InputError
+from pneumoscope.jobs.stamp import stamp
 from pneumoscope.training.augment3d import VolumeAugment, Warp
-from pneumoscope.training.data import Batch, hash_names
+from pneumoscope.training.data import Batch
 
 FIXED_SEED = 20210725
 """Of boxes drawn without a generator: validation sees the same ones in every epoch."""
@@ -93,7 +94,9 @@ class PatchSource:
         making = 9 * widest + (0 if self.augment is None else 240)
         return int(batch_size * voxels * 16 + voxels * making) + KEPT_BYTES
 
-    def fingerprint(self) -> str:
-        """Names, shapes, counts of infected voxels and all settings; not the intensities, which would be read whole."""
-        names = [f"{v.case}|{v.shape}|{v.places[:16].tolist()}|{len(v.places)}" for v in self.volumes]
-        return f"{hash_names(names)}|{self.patch}|{self.length}|{self.foreground}|{self.augment!r}"
+    @property
+    def content(self) -> str:
+        """See `BatchSource.content`; every volume is read once."""
+        volumes = [[volume.case, volume.content] for volume in self.volumes]
+        drawn = {"patch": self.patch, "length": self.length, "foreground": self.foreground}
+        return stamp("boxes", revision=1, volumes=volumes, augment=repr(self.augment), **drawn)

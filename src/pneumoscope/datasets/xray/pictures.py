@@ -11,10 +11,9 @@ angles and leaves some mediastinum.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.io.files import atomic_path, write_json
+from pneumoscope.io.files import atomic_path, read_json, sha256, write_json
+from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import Progress, silent
 
 LUNG_BOX = (0.12, 0.82, 0.08, 0.92)
@@ -164,7 +164,7 @@ def build_pictures(
 ) -> PictureSet:
     """The squares of `cases`, in their order, from `folder` when they were made before.
 
-    A file is made anew when the recipe, the list, or size or date of a picture changed.
+    A file is made anew when the recipe, the list, or the content of a picture changed.
 
     Raises:
         InputError: no case.
@@ -173,10 +173,10 @@ def build_pictures(
     if not cases:
         raise InputError("there is no picture to read; check the data sets and the draw")
     folder = Path(folder)
-    digest = pictures_digest(cases, recipe)
+    digest = pictures_content(cases, recipe)
     path, facts = folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"
     shape = (len(cases), recipe.side, recipe.side)
-    found = _mapped(path, shape) if facts.is_file() else None
+    found = _mapped(path, shape) if _is_whole(path, facts) else None
     if found is None:
         with atomic_path(path) as temporary:
             pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
@@ -185,11 +185,20 @@ def build_pictures(
                 progress("pictures", place + 1, len(cases))
             pixels.flush()
             del pixels
-        write_json(facts, {"digest": digest, "pictures": len(cases), "recipe": asdict(recipe)})
+        made = {"digest": digest, "pictures": len(cases), "recipe": asdict(recipe), "sha256": sha256(path)}
+        write_json(facts, made)
         found = _mapped(path, shape)
         if found is None:
             raise ReadError("was written and cannot be read back; is the disk full?", path=path)
     return PictureSet(found, digest, recipe)
+
+
+def _is_whole(path: Path, facts: Path) -> bool:
+    """Whether the file is the one that was written."""
+    try:
+        return read_json(facts).get("sha256") == sha256(path)
+    except (InputError, OSError):
+        return False
 
 
 def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
@@ -201,20 +210,30 @@ def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None
     return array if array.shape == shape and array.dtype == np.uint8 else None
 
 
-def pictures_digest(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
-    """Hex digest of a recipe and of name, size and date of each picture's file; nothing is read.
+def pictures_content(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
+    """Sum over a recipe and over name, class and file of each picture.
 
     Raises:
         ReadError: a file is gone.
     """
-    sums = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    files = []
     for case in cases:
         try:
-            stat = case.path.stat()
+            files.append([case.dataset, case.case, file_content(case.path)])
         except OSError as error:
             raise ReadError(f"cannot be opened ({error.strerror}); was it moved?", path=case.path) from None
-        sums.update(f"{case.dataset}/{case.case}|{case.path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    return sums.hexdigest()
+    return stamp("pictures", revision=1, recipe=asdict(recipe), files=files)
+
+
+def file_content(path: Path) -> str:
+    """SHA-256 of a file; read again only when size, dates or place on the disk changed since this process did."""
+    at = path.stat()
+    return _file_content(path, (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_content(path: Path, at: tuple[int, ...]) -> str:
+    return sha256(path)
 
 
 def thumbnails(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
