@@ -19,7 +19,7 @@ NAME = "katsamenis-2020"
         (["run", NAME, "-o", "{out}", "--jobs", "2"], "studies of CT only"),
         (["run", NAME, "-o", "{out}", "--accept-if-forgetting-below", "0.1"], "studies of CT only"),
         (["run", "maganaris-2022b", "-o", "{out}", "--seeds", "2"], "studies of radiographs"),
-        (["run", NAME, "-o", "{out}", "--data", "kermany={out}", "--data", "cohen={out}"], "no such folder"),
+        (["run", NAME, "-o", "{out}", "--data", "kermany={out}x", "--data", "cohen={out}x"], "no such folder"),
     ],
 )
 def test_refusals(cli, tmp_path, argv, words):

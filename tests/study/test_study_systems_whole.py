@@ -58,7 +58,7 @@ def test_all_systems_are_scored_on_the_same_slices(study):
 
 def test_the_folder_holds_the_numbers_of_every_system(study):
     table = pd.read_csv(study.folder / "systems.csv", dtype={"test": str})
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == (*COLUMNS, "data")
     assert list(dict.fromkeys(table["system"])) == ["slices", "slices-2.5d", *VOLUMES, "threshold"]
     assert table["test"].tolist() == ["1", "2", "3", "mean"] * 5
     assert (table["training_seconds"] > 0).all()
