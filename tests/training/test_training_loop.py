@@ -60,8 +60,9 @@ class Signalling:
     def __len__(self):
         return len(self.source)
 
-    def fingerprint(self):
-        return self.source.fingerprint()
+    @property
+    def content(self):
+        return self.source.content
 
     def batch(self, rows, rng):
         self.left -= 1
