@@ -1,5 +1,6 @@
 """Endings: exit codes, one line on stderr, tracebacks only on demand, pipes that close."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -159,3 +160,15 @@ def test_interrupted_by_the_user(tmp_path):
     assert out == ""
     assert err == "error: interrupted; finished files are whole, the rest was not written\n"
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given):
+    code = (
+        "import os, sys; from pneumoscope.cli.app import _prepare_process; _prepare_process(False);"
+        "assert 'torch' not in sys.modules; print(os.environ.get('OMP_WAIT_POLICY', '-'))"
+    )
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (given.get("OMP_WAIT_POLICY", "-") if given else "PASSIVE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import os
 import sys
 import threading
 import traceback
@@ -175,7 +176,14 @@ def ending(problem: BaseException) -> tuple[int, str]:
 
 
 def _prepare_process(debug: bool) -> None:
-    """Settings of a process of our own: escape characters that the terminal lacks, keep library warnings back."""
+    """Settings of a process of our own and of its children, before any library is loaded.
+
+    Characters that the terminal lacks are escaped and library warnings kept back. Threads of OpenMP that wait sleep
+    instead of spinning: beside another busy process they would take the cores from the threads they wait for (decision
+    20). A policy that the user has set stays.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
