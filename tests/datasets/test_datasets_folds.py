@@ -217,9 +217,9 @@ def test_nnunet_splits_there_and_back(tmp_path, ma_members):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("not json", "cannot be read"),
+        ("not json", "is damaged"),
         ("[]", "expected a list of folds"),
-        ('{"train": [], "val": []}', "expected a list of folds"),
+        ('{"train": [], "val": []}', "expected a list"),
         ('[{"train": ["a"]}]', "expected a list of folds"),
         ('[{"train": [1], "val": ["b"]}]', "expected a list of folds"),
         ('[{"train": ["a"], "val": ["x"]}]', "fold 0 names case 'x', which the data do not hold"),

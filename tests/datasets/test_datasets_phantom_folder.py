@@ -102,7 +102,7 @@ def test_damaged_folders_are_refused(tmp_path):
     write_phantom(tmp_path, "A", 1, size="tiny")
     text = (tmp_path / "phantom.json").read_text()
     (tmp_path / "phantom.json").write_text(text[:40])
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="is damaged"):
         read_phantom(tmp_path)
     (tmp_path / "phantom.json").write_text("[]")
     with pytest.raises(DatasetError, match="no description"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pneumoscope.cases.outputs import COPY_FILE, REPORT_FILE
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
+from pneumoscope.io.files import read_json
 from pneumoscope.volume import Mask, Volume
 
 _NEEDED = ("lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
@@ -56,11 +56,9 @@ def read_dated(folder: Path) -> Dated:
         )
     if missing:
         raise InputError(f"is no finished case: {', '.join(missing)} is missing; segment the scan first", path=folder)
-    try:
-        name = str(json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["case"])
-    except (ValueError, KeyError, TypeError):
-        message = "cannot be read as a case's report; segment the scan again"
-        raise InputError(message, path=folder / REPORT_FILE) from None
+    name = read_json(folder / REPORT_FILE, remedy="segment the scan again").get("case")
+    if not isinstance(name, str) or not name:
+        raise InputError("names no case; segment the scan again", path=folder / REPORT_FILE)
     lungs = read_mask(folder / "lungs.nii.gz")
     infiltrate = read_mask(folder / "infiltrate.nii.gz")
     lungs.grid.require_same_space(infiltrate.grid, "the infiltrate mask")

@@ -9,7 +9,6 @@ look for last: a killed run leaves nothing that looks like a data set.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.convert_layouts import LAYOUTS, SOURCE_COLUMNS, SOURCES, Run, one_meaning, table
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import InputError, PneumoscopeError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.progress import Progress, silent
@@ -143,10 +142,10 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
 
 def _held(folder: Path) -> dict[str, Any] | None:
     try:
-        held = json.loads((folder / MARKER).read_bytes())
-    except (OSError, ValueError):
+        held: dict[str, Any] = read_json(folder / MARKER)
+    except InputError:
         return None
-    return held if isinstance(held, dict) and isinstance(held.get("entries"), list) else None
+    return held if isinstance(held.get("entries"), list) else None
 
 
 def _is_alive(pid: str) -> bool:

@@ -6,14 +6,13 @@ validation cases are written as training cases, and a file read here has none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pneumoscope.datasets.folds import Fold
 from pneumoscope.datasets.groups import Member
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.files import write_json
+from pneumoscope.io.files import read_json, write_json
 
 FILE = "splits_final.json"
 
@@ -41,11 +40,8 @@ def read_nnunet_splits(path: str | Path, members: Sequence[Member]) -> list[Fold
         DatasetError: the file cannot be read, has another layout, names a case that is not there or that two data
             sets have, or puts a case on both sides of a fold.
     """
-    try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read as nnU-Net's splits: {error}", path=path) from error
-    if not isinstance(stored, list) or not stored or not all(map(_is_fold, stored)):
+    stored = read_json(path, expected=list, error=DatasetError, remedy="write nnU-Net's splits again")
+    if not stored or not all(map(_is_fold, stored)):
         raise DatasetError('expected a list of folds like {"train": [case, ...], "val": [case, ...]}', path=path)
     by_case: dict[str, list[Member]] = {}
     for member in members:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
 from pneumoscope.datasets.phantom_sites import phantom_site, phantom_size
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 
@@ -169,16 +168,13 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 def read_phantom_json(root: str | Path) -> dict[str, Any]:
     """``phantom.json`` of a folder; DatasetError when there is none or it is damaged."""
     path = Path(root) / MANIFEST
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise DatasetError(
             f"has no {MANIFEST}: no synthetic data set, or an unfinished one; make it with `pneumoscope data phantom`",
             path=root,
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read ({error}); make the data set again", path=path) from error
-    if not isinstance(held, dict) or not isinstance(held.get("cases"), list):
+        )
+    held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
+    if not isinstance(held.get("cases"), list):
         raise DatasetError("is no description of a synthetic data set; make the data set again", path=path)
     return held
 
