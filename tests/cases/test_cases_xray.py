@@ -219,3 +219,57 @@ def test_calls_that_cannot_work_write_nothing(model, pictures, tmp_path):
     with pytest.raises(InputError, match="occlusion"):
         classify_radiographs([pictures], out, XrayOptions(model=model, method="lime"))  # type: ignore[arg-type]
     assert not out.exists()
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+def kept(model, pictures, out, *, resume=True, **options):
+    options = XrayOptions(model=model, device="cpu", **options)
+    return [row.image for row in classify_radiographs([pictures], out, options, resume=resume).rows if row.kept]
+
+
+def test_a_resumed_run_keeps_pictures_until_they_or_the_options_change(model, pictures, tmp_path, rng, caplog):
+    out, names = tmp_path / "out", ["p0", "p1", "p2", "p3"]
+    assert kept(model, pictures, out) == []
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "run.json"}
+    assert kept(model, pictures, out) == names
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file() and path.name != "run.json"}
+    assert after == before
+    save(pictures / "p1.png", chest(rng, 100, spot=False, columns=141))
+    save(pictures / "p4.png", chest(rng, 100, spot=False))
+    (out / "p2_heatmap.png").unlink()
+    caplog.clear()
+    assert kept(model, pictures, out) == ["p0", "p3"]
+    assert "p1 (picture changed)" in caplog.text
+    assert "p2_heatmap.png is missing" in caplog.text
+    assert table(out)["p1"]["prediction"] == "normal"
+    assert list(table(out)) == [*names, "p4"]
+    assert len(list(out.glob("*_heatmap.png"))) == 5
+    assert kept(model, pictures, out, heatmaps=False) == []
+    assert not list(out.glob("*_heatmap.png"))
+
+
+def test_an_interrupted_run_leaves_its_tables_and_resumes(model, pictures, tmp_path, monkeypatch):
+    from pneumoscope.cases import xray
+
+    out, read = tmp_path / "out", xray._read
+
+    def interrupted(item, **more):
+        if item.name == "p3":
+            raise KeyboardInterrupt
+        return read(item, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xray, "BATCH", 1)
+        patch.setattr(xray, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept(model, pictures, out, resume=False)
+    assert list(table(out)) == ["p0", "p1"]
+    assert (out / "report.html").exists()
+    run = json.loads((out / "run.json").read_text())
+    assert (run["finished"], run["results"]) == (False, 2)
+    with pytest.raises(InputError, match="an unfinished run"):
+        kept(model, pictures, out, resume=False)
+    assert kept(model, pictures, out) == ["p0", "p1"]
+    assert list(table(out)) == ["p0", "p1", "p2", "p3"]

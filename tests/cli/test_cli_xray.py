@@ -38,7 +38,7 @@ def test_one_picture(cli, model, good, tmp_path):
     ran = cli("xray", "predict", "-i", good, "-o", out, "--model", model, "--device", "cpu")
     assert ran.code == 0, ran
     assert ran.out.startswith("good: bacterial (")
-    assert {p.name for p in out.iterdir()} == {"predictions.csv", "good_heatmap.png", "report.html", "run.json"}
+    assert {p.name for p in out.glob("[!.]*")} == {"predictions.csv", "good_heatmap.png", "report.html", "run.json"}
     cli("xray", "predict", "-i", good, "-o", out, "--model", model).refused("--overwrite")
 
 

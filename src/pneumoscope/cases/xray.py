@@ -10,10 +10,11 @@ import csv
 import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_
 from pneumoscope.io.radiograph import read_radiograph
 from pneumoscope.io.radiograph_dicom import DicomReaders
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.stamp import content_of_files
+from pneumoscope.models.cards import content_of_model
 from pneumoscope.progress import Progress, silent
 
 __all__ = ["XrayBatch", "XrayOptions", "XrayRow", "classify_radiographs"]
@@ -79,16 +83,18 @@ def classify_radiographs(
     options: XrayOptions | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> XrayBatch:
-    """Classify pictures and folders of pictures, and write the folder.
+    """Classify pictures and folders of pictures, and write the folder, whose tables grow as pictures are done.
 
     Args:
         inputs: pictures or folders. What cannot be used becomes a failed row.
-        out: refused when it holds a run, unless `overwrite`.
+        out: refused when it holds a run, unless `overwrite` or `resume`.
         options: see `XrayOptions`.
-        overwrite: write over a run.
-        progress: called per batch.
+        overwrite: do every picture again.
+        resume: keep the pictures that are done and unchanged, as are model and options.
+        progress: called per picture.
 
     Raises:
         ModelError: the model cannot be used.
@@ -102,28 +108,57 @@ def classify_radiographs(
     begun = time.perf_counter()
     classifier = RadiographClassifier(options.model, device=options.device)
     seconds = {"model": time.perf_counter() - begun}
-    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite)
+    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     (folder / RUN_FILE).unlink(missing_ok=True)
     if overwrite:
         _clear(folder)
     begun = time.perf_counter()
-    rows: list[XrayRow] = []
-    found = listed(inputs)
-    with DicomReaders() as readers, ThreadPoolExecutor(max(1, options.threads)) as pool:
-        work = partial(_guarded, work=partial(_read, classifier=classifier, readers=readers))
-        draw = partial(_with_heat, classifier=classifier, readers=readers, folder=folder, method=options.method)
-        waiting: deque[list[Future[_Read | XrayRow]]] = deque()
-        for part in _batches(found):  # the next pictures are read while the network works on these
-            waiting.append([pool.submit(work, item) for item in part])
-            if len(waiting) > 1:
-                rows += _batch(waiting.popleft(), classifier, pool, draw if options.heatmaps else None)
-                progress("pictures", len(rows), len(found))
-        rows += _batch(waiting.popleft(), classifier, pool, draw if options.heatmaps else None)
-        progress("pictures", len(rows), len(found))
-    seconds["pictures"] = time.perf_counter() - begun
-    batch = XrayBatch(tuple(rows), classifier.classes, seconds, classifier.familiar is not None)
-    _write(folder, batch, classifier, options)
-    return batch
+
+    def batch_of(outcomes: Sequence[Outcome]) -> XrayBatch:
+        times = {**seconds, "pictures": time.perf_counter() - begun}
+        return XrayBatch(
+            tuple(map(XrayRow.of, outcomes)), classifier.classes, times, classifier.familiar is not None
+        )  # fmt: skip
+
+    def write(outcomes: Sequence[Outcome], finished: bool) -> None:
+        state = {"finished": finished, "results": sum(outcome.status == "done" for outcome in outcomes)}
+        _write(folder, batch_of(outcomes), classifier, options, state)
+
+    jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in listed(inputs)]
+    step = _step(classifier, folder, options)
+    return batch_of(run_jobs(jobs, step, write, resume=resume, what="pictures", progress=progress))
+
+
+def _step(classifier: RadiographClassifier, folder: Path, options: XrayOptions) -> Step:
+    """Pictures are read by threads, the next ones while the network works on these."""
+    model = content_of_model(options.model)
+    ways = {"heatmaps": options.heatmaps, "method": options.method, "device": classifier.device.type}
+
+    def made_of(item: Listed) -> dict[str, Any]:
+        return {"picture": content_of_files([item.path]), "name": item.name, "model": model, "options": ways}
+
+    def stream(jobs: Iterator[Job], progress: Progress) -> Iterator[Outcome]:
+        with DicomReaders() as readers, ThreadPoolExecutor(max(1, options.threads)) as pool:
+            work = partial(_guarded, work=partial(_read, classifier=classifier, readers=readers))
+            draw = partial(_with_heat, classifier=classifier, readers=readers, folder=folder, method=options.method)
+            waiting: deque[list[Future[_Read | XrayRow]]] = deque()
+            while True:
+                part = [job.item for job in islice(jobs, 2 * BATCH)]
+                for item in part:
+                    (folder / _heatmap_name(item.name)).unlink(missing_ok=True)
+                if part:
+                    waiting.append([pool.submit(work, item) for item in part])
+                if len(waiting) > 1 or not part:
+                    if not waiting:
+                        return
+                    for row in _batch(waiting.popleft(), classifier, pool, draw if options.heatmaps else None):
+                        yield row.outcome(folder)
+
+    return Step("xray predict", 1, made_of, stream=stream)
+
+
+def _heatmap_name(image: str) -> str:
+    return f"{image}_heatmap.png"
 
 
 def _clear(folder: Path) -> None:
@@ -136,11 +171,6 @@ def _clear(folder: Path) -> None:
     for name in names:
         if name.endswith("_heatmap.png") and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
-
-
-def _batches(found: Sequence[Listed]) -> Iterator[Sequence[Listed]]:
-    for start in range(0, len(found), 2 * BATCH):
-        yield found[start : start + 2 * BATCH]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +243,7 @@ def _with_heat(
         rows, columns = pixels.shape
         laid = on_picture(heat(classifier, read.square, wanted, method), classifier.recipe, (rows, columns))
         drawn = overlay(pixels, laid)
-        name = f"{row.image}_heatmap.png"
+        name = _heatmap_name(row.image)
         _write_png(folder / name, drawn)
     except (PneumoscopeError, OSError, MemoryError) as problem:
         said = str(problem) or "out of memory"
@@ -250,7 +280,9 @@ def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=3)
 
 
-def _write(folder: Path, batch: XrayBatch, classifier: RadiographClassifier, options: XrayOptions) -> None:
+def _write(
+    folder: Path, batch: XrayBatch, classifier: RadiographClassifier, options: XrayOptions, state: Mapping[str, Any]
+) -> None:
     from pneumoscope.reports.xray import write_xray_page
 
     columns = (*FIRST_COLUMNS, *(f"p_{name}" for name in batch.classes), *LAST_COLUMNS)
@@ -264,7 +296,8 @@ def _write(folder: Path, batch: XrayBatch, classifier: RadiographClassifier, opt
     write_xray_page(folder / REPORT, batch.rows, batch.as_dict(), classifier.card, options.method)
     facts = {k: v for k, v in batch.as_dict().items() if k != "images"}
     weights = classifier.card["weights"]["sha256"]
-    write_json(folder / RUN_FILE, {**environment(), "options": options.as_dict(), "weights_sha256": weights, **facts})
+    about = {**environment(), **state, "options": options.as_dict(), "weights_sha256": weights}
+    write_json(folder / RUN_FILE, {**about, **facts})
 
 
 def _cell(value: Any) -> str:

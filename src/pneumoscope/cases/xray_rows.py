@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pneumoscope.errors import Finding
 from pneumoscope.inference.radiographs import Answer
+from pneumoscope.jobs.run import Outcome
 
 Status = Literal["answered", "abstained", "failed"]
 
@@ -31,6 +34,7 @@ class XrayRow:
         exit_code: how a command with this picture alone ends.
         thumbnail: JPEG for the contact sheet.
         heat_thumbnail: likewise, of the heat map.
+        kept: whether it was resumed from an earlier run.
     """
 
     image: str
@@ -45,6 +49,28 @@ class XrayRow:
     exit_code: int = 0
     thumbnail: bytes = b""
     heat_thumbnail: bytes = b""
+    kept: bool = False
+
+    def outcome(self, folder: Path) -> Outcome:
+        """The row as what became of a job."""
+        if self.status == "failed":
+            return Outcome(self.image, "failed", error=self.error, exit_code=self.exit_code)
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image", "kept")}
+        facts["answer"] = None if self.answer is None else asdict(self.answer)
+        facts["findings"] = [asdict(finding) for finding in self.findings]
+        facts |= {name: b64encode(facts[name]).decode() for name in _PICTURES}
+        return Outcome(self.image, facts=facts, files=(folder / self.heatmap,) if self.heatmap else ())
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> XrayRow:
+        """The row of an outcome, of this run or an earlier one."""
+        if outcome.status == "failed":
+            return cls(outcome.name, "failed", error=outcome.error or "", exit_code=outcome.exit_code)
+        facts = dict(outcome.facts)
+        facts["answer"] = None if facts["answer"] is None else Answer(**facts["answer"])
+        facts["findings"] = tuple(Finding(**finding) for finding in facts["findings"])
+        facts |= {name: b64decode(facts[name]) for name in _PICTURES}
+        return cls(outcome.name, **facts, kept=outcome.kept)
 
     def sentence(self) -> str:
         """One line for people."""
@@ -65,6 +91,9 @@ class XrayRow:
         cells |= {"heatmap": self.heatmap, "heat_class": self.heat_class}
         cells |= {"heat_in_lung_box": self.heat_in_lung_box, "lung_box_area": self.lung_box_area}
         return cells | {"findings": "; ".join(f"{f.code} {f.message}" for f in self.findings)}
+
+
+_PICTURES = ("thumbnail", "heat_thumbnail")
 
 
 @dataclass(frozen=True)

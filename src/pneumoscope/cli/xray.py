@@ -36,7 +36,7 @@ def _xray() -> None:
 
 
 @group.command("predict")
-@common_options("device", "jobs", "overwrite")
+@common_options("device", "jobs", "overwrite", "resume")
 def predict(
     images: Annotated[
         list[str],
@@ -73,8 +73,9 @@ def predict(
     )
     with progress_for(common) as progress:
         batch = classify_radiographs(
-            [*images, *(more_images or [])], out, options, overwrite=common.overwrite, progress=progress
-        )
+            [*images, *(more_images or [])], out, options, overwrite=common.overwrite, resume=common.resume,
+            progress=progress,
+        )  # fmt: skip
     _say(batch, out, common)
 
 
@@ -84,7 +85,7 @@ def _say(batch: XrayBatch, out: Path, common: Common) -> None:
         say_json({"out": out, **batch.as_dict()})
     elif len(batch.rows) > len(failed):
         for row in batch.rows:
-            say(f"{row.image}: {'failed: ' if row.status == 'failed' else ''}{row.sentence()}")
+            say(f"{row.image}: {'failed: ' if row.status == 'failed' else ''}{row.sentence()}{row.kept * ' (kept)'}")
         if not batch.checked:
             say("not checked: this model's card does not tell what is no chest X-ray; it names a class for anything")
         say(f"written to {out}")
