@@ -5,14 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pneumoscope.cases import audit
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
+from pneumoscope.datasets.audit.rules import AuditRules
 from pneumoscope.datasets.phantom import write_phantom
 from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError
 from pneumoscope.geometry import Grid
+from pneumoscope.io.read import read_mask
 from pneumoscope.io.write import write_mask
 from pneumoscope.volume import Mask
 
@@ -146,7 +150,6 @@ def test_the_shipped_models_take_part(tree):
     """Site A's reader draws everything; with the drawing taken away the model must miss it."""
     for path in (tree / "infiltrate").iterdir():
         with_grid = tree / "truth" / f"{path.name.removesuffix('.nii.gz')}-lungs.nii.gz"
-        from pneumoscope.io.read import read_mask
 
         lungs = read_mask(with_grid)
         write_mask(Mask(np.zeros_like(lungs.labels), lungs.grid, {1: "infiltrate"}), path, lungs.grid)
@@ -158,3 +161,62 @@ def test_the_shipped_models_take_part(tree):
     summary = json.loads((tree.parent / "out" / "audit.json").read_text())
     assert summary["model"] == "infiltrate"
     assert summary["kinds"]["missing-annotation"] == len(missing)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Names of the cases that are judged, as they are."""
+    names, judge = [], audit.judge_one
+    monkeypatch.setattr(audit, "judge_one", lambda case, *more: names.append(case.case) or judge(case, *more))
+    return names
+
+
+def outputs(out):
+    return [(out / name).read_bytes() for name in ("findings.csv", "audit.html", "audit.json")]
+
+
+def test_a_resumed_audit_judges_what_changed_and_ends_with_the_same_files(tree, judged, caplog):
+    out, anew, options = tree.parent / "out", tree.parent / "anew", AuditOptions(also=(("manifest", tree),))
+    audit_dataset("phantom", tree, out, options)
+    before = outputs(out)
+    audit_dataset("phantom", tree, out, options, resume=True)
+    assert judged == ["A-000", "A-001", "A-002"]
+    assert outputs(out) == before
+    mask = tree / "infiltrate" / "A-001.nii.gz"
+    grid = read_mask(mask).grid
+    write_mask(Mask(np.ones(grid.shape, np.uint8), grid, {1: "infiltrate"}), mask, grid)
+    caplog.clear()
+    audit_dataset("phantom", tree, out, options, resume=True)
+    assert judged[3:] == ["A-001"]
+    assert "A-001 (case changed)" in caplog.text
+    audit_dataset("phantom", tree, anew, options)
+    assert outputs(anew) == outputs(out)
+    rules = replace(AuditRules(), speck_voxels=11)
+    judged.clear()
+    audit_dataset("phantom", tree, out, replace(options, rules=rules), resume=True)
+    assert len(judged) == 3
+
+
+def test_an_interrupted_audit_leaves_what_it_found_and_resumes(tree, judged, monkeypatch):
+    out, judge = tree.parent / "out", audit.judge_one
+
+    def interrupted(case, *more):
+        if case.case == "A-002":
+            raise KeyboardInterrupt
+        return judge(case, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "judge_one", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            audit_dataset("phantom", tree, out)
+    summary = json.loads((out / "audit.json").read_text())
+    assert (summary["finished"], summary["cases"]) == (False, 2)
+    with pytest.raises(InputError, match="--resume"):
+        audit_dataset("phantom", tree, out)
+    audit_dataset("phantom", tree, out, resume=True)
+    assert judged == ["A-000", "A-001", "A-002"]
+    audit_dataset("phantom", tree, tree.parent / "anew")
+    assert outputs(tree.parent / "anew") == outputs(out)

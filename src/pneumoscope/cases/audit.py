@@ -1,30 +1,41 @@
 """Audit a data set: every case judged by itself, against the others and against a model; tables, page, cleaned copy.
 
-One scan at a time is in memory. Everything is written at the end: a data set that turns out unusable leaves nothing.
+One scan at a time is in memory. A data set that turns out unusable leaves nothing; an audit that is interrupted leaves
+what it found so far, and resumes.
 """
 
 from __future__ import annotations
 
+import shutil
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.datasets.audit.case import Judged, judge_case
-from pneumoscope.datasets.audit.duplicates import Fingerprint, find_duplicates, fingerprint
+from pneumoscope.cases.audit_case import content_of_case, judge_one
+from pneumoscope.datasets.audit.duplicates import (
+    Fingerprint,
+    find_duplicates,
+    fingerprint,
+    pack_print,
+    unpack_print,
+)
 from pneumoscope.datasets.audit.findings import AuditFinding, findings_csv, ranked
-from pneumoscope.datasets.audit.raw import RawCase, read_raw
+from pneumoscope.datasets.audit.raw import read_raw
 from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditRules
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
-from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
-from pneumoscope.jobs.lock import locks
+from pneumoscope.io.files import atomic_path, clear_temporary, write_json, write_text
+from pneumoscope.jobs.lock import locked, locks
+from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.models.cards import content_of_model
 from pneumoscope.progress import Progress, silent
-from pneumoscope.volume import present_labels
 
 if TYPE_CHECKING:
     from pneumoscope.inference.segment import Segmenter
@@ -83,15 +94,24 @@ class AuditResult:
 
 @dataclass(eq=False)
 class _Run:
-    """What grows while cases are read."""
+    """What is known of the cases that were judged."""
 
     findings: list[AuditFinding] = field(default_factory=list)
     pictures: dict[int, bytes] = field(default_factory=dict)
     not_judged: Counter[tuple[str, str]] = field(default_factory=Counter)
     prints: list[Fingerprint] = field(default_factory=list)
     labels: list[dict[str, set[int]]] = field(default_factory=list)
-    masked: int = 0
-    off_grid: int = 0
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Take in what `judge_one` said of one case."""
+        for finding, picture in zip(facts["findings"], facts["pictures"], strict=True):
+            if picture is not None:
+                self.pictures[len(self.findings)] = b64decode(picture)
+            self.findings.append(AuditFinding(**finding))
+        if facts["print"] is not None:
+            self.prints.append(unpack_print(facts["print"]))
+        self.not_judged.update((rule, why) for rule, why in facts["not_judged"])
+        self.labels.append({what: set(labels) for what, labels in facts["labels"].items()})
 
 
 @locks("out")
@@ -102,6 +122,7 @@ def audit_dataset(
     options: AuditOptions | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> AuditResult:
     """Audit a data set and write ``findings.csv``, ``audit.html`` and ``audit.json``, and a cleaned copy if wanted.
@@ -111,7 +132,9 @@ def audit_dataset(
         root: its folder or table.
         out: folder to write.
         options: see `AuditOptions`.
-        overwrite: write over an earlier audit.
+        overwrite: judge every case again.
+        resume: keep the cases that were judged by a run before and whose files, thresholds and model are unchanged; the
+            cleaned copy is written anew.
         progress: called per case.
 
     Raises:
@@ -125,24 +148,50 @@ def audit_dataset(
     cases = _cases(name, root)
     if options.fix is not None:
         file_names(cases)
-    _prepare(out, options, [Path(root), *(path for _, path in options.also)], overwrite, dry=True)
+    folder = Path(out)
+    _require_free(folder, options, [Path(root), *(path for _, path in options.also)], overwrite or resume)
     segmenter = _segmenter(options)
-    others = [p for also, path in options.also for p in _prints(also, path, progress)]
+    clear_temporary(folder)
+
+    def write(outcomes: Sequence[Outcome], finished: bool) -> None:
+        if not finished:
+            _conclude(name, cases, outcomes, [], folder, options)
+
+    try:
+        others = _prints_of(options, folder, resume, progress)
+        jobs = [Job(case.case, case, job_folder(folder, case.case)) for case in cases]
+        step = _judging(options, segmenter)
+        outcomes = run_jobs(jobs, step, write, resume=resume, strict=True, what="audit", progress=progress)
+        masked, off_grid = (sum(o.facts[count] for o in outcomes) for count in ("masked", "off_grid"))
+        if masked > 1 and off_grid == masked:
+            raise DatasetError(
+                f"none of its {masked} masks lies on its scan: are they the masks of other scans? Pair them again",
+                path=root,
+            )
+    except PneumoscopeError:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # a data set that turns out unusable leaves nothing
+        raise
+    repairs = None
+    if options.fix is not None:
+        with locked(options.fix):
+            clear_temporary(options.fix)
+            repairs = write_copy(cases, options, segmenter, progress)
+    return _conclude(name, cases, outcomes, others, folder, options, repairs=repairs, finished=True)
+
+
+def _conclude(
+    name: str, cases: Sequence[Case], outcomes: Sequence[Outcome], others: Sequence[Fingerprint], out: Path,
+    options: AuditOptions, *, repairs: Mapping[str, Any] | None = None, finished: bool = False,
+) -> AuditResult:  # fmt: skip
+    """Compare the scans with each other, rank what was found and write it."""
     run = _Run()
-    for number, case in enumerate(cases):
-        progress("audit", number, len(cases), case.case)
-        _one(case, options, segmenter, run)
-    progress("audit", len(cases), len(cases))
-    if run.masked > 1 and run.off_grid == run.masked:
-        raise DatasetError(
-            f"none of its {run.masked} masks lies on its scan: are they the masks of other scans? Pair them again",
-            path=root,
-        )
-    found = find_duplicates(run.prints, others, options.rules)
-    _picture_pairs(found, [*others, *run.prints], run)
-    run.findings.extend(found)
-    run.findings += [AuditFinding("", "absent-label", "note", text) for text in absent_labels(cases, run.labels)]
-    _prepare(out, options, [], overwrite)
+    for outcome in outcomes:
+        run.add(outcome.facts)
+    copies = find_duplicates(run.prints, others, options.rules)
+    _picture_pairs(copies, [*others, *run.prints], run)
+    run.findings.extend(copies)
+    if finished:
+        run.findings += [AuditFinding("", "absent-label", "note", text) for text in absent_labels(cases, run.labels)]
     order = ranked(run.findings)
     numbers = {id(finding): number for number, finding in enumerate(run.findings)}
     shown = {
@@ -150,10 +199,11 @@ def audit_dataset(
         for place, finding in enumerate(order)
         if numbers[id(finding)] in run.pictures
     }
-    summary = _summary(name, cases, order, run, options)
-    if options.fix is not None:
-        summary["repairs"] = write_copy(cases, options, segmenter, progress)
-    _write(Path(out), order, shown, summary, options)
+    judged = {outcome.name for outcome in outcomes}
+    state = {"finished": finished, "results": len(judged)}
+    summary = _summary(name, [case for case in cases if case.case in judged], order, run, options) | state
+    summary["repairs"] = repairs
+    _write(out, order, shown, summary, options)
     return AuditResult(order, summary)
 
 
@@ -174,24 +224,21 @@ def _cases(name: str, root: str | Path) -> list[Case]:
     return cases
 
 
-def _prepare(
-    out: str | Path, options: AuditOptions, roots: Sequence[Path], overwrite: bool, *, dry: bool = False
-) -> None:
-    """Refuse output folders that are taken before any work is done (`dry`), and make them after it."""
+def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken_over: bool) -> None:
+    """Refuse output folders that are taken, before any work is done."""
     from pneumoscope.datasets.audit.copy import TABLE, require_apart
 
-    for folder, marker in ((Path(out), AUDIT_FILE), (options.fix, TABLE)):
+    for folder, marker in ((out, AUDIT_FILE), (options.fix, TABLE)):
         if folder is None:
             continue
-        if dry:
-            if folder == options.fix:
-                require_apart(folder, roots)
-            if folder.exists() and not folder.is_dir():
-                raise InputError("is a file, expected an output folder; choose another name", path=folder)
-            if (folder / marker).exists() and not overwrite:
-                raise InputError(f"already holds a run ({marker}); use --overwrite or another folder", path=folder)
-        else:
-            prepare_folder(folder, marker=marker, overwrite=overwrite)
+        if folder == options.fix:
+            require_apart(folder, roots)
+        if folder.exists() and not folder.is_dir():
+            raise InputError("is a file, expected an output folder; choose another name", path=folder)
+        if (folder / marker).exists() and not taken_over:
+            raise InputError(
+                f"already holds a run ({marker}); use --resume, --overwrite or another folder", path=folder
+            )  # fmt: skip
 
 
 def _segmenter(options: AuditOptions) -> Segmenter | None:
@@ -202,93 +249,44 @@ def _segmenter(options: AuditOptions) -> Segmenter | None:
     return Segmenter(options.model, options.lungs_model, device=options.device)
 
 
-def _prints(name: str, root: Path, progress: Progress) -> list[Fingerprint]:
-    """Fingerprints of another set, which is not judged."""
-    cases = _cases(name, root)
-    out = []
-    for number, case in enumerate(cases):
-        progress(f"also {name}", number, len(cases), case.case)
-        only = replace(case, files=None if case.files is None else replace(case.files, lungs=None, infiltrate=None))
-        out.append(fingerprint(read_raw(only).volume, dataset=f"{name} ({root.name})",
-                               case=case.case, patient=case.patient))  # fmt: skip
-    progress(f"also {name}", len(cases), len(cases))
-    return out
+def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progress) -> list[Fingerprint]:
+    """Fingerprints of the other sets, which are not judged."""
+    prints: list[Fingerprint] = []
+    for number, (name, root) in enumerate(options.also):
+        label = f"{name} ({root.name})"
+
+        def work(job: Job, progress: Progress, label: str = label) -> Outcome:
+            volume = read_raw(job.item).volume
+            seen = fingerprint(volume, dataset=label, case=job.item.case, patient=job.item.patient)
+            return Outcome(job.name, facts={"print": pack_print(seen)})
+
+        jobs = []
+        for case in _cases(name, root):
+            files = None if case.files is None else replace(case.files, lungs=None, infiltrate=None)
+            only = replace(case, files=files)
+            jobs.append(Job(case.case, only, job_folder(out, f"also-{number}-{case.case}")))
+        made_of = partial(_scan_of_set, label)
+        step = Step("fingerprint", 1, made_of, work)
+        run = run_jobs(
+            jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress
+        )  # fmt: skip
+        prints += [unpack_print(outcome.facts["print"]) for outcome in run]
+    return prints
 
 
-def _one(case: Case, options: AuditOptions, segmenter: Segmenter | None, run: _Run) -> None:
-    """Judge one case; what is kept of it is small."""
-    from pneumoscope.reports.audit import finding_picture
-
-    try:
-        raw = read_raw(case)
-    except PneumoscopeError as problem:
-        if not options.keep_going:
-            raise _unreadable(problem) from problem
-        run.findings.append(AuditFinding(case.case, "unreadable", "error", str(problem)))
-        return
-    for _, problem_text in raw.problems:
-        if "[IN-MSK-" not in problem_text and not options.keep_going:
-            raise DatasetError(f"{problem_text}; see `data check`, or give --keep-going")
-    run.prints.append(fingerprint(raw.volume, dataset="", case=case.case, patient=case.patient))
-    judged, more = judge_with_model(raw, options, segmenter)
-    masks = {"lungs": raw.lungs, "infiltrate": raw.infiltrate}
-    run.labels.append({what: set(present_labels(m.labels)) for what, m in masks.items() if m is not None})
-    run.masked += (raw.lungs is not None) + (raw.infiltrate is not None)
-    run.off_grid += sum(f.kind == "grid-differs" for f in judged.findings)
-    run.not_judged.update(judged.not_judged.items())
-    for finding in [*judged.findings, *more]:
-        on_scan = finding.kind not in ("grid-differs", "unreadable")
-        lungs, drawn = (_shown(mask, raw) if on_scan else None for mask in (raw.lungs, raw.infiltrate))
-        picture = finding_picture(
-            raw.volume, finding, judged.lungs if lungs is None and on_scan else lungs, drawn, hounsfield=raw.hounsfield
-        )
-        run.pictures[len(run.findings)] = picture
-        run.findings.append(replace(finding, where=None))
+def _scan_of_set(label: str, case: Case) -> dict[str, Any]:
+    return {"scan": content_of_case(case), "set": label}
 
 
-def _unreadable(problem: PneumoscopeError) -> PneumoscopeError:
-    message = f"{problem.message}; see `data check`, or give --keep-going to judge the other cases"
-    return type(problem)(message, code=problem.code, path=problem.path)
+def _judging(options: AuditOptions, segmenter: Segmenter | None) -> Step:
+    models = [] if segmenter is None else [content_of_model(options.model), content_of_model(options.lungs_model)]  # type: ignore[arg-type]
+    device = None if segmenter is None else options.device
+    shaping = {"thresholds": asdict(options.rules), "model": [*models, device]}
 
+    def work(job: Job, progress: Progress) -> Outcome:
+        return Outcome(job.name, facts=judge_one(job.item, options, segmenter))
 
-def _shown(mask: Any, raw: RawCase) -> Any:
-    """House labels of a mask for the picture; None where it is not on the scan."""
-    return None if mask is None or mask.labels.shape != raw.volume.grid.shape else mask.house()
-
-
-def judge_with_model(
-    raw: RawCase, options: AuditOptions, segmenter: Segmenter | None
-) -> tuple[Judged, list[AuditFinding]]:
-    """A case judged by itself, and where model and reader differ (nothing without a model)."""
-    if segmenter is None:
-        return judge_case(raw, options.rules, stacked=raw.sized), []
-    if not raw.hounsfield:
-        judged = judge_case(raw, options.rules, stacked=raw.sized)
-        judged.not_judged["missing-annotation, unseen-lesion"] = f"no model for it: {raw.why_not}"
-        return judged, []
-    from pneumoscope.datasets.audit.suspects import differences
-    from pneumoscope.volume import LUNG_LABELS, Mask
-
-    judged = judge_case(raw, options.rules)
-    given = None if judged.lungs is None else Mask(judged.lungs, raw.volume.grid, LUNG_LABELS)
-    seen = segmenter.run(raw.volume, given)
-    if judged.lungs is None and seen.lungs.any.any():
-        judged = judge_case(raw, options.rules, lungs=seen.lungs.labels)
-    whole = {f.kind for f in judged.findings if f.mask == "infiltrate" and f.where is None}
-    if judged.infiltrate is None or whole:
-        return judged, []
-    found = differences(
-        raw.case.case, judged.infiltrate > 0, seen.infiltrate.any, seen.probability, seen.lungs.any, raw.volume.grid,
-        options.rules,
-    )  # fmt: skip
-    told = {tuple(v) for f in judged.findings if f.mask == "infiltrate" and f.where is not None for v in f.where[:1]}
-    return judged, [f for f in found if f.kind != "unseen-lesion" or not _known(f, told)]
-
-
-def _known(finding: AuditFinding, told: set[tuple[int, ...]]) -> bool:
-    """Whether a lesion was reported already for another reason."""
-    assert finding.where is not None
-    return any(tuple(v) in told for v in finding.where)
+    return Step("audit", 1, lambda case: {"case": content_of_case(case), **shaping}, work)
 
 
 def _picture_pairs(found: Sequence[AuditFinding], prints: Sequence[Fingerprint], run: _Run) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pneumoscope.datasets.audit.rules import AuditRules
 
 
-@common_options("device", "overwrite")
+@common_options("device", "overwrite", "resume")
 def audit(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
@@ -82,7 +82,9 @@ def audit(
         keep_going=keep_going,
     )
     with progress_for(common) as progress:
-        result = audit_dataset(name, root, out, options, overwrite=common.overwrite, progress=progress)
+        result = audit_dataset(
+            name, root, out, options, overwrite=common.overwrite, resume=common.resume, progress=progress
+        )
     if common.json:
         say_json(result.summary)
     else:

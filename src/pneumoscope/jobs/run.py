@@ -65,6 +65,7 @@ class Outcome:
         seconds: wall time by step; empty when the result was kept.
         files: outside the job's folder that belong to the result.
         kept: whether an earlier run did it.
+        problem: what was raised when it failed.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     kept: bool = False
+    problem: Exception | None = field(default=None, compare=False, repr=False)
 
 
 Work = Callable[[Job, Progress], Outcome]
@@ -192,6 +194,7 @@ def run_jobs(
     opener: Opener | None = None,
     side_by_side: int = 1,
     resume: bool = False,
+    strict: bool = False,
     what: str = "cases",
     progress: Progress = silent,
 ) -> list[Outcome]:
@@ -204,11 +207,12 @@ def run_jobs(
         opener: makes the step of other processes; without one all jobs are done in this process.
         side_by_side: jobs worked on at the same time, each in its own process.
         resume: keep the jobs whose `done.json` is still valid.
+        strict: raise what the first job to fail raised, and write no table before all are done.
         what: the name of the progress bar.
         progress: called per job and, with one process, by the work itself.
 
     Returns:
-        One outcome per job, in their order. A job that fails raises nothing.
+        One outcome per job, in their order. Unless `strict`, a job that fails raises nothing.
     """
     outcomes = _resumed(jobs, step, progress) if resume else {}
     left = [job for job in jobs if job.name not in outcomes]
@@ -225,13 +229,16 @@ def run_jobs(
     try:
         with closing(done):  # workers must not outlive an exception here
             for outcome in done:
+                if strict and outcome.problem is not None:
+                    raise outcome.problem
                 outcomes[outcome.name] = outcome
                 progress(what, len(outcomes), len(jobs), outcome.name)
-                if len(outcomes) < len(jobs):
+                if len(outcomes) < len(jobs) and not strict:
                     pace.now_and_then(lambda: write(so_far(), False))
-    except BaseException:
-        with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
-            write(so_far(), False)
+    except BaseException as problem:
+        if not (strict and isinstance(problem, Exception)):
+            with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
+                write(so_far(), False)
         raise
     write(so_far(), True)
     return so_far()
@@ -242,8 +249,9 @@ def failure(name: str, problem: Exception) -> Outcome:
     known = problem if isinstance(problem, PneumoscopeError) else shortage(problem)
     if known is None:
         text = f"internal fault, {type(problem).__name__}: {' '.join(str(problem).split())}"
-        return Outcome(name, "failed", error=text, kind=type(problem).__name__, exit_code=1)
-    return Outcome(name, "failed", error=str(known), kind=type(known).__name__, exit_code=known.exit_code)
+        return Outcome(name, "failed", error=text, kind=type(problem).__name__, exit_code=1, problem=problem)
+    kind, code = type(known).__name__, known.exit_code
+    return Outcome(name, "failed", error=str(known), kind=kind, exit_code=code, problem=known)
 
 
 def job_folder(out: Path, name: str) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,24 @@ def fingerprint(volume: Volume, *, dataset: str, case: str, patient: str) -> Fin
     """The fingerprint of a scan; the scan itself may be forgotten then."""
     means = _block_means(volume.hu)
     return Fingerprint(dataset, case, patient, content_hash(volume.hu), _ranks(means), _picture(volume.hu))
+
+
+def pack_print(seen: Fingerprint) -> dict[str, Any]:
+    """A fingerprint as JSON values."""
+    packed = {name: getattr(seen, name) for name in ("dataset", "case", "patient", "content")}
+    for name in ("blocks", "picture"):
+        array = getattr(seen, name)
+        packed[name] = {"shape": list(array.shape), "data": b64encode(np.ascontiguousarray(array).tobytes()).decode()}
+    return packed
+
+
+def unpack_print(packed: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint of `pack_print`, to the bit."""
+    arrays = {
+        name: np.frombuffer(b64decode(packed[name]["data"]), dtype).reshape(packed[name]["shape"])
+        for name, dtype in (("blocks", np.float32), ("picture", np.uint8))
+    }
+    return Fingerprint(**{**packed, **arrays})
 
 
 def content_hash(values: NDArray[np.floating]) -> str:
