@@ -26,7 +26,7 @@ from pneumoscope.cases.outputs import (
     summary_of,
     write_case,
 )
-from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, Segmentation, Segmenter
+from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -244,6 +244,7 @@ def computing_of(found: Segmentation) -> dict[str, Any]:
         "engines": dict(sorted(found.engines.items())),
         "infiltrate_models": len(found.cards["infiltrate"].get("members", ())) or 1,
         "mirrored": found.mirrored,
+        "distance_from_training_scans": None if found.distance is None else round(found.distance, 2),
     }
     if found.entropy is not None and found.variance is not None:
         ill = found.infiltrate.any
@@ -265,7 +266,6 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
 
     Findings of the lung network that bear on the numbers are states as well.
     """
-    from pneumoscope.inference.lungs import STATE_OF_FINDING
     from pneumoscope.severity.assess import assess
     from pneumoscope.severity.interval import ProbabilityMap
     from pneumoscope.severity.states import STATES

@@ -94,23 +94,55 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Familiar:
-    """What frontal chests and training features look like.
+class PictureSpace:
+    """Principal components of training pictures of d pixels.
 
     Attributes:
-        mean: (SIDE * SIDE,) of the shrunken training pictures.
-        axes: (k, SIDE * SIDE) principal components.
+        mean: (d,) of the training pictures.
+        axes: (k, d) principal components.
         spread: (k,) variances along them.
         noise: (1,) variance along each of the other directions.
-        centres: (classes, f) mean features of each class.
-        precision: (f, f) inverse of the shrunken covariance that the classes share.
-        limits: see `Limits`.
     """
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
     spread: NDArray[np.float32]
     noise: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, pictures: NDArray[np.float32], components: int) -> PictureSpace:
+        """Of pictures (n, ...); at most n / 2 components are kept."""
+        flat = pictures.reshape(len(pictures), -1)
+        mean = flat.mean(axis=0)
+        _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)
+        variances = singular.astype(np.float64) ** 2 / len(flat)
+        kept = min(components, len(flat) // 2)
+        noise = max(float(variances[kept:].sum()) / (flat.shape[1] - kept), 1e-4)
+        return PictureSpace(
+            mean.astype(np.float32),
+            axes[:kept].astype(np.float32),
+            np.maximum(variances[:kept], noise).astype(np.float32),
+            np.array([noise], np.float32),
+        )
+
+    def distances(self, pictures: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures."""
+        off = pictures.reshape(len(pictures), -1).astype(np.float64) - self.mean
+        along = off @ self.axes.T.astype(np.float64)
+        rest = np.maximum((off**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        return np.asarray(((along**2 / self.spread).sum(axis=1) + rest / float(self.noise[0])) / off.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Familiar(PictureSpace):
+    """What frontal chests and training features look like; the space is that of the shrunken training pictures.
+
+    Attributes:
+        centres: (classes, f) mean features of each class.
+        precision: (f, f) inverse of the shrunken covariance that the classes share.
+        limits: see `Limits`.
+    """
+
     centres: NDArray[np.float32]
     precision: NDArray[np.float32]
     limits: Limits
@@ -128,17 +160,11 @@ class Familiar:
     def score(self, squares: NDArray[np.uint8], features: NDArray[np.floating]) -> Scores:
         """Answer the three questions for pictures (n, side, side) as the network sees them and its features (n, f)."""
         small = shrunken(squares)
-        own = self._distance(small)
-        turned = np.stack([self._distance(t) for t in _turned(small)]) if len(small) else np.zeros((5, 0))
+        own = self.distances(small)
+        turned = np.stack([self.distances(t) for t in _turned(small)]) if len(small) else np.zeros((5, 0))
         nearest = turned.argmin(axis=0)
         ratio = turned.min(axis=0) / np.maximum(own, 1e-9)
         return Scores(own, ratio, nearest.astype(np.intp), self._feature_distance(np.asarray(features, np.float64)))
-
-    def _distance(self, small: NDArray[np.float32]) -> NDArray[np.float64]:
-        off = small.reshape(len(small), -1).astype(np.float64) - self.mean
-        along = off @ self.axes.T.astype(np.float64)
-        rest = np.maximum((off**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        return np.asarray(((along**2 / self.spread).sum(axis=1) + rest / float(self.noise[0])) / off.shape[1])
 
     def _feature_distance(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         if features.ndim != 2 or features.shape[1] != self.centres.shape[1]:
@@ -222,21 +248,11 @@ def fit_familiar(
             f"what is familiar is learnt from at least {MIN_PICTURES} training and validation pictures, got "
             f"{len(squares)} and {len(validation[0])}"
         )
-    small = shrunken(squares).reshape(len(squares), -1)
-    mean = small.mean(axis=0)
-    _, singular, axes = np.linalg.svd(small - mean, full_matrices=False)
-    variances = singular.astype(np.float64) ** 2 / len(small)
-    kept = min(COMPONENTS, len(small) // 2)
-    noise = max(float(variances[kept:].sum()) / (small.shape[1] - kept), 1e-4)
+    space = PictureSpace.fit(shrunken(squares), COMPONENTS)
     centres, precision = _classes(np.asarray(features, np.float64), np.asarray(labels))
+    unlimited = Limits(np.inf, 0.0, np.inf)
     found = Familiar(
-        mean.astype(np.float32),
-        axes[:kept].astype(np.float32),
-        np.maximum(variances[:kept], noise).astype(np.float32),
-        np.array([noise], np.float32),
-        centres.astype(np.float32),
-        precision.astype(np.float32),
-        Limits(np.inf, 0.0, np.inf),
+        **vars(space), centres=centres.astype(np.float32), precision=precision.astype(np.float32), limits=unlimited
     )
     scores = found.score(*validation)
     each = [
@@ -280,13 +296,19 @@ def _classes(
 
 def write_familiar(folder: str | Path, familiar: Familiar) -> dict[str, Any]:
     """Write `FILE` into a model folder and give the card's entry ``familiar``."""
+    return {**write_space(folder, familiar), "limits": asdict(familiar.limits)}
+
+
+def write_space(folder: str | Path, space: PictureSpace) -> dict[str, Any]:
+    """Write the arrays into `FILE` of a model folder; its name and SHA-256, for the card."""
     from safetensors.numpy import save
 
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f.name: np.ascontiguousarray(getattr(familiar, f.name)) for f in fields(familiar) if f.name != "limits"}
-    write_bytes(path, save(arrays))
-    return {"file": FILE, "sha256": sha256(path), "limits": asdict(familiar.limits)}
+    arrays = {f.name: getattr(space, f.name) for f in fields(space)}
+    kept = {name: np.ascontiguousarray(values) for name, values in arrays.items() if isinstance(values, np.ndarray)}
+    write_bytes(path, save(kept))
+    return {"file": FILE, "sha256": sha256(path)}
 
 
 def read_familiar(folder: str | Path, entry: Mapping[str, Any]) -> Familiar:
@@ -295,16 +317,34 @@ def read_familiar(folder: str | Path, entry: Mapping[str, Any]) -> Familiar:
     Raises:
         ModelError: absent, damaged or incomplete.
     """
+    arrays = read_space(folder, entry)
+    try:
+        limits = Limits(**{name: float(value) for name, value in entry["limits"].items()})
+        return Familiar(**arrays, limits=limits)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise incomplete(folder, error) from None
+
+
+def read_space(folder: str | Path, entry: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays that a card's entry names.
+
+    Raises:
+        ModelError: absent or damaged.
+    """
     from pneumoscope.models.weights import read_tensors
 
     path = Path(folder) / FILE
     if entry.get("file") != FILE or not path.is_file() or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{FILE} is absent or not the one of the card; copy the model folder again", path=folder)
     try:
-        limits = Limits(**{name: float(value) for name, value in entry["limits"].items()})
-        return Familiar(**{name: tensor.numpy() for name, tensor in read_tensors(path).items()}, limits=limits)
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-        raise ModelError(
-            f"{FILE} or its limits in the card are incomplete ({type(error).__name__}); copy the model folder again",
-            path=folder,
-        ) from None
+        return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
+    except InputError as error:
+        raise incomplete(folder, error) from None
+
+
+def incomplete(folder: str | Path, error: Exception) -> ModelError:
+    """What is raised when arrays or limits are missing or of another kind."""
+    return ModelError(
+        f"{FILE} or its limits in the card are incomplete ({type(error).__name__}); copy the model folder again",
+        path=folder,
+    )

@@ -7,7 +7,7 @@ A model's card says under ``preprocessing`` which of these it needs; `input_from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -123,21 +123,68 @@ class LungFrameInput:
 
     def of_equalised(self, equalised: NDArray[np.uint8], lungs: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Network input (n, 2, *frame) of slices that have the appearance already, (n, h, w) as the crop's."""
-        crop = self._crop()
+        crop = _fitted(self.crop)
         mask = crop.cut(lungs.astype(np.uint8) * np.uint8(255), nearest=True)
         return np.stack((crop.cut(equalised), mask), axis=1).astype(np.uint8)
 
     def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """See `ModelInput`."""
-        return resize_linear(self._crop().paste(output), size)
-
-    def _crop(self) -> LungCrop:
-        if self.crop is None:
-            raise ModelError("LungFrameInput must be fitted to the scan's lungs first")
-        return self.crop
+        return resize_linear(_fitted(self.crop).paste(output), size)
 
 
-KINDS = ("hu_windows", "appearance", "lung_frame")
+@dataclass(frozen=True)
+class HuFrameInput:
+    """Windows of Hounsfield units, cut to the lungs of the scan and scaled into one frame; no lung mask is shown.
+
+    Attributes:
+        frame: rows and columns the network sees.
+        size: rows and columns the slice is brought to before the cut.
+        windows: one channel each.
+        crop: set by `fitted`.
+    """
+
+    frame: tuple[int, int]
+    size: int
+    windows: tuple[HuWindow, ...]
+    crop: LungCrop | None = None
+    needs_lungs = True
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> HuFrameInput:
+        """See `ModelInput`: the frame around the lungs."""
+        if lungs is None:
+            raise ModelError("this model needs a lung mask to find its frame, got none")
+        return replace(self, crop=LungCrop.around(resize_nearest(lungs, self.size), self.frame))
+
+    def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
+        """See `ModelInput`."""
+        return window_channels(self.framed(stack_hu), self.windows)
+
+    def framed(self, stack_hu: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hounsfield units in the frame (n, *frame), clipped to the widest of the windows; air outside the slice."""
+        import cv2
+
+        low = min(window.low_hu for window in self.windows)
+        high = max(window.high_hu for window in self.windows)
+        shrink = min(stack_hu.shape[1:]) > self.size
+        way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        out = np.empty((len(stack_hu), self.size, self.size), np.float32)
+        for k, plane in enumerate(stack_hu):
+            clipped = np.clip(plane, low, high).astype(np.float32)
+            out[k] = cv2.resize(clipped, (self.size, self.size), interpolation=way)
+        return np.asarray(_fitted(self.crop).cut(out - np.float32(low)), np.float32) + np.float32(low)
+
+    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `ModelInput`."""
+        return resize_linear(_fitted(self.crop).paste(output), size)
+
+
+def _fitted(crop: LungCrop | None) -> LungCrop:
+    if crop is None:
+        raise ModelError("the frame must be fitted to the scan's lungs first")
+    return crop
+
+
+KINDS = ("hu_windows", "hu_frame", "appearance", "lung_frame")
 """Kinds of preprocessing in a card that `input_from_card` reads."""
 
 
@@ -166,6 +213,7 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
     """The preprocessing a model card names.
 
     Known kinds: ``{"kind": "hu_windows", "size": 320, "windows_hu": [[-970, -150], ...], "lung_channel": true}``,
+    ``{"kind": "hu_frame", "frame": [144, 192], "size": 256, "windows_hu": [[-1024, 400], ...]}``,
     ``{"kind": "appearance", "size": 128, "appearance": {...}}`` and
     ``{"kind": "lung_frame", "frame": [144, 192], "appearance": {...}}``.
 
@@ -176,9 +224,12 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
     try:
         kind = str(fields["kind"])  # type: ignore[index]
         _require_known(kind)
-        if kind == "hu_windows":
+        if kind in ("hu_windows", "hu_frame"):
             windows: Sequence[Sequence[float]] = fields["windows_hu"]  # type: ignore[index]
             bounds = tuple(HuWindow(float(low), float(high)) for low, high in windows)
+            if kind == "hu_frame":
+                rows, columns = fields["frame"]  # type: ignore[index]
+                return HuFrameInput((int(rows), int(columns)), int(fields["size"]), bounds)  # type: ignore[index]
             return HuWindowInput(int(fields["size"]), bounds, bool(fields.get("lung_channel", True)))  # type: ignore
         appearance = Appearance(**fields["appearance"])  # type: ignore[index]
         if kind == "appearance":

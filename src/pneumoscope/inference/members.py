@@ -10,6 +10,7 @@ from typing import Any
 from pneumoscope.errors import ModelError
 from pneumoscope.inference.engines import Engine, make_engine
 from pneumoscope.inference.inputs import ModelInput, input_from_card
+from pneumoscope.inference.unlike import ScanSpace, read_scan_space
 from pneumoscope.inference.volumes import VOLUME_KINDS, VolumeInput, class_meanings
 from pneumoscope.models.cards import find_model
 
@@ -30,6 +31,7 @@ class Member:
         card: its card.
         slices: preprocessing of a network on slices, else None.
         volumes: preprocessing of a network on volumes, else None.
+        scans: what training scans look like, where the card names it.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Member:
     card: dict[str, Any]
     slices: ModelInput | None
     volumes: VolumeInput | None
+    scans: ScanSpace | None = None
 
     @property
     def infiltrate_class(self) -> int:
@@ -89,7 +92,8 @@ def _load_member(model: str | Path, ready: Mapping[str, Any]) -> Member:
         slices = None if on_volumes else input_from_card(card)
     except ModelError as problem:
         raise ModelError(problem.message, path=folder) from problem
-    return Member(folder.name, make_engine(network, **ready), card, slices, volumes)
+    scans = read_scan_space(folder, card["familiar"]) if "familiar" in card else None
+    return Member(folder.name, make_engine(network, **ready), card, slices, volumes, scans)
 
 
 def load_for(model: str | Path, task: str) -> tuple[Any, dict[str, Any]]:

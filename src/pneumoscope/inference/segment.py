@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ModelError
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
-from pneumoscope.inference.inputs import ModelInput, input_from_card
+from pneumoscope.inference.inputs import HuFrameInput, ModelInput, input_from_card
+from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs
 from pneumoscope.inference.maps import Maps, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
+from pneumoscope.inference.unlike import FINDING
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
 
 DEFAULT_MODEL = "infiltrate"
 DEFAULT_LUNGS_MODEL = "lungs"
+STATE_OF_FINDING = {**LUNG_STATES, FINDING: "unlike_training_scans"}
+"""Findings that a reader must know before believing the numbers, as `severity.states.STATES`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,7 @@ class Segmentation:
         entropy: (i, j, k) uint8, see `maps.Maps`; None when not asked for.
         variance: likewise.
         mirrored: whether the infiltrate networks were also shown the scan mirrored left to right.
+        distance: of the scan from those the model learnt from, see `unlike.ScanSpace`; None where its card has none.
     """
 
     lungs: Mask
@@ -51,6 +56,7 @@ class Segmentation:
     entropy: NDArray[np.uint8] | None = None
     variance: NDArray[np.uint8] | None = None
     mirrored: bool = False
+    distance: float | None = None
 
 
 class Segmenter:
@@ -123,6 +129,8 @@ class Segmenter:
             volume.grid.require_same_space(lungs.grid, "the lung mask")
         seconds["lungs"] = time.perf_counter() - begun
         begun = time.perf_counter()
+        distance, more = self._distance(volume, lungs)
+        findings = (*findings, *more)
         maps = self._maps(volume, lungs, _named(progress, "infiltrate"))
         threshold = float(self.card.get("threshold", 0.5))
         smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
@@ -130,8 +138,17 @@ class Segmenter:
         seconds["infiltrate"] = time.perf_counter() - begun
         mirrored = any(is_mirrored(member, self.mirror) for member in self.members)
         return Segmentation(
-            lungs, found, maps.probability, findings, cards, seconds, engines, maps.entropy, maps.variance, mirrored
-        )
+            lungs, found, maps.probability, findings, cards, seconds, engines, maps.entropy, maps.variance, mirrored,
+            distance,
+        )  # fmt: skip
+
+    def _distance(self, volume: Volume, lungs: Mask) -> tuple[float | None, tuple[Finding, ...]]:
+        """How far the scan lies from those the first network learnt from, and what there is to report of it."""
+        first = self.members[0]
+        if first.scans is None or not isinstance(first.slices, HuFrameInput):
+            return None, ()
+        distance = first.scans.of_scan(first.slices, volume, lungs)
+        return distance, first.scans.findings(distance)
 
     def _maps(self, volume: Volume, lungs: Mask, progress: Progress) -> Maps:
         wanted: dict[str, Any] = {"mirror": self.mirror, "uncertainty": self.uncertainty, "progress": progress}

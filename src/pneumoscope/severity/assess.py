@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.severity.applicability import applicability_states
 from pneumoscope.severity.density import density_classes
 from pneumoscope.severity.distribution import distribution_of
 from pneumoscope.severity.interval import ProbabilityMap, volume_interval
@@ -50,7 +51,8 @@ def assess(
     side, spot, hu = sides[lungs.labels[box]], infiltrate.labels[box], volume.hu[box]
     ml = volume.grid.voxel_volume_ml
     marked = (spot != 0) & (side != 0)
-    states = [*basic.states, *_use(volume, basic)]
+    signs = applicability_states(hu, side != 0, marked, volume.spacing_mm)
+    states = [*basic.states, *_use(volume, basic), *signs]
     scores = None
     if lobes is not None:
         scores = scores_of(_lobes(volume, lobes, infiltrate, consolidation_from_hu))

@@ -62,6 +62,18 @@ STATES: Mapping[str, str] = {
     "no chest at all.",
     "density_implausible": "Outside the intended use: lung without infiltrate has a mean density outside "
     f"{LUNG_HU[0]:.0f} to {LUNG_HU[1]:.0f} HU. The values may not be Hounsfield units, or the mask is not of lung.",
+    "metal_or_undiluted_contrast": "More than 1 ml of the chest is denser than 2500 HU: metal, or contrast medium not "
+    "yet diluted. Streaks beside it can look like infiltrate or hide it.",
+    "contrast_medium": "The blood is dense: contrast medium was given. Vessels and well perfused lung are denser than "
+    "without it, and small vessels can be marked as infiltrate.",
+    "lung_dense_throughout": "Lung without infiltrate is denser than in a held deep breath: expiration, free breathing "
+    "or a diffuse disease. Faint ground-glass cannot be told from it, and the share may be too large or too small.",
+    "infiltrate_diffuse": "More than half of the lung is marked. Oedema, haemorrhage, ARDS and fibrosis look like "
+    "this as well; the share says nothing about the cause.",
+    "mass_in_lung": "A solid mass borders on aerated lung, which is unlike pneumonia. It may be counted as "
+    "infiltrate or left out; the model does not tell a tumour from consolidation.",
+    "unlike_training_scans": "The slices look unlike the chest CTs that the infiltrate model learnt from. Its numbers "
+    "were not tested on such scans.",
 }
 """What each state means, in a sentence for reports."""
 

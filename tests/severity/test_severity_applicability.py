@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pneumoscope.geometry import Grid
+from pneumoscope.reports.case import _banners
+from pneumoscope.severity.applicability import applicability_states, blood_hu
+from pneumoscope.severity.assess import assess
+from pneumoscope.severity.states import STATES
+from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
+
+SPACING = (4.0, 5.0, 6.0)
+SHAPE = (60, 44, 24)
+
+
+def ball(centre, radius_mm):
+    away = [(np.arange(n) - c) * s for n, c, s in zip(SHAPE, centre, SPACING, strict=True)]
+    x, y, z = np.meshgrid(*away, indexing="ij")
+    return x**2 + y**2 + z**2 <= radius_mm**2
+
+
+@pytest.fixture
+def chest():
+    """Soft tissue with two lungs in full inspiration, a spine behind and blood without contrast medium."""
+    rng = np.random.default_rng(0)
+    hu = rng.normal(40, 8, SHAPE)
+    lung = np.zeros(SHAPE, bool)
+    lung[4:22, 6:38, 2:22] = lung[38:56, 6:38, 2:22] = True
+    hu[lung] = rng.normal(-860, 15, np.count_nonzero(lung))
+    hu[26:34, 6:16, :] = 400  # spine
+    return hu.astype(np.float32), lung
+
+
+def states(hu, lung, infiltrate=None, spacing=SPACING):
+    return applicability_states(hu, lung, np.zeros_like(lung) if infiltrate is None else infiltrate, spacing)
+
+
+def test_a_healthy_chest_has_no_sign(chest):
+    hu, lung = chest
+    assert states(hu, lung) == []
+    assert blood_hu(hu, lung, SPACING) == pytest.approx(47, abs=3)  # the 80th percentile of 40 +- 8
+
+
+def test_no_lung_has_no_sign(chest):
+    hu, lung = chest
+    assert states(hu, np.zeros_like(lung)) == []
+
+
+def metal(hu, lung):
+    hu[30, 30, 5:15] = 3071  # 10 voxels of 0.12 ml
+    return
+
+
+def contrast(hu, lung):
+    hu[24:36, 18:36, :] = 160
+    return
+
+
+def expiration(hu, lung):
+    hu[lung] += 200
+    return
+
+
+def emphysema(hu, lung):
+    hu[5:20, 7:24, 3:20] = -985
+    return
+
+
+def everywhere(hu, lung):
+    infiltrate = lung.copy()
+    infiltrate[:, 28:] = False
+    hu[infiltrate] = -500
+    return infiltrate
+
+
+def mass(hu, lung):
+    hu[ball((13, 22, 12), 22)] = 45
+    return
+
+
+SIGNS = {
+    "metal_or_undiluted_contrast": metal,
+    "contrast_medium": contrast,
+    "lung_dense_throughout": expiration,
+    "infiltrate_diffuse": everywhere,
+    "mass_in_lung": mass,
+}
+
+
+@pytest.mark.parametrize("state", SIGNS)
+def test_each_sign_is_a_state_and_its_sentence_stands_in_the_report(chest, state):
+    hu, lung = chest
+    infiltrate = SIGNS[state](hu, lung)
+    assert states(hu, lung, infiltrate) == [state]
+    grid = Grid.from_spacing(SHAPE, SPACING)
+    labels = lung.astype(np.uint8)
+    labels[:30][lung[:30]] = 2
+    marks = (np.zeros(SHAPE) if infiltrate is None else infiltrate).astype(np.uint8)
+    found = assess(Volume(hu, grid, grid), Mask(labels, grid, LUNG_LABELS), Mask(marks, grid, INFILTRATE_LABEL))
+    assert state in found.states
+    banners = _banners({"severity": found.as_dict(), "findings": []})
+    assert STATES[state] in [banner["text"] for banner in banners]
+
+
+def test_consolidation_in_ground_glass_is_no_mass(chest):
+    hu, lung = chest
+    hu[ball((13, 22, 12), 40) & lung] = -450
+    hu[ball((13, 22, 12), 22)] = 45
+    assert "mass_in_lung" not in states(hu, lung)
+
+
+def test_a_small_nodule_and_a_clip_are_no_sign(chest):
+    hu, lung = chest
+    hu[ball((13, 22, 12), 9)] = 45
+    hu[30, 30, 5:9] = 3071  # 0.5 ml
+    assert states(hu, lung) == []
+
+
+def test_fine_voxels_say_the_same(chest):
+    hu, lung = chest
+    contrast(hu, lung)
+    fine = [np.repeat(np.repeat(a, 4, axis=0), 5, axis=1) for a in (hu, lung)]
+    assert states(*fine, spacing=(1.0, 1.0, 6.0)) == ["contrast_medium"]
