@@ -188,20 +188,23 @@ def train_lungs(data: Path, run: Path) -> None:
 
 
 def infiltrate_examples(data: Path, part: str) -> Examples:
-    """Slices of one part, cut to the lungs; MedSeg has no lung masks: its lung channel is zero."""
+    """Slices of one part, cut to the lungs."""
     out = Examples.none()
     for stack in stacks(data):
-        if part_of(stack) != part or stack.infiltrate is None:
-            continue
-        images, target = framed(stack)
-        for k, name in enumerate(stack.slices):
-            repeat = 4 if stack.source == "medseg" and part == "train" else 1
-            for _ in range(repeat):
-                out.add(images[k], target[k][None], f"{stack.case}/{name}")
-        if part == "train" and stack.source != "medseg":
-            for k, image in enumerate(healthy_mirrors(images, target)[::3]):
-                out.add(image, np.zeros((1, *FRAME), np.int8), f"{stack.case}/mirror{k:03d}")
+        if part_of(stack) == part and stack.infiltrate is not None:
+            add_infiltrate(out, stack, train=part == "train")
     return out
+
+
+def add_infiltrate(out: Examples, stack: SliceStack, *, train: bool) -> None:
+    """The slices of a stack; MedSeg has no lung masks: its lung channel is zero, and in training it counts fourfold."""
+    images, target = framed(stack)
+    for k, name in enumerate(stack.slices):
+        for _ in range(4 if stack.source == "medseg" and train else 1):
+            out.add(images[k], target[k][None], f"{stack.case}/{name}")
+    if train and stack.source != "medseg":
+        for k, image in enumerate(healthy_mirrors(images, target)[::3]):
+            out.add(image, np.zeros((1, *FRAME), np.int8), f"{stack.case}/mirror{k:03d}")
 
 
 def framed(stack: SliceStack) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
