@@ -46,6 +46,7 @@ def segment(
     *,
     model: str | Path | Sequence[str | Path] = "infiltrate",
     lungs: str | Path | Mask | None = None,
+    threshold: float | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     engine: str = "auto",
@@ -60,6 +61,7 @@ def segment(
         model: a shipped model's name or a model folder; of several the answers are averaged.
         lungs: a lung mask made elsewhere; in a file without label names 1 = right, 2 = left. None lets the model find
             the lungs.
+        threshold: cuts a lung mask of probabilities; one of labels is left as it is.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto takes bf16 where the hardware has it, else fp32.
         engine: auto, torch, onnxruntime or openvino; the result's `engines` name what computed.
@@ -72,7 +74,7 @@ def segment(
     """
     from pneumoscope.inference.segment import segment_volume
 
-    given = None if lungs is None else _lungs(lungs)
+    given = None if lungs is None else _lungs(lungs, threshold)
     return segment_volume(
         _volume(scan),
         model=model,
@@ -92,13 +94,15 @@ def quantify(
     infiltrate: str | Path | Mask,
     *,
     lobes: str | Path | Mask | None = None,
+    threshold: float | None = None,
 ) -> Severity:
     """How much of the lungs is affected, from masks on the scan's grid.
 
     In a lung file without label names, 1 and 2 are taken as right and left, and 1 alone as lung of no side.
     Millilitres and shares per lung, zone and in all, densities, lesions and where they lie, and named states such as
     ``no_lung_found``; a share is None, never 0, when there is no lung to divide by. With `lobes`, five lobes by
-    name or in lungmask's order, also the CT severity score of 0 to 25.
+    name or in lungmask's order, also the CT severity score of 0 to 25. Masks of
+    probabilities in files are cut at the `threshold`; those of labels are left as they are.
 
     Raises:
         GeometryError: a mask lies on another grid than the scan.
@@ -106,7 +110,7 @@ def quantify(
     from pneumoscope.severity.assess import assess
 
     lobe_mask = None if lobes is None else _mask(lobes)
-    return assess(_volume(scan), _lungs(lungs), _mask(infiltrate), lobes=lobe_mask)
+    return assess(_volume(scan), _lungs(lungs, threshold), _mask(infiltrate, threshold), lobes=lobe_mask)
 
 
 def compare(
@@ -165,6 +169,7 @@ def evaluate(
     structure: Literal["infiltrate", "lungs"] = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
     surface_tolerance_mm: float | None = None,
+    threshold: float | None = None,
 ) -> Evaluation:
     """Score masks against masks: two files, or two folders matched by case name.
 
@@ -183,6 +188,7 @@ def evaluate(
         structure=structure,
         spacing_mm=spacing_mm,
         surface_tolerance_mm=surface_tolerance_mm,
+        threshold=threshold,
     )
 
 
@@ -285,14 +291,17 @@ def _volume(scan: str | Path | Volume) -> Volume:
     return read_scan(scan) if isinstance(scan, (str, Path)) else scan
 
 
-def _mask(mask: str | Path | Mask) -> Mask:
-    from pneumoscope.io import read_mask
+def _mask(mask: str | Path | Mask, threshold: float | None = None) -> Mask:
+    from pneumoscope.io.read import read_mask_or_probability
 
-    return read_mask(mask) if isinstance(mask, (str, Path)) else mask
+    return read_mask_or_probability(mask, threshold) if isinstance(mask, (str, Path)) else mask
 
 
-def _lungs(mask: str | Path | Mask) -> Mask:
+def _lungs(mask: str | Path | Mask, threshold: float | None = None) -> Mask:
     from pneumoscope.io import read_lungs
+    from pneumoscope.io.read import read_mask_or_probability
     from pneumoscope.severity.sides import with_house_labels
 
-    return with_house_labels(read_lungs(mask) if isinstance(mask, (str, Path)) else mask)
+    return with_house_labels(
+        read_mask_or_probability(mask, threshold, read_lungs) if isinstance(mask, (str, Path)) else mask
+    )

@@ -267,9 +267,12 @@ def _number(part: Any, name: str, digits: int) -> float | None:
 
 
 def given_masks(
-    volume: Volume, scan: ScanRef, lungs: str | Path | None, infiltrate: str | Path | None
-) -> tuple[Mask | None, Mask | None]:
+    volume: Volume, scan: ScanRef, lungs: str | Path | None, infiltrate: str | Path | None,
+    threshold: float | None = None,
+) -> tuple[Mask | None, Mask | None]:  # fmt: skip
     """Masks that came with a scan, on its grid: the manifest's own go before those of the call.
+
+    Those of probabilities are cut at the `threshold`, see `io.read.read_mask_or_probability`.
 
     Returns:
         Lungs and infiltrate, each None where there is none.
@@ -277,17 +280,20 @@ def given_masks(
     Raises:
         ReadError: a mask cannot be read or does not lie on its scan.
     """
-    from pneumoscope.io import fit_mask, read_lungs, read_mask
+    from pneumoscope.io import fit_mask, read_lungs
+    from pneumoscope.io.read import read_mask_or_probability
     from pneumoscope.severity.sides import with_house_labels
 
     where = scan.lungs or lungs
     marked = scan.infiltrate or infiltrate
-    return (
-        None
-        if where is None
-        else with_house_labels(fit_mask(read_lungs(where), volume.grid, what="the lung mask", path=where)),
-        None if marked is None else fit_mask(read_mask(marked), volume.grid, what="the infiltrate mask", path=marked),
-    )
+    lung_mask = drawn = None
+    if where is not None:
+        lung_mask = read_mask_or_probability(where, threshold, read_lungs)
+        lung_mask = with_house_labels(fit_mask(lung_mask, volume.grid, what="the lung mask", path=where))
+    if marked is not None:
+        drawn = read_mask_or_probability(marked, threshold)
+        drawn = fit_mask(drawn, volume.grid, what="the infiltrate mask", path=marked)
+    return lung_mask, drawn
 
 
 def given_lobes(volume: Volume, path: str | Path | None) -> Mask | None:

@@ -20,6 +20,7 @@ from pneumoscope.cases.outputs import (
     write_case,
 )
 from pneumoscope.errors import InputError
+from pneumoscope.io.masks import require_threshold
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class QuantifyOptions:
         lungs: the lung mask of a single scan (1 right, 2 left); a manifest's own goes before it.
         infiltrate: its infiltrate mask, likewise.
         lobes: its lobe mask; adds the score of 0 to 25.
+        threshold: cuts masks of probabilities; masks of labels are left as they are.
         series: which DICOM series of a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         save: further files, see `OutputOptions`.
@@ -47,6 +49,7 @@ class QuantifyOptions:
     lungs: str | Path | None = None
     infiltrate: str | Path | None = None
     lobes: str | Path | None = None
+    threshold: float | None = None
     series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
     save: Sequence[str] = ()
@@ -54,6 +57,7 @@ class QuantifyOptions:
     deidentify: bool = False
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold)
         self.outputs()
 
     def outputs(self) -> OutputOptions:
@@ -137,7 +141,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
-    lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate)
+    lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate, options.threshold)
     if lungs is None or infiltrate is None:
         raise InputError(f"{scan.case} needs a lung mask and an infiltrate mask; give both")
     lobes = given_lobes(volume, options.lobes)

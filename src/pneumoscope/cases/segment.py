@@ -27,6 +27,7 @@ from pneumoscope.cases.outputs import (
     write_case,
 )
 from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, STATE_OF_FINDING, Segmentation, Segmenter
+from pneumoscope.io.masks import require_threshold
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class SegmentOptions:
         lungs_model: lung model, likewise.
         lungs: one lung mask made elsewhere, for a single scan; a manifest's own goes before it.
         lobes: one lobe mask, for a single scan; adds the score of 0 to 25.
+        threshold: cuts masks of probabilities; masks of labels are left as they are.
         series: which DICOM series (number or UID), for a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         device: see `Segmenter`.
@@ -67,6 +69,7 @@ class SegmentOptions:
     lungs_model: str | Path = DEFAULT_LUNGS_MODEL
     lungs: str | Path | None = None
     lobes: str | Path | None = None
+    threshold: float | None = None
     series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
     device: str = "auto"
@@ -92,6 +95,7 @@ class SegmentOptions:
         )
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold)
         self.outputs()
 
     def outputs(self) -> OutputOptions:
@@ -207,7 +211,7 @@ def segment_case(
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
-    lung_mask, truth = given_masks(volume, scan, options.lungs, None)
+    lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
     lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - begun}
     found = segmenter.run(volume, lung_mask, progress=progress)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 from pneumoscope.errors import RunError
 
@@ -44,6 +44,7 @@ def evaluate(
             help="Voxel size in mm to use for volumes and distances instead of the one in the files.",
         ),
     ] = None,
+    threshold: Threshold = None,
     surface_tolerance: Annotated[
         float | None,
         typer.Option(
@@ -71,6 +72,7 @@ def evaluate(
                 structure=structure,
                 spacing_mm=spacing,
                 surface_tolerance_mm=surface_tolerance,
+                threshold=threshold,
                 overwrite=common.overwrite,
                 resume=common.resume,
                 progress=progress,

@@ -52,6 +52,13 @@ class Common:
     debug: bool = False
 
 
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", metavar="T", help="Cut masks of probabilities at T (0.5; 127 for masks made from 0/255)."
+    ),
+]
+
 _ANNOTATIONS: dict[str, Any] = {
     "device": Annotated[
         str,

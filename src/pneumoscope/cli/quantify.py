@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pneumoscope.cli.cases import Fast, Save, listed, say_batch
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import progress_for
 from pneumoscope.cli.segment import Intensity
 
@@ -43,6 +43,7 @@ def quantify(
         Path | None,
         typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
     ] = None,
+    threshold: Threshold = None,
     series: Annotated[
         str | None,
         typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
@@ -75,6 +76,7 @@ def quantify(
             lungs=lungs,
             infiltrate=infiltrate,
             lobes=lobes,
+            threshold=threshold,
             series=series,
             intensity=intensity.value,
             save=listed(save),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pneumoscope.cli.cases import Fast, Save, listed, say_batch
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import progress_for
 
 
@@ -69,6 +69,7 @@ def segment(
         Path | None,
         typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
     ] = None,
+    threshold: Threshold = None,
     series: Annotated[
         str | None,
         typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
@@ -127,6 +128,7 @@ def segment(
             lungs_model=lungs_model,
             lungs=lungs,
             lobes=lobes,
+            threshold=threshold,
             series=series,
             intensity=intensity.value,
             device=common.device,

@@ -80,8 +80,8 @@ def _require_enough(found: int, wanted: int, infected: bool, sizes: tuple[int, i
     if found < max(wanted, 1):
         raise DatasetError(
             f"a balanced draw of {sizes[0]} + {sizes[1]} slices needs {wanted} lung slices "
-            f"{'with' if infected else 'without'} infiltrate, the set has {found}; ask for fewer slices, or for "
-            "shortage='proportional'"
+            f"{'with' if infected else 'without'} infiltrate, the set has {found}; ask for fewer slices, or use "
+            "--set split.shortage=proportional"
         )
 
 

@@ -249,7 +249,7 @@ def _nothing(folder: Folder, where: str) -> ReadError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.other.items()))
     others = set(folder.other) - {"DICOMDIR"}
     if others and others <= {"MR", "PT", "NM", "CR", "DX", "US", "MG", "XA", "RF", "OT", "SC"}:
-        message = f"holds no CT image ({kinds}); give a CT series, or allow any modality if the values are HU"
+        message = f"holds no CT image ({kinds}); give a CT series"
         return ReadError(message, code="IN-DCM-041", path=where)
     found = f"{kinds}; " if kinds else ""
     return ReadError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import ReadError
+from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.stored import Stored
 from pneumoscope.volume import RAS, Mask
@@ -19,6 +19,12 @@ CODE = "IN-MSK-069"
 
 ROUNDING_TOLERANCE = 0.01
 """Values this near to a whole number are taken as it: float masks store 0.9999 for 1."""
+
+
+def require_threshold(threshold: float | None) -> None:
+    """Refuse a threshold for masks that lies outside [0, 255) (InputError)."""
+    if threshold is not None and not 0 <= threshold < 255:
+        raise InputError(f"a threshold for masks lies from 0 to below 255 (0.5 for probabilities), got {threshold}")
 
 
 def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str], path: Path) -> NDArray[np.uint8]:
@@ -39,7 +45,8 @@ def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str],
             share = float(np.count_nonzero(off > ROUNDING_TOLERANCE)) / off.size
             raise ReadError(
                 f"holds fractions ({share:.1%} of voxels; {values.min():.4g} to {values.max():.4g}), expected whole "
-                "labels; give a threshold (0.5, or 127 for a mask made from 0/255)",
+                "labels; cut it at 0.5 (127 for a mask made from 0/255): segment, quantify and evaluate do so with "
+                "--threshold, their Python calls and read_mask with threshold=",
                 code=CODE,
                 path=path,
             )

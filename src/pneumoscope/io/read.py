@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,14 @@ from pneumoscope.errors import InputError, PneumoscopeError, ReadError
 from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
 from pneumoscope.io.masks import CODE as MASK_CODE
-from pneumoscope.io.masks import labels_of
+from pneumoscope.io.masks import labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume, present_labels
 
 Intensity = Literal["auto", "hu"]
+
+MOST_LABELS = 25
+"""A mask with more labels than that holds grey levels."""
 
 
 def read_volume(
@@ -97,6 +100,35 @@ def read_lungs(path: str | Path) -> Mask:
     mask = read_mask(path)
     unnamed = dict(mask.names) == {1: "label 1", 2: "label 2"}
     return Mask(mask.labels, mask.grid, LUNG_LABELS) if unnamed else mask
+
+
+def read_mask_or_probability(
+    path: str | Path, threshold: float | None, read: Callable[[str | Path], Mask] | None = None
+) -> Mask:
+    """A mask of labels as `read_mask` takes it; one of probabilities or grey levels is cut at the threshold.
+
+    Labels stay what they are, whatever the threshold. More than `MOST_LABELS` of them are grey levels.
+
+    Args:
+        path: the file.
+        threshold: voxels above it become label 1; None refuses fractions.
+        read: how labels are read; None for `read_mask`.
+
+    Raises:
+        InputError: a threshold outside [0, 255).
+        ReadError: see `read_mask`.
+    """
+    if threshold is None:
+        return (read or read_mask)(path)
+    require_threshold(threshold)
+    try:
+        mask = (read or read_mask)(path)
+        if len(mask.names) <= MOST_LABELS:
+            return mask
+    except ReadError as problem:
+        if problem.code != MASK_CODE:
+            raise
+    return read_mask(path, threshold=threshold)
 
 
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False) -> Stored:

@@ -15,6 +15,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.masks import require_threshold
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
@@ -80,8 +81,10 @@ class _Terms:
     structure: str = "infiltrate"
     spacing_mm: Sequence[float] | None = None
     tolerance_mm: float | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
+        require_threshold(self.threshold)
         spacing, tolerance = self.spacing_mm, self.tolerance_mm
         if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
             raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing)}")
@@ -96,6 +99,7 @@ def score_folders(
     structure: str = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
     surface_tolerance_mm: float | None = None,
+    threshold: float | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score every mask of one folder against its partner in another; see `find_pairs` for which that is.
@@ -110,12 +114,13 @@ def score_folders(
         spacing_mm: voxel size along (right, front, head) to use for volumes in ml and distances in mm instead of the
             files'.
         surface_tolerance_mm: how far a surface may be off and still count in NSD; None for `TOLERANCE_MM` by structure.
+        threshold: cuts masks of probabilities; masks of labels are left as they are.
         progress: told after each case.
 
     Raises:
         InputError: as `find_pairs`, for a spacing that is not three positive numbers, and a tolerance below 0.
     """
-    terms = _Terms(structure, spacing_mm, surface_tolerance_mm)
+    terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
     jobs, step = _jobs(prediction, reference, terms, Path())
 
     def told() -> Iterator[Job]:
@@ -137,6 +142,7 @@ def evaluate_folders(
     structure: str = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
     surface_tolerance_mm: float | None = None,
+    threshold: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = silent,
@@ -144,7 +150,7 @@ def evaluate_folders(
     """`score_folders`, written into a folder as cases end.
 
     Args:
-        prediction, reference, structure, spacing_mm, surface_tolerance_mm, progress: see `score_folders`.
+        prediction, reference, structure, spacing_mm, surface_tolerance_mm, threshold, progress: see `score_folders`.
         out: refused when it holds an evaluation, unless `overwrite` or `resume`.
         overwrite: score every case again.
         resume: keep the cases that are scored and whose masks and terms are unchanged.
@@ -156,7 +162,7 @@ def evaluate_folders(
         InputError: as `score_folders`, and when `out` is in use.
         RunError: when any case failed; the others are written first.
     """
-    terms = _Terms(structure, spacing_mm, surface_tolerance_mm)
+    terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
     jobs, step = _jobs(prediction, reference, terms, Path(out))
     folder = prepare_folder(out, marker="summary.json", overwrite=overwrite, resume=resume)
 
@@ -241,11 +247,11 @@ def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) 
 
 def _score_pair(pair: Pair, sides: tuple[Side, Side], terms: _Terms) -> dict[str, Any]:
     """Rows and, of each, the counts of its slices, as JSON values; and labels of other files that had a say."""
-    from pneumoscope.io import read_mask
+    from pneumoscope.io.read import read_mask_or_probability
 
     if pair.prediction is None or pair.reference is None:
         raise InputError(pair.missing)
-    found, drawn = read_mask(pair.prediction), read_mask(pair.reference)
+    found, drawn = (read_mask_or_probability(path, terms.threshold) for path in (pair.prediction, pair.reference))
     drawn.grid.require_same_space(found.grid, f"the prediction {pair.prediction}")
     names_found = sides[0].names_of(found, drawn.names)
     labels, note = comparable_labels(names_found, sides[1].names_of(drawn, names_found))

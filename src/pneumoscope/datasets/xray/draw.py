@@ -77,7 +77,7 @@ def draw(
         if wanted is not None and wanted > len(there):
             text = f"class {name} has {len(there)} pictures, {wanted} were asked for"
             if shortage == "error":
-                raise DatasetError(f"{text}; give more data, ask for fewer, or set draw.shortage=all")
+                raise DatasetError(f"{text}; give more data, ask for fewer, or use --set data.shortage=all")
             notes.append(f"{text}: all were taken")
         size = len(there) if wanted is None else min(wanted, len(there))
         taken += [(there[int(i)], number) for i in rng.permutation(len(there))[:size]]
