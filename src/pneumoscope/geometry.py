@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pneumoscope.errors import GeometryError
 
@@ -221,6 +221,38 @@ class Grid:
         centre = (np.asarray(self.shape) - 1) / 2
         affine[:3, 3] = self.world(centre - scale * (size - 1) / 2)
         return Grid(size.tolist(), affine)
+
+
+_BLOCK = 32
+
+
+def reordered(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """A C-contiguous copy of (i, j, k) voxels with turned axes; in blocks, several times faster than NumPy's copy."""
+    out = np.empty(array.shape, array.dtype if dtype is None else dtype)
+    first, _, last = array.shape
+    for i in range(0, first, _BLOCK):
+        for k in range(0, last, _BLOCK):
+            out[i : i + _BLOCK, :, k : k + _BLOCK] = array[i : i + _BLOCK, :, k : k + _BLOCK]
+    return out
+
+
+_BLOCK = 32
+
+
+def contiguous(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """`array` (i, j, k) in C order as `dtype`: itself where it is so already, else a copy.
+
+    Turned axes are copied in blocks, which is several times faster than NumPy's plain copy.
+    """
+    wanted = array.dtype if dtype is None else np.dtype(dtype)
+    if array.flags.c_contiguous and array.dtype == wanted:
+        return array
+    out: NDArray[Any] = np.empty(array.shape, wanted)
+    first, _, last = array.shape
+    for i in range(0, first, _BLOCK):
+        for k in range(0, last, _BLOCK):
+            out[i : i + _BLOCK, :, k : k + _BLOCK] = array[i : i + _BLOCK, :, k : k + _BLOCK]
+    return out
 
 
 def reorient_array(

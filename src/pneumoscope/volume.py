@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, GeometryError
-from pneumoscope.geometry import Grid, Scalar, reorient_array
+from pneumoscope.geometry import Grid, Scalar, contiguous, reorient_array
 
 RAS = ("R", "A", "S")
 
@@ -84,7 +84,7 @@ class Volume:
             raise GeometryError(f"a volume has shape {array.shape}, its grid {native.shape}")
         turned, grid = _to_ras(array, native)
         with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite and is refused
-            hu = np.ascontiguousarray(turned, dtype=np.float32)
+            hu = contiguous(turned, np.float32)
         return cls(hu, grid, native, case, findings, dict(source or {}))
 
     def with_findings(self, *more: Finding) -> Volume:
@@ -129,7 +129,7 @@ class Mask:
         if not np.array_equal(labels, array):
             raise GeometryError("mask values must be whole numbers from 0 to 255; round or rescale them first")
         turned, grid = _to_ras(labels, native)
-        return cls(np.ascontiguousarray(turned), grid, dict(names))
+        return cls(contiguous(turned), grid, dict(names))
 
     @classmethod
     def empty(cls, grid: Grid, names: Mapping[int, str]) -> Mask:
@@ -214,4 +214,4 @@ def array_to_native(array: NDArray[Scalar], native: Grid) -> NDArray[Scalar]:
     if array.shape != expected:
         raise GeometryError(f"an array of shape {array.shape} does not fit {native}: expected RAS+ shape {expected}")
     unflipped = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
-    return np.ascontiguousarray(unflipped.transpose(*np.argsort(order)))
+    return contiguous(unflipped.transpose(*np.argsort(order)))

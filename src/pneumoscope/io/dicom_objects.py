@@ -137,14 +137,16 @@ def source_of(made: Stack, key: bytes, *, deidentify: bool, case: str) -> Source
 
 
 def make_segmentation(
-    source: Source, structures: Sequence[tuple[str, NDArray[np.bool_]]], *, models: str, version: str
+    source: Source, file: str, names: Sequence[str], segments: NDArray[np.uint8], *, models: str, version: str
 ) -> Any:
     """A binary SEG with one segment per structure.
 
     Args:
         source: the series.
-        structures: name in `STRUCTURES`, all of one `Structure.file`, and (k, rows, columns) voxels; none empty, no
-            voxel in two.
+        file: the `Structure.file` of all its segments.
+        names: of the segments, in `STRUCTURES`.
+        segments: (k, rows, columns) the number of each voxel's segment, from 1 in the order of `names`, 0 for none; no
+            segment is empty.
         models: what found them, e.g. ``lungs, infiltrate``; empty for masks made elsewhere.
         version: of this program.
     """
@@ -158,16 +160,12 @@ def make_segmentation(
     )
     kind = hd.seg.SegmentAlgorithmTypeValues
     made_by = kind.AUTOMATIC if automatic else kind.SEMIAUTOMATIC
-    described = [
-        _describe(number, name, made_by, algorithm, source) for number, (name, _) in enumerate(structures, start=1)
-    ]
-    file = STRUCTURES[structures[0][0]].file
+    described = [_describe(number, name, made_by, algorithm, source) for number, name in enumerate(names, start=1)]
     label, title = _CONTENT[file]
-    pixels = np.stack([voxels for _, voxels in structures], axis=-1)
-    content = "/".join(f"{name}:{np.count_nonzero(voxels)}" for name, voxels in structures)
+    content = "/".join(f"{name}:{np.count_nonzero(segments == n)}" for n, name in enumerate(names, start=1))
     seg = hd.seg.Segmentation(
         source_images=list(source.headers),
-        pixel_array=pixels,
+        pixel_array=segments,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
         series_instance_uid=source.uid(f"{file}-series", version),
@@ -181,7 +179,7 @@ def make_segmentation(
         content_label=label,
         content_description=NOTICE,
         series_description=f"{title}. {NOTICE}"[:64],
-        **_planes(source, len(pixels)),
+        **_planes(source, len(segments)),
     )
     if source.deidentify:
         mark_deidentified(seg, source.case)

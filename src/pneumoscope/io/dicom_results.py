@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
+from pneumoscope.geometry import contiguous
 from pneumoscope.io.dicom import MIN_SLICES, ReadLimits, _exchange, _request, _scratch
 from pneumoscope.io.dicom_identity import uid_key
 from pneumoscope.io.files import atomic_path
@@ -58,16 +59,14 @@ def write_dicom_results(
         GeometryError: a mask lies on another grid.
     """
     from pneumoscope import __version__
-    from pneumoscope.io.dicom_objects import INFILTRATE_FILE, LUNG_FILE, REPORT_FILE, STRUCTURES
+    from pneumoscope.io.dicom_objects import REPORT_FILE
 
     with ExitStack() as stack:
         stream, name = stack.enter_context(_scratch())
-        found, packed = [], 0
-        for label, voxels in _structures(volume, masks):
-            bits = np.packbits(voxels)
-            packed = bits.size
-            stream.write(bits.tobytes())
-            found.append(label)
+        found: dict[str, list[str]] = {}
+        for file, names, segments in _segments(volume, masks):
+            stream.write(segments.data)
+            found[file] = names
         if not found:
             return ()
         stream.flush()
@@ -80,9 +79,7 @@ def write_dicom_results(
         limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
         request = _request(place, "derive", limits, False)
         request["where"] = str(scan)
-        named = {STRUCTURES[label].file for label in found}
-        targets = [Path(folder) / name for name in (LUNG_FILE, INFILTRATE_FILE) if name in named]
-        targets.append(Path(folder) / REPORT_FILE)
+        targets = [Path(folder) / file for file in (*found, REPORT_FILE)]
         *segmentations, report = (str(stack.enter_context(atomic_path(path)).absolute()) for path in targets)
         request |= {
             "out": name,
@@ -91,7 +88,6 @@ def write_dicom_results(
             "fill_gaps": False,
             "shape": list(volume.native.shape[::-1]),
             "structures": found,
-            "packed_bytes": packed,
             "measured": {k: {q: float(v) for q, v in values.items()} for k, values in measured.items()},
             "states": list(states),
             "models": models,
@@ -99,22 +95,29 @@ def write_dicom_results(
             "key": uid_key().hex(),
             "deidentify": deidentify,
             "case": volume.case,
-            "segmentations": dict(zip((path.name for path in targets), segmentations, strict=False)),
+            "segmentations": segmentations,
             "report": report,
         }
         _exchange(request, stream)
     return tuple(targets)
 
 
-def _structures(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Every coded label with voxels, one at a time: its name and (k, rows, columns) in the series' own order."""
+def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list[str], NDArray[np.uint8]]]:
+    """For each mask with coded labels that have voxels: the SEG's file, the names of its segments, and their numbers.
+
+    The numbers, from 1 in the order of the names, are (k, rows, columns) in the series' own order.
+    """
     from pneumoscope.io.dicom_objects import STRUCTURES
 
     if volume.source.get("format") != "DICOM":
         raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
     for mask in masks:
-        stored = mask.to_native(volume.native).transpose(2, 1, 0)
-        for label, name in sorted(mask.names.items()):
-            voxels = stored == label
-            if name in STRUCTURES and voxels.any():
-                yield name, voxels
+        stored = contiguous(mask.to_native(volume.native).transpose(2, 1, 0))
+        named = [label for label, name in sorted(mask.names.items()) if name in STRUCTURES]
+        labels = [label for label in named if (stored == label).any()]
+        if labels:
+            names = [mask.names[label] for label in labels]
+            (file,) = {STRUCTURES[name].file for name in names}
+            numbers = np.zeros(256, np.uint8)
+            numbers[labels] = np.arange(1, len(labels) + 1)
+            yield file, names, numbers[stored]

@@ -114,7 +114,7 @@ def _stacked(request: dict[str, Any], folder: Folder) -> tuple[str, Stack, list[
 
 def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[str, Any]:
     """SEGs and SR of masks on the series' own grid; which files were written."""
-    from pneumoscope.io.dicom_objects import STRUCTURES, make_report, make_segmentation, source_of
+    from pneumoscope.io.dicom_objects import make_report, make_segmentation, source_of
 
     _, made, _ = _stacked(request, folder)
     shape = (len(made.steps), *made.frames[0].layout.shape)
@@ -124,19 +124,16 @@ def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[s
             code="IN-DCM-105",
             path=request["where"],
         )
-    structures = []
-    for name in request["structures"]:
-        packed = np.frombuffer(labels.read(request["packed_bytes"]), np.uint8)
-        structures.append((name, np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(np.bool_)))
     about = {"models": request["models"], "version": request["version"]}
     source = source_of(made, bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"])
     segs = []
-    for file, target in request["segmentations"].items():
-        segs.append(make_segmentation(source, [s for s in structures if STRUCTURES[s[0]].file == file], **about))
+    for target, (file, names) in zip(request["segmentations"], request["structures"].items(), strict=True):
+        segments = np.frombuffer(labels.read(int(np.prod(shape))), np.uint8).reshape(shape)
+        segs.append(make_segmentation(source, file, names, segments, **about))
         segs[-1].save_as(target, enforce_file_format=True)
     report = make_report(source, segs, request["measured"], request["states"], **about)
     report.save_as(request["report"], enforce_file_format=True)
-    return {"written": [*request["segmentations"], "report"]}
+    return {"written": [*request["structures"], "report"]}
 
 
 def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import GeometryError
-from pneumoscope.geometry import Grid
+from pneumoscope.geometry import Grid, contiguous
 from pneumoscope.io.files import atomic_path
 from pneumoscope.io.labels import labels_extension
 
@@ -66,12 +66,12 @@ def save_nifti(
         stream.write(deflate.flush())
 
 
-def slabs(array: NDArray[np.generic]) -> list[bytes] | Any:
+def slabs(array: NDArray[np.generic]) -> Iterator[memoryview]:
     """Little-endian bytes in Fortran order, a few MiB at a time."""
     little = array.dtype.newbyteorder("<")
     step = max(1, _SLAB_BYTES // max(1, array[:, :, 0].nbytes))
     for start in range(0, array.shape[2], step):
-        yield array[:, :, start : start + step].astype(little, copy=False).tobytes(order="F")
+        yield contiguous(array[:, :, start : start + step].transpose(2, 1, 0), little).data
 
 
 def _header(array: NDArray[np.generic], native: Grid, slope: float, offset: int) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
-from pneumoscope.geometry import Grid, reorient_array
+from pneumoscope.geometry import Grid, contiguous, reorient_array
 from pneumoscope.volume import RAS
 
 MAX_VOXELS = 2**31
@@ -36,7 +36,6 @@ MAX_TAIL_BYTES = 2**20
 """Bytes after the last voxel that are tolerated with a finding; more of them are refused."""
 
 CHUNK = 2**20
-_BLOCK = 32
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -217,10 +216,9 @@ def laid_out(array: NDArray[Any], native: Grid, dtype: type[np.generic]) -> NDAr
     """
     order, flips = native.reorientation(RAS)
     source = reorient_array(array, order, flips)
-    out: NDArray[Any] = np.empty(source.shape, dtype)
-    for i in range(0, out.shape[0], _BLOCK):
-        for k in range(0, out.shape[2], _BLOCK):
-            out[i : i + _BLOCK, :, k : k + _BLOCK] = source[i : i + _BLOCK, :, k : k + _BLOCK]
+    out = contiguous(source, dtype)
+    if out is source:
+        out = out.copy()
     back = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
     return out[back].transpose(*np.argsort(order))
 

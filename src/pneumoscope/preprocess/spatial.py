@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.errors import GeometryError, InputError
-from pneumoscope.geometry import AxisCodes, Grid, reorient_array, require_axis_codes, whole_triple
+from pneumoscope.geometry import AxisCodes, Grid, contiguous, reorient_array, require_axis_codes, whole_triple
 from pneumoscope.volume import Mask, Volume
 
 AIR_HU = -1024.0
@@ -141,7 +141,7 @@ class Reorient(Step):
         """See `Step.move`; contiguous."""
         _require_on(array, grid)
         order, flips = grid.reorientation(self.codes)
-        return np.ascontiguousarray(reorient_array(array, order, flips)), grid.reorient(self.codes)
+        return contiguous(reorient_array(array, order, flips)), grid.reorient(self.codes)
 
     def inverse(self, before: Grid) -> Reorient:
         """The turn back to the axis codes of `before`."""
