@@ -11,7 +11,7 @@ from border_files import AFFINE, chest, grid_of, nifti_bytes, save
 from pneumoscope.errors import ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import guess_not_hu, read_volume, require_hu
-from pneumoscope.io.intensity import clip_air, fill_nonfinite, require_content
+from pneumoscope.io.intensity import check_content, clip_air, fill_nonfinite
 from pneumoscope.volume import array_to_native
 
 HU = chest((48, 40, 32)).astype(np.float64)
@@ -45,6 +45,7 @@ NOT_HU: dict[str, tuple[str, np.ndarray]] = {
     "scaled to 16 bit": ("without a negative", windowed(-1000, 400, 30_000)),
     "a mask": ("a mask (values 0, 1, 2)", np.digitize(HU, [-900, -500])),
     "a picture of a mask": ("a mask (values 0, 255)", (HU > -500) * 255),
+    "an MR template with a dark background": ("another scale", np.where(HU > -900, 6000 + 4 * HU, HU)),
     "an MR": ("neither lung nor air", normal(-50, 80)),
 }
 
@@ -102,12 +103,14 @@ def test_values_below_air_are_raised_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.full(9, 40.0), np.full(9, -1000.0), np.linspace(-1024, -950, 50)])
 def test_nothing_in_it(values: np.ndarray) -> None:
     with pytest.raises(ReadError) as caught:
-        require_content(values)
+        check_content(values)
     assert caught.value.code == "IN-NII-068"
 
 
 def test_a_little_tissue_is_content() -> None:
-    require_content(np.array([-1000.0] * 900 + [40.0]))
+    assert check_content(np.array([-1000.0] * 900 + [40.0] * 5)) == ()
+    (finding,) = check_content(np.array([-1000.0] * 900 + [40.0]))
+    assert (finding.code, finding.severity) == ("IN-NII-068", "error")
 
 
 def test_round_field_of_view_may_be_blank() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from border_files import chest, nifti_bytes, scan_file
+from border_files import chest, grid_of, nifti_bytes, scan_file
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume
+from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume, write_volume
 from pneumoscope.io.kinds import case_name, kind_of
 from pneumoscope.io.table import read_manifest
+from pneumoscope.volume import Volume
 
 
 @pytest.fixture(autouse=True)
@@ -193,9 +194,31 @@ def test_dicom_that_is_no_hu_is_refused_unless_overridden(tmp_path: Path) -> Non
     assert read_volume(folder, intensity="hu").hu.min() == 4
 
 
-def test_dicom_said_to_be_no_chest_is_not_refused_for_its_values(tmp_path: Path) -> None:
-    volume = read_volume(write_dicom(tmp_path / "a", hu=chest() * 0 - 1000))
-    assert "IN-DCM-049" in {finding.code for finding in volume.findings}
+CONTENTS = {
+    "one value": ("068 refused", lambda hu: hu * 0 + 7),
+    "air": ("068 refused", lambda hu: -1000 + hu % 2),
+    "what a failed masking leaves": ("068 error", lambda hu: np.clip(hu, -1024, -770) - hu % 97),
+    "masked to lung": ("068 error", lambda hu: np.where(hu < -700, hu, -1024)),
+    "a stent": ("067 warning", lambda hu: np.where((hu > 380) & (hu < 382), 13_000, hu)),
+    "a template of functional MR": ("067 refused", lambda hu: np.where(hu > -700, 5000 + 20 * hu, hu)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("name", CONTENTS)
+def test_values_are_plausible_in_every_format(name: str, suffix: str, tmp_path: Path) -> None:
+    expected, change = CONTENTS[name]
+    hu = change(chest().astype(np.int32)).astype(np.int16)
+    path = tmp_path / f"scan{suffix}"
+    if suffix == ".dcm":
+        write_dicom(path, hu=hu)
+    else:
+        write_volume(Volume.from_native(hu, grid_of(hu)), path)
+    try:
+        told = {f"{f.code[-3:]} {f.severity}" for f in read_volume(path).findings if f.severity != "info"}
+    except ReadError as error:
+        told = {f"{str(error.code)[-3:]} refused"}
+    assert told == {expected}
 
 
 def test_errors_inside_a_zip_of_dicom_name_the_zip(tmp_path: Path) -> None:

@@ -182,15 +182,10 @@ class Hounsfield:
         return findings
 
     def _scene(self) -> list[Finding]:
-        findings = []
-        if self._low == self._high or not self._seen:
-            findings.append(Finding("IN-DCM-049", "all voxels have one value: outside the intended use", "error"))
-        elif self._share("body") < 0.005 and self._share("air") > 0.95:
-            findings.append(Finding("IN-DCM-049", "shows nearly nothing but air: outside the intended use", "error"))
         part = self._frames[0].header.text("BodyPartExamined").upper()
         if part and not _CHEST.search(part):
-            findings.append(Finding("IN-DCM-049", "BodyPartExamined does not name the chest: outside the intended use"))
-        return findings
+            return [Finding("IN-DCM-049", "BodyPartExamined does not name the chest: outside the intended use")]
+        return []
 
     def _quality(self) -> list[Finding]:
         findings = []

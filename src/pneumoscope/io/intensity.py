@@ -23,6 +23,12 @@ AIR_HU = -1024.0
 MIN_AIR_OR_LUNG_SHARE = 0.005
 """A chest CT has far more than 0.5 % of its voxels between -1100 and -400 HU."""
 
+MIN_TISSUE_SHARE = 0.005
+"""A chest has far more than 0.5 % of its voxels between -300 and 300 HU; what a failed masking leaves has none."""
+
+HIGHEST_HU, MAX_HIGH_SHARE = 4095, 0.02
+"""Above the 12 bits of a CT there is metal only, on an extended scale, and never in 2 % of the voxels."""
+
 MAX_NONFINITE_SHARE = 0.35
 """Blank corners of a round field of view take 21.5 %, of one resampled obliquely somewhat more."""
 
@@ -51,6 +57,8 @@ def guess_not_hu(values: NDArray[np.generic]) -> str | None:
     if highest - lowest < 50:
         return f"normalised to [{low:.3g}, {high:.3g}]"
     if share(-1100, -400) >= MIN_AIR_OR_LUNG_SHARE:
+        if share(HIGHEST_HU, np.inf) > MAX_HIGH_SHARE:
+            return f"values of another scale (up to {high:.0f}, where a CT ends at {HIGHEST_HU})"
         if share(-2100, -1500) > 0.05 and share(-200, 250) < 0.005 and share(-1100, -900) > 0.005:
             return "shifted by -1024 (the rescale intercept applied twice)"
         pile = float(np.count_nonzero(sample == high)) / sample.size
@@ -89,20 +97,41 @@ def require_hu(values: NDArray[np.generic], *, family: str = "IN-NII", path: str
         )
 
 
-def require_content(values: NDArray[np.generic], *, family: str = "IN-NII", path: str | Path | None = None) -> None:
-    """Refuse a constant volume, and one of air only (fewer than one voxel in a thousand above -900).
+def check_content(
+    values: NDArray[np.generic], *, family: str = "IN-NII", path: str | Path | None = None
+) -> tuple[Finding, ...]:
+    """Whether there is a chest in it, for every format alike.
+
+    Refused are a constant volume, and one of air only (fewer than one voxel in a thousand above -900). Found are too
+    little soft tissue, which is outside the intended use, and voxels above the range of a CT.
+
+    Args:
+        values: finite, any shape, HU.
+        family: start of the code.
+        path: file for the message.
 
     Raises:
         ReadError: row 68.
     """
     low, high = float(values.min()), float(values.max())
+    sample = _sample(values)
     empty = f"holds the one value {low:.4g} everywhere" if low == high else ""
-    if not empty and low < -900:
-        sample = _sample(values)
-        if np.count_nonzero(sample > -900) < sample.size * 1e-3:
-            empty = f"holds nothing but air ({low:.0f} to {high:.0f} HU)"
+    if not empty and low < -900 and np.count_nonzero(sample > -900) < sample.size * 1e-3:
+        empty = f"holds nothing but air ({low:.0f} to {high:.0f} HU)"
     if empty:
         raise ReadError(f"{empty}, expected a chest CT; choose another file", code=f"{family}-068", path=path)
+    findings: tuple[Finding, ...] = ()
+    tissue = np.count_nonzero((sample >= -300) & (sample <= 300)) / sample.size
+    if tissue < MIN_TISSUE_SHARE:
+        text = (
+            f"{tissue:.2%} of the voxels lie between -300 and 300 HU ({low:.0f} to {high:.0f}): hardly any soft tissue"
+        )
+        findings += (Finding(f"{family}-068", f"{text}, outside the intended use", "error"),)
+    if high > HIGHEST_HU:
+        count = int(np.count_nonzero(values > HIGHEST_HU))
+        text = f"{count} voxels above {HIGHEST_HU} HU (highest {high:.0f}): metal, or no Hounsfield units"
+        findings += (Finding(f"{family}-067", text),)
+    return findings
 
 
 def clip_air(hu: NDArray[np.float32], *, family: str = "IN-NII") -> tuple[Finding, ...]:

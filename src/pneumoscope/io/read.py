@@ -152,10 +152,10 @@ def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity,
         from pneumoscope.io.dicom import read_dicom
 
         volume = read_dicom(path, series=series, case=case, as_hu=intensity == "hu")
-        outside = any(finding.code == "IN-DCM-049" for finding in volume.findings)  # not a chest: said already
-        if intensity == "auto" and not outside:
+        content = hounsfield.check_content(volume.hu, family="IN-DCM", path=path)
+        if intensity == "auto":
             hounsfield.require_hu(volume.hu, family="IN-DCM", path=path)
-        return volume
+        return volume.with_findings(*content)
     if series is not None:
         raise InputError("a series can be chosen in DICOM only; leave it out for this file", path=path)
     return _to_volume(read_stored(path, kind), path, intensity, case or case_name(path))
@@ -169,7 +169,7 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
     with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is caught below
         hu = laid_out(stored.values(), stored.grid, np.float32)
     findings = stored.findings + hounsfield.fill_nonfinite(hu, stored.grid, family=family, path=path)
-    hounsfield.require_content(hu, family=family, path=path)
+    findings += hounsfield.check_content(hu, family=family, path=path)
     if stored.scale_is_broken:
         if hounsfield.guess_not_hu(hu):
             raise place.error(
