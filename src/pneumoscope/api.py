@@ -74,9 +74,10 @@ def segment(
     """
     from pneumoscope.inference.segment import segment_volume
 
-    given = None if lungs is None else _lungs(lungs, threshold)
+    volume = _volume(scan)
+    given = None if lungs is None else _lungs(lungs, volume, threshold)
     return segment_volume(
-        _volume(scan),
+        volume,
         model=model,
         lungs=given,
         device=device,
@@ -109,8 +110,9 @@ def quantify(
     """
     from pneumoscope.severity.assess import assess
 
-    lobe_mask = None if lobes is None else _mask(lobes)
-    return assess(_volume(scan), _lungs(lungs, threshold), _mask(infiltrate, threshold), lobes=lobe_mask)
+    volume = _volume(scan)
+    lobe_mask = None if lobes is None else _mask(lobes, volume)
+    return assess(volume, _lungs(lungs, volume, threshold), _mask(infiltrate, volume, threshold), lobes=lobe_mask)
 
 
 def compare(
@@ -291,17 +293,17 @@ def _volume(scan: str | Path | Volume) -> Volume:
     return read_scan(scan) if isinstance(scan, (str, Path)) else scan
 
 
-def _mask(mask: str | Path | Mask, threshold: float | None = None) -> Mask:
+def _mask(mask: str | Path | Mask, scan: Volume, threshold: float | None = None) -> Mask:
     from pneumoscope.io.read import read_mask_or_probability
 
-    return read_mask_or_probability(mask, threshold) if isinstance(mask, (str, Path)) else mask
+    return read_mask_or_probability(mask, threshold, scan=scan.grid) if isinstance(mask, (str, Path)) else mask
 
 
-def _lungs(mask: str | Path | Mask, threshold: float | None = None) -> Mask:
+def _lungs(mask: str | Path | Mask, scan: Volume, threshold: float | None = None) -> Mask:
     from pneumoscope.io import read_lungs
     from pneumoscope.io.read import read_mask_or_probability
     from pneumoscope.severity.sides import with_house_labels
 
-    return with_house_labels(
-        read_mask_or_probability(mask, threshold, read_lungs) if isinstance(mask, (str, Path)) else mask
-    )
+    if isinstance(mask, (str, Path)):
+        mask = read_mask_or_probability(mask, threshold, read_lungs, scan=scan.grid)
+    return with_house_labels(mask)

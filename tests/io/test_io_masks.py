@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grids import any_grid, build_grid
-from pneumoscope.errors import GeometryError, InputError, ReadError
+from pneumoscope.errors import GeometryError, InputError, ReadError, RunError
 from pneumoscope.geometry import Grid, all_axis_codes
 from pneumoscope.io import fit_mask, read_mask, read_volume, write_mask
 from pneumoscope.io.labels import labels_extension, labels_in_extensions, parse_labels
@@ -145,7 +145,7 @@ def test_old_file_stays_when_writing_fails(mask: Mask, tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pneumoscope.io.nifti_out.slabs", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="No space"):
         write_mask(mask, path, Grid((24, 20, 16), AFFINE))
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1

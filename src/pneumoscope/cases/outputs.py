@@ -288,10 +288,10 @@ def given_masks(
     marked = scan.infiltrate or infiltrate
     lung_mask = drawn = None
     if where is not None:
-        lung_mask = read_mask_or_probability(where, threshold, read_lungs)
+        lung_mask = read_mask_or_probability(where, threshold, read_lungs, scan=volume.grid)
         lung_mask = with_house_labels(fit_mask(lung_mask, volume.grid, what="the lung mask", path=where))
     if marked is not None:
-        drawn = read_mask_or_probability(marked, threshold)
+        drawn = read_mask_or_probability(marked, threshold, scan=volume.grid)
         drawn = fit_mask(drawn, volume.grid, what="the infiltrate mask", path=marked)
     return lung_mask, drawn
 
@@ -304,4 +304,8 @@ def given_lobes(volume: Volume, path: str | Path | None) -> Mask | None:
     """
     from pneumoscope.io import fit_mask, read_mask
 
-    return None if path is None else fit_mask(read_mask(path), volume.grid, what="the lobe mask", path=path)
+    return (
+        None
+        if path is None
+        else fit_mask(read_mask(path, scan=volume.grid), volume.grid, what="the lobe mask", path=path)
+    )

@@ -143,7 +143,7 @@ def read_labels(path: Path, header: Grid) -> StoredLabels:
         DatasetError: values that are no labels, another shape, or a header that places the mask elsewhere.
         ReadError: the file cannot be read.
     """
-    stored = read_stored(path, require_kind(path), sparse=True)
+    stored = read_stored(path, require_kind(path), sparse=True, scan=header)
     labels, notes = whole_labels(stored, path)
     if stored.grid.reorient(RAS).is_same_space(header.reorient(RAS)):
         return StoredLabels(path, labels, stored.grid, notes)

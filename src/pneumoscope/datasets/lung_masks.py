@@ -55,5 +55,7 @@ def _load(case: Case, path: Path) -> LabelledScan:
     from pneumoscope.severity.sides import with_house_labels
 
     scan = case.load()
-    lungs = with_house_labels(fit_mask(read_lungs(path), scan.volume.grid, what="the lung mask", path=path))
+    lungs = with_house_labels(
+        fit_mask(read_lungs(path, scan=scan.volume.grid), scan.volume.grid, what="the lung mask", path=path)
+    )
     return replace(scan, lungs=lungs)

@@ -25,8 +25,8 @@ MAX_ENTRIES = 20_000
 MAX_DIRECTORY_BYTES = 16 * 2**20
 MAX_DEPTH = 16
 MAX_UNPACKED_BYTES = 8 * 2**30
-MAX_RATIO, RATIO_FLOOR_BYTES = 200, 32 * 2**20
-"""An archive that unpacks more than 200-fold is refused once it is larger than 32 MiB."""
+MAX_RATIO, RATIO_FLOOR_BYTES = 100, 32 * 2**20
+"""An archive that unpacks more than 100-fold is refused once it is larger than 32 MiB."""
 
 _JUNK = re.compile(r"(^|/)(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _NESTED = re.compile(rb"PK\x03\x04|7z\xbc\xaf|Rar!|\xfd7zXZ")

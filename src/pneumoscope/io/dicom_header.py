@@ -24,7 +24,8 @@ BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", DEFLATED, BIG_ENDIAN})
 """Transfer syntaxes whose pixels are not compressed one by one."""
 
-MAX_INFLATED_BYTES = 1 << 30
+MAX_INFLATED_BYTES, MIN_INFLATED_BYTES, MAX_INFLATION = 1 << 30, 1 << 26, 100
+"""A deflated file may grow 100-fold, or to 64 MiB, and never to more than 1 GiB."""
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 
 TAGS = {
@@ -274,8 +275,9 @@ def inflate(found: Found) -> bytes:
     """The data set of a deflated file.
 
     Raises:
-        ReadError: no group length, damaged or larger than `MAX_INFLATED_BYTES`.
+        ReadError: no group length, damaged, or inflating to more than such a file may.
     """
+    limit = min(MAX_INFLATED_BYTES, max(MIN_INFLATED_BYTES, MAX_INFLATION * found.size))
     with found.path.open("rb") as stream:
         stream.seek(132)
         first = stream.read(12)
@@ -283,10 +285,10 @@ def inflate(found: Found) -> bytes:
             raise EOFError
         stream.seek(132 + 12 + int.from_bytes(first[8:12], "little"))
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = engine.decompress(stream.read(), MAX_INFLATED_BYTES)
+        data = engine.decompress(stream.read(), limit)
     if engine.unconsumed_tail:
         raise ReadError(
-            f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB, which no CT slice needs; remove the file",
+            f"inflates from {found.size} bytes to more than {limit >> 20} MiB, which no CT does; remove the file",
             code="IN-DCM-031",
             path=found.name,
         )

@@ -12,8 +12,8 @@ from pneumoscope.errors import ReadError, printable
 from pneumoscope.io.dicom_codecs import COMPRESSED_SYNTAXES, LOSSY_SYNTAXES, RLE, decode_frame
 from pneumoscope.io.dicom_header import NATIVE_SYNTAXES, Header, PixelBlock
 
-MAX_FRAME_PIXELS = 1 << 26
-"""8192 x 8192: far above any CT."""
+MAX_FRAME_PIXELS, MAX_RADIOGRAPH_PIXELS = 1 << 24, 1 << 26
+"""4096 x 4096 is far above any CT, 8192 x 8192 above any detector."""
 
 MAX_FRAMES = 1 << 20
 MAX_PADDING_BYTES = 1 << 16
@@ -22,8 +22,8 @@ MAX_PADDING_BYTES = 1 << 16
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 9, 1 << 12
 """Blocks of disks and tapes."""
 
-_MAX_EXPANSION = 1 << 14
-"""No codec makes more than this many bytes of pixels from one byte of an image that shows something."""
+MAX_EXPANSION, MIN_EXPANDED_BYTES = 60, 1 << 26
+"""No codec packs a whole file 60-fold that shows something; up to 64 MiB it does no harm."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def pixel_format(header: Header, *, grey_levels: bool = False) -> PixelFormat:
     frames = _frames(header)
     if rows < 1 or columns < 1:
         raise _refused(30, f"the header says {rows} x {columns} pixels; export the series again", header)
-    if rows * columns > MAX_FRAME_PIXELS:
+    if rows * columns > (MAX_RADIOGRAPH_PIXELS if grey_levels else MAX_FRAME_PIXELS):
         raise _refused(31, f"the header says {rows} x {columns} pixels, no CT has that many; remove the file", header)
     if allocated == 8 and not grey_levels:
         raise _refused(
@@ -125,7 +125,7 @@ def _require_bytes(header: Header, layout: PixelFormat) -> None:
     need, (rows, columns) = layout.frame_bytes * layout.frames, layout.shape
     length, there = header.pixels.length, header.pixels.available
     if length is None:
-        if need > there * _MAX_EXPANSION:
+        if need > max(MIN_EXPANDED_BYTES, there * MAX_EXPANSION):
             raise _lies(header, layout, there)
         return
     if there < length:

@@ -9,6 +9,7 @@ below air and the overshoot of cubic resampling all pass.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ def require_hu(values: NDArray[np.generic], *, family: str = "IN-NII", path: str
 
 
 def check_content(
-    values: NDArray[np.generic], *, family: str = "IN-NII", path: str | Path | None = None
+    values: NDArray[Any], *, family: str = "IN-NII", path: str | Path | None = None
 ) -> tuple[Finding, ...]:
     """Whether there is a chest in it, for every format alike.
 
@@ -193,7 +194,8 @@ def _between(tissue: NDArray[np.generic], axis: int) -> NDArray[np.bool_]:
 
 
 def _sample(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    flat = values.ravel(order="K")
+    forward = tuple(slice(None, None, -1 if step < 0 else 1) for step in values.strides)  # a view, where ravel copies
+    flat = values[forward].ravel(order="K")
     return flat[:: max(1, flat.size // _SAMPLES)].astype(np.float64)
 
 

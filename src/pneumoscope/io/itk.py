@@ -21,6 +21,8 @@ from pneumoscope.io.itk_out import META_TYPES, NRRD_TYPES
 from pneumoscope.io.labels import LABELS_KEY, parse_labels
 from pneumoscope.io.nifti import SPACING_LIMITS_MM
 from pneumoscope.io.stored import (
+    MAX_BZIP2_RATIO,
+    MAX_DEFLATE_RATIO,
     Bzip2Source,
     GzipSource,
     Place,
@@ -64,10 +66,11 @@ class _Plan:
     affine: NDArray[np.float64]
     labels: Mapping[int, str] | None
     sparse: bool
+    scan: Grid | None
 
 
-def read_nrrd(path: str | Path, *, sparse: bool = False) -> Stored:
-    """Read and check one .nrrd file (header and data in one); `sparse` as in `read_nifti`.
+def read_nrrd(path: str | Path, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
+    """Read and check one .nrrd file (header and data in one); `sparse` and `scan` as in `read_nifti`.
 
     Raises:
         ReadError: rows 51-56, 59, 60, 62 and 66 of the input codes.
@@ -86,6 +89,7 @@ def read_nrrd(path: str | Path, *, sparse: bool = False) -> Stored:
             affine=_nrrd_affine(fields, place),
             labels=parse_labels(fields.get(f"={LABELS_KEY}", "")),
             sparse=sparse,
+            scan=scan,
         )
         encoding = fields.get("encoding", "").lower()
         if encoding in ("gzip", "gz"):
@@ -97,8 +101,8 @@ def read_nrrd(path: str | Path, *, sparse: bool = False) -> Stored:
         raise place.error(53, f"has the encoding {encoding!r}, expected raw, gzip or bzip2; save it again")
 
 
-def read_metaimage(path: str | Path, *, sparse: bool = False) -> Stored:
-    """Read and check a .mha file, or a .mhd with its one data file beside it; `sparse` as in `read_nifti`.
+def read_metaimage(path: str | Path, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
+    """Read and check a .mha file, or a .mhd with its one data file beside it; `sparse` and `scan` as in `read_nifti`.
 
     Raises:
         ReadError: rows 51-56, 59, 60, 62 and 66 of the input codes.
@@ -118,6 +122,7 @@ def read_metaimage(path: str | Path, *, sparse: bool = False) -> Stored:
             affine=_meta_affine(fields, place),
             labels=parse_labels(fields.get(LABELS_KEY, "")),
             sparse=sparse,
+            scan=scan,
         )
         packed = _true(fields.get("CompressedData", "False"))
         target = fields["ElementDataFile"]
@@ -151,13 +156,11 @@ def _finish(plan: _Plan, source: Source | BinaryIO, left: int, place: Place, *, 
     low, high = SPACING_LIMITS_MM
     if min(grid.spacing_mm) < low or max(grid.spacing_mm) > high:
         raise place.error(66, f"voxel edges are {grid.spacing_mm} mm, expected {low} to {high}; correct the header")
-    limit = left if packed else None
-    if isinstance(source, Bzip2Source):
-        limit = left * 40  # bzip2 packs runs 40 times tighter than deflate
-    n_bytes = check_budget(place, plan.shape, plan.dtype.itemsize, limit, sparse=plan.sparse)
+    limit = (left, MAX_BZIP2_RATIO if isinstance(source, Bzip2Source) else MAX_DEFLATE_RATIO) if packed else None
+    n_bytes = check_budget(place, plan.shape, plan.dtype.itemsize, limit, sparse=plan.sparse, scan=plan.scan)
     if not packed and n_bytes > left:
         raise place.error(51, f"is cut off: {left} bytes of voxels, expected {n_bytes}; fetch or export it again")
-    array = read_array(source, plan.shape, plan.dtype, place)
+    array = read_array(source, plan.shape, plan.dtype, place, sparse=plan.sparse)
     findings: tuple[Finding, ...] = read_tail(source, place)
     if not grid.is_orthogonal:
         findings += (place.note(63, "voxel axes are not perpendicular; kept as stored"),)

@@ -54,7 +54,7 @@ def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str],
         raise ReadError(
             f"holds values {whole.min():.4g} to {whole.max():.4g}, expected labels 0 to 255", code=CODE, path=path
         )
-    labels: NDArray[np.uint8] = whole.astype(np.uint8)
+    labels: NDArray[np.uint8] = whole.astype(np.uint8, copy=False)
     if 255 not in names and labels.max() == 255 and not np.any((labels > 0) & (labels < 255)):
         labels = (labels > 0).astype(np.uint8)
     return labels

@@ -20,6 +20,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.io.labels import labels_in_extensions
 from pneumoscope.io.stored import (
     GZIP_MAGIC,
+    MAX_DEFLATE_RATIO,
     GzipSource,
     Place,
     Source,
@@ -60,12 +61,13 @@ SPACING_LIMITS_MM = (0.02, 50.0)
 MAX_EXTENSION_BYTES = 16 * 2**20
 
 
-def read_nifti(path: str | Path, *, sparse: bool = False) -> Stored:
+def read_nifti(path: str | Path, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
     """Read and check one NIfTI file, or a folder called ``X.nii`` that holds exactly one.
 
     Args:
         path: the file or folder.
         sparse: it is a mask, which may compress without bound.
+        scan: the mask's scan; a mask of more than twice its voxels is refused from the header.
 
     Raises:
         ReadError: rows 51-56, 58-62, 65 and 66 of the input codes.
@@ -83,10 +85,12 @@ def read_nifti(path: str | Path, *, sparse: bool = False) -> Stored:
             raise place.error(53, "is not gzip although its name says so; rename it, or fetch it again")
         source: Source | BinaryIO = GzipSource(stream, place) if packed else stream
         with np.errstate(all="ignore"):  # damaged headers hold odd numbers, which are tested for
-            return _read(source, size, place, packed=packed, sparse=sparse)
+            return _read(source, size, place, packed=packed, sparse=sparse, scan=scan)
 
 
-def _read(source: Source | BinaryIO, size: int, place: Place, *, packed: bool, sparse: bool) -> Stored:
+def _read(
+    source: Source | BinaryIO, size: int, place: Place, *, packed: bool, sparse: bool, scan: Grid | None
+) -> Stored:
     header, block = _header(source, place)
     shape, findings = _shape(header, place)
     dtype = _dtype(header, place)
@@ -96,13 +100,14 @@ def _read(source: Source | BinaryIO, size: int, place: Place, *, packed: bool, s
     offset = float(header["vox_offset"])
     if not (len(block) <= offset <= len(block) + MAX_EXTENSION_BYTES) or offset != int(offset):
         raise place.error(54, f"voxels are said to begin at byte {offset:g}, expected {len(block)} or a little more")
-    n_bytes = check_budget(place, shape, dtype.itemsize, size if packed else None, sparse=sparse)
+    limit = (size, MAX_DEFLATE_RATIO) if packed else None
+    n_bytes = check_budget(place, shape, dtype.itemsize, limit, sparse=sparse, scan=scan)
     if not packed and offset + n_bytes > size:
         raise place.error(
             51, f"is cut off: {size} bytes, expected {int(offset) + n_bytes}; fetch or export the file again"
         )
     extensions = read_up_to(source, int(offset) - len(block))
-    array = read_array(source, shape, dtype, place)
+    array = read_array(source, shape, dtype, place, sparse=sparse)
     findings += read_tail(source, place)
     labels = labels_in_extensions(extensions, header.endianness) if block[-4] else None
     return Stored(array, Grid(shape, affine), "NIfTI", slope, intercept, broken, findings, labels)

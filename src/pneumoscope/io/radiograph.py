@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,11 @@ MAX_PIXELS = 60_000_000
 """Twice the largest detectors (about 4300 x 3500 would be 15 million)."""
 
 MAX_BYTES = 512 * 2**20
+BOMB_RATIO, BOMB_FLOOR_BYTES = 100, 64 * 2**20
+"""A picture that unpacks more than 100-fold is refused once it is larger than 64 MiB."""
+
 _TAIL_BYTES = 4096
+_BLOCK_ROWS = 256
 COLOUR_SHARE, COLOUR_STEP = 0.02, 24 / 255
 """A picture is coloured when more than 2 % of its pixels have channels further apart than this."""
 
@@ -152,6 +156,10 @@ def _decoded(
 
     columns, rows = picture.size
     require_size(place, rows, columns)
+    size = 4 if picture.mode in ("I", "F") else 2 if picture.mode.startswith("I") else len(picture.getbands())
+    unpacked = rows * columns * size
+    if unpacked > max(BOMB_FLOOR_BYTES, BOMB_RATIO * len(data)):
+        raise place.error(84, f"unpacks {unpacked // len(data)}-fold to {unpacked >> 20} MiB, no radiograph does")
     findings: list[Finding] = []
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
@@ -224,12 +232,21 @@ def _grey(picture: Image) -> tuple[NDArray[np.float32], float]:
         red, green, blue = (np.asarray(band) for band in picture.split())
         if np.array_equal(red, green) and np.array_equal(red, blue):
             return red.astype(np.float32) / np.float32(255), 0.0
-    whole: Any = picture.convert("RGBA")
-    channels = np.asarray(whole, np.uint8)
-    colours = channels[..., :3].astype(np.float32) / 255 * (channels[..., 3:].astype(np.float32) / 255)
-    apart = colours.max(axis=2) - colours.min(axis=2)
-    grey = colours @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow converts to L
-    return np.clip(grey, 0, 1).astype(np.float32), float(np.mean(apart > COLOUR_STEP))
+    return _grey_of_colours(picture)
+
+
+def _grey_of_colours(picture: Image) -> tuple[NDArray[np.float32], float]:
+    """As `_grey`, block by block: colours take four bytes a pixel as stored and sixteen as numbers."""
+    columns, rows = picture.size
+    grey = np.empty((rows, columns), np.float32)
+    coloured = 0
+    for top in range(0, rows, _BLOCK_ROWS):
+        block = picture.crop((0, top, columns, min(rows, top + _BLOCK_ROWS)))
+        channels = np.asarray(block.convert("RGBA"), np.uint8)
+        colours = channels[..., :3].astype(np.float32) / 255 * (channels[..., 3:].astype(np.float32) / 255)
+        coloured += int(np.count_nonzero(np.ptp(colours, axis=2) > COLOUR_STEP))
+        grey[top : top + _BLOCK_ROWS] = colours @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+    return np.clip(grey, 0, 1, out=grey), coloured / grey.size
 
 
 def require_size(place: Place, rows: int, columns: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from pneumoscope.errors import InputError, PneumoscopeError, ReadError
+from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
 from pneumoscope.io.masks import CODE as MASK_CODE
@@ -50,7 +51,13 @@ def read_volume(
     return _read_file(start, kind, series, intensity, case)
 
 
-def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, threshold: float | None = None) -> Mask:
+def read_mask(
+    path: str | Path,
+    names: Mapping[int, str] | None = None,
+    *,
+    threshold: float | None = None,
+    scan: Grid | None = None,
+) -> Mask:
     """Labels of a .nii, .nii.gz, .nrrd, .mha or .mhd file.
 
     Rules, in this order:
@@ -66,6 +73,7 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
         path: the file, or a folder called ``X.nii`` that holds one.
         names: label numbers that are allowed, and what they mean.
         threshold: see rule 1.
+        scan: the grid of its scan, when that is known: a mask of more than twice its voxels is refused unread.
 
     Raises:
         ReadError: IN-MSK-069 for labels; IN-NII and IN-ITK codes for the file.
@@ -74,7 +82,7 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
     kind = "nifti" if start.is_dir() else require_kind(start)
     if kind in ("dicom", "zip"):
         raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=path)
-    stored = read_stored(start, kind, sparse=True)
+    stored = read_stored(start, kind, sparse=True, scan=scan)
     labels = labels_of(stored, threshold, names or {}, start)
     present = present_labels(labels)
     known = names if names is not None else stored.labels
@@ -89,7 +97,7 @@ def read_mask(path: str | Path, names: Mapping[int, str] | None = None, *, thres
     return Mask.from_native(laid_out(labels, stored.grid, np.uint8), stored.grid, {k: known[k] for k in sorted(known)})
 
 
-def read_lungs(path: str | Path) -> Mask:
+def read_lungs(path: str | Path, *, scan: Grid | None = None) -> Mask:
     """A lung mask; labels 1 and 2 without names in the file are taken as right and left, the house order.
 
     A mask with label 1 only stays a lung of no side. Masks of programs with another order must be relabelled before.
@@ -97,13 +105,17 @@ def read_lungs(path: str | Path) -> Mask:
     Raises:
         ReadError: see `read_mask`.
     """
-    mask = read_mask(path)
+    mask = read_mask(path, scan=scan)
     unnamed = dict(mask.names) == {1: "label 1", 2: "label 2"}
     return Mask(mask.labels, mask.grid, LUNG_LABELS) if unnamed else mask
 
 
 def read_mask_or_probability(
-    path: str | Path, threshold: float | None, read: Callable[[str | Path], Mask] | None = None
+    path: str | Path,
+    threshold: float | None,
+    read: Callable[..., Mask] | None = None,
+    *,
+    scan: Grid | None = None,
 ) -> Mask:
     """A mask of labels as `read_mask` takes it; one of probabilities or grey levels is cut at the threshold.
 
@@ -113,33 +125,35 @@ def read_mask_or_probability(
         path: the file.
         threshold: voxels above it become label 1; None refuses fractions.
         read: how labels are read; None for `read_mask`.
+        scan: as in `read_mask`.
 
     Raises:
         InputError: a threshold outside [0, 255).
         ReadError: see `read_mask`.
     """
     if threshold is None:
-        return (read or read_mask)(path)
+        return (read or read_mask)(path, scan=scan)
     require_threshold(threshold)
     try:
-        mask = (read or read_mask)(path)
+        mask = (read or read_mask)(path, scan=scan)
         if len(mask.names) <= MOST_LABELS:
             return mask
     except ReadError as problem:
         if problem.code != MASK_CODE:
             raise
-    return read_mask(path, threshold=threshold)
+    return read_mask(path, threshold=threshold, scan=scan)
 
 
-def read_stored(path: Path, kind: Kind, *, sparse: bool = False) -> Stored:
-    """One NIfTI, NRRD or MetaImage file, checked in form."""
+def read_stored(path: Path, kind: Kind, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
+    """One NIfTI, NRRD or MetaImage file, checked in form; `sparse` and `scan` as in `read_nifti`."""
     if kind == "nifti":
         from pneumoscope.io.nifti import read_nifti
 
-        return read_nifti(path, sparse=sparse)
+        return read_nifti(path, sparse=sparse, scan=scan)
     from pneumoscope.io.itk import read_metaimage, read_nrrd
 
-    return read_nrrd(path, sparse=sparse) if kind == "nrrd" else read_metaimage(path, sparse=sparse)
+    read = read_nrrd if kind == "nrrd" else read_metaimage
+    return read(path, sparse=sparse, scan=scan)
 
 
 def family_of(stored: Stored) -> str:

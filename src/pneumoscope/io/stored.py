@@ -7,6 +7,7 @@ truncation and damaged compression are the same for all of them. Rows are those 
 from __future__ import annotations
 
 import bz2
+import math
 import os
 import stat
 import zlib
@@ -23,14 +24,18 @@ from pneumoscope.errors import Finding, ReadError
 from pneumoscope.geometry import Grid, contiguous, reorient_array
 from pneumoscope.volume import RAS
 
-MAX_VOXELS = 2**31
-"""More voxels than any chest CT has (1290 cubed)."""
+MAX_VOXELS = 2**30
+"""More voxels than any chest CT has (1024 cubed)."""
 
-MAX_DEFLATE_RATIO = 1100
-"""Deflate cannot shrink further than about 1032 to 1: a header that promises more is lying."""
+MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1100, 45_000
+"""Deflate cannot shrink further than about 1032 to 1: a header that promises more is lying. Runs in bzip2 can."""
 
-BOMB_RATIO, BOMB_FLOOR_BYTES = 200, 256 * 2**20
-"""A scan that inflates more than 200-fold is refused once it is larger than 256 MiB."""
+BOMB_RATIO, BOMB_FLOOR_BYTES = 100, 64 * 2**20
+"""A scan that inflates more than 100-fold is refused once it is larger than 64 MiB: noise does not pack like that."""
+
+MASK_ROOM, BOMB_FLOOR_VOXELS = 2, 2**28
+"""A mask has at most twice the voxels of its scan. Where that is not known, one that inflates more than 100-fold is
+refused above 512 x 512 x 1024 voxels: empty masks pack as far as deflate goes."""
 
 MAX_TAIL_BYTES = 2**20
 """Bytes after the last voxel that are tolerated with a finding; more of them are refused."""
@@ -191,22 +196,39 @@ def read_up_to(source: Source | BinaryIO, n_bytes: int) -> bytes:
 
 
 def read_array(
-    source: Source | BinaryIO, shape: tuple[int, ...], dtype: np.dtype[np.generic], place: Place
+    source: Source | BinaryIO, shape: tuple[int, ...], dtype: np.dtype[np.generic], place: Place, *, sparse: bool
 ) -> NDArray[np.generic]:
     """Voxels in Fortran order. The stream must hold all of them.
+
+    A mask (`sparse`) is kept in one byte per voxel, whatever it is stored in, as long as it holds whole numbers from 0
+    to 255 only.
 
     Raises:
         ReadError: row 51, when it ends before.
     """
-    array: NDArray[Any] = np.empty(int(np.prod(shape, dtype=np.int64)), dtype)
-    view = array.view(np.uint8).data
-    got = 0
-    while got < len(view) and (part := source.read(min(CHUNK * 4, len(view) - got))):
-        view[got : got + len(part)] = part
-        got += len(part)
-    if got < len(view):
-        raise place.error(51, f"is cut off: {got} bytes of voxels, expected {len(view)}; fetch or export it again")
+    count = int(np.prod(shape, dtype=np.int64))
+    narrow = sparse and dtype.itemsize > 1
+    array: NDArray[Any] = np.empty(count, np.uint8 if narrow else dtype)
+    block = max(1, CHUNK * 4 // dtype.itemsize)
+    for start in range(0, count, block):
+        wanted = min(block, count - start)
+        data = read_up_to(source, wanted * dtype.itemsize)
+        if len(data) < wanted * dtype.itemsize:
+            got, all_bytes = start * dtype.itemsize + len(data), count * dtype.itemsize
+            raise place.error(51, f"is cut off: {got} bytes of voxels, expected {all_bytes}; fetch or export it again")
+        values = np.frombuffer(data, dtype)
+        if narrow and not _are_bytes(values):
+            narrow = False
+            wide: NDArray[Any] = np.empty(count, dtype)
+            wide[:start] = array[:start]
+            array = wide
+        array[start : start + wanted] = values
     return array.reshape(shape, order="F")
+
+
+def _are_bytes(values: NDArray[Any]) -> bool:
+    with np.errstate(invalid="ignore"):  # NaN and numbers without a byte
+        return bool(np.array_equal(values.astype(np.uint8), values))
 
 
 def laid_out(array: NDArray[Any], native: Grid, dtype: type[np.generic]) -> NDArray[Any]:
@@ -238,32 +260,44 @@ def read_tail(source: Source | BinaryIO, place: Place) -> tuple[Finding, ...]:
     return (place.note(52, f"{extra} bytes after the image were ignored", "info"),) if extra else ()
 
 
-def check_budget(place: Place, shape: tuple[int, ...], itemsize: int, packed_bytes: int | None, *, sparse: bool) -> int:
+def check_budget(
+    place: Place,
+    shape: tuple[int, ...],
+    itemsize: int,
+    packed: tuple[int, int] | None,
+    *,
+    sparse: bool,
+    scan: Grid | None,
+) -> int:
     """Bytes of voxels, once they are known to be affordable. Nothing is allocated before this.
 
     Args:
         place: the file, for messages.
         shape: sizes from the header, each at least 1.
         itemsize: bytes per voxel.
-        packed_bytes: size of the compressed file, or None when it is not compressed.
-        sparse: masks are allowed to compress without bound.
+        packed: size of the compressed file and how often its codec can shrink data, or None when it is not compressed.
+        sparse: a mask, which is allowed to compress without bound up to `BOMB_FLOOR_VOXELS`.
+        scan: the mask's scan, when it is known.
 
     Raises:
         ReadError: row 54 (more voxels or memory than there can be), row 51 (the file cannot hold them), row 55 (bomb).
     """
-    voxels = 1
-    for size in shape:
-        voxels *= int(size)
+    voxels = math.prod(shape)
     n_bytes = voxels * itemsize
     sizes = " x ".join(map(str, shape))
+    if scan is not None and voxels > MASK_ROOM * math.prod(scan.shape):
+        raise place.error(54, f"the header asks for {sizes} voxels, its scan has {' x '.join(map(str, scan.shape))}")
     if voxels > MAX_VOXELS:
         raise place.error(54, f"the header asks for {sizes} voxels, more than any chest CT has; it is damaged")
-    if packed_bytes is not None:
-        if n_bytes > max(packed_bytes, 64) * MAX_DEFLATE_RATIO:
-            raise place.error(51, f"{packed_bytes} compressed bytes cannot hold {sizes} voxels ({n_bytes} bytes)")
-        if not sparse and n_bytes > BOMB_FLOOR_BYTES and n_bytes > packed_bytes * BOMB_RATIO:
+    if packed is not None:
+        size, ratio = packed
+        if n_bytes > max(size, 64) * ratio:
+            raise place.error(51, f"{size} compressed bytes cannot hold {sizes} voxels ({n_bytes} bytes)")
+        large = scan is None and voxels > BOMB_FLOOR_VOXELS if sparse else n_bytes > BOMB_FLOOR_BYTES
+        if large and n_bytes > size * BOMB_RATIO:
+            what = "mask" if sparse else "scan"
             raise place.error(
-                55, f"inflates {n_bytes // packed_bytes}-fold to {n_bytes >> 20} MiB, no scan does; it is hostile"
+                55, f"inflates {n_bytes // size}-fold to {n_bytes >> 20} MiB, no {what} does; it is hostile"
             )
     need = n_bytes + voxels * (2 if sparse else 8)
     free = available_bytes()

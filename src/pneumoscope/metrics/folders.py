@@ -251,7 +251,8 @@ def _score_pair(pair: Pair, sides: tuple[Side, Side], terms: _Terms) -> dict[str
 
     if pair.prediction is None or pair.reference is None:
         raise InputError(pair.missing)
-    found, drawn = (read_mask_or_probability(path, terms.threshold) for path in (pair.prediction, pair.reference))
+    drawn = read_mask_or_probability(pair.reference, terms.threshold)
+    found = read_mask_or_probability(pair.prediction, terms.threshold, scan=drawn.grid)
     drawn.grid.require_same_space(found.grid, f"the prediction {pair.prediction}")
     names_found = sides[0].names_of(found, drawn.names)
     labels, note = comparable_labels(names_found, sides[1].names_of(drawn, names_found))
