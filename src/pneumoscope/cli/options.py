@@ -6,20 +6,24 @@ A verb asks for the ones it honours, and gets them as one `Common`::
     @common_options("device", "precision", "overwrite")
     def segment(out: Path, common: Common) -> None: ...
 
-``--json``, ``--quiet`` and ``--debug`` come with every verb.
+``--json``, ``--quiet`` and ``--debug`` come with every verb. The options of one verb are fields of a dataclass
+(`pneumoscope.options`); ``options=SegmentOptions`` gives them to the verb and passes one object of that class on.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from pneumoscope.experiments.sheet import MAX_SEED
+from pneumoscope.options import Rules, options_of
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PRECISIONS = ("auto", "fp32", "bf16")
@@ -97,30 +101,95 @@ def new_group(help_text: str) -> typer.Typer:
     return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options `names` (and `ALWAYS`), gathered into its parameter ``common``."""
+def common_options(*names: str, options: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options `names` (and `ALWAYS`), gathered into its parameter ``common``.
+
+    With `options`, a dataclass, its options too, gathered into the parameter ``options``; fields of it that are common
+    options (a device, say) take their values from those.
+    """
     wanted = [name for name in _ANNOTATIONS if name in names or name in ALWAYS]
     assert set(names) <= set(_ANNOTATIONS), names
+    shared_fields = {f.name for f in fields(options)} & set(wanted) if options else set()
+    parameters = [] if options is None else _parameters_of(options)
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         def call(**values: Any) -> None:
             common = Common(**{name: values.pop(name) for name in wanted})
+            if options is not None:
+                own = {p.name: _passed_on(options, p.name, values.pop(p.name)) for p in parameters}
+                values["options"] = options(**own, **{name: getattr(common, name) for name in shared_fields})
             verb(**values, common=common)
 
         signature = inspect.signature(verb, eval_str=True)
-        own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in signature.parameters.items() if name != "common"]
+        gathered = ("common", "options") if options else ("common",)
+        own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in signature.parameters.items() if name not in gathered]
         shared = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=getattr(Common, name), annotation=_ANNOTATIONS[name]
             )
             for name in wanted
         ]
+        together = [*own, *parameters, *shared]
         call.__name__, call.__doc__, call.__module__ = verb.__name__, verb.__doc__, verb.__module__
-        call.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        call.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+        call.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in together}
         return call
 
     return decorate
+
+
+def _parameters_of(kind: type) -> list[inspect.Parameter]:
+    """The options of a dataclass as parameters that typer reads."""
+    hints = get_type_hints(kind)
+    result = []
+    for name, (item, rules) in options_of(kind).items():
+        annotation: Any = _plain_type(hints[name], rules)
+        choices = [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
+        default = _listed(item.default) if annotation == list[str] else item.default
+        flags = rules.flags or (_flag(name, hints[name], default),)
+        declared = typer.Option(
+            *flags,
+            metavar=rules.metavar or ("|".join(choices) if choices else None),
+            help=rules.help,
+            min=rules.low,
+            max=rules.high,
+        )
+        kept: Any = Annotated[annotation if default is not None else Optional[annotation], declared]  # noqa: UP045
+        result.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kept))
+    return result
+
+
+def _listed(default: Any) -> list[str]:
+    return [default] if isinstance(default, str) else list(default)
+
+
+def _flag(name: str, hint: Any, default: Any) -> str:
+    """``--name``; a switch that is on, or undecided, by default can be turned off."""
+    flag = f"--{name.replace('_', '-')}"
+    is_switch = hint is bool or (get_origin(hint) in (Union, UnionType) and bool in get_args(hint))
+    return f"{flag}/--no-{flag[2:]}" if is_switch and default is not False else flag
+
+
+def _plain_type(hint: Any, rules: Rules) -> Any:
+    """A type that typer knows for the annotation of a field."""
+    parts = [hint]
+    if get_origin(hint) in (Union, UnionType):
+        parts = [part for part in get_args(hint) if part is not NoneType]
+    if any(get_origin(part) in (tuple, list) or get_origin(part) is Sequence for part in parts):
+        return list[str]
+    if Path in parts:
+        return Path if rules.file and not rules.metavar.startswith("NAME") else str
+    return parts[0]
+
+
+def _passed_on(kind: type, name: str, value: Any) -> Any:
+    """A value from the command line as the field takes it: lists as tuples, or their one item if the default is one."""
+    if not isinstance(value, list):
+        return value
+    item, rules = options_of(kind)[name]
+    parts = [part.strip() for one in value for part in one.split(",")] if rules.commas else value
+    unique = tuple(dict.fromkeys(parts)) if rules.commas else tuple(parts)
+    return unique[0] if isinstance(item.default, str) and len(unique) == 1 else unique
 
 
 def pairs(values: list[str], option: str) -> dict[str, str]:

@@ -1,0 +1,62 @@
+"""An option exists once: a dataclass field with its help, from which command line, Python and `run.json` follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is known of an option beside its type and default.
+
+    Attributes:
+        help: one or two sentences, for the command line and the reference.
+        metavar: what stands for the value in the help; made from the type where empty.
+        flags: names on the command line; made from the field's name where empty.
+        file: the value is a path of the user's machine; records hold its last part only.
+        single: the value is for one scan and refused with several.
+        low, high: inclusive bounds of a number.
+        commas: a list may also be given as one value with commas.
+    """
+
+    help: str
+    metavar: str = ""
+    flags: tuple[str, ...] = ()
+    file: bool = False
+    single: bool = False
+    low: float | None = None
+    high: float | None = None
+    commas: bool = False
+
+
+def option(default: Any, help_text: str, **rules: Any) -> Any:
+    """A dataclass field that is an option; `rules` are fields of `Rules`."""
+    return field(default=default, metadata={"option": Rules(help_text, **rules)})
+
+
+def options_of(kind: Any) -> dict[str, tuple[Field[Any], Rules]]:
+    """The options of a dataclass, or of an instance, by name in their order; other fields are left out."""
+    return {f.name: (f, f.metadata["option"]) for f in fields(kind) if "option" in f.metadata}
+
+
+def single_scan_values(options: Any) -> dict[str, Any]:
+    """Values of the options that are for one scan, by name."""
+    return {name: getattr(options, name) for name, (_, rules) in options_of(options).items() if rules.single}
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """All fields as plain values for `run.json`; of paths the last part only: a record tells nothing of the machine."""
+    files = {name for name, (_, rules) in options_of(options).items() if rules.file}
+    values = {item.name: getattr(options, item.name) for item in fields(options)}
+    return {name: _last_part(value) if name in files else value for name, value in values.items()}
+
+
+def _last_part(path: Any) -> Any:
+    """The name of a file or of each of several; a list of one is that one."""
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        names = [Path(one).name for one in path]
+        return names[0] if len(names) == 1 else names
+    return Path(path).name if path else path

@@ -1,0 +1,79 @@
+"""Options are declared once, as fields of a dataclass; the command line follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.options import option, recorded, single_scan_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    model: str | Path | Sequence[str | Path] = option("infiltrate", "The model.", metavar="NAME|DIR", file=True)
+    lungs: str | Path | None = option(None, "A lung mask.", metavar="MASK", file=True, single=True)
+    intensity: Literal["auto", "hu"] = option("auto", "What is taken for Hounsfield units.")
+    mirror: bool | None = option(None, "Also mirrored.")
+    fast: bool = option(False, "Masks only.")
+    heat: bool = option(True, "Heat maps.", flags=("--heatmaps/--no-heatmaps",))
+    save: Sequence[str] = option((), "More files.", commas=True)
+    threshold: float | None = option(None, "Of probability masks.", low=0, high=1)
+    device: str = "auto"
+
+
+def call(*words: str) -> Any:
+    """The options that a verb gets, or the text of the refusal."""
+    app, got = new_group(""), []
+
+    @app.command()
+    @common_options("device", options=Made)
+    def verb(out: Annotated[str, typer.Option("--out")], common: Common, options: Made) -> None:
+        got.append(options)
+
+    ended = CliRunner().invoke(app, ["--out", "o", *words])
+    return got[0] if got else ended.output
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert call() == Made()
+
+
+def test_every_kind_of_value_arrives() -> None:
+    assert call(
+        "--model", "a", "--model", "b", "--lungs", "x/l.nii", "--intensity", "hu", "--no-mirror", "--fast",
+        "--no-heatmaps", "--save", "vti,mesh", "--save", "vti", "--threshold", "0.4", "--device", "cpu",
+    ) == Made(
+        model=("a", "b"), lungs=Path("x/l.nii"), intensity="hu", mirror=False, fast=True, heat=False,
+        save=("vti", "mesh"), threshold=0.4, device="cpu",
+    )  # fmt: skip
+    assert call("--model", "a").model == "a"
+
+
+@pytest.mark.parametrize(
+    "words", [("--intensity", "grey"), ("--threshold", "1.5"), ("--no-fast",), ("--device", "tpu")]
+)
+def test_what_no_field_allows_is_a_usage_error(words: tuple[str, ...]) -> None:
+    assert words[0] in call(*words) or "Error" in call(*words)
+
+
+def test_help_is_that_of_the_fields() -> None:
+    text = call("--help")
+    for part in ("NAME|DIR", "A lung mask.", "auto|hu", "--mirror", "--no-mirror", "--heatmaps", "Masks only."):
+        assert part in text
+
+
+def test_a_record_holds_no_folders() -> None:
+    made = Made(model=("a/b/one", "two"), lungs=Path("/home/somebody/l.nii.gz"))
+    assert recorded(made) == {
+        "model": ["one", "two"], "lungs": "l.nii.gz", "intensity": "auto", "mirror": None, "fast": False, "heat": True,
+        "save": (), "threshold": None, "device": "auto",
+    }  # fmt: skip
+    assert recorded(Made(model=("a/b",)))["model"] == "b"
+    assert single_scan_values(made) == {"lungs": made.lungs}
