@@ -33,7 +33,7 @@ from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices
-from pneumoscope.study.volumes_run import run_volume_study
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.volumes_tables import subject_of
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
@@ -93,7 +93,7 @@ def study(recipe: str, what: str, listed: Path, out: Path, settings: list[str], 
     classes = ["preparation.classes=lungs"] if what == "lungs" else []
     plan = with_overrides(build_volume_recipe(recipe), [*fixed, *classes, *settings])
     data = {plan.train_set.name: listed}
-    return run_volume_study(plan, out, data=data, resume=resume, device=device, progress=tell)
+    return run_study(plan, out, data=data, resume=resume, device=device, progress=tell)
 
 
 def main() -> None:

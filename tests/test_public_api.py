@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 import pneumoscope as ps
-from pneumoscope.study import run as study_run
+from pneumoscope.study import engine
 
 AFFINE = np.array([[-0.5, 0, 0.1, 10], [0, -0.8, 0, 20], [0.1, 0, 1.2, -30], [0, 0, 0, 1]])
 SHAPE = (16, 18, 8)
@@ -101,7 +102,12 @@ def test_segment_without_the_model_says_which_there_are(files):
 
 def test_run_study_hands_over_the_changed_recipe(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(study_run, "run_study", lambda *args, **kwargs: calls.append((args, kwargs)))
+
+    def run(*args, **kwargs):
+        calls.append((args, kwargs))
+        return SimpleNamespace(require_accepted=lambda: None)
+
+    monkeypatch.setattr(engine, "run_study", run)
     ps.run_study("maganaris-2022b", out=tmp_path, settings=["training.seed=9"], data={"1": "x"}, resume=True)
     [((experiment, out), options)] = calls
     assert experiment.training.seed == 9

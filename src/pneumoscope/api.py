@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from pneumoscope.inference.segment import Segmentation
     from pneumoscope.metrics.folders import Evaluation
     from pneumoscope.severity.measure import Severity
-    from pneumoscope.study.run import StudyResult
-    from pneumoscope.study.volumes_run import VolumeStudyResult
-    from pneumoscope.study.xray_run import XrayResult
+    from pneumoscope.study.base import StudyResult
     from pneumoscope.volume import Mask, Radiograph, Volume
 
 
@@ -198,75 +196,35 @@ def run_study(
     recipe: str | Experiment | VolumeExperiment | XrayExperiment,
     *,
     out: str | Path,
-    data: Mapping[str, str | Path] | None = None,
-    synthetic: bool = False,
     settings: Sequence[str] = (),
     seed: int | None = None,
     seeds: int | None = None,
-    lungs: Mapping[str, str | Path] | None = None,
-    accept_if_forgetting_below: float | None = None,
-    device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    jobs: int = 1,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress = silent,
-) -> StudyResult | VolumeStudyResult | XrayResult:
+    **options: Any,
+) -> StudyResult:
     """Run a recipe: train the stages, score each on every test set, report.
 
     Args:
         recipe: a name of `pneumoscope study list`, or an experiment.
         out: the study folder to write.
-        data: data set name -> its folder.
-        synthetic: run on synthetic scans instead of `data` (CT only); tables, figures and page then say so.
         settings: changes as ``key=value``, as for ``--set``.
         seed: of everything drawn at random; None leaves those of the recipe.
         seeds: trainings of a study of radiographs, each with its own draw and split.
-        lungs: data set name -> folder of lung masks made elsewhere (studies on slices only).
-        accept_if_forgetting_below: refuse retrained models that lost as much F1 on an earlier set (slices only).
-        device: auto, cpu, cuda, cuda:N or mps.
         precision: of trainings; auto leaves that of the recipe.
-        jobs: processes for stages that do not wait for each other (slices only).
-        resume: continue the study in `out`.
-        overwrite: remove the study in `out` and start again.
-        progress: called as the work advances.
+        options: fields of `pneumoscope.study.base.StudyOptions`: data, synthetic, resume, overwrite, device, jobs,
+            lungs, accept_if_forgetting_below, progress.
 
     Raises:
         InputError: no such recipe or key, a value out of bounds, a folder that is not the data set, neither data nor
             `synthetic`, or an option of another kind of study.
         RunError: a training failed, or a model was refused by `accept_if_forgetting_below`.
     """
-    from pneumoscope.errors import InputError
-    from pneumoscope.experiments.access import configured, with_overrides
     from pneumoscope.experiments.registry import build_any
-    from pneumoscope.experiments.volumes import VolumeExperiment
-    from pneumoscope.experiments.xray_schema import XrayExperiment
-    from pneumoscope.study import guard, run, volumes_run, xray_run
+    from pneumoscope.study import engine
 
-    experiment = build_any(recipe) if isinstance(recipe, str) else recipe
-    experiment = configured(experiment, settings, seed=seed, precision=precision)
-    limit = accept_if_forgetting_below
-    for_slices = {"jobs": jobs > 1, "lungs": bool(lungs), "accept_if_forgetting_below": limit is not None}
-    on_slices = not isinstance(experiment, (VolumeExperiment, XrayExperiment))
-    unusable = [name for name, given in for_slices.items() if given and not on_slices]
-    if seeds is not None and not isinstance(experiment, XrayExperiment):
-        unusable.append("seeds")
-    if unusable:
-        raise InputError(f"{unusable[0]} is not for {experiment.recipe}, a study of another kind; leave it out")
-    if limit is not None:
-        guard.require_limit(limit)
-    common: dict[str, Any] = {
-        "data": {name: Path(root) for name, root in (data or {}).items()},
-        "synthetic": synthetic, "resume": resume, "overwrite": overwrite, "device": device, "progress": progress,
-    }  # fmt: skip
-    if isinstance(experiment, VolumeExperiment):
-        return volumes_run.run_volume_study(experiment, Path(out), **common)
-    if isinstance(experiment, XrayExperiment):
-        repeated = [] if seeds is None else [f"training.repeats={seeds}"]
-        return xray_run.run_xray_study(with_overrides(experiment, repeated), Path(out), **common)
-    result = run.run_study(experiment, Path(out), jobs=jobs, lungs=lungs, **common)
-    if limit is not None:
-        guard.enforce(result, limit, lambda: None)
+    experiment = build_any(recipe, settings, seed=seed, seeds=seeds, precision=precision)
+    result = engine.run_study(experiment, out, **options)
+    result.require_accepted()
     return result
 
 

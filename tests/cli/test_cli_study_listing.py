@@ -71,5 +71,5 @@ def test_show_names_the_misprints_and_every_printed_number(cli):
 
 
 def test_options_of_other_studies_are_refused_on_volumes(cli, tmp_path):
-    cli("study", "run", "mueller-2021-small", "-o", tmp_path / "x", "--seeds", 2).refused("not for studies on volumes")
+    cli("study", "run", "mueller-2021-small", "-o", tmp_path / "x", "--seeds", 2).refused("studies of radiographs")
     cli("study", "run", "mueller-2021", "-o", tmp_path / "x", "--data", f"an2020={tmp_path}").refused("covid19ctseg")

@@ -6,14 +6,14 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access, schema
 from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.experiments.registry import RECIPES, build_recipe
+from pneumoscope.experiments.registry import RECIPES, build_any
 from pneumoscope.experiments.sheet import OUR_CHOICE, revise
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_value_has_a_source(name):
-    rows = access.describe(build_recipe(name))
+    rows = access.describe(build_any(name))
     assert len(rows) > 80
     for row in rows:
         said = row["source"]
@@ -29,7 +29,7 @@ def test_every_value_has_a_source(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_json_round_trip_is_equal(name):
-    experiment = build_recipe(name)
+    experiment = build_any(name)
     again = access.from_json(json.loads(json.dumps(access.to_json(experiment))))
     assert again == experiment
 
@@ -76,7 +76,7 @@ def test_set_reaches_a_value_and_says_who_set_it(text, key, value):
 
 def test_set_reaches_every_value_of_every_recipe():
     for name in RECIPES:
-        experiment = build_recipe(name)
+        experiment = build_any(name)
         for row in access.describe(experiment):
             raw = "none" if row["value"] is None else json.dumps(row["value"]).strip('"')
             again = access.with_overrides(experiment, [f"{row['key']}={raw}"])
@@ -151,4 +151,4 @@ def test_losses_are_known_to_training():
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="did you mean maganaris-2022b"):
-        build_recipe("maganaris-2022")
+        build_any("maganaris-2022")

@@ -8,12 +8,12 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access
 from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.experiments.registry import RECIPES, build_recipe
+from pneumoscope.experiments.registry import RECIPES, build_any
 from pneumoscope.experiments.systems import OWN_SYSTEMS, volume_system
 from pneumoscope.experiments.transfer import transfer_slices
 from pneumoscope.experiments.transfer_systems import transfer_systems, transfer_systems_small
 from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, build_volume_recipe
-from pneumoscope.study.folder import _only_grown
+from pneumoscope.study.folder import start
 
 PATIENTS = "split.by=patient"
 
@@ -107,7 +107,7 @@ def test_a_system_that_no_stage_names_is_not_kept():
 
 def test_an_experiment_written_before_systems_existed_is_read_and_unchanged():
     for name in RECIPES:
-        plan = build_recipe(name)
+        plan = build_any(name)
         if plan.systems:
             continue
         old = json.loads(json.dumps(access.to_json(plan)))
@@ -122,12 +122,14 @@ def test_an_experiment_written_before_systems_existed_is_read_and_unchanged():
         assert {stage.system for stage in read.stages.chain} == {"slices"}
 
 
-def test_a_finished_study_may_be_given_a_system_more():
+def test_a_finished_study_may_be_given_a_system_more(tmp_path):
     plan = transfer_systems_small()
     chain = tuple(stage for stage in plan.stages.chain if stage.system != "bressem-2021-small")
     before = replace(plan, stages=replace(plan.stages, chain=chain))
-    assert _only_grown(before, plan)
-    assert not _only_grown(plan, before)
+    start(before, tmp_path)
+    start(plan, tmp_path, resume=True)
+    with pytest.raises(InputError, match="other settings"):
+        start(before, tmp_path, resume=True)
 
 
 def test_the_recipes_ask_the_same_of_every_system():

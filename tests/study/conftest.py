@@ -3,7 +3,7 @@
 import pytest
 from made_up_hospitals import make_scan, small_experiment, three_hospitals
 
-from pneumoscope.study.run import run_study
+from pneumoscope.study.engine import run_study
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def small():
 def hospitals(monkeypatch):
     """A study reads the made-up hospitals. Change the returned mapping to change them."""
     cases = three_hospitals()
-    monkeypatch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
+    monkeypatch.setattr("pneumoscope.study.lungs.find_cases", lambda *args, **kwargs: cases)
     return cases
 
 
@@ -38,5 +38,5 @@ def whole(tmp_path_factory):
     """One undisturbed study, shared by tests that only look at it."""
     with pytest.MonkeyPatch.context() as patch:
         cases = three_hospitals()
-        patch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
+        patch.setattr("pneumoscope.study.lungs.find_cases", lambda *args, **kwargs: cases)
         return run_study(small_experiment(), tmp_path_factory.mktemp("whole") / "study", synthetic=True)

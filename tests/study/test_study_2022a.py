@@ -9,8 +9,8 @@ from made_up_hospitals import SMALL, make_cases
 from pneumoscope.errors import RunError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris_2022a import two_channel
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.guard import enforce
-from pneumoscope.study.run import run_study
 from pneumoscope.study.scoring import read_per_case
 
 
@@ -19,7 +19,7 @@ def study(tmp_path_factory):
     plan = with_overrides(two_channel(), [*SMALL, "split.shortage=proportional", "split.held_out_share=0.3"])
     with pytest.MonkeyPatch.context() as patch:
         cases = {n: make_cases(n) for n in (1, 2)}
-        patch.setattr("pneumoscope.study.run.find_cases", lambda *args, **kwargs: cases)
+        patch.setattr("pneumoscope.study.lungs.find_cases", lambda *args, **kwargs: cases)
         return run_study(plan, tmp_path_factory.mktemp("a") / "study", synthetic=True)
 
 

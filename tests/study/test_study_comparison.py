@@ -10,7 +10,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris import four_channel
 from pneumoscope.study.comparison import COLUMNS, compare, compare_studies, read_runs, sentence
-from pneumoscope.study.folder import begin
+from pneumoscope.study.folder import start
 from pneumoscope.study.scoring import write_per_case
 
 BASE = {"Tr1": (0.8, 0.5, 0.4), "Tr1_R_2": (0.7, 0.7, 0.4), "Tr1_R_2_R_3": (0.3, 0.5, 0.6)}
@@ -24,7 +24,7 @@ def make_run(folder, values, strategy="plain", seed=0, *, settings=()):
         four_channel(),
         [f"strategy.name={strategy}", f"training.seed={seed}", "scoring.interval_resamples=200", *settings],
     )
-    begin(plan, folder)
+    start(plan, folder)
     parts = []
     for stage, row in {**values, **OTHERS}.items():
         for test, f1 in zip((1, 2, 3), row, strict=True):
@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(InputError, match="repeats plain"):
         read_runs([one, again])
     begun = tmp_path / "begun"
-    begin(with_overrides(four_channel(), ["training.seed=7"]), begun)
+    start(with_overrides(four_channel(), ["training.seed=7"]), begun)
     with pytest.raises(InputError, match="without per_case"):
         read_runs([begun])
 

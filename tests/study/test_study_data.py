@@ -8,7 +8,7 @@ from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
-from pneumoscope.experiments.registry import build_recipe
+from pneumoscope.experiments.registry import build_any
 from pneumoscope.io import write_mask
 from pneumoscope.study.data import (
     build_set,
@@ -179,7 +179,7 @@ def test_lungs_from_elsewhere_are_laid_on_the_scans_of_one_set(hospitals, tmp_pa
     with pytest.raises(InputError, match="--lungs mosmet: fits 0 sets"):
         lung_folders(full, {"mosmet": tmp_path})
     with pytest.raises(InputError, match="8-bit pictures"):
-        lung_folders(build_recipe("transfer-slices"), {"coronacases": tmp_path})
+        lung_folders(build_any("transfer-slices"), {"coronacases": tmp_path})
 
 
 def test_the_shipped_lung_model_can_supply(small, hospitals, tmp_path, monkeypatch):

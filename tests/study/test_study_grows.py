@@ -7,8 +7,8 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.sheet import revise
-from pneumoscope.study.folder import begin
-from pneumoscope.study.run import run_study
+from pneumoscope.study.engine import run_study
+from pneumoscope.study.folder import start
 
 
 def part_of(plan, sets, stages):
@@ -43,8 +43,8 @@ def test_a_new_set_and_a_new_stage_cost_their_own_cells(small, hospitals, tmp_pa
 
 
 def test_a_study_may_grow_but_not_shrink_or_change(small, tmp_path):
-    begin(part_of(small, 2, 2), tmp_path)
-    begin(part_of(small, 3, 3), tmp_path, resume=True)
+    start(part_of(small, 2, 2), tmp_path)
+    start(part_of(small, 3, 3), tmp_path, resume=True)
     for other in (part_of(small, 2, 2), with_overrides(part_of(small, 3, 3), ["training.seed=5"])):
         with pytest.raises(InputError, match="other settings"):
-            begin(other, tmp_path, resume=True)
+            start(other, tmp_path, resume=True)

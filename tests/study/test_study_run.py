@@ -9,8 +9,8 @@ from made_up_hospitals import make_cases
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.study.demo import run_demo
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.matrix import COLUMNS, PER_CASE_COLUMNS, build_matrix
-from pneumoscope.study.run import run_study
 from pneumoscope.study.scoring import read_per_case
 
 TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")

@@ -14,16 +14,16 @@ from made_up_hospitals import SMALL, make_cases
 
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.registry import build_recipe
+from pneumoscope.experiments.registry import build_any
 from pneumoscope.experiments.transfer import transfer_slices
 from pneumoscope.models.cards import read_card
 from pneumoscope.models.weights import load_model
 from pneumoscope.study.forecast import forecast
 from pneumoscope.study.grey import shrink, square, stack_of_case
 from pneumoscope.study.lung_effect import lung_effect, mean_dice
+from pneumoscope.study.lungs import open_sets
 from pneumoscope.study.plan import guard_steps
 from pneumoscope.study.predictions import predict_stage, read_predictions
-from pneumoscope.study.run import open_sets
 from pneumoscope.study.strategies import Trainer, read_kept
 
 TINY = [
@@ -212,7 +212,7 @@ def test_teachers_and_fisher_information_are_counted_beside_the_steps():
     teachers = 2 * (12 * 400 / 8) / 3  # two lwf trainings of 12 epochs of 400 slices in batches of 8
     fisher = (40 + (40 + 24)) / 8  # the second ewc stage has two before it, the smaller set gives all it has
     assert guard_steps(plan, slices) == pytest.approx(teachers + fisher)
-    assert guard_steps(build_recipe("maganaris-2022b"), slices) == 0
+    assert guard_steps(build_any("maganaris-2022b"), slices) == 0
 
 
 def test_statistics_are_asked_of_a_network_that_has_some(made, tmp_path):
@@ -284,7 +284,7 @@ import sys
 from dataclasses import replace
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.transfer import transfer_slices
-from pneumoscope.study.run import run_study
+from pneumoscope.study.engine import run_study
 from pneumoscope.study import figures
 
 figures.redraw = figures.write_examples = lambda *args: None

@@ -10,10 +10,10 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import describe, with_overrides
 from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.geometry import Grid
+from pneumoscope.study.engine import run_study
+from pneumoscope.study.report import write_report
 from pneumoscope.study.volumes_baseline import air_spaces, fit_threshold, threshold_labels
 from pneumoscope.study.volumes_data import find_volume_cases, model_jobs, patients_on_both_sides, volume_recipe
-from pneumoscope.study.volumes_report import write_volume_report
-from pneumoscope.study.volumes_run import run_volume_study
 from pneumoscope.study.volumes_score import predict_labels, score_pair
 from pneumoscope.study.volumes_tables import fold_medians, kept_epochs, paper_table, volume_matrix
 from pneumoscope.volume import Mask, Volume
@@ -110,7 +110,7 @@ def finished(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path_factory.getbasetemp() / "volumes-cache"))
     experiment = with_overrides(build_volume_recipe("mueller-2021-small"), MUELLER)
-    result = run_volume_study(experiment, tmp_path_factory.mktemp("study") / "run", device="cpu", synthetic=True)
+    result = run_study(experiment, tmp_path_factory.mktemp("study") / "run", device="cpu", synthetic=True)
     monkeypatch.undo()
     return result
 
@@ -149,9 +149,9 @@ def test_killed_and_resumed_ends_with_the_same_weights_and_scores(finished, tmp_
             raise Killed
 
     with pytest.raises(Killed):
-        run_volume_study(finished.experiment, tmp_path, device="cpu", progress=kill_in_the_second_model, synthetic=True)
+        run_study(finished.experiment, tmp_path, device="cpu", progress=kill_in_the_second_model, synthetic=True)
     first = (tmp_path / "stages/k2-f1/model.safetensors").stat().st_mtime_ns
-    run_volume_study(finished.experiment, tmp_path, device="cpu", resume=True, synthetic=True)
+    run_study(finished.experiment, tmp_path, device="cpu", resume=True, synthetic=True)
     assert (tmp_path / "stages/k2-f1/model.safetensors").stat().st_mtime_ns == first, "a finished model was made again"
     for name in ("per_case.csv", "folds.csv", "matrix.csv", "stages/k2-f1/model.safetensors",
                  "stages/k2-f2/model.safetensors", "stages/k2-f2/history.csv"):  # fmt: skip
@@ -161,16 +161,16 @@ def test_killed_and_resumed_ends_with_the_same_weights_and_scores(finished, tmp_
 @pytest.mark.slow
 def test_another_study_is_refused(finished):
     with pytest.raises(InputError, match="already holds a run"):
-        run_volume_study(finished.experiment, finished.folder, synthetic=True)
+        run_study(finished.experiment, finished.folder, synthetic=True)
     other = with_overrides(finished.experiment, ["training.seed=9"])
     with pytest.raises(InputError, match=r"training\.seed: 0 -> 9"):
-        run_volume_study(other, finished.folder, resume=True, synthetic=True)
+        run_study(other, finished.folder, resume=True, synthetic=True)
 
 
 @pytest.mark.slow
 def test_report_is_made_again_from_the_folder(finished):
     before = (finished.folder / "report.html").read_text()
-    assert write_volume_report(finished.folder).read_text() == before
+    assert write_report(finished.folder).read_text() == before
     assert "Synthetic data" in before
 
 
@@ -179,7 +179,7 @@ def test_phases_begin_where_the_one_before_ended(tmp_path):
     from safetensors.numpy import load_file
 
     experiment = with_overrides(build_volume_recipe("bressem-2021-small"), BRESSEM)
-    result = run_volume_study(experiment, tmp_path, device="cpu", synthetic=True)
+    result = run_study(experiment, tmp_path, device="cpu", synthetic=True)
     cards = {p.name: json.loads((p / "card.json").read_text()) for p in (tmp_path / "stages").glob("split-*")}
     assert set(cards) == {"split-decoder", "split-low", "split-high"}
     assert cards["split-low"]["started_from"].startswith("weights of split-decoder")

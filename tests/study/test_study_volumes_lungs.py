@@ -13,9 +13,9 @@ from pneumoscope.errors import DatasetError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.geometry import Grid
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.volumes_baseline import LUNG_AIR_HU, fit_air, fitted
 from pneumoscope.study.volumes_data import find_volume_cases, is_drawn
-from pneumoscope.study.volumes_run import run_volume_study
 from pneumoscope.study.volumes_score import structures
 from pneumoscope.volume import Mask, Volume
 
@@ -98,7 +98,7 @@ def test_a_list_of_own_scans_stands_in_for_a_set(own_list, tmp_path):
 @pytest.mark.slow
 def test_a_study_of_lungs_holds_every_scan_out_once(own_list, tmp_path):
     plan = with_overrides(build_volume_recipe("mueller-2021-small"), TINY)
-    result = run_volume_study(plan, tmp_path / "run", data={"covid19ctseg": own_list}, device="cpu")
+    result = run_study(plan, tmp_path / "run", data={"covid19ctseg": own_list}, device="cpu")
     per_case = pd.read_csv(result.folder / "per_case.csv")
     assert set(per_case["structure"]) == {"lungs"}
     assert sorted(per_case.loc[per_case["setting"] == "full", "case"]) == ["A-000", "A-001", "A-002"]

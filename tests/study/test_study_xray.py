@@ -16,12 +16,12 @@ from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.katsamenis import chest_xray
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.xray_arms import AS_PAPER, all_arms, balance, plain_recipe
 from pneumoscope.study.xray_data import Supply, list_cases, read_pool
 from pneumoscope.study.xray_honest import baselines, held_out, probes
 from pneumoscope.study.xray_logistic import choose_logistic, fit_logistic
 from pneumoscope.study.xray_report import findings, verdict
-from pneumoscope.study.xray_run import run_xray_study
 from pneumoscope.study.xray_scores import remedies
 from pneumoscope.study.xray_steps import resnet_frozen
 from pneumoscope.study.xray_trial import HEALTHY, SICK, Trial, make_trial
@@ -237,7 +237,7 @@ def test_one_source_of_covid_cannot_be_held_out(roots, tmp_path):
 )
 def test_data_that_are_missing_or_strange(tmp_path, given, words):
     with pytest.raises(InputError, match=words):
-        run_xray_study(small(), tmp_path / "run", data=given)
+        run_study(small(), tmp_path / "run", data=given)
     assert not (tmp_path / "run").exists()
 
 

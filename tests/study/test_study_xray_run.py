@@ -16,8 +16,8 @@ from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.katsamenis import chest_xray
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
-from pneumoscope.study.xray_report import write_xray_report
-from pneumoscope.study.xray_run import run_xray_study
+from pneumoscope.study.engine import run_study
+from pneumoscope.study.report import write_report
 
 SMALL = (
     "data.per_class_1=20,20,20",
@@ -49,7 +49,7 @@ TABLES = ("per_case.csv", "matrix.csv", "remedies.csv", "probes.csv")
 @pytest.fixture(scope="module")
 def done(roots, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("study") / "run"
-    run_xray_study(small(), out, data=roots, device="cpu")
+    run_study(small(), out, data=roots, device="cpu")
     return out
 
 
@@ -84,7 +84,7 @@ def test_remedies_networks_of_fewer_draws_are_counted_as_such(done, roots, tmp_p
     plan = small("honest.network_draws=1", "training.repeats=2", "training.stages=Model_1")
     settings["training"]["stages"] = ["Model_1"]
     (out / "experiment.json").write_text(json.dumps(settings))
-    table = run_xray_study(plan, out, data=roots, device="cpu", resume=True).remedies.set_index(["model", "arm"])
+    table = run_study(plan, out, data=roots, device="cpu", resume=True).tables["remedies"].set_index(["model", "arm"])
     assert not (out / "stages" / "Model_1_border_seed1").exists()
     assert (out / "stages" / "Model_1_seed1" / "done.json").is_file()
     assert table.loc[("Model_1", "border"), "draws"] == 1
@@ -106,7 +106,7 @@ def test_the_page_is_whole_offline_and_plain(done):
         assert words in page
     assert "http-equiv" in page
     assert "<script" not in page
-    assert write_xray_report(done).read_text() == page
+    assert write_report(done).read_text() == page
 
 
 class Killed(Exception):
@@ -137,8 +137,8 @@ def kill_in(what: str, call: int) -> Callable[..., None]:
 def test_a_killed_study_ends_with_the_same_bytes(done, roots, tmp_path, what, call):
     experiment, out = small(), tmp_path / "run"
     with pytest.raises(Killed):
-        run_xray_study(experiment, out, data=roots, device="cpu", progress=kill_in(what, call))
-    run_xray_study(experiment, out, data=roots, device="cpu", resume=True)
+        run_study(experiment, out, data=roots, device="cpu", progress=kill_in(what, call))
+    run_study(experiment, out, data=roots, device="cpu", resume=True)
     for name in TABLES:
         assert (out / name).read_bytes() == (done / name).read_bytes(), name
     for stage in ("Model_1_seed0", "Model_2_seed0", "Model_1_border_seed0"):
@@ -153,9 +153,9 @@ def test_more_seeds_go_on_with_a_finished_study(done, roots, tmp_path):
     before = (out / "stages" / "Model_1_seed0" / "model.safetensors").stat().st_mtime_ns
     more = small("training.stages=Model_1", "training.repeats=2")
     with pytest.raises(InputError, match=r"other settings \(training\.stages"):
-        run_xray_study(more, out, data=roots, device="cpu", resume=True)
+        run_study(more, out, data=roots, device="cpu", resume=True)
     more = small("training.repeats=2")
-    run_xray_study(more, out, data=roots, device="cpu", resume=True)
+    run_study(more, out, data=roots, device="cpu", resume=True)
     assert (out / "stages" / "Model_1_seed0" / "model.safetensors").stat().st_mtime_ns == before
     matrix = pd.read_csv(out / "matrix.csv")
     assert set(matrix["seed"]) == {"0", "1", "all"}
@@ -176,12 +176,10 @@ def test_model_3_from_a_local_file(roots, tmp_path):
         "honest.networks=none",
         "pictures.side=64",
     )
-    result = run_xray_study(
-        experiment, tmp_path / "run", data={**roots, "resnet50": tmp_path / "some.pth"}, device="cpu"
-    )
+    result = run_study(experiment, tmp_path / "run", data={**roots, "resnet50": tmp_path / "some.pth"}, device="cpu")
     card = json.loads((tmp_path / "run" / "stages" / "Model_3_seed0" / "card.json").read_text())
     assert "some.pth, which is no published file" in card["begun_from"]
     assert not any("Model_3" in line for line in result.left_out)
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="no file of weights"):
-        run_xray_study(experiment, tmp_path / "other", data={**roots, "resnet50": tmp_path / "bad.pth"}, device="cpu")
+        run_study(experiment, tmp_path / "other", data={**roots, "resnet50": tmp_path / "bad.pth"}, device="cpu")

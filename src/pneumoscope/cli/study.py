@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
-from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
-from pneumoscope.experiments.access import configured, describe
+from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.experiments.access import describe
 from pneumoscope.experiments.registry import ALL_RECIPES, build_any
-from pneumoscope.experiments.schema import Experiment
-from pneumoscope.experiments.volumes import VolumeExperiment
-from pneumoscope.experiments.xray_schema import XrayExperiment
 
 if TYPE_CHECKING:
-    from pneumoscope.study.run import StudyResult
+    from pneumoscope.study.base import StudyResult
 
 group = new_group("Transfer studies: the papers' experiments.")
 
@@ -53,7 +50,7 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
     Each line is a key that `study run --set KEY=VALUE` takes, its value and unit, and where it comes from: the paper's
     section or table, or our choice where the paper is silent. Misprints of the paper, and how each is read, follow.
     """
-    experiment = _experiment(recipe, settings, common)
+    experiment = build_any(recipe, settings or [], seed=common.seed, precision=common.precision)
     rows, about = describe(experiment), {"citation": experiment.citation, "notes": list(experiment.notes)}
     if common.json:
         say_json({"recipe": recipe, "summary": ALL_RECIPES[recipe].summary, **about, "values": rows})
@@ -122,50 +119,25 @@ def run(
     --resume. The study folder holds matrix.csv (one row per stage and test set, the paper's values beside ours),
     forgetting.csv, per_case.csv, the models, the curves and report.html.
     """
-    experiment = _experiment(recipe, settings, common)
-    roots = {name: Path(root) for name, root in pairs(data or [], "--data").items()}
-    ct_only = {
-        "--jobs": jobs > 1,
-        "--lungs": bool(lungs),
-        "--accept-if-forgetting-below": accept_if_forgetting_below is not None,
-    }
-    if isinstance(experiment, VolumeExperiment):
-        from pneumoscope.cli.study_volumes import run_volumes
+    from pneumoscope.study.engine import run_study
 
-        unusable = {**ct_only, "--seeds": seeds is not None}
-        run_volumes(experiment, out, roots, common, synthetic=synthetic, resume=resume, unusable=unusable)
-        return
-    if isinstance(experiment, XrayExperiment):
-        from pneumoscope.cli.study_xray import run_xray
-
-        run_xray(experiment, out, roots, common, synthetic=synthetic, seeds=seeds, resume=resume, ct_only=ct_only)
-        return
-    if seeds is not None:
-        raise typer.BadParameter("is for studies of radiographs; repeat this one with --seed N", param_hint="--seeds")
-    from pneumoscope.study.guard import require_limit
-    from pneumoscope.study.run import run_study
-
-    if accept_if_forgetting_below is not None:
-        require_limit(accept_if_forgetting_below)
-    with progress_for(common) as bars:
+    experiment = build_any(recipe, settings or [], seed=common.seed, seeds=seeds, precision=common.precision)
+    with progress_for(common) as progress:
         result = run_study(
             experiment,
             out,
-            data=roots,
+            data=pairs(data or [], "--data"),
             synthetic=synthetic,
             resume=resume,
             overwrite=common.overwrite,
             device=common.device,
             jobs=jobs,
             lungs=pairs(lungs or [], "--lungs"),
-            progress=bars,
+            accept_if_forgetting_below=accept_if_forgetting_below,
+            progress=progress,
         )
-    if accept_if_forgetting_below is None:
-        print_study(result, common)
-        return
-    from pneumoscope.study.guard import enforce
-
-    enforce(result, accept_if_forgetting_below, lambda: print_study(result, common))
+    print_study(result, common)
+    result.require_accepted()
 
 
 @group.command("report")
@@ -175,13 +147,9 @@ def report(
     common: Common,
 ) -> None:
     """Render a study's report again from what is on disk."""
-    from pneumoscope.study.folder import kind_of
     from pneumoscope.study.report import write_report
-    from pneumoscope.study.volumes_report import write_volume_report
-    from pneumoscope.study.xray_report import write_xray_report
 
-    writers = {"slices": write_report, "volumes": write_volume_report, "xray": write_xray_report}
-    page = writers[kind_of(folder)](folder)
+    page = write_report(folder)
     if common.json:
         say_json({"report": page})
     else:
@@ -189,40 +157,19 @@ def report(
 
 
 def print_study(result: StudyResult, common: Common) -> None:
-    """The matrix, ours beside the paper's, and the page to open."""
+    """The table that matters most, what was left out, and the page to open."""
     if common.json:
-        say_json(
-            {
-                "folder": result.folder,
-                "report": result.report,
-                "case": result.case_folder,
-                "matrix": result.matrix.to_dict(orient="records"),
-                "forgetting": result.forgetting.to_dict(orient="records"),
-                "transfer": result.transfer,
-                "seconds": result.seconds,
-            }
-        )
+        tables = {name: table.to_dict(orient="records") for name, table in result.tables.items()}
+        facts = {"left_out": list(result.left_out), "seconds": result.seconds}
+        say_json({"folder": result.folder, "report": result.report, "case": result.case_folder, **tables, **facts})
         return
-    rows = [
-        (
-            row["name"],
-            number(row["f1"]),
-            interval(row["f1_low"], row["f1_high"]),
-            number(row["paper_f1"]),
-        )
-        for row in result.matrix.to_dict(orient="records")
-    ]
-    say_table(("stage and test set", "f1", "95 % interval", "paper"), rows)
+    columns, rows = result.shown
+    say_table(columns, [[number(value) if isinstance(value, float) else value for value in row] for row in rows])
+    for line in result.left_out:
+        say(f"left out: {line}")
     if result.case_folder:
         say(f"case: {result.case_folder / 'report.html'}")
     say(f"report: {result.report}")
-
-
-def _experiment(
-    recipe: str, settings: list[str] | None, common: Common
-) -> Experiment | VolumeExperiment | XrayExperiment:
-    """The recipe with `--seed` in every seed and `--precision` in the training, then `--set` on top."""
-    return configured(build_any(recipe), settings or [], seed=common.seed, precision=common.precision)
 
 
 def _shown(value: Any) -> str:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from pneumoscope.errors import InputError
+from pneumoscope.experiments.access import configured
 from pneumoscope.experiments.katsamenis import chest_xray
 from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
 from pneumoscope.experiments.maganaris_2022a import two_channel
-from pneumoscope.experiments.schema import Experiment
+from pneumoscope.experiments.sheet import Recipe
 from pneumoscope.experiments.transfer import transfer_slices, transfer_slices_short
 from pneumoscope.experiments.transfer_systems import transfer_systems, transfer_systems_small
-from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, VolumeRecipe
-from pneumoscope.experiments.volumes import VolumeExperiment
-from pneumoscope.experiments.xray_schema import XrayExperiment
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """An entry of `pneumoscope study list`.
-
-    Attributes:
-        name: what the user types.
-        summary: one line.
-        build: makes the experiment.
-    """
-
-    name: str
-    summary: str
-    build: Callable[[], Experiment]
-
+from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -76,48 +59,46 @@ RECIPES: Mapping[str, Recipe] = {
 """Every recipe on CT that can be run today."""
 
 
-@dataclass(frozen=True)
-class XrayRecipe:
-    """As `Recipe`, for radiographs."""
-
-    name: str
-    summary: str
-    build: Callable[[], XrayExperiment]
-
-
-XRAY_RECIPES: Mapping[str, XrayRecipe] = {
-    "katsamenis-2020": XrayRecipe(
+XRAY_RECIPES: Mapping[str, Recipe] = {
+    "katsamenis-2020": Recipe(
         "katsamenis-2020",
         "Katsamenis et al. 2020: COVID-19 in chest X-rays by transfer learning, and what is left without shortcuts",
         chest_xray,
     )
 }
 
-ALL_RECIPES: Mapping[str, Recipe | VolumeRecipe | XrayRecipe] = {**RECIPES, **VOLUME_RECIPES, **XRAY_RECIPES}
+ALL_RECIPES: Mapping[str, Recipe] = {**RECIPES, **VOLUME_RECIPES, **XRAY_RECIPES}
 """What `pneumoscope study list` lists."""
 
 
-def build_any(name: str) -> Experiment | VolumeExperiment | XrayExperiment:
-    """The experiment of that name: transfer between sets of CT, on volumes, or on radiographs.
+def build_any(
+    recipe: Any,
+    settings: Iterable[str] = (),
+    *,
+    seed: int | None = None,
+    seeds: int | None = None,
+    precision: str = "auto",
+) -> Any:
+    """The experiment of that name, of whatever kind, with its settings.
+
+    Args:
+        recipe: a name, or an experiment.
+        settings: changes as ``key=value``.
+        seed: of everything drawn at random; None leaves those of the recipe.
+        seeds: trainings of a study of radiographs, each with its own draw and split.
+        precision: of trainings; ``auto`` leaves that of the recipe.
 
     Raises:
-        InputError: no such recipe; the known ones are named, the nearest first.
+        InputError: no such recipe (the known ones are named, the nearest first), or as `access.configured`.
     """
-    if name not in ALL_RECIPES:
-        near = get_close_matches(name, ALL_RECIPES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"there is no recipe {name!r}; {hint}known are {', '.join(ALL_RECIPES)}")
-    return ALL_RECIPES[name].build()
-
-
-def build_recipe(name: str) -> Experiment:
-    """The experiment on CT of that name.
-
-    Raises:
-        InputError: no such recipe, or one on volumes or radiographs.
-    """
-    found = build_any(name)
-    if not isinstance(found, Experiment):
-        kind = "on volumes" if isinstance(found, VolumeExperiment) else "of radiographs"
-        raise InputError(f"{name} is a study {kind}; this runs transfer studies of CT: {', '.join(RECIPES)}")
-    return found
+    if isinstance(recipe, str):
+        if recipe not in ALL_RECIPES:
+            near = get_close_matches(recipe, ALL_RECIPES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"there is no recipe {recipe!r}; {hint}known are {', '.join(ALL_RECIPES)}")
+        recipe = ALL_RECIPES[recipe].build()
+    if seeds is not None:
+        if recipe.kind != "xray":
+            raise InputError("seeds is for studies of radiographs; repeat this one with another seed")
+        settings = [f"training.repeats={seeds}", *settings]
+    return configured(recipe, settings, seed=seed, precision=precision)

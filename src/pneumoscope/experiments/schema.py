@@ -6,6 +6,7 @@ Every sheet is a `pneumoscope.experiments.sheet.Sheet`: keyword-only, frozen, ea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.sheet import MAX_SEED, OUR_CHOICE, Sheet, leaf
@@ -318,7 +319,14 @@ class Experiment(Sheet):
         paper: the paper's table; empty for recipes of our own.
         strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
         systems: the recipes on volumes that stages name as their system; filled in from the stages.
+        kind: of study that runs it.
+        may_grow: parts that a resumed study may add to: new cells are computed, the others are taken as they are.
+        may_change: values that a resumed study may change.
     """
+
+    kind: ClassVar[str] = "slices"
+    may_grow: ClassVar[tuple[str, ...]] = ("data.sites.", "stages.chain.", "systems.", "paper.")
+    may_change: ClassVar[tuple[str, ...]] = ()
 
     recipe: str
     title: str

@@ -6,7 +6,7 @@ paper is silent. Variants are made with `revise`, which asks for the reason agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -117,3 +117,18 @@ def children(sheet: Sheet) -> Iterator[tuple[str, Kind, Any, Mapping[str, Any]]]
 def table_key(sheet: Sheet) -> str:
     """How a sheet in a table is addressed: its number, or its name."""
     return str(getattr(sheet, "number", None) or getattr(sheet, "name", ""))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An entry of `pneumoscope study list`.
+
+    Attributes:
+        name: what the user types.
+        summary: one line.
+        build: makes the experiment.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[], Any]

@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.bressem import bressem, bressem_reduced, bressem_small
 from pneumoscope.experiments.mueller import mueller, mueller_reduced, mueller_small
+from pneumoscope.experiments.sheet import Recipe
 from pneumoscope.experiments.volumes import VolumeExperiment
 
-
-@dataclass(frozen=True)
-class VolumeRecipe:
-    """An entry of `pneumoscope study list`; see `experiments.registry.Recipe`."""
-
-    name: str
-    summary: str
-    build: Callable[[], VolumeExperiment]
-
-
-VOLUME_RECIPES: Mapping[str, VolumeRecipe] = {
+VOLUME_RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        VolumeRecipe(
+        Recipe(
             "mueller-2021",
             "Mueller et al. 2021: 3D U-Net on random boxes of 20 scans, 2- to 5-fold, ablation (tables 1 and 2)",
             mueller,
         ),
-        VolumeRecipe(
+        Recipe(
             "mueller-2021-reduced",
             "mueller-2021 at reduced size on synthetic scans: minutes, and above the threshold",
             mueller_reduced,
         ),
-        VolumeRecipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
-        VolumeRecipe(
+        Recipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
+        Recipe(
             "bressem-2021",
             "Bressem et al. 2021: R3D-18 U-Net on whole scans in two sizes, RICORD to two other sets (tables 1 to 3)",
             bressem,
         ),
-        VolumeRecipe(
+        Recipe(
             "bressem-2021-reduced",
             "bressem-2021 at reduced size on synthetic scans: minutes, and above the threshold",
             bressem_reduced,
         ),
-        VolumeRecipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
+        Recipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
     )
 }
 """Every recipe on volumes."""
@@ -58,4 +48,5 @@ def build_volume_recipe(name: str) -> VolumeExperiment:
     """
     if name not in VOLUME_RECIPES:
         raise InputError(f"there is no recipe {name!r} on volumes; known are {', '.join(VOLUME_RECIPES)}")
-    return VOLUME_RECIPES[name].build()
+    found: VolumeExperiment = VOLUME_RECIPES[name].build()
+    return found

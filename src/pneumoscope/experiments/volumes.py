@@ -6,6 +6,7 @@ Sheets as in `experiments.schema`: every value carries its source, and `study sh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.sheet import MAX_SEED, OUR_CHOICE, Sheet, leaf
@@ -197,7 +198,11 @@ class PaperValue(Sheet):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeExperiment(Sheet):
-    """One study on volumes."""
+    """One study on volumes; the class attributes as in `schema.Experiment`."""
+
+    kind: ClassVar[str] = "volumes"
+    may_grow: ClassVar[tuple[str, ...]] = ()
+    may_change: ClassVar[tuple[str, ...]] = ()
 
     recipe: str
     title: str

@@ -7,7 +7,7 @@ and the comparison of settings work alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pneumoscope.errors import InputError
 from pneumoscope.experiments import access
@@ -210,7 +210,12 @@ class XrayExperiment(Sheet):
         citation: the paper.
         notes: what the paper leaves open, and how it was read.
         paper: its results.
+        kind, may_grow, may_change: as in `schema.Experiment`.
     """
+
+    kind: ClassVar[str] = "xray"
+    may_grow: ClassVar[tuple[str, ...]] = ()
+    may_change: ClassVar[tuple[str, ...]] = ("training.repeats",)
 
     recipe: str
     title: str

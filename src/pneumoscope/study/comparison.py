@@ -123,7 +123,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     runs: list[Run] = []
     first: Experiment | None = None
     for folder in given:
-        experiment = read_experiment(folder)
+        experiment = read_experiment(folder, "slices")
         first = first or experiment
         _require_alike(first, experiment, folder)
         matrix = read_matrix(folder, experiment)

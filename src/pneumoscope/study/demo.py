@@ -13,10 +13,11 @@ from pneumoscope.experiments.maganaris import four_channel_demo
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
+from pneumoscope.study.base import StudyResult
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.lungs import LUNG_STAGE
 from pneumoscope.study.matrix import best_stage
 from pneumoscope.study.report import write_report
-from pneumoscope.study.run import StudyResult, run_study
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import describe, differences, sheet_from_json, to_json
 from pneumoscope.experiments.schema import Experiment
-from pneumoscope.experiments.sheet import SheetT
+from pneumoscope.experiments.volumes import VolumeExperiment
+from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 
 EXPERIMENT_FILE = "experiment.json"
@@ -28,21 +29,28 @@ OWN_FILES = (
 )  # fmt: skip
 """What studies of any kind write beside `EXPERIMENT_FILE`."""
 
-GROWING = ("data.sites.", "stages.chain.", "systems.", "paper.")
-"""Parts of an experiment that a resumed study may add to: new cells are computed, the others are taken as they are."""
+AnyExperiment = Experiment | VolumeExperiment | XrayExperiment
+
+EXPERIMENTS: Mapping[str, type[AnyExperiment]] = {
+    kind.kind: kind for kind in (Experiment, VolumeExperiment, XrayExperiment)
+}
+"""The class of an experiment by the kind of study that runs it."""
+
+GUARD_FILE = "guard.json"
+"""The verdict on retrained models, where a limit on forgetting was given."""
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")
 
 
-def begin(experiment: Experiment, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+def start(experiment: AnyExperiment, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Make `out` a study folder of `experiment`.
 
     Args:
         experiment: written to `experiment.json`.
         out: the folder.
-        resume: go on with the study that lies there; it must be the same experiment, or one with further sets and
-            stages. An empty folder is begun.
-        overwrite: remove what an earlier study wrote there and begin anew; other files are left alone.
+        resume: continue the study that lies there; it must be the same experiment, but for what its class lets grow
+            (`may_grow`) or change (`may_change`). An empty folder is started.
+        overwrite: remove what an earlier study wrote there and start again; other files are left alone.
 
     Raises:
         InputError: the folder holds a study and neither flag is given, both are, or a resumed study has other settings.
@@ -50,7 +58,8 @@ def begin(experiment: Experiment, out: str | Path, *, resume: bool = False, over
     folder, kept = open_folder(out, resume=resume, overwrite=overwrite)
     if kept:
         _require_same(experiment, folder)
-    write_json(folder / EXPERIMENT_FILE, {**to_json(experiment), "numbers": describe(experiment)})
+    content = {"kind": experiment.kind, **to_json(experiment), "numbers": describe(experiment)}
+    write_json(folder / EXPERIMENT_FILE, content)
     return folder
 
 
@@ -77,45 +86,21 @@ def open_folder(out: str | Path, *, resume: bool, overwrite: bool) -> tuple[Path
 
 
 def kind_of(folder: str | Path) -> str:
-    """``slices``, ``volumes`` or ``xray``: the kind of study in a folder.
+    """The kind of study in a folder, a key of `EXPERIMENTS`.
 
     Raises:
         InputError: no study lies there, or its `experiment.json` cannot be read.
     """
-    content = read_content(folder)
-    return "volumes" if content.get("kind") == "volumes" else "xray" if "honest" in content else "slices"
-
-
-def read_content(folder: str | Path) -> dict[str, Any]:
-    """The values of `experiment.json`.
-
-    Raises:
-        InputError: no study lies there, or it cannot be read.
-    """
     path = Path(folder) / EXPERIMENT_FILE
     if not path.is_file():
         raise InputError(f"holds no study ({EXPERIMENT_FILE} is missing); make one with study run", path=folder)
-    content: dict[str, Any] = read_json(path, remedy="use --overwrite to start again")
-    return content
-
-
-def require_kind(folder: str | Path, kind: str) -> dict[str, Any]:
-    """`read_content` of a study of that kind.
-
-    Raises:
-        InputError: as `read_content`, or the study is of another kind.
-    """
-    found = kind_of(folder)
-    if found != kind:
-        raise InputError(
-            f"holds a study of {KINDS[found]}, expected one of {KINDS[kind]}; use --overwrite, or another folder",
-            path=folder,
-        )
-    return read_content(folder)
+    kind = read_json(path, remedy="use --overwrite to start again").get("kind")
+    if kind not in EXPERIMENTS:
+        raise InputError("is no experiment of this program; use --overwrite to start again", path=path)
+    return str(kind)
 
 
 SYNTHETIC, PARTLY_SYNTHETIC = "synthetic", "partly synthetic"
-KINDS = {"slices": "slices of CT", "volumes": "volumes", "xray": "radiographs"}
 
 
 def read_result(folder: Path, name: str, *, expected: type = dict) -> Any:
@@ -172,7 +157,8 @@ def mark_tables(folder: Path, word: str) -> None:
             rows = list(csv.reader(stream))
         if rows and "data" not in rows[0]:
             write_csv(path, [*rows[0], "data"], [[*row, word] for row in rows[1:]])
-    write_json(folder / "matrix.json", {**read_result(folder, "matrix.json"), "data": word})
+    if (folder / "matrix.json").is_file():
+        write_json(folder / "matrix.json", {**read_result(folder, "matrix.json"), "data": word})
 
 
 def write_run(folder: Path, notes: Sequence[str], *, resumed: bool, synthetic: bool) -> None:
@@ -180,48 +166,50 @@ def write_run(folder: Path, notes: Sequence[str], *, resumed: bool, synthetic: b
     write_json(folder / "run.json", {"resumed": resumed, "synthetic": synthetic, "notes": list(notes)})
 
 
-def _require_same(experiment: Experiment, folder: Path) -> None:
+def _require_same(experiment: AnyExperiment, folder: Path) -> None:
     before = read_experiment(folder)
-    changed = [] if _only_grown(before, experiment) else differences(before, experiment)
+    if before.kind != experiment.kind:
+        raise InputError(
+            f"holds a study of another kind ({before.recipe}); use --overwrite, or another folder", path=folder
+        )
+    old = {row["key"] for row in describe(before)}
+    changed = [
+        line
+        for line in differences(before, experiment)
+        if not line.startswith(experiment.may_change)
+        and not (line.startswith(experiment.may_grow) and line.partition(": ")[0] not in old)
+    ]
     if changed:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise InputError(
             f"holds a study with other settings ({'; '.join(changed[:4])}{more}); resume with the settings it was "
-            "begun with, use --overwrite, or another folder",
+            "started with, use --overwrite, or another folder",
             path=folder,
         )
 
 
-def _only_grown(before: Experiment, now: Experiment) -> bool:
-    """Whether `now` is `before` with further sets, stages or rows of the paper, and nothing else."""
-    old, new = ({row["key"]: row["value"] for row in describe(e)} for e in (before, now))
-    added = [key for key in new if key not in old]
-    return all(new.get(key, ...) == value for key, value in old.items()) and all(k.startswith(GROWING) for k in added)
-
-
-def read_experiment(folder: str | Path) -> Experiment:
+def read_experiment(folder: str | Path, kind: str = "") -> Any:
     """The experiment of a study folder.
 
-    Raises:
-        InputError: no study lies there, it is of another kind, or its `experiment.json` cannot be read.
-    """
-    return experiment_from(Experiment, require_kind(folder, "slices"), folder)
-
-
-def experiment_from(kind: type[SheetT], content: dict[str, Any], folder: str | Path) -> SheetT:
-    """The experiment of what `read_content` gave.
+    Args:
+        folder: of the study.
+        kind: a key of `EXPERIMENTS`; any where empty.
 
     Raises:
-        InputError: entries are missing, unknown, of another type or out of bounds.
+        InputError: no study (of that kind) lies there, or its `experiment.json` cannot be read.
     """
+    found = kind_of(folder)
+    if kind and found != kind:
+        raise InputError(f"holds a study of {found}, expected one of {kind}; name another folder", path=folder)
+    path = Path(folder) / EXPERIMENT_FILE
+    content = {key: value for key, value in read_json(path).items() if key not in ("numbers", "kind")}
     try:
-        return sheet_from_json(kind, {key: value for key, value in content.items() if key not in ("numbers", "kind")})
+        return sheet_from_json(EXPERIMENTS[found], content)
     except InputError as problem:
-        raise InputError(problem.message, path=Path(folder) / EXPERIMENT_FILE) from problem
+        raise InputError(problem.message, path=path) from problem
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as problem:
         raise InputError(
-            f"holds a value of the wrong kind ({problem}); use --overwrite to start again",
-            path=Path(folder) / EXPERIMENT_FILE,
+            f"holds a value of the wrong kind ({problem}); use --overwrite to start again", path=path
         ) from problem
 
 

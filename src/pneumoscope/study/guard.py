@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pneumoscope.errors import InputError, RunError
+from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_json
-from pneumoscope.study.folder import read_if_there
+from pneumoscope.study.folder import GUARD_FILE, read_if_there
 from pneumoscope.study.matrix import Matrix, read_matrix
-
-if TYPE_CHECKING:
-    from pneumoscope.study.run import StudyResult
-
-GUARD_FILE = "guard.json"
-"""The verdict, in the study folder."""
 
 
 @dataclass(frozen=True)
@@ -146,23 +139,6 @@ def renew_verdict(folder: Path, experiment: Experiment) -> None:
     limit = read_if_there(folder / GUARD_FILE).get("limit")
     if isinstance(limit, (int, float)) and 0 <= limit <= 1:
         guard_study(folder, experiment, float(limit))
-
-
-def enforce(result: StudyResult, limit: float, say: Callable[[], None]) -> None:
-    """Judge a study that was just run, write the verdict into folder, cards and report, say the result, then refuse.
-
-    Raises:
-        InputError: a limit outside [0, 1].
-        RunError: a retrained stage is refused; everything has been written by then.
-    """
-    from pneumoscope.study.report import write_report
-
-    verdict = guard_study(result.folder, result.experiment, limit)
-    write_report(result.folder)
-    say()
-    if not verdict.accepted:
-        told = " ".join(s.sentence() for s in verdict.stages if not s.accepted)
-        raise RunError(f"{', '.join(verdict.refused)} refused. {told}", path=result.folder)
 
 
 def _write_into_card(folder: Path, stage: StageVerdict) -> None:

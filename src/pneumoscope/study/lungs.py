@@ -17,7 +17,7 @@ from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.progress import Progress, silent
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudySet, build_set, find_cases, set_names
 from pneumoscope.study.stages import StageJob, TrainedModel, preprocessing_card, train_stage
 from pneumoscope.volume import Mask, Volume
 
@@ -180,3 +180,36 @@ def _lung(lungs: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _names(slices: SliceSet) -> list[str]:
     return [f"{case} slice {k}" for case, k in zip(slices.table["case"], slices.table["slice"], strict=True)]
+
+
+def open_sets(
+    experiment: Experiment,
+    folder: Path,
+    roots: Mapping[int, Path],
+    *,
+    device: str = "auto",
+    resume: bool = True,
+    masks: Mapping[int, Path] | None = None,
+    progress: Progress = silent,
+) -> dict[int, StudySet]:
+    """Read every set, those that teach the lung network first, as the others may need it.
+
+    Args:
+        experiment: the study.
+        folder: the study folder; splits and the lung network are there or are written.
+        roots: folder by set number; none for synthetic sites.
+        device: for the lung network.
+        resume: take a finished lung network from the folder.
+        masks: folders of lung masks made elsewhere, by set number.
+        progress: told about every set.
+    """
+    sets: dict[int, StudySet] = {}
+    lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
+    cases = find_cases(experiment, roots, folder, progress, lungs=masks)
+    teachers, names = experiment.lung.sites, set_names(experiment, cases)
+    for site in sorted(experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):
+        found = cases[site.number]
+        sets[site.number] = build_set(
+            experiment, site, found, folder, name=names[site.number], lungs_for=lungs, progress=progress
+        )
+    return sets

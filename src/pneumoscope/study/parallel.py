@@ -16,6 +16,7 @@ from pneumoscope.errors import RunError
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import NOTE, Noted, Progress, silent
+from pneumoscope.study.lungs import open_sets
 from pneumoscope.study.plan import needs
 from pneumoscope.study.systems import StageMaker
 
@@ -69,8 +70,6 @@ def _open(
 ) -> None:
     """Make a worker ready: its share of the processors, the sets, a maker of stages."""
     import torch
-
-    from pneumoscope.study.run import open_sets
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
     sets = open_sets(experiment, folder, roots, device=device, masks=masks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
 from pneumoscope.study.findings import findings, main_stages, pattern
-from pneumoscope.study.folder import read_experiment, read_if_there, read_result, usable_results
-from pneumoscope.study.guard import GUARD_FILE
+from pneumoscope.study.folder import GUARD_FILE, read_experiment, read_if_there, read_result, usable_results
 from pneumoscope.study.shift import LEAKAGE_FILE
 from pneumoscope.study.systems_table import PICTURE, read_systems
+from pneumoscope.study.volumes_report import volumes_context
+from pneumoscope.study.xray_report import xray_context
 
 REPORT_FILE = "report.html"
 
@@ -39,7 +41,7 @@ GENERAL_LIMITS = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` of a study folder.
+    """Write `report.html` of a study folder, whatever its kind.
 
     Raises:
         InputError: the folder holds no study, or one that has not been scored yet.
@@ -47,16 +49,17 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     experiment = read_experiment(folder)
     mark = str(read_if_there(folder / "study.json").get("mark") or "")
+    title, template, context = PAGES[experiment.kind]
     with usable_results(folder), marked(mark):
-        write_page(folder / REPORT_FILE, "study.html", _context(experiment, folder, mark))
+        about = {"title": f"{title} {experiment.recipe}" + (f" ({mark} data)" if mark else "")}
+        write_page(folder / REPORT_FILE, template, {**about, **context(experiment, folder)})
     return folder / REPORT_FILE
 
 
-def _context(experiment: Experiment, folder: Path, mark: str) -> dict[str, Any]:
+def _context(experiment: Experiment, folder: Path) -> dict[str, Any]:
     tables, shift = read_result(folder, "matrix.json"), read_if_there(folder / "shift" / "shift.json")
     differences, guard = tables.get("differences", []), read_if_there(folder / GUARD_FILE)
     return {
-        "title": f"Transfer study {experiment.recipe}" + (f" ({mark} data)" if mark else ""),
         "experiment": experiment,
         "summary": read_result(folder, "study.json"),
         "matrix": tables["rows"],
@@ -184,3 +187,11 @@ def _facts(folder: Path) -> list[tuple[str, str]]:
         ("Packages", packages),
         ("Time", spent),
     ]
+
+
+PAGES: Mapping[str, tuple[str, str, Callable[[Any, Path], dict[str, Any]]]] = {
+    "slices": ("Transfer study", "study.html", _context),
+    "volumes": ("Volume study", "volumes.html", volumes_context),
+    "xray": ("X-ray study", "xray_study.html", xray_context),
+}
+"""Title, template and content of the page of each kind of study."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from pneumoscope.experiments.access import describe
+from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.io.files import read_json
-from pneumoscope.reports.figures import data_uri, marked, new_figure, png
-from pneumoscope.reports.page import write_page
-from pneumoscope.study.folder import read_if_there, read_result, usable_results
+from pneumoscope.reports.figures import data_uri, new_figure, png
+from pneumoscope.study.folder import read_result
 from pneumoscope.study.volumes_data import VALIDATION
-from pneumoscope.study.volumes_folder import read_volume_study
 from pneumoscope.study.volumes_tables import NETWORKS, headline, subject_of
 
 COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": "#b58a3c", "plain": "#8a8f98",
@@ -20,21 +20,8 @@ COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": 
 SHORT = {"no-augmentation": "no\naugment.", "no-preprocessing": "no\nprepar."}
 
 
-def write_volume_report(folder: str | Path) -> Path:
-    """Write `report.html` and `figures/` of a study folder.
-
-    Raises:
-        InputError: no study on volumes, or one that has not been scored yet.
-    """
-    folder = Path(folder)
-    study = read_volume_study(folder)
-    mark = str(read_if_there(folder / "study.json").get("mark") or "")
-    with usable_results(folder), marked(mark):
-        write_page(folder / "report.html", "volumes.html", _context(study, folder, mark))
-    return folder / "report.html"
-
-
-def _context(study: dict[str, Any], folder: Path, mark: str) -> dict[str, Any]:
+def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any]:
+    """What the page shows; also draws `figures/`."""
     summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
     per_case, matrix = pd.read_csv(folder / "per_case.csv"), pd.read_csv(folder / "matrix.csv")
     paper = pd.read_csv(folder / "paper.csv")
@@ -43,8 +30,8 @@ def _context(study: dict[str, Any], folder: Path, mark: str) -> dict[str, Any]:
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     return {
-        "title": f"Volume study {study['recipe']}" + (f" ({mark} data)" if mark else ""),
-        "study": study,
+        "experiment": experiment,
+        "numbers": describe(experiment),
         "summary": summary,
         "rows": headline(matrix),
         "structures": _structures(matrix),

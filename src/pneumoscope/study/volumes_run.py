@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.volume_recipes import build_volume_recipe
-from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.io.files import read_json, write_json, write_text
-from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.stamp import stamp
-from pneumoscope.progress import NOTE, Noted, Progress, silent
+from pneumoscope.progress import NOTE
+from pneumoscope.study.base import Study
 from pneumoscope.study.data import require_data
-from pneumoscope.study.folder import SYNTHETIC, mark_of, mark_tables, write_environment, write_run
+from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.volumes_baseline import fitted
 from pneumoscope.study.volumes_data import (
@@ -38,7 +35,6 @@ from pneumoscope.study.volumes_data import (
     volume_recipe,
     write_splits,
 )
-from pneumoscope.study.volumes_folder import begin_volumes
 from pneumoscope.study.volumes_score import predict_labels, predictor, score_cases
 from pneumoscope.study.volumes_tables import (
     fold_medians,
@@ -54,95 +50,36 @@ Labels = Callable[[Volume], NDArray[np.uint8]]
 SCORES, SCORED = "scores.csv", "scored.json"
 
 
-@dataclass(frozen=True, eq=False)
-class VolumeStudyResult:
-    """What a study on volumes found, and where it lies.
+class VolumeStudy(Study):
+    """Every model of a cross-validation, its ensemble and a threshold, scored on validation and test scans."""
 
-    Attributes:
-        folder: the study folder.
-        experiment: as it was run.
-        matrix: the table of `matrix.csv`.
-        paper: the table of `paper.csv`.
-        report: the page to open.
-    """
+    takes = frozenset({"synthetic"})
 
-    folder: Path
-    experiment: VolumeExperiment
-    matrix: pd.DataFrame
-    paper: pd.DataFrame
-    report: Path
-
-
-@locks("out")
-def run_volume_study(
-    experiment: VolumeExperiment | str,
-    out: str | Path,
-    *,
-    data: Mapping[str, str | Path] | None = None,
-    synthetic: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> VolumeStudyResult:
-    """Run an experiment or a recipe on volumes into a study folder.
-
-    Args:
-        experiment: a recipe's name or an experiment of your own making.
-        out: the study folder.
-        data: ``data set name -> folder``; the training set is needed, test sets that are not given are left out.
-        synthetic: run on synthetic scans made in `out` instead; every table, figure and page then says so.
-        resume: continue the study in `out`; what was made of the same data, settings and weights is kept.
-        overwrite: start again over the study in `out`.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        progress: told about every part.
-
-    Raises:
-        InputError: the folder holds another study, or data are missing.
-        RunError: a training failed; the study can be resumed.
-    """
-    from pneumoscope.datasets.cache import open_cache
-    from pneumoscope.study.volumes_report import write_volume_report
-
-    plan = build_volume_recipe(experiment) if isinstance(experiment, str) else experiment
-    roots = {name: Path(root) for name, root in (data or {}).items()}
-    require_data(plan.recipe, roots, synthetic)
-    folder = begin_volumes(plan, out, resume=resume, overwrite=overwrite)
-    progress = noted = Noted(progress)
-    study = _Study(plan, folder, resume, device, progress)
-    study.note_environment()
-    cases = find_volume_cases(plan, roots, folder, progress)
-    mark = mark_of([case.dataset for found in cases.values() for case in found])
-    jobs = model_jobs(plan, cases[plan.train_set.name])
-    write_splits(jobs, plan.train_set.name, folder)
-    tests = {s.name: cases[s.name] for s in plan.test_sets if s.name in cases}
-    parts = study.baseline(jobs, tests) + study.models(jobs, tests, open_cache())
-    matrix, paper = study.tables(parts, jobs)
-    mark_tables(folder, mark or "real")
-    write_run(folder, noted.notes, resumed=resume, synthetic=bool(mark))
-    study.note_summary(jobs, cases, mark, noted.notes)
-    return VolumeStudyResult(folder, plan, matrix, paper, write_volume_report(folder))
-
-
-class _Study:
-    """The moving parts of one study."""
-
-    def __init__(
-        self, experiment: VolumeExperiment, folder: Path, resume: bool, device: str, progress: Progress
-    ) -> None:
-        self.experiment, self.folder, self.resume = experiment, folder, resume
-        self.device, self.progress = device, progress
+    def check(self) -> None:
+        """See `Study`."""
+        self.roots = {name: Path(root) for name, root in self.options.data.items()}
+        require_data(self.experiment.recipe, self.roots, self.options.synthetic)
         self.contents: dict[tuple[str, str], str] = {}
 
-    def note_environment(self) -> None:
-        """Write what the study runs on."""
-        import torch
+    def prepare(self) -> None:
+        """Find the scans, which test sets may lack, and deal them."""
+        plan = self.experiment
+        self.cases = find_volume_cases(plan, self.roots, self.folder, self.progress)
+        self.jobs = model_jobs(plan, self.cases[plan.train_set.name])
+        write_splits(self.jobs, plan.train_set.name, self.folder)
+        self.left_out = [s.name for s in plan.data.sets if s.name not in self.cases]
 
-        from pneumoscope.training.devices import pick_device, pick_precision
+    def mark(self) -> str:
+        """See `Study`."""
+        return mark_of([case.dataset for found in self.cases.values() for case in found])
 
-        device = pick_device(self.device)
-        precision = pick_precision(self.experiment.training.precision, device)  # type: ignore[arg-type]
-        write_environment(self.folder, device=device.type, precision=precision, threads=torch.get_num_threads())
+    def make(self) -> None:
+        """Train, predict and score model by model; the threshold first, so that its memory is its own."""
+        from pneumoscope.datasets.cache import open_cache
+
+        tests = {s.name: self.cases[s.name] for s in self.experiment.test_sets if s.name in self.cases}
+        self.parts = self.baseline(self.jobs, tests) + self.models(self.jobs, tests, open_cache())
+        self.lap("models")
 
     def baseline(self, jobs: Sequence[ModelJob], tests: Mapping[str, Sequence[Case]]) -> list[pd.DataFrame]:
         """The threshold, fitted on each model's training scans; first, so that its memory is its own."""
@@ -237,12 +174,12 @@ class _Study:
         write_json(own / SCORED, {"stamp": identity, **cost})
         return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})  # as a resumed study reads it
 
-    def tables(self, parts: Sequence[pd.DataFrame], jobs: Sequence[ModelJob]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def score(self) -> dict[str, pd.DataFrame]:
         """Write per_case.csv, folds.csv, matrix.csv, matrix.json and paper.csv."""
-        per_case = pd.concat(parts, ignore_index=True)
+        per_case = pd.concat(self.parts, ignore_index=True)
         folds = fold_medians(per_case)
         matrix = volume_matrix(per_case, folds)
-        paper = paper_table(self.experiment, matrix, folds, kept_epochs(self.folder / "stages", jobs))
+        paper = paper_table(self.experiment, matrix, folds, kept_epochs(self.folder / "stages", self.jobs))
         steady = per_case.drop(columns="seconds")  # times would differ between a resumed run and another
         for table, name in ((steady, "per_case"), (folds, "folds"), (matrix, "matrix"), (paper, "paper")):
             text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
@@ -250,28 +187,27 @@ class _Study:
         write_json(self.folder / "matrix.json", {"recipe": self.experiment.recipe,
                                                  "rows": matrix.to_dict(orient="records"),
                                                  "paper": paper.to_dict(orient="records")})  # fmt: skip
-        return matrix, paper
+        return {"matrix": matrix, "paper": paper}
 
-    def note_summary(
-        self, jobs: Sequence[ModelJob], cases: Mapping[str, Sequence[Case]], mark: str, notes: Sequence[str]
-    ) -> None:
-        """Write study.json: sets, models, who stands on both sides of a split."""
+    def summary(self) -> dict[str, Any]:
+        """Sets, models, and who stands on both sides of a split."""
         sets = [{"name": name, "scans": len(found), "patients": len({case.patient for case in found})}
-                for name, found in cases.items()]  # fmt: skip
-        leaks = {job.name: patients_on_both_sides(job) for job in jobs if job.setting == "full"}
-        write_json(
-            self.folder / "study.json",
-            {
-                "sets": sets,
-                "left_out": [s.name for s in self.experiment.data.sets if s.name not in cases],
-                "models": len(jobs),
-                "split_by": self.experiment.folds.by,
-                "folds_with_patients_on_both_sides": {name: found for name, found in leaks.items() if found},
-                "synthetic": mark == SYNTHETIC,
-                "mark": mark,
-                "notes": list(notes),
-            },
-        )
+                for name, found in self.cases.items()]  # fmt: skip
+        leaks = {job.name: patients_on_both_sides(job) for job in self.jobs if job.setting == "full"}
+        return {
+            "sets": sets,
+            "models": len(self.jobs),
+            "split_by": self.experiment.folds.by,
+            "folds_with_patients_on_both_sides": {name: found for name, found in leaks.items() if found},
+        }
+
+    def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Dice of the infection (or lungs) per k, method and test set."""
+        matrix = tables["matrix"]
+        rows = matrix[(matrix["structure"] == subject_of(matrix)) & (matrix["metric"] == "dice")]
+        columns = ["test", "k", "setting", "n_cases", "median", "mean", "sd", "lowest", "highest"]
+        names = ("scans", "folds", "method", "scored", "median dice", "mean", "sd", "lowest", "highest")
+        return names, rows[columns].replace({"test": {VALIDATION: "validation"}}).to_numpy().tolist()
 
     def _identity(self, sets: Mapping[str, Sequence[Case]], made_by: Any) -> str:
         """Stamp of the scores of a model: what made it, the scans with their masks, and how they are scored."""

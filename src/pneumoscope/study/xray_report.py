@@ -11,9 +11,7 @@ from pneumoscope.experiments.access import describe
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.cards import read_card
 from pneumoscope.reports.figures import data_uri
-from pneumoscope.reports.page import write_page
-from pneumoscope.study.folder import experiment_from, read_result, require_kind, usable_results
-from pneumoscope.study.report import REPORT_FILE
+from pneumoscope.study.folder import read_result
 from pneumoscope.study.xray_arms import AS_PAPER
 from pneumoscope.study.xray_trial import OWN_TEST
 
@@ -48,34 +46,12 @@ LIMITS = (
 )
 
 
-def read_xray_experiment(folder: str | Path) -> XrayExperiment:
-    """The experiment of an X-ray study folder.
-
-    Raises:
-        InputError: none lies there, or it cannot be read.
-    """
-    return experiment_from(XrayExperiment, require_kind(folder, "xray"), folder)
-
-
-def write_xray_report(folder: str | Path) -> Path:
-    """Write `report.html` of an X-ray study folder.
-
-    Raises:
-        InputError: no study lies there, or it is not finished.
-    """
-    folder = Path(folder)
-    experiment = read_xray_experiment(folder)
-    with usable_results(folder):
-        write_page(folder / REPORT_FILE, "xray_study.html", _context(experiment, folder))
-    return folder / REPORT_FILE
-
-
-def _context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
+def xray_context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
+    """What the page shows."""
     summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
     rows = summary["remedies"]
     shown = [row for row in summary["matrix"] if row["seed"] == "all"]
     return {
-        "title": f"X-ray study {experiment.recipe}",
         "experiment": experiment,
         "summary": summary,
         "verdict": verdict(rows),
