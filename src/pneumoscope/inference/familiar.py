@@ -334,7 +334,8 @@ def read_space(folder: str | Path, entry: Mapping[str, Any]) -> dict[str, NDArra
     from pneumoscope.models.weights import read_tensors
 
     path = Path(folder) / FILE
-    if entry.get("file") != FILE or not path.is_file() or sha256(path) != entry.get("sha256"):
+    named = isinstance(entry, Mapping) and entry.get("file") == FILE and path.is_file()
+    if not named or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{FILE} is absent or not the one of the card; copy the model folder again", path=folder)
     try:
         return {name: tensor.numpy() for name, tensor in read_tensors(path).items()}

@@ -194,9 +194,9 @@ def heeded(answer: Answer, findings: Sequence[Finding]) -> Answer:
 def _recipe(card: dict[str, Any], folder: Path) -> PictureRecipe:
     try:
         return PictureRecipe(**card["input"]["recipe"])
-    except (KeyError, TypeError, InputError) as error:
+    except (KeyError, TypeError, ValueError, InputError) as error:
         raise ModelError(
-            f"the card's input.recipe says not how a picture becomes the network's input ({error}); "
+            f"the card's input.recipe says not how a picture becomes the network's input ({str(error)[:200]}); "
             "copy the model folder again",
             path=folder,
         ) from None

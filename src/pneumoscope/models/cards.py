@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ FORMAT = 2
 
 SEAL = "card_sha256"
 """Entry of the card with its own sum."""
+
+_FILE_NAME = re.compile(r"\w[\w. -]{0,99}")
+"""Of a file in the model folder itself."""
 
 CHANGED = "was changed after it was written (its SHA-256 does not fit); copy the model folder again"
 
@@ -159,7 +163,7 @@ def _parsed(folder: Path) -> dict[str, Any]:
     weights = card["weights"]
     if not isinstance(weights, dict) or not all(isinstance(weights.get(key), str) for key in ("file", "sha256")):
         raise refusal("names no weights file with its SHA-256; copy the model folder again")
-    if Path(weights["file"]).name != weights["file"]:
+    if not _FILE_NAME.fullmatch(weights["file"]):
         raise refusal(f"names weights outside the model folder ({weights['file'][:80]}); refused")
     if not isinstance(card["architecture"], dict) or not isinstance(card.get(SEAL), str):
         raise refusal("lacks an architecture or its own SHA-256; copy the model folder again")
@@ -191,5 +195,5 @@ def verify(path: str | Path) -> VerifyReport:
 
 def _sum(folder: Path, name: object) -> str | None:
     """Of a file in the model folder itself; None when there is none."""
-    inside = isinstance(name, str) and Path(name).name == name and (folder / name).is_file()
+    inside = isinstance(name, str) and _FILE_NAME.fullmatch(name) and (folder / name).is_file()
     return sha256(folder / str(name)) if inside else None
