@@ -52,7 +52,8 @@ def test_an_existing_folder_goes_before_a_shipped_name(root, monkeypatch, tmp_pa
     ("name", "words"),
     [("nope", "infiltrate, lungs"), ("../lungs", "neither"), ("", "lungs"), ("bad\nname", "neither")],
 )
-def test_unknown_model_names_the_known_ones(root, name, words):
+def test_unknown_model_names_the_known_ones(root, tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=words):
         cards.find_model(name, root=root)
 
