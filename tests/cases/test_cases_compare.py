@@ -1,6 +1,7 @@
 """`compare`: synthetic patients whose change is known exactly; what cannot be compared is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -180,3 +181,42 @@ def test_several_dates_make_a_course(folders, tmp_path):
     assert result.course[2]["share_percent"] == result.course[0]["share_percent"]
     assert (tmp_path / "out" / "1_day1" / "change.nii.gz").is_file()
     assert "Time course" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_resumed_comparison_registers_what_is_new_or_changed(folders, tmp_path, monkeypatch, caplog):
+    from pneumoscope.cases import followup
+
+    registered, compare = [], followup.compare_dates
+    second = shutil.copytree(folders[1], tmp_path / "day2")
+    third = shutil.copytree(folders[1], tmp_path / "day3")
+    dates = [folders[0], second, third]
+    out = tmp_path / "out"
+
+    def counted(baseline, later, *more, **options):
+        registered.append(later.name)
+        if len(registered) == 2:
+            raise KeyboardInterrupt
+        return compare(baseline, later, *more, **options)
+
+    monkeypatch.setattr(followup, "compare_dates", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_cases(dates, out, rules=ROUGH)
+    assert len(json.loads((out / "change.json").read_text())["changes"]) == 1
+    with pytest.raises(InputError, match="an unfinished run"):
+        compare_cases(dates, out, rules=ROUGH)
+    result = compare_cases(dates, out, rules=ROUGH, resume=True)
+    assert len(registered) == 3
+    assert json.loads((out / "change.json").read_text()) == result.as_dict()
+    compare_cases(dates, tmp_path / "anew", rules=ROUGH)
+    names = ("change.json", "report.html", "1_day1/change.nii.gz", "2_day1/view.html")
+    assert all((out / name).read_bytes() == (tmp_path / "anew" / name).read_bytes() for name in names)
+    mask = nib.load(third / "infiltrate.nii.gz")
+    values = np.asanyarray(mask.dataobj).copy()
+    values[values > 0] = 0
+    nib.save(nib.Nifti1Image(values, mask.affine, mask.header), third / "infiltrate.nii.gz")
+    registered.clear()
+    changed = compare_cases(dates, out, rules=ROUGH, resume=True)
+    assert len(registered) == 1
+    assert "follow-up 2 (follow-up changed)" in caplog.text
+    assert changed.changes[0] == result.changes[0]
+    assert changed.changes[1].fates["persistent"].ml == 0

@@ -11,7 +11,8 @@ from pneumoscope.geometry import Grid
 from pneumoscope.io.files import read_json
 from pneumoscope.volume import Mask, Volume
 
-_NEEDED = ("lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
+CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
+"""What a comparison reads of a case folder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ def read_dated(folder: Path) -> Dated:
     from pneumoscope.io import read_mask, read_volume
     from pneumoscope.io.read import read_stored
 
-    missing = [name for name in (REPORT_FILE, *_NEEDED) if not (folder / name).is_file()]
+    missing = [name for name in CASE_FILES if not (folder / name).is_file()]
     if missing == [COPY_FILE]:
         raise InputError(
             f"holds no {COPY_FILE}: no lung was found in this case, or it was written with --fast; segment it again",

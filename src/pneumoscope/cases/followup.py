@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +16,20 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.cases.compare import Aligned, compare_dates, course_of
-from pneumoscope.cases.dates import Dated, is_case_folder, read_dated
+from pneumoscope.cases.dates import CASE_FILES, Dated, is_case_folder, read_dated
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, write_json
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
+from pneumoscope.severity.change import Change, read_change
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
     from pneumoscope.cases.segment import SegmentOptions
     from pneumoscope.preprocess.registration import RegistrationRules
-    from pneumoscope.severity.change import Change
 
 CHANGE_FILE = "change.json"
 
@@ -67,6 +71,7 @@ def compare_cases(
     options: SegmentOptions | None = None,
     rules: RegistrationRules | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
     """Compare the dates of one patient.
@@ -78,6 +83,7 @@ def compare_cases(
         options: of the segmentation.
         rules: of the registration.
         overwrite: write over an earlier comparison.
+        resume: keep the dates that are segmented and compared, and unchanged.
         progress: called per step.
 
     Raises:
@@ -88,32 +94,68 @@ def compare_cases(
         raise InputError("a comparison needs a baseline and at least one follow-up; give two case folders or scans")
     where = [Path(path) for path in paths]
     scans = [path for path in where if not is_case_folder(path)]
-    if scans and out is None:
-        raise InputError("is no finished case folder; give case folders, or an output folder", path=scans[0])
-    folder = None if out is None else prepare_folder(out, marker=CHANGE_FILE, overwrite=overwrite)
-    if folder is not None:
-        (folder / CHANGE_FILE).unlink(missing_ok=True)
-        where = [_as_case(path, folder / "cases" / str(n), options, progress) for n, path in enumerate(where, start=1)]
-    dates = [read_dated(path) for path in where]
-    aligned = []
-    for number, followup in enumerate(dates[1:], start=1):
-        found = compare_dates(dates[0], followup, rules, progress=progress)
-        if folder is not None:
-            _write_date(folder if len(dates) == 2 else folder / f"{number}_{followup.name}", dates[0], found)
-        aligned.append(found)
-        progress("follow-ups", number, len(dates) - 1)
-    changes = tuple(found.change for found in aligned)
-    result = Comparison(changes, tuple(course_of(changes)))
-    if folder is not None:
+    if out is None:
+        if scans:
+            raise InputError("is no finished case folder; give case folders, or an output folder", path=scans[0])
+        dates = [read_dated(path) for path in where]
+        return _comparison([compare_dates(dates[0], later, rules, progress=progress).change for later in dates[1:]])
+    folder = prepare_folder(out, marker=CHANGE_FILE, overwrite=overwrite, resume=resume)
+    (folder / CHANGE_FILE).unlink(missing_ok=True)
+    homes = [folder / "cases" / str(number) for number, _ in enumerate(where, start=1)]
+    where = [_as_case(path, home, options, resume, progress) for path, home in zip(where, homes, strict=True)]
+    jobs = [
+        Job(f"follow-up {number}", _Pair(where[0], later, folder, 0 if len(where) == 2 else number),
+            job_folder(folder, f"follow-up-{number}"))
+        for number, later in enumerate(where[1:], start=1)
+    ]  # fmt: skip
+    step = Step("compare", 1, partial(_made_of, rules), partial(_compare, rules))
+
+    def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         from pneumoscope.reports.compare import write_compare_report
 
-        document = result.as_dict()
-        write_compare_report(folder, document, aligned)
-        write_json(folder / CHANGE_FILE, document)
-    return result
+        if outcomes:
+            document = _comparison([read_change(o.facts["change"]) for o in outcomes]).as_dict()
+            write_compare_report(folder, document, [b64decode(o.facts["picture"]) for o in outcomes])
+            write_json(folder / CHANGE_FILE, document if finished else {**document, "finished": False})
+
+    outcomes = run_jobs(jobs, step, write, resume=resume, strict=True, what="follow-ups", progress=progress)
+    return _comparison([read_change(outcome.facts["change"]) for outcome in outcomes])
 
 
-def _as_case(path: Path, folder: Path, options: SegmentOptions | None, progress: Progress) -> Path:
+def _comparison(changes: Sequence[Change]) -> Comparison:
+    return Comparison(tuple(changes), tuple(course_of(changes)))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A baseline and a follow-up, as case folders; the number is that of several follow-ups, else 0."""
+
+    baseline: Path
+    followup: Path
+    out: Path
+    number: int
+
+
+def _made_of(rules: RegistrationRules | None, pair: _Pair) -> dict[str, Any]:
+    cases = {"baseline": pair.baseline, "follow-up": pair.followup}
+    sums = {what: content_of_files(case / name for name in CASE_FILES) for what, case in cases.items()}
+    return {**sums, "rules": None if rules is None else asdict(rules), "place": pair.number}
+
+
+def _compare(rules: RegistrationRules | None, job: Job, progress: Progress) -> Outcome:
+    """Lay one follow-up over the baseline and write its files."""
+    from pneumoscope.reports.compare import change_png
+
+    pair: _Pair = job.item
+    baseline, followup = read_dated(pair.baseline), read_dated(pair.followup)
+    found = compare_dates(baseline, followup, rules, progress=progress)
+    folder = pair.out / f"{pair.number}_{followup.name}" if pair.number else pair.out
+    files = _write_date(folder, baseline, found)
+    picture = b64encode(change_png(found)).decode()
+    return Outcome(job.name, facts={"change": asdict(found.change), "picture": picture}, files=files)
+
+
+def _as_case(path: Path, folder: Path, options: SegmentOptions | None, resume: bool, progress: Progress) -> Path:
     """The case folder of a date: itself, or one made by segmenting the scan."""
     if is_case_folder(path):
         return path
@@ -123,20 +165,23 @@ def _as_case(path: Path, folder: Path, options: SegmentOptions | None, progress:
     scans = find_scans(path)
     if len(scans) != 1:
         raise InputError(f"holds {len(scans)} scans, expected one per date; name them one by one", path=path)
-    batch = segment_cases(scans, folder, options, overwrite=True, progress=progress)
+    batch = segment_cases(scans, folder, options, overwrite=not resume, resume=resume, progress=progress)
     (case,) = batch.cases
     if case.error:
         raise (InputError if case.exit_code == InputError.exit_code else RunError)(case.error)
     return folder / case.case
 
 
-def _write_date(folder: Path, baseline: Dated, found: Aligned) -> None:
-    """Masks on the baseline's grid, and the page with both scans side by side."""
+def _write_date(folder: Path, baseline: Dated, found: Aligned) -> tuple[Path, ...]:
+    """Masks on the baseline's grid, and the page with both scans side by side; the files written."""
     from pneumoscope.io import write_mask
 
-    write_mask(found.fates, folder / "change.nii.gz", baseline.native)
-    write_mask(found.infiltrate, folder / "followup_infiltrate_on_baseline.nii.gz", baseline.native)
-    _write_view(folder / "view.html", baseline, found)
+    names = ("change.nii.gz", "followup_infiltrate_on_baseline.nii.gz", "view.html")
+    fates, infiltrate, view = (folder / name for name in names)
+    write_mask(found.fates, fates, baseline.native)
+    write_mask(found.infiltrate, infiltrate, baseline.native)
+    _write_view(view, baseline, found)
+    return fates, infiltrate, view
 
 
 def _write_view(path: Path, baseline: Dated, found: Aligned) -> None:

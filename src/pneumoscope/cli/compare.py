@@ -16,7 +16,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
-@common_options("device", "precision", "overwrite")
+@common_options("device", "precision", "overwrite", "resume")
 def compare(
     baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The first date: a case folder, or a scan.")],
     followup: Annotated[Path, typer.Argument(metavar="FOLLOWUP", help="A later date of the same patient.")],
@@ -48,7 +48,9 @@ def compare(
 
         options = SegmentOptions(model=model, lungs_model=lungs_model, device=common.device, precision=common.precision)
     with progress_for(common) as progress:
-        result = compare_cases(paths, out, options=options, overwrite=common.overwrite, progress=progress)
+        result = compare_cases(
+            paths, out, options=options, overwrite=common.overwrite, resume=common.resume, progress=progress
+        )
     if common.json:
         say_json({"out": out, **result.as_dict()})
         return

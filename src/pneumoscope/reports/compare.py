@@ -33,25 +33,25 @@ _SHORT = {"more": "more", "less": "less", "no measurable change": "none", "not m
 _REGIONS = {"total": "Both lungs", "right": "Right lung", "left": "Left lung"}
 
 
-def write_compare_report(folder: Path, document: Mapping[str, Any], aligned: Sequence[Aligned]) -> None:
-    """Write ``report.html`` from what stands in ``change.json`` and the aligned scans."""
+def write_compare_report(folder: Path, document: Mapping[str, Any], pictures: Sequence[bytes]) -> None:
+    """Write ``report.html`` from what stands in ``change.json`` and a `change_png` of each follow-up."""
     changes = [
         {
             "change": change,
             "verdict": _VERDICTS[change["verdict"]],
             "sentence": sentence(change),
-            "picture": figures.data_uri(change_png(found)),
+            "picture": figures.data_uri(picture),
             "rows": [(region_name(name), region) for name, region in change["regions"].items()],
-            "folder": "" if len(aligned) == 1 else f"{n}_{change['followup']}/",
+            "folder": "" if len(pictures) == 1 else f"{n}_{change['followup']}/",
         }
-        for n, (change, found) in enumerate(zip(document["changes"], aligned, strict=True), start=1)
+        for n, (change, picture) in enumerate(zip(document["changes"], pictures, strict=True), start=1)
     ]
     context = {
         "title": f"Follow-up of {document['baseline']}",
         "document": document,
         "changes": changes,
         "colours": FATE_COLOURS,
-        "course": figures.data_uri(course_png(document["course"])) if len(aligned) > 1 else "",
+        "course": figures.data_uri(course_png(document["course"])) if len(pictures) > 1 else "",
     }
     write_page(folder / "report.html", "compare.html", context)
 

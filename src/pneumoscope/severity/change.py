@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,15 @@ class Change:
     def as_dict(self) -> dict[str, object]:
         """Nested plain JSON values."""
         return {**asdict(self), "verdict": self.verdict}
+
+
+def read_change(plain: Mapping[str, Any]) -> Change:
+    """The change whose `dataclasses.asdict` was kept as JSON."""
+    values = dict(plain)
+    values["lung_ml"] = tuple(values["lung_ml"])
+    values["regions"] = {name: RegionChange(**region) for name, region in values["regions"].items()}
+    values["fates"] = {name: FateVolume(**fate) for name, fate in values["fates"].items()}
+    return Change(**values)
 
 
 def surface_mm2(mask: NDArray[np.bool_], grid: Grid) -> float:
