@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -93,3 +100,56 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data at {root}; set PNEUMOSCOPE_DATA to the folder that holds ct-volumes and ct-slices")
     return root
+
+
+Start = Callable[..., "subprocess.Popen[Any]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start processes that end with the test, whatever happens, and so do theirs: each has a group of its own.
+
+    SIGINT and SIGTERM do what they do in a terminal, also where the tests run under nohup or in the background.
+    """
+    started: list[subprocess.Popen[Any]] = []
+
+    def begin(argv: Sequence[object], **options: Any) -> subprocess.Popen[Any]:
+        call = [str(part) for part in argv]
+        process = subprocess.Popen(call, start_new_session=True, preexec_fn=_terminal_signals, **options)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _terminal_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def group_ends() -> Callable[[int], None]:
+    """Wait until no process is left of a group that `start` began."""
+
+    def wait(group: int) -> None:
+        deadline = time.monotonic() + 60
+        while left := [p for p in psutil.process_iter() if _group_of(p) == group]:
+            assert time.monotonic() < deadline, f"still there: {[(p.pid, p.cmdline()) for p in left]}"
+            time.sleep(0.05)
+
+    return wait
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getpgid(process.pid)
+    except (psutil.Error, ProcessLookupError):
+        return None
