@@ -63,6 +63,12 @@ time.sleep(60)
 """
 
 
+def test_a_child_whose_parent_is_gone_before_it_looks_ends():
+    """A worker that was just being started when its parent was killed has another parent already."""
+    code = "import time; from pneumoscope.processes import end_with_parent; end_with_parent(2**22); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == 1
+
+
 def test_a_child_ends_soon_after_its_parent_was_killed():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))

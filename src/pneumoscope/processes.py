@@ -25,16 +25,21 @@ GRACE_SECONDS = 60.0
 """How long a worker may take to save what it has when the run is ended: a step of a training on a busy machine."""
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """End this process soon after its parent has ended, however that ended; called once, early, in a child.
+
+    Args:
+        parent: its process id; None takes who is the parent now, which is another process where it ended already.
 
     A parent killed by SIGKILL cannot end its children, and Linux's PR_SET_PDEATHSIG fires as soon as the *thread* that
     started the child is over. So a thread of the child watches who its parent is.
     """
-    parent = os.getppid()
+    if os.name != "posix":  # there the parent may be a launcher, and its number does not change when it ends
+        return
+    expected = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == expected:
             time.sleep(LOOK_SECONDS)
         os._exit(1)
 
@@ -69,8 +74,11 @@ def worker_pool(size: int, start: Callable[..., None], given: tuple[Any, ...]) -
 
 
 def _start(start: Callable[..., None], given: tuple[Any, ...]) -> None:
+    from multiprocessing import parent_process
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    parent = parent_process()
+    end_with_parent(None if parent is None else parent.pid)
     start(*given)
 
 

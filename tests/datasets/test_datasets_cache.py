@@ -427,6 +427,9 @@ def test_keys_tell_kinds_and_order_apart():
 def test_where_the_cache_lies(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("PNEUMOSCOPE_CACHE", raising=False)
+    assert open_cache() is None, "a cache is a copy of patients' scans: only where it is asked for"
+    assert not (tmp_path / "xdg").exists()
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", "on")
     assert open_cache().folder == tmp_path / "xdg" / "pneumoscope"
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "named"))
     assert open_cache().folder == tmp_path / "named"
@@ -436,7 +439,7 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     assert open_cache() is None
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # such values are to be ignored
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("PNEUMOSCOPE_CACHE")
+    monkeypatch.setenv("PNEUMOSCOPE_CACHE", "on")
     assert open_cache().folder == tmp_path / ".cache" / "pneumoscope"
     monkeypatch.setenv("PNEUMOSCOPE_CACHE_GB", "0.5")
     assert open_cache(tmp_path).max_bytes == 2**29

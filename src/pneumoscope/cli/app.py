@@ -18,6 +18,7 @@ import typer
 
 from pneumoscope import __version__
 from pneumoscope.cli import (
+    cache,
     compare,
     data,
     demo,
@@ -76,6 +77,7 @@ for verb_group in (
     xray,
     view,
     model,
+    cache,
     doctor,
 ):
     verb_group.add_to(app)

@@ -119,12 +119,14 @@ class ArrayCache:
 
     def size_bytes(self) -> int:
         """Bytes of all entries on disk."""
-        return sum(size for _, size, _ in self._entries())
+        return sum(entry.size_bytes for entry in read_entries(self.folder))
 
     def clear(self) -> None:
-        """Remove all entries."""
-        for _, _, folder in self._entries():
-            self._remove(folder)
+        """Remove all entries, and the remembered sums of files."""
+        for entry in read_entries(self.folder):
+            self._remove(entry.folder)
+        for memory in (self.folder / "stamps").glob("*.json"):
+            memory.unlink(missing_ok=True)
 
     def _home(self, key: str) -> Path:
         return self.folder / FORMAT / key
@@ -186,26 +188,15 @@ class ArrayCache:
 
     def _make_room(self, newest: Path) -> None:
         with self._lock("evict"):
-            entries = sorted(self._entries())
-            total = sum(size for _, size, _ in entries)
-            for _, size, folder in entries:
+            entries = sorted(read_entries(self.folder))
+            total = sum(entry.size_bytes for entry in entries)
+            for entry in entries:
                 if total <= self.max_bytes:
                     break
-                if folder != newest:
-                    self._remove(folder)
+                if entry.folder != newest:
+                    self._remove(entry.folder)
                     self.counts.evicted += 1
-                    total -= size
-
-    def _entries(self) -> list[tuple[int, int, Path]]:
-        """Last use in ns, bytes and folder of every entry."""
-        found = []
-        for folder in (self.folder / FORMAT).iterdir():
-            if folder.name.startswith("."):
-                continue
-            with suppress(OSError):  # dropped by another process meanwhile
-                used = (folder / "entry.json").stat().st_mtime_ns if (folder / "entry.json").exists() else 0
-                found.append((used, sum(p.stat().st_size for p in folder.iterdir()), folder))
-        return found
+                    total -= entry.size_bytes
 
     def _remove(self, folder: Path) -> None:
         """Take an entry away at once, then delete it, so that nobody opens half of it."""
@@ -247,22 +238,55 @@ def _sum(body: Mapping[str, Any]) -> str:
     return stamp("cache entry", revision=1, body=body)
 
 
+@dataclass(frozen=True, order=True)
+class Stored:
+    """An entry on disk: when it was last used, in nanoseconds, its size and its folder."""
+
+    used_ns: int
+    size_bytes: int
+    folder: Path
+
+
+def read_entries(folder: str | Path) -> list[Stored]:
+    """The entries of a cache, in no order; empty where there is no cache. Nothing is made or changed."""
+    home, found = Path(folder) / FORMAT, []
+    for entry in home.iterdir() if home.is_dir() else ():
+        if entry.name.startswith("."):
+            continue
+        with suppress(OSError):  # dropped by another process meanwhile
+            used = (entry / "entry.json").stat().st_mtime_ns if (entry / "entry.json").exists() else 0
+            found.append(Stored(used, sum(p.stat().st_size for p in entry.iterdir()), entry))
+    return found
+
+
+def is_on() -> bool:
+    """Whether runs keep anything: only when PNEUMOSCOPE_CACHE names a folder, or says ``on``."""
+    return os.environ.get(VARIABLE, "").lower() not in ("", "off")
+
+
+def cache_folder() -> Path:
+    """The folder of PNEUMOSCOPE_CACHE, else ``pneumoscope`` in the user's cache folder (XDG_CACHE_HOME or
+    ``~/.cache``); it need not exist."""
+    place = os.environ.get(VARIABLE, "")
+    if place.lower() not in ("", "off", "on"):
+        return Path(place)
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "pneumoscope"
+
+
 def open_cache(where: str | Path | None = None) -> ArrayCache | None:
-    """The cache a command works with.
+    """The cache a run works with; None without one, which is the default: a cache is a copy of patients' scans.
 
     Args:
-        where: a folder; ``off`` for none; None for PNEUMOSCOPE_CACHE (a folder or ``off``), else ``pneumoscope`` in
-            the user's cache folder (XDG_CACHE_HOME, else ``~/.cache``). PNEUMOSCOPE_CACHE_GB sets another bound.
+        where: a folder; ``off`` for none; None for what PNEUMOSCOPE_CACHE says: a folder, ``on`` for the user's cache
+            folder, nothing or ``off`` for none. PNEUMOSCOPE_CACHE_GB sets another bound.
 
     Raises:
         InputError: the folder cannot be used, or the bound is no positive number.
     """
-    place = str(where) if where is not None else os.environ.get(VARIABLE, "")
-    if place.lower() == "off":
+    if str(where).lower() == "off" or (where is None and not is_on()):
         return None
-    if not place:
-        home = os.environ.get("XDG_CACHE_HOME", "")
-        place = str((Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "pneumoscope")
+    place = cache_folder() if where is None else Path(where)
     bound = os.environ.get(SIZE_VARIABLE, "")
     try:
         max_bytes = int(float(bound) * 2**30) if bound else MAX_BYTES

@@ -144,6 +144,7 @@ def list_series(path: str | Path, *, any_modality: bool = False, limits: ReadLim
 def _request(path: str | Path, action: str, limits: ReadLimits, any_modality: bool) -> dict[str, Any]:
     return {
         "action": action,
+        "parent": os.getpid(),
         "path": str(Path(path).absolute()),
         "where": str(path),
         "any_modality": any_modality,

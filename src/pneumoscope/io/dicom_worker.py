@@ -259,8 +259,8 @@ def limit_process(memory_mib: int, seconds: int, file_bytes: int) -> None:
 
 def main() -> int:
     """Answer one request. Anything unforeseen is told by its class and place only: messages may quote tag values."""
-    end_with_parent()
     request = json.load(sys.stdin)
+    end_with_parent(request["parent"])
     limit_process(request["memory_mib"], request["wall_s"], request["max_voxels"] * 4)
     try:
         if request["out"] is None:

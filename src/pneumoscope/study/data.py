@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan, content_of_scan
 from pneumoscope.datasets.held_out import held_out_draw
 from pneumoscope.datasets.slices import SliceStack
@@ -35,9 +35,6 @@ from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
 from pneumoscope.volume import Mask, Volume
-
-if TYPE_CHECKING:
-    from pneumoscope.datasets.cache import ArrayCache
 
 Scans = list[Case] | list[SliceStack]
 """The scans of a set: to be loaded one by one, or 8-bit slices that are here already."""
@@ -314,19 +311,9 @@ def _hu_slices(
         recipe,
         lungs_for=find_lungs,
         progress=lambda done, total: progress(f"reading set {site.number}", done, total),
-        cache=study_cache(),
+        cache=open_cache(),
     )
     return slices, len(found)
-
-
-def study_cache() -> ArrayCache | None:
-    """Where preprocessed slices are kept between studies: PNEUMOSCOPE_CACHE; none when it is not set.
-
-    Off by default because it copies a user's scans, cut to slices, to another place.
-    """
-    from pneumoscope.datasets.cache import VARIABLE, open_cache
-
-    return open_cache() if os.environ.get(VARIABLE) else None
 
 
 def _grey_slices(

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.patches import PreparedVolume, VolumeRecipe, prepare
-from pneumoscope.errors import InputError, ModelError
+from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.progress import Progress
 from pneumoscope.study.own_plan3d import VolumePlan
 
@@ -70,12 +72,21 @@ def variation() -> VolumeAugment:
     )  # fmt: skip
 
 
+LEAST_FREE_BYTES = 2**30
+"""Memory that prepared scans must leave free, where no cache keeps them on disk."""
+
+
 def _prepared(cases: Sequence[Case], recipe: VolumeRecipe, progress: Progress) -> list[PreparedVolume]:
     from pneumoscope.datasets.cache import open_cache
 
     cache, volumes = open_cache(), []
     for done, case in enumerate(cases, start=1):
         volumes.append(prepare(case, recipe, cache))
+        if cache is None and psutil.virtual_memory().available < LEAST_FREE_BYTES:
+            raise RunError(
+                f"{done} of {len(cases)} prepared scans leave less than 1 GiB of memory; set PNEUMOSCOPE_CACHE to a "
+                "folder, where they are kept on disk, or give fewer scans"
+            )
         progress("reading", done, len(cases), case.case)
     return volumes
 

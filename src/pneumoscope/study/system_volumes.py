@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import LungFinder
 from pneumoscope.errors import ModelError
@@ -31,7 +32,7 @@ from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, 
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.answers import ScanSlices, scan_of
-from pneumoscope.study.data import StudySet, study_cache
+from pneumoscope.study.data import StudySet
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 from pneumoscope.study.volumes_score import infection_probability, predictor
 from pneumoscope.study.volumes_train import VolumeModel, stage_name, train_model
@@ -142,7 +143,7 @@ def make_volume_stage(
         recipe,
         ModelJob(stage.name, 1, 1, "full", train, val),
         folder,
-        study_cache(),
+        open_cache(),
         device=device,
         resume=resume,
         progress=progress,
