@@ -34,6 +34,8 @@ MIN_SLICES = 3
 _CHILD = """
 import sys
 sys.path.append(sys.argv[1])
+from pneumoscope.processes import end_with_parent
+end_with_parent(int(sys.argv[2]))
 from pneumoscope.io.dicom_worker import main
 sys.exit(main())
 """  # with -P, so that no module of the working folder, which may be the scan's, is imported
@@ -144,7 +146,6 @@ def list_series(path: str | Path, *, any_modality: bool = False, limits: ReadLim
 def _request(path: str | Path, action: str, limits: ReadLimits, any_modality: bool) -> dict[str, Any]:
     return {
         "action": action,
-        "parent": os.getpid(),
         "path": str(Path(path).absolute()),
         "where": str(path),
         "any_modality": any_modality,
@@ -181,7 +182,7 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
     where = request["where"]
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
+            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2]), str(os.getpid())],
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=request["wall_s"],

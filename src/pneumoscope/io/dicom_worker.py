@@ -29,7 +29,6 @@ from pneumoscope.io.dicom_index import index_of
 from pneumoscope.io.dicom_pixels import is_lossy, read_frame
 from pneumoscope.io.dicom_radiograph import radiograph_of
 from pneumoscope.io.dicom_series import Folder, choose, kernel, sort_out
-from pneumoscope.processes import end_with_parent
 
 _MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "UIH", "UNITED IMAGING", "NEUSOFT", "HITACHI", "FUJIFILM")
 
@@ -260,7 +259,6 @@ def limit_process(memory_mib: int, seconds: int, file_bytes: int) -> None:
 def main() -> int:
     """Answer one request. Anything unforeseen is told by its class and place only: messages may quote tag values."""
     request = json.load(sys.stdin)
-    end_with_parent(request["parent"])
     limit_process(request["memory_mib"], request["wall_s"], request["max_voxels"] * 4)
     try:
         if request["out"] is None:

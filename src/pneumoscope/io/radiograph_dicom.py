@@ -31,6 +31,8 @@ _LONGEST_REPLY = 2**20
 _CHILD = """
 import sys
 sys.path.append(sys.argv[1])
+from pneumoscope.processes import end_with_parent
+end_with_parent(int(sys.argv[2]))
 from pneumoscope.io.radiograph_worker import serve
 sys.exit(serve())
 """  # with -P, so that no module of the working folder is imported
@@ -83,7 +85,7 @@ class _Child:
         self._held = ExitStack()
         self._picture, self._name = self._held.enter_context(_scratch())
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2])],
+            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2]), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

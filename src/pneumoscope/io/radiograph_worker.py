@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope.io.dicom_worker import answer, limit_process
-from pneumoscope.processes import end_with_parent
 
 
 def serve() -> int:
     """Answer until standard input ends. Anything unforeseen is told by its class and place only."""
-    end_with_parent()
     for line in sys.stdin:
         request = json.loads(line)
         spent = int(time.process_time()) + 1

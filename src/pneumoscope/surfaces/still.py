@@ -6,6 +6,7 @@ Matplotlib paints the triangles from back to front, without a driver.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def _by_vtk(meshes: Mapping[str, Mesh], seconds: float) -> tuple[bytes | None, s
             arrays[f"{title}.vertices"], arrays[f"{title}.triangles"] = mesh.vertices_mm, mesh.triangles
         np.savez(source, allow_pickle=False, **arrays)  # type: ignore[arg-type]
         command = [sys.executable, "-m", "pneumoscope.surfaces.still_child", str(source), str(target)]
+        command.append(str(os.getpid()))  # the child ends with this process
         try:
             child = subprocess.run(command, capture_output=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:

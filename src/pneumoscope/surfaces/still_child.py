@@ -1,4 +1,4 @@
-"""Runs in a process of its own: draw meshes with VTK without a screen. ``still_child MESHES.npz OUT.png``."""
+"""Runs in a process of its own: draw meshes with VTK without a screen. ``still_child MESHES.npz OUT.png PARENT``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def main(source: str, target: str) -> None:
     """Draw the meshes of a file into another."""
-    end_with_parent()
     with np.load(source, allow_pickle=False) as stored:
         names = [key.removesuffix(".vertices") for key in stored if key.endswith(".vertices")]
         meshes = {name: Mesh(stored[f"{name}.vertices"], stored[f"{name}.triangles"]) for name in names}
@@ -99,4 +98,5 @@ def _letter(text: str, x: float) -> vtkTextActor:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    end_with_parent(int(sys.argv[3]))
+    main(*sys.argv[1:3])
