@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
 
     Args:
         path: the file or folder.
-        series: the DICOM series to take (its UID or number) where there are several.
+        series: of a DICOM study with several CT series ``best``, which None means (by written rules: chest, lung
+            kernel, thin slices; a finding says what was left and why), its number, or its UID.
 
     Returns:
         The scan in Hounsfield units, axes (i, j, k) turned to RAS+, with its findings.
@@ -50,6 +52,7 @@ def segment(
     engine: str = "auto",
     mirror: bool | None = None,
     uncertainty: bool = False,
+    series: str | None = None,
     progress: Progress = silent,
 ) -> Segmentation:
     """Lungs and infiltrates of one scan, on exactly its grid.
@@ -65,6 +68,7 @@ def segment(
         engine: auto, torch, onnxruntime or openvino; the result's `engines` name what computed.
         mirror: also show the scan mirrored left to right and average; None does as the model's card says.
         uncertainty: also make `entropy` and `variance` of the result, how unsure the networks are.
+        series: which DICOM series of a path, as for `read_scan`.
         progress: called as the work advances.
 
     Raises:
@@ -72,7 +76,7 @@ def segment(
     """
     from pneumoscope.inference.segment import segment_volume
 
-    volume = _volume(scan)
+    volume = _volume(scan, series)
     given = None if lungs is None else _lungs(lungs, volume, threshold)
     return segment_volume(
         volume,
@@ -94,6 +98,7 @@ def quantify(
     *,
     lobes: str | Path | Mask | None = None,
     threshold: float | None = None,
+    series: str | None = None,
 ) -> Severity:
     """How much of the lungs is affected, from masks on the scan's grid.
 
@@ -102,13 +107,14 @@ def quantify(
     ``no_lung_found``; a share is None, never 0, when there is no lung to divide by. With `lobes`, five lobes by
     name or in lungmask's order, also the CT severity score of 0 to 25. Masks of
     probabilities in files are cut at the `threshold`; those of labels are left as they are.
+    `series` says which DICOM series of a path is measured, as for `read_scan`.
 
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
     from pneumoscope.severity.assess import assess
 
-    volume = _volume(scan)
+    volume = _volume(scan, series)
     lobe_mask = None if lobes is None else _mask(lobes, volume)
     return assess(volume, _lungs(lungs, volume, threshold), _mask(infiltrate, volume, threshold), lobes=lobe_mask)
 
@@ -247,8 +253,12 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
     return comparison.compare_studies(runs, out, overwrite=overwrite)
 
 
-def _volume(scan: str | Path | Volume) -> Volume:
-    return read_scan(scan) if isinstance(scan, (str, Path)) else scan
+def _volume(scan: str | Path | Volume, series: str | None) -> Volume:
+    if isinstance(scan, (str, Path)):
+        return read_scan(scan, series=series)
+    if series is not None:
+        raise InputError("a series can be chosen when a path is given, not of a volume that is read already")
+    return scan
 
 
 def _mask(mask: str | Path | Mask, scan: Volume, threshold: float | None = None) -> Mask:

@@ -30,15 +30,25 @@ class PneumoscopeError(Exception):
     Args:
         message: one line: what came, what was expected, what to do.
         code: stable code such as ``IN-DCM-006``, listed in docs/reference/input-codes.md.
-        path: the file or folder concerned; put in front of the message.
+        path: the file or folder concerned; put in front of the message. Of DICOM only its place, because hospitals
+            export under names of patients.
+        file: the file itself where `path` does not name it; not part of the message.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, code: str | None = None, path: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        path: str | Path | None = None,
+        file: str | Path | None = None,
+    ) -> None:
         self.message = " ".join(str(message).split())
         self.code = code
         self.path = None if path is None else str(path)
+        self.file = None if file is None else str(file)
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -46,11 +56,13 @@ class PneumoscopeError(Exception):
         return " ".join(part for part in parts if part)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.code, self.path)
+        return _rebuild, (type(self), self.message, self.code, self.path, self.file)
 
 
-def _rebuild(kind: type[PneumoscopeError], message: str, code: str | None, path: str | None) -> PneumoscopeError:
-    return kind(message, code=code, path=path)
+def _rebuild(
+    kind: type[PneumoscopeError], message: str, code: str | None, path: str | None, file: str | None
+) -> PneumoscopeError:
+    return kind(message, code=code, path=path, file=file)
 
 
 def printable(text: str | Path) -> str:

@@ -21,6 +21,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any]:
         reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(request)), stream))
-        return dicom._understood(reply.encode(), 0, request["where"])
+        return dicom._understood(reply.encode(), 0, request)
 
     monkeypatch.setattr(dicom, "_exchange", exchange)

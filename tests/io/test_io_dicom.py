@@ -23,7 +23,7 @@ from pneumoscope.errors import ReadError
 from pneumoscope.geometry import LPS_TO_RAS
 from pneumoscope.io import dicom, dicom_worker
 from pneumoscope.io.dicom import ReadLimits, is_dicom, list_series, read_dicom
-from pneumoscope.io.dicom_header import peek
+from pneumoscope.io.dicom_search import single
 from pneumoscope.volume import Volume, array_to_native
 
 
@@ -230,8 +230,8 @@ def test_series_are_listed_and_chosen(tmp_path: Path, in_process: None) -> None:
     making.save(making.make_series(6, uid="2.25.99"), tmp_path / "all" / "b")
     listed = list_series(tmp_path / "all")
     assert [(entry.number, entry.images, entry.rows, entry.first_file) for entry in listed] == [
-        (1, 10, 16, "a/IM0000.dcm"),
-        (2, 6, 16, "b/IM0000.dcm"),
+        (1, 10, 16, "file 1 of 16"),
+        (2, 6, 16, "file 11 of 16"),
     ]
     assert read_dicom(tmp_path / "all", series="2").native.shape[2] == 6
     volume = read_dicom(tmp_path / "all", series=making.SERIES_UID)
@@ -299,13 +299,14 @@ def test_hostile_strings_and_a_polyglot_preamble_are_read_and_kept_out(tmp_path:
     np.testing.assert_array_equal(native_kji(read_dicom(making.save(slices, tmp_path / "s"))), clean_hu())
 
 
-def test_peek_tells_series_and_modality_without_pixels_or_inflating(tmp_path: Path) -> None:
+def test_the_search_tells_a_series_without_pixels_or_inflating(tmp_path: Path) -> None:
     slices = [making.make_slice(0), making.code_as(making.make_slice(1), making.DEFLATED)]
     folder = making.save(slices, tmp_path / "series")
     (folder / "note").write_text("hello")
     (folder / "deep").write_bytes(making.nested(20_000))
-    assert peek(folder / "IM0000.dcm") == ("CT", making.SERIES_UID)
-    assert [peek(folder / name) for name in ("IM0001.dcm", "note", "deep", "absent")] == [("", "")] * 4
+    told = single(folder / "IM0000.dcm", None).identity
+    assert (told.series_uid, told.patient) == (making.SERIES_UID, "SECRETID")
+    assert [single(folder / name, None).identity.series_uid for name in ("IM0001.dcm", "note", "deep")] == [""] * 3
 
 
 # The reading process
@@ -324,7 +325,7 @@ def test_deep_nesting_is_refused_within_a_second_or_so(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     (folder / "IM0099.dcm").write_bytes(making.nested(40_000))
     start = time.monotonic()
-    with pytest.raises(ReadError, match=r"IN-DCM-042.*IM0099"):
+    with pytest.raises(ReadError, match=r"IN-DCM-042.*file 11 of 11"):
         read_dicom(folder)
     assert time.monotonic() - start < 10  # under a second on an idle machine
 
@@ -372,7 +373,7 @@ def test_an_unforeseen_failure_tells_its_place_but_no_values(
     reply = capsys.readouterr().out
     assert "SECRET" not in reply
     with pytest.raises(ReadError, match=r"IN-DCM-102.*KeyError at test_io_dicom.py"):
-        dicom._understood(reply.encode(), 0, "here")
+        dicom._understood(reply.encode(), 0, request)
 
 
 def test_missing_path() -> None:

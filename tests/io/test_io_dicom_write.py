@@ -15,7 +15,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import dicom_identity
 from pneumoscope.io.dicom import read_dicom
-from pneumoscope.io.dicom_files import discover, slice_like
+from pneumoscope.io.dicom_files import Found, discover, slice_like
 from pneumoscope.io.dicom_identity import case_name, has_lasting_salt, salt_path
 from pneumoscope.io.dicom_write import write_dicom_series
 from pneumoscope.volume import Volume
@@ -88,17 +88,26 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_files_that_look_like_lost_slices() -> None:
-    assert slice_like(["a/IM0001", "a/IM0002"], ["a/IM0003", "b/IM77", "Thumbs.db", "README"]) == ["a/IM0003", "b/IM77"]
-    assert slice_like(["1.2.840.5"], ["1.3.12.99.7", "notes"]) == ["1.3.12.99.7"]
-    assert slice_like([], ["x.dcm", ".hidden.dcm", "y.txt"]) == ["x.dcm"]
+    def lost(slices: list[str], others: list[str]) -> list[str]:
+        found = [[Found(Path(name), "file 1 of 9", "other", 0) for name in names] for names in (slices, others)]
+        return [str(one.path) for one in slice_like(*found)]
+
+    assert lost(["a/IM0001", "a/IM0002"], ["a/IM0003", "b/IM77", "x.txt", "README"]) == ["a/IM0003", "b/IM77"]
+    assert lost(["1.2.840.5"], ["1.3.12.99.7", "notes"]) == ["1.3.12.99.7"]
+    assert lost([], ["x.dcm", "y.txt"]) == ["x.dcm"]
 
 
-def test_discovery_sorts_and_does_not_follow_folder_links(tmp_path: Path) -> None:
+def test_discovery_sorts_and_names_files_by_their_place(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1").write_bytes(b"x")
-    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "z").write_bytes(b"")
+    (tmp_path / ".z").write_bytes(b"")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert [(found.name, found.kind) for found in discover(tmp_path)] == [("a", "empty"), ("b/1", "other")]
+    found = discover(tmp_path)
+    assert [(one.name, one.path.name, one.kind) for one in found] == [
+        ("file 1 of 2", "z", "empty"),
+        ("file 2 of 2", "1", "other"),
+    ]
 
 
 def test_the_secret_is_made_once_and_only_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

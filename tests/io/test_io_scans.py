@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from border_files import chest, grid_of, nifti_bytes, scan_file
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume, write_volume
-from pneumoscope.io.kinds import case_name, kind_of
+from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume, write_mask, write_volume
+from pneumoscope.io.kinds import MAX_CASE_BYTES, case_name, kind_of
 from pneumoscope.io.table import read_manifest
-from pneumoscope.volume import Volume
+from pneumoscope.volume import Mask, Volume
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,7 @@ def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     listing = list_scans(tmp_path)
     assert [ref.case for ref in listing.scans] == ["a", "b", "c", "d", "e"]
-    assert listing.ignored == 2
+    assert listing.sentence() == "5 scans, 3 others ignored: 1 other files, 2 hidden or system files"
 
 
 def test_masks_beside_their_scan_are_not_cases(tmp_path: Path) -> None:
@@ -132,9 +134,22 @@ def test_equal_stems_are_told_apart(tmp_path: Path) -> None:
         scan_file(tmp_path / folder, "ct.nii.gz")
     scan_file(tmp_path, "other.nii")
     assert cases(tmp_path) == ["other", "p1_ct", "p2_ct", "deep_ct"]
-    assert cases(tmp_path / "p1" / "ct.nii.gz", tmp_path / "p1" / "ct.nii.gz") == ["p1_ct", "p1_ct-2"]
-    scan_file(tmp_path, "OTHER.nii.gz")
-    assert cases(tmp_path)[:2] == ["OTHER", "other-2"]
+    assert cases(tmp_path / "p1" / "ct.nii.gz", tmp_path / "p1" / "ct.nii.gz") == ["ct"]  # given twice, read once
+
+
+@pytest.mark.parametrize(
+    "clash",
+    ["Other.nii", "other.nrrd", "OTHER.nii.gz", "o\u0308ther.nii", "a\N{NO-BREAK SPACE}b.nii", "a:b.nii", "a__b.nii"],
+)
+def test_a_file_more_renames_no_other_case(tmp_path: Path, clash: str) -> None:
+    for name in ("other.nii", "\u00f6ther.nii", "a_b.nii", "a b.mha", "a?b.nii", "a*b.nii"):
+        (tmp_path / name).touch()
+    before = {ref.path.name: ref.case for ref in find_scans(tmp_path)}
+    (tmp_path / clash).touch()
+    after = {ref.path.name: ref.case for ref in find_scans(tmp_path)}
+    assert {name: after[name] for name in before} == before
+    folded = {unicodedata.normalize("NFKC", case).casefold() for case in after.values()}
+    assert len(folded) == 7  # apart on every file system
 
 
 def test_dicom_folder_is_one_case_that_hides_the_patient(tmp_path: Path) -> None:
@@ -158,7 +173,7 @@ def test_folder_of_dicom_folders(tmp_path: Path) -> None:
     assert [ref.path.name for ref in listing.scans] == ["three.nii", "one", "two"]
     assert listing.ignored == chest().shape[2]
     assert len({ref.case for ref in listing.scans}) == 3
-    assert len(set(cases(tmp_path / "one", tmp_path / "one"))) == 2
+    assert len(cases(tmp_path / "one", tmp_path / "one")) == 1
 
 
 def test_damaged_dicom_is_listed_and_refused_when_read(tmp_path: Path) -> None:
@@ -170,10 +185,83 @@ def test_damaged_dicom_is_listed_and_refused_when_read(tmp_path: Path) -> None:
         read_volume(ref.path)
 
 
-def test_dicom_and_images_in_one_folder(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "a")
-    scan_file(tmp_path / "a", "b.nii")
-    assert [ref.path.name for ref in find_scans(tmp_path)] == ["b.nii", "a"]
+@pytest.mark.parametrize("name", ["b.nii", "b.zip", "lungs.nii.gz", "b.nrrd"])
+def test_an_image_among_dicom_slices_is_passed_over_by_name(tmp_path: Path, name: str) -> None:
+    folder = write_dicom(tmp_path / "a")
+    wanted = read_volume(folder).hu
+    scan_file(folder, name) if "nii" in name else (folder / name).write_bytes(b"x")
+    listing = list_scans(tmp_path)
+    assert [ref.path for ref in listing.scans] == [folder]
+    assert "1 images beside DICOM slices" in listing.sentence()
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.hu, wanted)
+    assert [f.message for f in volume.findings if f.severity == "warning" and name in f.message]
+
+
+def test_a_dicom_folder_beside_images_is_no_single_scan(tmp_path: Path) -> None:
+    scan_file(tmp_path, "b.nii")
+    write_dicom(tmp_path / "DOE JOHN")
+    assert [ref.path.name for ref in find_scans(tmp_path)] == ["b.nii", "DOE JOHN"]
+    with pytest.raises(ReadError, match=r"2 scans \(b.nii, a DICOM series\)") as caught:
+        read_volume(tmp_path)
+    assert "DOE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["report.json", "change.json", "done.json", None])
+def test_own_results_are_no_scans(tmp_path: Path, mark: str | None) -> None:
+    """A case folder, finished or killed half-way, in the input folder; a scan in the same folder stays one."""
+    scan_file(tmp_path, "p1.nii.gz")
+    volume = read_volume(tmp_path / "p1.nii.gz")
+    case = tmp_path / "out" / "p1"
+    write_mask(Mask(np.uint8(volume.hu < -500), volume.grid, {1: "lung"}), case / "lungs.nii.gz", volume.native)
+    for name in ("infiltrate", "probability", "uncertainty-entropy", "registration", "change", "p1"):
+        scan_file(case, f"{name}.nii.gz")
+    if mark:
+        (case / mark).write_text("{}")
+    listing = list_scans(tmp_path)
+    assert sorted(ref.path for ref in listing.scans) == [case / "p1.nii.gz", tmp_path / "p1.nii.gz"]
+    assert listing.passed["results of pneumoscope"] == 6
+    (case / "p1.nii.gz").unlink()
+    with pytest.raises(InputError, match="results of pneumoscope"):
+        find_scans(case)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    store, cohort = tmp_path / "store", tmp_path / "cohort"
+    write_dicom(store / "a", uid="1.2.3")
+    write_dicom(store / "b", uid="1.2.4")
+    scan_file(store, "c.nii")
+    (store / "a" / "round").symlink_to(store / "a")
+    cohort.mkdir()
+    for name, target in {
+        "a": store / "a", "again": store / "a", "c.nii": store / "c.nii", "d.nii": store / "c.nii",
+        "up": "..", "self": "self", "gone": store / "gone", "gone.nii": store / "gone.nii",
+    }.items():  # fmt: skip
+        (cohort / name).symlink_to(target)
+    (cohort / "b").mkdir()
+    for path in sorted((store / "b").iterdir()):
+        (cohort / "b" / path.name).symlink_to(path)
+    listing = list_scans(cohort)
+    assert [ref.path.name for ref in listing.scans] == ["c.nii", "gone.nii", "a", "b"]
+    assert listing.passed == {"links to nothing": 2, "links to what is listed already": 4}
+    assert "2 links to nothing" in listing.sentence()
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(read_volume(cohort / name).hu, read_volume(store / name).hu)
+    with pytest.raises(ReadError, match="IN-NII-053"):
+        read_volume(cohort / "gone.nii")
+
+
+def test_files_of_other_systems_are_counted_and_not_read(tmp_path: Path) -> None:
+    folder = write_dicom(tmp_path / "a")
+    for name in ("._IM001", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._IM001", "@eaDir/IM001"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "IM001").read_bytes()[:200])
+    scan_file(tmp_path, "b.nii")
+    scan_file(tmp_path, "._b.nii")
+    listing = list_scans(tmp_path)
+    assert [ref.path.name for ref in listing.scans] == ["b.nii", "a"]
+    assert listing.passed == {"hidden or system files": 7}
+    assert read_volume(folder).hu.shape == chest().shape
 
 
 def test_zip_of_dicom(tmp_path: Path) -> None:
@@ -245,7 +333,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no scan"):
         find_scans(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="1 other files"):
+    with pytest.raises(InputError, match="1 others ignored"):
         find_scans(tmp_path)
     with pytest.raises(ReadError, match="no image"):
         read_volume(tmp_path)
@@ -267,7 +355,7 @@ def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pneumoscope.io.scans.MAX_FILES", 3)
+    monkeypatch.setattr("pneumoscope.io.contents.MAX_FILES", 3)
     for n in range(4):
         (tmp_path / f"{n}.txt").write_text("x")
     with pytest.raises(InputError, match="more than 3"):
@@ -280,18 +368,38 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("a/b/scan.nii.gz", "scan"),
         ("scan.NII.GZ", "scan"),
         ("x.nii/", "x"),
-        ("Jürgen Müller #3.nrrd", "Jurgen_Muller_3"),
-        ("../..", "scan"),
-        ("中文.nii", "scan"),
-        ("-rf.nii", "rf"),
-        ("<b>x</b>.mha", "b"),
-        ("a" * 300 + ".nii", "a" * 80),
         ("v1.2.nii.gz", "v1.2"),
         ("IM0001.dcm", "IM0001"),
+        ("case 7.nii", "case_7"),
+        ("\u674e\u56db (1).nii", "\u674e\u56db_(1)"),
+        ("\u0418\u0432\u0430\u043d.nii.gz", "\u0418\u0432\u0430\u043d"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940.nii", "\u0939\u093f\u0928\u094d\u0926\u0940"),
+        ("Ju\u0308rgen.nii", "J\u00fcrgen"),
+        ("J\u00fcrgen #3.nrrd", "J\u00fcrgen_3-*"),
+        ("../..", "scan-*"),
+        ("-rf.nii", "rf-*"),
+        ("=cmd|x.nii", "cmd_x-*"),
+        ("<b>x</b>.mha", "b-*"),
+        ("a\\b:c.nii", "a_b_c-*"),
+        ("a\u202eb\x07.nii", "a_b-*"),
+        ("..hidden..nii", "hidden-*"),
+        ("blank .nii", "blank-*"),
+        ("\udce4.nii", "scan-*"),
+        ("con.nii", "con-*"),
+        ("Aux.txt.nii", "Aux_txt-*"),
+        ("run.json.nii.gz", "run_json-*"),
+        ("cases.csv.nii.gz", "cases_csv-*"),
+        ("done.json.nii.gz", "done_json-*"),
+        ("private.nii", "private-*"),
+        ("a" * 300 + ".nii", "a" * 113 + "-*"),
+        ("\u674e" * 200 + ".nii", "\u674e" * 37 + "-*"),
     ],
 )
 def test_case_names_are_safe(name: str, expected: str) -> None:
-    assert case_name(name) == expected
+    """A star stands for six hex digits: the name had to change, and the hash keeps it apart from others."""
+    case = case_name(name)
+    assert re.fullmatch(re.escape(expected).replace(r"\*", "[0-9a-f]{6}"), case), case
+    assert len(case.encode()) <= MAX_CASE_BYTES
 
 
 def table(folder: Path, text: str, name: str = "list.csv") -> Path:
@@ -305,12 +413,13 @@ def test_manifest(tmp_path: Path) -> None:
     a, b = scan_file(tmp_path / "sub", "a.nii.gz"), scan_file(tmp_path, "b.nii.gz")
     path = table(
         tmp_path,
-        "case, image ,lungs,infiltrate,patient,date,source,notes\r\n"
-        f"one, sub/a.nii.gz ,b.nii.gz,,P1,2020-03-01,site A,hello\r\n\r\n two x ,{b},,,,,\r\n",
+        "case, image ,lungs,infiltrate,patient,date,source,Notes\r\n"
+        f"one, sub/a.nii.gz ,b.nii.gz,,P1,2020-03-01,site A,hello\r\n\r\n two x ,{b},,,,,,\r\n",
     )
+    told = (("patient", "P1"), ("date", "2020-03-01"), ("source", "site A"))
     assert find_scans(path) == [
-        ScanRef("one", a, b, None, "P1", "2020-03-01", "site A"),
-        ScanRef("two_x", b),
+        ScanRef("one", a, b, None, "P1", "2020-03-01", "site A", (*told, ("Notes", "hello"))),
+        ScanRef("two_x", b, columns=tuple((name, "") for name in ("patient", "date", "source", "Notes"))),
     ]
 
 

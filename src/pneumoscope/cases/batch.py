@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.cases.outputs import SUMMARY_COLUMNS
+from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
+from pneumoscope.io.contents import scan_files
 from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
@@ -83,6 +85,7 @@ def run_batch(
     jobs: int = 1,
     overwrite: bool = False,
     resume: bool = False,
+    key: str | Path | None = None,
     progress: Progress = silent,
 ) -> BatchResult:
     """Work on scans into `out/<case>/` and write `cases.csv` and `run.json`, which grow as cases end.
@@ -95,6 +98,7 @@ def run_batch(
         jobs: scans worked on at the same time, each in its own process.
         overwrite: do every case again.
         resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
+        key: the private key file, see `Private`.
         progress: called per case and, with one job, by the work itself.
 
     Raises:
@@ -106,6 +110,7 @@ def run_batch(
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     begun = time.perf_counter()
     step = opener(1)
+    private = Private(Path(out), key)
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     earlier = _seconds_before(folder) if resume else {}
 
@@ -117,11 +122,13 @@ def run_batch(
         batch = result_of(outcomes)
         done = sum(case.status == "done" for case in batch.cases)
         state = {"finished": finished, "scans": len(scans), "results": done}
-        write_text(folder / "cases.csv", _table(batch.cases))
+        private.write_errors(outcomes)
+        write_text(folder / "cases.csv", _table(batch.cases, scans))
         write_json(folder / RUN_FILE, {**environment(), **state, "options": dict(options), **batch.as_dict()})
 
     work = [Job(scan.case, scan, folder / scan.case) for scan in scans]
     (folder / RUN_FILE).unlink(missing_ok=True)
+    private.write_key(scans)
     outcomes = run_jobs(work, step, write, opener=opener, side_by_side=jobs, resume=resume, progress=progress)
     return result_of(outcomes)
 
@@ -142,9 +149,9 @@ def case_step(
     """
 
     def parts(scan: ScanRef) -> dict[str, Any]:
-        given = {"scan": [scan.path], **files(scan)}
-        sums = {what: [path and content_of_files([path]) for path in paths] for what, paths in given.items()}
-        return {"case name": scan.case, **sums, **made_of}
+        masks = {what: [path and content_of_files([path]) for path in paths] for what, paths in files(scan).items()}
+        sums = {"scan": content_of_files(scan_files(scan.path)), **masks}
+        return {"case name": scan.case, "series": scan.series, **sums, **made_of}
 
     def one(job: Job, progress: Progress) -> Outcome:
         result = work(job.item, job.folder, progress)
@@ -184,16 +191,21 @@ def require_single(scans: Sequence[ScanRef], given: Mapping[str, object], verb: 
             )
 
 
-def _table(cases: Sequence[CaseResult]) -> str:
-    """`cases.csv`: one row per case, the same columns whether it succeeded or not."""
+def _table(cases: Sequence[CaseResult], scans: Sequence[ScanRef]) -> str:
+    """`cases.csv`: one row per case, the same columns whether it succeeded or not; a manifest's own come last."""
     first, more = SUMMARY_COLUMNS[:5], SUMMARY_COLUMNS[5:]
+    given = {scan.case: dict(scan.columns) for scan in scans}
+    own = list(dict.fromkeys(name for columns in given.values() for name in columns))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("case", "status", *first, "error", *more))
+    ours = ("case", "status", *first, "error", *more)
+    writer.writerow((*ours, *(f"manifest_{name}" if name in ours else name for name in own)))
     for case in cases:
         values = {c: "" if case.summary.get(c) is None else case.summary[c] for c in SUMMARY_COLUMNS}
         row = [values[c] for c in first], [values[c] for c in more]
-        writer.writerow((case.case, case.status, *row[0], case.error or "", *row[1]))
+        writer.writerow(
+            (case.case, case.status, *row[0], case.error or "", *row[1], *(given[case.case].get(c, "") for c in own))
+        )
     return stream.getvalue()
 
 

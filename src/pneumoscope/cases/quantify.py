@@ -39,7 +39,6 @@ class QuantifyOptions:
         infiltrate: its infiltrate mask, likewise.
         lobes: its lobe mask; adds the score of 0 to 25.
         threshold: cuts masks of probabilities; masks of labels are left as they are.
-        series: which DICOM series of a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         save: further files, see `OutputOptions`.
         fast: masks and numbers only, likewise.
@@ -50,7 +49,6 @@ class QuantifyOptions:
     infiltrate: str | Path | None = None
     lobes: str | Path | None = None
     threshold: float | None = None
-    series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
     save: Sequence[str] = ()
     fast: bool = False
@@ -81,6 +79,7 @@ def quantify_cases(
     jobs: int = 1,
     overwrite: bool = False,
     resume: bool = False,
+    key: str | Path | None = None,
     progress: Progress = silent,
 ) -> BatchResult:
     """Measure scans with masks made elsewhere into `out/<case>/`; files and endings as `segment_cases`.
@@ -92,13 +91,14 @@ def quantify_cases(
         jobs: scans worked on at the same time.
         overwrite: do every case again.
         resume: keep the cases that are done and whose scan, masks and options are unchanged.
+        key: the private key file, as for `segment_cases`.
         progress: called per case.
 
     Raises:
         InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
     """
     options = options or QuantifyOptions()
-    single = {name: getattr(options, name) for name in ("lungs", "infiltrate", "lobes", "series")}
+    single = {name: getattr(options, name) for name in ("lungs", "infiltrate", "lobes")}
     require_single(scans, single, "quantify")
     for scan in scans:
         missing = [what for what in ("lungs", "infiltrate") if not (getattr(scan, what) or getattr(options, what))]
@@ -115,6 +115,7 @@ def quantify_cases(
         jobs=jobs,
         overwrite=overwrite,
         resume=resume,
+        key=key,
         progress=progress,
     )
 
@@ -140,7 +141,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     options = options or QuantifyOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
+    volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
     lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate, options.threshold)
     if lungs is None or infiltrate is None:
         raise InputError(f"{scan.case} needs a lung mask and an infiltrate mask; give both")
@@ -155,8 +156,9 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
         lungs=lungs,
         infiltrate=infiltrate,
         severity=severity,
+        findings=scan.findings,
         scan=Path(scan.path),
-        series=options.series,
+        series=scan.series,
     )
     spent: dict[str, float] = {}
     write_case(folder, content, options.outputs(), spent=spent)

@@ -52,7 +52,6 @@ class SegmentOptions:
         lungs: one lung mask made elsewhere, for a single scan; a manifest's own goes before it.
         lobes: one lobe mask, for a single scan; adds the score of 0 to 25.
         threshold: cuts masks of probabilities; masks of labels are left as they are.
-        series: which DICOM series (number or UID), for a single scan that holds several.
         intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
         device: see `Segmenter`.
         precision: likewise.
@@ -70,7 +69,6 @@ class SegmentOptions:
     lungs: str | Path | None = None
     lobes: str | Path | None = None
     threshold: float | None = None
-    series: str | None = None
     intensity: Literal["auto", "hu"] = "auto"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -139,6 +137,7 @@ def segment_cases(
     jobs: int = 1,
     overwrite: bool = False,
     resume: bool = False,
+    key: str | Path | None = None,
     progress: Progress = silent,
 ) -> BatchResult:
     """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
@@ -150,13 +149,14 @@ def segment_cases(
         jobs: scans worked on at the same time, each in its own process with its share of the cores.
         overwrite: do every case again.
         resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
+        key: the private key file; None means `private/key.csv` in `out`, ``none`` that there is none.
         progress: called per case and, with one job, per batch of slices.
 
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
     options = options or SegmentOptions()
-    require_single(scans, {name: getattr(options, name) for name in ("lungs", "lobes", "series")}, "segment")
+    require_single(scans, {name: getattr(options, name) for name in ("lungs", "lobes")}, "segment")
     return run_batch(
         scans,
         out,
@@ -165,6 +165,7 @@ def segment_cases(
         jobs=jobs,
         overwrite=overwrite,
         resume=resume,
+        key=key,
         progress=progress,
     )
 
@@ -210,7 +211,7 @@ def segment_case(
     options = options or SegmentOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    volume = read_volume(scan.path, series=options.series, intensity=options.intensity, case=scan.case)
+    volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
     lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
     lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - begun}
@@ -230,10 +231,10 @@ def segment_case(
         variance=found.variance,
         computing=computing_of(found),
         truth=truth,
-        findings=found.findings,
+        findings=(*scan.findings, *found.findings),
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
         scan=Path(scan.path),
-        series=options.series,
+        series=scan.series,
     )
     spent: dict[str, float] = {}
     write_case(folder, content, options.outputs(), spent=spent)

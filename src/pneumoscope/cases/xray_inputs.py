@@ -45,13 +45,13 @@ def listed(inputs: Sequence[str | Path]) -> list[Listed]:
 
 def _name(path: Path) -> str:
     """The file's stem; for DICOM a keyed hash, because its name may be a patient's."""
-    from pneumoscope.io.scans import dicom_case
+    from pneumoscope.io.dicom_search import single
 
     try:
         with path.open("rb") as stream:
             is_dicom = stream.read(132)[128:] == b"DICM"
         if is_dicom:
-            return f"xr-{dicom_case([path]).removeprefix('ct-')}"
+            return f"xr-{single(path, None).case.removeprefix('ct-')}"
     except (OSError, PneumoscopeError):
         pass
     return case_name(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)

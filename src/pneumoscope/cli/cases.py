@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,9 @@ from pneumoscope.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
+    from pneumoscope.io.scan_ref import ScanRef
 
+_log = logging.getLogger(__name__)
 
 Save = Annotated[
     list[str],
@@ -25,6 +29,34 @@ Save = Annotated[
     ),
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="Masks and numbers only: no pages, no DICOM.")]
+
+
+Series = Annotated[
+    str,
+    typer.Option(
+        "--series",
+        metavar="best|all|N|UID",
+        help="Of a DICOM study with several CT series: the best by written rules, a case of each, or one.",
+    ),
+]
+SeriesKey = Annotated[
+    str | None,
+    typer.Option(
+        "--series-key",
+        metavar="FILE|none",
+        help="The private table from cases to paths, series UIDs and patients. Default: OUT/private/key.csv.",
+    ),
+]
+
+
+def list_given(paths: Sequence[str], series: str) -> tuple[ScanRef, ...]:
+    """The scans that are meant; what was ignored is reported."""
+    from pneumoscope.io import list_scans
+
+    listing = list_scans(paths, series=series)
+    if listing.ignored:
+        _log.warning(listing.sentence())
+    return listing.scans
 
 
 def listed(values: list[str]) -> tuple[str, ...]:

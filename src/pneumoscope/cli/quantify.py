@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope.cli.cases import Fast, Save, listed, say_batch
+from pneumoscope.cli.cases import Fast, Save, Series, SeriesKey, list_given, listed, say_batch
 from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import progress_for
 from pneumoscope.cli.segment import Intensity
@@ -44,10 +44,8 @@ def quantify(
         typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
     ] = None,
     threshold: Threshold = None,
-    series: Annotated[
-        str | None,
-        typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
-    ] = None,
+    series: Series = "best",
+    series_key: SeriesKey = None,
     intensity: Annotated[
         Intensity,
         typer.Option(
@@ -68,23 +66,21 @@ def quantify(
     scan's grid.
     """
     from pneumoscope.cases.quantify import QuantifyOptions, quantify_cases
-    from pneumoscope.io import list_scans
 
-    listing = list_scans([*scans, *(more_scans or [])])
+    found = list_given([*scans, *(more_scans or [])], series)
     with progress_for(common) as progress:
         options = QuantifyOptions(
             lungs=lungs,
             infiltrate=infiltrate,
             lobes=lobes,
             threshold=threshold,
-            series=series,
             intensity=intensity.value,
             save=listed(save),
             fast=fast,
             deidentify=deidentify,
         )
         batch = quantify_cases(
-            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
-            progress=progress,
+            found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            key=series_key, progress=progress,
         )  # fmt: skip
     say_batch(batch, out, common)

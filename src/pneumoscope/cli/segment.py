@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope.cli.cases import Fast, Save, listed, say_batch
+from pneumoscope.cli.cases import Fast, Save, Series, SeriesKey, list_given, listed, say_batch
 from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import progress_for
 
@@ -70,10 +70,8 @@ def segment(
         typer.Option("--lobes", metavar="MASK", help="A mask of the five lobes, for a single scan; adds their score."),
     ] = None,
     threshold: Threshold = None,
-    series: Annotated[
-        str | None,
-        typer.Option("--series", metavar="N|UID", help="Which DICOM series of a single scan that holds several."),
-    ] = None,
+    series: Series = "best",
+    series_key: SeriesKey = None,
     intensity: Annotated[
         Intensity,
         typer.Option(
@@ -119,9 +117,8 @@ def segment(
     cases.csv and the others are still written; the exit code is then 1.
     """
     from pneumoscope.cases.segment import SegmentOptions, segment_cases
-    from pneumoscope.io import list_scans
 
-    listing = list_scans([*scans, *(more_scans or [])])
+    found = list_given([*scans, *(more_scans or [])], series)
     with progress_for(common) as progress:
         options = SegmentOptions(
             model=model[0] if len(model) == 1 else tuple(model),
@@ -129,7 +126,6 @@ def segment(
             lungs=lungs,
             lobes=lobes,
             threshold=threshold,
-            series=series,
             intensity=intensity.value,
             device=common.device,
             precision=common.precision,
@@ -142,7 +138,7 @@ def segment(
             deidentify=deidentify,
         )
         batch = segment_cases(
-            listing.scans, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
-            progress=progress,
+            found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            key=series_key, progress=progress,
         )  # fmt: skip
     say_batch(batch, out, common)

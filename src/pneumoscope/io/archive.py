@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io.stored import Place, open_regular
+from pneumoscope.io.walk import SYSTEM_NAME
 
 CODE = "IN-ZIP-071"
 MAX_ENTRIES = 20_000
@@ -28,7 +29,6 @@ MAX_UNPACKED_BYTES = 8 * 2**30
 MAX_RATIO, RATIO_FLOOR_BYTES = 100, 32 * 2**20
 """An archive that unpacks more than 100-fold is refused once it is larger than 32 MiB."""
 
-_JUNK = re.compile(r"(^|/)(__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _NESTED = re.compile(rb"PK\x03\x04|7z\xbc\xaf|Rar!|\xfd7zXZ")
 _CHUNK = 2**20
 
@@ -85,6 +85,10 @@ def _check_directory(stream: BinaryIO, place: Place) -> int:
     return size
 
 
+def _is_system(name: str) -> bool:
+    return any(map(SYSTEM_NAME.fullmatch, PurePosixPath(name).parts))
+
+
 def _members(archive: zipfile.ZipFile, size: int, place: Place) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Members to unpack and where to, all checks that need no data done."""
     listed = archive.infolist()
@@ -99,7 +103,7 @@ def _members(archive: zipfile.ZipFile, size: int, place: Place) -> list[tuple[zi
         if key in seen:
             raise _refuse(place, "appears twice", name)
         seen.add(key)
-        if not member.is_dir() and not name.endswith("/") and not _JUNK.search(name):
+        if not member.is_dir() and not name.endswith("/") and not _is_system(name):
             members.append((member, _safe_path(name, len(members))))
     total = sum(member.file_size for member, _ in members)
     if total > MAX_UNPACKED_BYTES:

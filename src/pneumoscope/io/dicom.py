@@ -66,7 +66,8 @@ class SeriesInfo:
         images: slices, counting the frames of multi-frame files.
         rows, columns: matrix of the first.
         kernel: convolution kernel, "" when not given.
-        first_file: relative to the folder.
+        thickness_mm: of its slices, 0 when not known.
+        first_file: the place of its first file, such as ``file 3 of 12``.
         series_uid: identifies the series in the hospital: never print it.
     """
 
@@ -76,6 +77,7 @@ class SeriesInfo:
     rows: int
     columns: int
     kernel: str
+    thickness_mm: float
     first_file: str
     series_uid: str
 
@@ -99,7 +101,8 @@ def read_dicom(
 
     Args:
         path: a folder (searched at any depth) or one file.
-        series: number in `list_series`, or a SeriesInstanceUID; needed when several CT series are there.
+        series: number in `list_series`, or a SeriesInstanceUID; None or ``best`` takes the best of a study by the
+            rules of `pneumoscope.io.dicom_choice` and says in a finding what was left.
         case: name for outputs; by default a keyed hash of the series UID.
         min_slices: fewer are refused as no volume.
         fill_gaps: take damaged files as missing slices, and interpolate single missing or uneven slices.
@@ -109,16 +112,22 @@ def read_dicom(
 
     Raises:
         ReadError: rows 1-50 of the catalogue, with a code ``IN-DCM-0NN``; 100-103 for missing paths, time and memory.
+            It names the case and a file's place, never the path, which is in its attribute `file`.
     """
     allowed = limits or ReadLimits()
-    request = _request(path, "read", allowed, any_modality)
+    request = _request(path, "read", allowed, any_modality, case)
     request |= {"series": series, "min_slices": max(1, min_slices), "fill_gaps": fill_gaps, "as_hu": as_hu}
     with _scratch() as (stream, name):
         reply = _exchange({**request, "out": name}, stream)
         shape = tuple(reply["shape"])
         expected = int(np.prod(shape)) * np.dtype(reply["dtype"]).itemsize
         if os.fstat(stream.fileno()).st_size != expected:
-            raise ReadError("the reading process ended before all slices", code="IN-DCM-102", path=request["where"])
+            raise ReadError(
+                "the reading process ended before all slices",
+                code="IN-DCM-102",
+                path=request["where"],
+                file=request["path"],
+            )
         voxels = np.memmap(stream, reply["dtype"], "r", shape=shape)  # (k, j, i)
         findings = tuple(Finding(**finding) for finding in reply["findings"])
         if case is None and not has_lasting_salt():
@@ -143,11 +152,21 @@ def list_series(path: str | Path, *, any_modality: bool = False, limits: ReadLim
     return [SeriesInfo(case=case_name(entry["series_uid"]), **entry) for entry in reply["series"]]
 
 
-def _request(path: str | Path, action: str, limits: ReadLimits, any_modality: bool) -> dict[str, Any]:
+def _request(
+    path: str | Path, action: str, limits: ReadLimits, any_modality: bool, named: str | None = None
+) -> dict[str, Any]:
+    """What the child is asked; errors call the input `named`.
+
+    Raises:
+        ReadError: IN-DCM-100, nothing there.
+    """
+    start = Path(path)
+    if not start.exists():
+        raise ReadError("no such file or folder; check the path", code="IN-DCM-100", path=path)
     return {
         "action": action,
-        "path": str(Path(path).absolute()),
-        "where": str(path),
+        "path": str(start.absolute()),
+        "where": named or ("DICOM folder" if start.is_dir() else "DICOM file"),
         "any_modality": any_modality,
         "out": None,
         "wall_s": limits.wall_s,
@@ -179,7 +198,6 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
     Raises:
         ReadError: what the child refuses; out of time (IN-DCM-101); ended or failed (IN-DCM-102).
     """
-    where = request["where"]
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[2]), str(os.getpid())],
@@ -194,9 +212,10 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
         raise ReadError(
             f"could not be read within {request['wall_s']} s; give one series only, or look for a damaged file",
             code="IN-DCM-101",
-            path=where,
+            path=request["where"],
+            file=request["path"],
         ) from None
-    return _understood(done.stdout, done.returncode, where)
+    return _understood(done.stdout, done.returncode, request)
 
 
 def _environment() -> dict[str, str]:
@@ -205,7 +224,8 @@ def _environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _understood(output: bytes, status: int, where: str) -> dict[str, Any]:
+def _understood(output: bytes, status: int, request: dict[str, Any]) -> dict[str, Any]:
+    where, file = request["where"], request["path"]
     try:
         reply: dict[str, Any] = json.loads(output)
     except ValueError:
@@ -213,13 +233,15 @@ def _understood(output: bytes, status: int, where: str) -> dict[str, Any]:
             f"a damaged or hostile file ended the reading process (status {status}); find it by halving the folder",
             code="IN-DCM-102",
             path=where,
+            file=file,
         ) from None
     if "error" in reply:
-        raise ReadError(reply["error"]["message"], code=reply["error"]["code"], path=reply["error"]["path"])
+        raise ReadError(**reply["error"])
     if "crash" in reply:
         raise ReadError(
             f"could not be read ({reply['crash']}); find the damaged file by halving the folder",
             code="IN-DCM-102",
             path=where,
+            file=file,
         )
     return reply

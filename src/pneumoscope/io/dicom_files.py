@@ -1,16 +1,17 @@
-"""Which files of a folder may be slices: a walk and a look at the first bytes, without a DICOM parser."""
+"""Which files of a folder may be slices, by their first bytes, without a DICOM parser."""
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from pneumoscope.errors import ReadError, printable
+from pneumoscope.errors import ReadError
+from pneumoscope.io.walk import files_below
 
 MAX_FILES = 50_000
 """A folder with more files is not one scan."""
@@ -33,8 +34,8 @@ class Found:
     """One file of the input.
 
     Attributes:
-        path: where it lies.
-        name: its path relative to the folder that was given, safe to print.
+        path: where it lies: never print it, hospitals export under names of patients.
+        name: its place among the files, such as ``file 3 of 12``, in the order of their paths.
         kind: ``dicom`` has the DICM mark, ``bare`` looks like a data set without it, ``empty`` has no bytes
             (or is a link to nothing), ``other`` is no DICOM.
         size: bytes.
@@ -53,17 +54,17 @@ def is_dicom(path: str | Path) -> bool:
     """
     start = Path(path)
     if start.is_dir():
-        for count, inside in enumerate(_walk(start)):
+        for count, inside in enumerate(files_below(start)):
             if count >= SNIFF_FILES:
                 return False
-            if _sniff(inside)[0] in ("dicom", "bare"):
+            if sniff(inside)[0] in ("dicom", "bare"):
                 return True
         return False
-    return _sniff(start)[0] in ("dicom", "bare")
+    return sniff(start)[0] in ("dicom", "bare")
 
 
 def discover(path: Path) -> list[Found]:
-    """All regular files at or below `path`, sorted by name; links to folders are not followed.
+    """All files at or below `path` in the order of `files_below`: links are followed, hidden files are not listed.
 
     Raises:
         ReadError: nothing there (IN-DCM-100), or more than `MAX_FILES` files (IN-DCM-103).
@@ -71,46 +72,40 @@ def discover(path: Path) -> list[Found]:
     if not path.exists():
         raise ReadError("no such file or folder; check the path", code="IN-DCM-100", path=path)
     if not path.is_dir():
-        kind, size = _sniff(path)
-        return [Found(path, printable(path.name), kind, size)]
-    found: list[Found] = []
-    for inside in _walk(path):
-        if len(found) >= MAX_FILES:
-            message = f"holds more than {MAX_FILES} files, which is not one scan; give the folder of one series"
-            raise ReadError(message, code="IN-DCM-103", path=path)
-        kind, size = _sniff(inside)
-        found.append(Found(inside, printable(inside.relative_to(path)), kind, size))
-    return found
+        return look([path])
+    files = list(islice(files_below(path), MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        message = f"holds more than {MAX_FILES} files, which is not one scan; give the folder of one series"
+        raise ReadError(message, code="IN-DCM-103", path=path)
+    return look(files)
 
 
-def slice_like(names: list[str], others: list[str]) -> list[str]:
-    """Those of `others` whose names look like those of the slices `names`, or end like a DICOM file.
+def look(files: Sequence[Path]) -> list[Found]:
+    """Each file by its first bytes and its place among the files."""
+    return [Found(path, f"file {n} of {len(files)}", *sniff(path)) for n, path in enumerate(files, start=1)]
 
-    Digits do not count: ``IM0007`` is like ``IM0001``; ``Thumbs.db`` is like neither. A damaged file of
+
+def slice_like(slices: Iterable[Found], others: Iterable[Found]) -> list[Found]:
+    """Those of `others` whose file names look like those of `slices`, or end like a DICOM file.
+
+    Digits do not count: ``IM0007`` is like ``IM0001``; ``notes.txt`` is like neither. A damaged file of
     this kind is a lost slice, not junk.
     """
-    patterns = {_pattern(name) for name in names}
+    patterns = {_pattern(found.path.name) for found in slices}
     return [
-        name
-        for name in others
-        if not Path(name).name.startswith(".")
-        and (Path(name).suffix.lower() in DICOM_SUFFIXES or _pattern(name) in patterns)
+        found
+        for found in others
+        if found.path.suffix.lower() in DICOM_SUFFIXES or _pattern(found.path.name) in patterns
     ]
 
 
 def _pattern(name: str) -> str:
-    blurred = re.sub(r"[0-9a-fA-F]{8,}|\d+", "#", Path(name).name)
+    blurred = re.sub(r"[0-9a-fA-F]{8,}|\d+", "#", name)
     return re.sub(r"#(?:[.#]#|#)*", "#", blurred)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, followlinks=False):
-        folders.sort()
-        for name in sorted(files):
-            yield Path(root) / name
-
-
-def _sniff(path: Path) -> tuple[Kind, int]:
+def sniff(path: Path) -> tuple[Kind, int]:
+    """Kind and size of a file; never raises."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # a pipe or device would block

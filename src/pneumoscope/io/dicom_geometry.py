@@ -79,7 +79,7 @@ def stack(
     """
     _require_alike(frames)
     normal = np.cross(*frames[0].directions)
-    ordered = sorted(frames, key=lambda frame: (float(frame.position_mm @ normal), frame.name))
+    ordered = sorted(frames, key=lambda frame: float(frame.position_mm @ normal))  # equal ones in order of file
     kept, findings = _without_copies(ordered, normal, same_pixels)
     if len(kept) < max(1, min_slices):
         raise ReadError(

@@ -13,11 +13,10 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom_files import Found, discover
+from pneumoscope.io.dicom_files import Found
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -47,10 +46,12 @@ TAGS = {
     "PlaneOrientationSequence": 0x00209116, "PixelValueTransformationSequence": 0x00289145,
     "CTImageFrameTypeSequence": 0x00189329, "FrameType": 0x00089007, "CTReconstructionSequence": 0x00189314,
     "DirectoryRecordSequence": 0x00041220, "ReferencedFileID": 0x00041500,
-    "StudyInstanceUID": 0x0020000D, "PatientID": 0x00100020,
+    "SeriesDescription": 0x0008103E, "ProtocolName": 0x00181030,
+    "StudyInstanceUID": 0x0020000D, "StudyDate": 0x00080020, "PatientID": 0x00100020,
 }  # fmt: skip
-"""The only elements that are read; nothing that says who the patient is. PatientID is one exception: it leaves
-`pneumoscope.io.dicom_index` only where it is a public data set's subject number."""
+"""The only elements that are read. Those of the last two lines may say who the patient is and are never printed: the
+first two are searched for known words, the others tell studies apart and stand in the private key file. PatientID
+leaves `pneumoscope.io.dicom_index` only where it is a public data set's subject number."""
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
@@ -98,7 +99,7 @@ class Header:
 
     @property
     def name(self) -> str:
-        """Path relative to the folder that was read."""
+        """Its place among the files, such as ``file 3 of 12``."""
         return self.found.name
 
     def text(self, keyword: str) -> str:
@@ -191,21 +192,6 @@ def read_header(found: Found) -> Header:
         ) from error
 
 
-def peek(path: Path) -> tuple[str, str]:
-    """Modality and SeriesInstanceUID of a file, "" for what cannot be told; never raises for a damaged file.
-
-    Safe enough outside the reading process: pixels are not touched, and deflated files are not inflated.
-    """
-    found = discover(path)[0] if path.is_file() else None
-    if found is None or found.kind not in ("dicom", "bare") or _transfer_syntax(found) == DEFLATED:
-        return "", ""
-    try:
-        header = read_header(found)
-    except (ReadError, MemoryError):
-        return "", ""
-    return header.text("Modality"), header.text("SeriesInstanceUID")
-
-
 def _parse(found: Found) -> Header:
     from pydicom.filereader import read_dataset, read_partial
 
@@ -221,7 +207,7 @@ def _parse(found: Found) -> Header:
     wanted: list[Any] = list(TAGS.values())
     with found.path.open("rb") as stream:
         source.append(stream)
-        syntax = _transfer_syntax(found)
+        syntax = transfer_syntax(found)
         if syntax == DEFLATED:
             source[0] = io.BytesIO(inflate(found))
             end = len(source[0].getbuffer())  # type: ignore[attr-defined]
@@ -249,7 +235,7 @@ def _cut_short(item: Any) -> bool:
     return isinstance(value, bytes) and len(value) < getattr(item, "length", 0) != _UNDEFINED
 
 
-def _transfer_syntax(found: Found) -> str:
+def transfer_syntax(found: Found) -> str:
     """The transfer syntax in the file meta group, "" when it is not given.
 
     Read by hand, because pydicom inflates a deflated file, whatever it grows to, before it can be asked.

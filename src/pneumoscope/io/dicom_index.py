@@ -65,7 +65,7 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     """All CT images at or below a folder; scouts and other modalities are only counted.
 
     Args:
-        path: the folder; links to folders are not followed.
+        path: the folder.
         subjects: a regular expression; a PatientID that it matches whole is told, any other is not.
         limits: time and memory of the reading process.
 
@@ -74,7 +74,7 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     """
     from pneumoscope.io.dicom import ReadLimits, _exchange, _request
 
-    request = _request(path, "index", limits or ReadLimits(), False) | {"subjects": subjects}
+    request = _request(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
     reply = _exchange(request, None)
     images = tuple(
         ImageInfo(

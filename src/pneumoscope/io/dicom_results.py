@@ -77,8 +77,7 @@ def write_dicom_results(
 
             place = stack.enter_context(extracted(place))
         limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
-        request = _request(place, "derive", limits, False)
-        request["where"] = str(scan)
+        request = _request(place, "derive", limits, False, volume.case)
         targets = [Path(folder) / file for file in (*found, REPORT_FILE)]
         *segmentations, report = (str(stack.enter_context(atomic_path(path)).absolute()) for path in targets)
         request |= {

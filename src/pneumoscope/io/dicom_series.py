@@ -1,8 +1,7 @@
-"""Which files are slices of which CT series, and which one is meant.
+"""Which files are slices of which CT series.
 
-The rule, which is also written into the findings: pictures of other kinds (scouts, secondary captures, segmentations,
-reports, other modalities) and series with fewer than the least number of slices are set aside; when exactly one CT
-series is left it is read, otherwise the caller must choose.
+Pictures of other kinds (scouts, secondary captures, segmentations, reports, other modalities) are set aside;
+`pneumoscope.io.dicom_choice` says which of the series that are left is read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from pneumoscope.errors import Finding, ReadError
+from pneumoscope.errors import ReadError
 from pneumoscope.io.dicom_files import Found, slice_like
 from pneumoscope.io.dicom_header import DICOMDIR_CLASS, TAGS, Header, raw, read_header, sequence, text
 
@@ -71,7 +70,7 @@ def sort_out(files: Iterable[Found], *, any_modality: bool = False) -> Folder:
             continue
         try:
             header = read_header(found)
-            _place(header, folder, any_modality)
+            place(header, folder, any_modality=any_modality)
         except ReadError as error:
             if error.code != "IN-DCM-002":
                 raise
@@ -83,7 +82,12 @@ def sort_out(files: Iterable[Found], *, any_modality: bool = False) -> Folder:
     return folder
 
 
-def _place(header: Header, folder: Folder, any_modality: bool) -> None:
+def place(header: Header, folder: Folder, *, any_modality: bool) -> None:
+    """Put a file where it belongs.
+
+    Raises:
+        ReadError: a directory file that points outside (48).
+    """
     sop_class, modality = header.text("SOPClassUID"), header.text("Modality")
     if sop_class == DICOMDIR_CLASS or TAGS["DirectoryRecordSequence"] in header.tags:
         _check_directory(header)
@@ -155,121 +159,20 @@ def _check_directory(header: Header) -> None:
 
 
 def _place_rest(rest: list[Found], folder: Folder) -> None:
-    names = [header.name for headers in folder.slices.values() for header in headers]
-    lost = set(slice_like(names, [found.name for found in rest]))
+    slices = [header.found for headers in folder.slices.values() for header in headers]
+    lost = {found.path for found in slice_like(slices, rest)}
     for found in rest:
-        if found.name in lost and found.kind == "empty":
+        if found.path not in lost:
+            folder.junk += 1
+        elif found.kind == "empty":
             message = "has no bytes or cannot be opened; copy or export the file again"
             folder.broken.append(Broken(found, 3, message))
-        elif found.name in lost:
+        else:
             message = "is named like a slice but is no DICOM; copy or export the file again"
             folder.broken.append(Broken(found, 2 if found.size < SMALLEST_BYTES else 4, message))
-        else:
-            folder.junk += 1
-
-
-def choose(folder: Folder, series: str | None, min_slices: int, where: str) -> tuple[str, list[Finding]]:
-    """The UID of the series to read, and findings about what was set aside.
-
-    Args:
-        folder: from `sort_out`.
-        series: a number from the list of series (1 is the first) or a SeriesInstanceUID; None to let the rule decide.
-        min_slices: series with fewer images are set aside.
-        where: the input, for messages.
-
-    Raises:
-        ReadError: rows 13, 15, 16, 40, 41, and 2 or 3 when nothing but damaged files is there.
-    """
-    if not folder.slices:
-        raise _nothing(folder, where)
-    if series is not None:
-        return _named(folder, series, where), _set_aside(folder, [])
-    enough = [uid for uid in folder.slices if _count(folder.slices[uid]) >= min_slices]
-    if len(enough) == 1:
-        small = [uid for uid in folder.slices if uid != enough[0]]
-        return enough[0], _set_aside(folder, small, min_slices)
-    if not enough and folder.broken:
-        lost = folder.broken[0]
-        raise ReadError(lost.message, code=f"IN-DCM-{lost.row:03d}", path=lost.found.name)
-    if not enough:
-        counts = ", ".join(str(_count(headers)) for headers in folder.slices.values())
-        raise ReadError(
-            f"is not a volume: {len(folder.slices)} series with {counts} image(s), at least {min_slices} are needed; "
-            "give the folder that holds all slices of the series",
-            code="IN-DCM-016",
-            path=where,
-        )
-    listing = "; ".join(describe(folder, uid) for uid in folder.slices)
-    raise ReadError(
-        f"holds {len(folder.slices)} CT series: {listing}; choose one with --series N", code="IN-DCM-013", path=where
-    )
-
-
-def describe(folder: Folder, uid: str) -> str:
-    """One series in a few words, without anything that tells who the patient is."""
-    headers = folder.slices[uid]
-    number = list(folder.slices).index(uid) + 1
-    first = headers[0]
-    size = f"{first.integer('Rows', 0)} x {first.integer('Columns', 0)}"
-    return (
-        f"{number}: {_count(headers)} images of {size}, kernel {kernel(first.tags) or 'not given'}, from {first.name}"
-    )
 
 
 def kernel(tags: object) -> str:
     """The convolution kernel as a short plain word; anything longer or stranger is not printed."""
     words = text(tags, "ConvolutionKernel")
     return words if re.fullmatch(r"[A-Za-z0-9_.+\-\\/ ]{0,16}", words) else "other"
-
-
-def _count(headers: list[Header]) -> int:
-    total = 0
-    for header in headers:
-        frames = header.text("NumberOfFrames")
-        total += int(frames[:7]) if frames.isdecimal() else 1
-    return total
-
-
-def _named(folder: Folder, series: str, where: str) -> str:
-    uids = list(folder.slices)
-    if series in folder.slices:
-        return series
-    if series.isdecimal() and 1 <= int(series[:9]) <= len(uids):
-        return uids[int(series) - 1]
-    listing = "; ".join(describe(folder, uid) for uid in uids)
-    raise ReadError(f"has no series {series[:64]!r}; there are {listing}", code="IN-DCM-013", path=where)
-
-
-def _nothing(folder: Folder, where: str) -> ReadError:
-    if folder.broken:
-        lost = folder.broken[0]
-        return ReadError(lost.message, code=f"IN-DCM-{lost.row:03d}", path=lost.found.name)
-    if folder.scouts:
-        return ReadError("holds only scout images; give the folder of the axial series", code="IN-DCM-015", path=where)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.other.items()))
-    others = set(folder.other) - {"DICOMDIR"}
-    if others and others <= {"MR", "PT", "NM", "CR", "DX", "US", "MG", "XA", "RF", "OT", "SC"}:
-        message = f"holds no CT image ({kinds}); give a CT series"
-        return ReadError(message, code="IN-DCM-041", path=where)
-    found = f"{kinds}; " if kinds else ""
-    return ReadError(
-        f"holds no CT image series ({found}{folder.junk} files that are no DICOM); give the folder of a chest CT",
-        code="IN-DCM-040",
-        path=where,
-    )
-
-
-def _set_aside(folder: Folder, small: list[str], min_slices: int = 0) -> list[Finding]:
-    findings = []
-    if folder.scouts:
-        count = sum(map(len, folder.scouts.values()))
-        findings.append(Finding("IN-DCM-015", f"{count} scout image(s) set aside", "info"))
-    if small:
-        findings.append(
-            Finding("IN-DCM-013", f"{len(small)} other CT series with fewer than {min_slices} images set aside", "info")
-        )
-    ignored = [f"{count} {kind}" for kind, count in sorted(folder.other.items())]
-    ignored += [f"{folder.junk} not DICOM"] if folder.junk else []
-    if ignored:
-        findings.append(Finding("IN-DCM-044", f"other files ignored: {', '.join(ignored)}", "info"))
-    return findings

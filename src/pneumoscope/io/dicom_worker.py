@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
-from pneumoscope.io.dicom_files import discover
+from pneumoscope.io.dicom_choice import choose, listing
+from pneumoscope.io.dicom_files import Found, discover
 from pneumoscope.io.dicom_frames import Frame, frames_of
 from pneumoscope.io.dicom_geometry import Stack, Step, stack
 from pneumoscope.io.dicom_header import read_header
@@ -28,7 +29,7 @@ from pneumoscope.io.dicom_hounsfield import Hounsfield
 from pneumoscope.io.dicom_index import index_of
 from pneumoscope.io.dicom_pixels import is_lossy, read_frame
 from pneumoscope.io.dicom_radiograph import radiograph_of
-from pneumoscope.io.dicom_series import Folder, choose, kernel, sort_out
+from pneumoscope.io.dicom_series import Folder, sort_out
 
 _MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "UIH", "UNITED IMAGING", "NEUSOFT", "HITACHI", "FUJIFILM")
 
@@ -41,15 +42,17 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
             ``derive`` or ``radiograph``), and options.
         out: where voxels go, k by k, for ``read`` and ``radiograph``; where labels come from for ``derive``.
     """
+    files: list[Found] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            files = discover(Path(request["path"]))
             if request["action"] == "radiograph":
                 assert out is not None
-                return radiograph_of(read_header(discover(Path(request["path"]))[0]), out, request.get("least_side"))
-            folder = sort_out(discover(Path(request["path"])), any_modality=request["any_modality"])
+                return radiograph_of(read_header(files[0]), out, request.get("least_side"))
+            folder = sort_out(files, any_modality=request["any_modality"])
             if request["action"] == "list":
-                return {"series": _listing(folder)}
+                return {"series": listing(folder)}
             if request["action"] == "index":
                 return index_of(folder, request["subjects"])
             assert out is not None
@@ -57,14 +60,22 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
                 return _derive(request, folder, out)
             return _read(request, folder, out)
     except ReadError as error:
-        path = request["where"] if error.path == request["path"] else error.path
-        return {"error": {"message": error.message, "code": error.code, "path": path}}
+        return {"error": {"message": error.message, "code": error.code, **_place(error.path, files, request)}}
     except MemoryError:
         text = f"needs more than {request['memory_mib']} MiB to decode; remove damaged files, or raise the limit"
-        return {"error": {"message": text, "code": "IN-DCM-103", "path": request["where"]}}
+        return {"error": {"message": text, "code": "IN-DCM-103", **_place(None, files, request)}}
     except RecursionError:
         text = "sequences are nested too deeply to be a real image; remove the file"
-        return {"error": {"message": text, "code": "IN-DCM-042", "path": request["where"]}}
+        return {"error": {"message": text, "code": "IN-DCM-042", **_place(None, files, request)}}
+
+
+def _place(named: str | None, files: list[Found], request: dict[str, Any]) -> dict[str, str]:
+    """What an error may print of where it arose, and the file itself, which it must not."""
+    where, single = request["where"], len(files) == 1
+    for found in files:
+        if named is not None and f"{named} ".startswith(f"{found.name} "):
+            return {"path": where if single else f"{where}, {named}", "file": str(found.path)}
+    return {"path": where, "file": request["path"]}
 
 
 def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, Any]:
@@ -137,7 +148,12 @@ def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[s
 
 def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:
     """Damaged files that may be slices of the series: refuse, or count them as missing slices."""
-    lost = [broken for broken in folder.broken if broken.series_uid in ("", uid)]
+    folders = {header.found.path.parent for header in folder.slices[uid]}
+    lost = [
+        broken
+        for broken in folder.broken
+        if broken.series_uid == uid or (not broken.series_uid and broken.found.path.parent in folders)
+    ]
     if not lost:
         return []
     if not fill_gaps:
@@ -211,25 +227,6 @@ def _source(made: Stack) -> dict[str, str]:
         "lossy": "yes" if any(is_lossy(frame.header) for frame in made.frames) else "no",
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _listing(folder: Folder) -> list[dict[str, Any]]:
-    listed = []
-    for number, (uid, headers) in enumerate(folder.slices.items(), start=1):
-        first = headers[0]
-        frames = [header.text("NumberOfFrames") for header in headers]
-        listed.append(
-            {
-                "number": number,
-                "images": sum(int(count[:7]) if count.isdecimal() else 1 for count in frames),
-                "rows": first.integer("Rows", 0),
-                "columns": first.integer("Columns", 0),
-                "kernel": kernel(first.tags),
-                "first_file": first.name,
-                "series_uid": uid,
-            }
-        )
-    return listed
 
 
 def limit_process(memory_mib: int, seconds: int, file_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import unicodedata
@@ -19,7 +20,13 @@ IMAGE_SUFFIXES: dict[str, Kind] = {
 }  # fmt: skip
 READABLE = ".nii, .nii.gz, .nrrd, .mha, .mhd, DICOM or a zip of one"
 
-MAX_CASE_LENGTH = 80
+MAX_CASE_BYTES = 120
+
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?|private|parts?|logs|points|mesh|stages|splits|figures|data|cache|.*\.(json|csv|html|lock|log|tmp)",
+    re.IGNORECASE,
+)
+"""Names of Windows devices, and what our own files and folders beside the case folders are called."""
 
 
 def suffix_of(path: str | Path) -> str:
@@ -34,13 +41,34 @@ def is_scan_name(path: str | Path) -> bool:
 
 
 def case_name(path: str | Path) -> str:
-    """A safe case name from a file or folder name: the stem without image suffixes, ASCII letters, digits, ``._-``."""
+    """A case's name from a file or folder name: its stem, safe as the name of a folder on any system.
+
+    Letters, marks and digits of every script stay, in the composed form (NFC), and single blanks become ``_``. Whatever
+    else must change (separators, control characters, a leading dot, names of Windows devices and of our own files, more
+    than `MAX_CASE_BYTES`) leaves a short hash of the stem behind the name, so that two names stay two, whatever other
+    files there are.
+    """
     name = Path(path).name
     while suffix_of(name) in IMAGE_SUFFIXES or suffix_of(name) in (".zip", ".gz", ".dcm"):
         name = name[: -len(suffix_of(name))]
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
-    return safe[:MAX_CASE_LENGTH].rstrip("._-") or "scan"
+    stem = re.sub(r"(?<=\S) (?=\S)", "_", unicodedata.normalize("NFC", name))
+    safe = "".join(c if c in "._-+=@,()" or unicodedata.category(c)[0] in "LMN" else "\0" for c in stem)
+    safe = re.sub(r"_*\0[_\0]*", "_", safe).lstrip(".-+=@").rstrip(".")
+    if RESERVED.fullmatch(safe):
+        safe = safe.replace(".", "_")
+    elif safe == stem and len(safe.encode()) <= MAX_CASE_BYTES:
+        return safe
+    return f"{shortened(safe, MAX_CASE_BYTES - 7).strip('._-') or 'scan'}-{short_hash(stem)}"
+
+
+def shortened(text: str, most_bytes: int) -> str:
+    """The beginning of a text in at most so many bytes of UTF-8; no character is cut apart."""
+    return text.encode()[:most_bytes].decode("utf-8", "ignore")
+
+
+def short_hash(text: str) -> str:
+    """Six hex digits that tell names apart; the same on every machine."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:6]
 
 
 def kind_of(path: str | Path) -> Kind | None:

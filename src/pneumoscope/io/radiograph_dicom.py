@@ -58,7 +58,7 @@ class DicomReaders:
         except queue.Empty:
             child = _Child()
         try:
-            reply = child.ask(_request(place.path, "radiograph", _LIMITS, True) | {"least_side": least_side})
+            reply = child.ask(_request(place.path, "radiograph", _LIMITS, True, case) | {"least_side": least_side})
             pixels = child.pixels(reply["shape"])
         finally:
             if child.alive:
@@ -130,8 +130,9 @@ class _Child:
                 f"could not be read within {request['wall_s']} s; look for a damaged file",
                 code="IN-DCM-101",
                 path=request["where"],
+                file=request["path"],
             )
-        return _understood(reply, self._process.returncode or 0, request["where"])
+        return _understood(reply, self._process.returncode or 0, request)
 
     def pixels(self, shape: tuple[int, int]) -> NDArray[np.float32] | None:
         """What the last reply speaks of (rows, columns); None when it is not whole."""

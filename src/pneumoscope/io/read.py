@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from pneumoscope.errors import InputError, PneumoscopeError, ReadError
+from pneumoscope.errors import Finding, InputError, PneumoscopeError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
@@ -32,7 +32,8 @@ def read_volume(
 
     Args:
         path: .nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM file or folder, a folder with one image, or a zip of one.
-        series: which DICOM series, when there are several.
+        series: which DICOM series of a study: ``best`` (None) by the rules of `pneumoscope.io.dicom_choice`, a number
+            in the list of its series, or a SeriesInstanceUID.
         intensity: ``auto`` refuses values that do not look like HU, ``hu`` takes them as HU unchecked.
         case: name for outputs; by default the file's stem, for DICOM a name of the reader's that hides the patient.
 
@@ -42,6 +43,8 @@ def read_volume(
     """
     if intensity not in ("auto", "hu"):
         raise InputError(f'intensity must be "auto" or "hu", got {intensity!r}')
+    if series == "all":
+        raise InputError("all series are many scans, expected one: best, a number or a SeriesInstanceUID")
     start = Path(path)
     if start.is_dir():
         return _read_folder(start, series, intensity, case)
@@ -166,11 +169,15 @@ def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity,
         from pneumoscope.io.dicom import read_dicom
 
         volume = read_dicom(path, series=series, case=case, as_hu=intensity == "hu")
-        content = hounsfield.check_content(volume.hu, family="IN-DCM", path=path)
-        if intensity == "auto":
-            hounsfield.require_hu(volume.hu, family="IN-DCM", path=path)
+        try:
+            content = hounsfield.check_content(volume.hu, family="IN-DCM", path=volume.case)
+            if intensity == "auto":
+                hounsfield.require_hu(volume.hu, family="IN-DCM", path=volume.case)
+        except ReadError as error:
+            error.file = str(path)
+            raise
         return volume.with_findings(*content)
-    if series is not None:
+    if series not in (None, "best"):
         raise InputError("a series can be chosen in DICOM only; leave it out for this file", path=path)
     return _to_volume(read_stored(path, kind), path, intensity, case or case_name(path))
 
@@ -197,27 +204,42 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
 
 
 def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
-    """A DICOM folder, or a folder (also one called ``X.nii``) with exactly one image or zip in it."""
-    images = [p for p in sorted(folder.rglob("*")) if is_scan_name(p) and p.is_file()]
-    if not images or len(images) > 1:
-        from pneumoscope.io.dicom_files import is_dicom
+    """A folder that holds one scan, DICOM or an image, by the search that also lists scans."""
+    from pneumoscope.io.contents import DicomPlace, contents_of
 
-        if is_dicom(folder):
-            return _read_file(folder, "dicom", series, intensity, case)
-    if len(images) == 1:
-        named = folder.name if is_scan_name(folder) else images[0].name
-        return read_volume(images[0], series=series, intensity=intensity, case=case or case_name(named))
-    found = f"{len(images)} images ({', '.join(p.name for p in images[:4])} ...)" if images else "no image"
-    raise ReadError(f"is a folder with {found}, expected one scan: {READABLE}", code="IN-NII-053", path=folder)
+    inside = contents_of(folder)
+    images = [item for item in inside.found if not isinstance(item, DicomPlace)]
+    has_dicom = len(images) < len(inside.found)
+    if has_dicom and (not images or series not in (None, "best")):
+        volume = _read_file(folder, "dicom", series, intensity, case)
+        if not inside.beside:
+            return volume
+        names = ", ".join(p.name for p in inside.beside[:4])
+        note = f"{names}: passed over, because the folder is a DICOM series; to read it, give its own path"
+        return volume.with_findings(Finding("IN-DCM-044", note))
+    if len(images) == 1 and not has_dicom:
+        image = images[0] if images[0] != folder else next(p for p in sorted(folder.iterdir()) if is_scan_name(p))
+        return read_volume(image, series=series, intensity=intensity, case=case or case_name(images[0]))
+    names = ", ".join([p.name for p in images[:4]] + ["a DICOM series"] * has_dicom)
+    kinds = "scans" if has_dicom else "images"
+    found = f"{len(images) + has_dicom} {kinds} ({names})" if images else "no image"
+    raise ReadError(
+        f"is a folder with {found}, expected one scan: {READABLE}",
+        code="IN-NII-053",
+        path=(case or "DICOM folder") if has_dicom else folder,
+        file=folder,
+    )
 
 
 def _read_zip(path: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
     from pneumoscope.io.archive import extracted
 
     with extracted(path) as folder:
+        name = case or case_name(path)
         try:
-            return _read_folder(folder, series, intensity, case or case_name(path))
+            return _read_folder(folder, series, intensity, name)
         except PneumoscopeError as error:
-            inside = (error.path or "").removeprefix(str(folder)).strip("/")
-            where = f"{path}/{inside}" if inside else str(path)
-            raise type(error)(error.message.replace(str(folder), str(path)), code=error.code, path=where) from None
+            inside = (error.path or "").removeprefix(str(folder)).removeprefix(name).strip("/, ")
+            where = f"{path}, {inside}" if inside else str(path)
+            message = error.message.replace(str(folder), str(path))
+            raise type(error)(message, code=error.code, path=where, file=path) from None

@@ -1,37 +1,20 @@
-"""Which scans a path means: one file, a DICOM folder, a folder of scans, or a CSV manifest."""
+"""Which scans a path means: one file, a DICOM folder, a folder of scans, or a CSV manifest. The one search for all."""
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.dicom_header import peek
-from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, suffix_of
+from pneumoscope.io.contents import DicomPlace, contents_of
+from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, short_hash, suffix_of
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.io.table import is_manifest, read_manifest
 
-MAX_FILES = 100_000
-MAX_DEPTH = 8
-
-MASK_NAME = re.compile(
-    r"[-_. ](msk|mask|masks|seg|segmentation|label|labels|lung|lungs|infiltrate|infection|lesion|probability)$",
-    re.IGNORECASE,
-)
-"""Names of masks that lie beside their scan: ``id001-msk.nii.gz`` beside ``id001.nii.gz``."""
-
-MASK_FOLDER = re.compile(
-    r"(labels?|masks?|segs?|segmentations?|lungs?|infiltrates?|infections?|lesions?|exact)(Tr|Ts|Va)?$", re.IGNORECASE
-)
-"""Names of folders that hold masks of the scans in the folders beside them: ``labelsTr`` beside ``imagesTr``."""
-
 MANIFEST = "manifest.csv"
-
-NOT_IMAGES = frozenset({"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "DOC", "REG", "FID"})
-"""DICOM modalities that are never a scan."""
 
 
 @dataclass(frozen=True)
@@ -40,137 +23,169 @@ class Listing:
 
     Attributes:
         scans: one entry per case, in the order given, names unique.
-        ignored: files that are no scans (masks beside their scans, notes, thumbnails ...).
+        passed: what was passed over, in words, and how often.
     """
 
     scans: tuple[ScanRef, ...]
-    ignored: int
+    passed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ignored(self) -> int:
+        """How many files, links and series were passed over."""
+        return sum(self.passed.values())
+
+    def sentence(self) -> str:
+        """``12 scans, 3 others ignored: 2 masks beside their scans, 1 other files``."""
+        scans = f"{len(self.scans)} scan{'s' if len(self.scans) != 1 else ''}"
+        return f"{scans}, {self.ignored} others ignored: {_in_words(self.passed)}" if self.ignored else scans
 
 
-def find_scans(paths: str | Path | Sequence[str | Path]) -> list[ScanRef]:
+def find_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best") -> list[ScanRef]:
     """The scans that one or several paths mean, one case each; `list_scans` also counts what was passed over.
 
     Raises:
         ReadError: a path that does not exist or a file that is no image.
         InputError: nothing found, or a manifest that is not usable.
     """
-    return list(list_scans(paths).scans)
+    return list(list_scans(paths, series=series).scans)
 
 
-def list_scans(paths: str | Path | Sequence[str | Path]) -> Listing:
-    """As `find_scans`, with the number of files passed over.
+def list_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best") -> Listing:
+    """As `find_scans`, with what was passed over.
 
-    A file, a zip and a folder with DICOM files directly in it are one case each. A ``.csv`` file is a manifest, so is
-    ``manifest.csv`` in a folder that is given. In any other folder every image is a case, and every subfolder that
-    holds DICOM at any depth is one; masks beside their scans and folders named after masks are passed over.
+    A file and a zip are one case each. A ``.csv`` file is a manifest, so is ``manifest.csv`` in a folder that is given.
+    In any other folder every image is a case, and every DICOM study is one, however its files are spread over folders.
+    Passed over are masks beside their scans, folders named after masks, images among DICOM slices, what this program
+    wrote, files of operating systems, and links to what is listed anyway; other links are followed.
     Images in folders are told by name and not opened, so a damaged one is listed, and refused by `read_volume`.
+
+    Args:
+        paths: what the user gave.
+        series: of each DICOM study ``best`` (by the rules of `pneumoscope.io.dicom_choice`), ``all`` (a case each), a
+            number in the list of its series, or a SeriesInstanceUID.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
         raise InputError(f"no scan was given; expected {READABLE}, a folder of those or a CSV manifest")
-    search = _Search()
-    for path in map(Path, given):
-        before = len(search.found)
-        if path.is_dir() and is_manifest(path / MANIFEST):
-            search.found.extend(read_manifest(path / MANIFEST))
-        elif path.is_dir():
-            search.folder(path, 0)
-        elif suffix_of(path) == ".csv":
-            search.found.extend(read_manifest(path))
-        else:
-            require_kind(path)
-            search.add(path)
-        if len(search.found) == before:
-            passed = f"; {search.ignored} other files were passed over" if search.ignored else ""
-            raise InputError(f"holds no scan, expected {READABLE}{passed}", path=path)
-    return Listing(tuple(_unique(search.found)), search.ignored)
+    found: list[ScanRef] = []
+    passed: Counter[str] = Counter()
+    seen: set[tuple[Path, str | None]] = set()
+    for number, path in enumerate(map(Path, given), start=1):
+        manifest = path / MANIFEST if path.is_dir() else path
+        if suffix_of(path) == ".csv" or (path.is_dir() and is_manifest(manifest)):
+            found += [ref for row in read_manifest(manifest) for ref in _of_row(row, series)]
+            continue
+        refs, left = _of_path(path, series)
+        if not refs:
+            hidden = any("DICOM" in what for what in left)  # its name may be a patient's
+            words = f"; {left.total()} others ignored: {_in_words(left)}" if left.total() else ""
+            message = f"holds no scan, expected {READABLE}{words}"
+            raise InputError(message, path=f"input {number}" if hidden else path, file=path)
+        passed += left
+        for ref in refs:
+            key = ref.path.resolve(), ref.series
+            passed["scans given twice"] += key in seen
+            if key not in seen:
+                seen.add(key)
+                found.append(ref)
+    return Listing(tuple(_told_apart(found)), {what: count for what, count in passed.items() if count})
 
 
-class _Search:
-    """Collects scans below folders."""
-
-    def __init__(self) -> None:
-        self.found: list[ScanRef] = []
-        self.ignored = 0
-        self._seen = 0
-
-    def add(self, path: Path) -> None:
-        self.found.append(ScanRef(dicom_case([path]) if path.is_file() and _is_dicom(path) else case_name(path), path))
-
-    def folder(self, folder: Path, depth: int) -> None:
-        try:
-            inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-        except OSError as error:
-            raise InputError(f"cannot be listed ({error.strerror}); check its permissions", path=folder) from None
-        self._seen += len(inside)
-        if self._seen > MAX_FILES:
-            raise InputError(f"holds more than {MAX_FILES} files; give a folder of scans or a manifest", path=folder)
-        files = [p for p in inside if not p.is_dir()]
-        folders = [p for p in inside if p.is_dir() and not p.is_symlink()]
-        images = [p for p in files if is_scan_name(p)]
-        if is_scan_name(folder) and len(images) == 1 and not folders:  # a folder called X.nii
-            self.add(folder)
-            self.ignored += len(files) - 1
-            return
-        stems = {case_name(p) for p in images}
-        masks = [p for p in images if MASK_NAME.search(case_name(p)) and MASK_NAME.sub("", case_name(p)) in stems]
-        for image in images:
-            if image not in masks:
-                self.add(image)
-        dicom = [p for p in files if not is_scan_name(p) and _is_dicom(p)]
-        self.ignored += len(files) - len(images) + len(masks) - len(dicom)
-        if dicom:
-            self._dicom(folder, dicom)
-        for sub in folders:
-            if MASK_FOLDER.match(sub.name):
-                self.ignored += sum(p.is_file() for p in sub.rglob("*"))
-            elif not _holds_images(sub) and _is_dicom(sub):
-                if not dicom:
-                    self._dicom(sub, [p for p in sorted(sub.rglob("*")) if p.is_file() and _is_dicom(p)])
-            elif depth < MAX_DEPTH:
-                self.folder(sub, depth + 1)
-
-    def _dicom(self, folder: Path, files: list[Path]) -> None:
-        if any(peek(p)[0] not in NOT_IMAGES for p in files):
-            self.found.append(ScanRef(dicom_case(files), folder))
-        else:
-            self.ignored += len(files)
+def _in_words(passed: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in passed.items() if count)
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(is_scan_name(p) for p in folder.rglob("*"))
+def _of_path(path: Path, series: str) -> tuple[list[ScanRef], Counter[str]]:
+    """The cases of one input, names not yet told apart, and what was passed over."""
+    asked = None if series in ("best", "all") else series
+    if not path.is_dir():
+        kind = require_kind(path)
+        if kind == "dicom":
+            from pneumoscope.io.dicom_search import single
+
+            return [single(path, asked)], Counter()
+        if kind == "zip" and series == "all":
+            return _of_zip(path), Counter()
+        return [ScanRef(case_name(path), path, series=asked)], Counter()
+    inside = contents_of(path)
+    places = [place for place in inside.found if isinstance(place, DicomPlace)]
+    studies: dict[Path, list[ScanRef]] = {}
+    if places:
+        from pneumoscope.io.dicom_search import studies_of
+
+        studies, left = studies_of(places, series)
+        inside.passed += left
+    refs: list[ScanRef] = []
+    for item in inside.found:
+        refs += studies[item.path] if isinstance(item, DicomPlace) else [ScanRef(case_name(item), item, series=asked)]
+    return refs, inside.passed
 
 
-def _is_dicom(path: Path) -> bool:
-    from pneumoscope.io.dicom_files import is_dicom
+def _of_zip(path: Path) -> list[ScanRef]:
+    """Every series of the study in a zip."""
+    from pneumoscope.io.archive import extracted
 
-    return bool(is_dicom(path))
-
-
-def dicom_case(files: Sequence[Path]) -> str:
-    """The DICOM reader's name (a keyed hash) for the first series of `files` that is a scan."""
-    from pneumoscope.io.dicom_identity import case_name as hashed
-
-    first = next((p for p in files if peek(p)[0] not in NOT_IMAGES), files[0])
-    return hashed(peek(first)[1] or first.parent.name)
+    with extracted(path) as folder:
+        refs, _ = _of_path(folder, "all")
+    if len(refs) <= 1:
+        return [ScanRef(case_name(path), path)]
+    return [replace(ref, path=path, case=f"{case_name(path)}-{n}") for n, ref in enumerate(refs, start=1)]
 
 
-def _unique(refs: list[ScanRef]) -> list[ScanRef]:
-    """Names told apart: files by their folder where stems repeat, then all by a number."""
-    count = Counter(ref.case for ref in refs)
+def _of_row(row: ScanRef, series: str) -> list[ScanRef]:
+    """The cases of a manifest's row; its name stays, with a number where ``all`` makes several cases of it."""
+    if not row.path.is_dir():
+        return [row]
+    found = [ref for ref in _of_path(row.path, series)[0] if ref.series is not None]
+    if len(found) > 1 and series != "all":  # the reader refuses the row and lists what is there
+        return [row]
+    names = [row.case] if len(found) == 1 else [f"{row.case}-{n}" for n in range(1, len(found) + 1)]
+    return [
+        replace(row, case=name, path=ref.path, series=ref.series, identity=ref.identity, findings=ref.findings)
+        for name, ref in zip(names, found, strict=True)
+    ] or [row]
+
+
+def _told_apart(refs: Sequence[ScanRef]) -> list[ScanRef]:
+    """Names that are different on every file system: by their folders where stems repeat, else by a short hash.
+
+    Of names that differ only in case or normal form the plainest stays; no name depends on how many others there are.
+    """
+    clashes = Counter(_folded(ref.case) for ref in refs)
+    folders: dict[str, set[Path]] = {}
+    for ref in refs:
+        folders.setdefault(_folded(ref.case), set()).add(ref.path.parent)
     named = [
-        replace(ref, case=f"{case_name(ref.path.parent)}_{ref.case}")
-        if count[ref.case] > 1 and is_scan_name(ref.path)  # a DICOM folder's parent may carry the patient's name
-        else ref
+        replace(ref, case=case_name(f"{ref.path.parent.name}_{ref.case}"))
+        if clashes[_folded(ref.case)] > 1 and len(folders[_folded(ref.case)]) > 1 and is_scan_name(ref.path)
+        else ref  # a DICOM folder's parent may carry the patient's name
         for ref in refs
     ]
-    taken: set[str] = set()
-    result = []
-    for ref in named:
-        name, number = ref.case, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{ref.case}-{number}"
-        taken.add(name.casefold())
-        result.append(replace(ref, case=name))
-    return result
+    taken: dict[str, int] = {}
+    for index in sorted(range(len(named)), key=lambda n: _plainness(named[n])):
+        case = named[index].case
+        while _folded(case) in taken:
+            case = f"{named[index].case}-{_mark(named[index], len(taken) if case != named[index].case else 0)}"
+        taken[_folded(case)] = index
+        named[index] = replace(named[index], case=case)
+    return named
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _plainness(ref: ScanRef) -> tuple[bool, int, int, str, str]:
+    name = ref.path.name
+    changed = unicodedata.normalize("NFC", name) != name
+    return changed, sum(map(str.isupper, name)), len(name), name, str(ref.path)
+
+
+def _mark(ref: ScanRef, again: int) -> str:
+    """A short hash of where the scan lies; keyed for DICOM, whose folders may carry names of patients."""
+    where = f"{ref.path.parent.name}/{ref.path.name}" + (f"/{ref.path}/{ref.series}/{again}" if again else "")
+    if is_scan_name(ref.path):
+        return short_hash(where)
+    from pneumoscope.io.dicom_identity import case_name as hashed
+
+    return hashed(f"{where}/{ref.path.parent.parent.name}").removeprefix("ct-")[:6]

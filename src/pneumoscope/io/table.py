@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from pneumoscope.errors import InputError
@@ -14,11 +15,14 @@ from pneumoscope.io.stored import Place, open_regular
 
 REQUIRED = ("case", "image")
 OPTIONAL = ("lungs", "infiltrate", "patient", "date", "source")
+PATHS = ("case", "image", "lungs", "infiltrate")
+"""Columns that do not come out again: paths may say too much, and the case has a column of its own."""
+
 MAX_BYTES = 64 * 2**20
 
 
 def read_manifest(path: str | Path) -> list[ScanRef]:
-    """The scans a CSV manifest lists, in its order. Cells are stripped; further columns are passed over.
+    """The scans a CSV manifest lists, in its order. Cells are stripped; all columns but paths are kept in `columns`.
 
     Paths count from the manifest's folder. Each image must exist (file or folder), masks must be files.
 
@@ -35,7 +39,8 @@ def read_manifest(path: str | Path) -> list[ScanRef]:
         rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"is no CSV table in UTF-8 ({error}); save it again as such", path=path) from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    titles = [cell.strip() for cell in rows[0]] if rows else []
+    header = [title.lower() for title in titles]
     missing = [name for name in REQUIRED if name not in header]
     if missing or len(set(header) & {*REQUIRED, *OPTIONAL}) != sum(name in (*REQUIRED, *OPTIONAL) for name in header):
         raise InputError(
@@ -48,7 +53,9 @@ def read_manifest(path: str | Path) -> list[ScanRef]:
     for number, cells in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in cells):
             continue
-        ref = _row(Path(path), number, header, cells)
+        own = zip(titles, cells, strict=False)
+        columns = tuple((name, cell.strip()) for name, cell in own if name and name.lower() not in PATHS)
+        ref = replace(_row(Path(path), number, header, cells), columns=columns)
         if ref.case in lines:
             raise InputError(f"line {number}: case {ref.case!r} stands in line {lines[ref.case]} too", path=path)
         lines[ref.case] = number

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pneumoscope.errors import InputError
+from pneumoscope.io.contents import MASK_NAME
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, suffix_of
-from pneumoscope.io.scans import MASK_NAME
 
 STRUCTURES = ("infiltrate", "lungs")
 """Masks that a case folder of ours holds."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pneumoscope.cases.private import FOLDER as PRIVATE
 from pneumoscope.errors import InputError
 from pneumoscope.viewer.contents import Result, as_text, find_results, read_rows, sort_results
 from pneumoscope.viewer.guard import DOCUMENT_POLICY, Guard
@@ -151,9 +152,10 @@ class _Pages:
         return sorted(served)[:MAX_FILES]
 
     def _inside(self, place: str) -> Path | None:
-        """The path below the root, links resolved; None for what lies outside, is hidden, or is not there."""
+        """The path below the root, links resolved; None for what is outside, hidden, private, or not there."""
         parts = Path(place).parts
-        if Path(place).is_absolute() or ".." in parts or "\0" in place or any(part.startswith(".") for part in parts):
+        kept_back = any(part.startswith(".") or part == PRIVATE for part in parts)  # `..` too
+        if Path(place).is_absolute() or kept_back or "\0" in place:
             return None
         try:
             path = (self.root / place).resolve(strict=True)
