@@ -104,5 +104,5 @@ def _show(summary: dict[str, Any], out: Path, common: Common) -> None:
     )
     together = summary["scored_as_one"]
     for case, why in list(together.items())[:1]:
-        say(f"{len(together)} of {summary['cases']} cases have the row any only, first {case}: {why}")
+        say(f"{len(together)} of {summary['cases']} cases are scored as any only, first {case}: {why}")
     say(f"written to {out}")
