@@ -1,4 +1,4 @@
-"""Cases through the cache: their slices, and their scans with masks.
+"""Scans with masks through the cache, and what an entry of a case is made of.
 
 What comes back equals what would have been made, to the bit; a case that the cache cannot name
 (`pneumoscope.datasets.cache_keys.content_of`) is made each time.
@@ -6,53 +6,17 @@ What comes back equals what would have been made, to the bit; a case that the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pneumoscope.datasets.cache import ArrayCache, Entry
-from pneumoscope.datasets.cache_keys import content_of, key_of, settings_of
+from pneumoscope.datasets.cache_keys import content_of, key_of
 from pneumoscope.datasets.case import Case, LabelledScan
-from pneumoscope.datasets.tensors import SliceRecipe, SliceSet
 from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
 from pneumoscope.volume import Mask, Volume
-
-
-def cached_slices(
-    cache: ArrayCache, case: Case, recipe: SliceRecipe, make: Callable[[], SliceSet], *, lungs_key: str | None = None
-) -> SliceSet:
-    """The slices of one case, as `pneumoscope.datasets.tensors.slices_of` makes them; arrays mapped from disk.
-
-    Args:
-        cache: where to look and to keep.
-        case: whose files and reader name the entry.
-        recipe: its fields do as well.
-        make: makes the slices when they are not there.
-        lungs_key: names the network that finds the lungs of cases that store none, e.g. the sum of its weights.
-            Without it such cases are made each time.
-    """
-    content = _content(cache, case)
-    if content is None or (case.files is not None and case.files.lungs is None and lungs_key is None):
-        return make()
-    supplied = lungs_key if case.files is not None and case.files.lungs is None else None
-    key = key_of("slices", {"content": content, "recipe": settings_of(recipe), "lungs": supplied})
-    return _unpack_slices(cache.get(key, lambda: _steady(cache, case, content, _pack_slices(make()))))
-
-
-def _pack_slices(slices: SliceSet) -> Entry:
-    table = {name: slices.table[name].tolist() for name in slices.table}
-    dtypes = {name: str(dtype) for name, dtype in slices.table.dtypes.items()}
-    arrays = {"images": slices.images, "target": slices.target, "lungs": slices.lungs}
-    return Entry(arrays, {"table": table, "dtypes": dtypes})
-
-
-def _unpack_slices(entry: Entry) -> SliceSet:
-    table = pd.DataFrame(entry.facts["table"]).astype(entry.facts["dtypes"])
-    return SliceSet(entry.arrays["images"], entry.arrays["target"], entry.arrays["lungs"], table)
 
 
 def cached_scan(cache: ArrayCache | None, case: Case) -> LabelledScan:
@@ -60,7 +24,7 @@ def cached_scan(cache: ArrayCache | None, case: Case) -> LabelledScan:
 
     Synthetic scans that know their exact infiltrate are loaded each time.
     """
-    content = None if cache is None else _content(cache, case)
+    content = None if cache is None else content_in(cache, case)
     if cache is None or content is None:
         return case.load()
     kept: list[LabelledScan] = []
@@ -68,7 +32,7 @@ def cached_scan(cache: ArrayCache | None, case: Case) -> LabelledScan:
     def make() -> Entry:
         scan = case.load()
         kept.append(scan)
-        return _steady(cache, case, content, _pack_scan(scan))
+        return steady_entry(cache, case, content, _pack_scan(scan))
 
     entry = cache.get(key_of("scan", {"content": content}), make)
     if entry.facts["has_truth"]:
@@ -121,12 +85,13 @@ def _unpack_grid(stored: dict[str, Any]) -> Grid:
     return Grid(stored["shape"], np.asarray(stored["affine"]))
 
 
-def _steady(cache: ArrayCache, case: Case, content: dict[str, Any], entry: Entry) -> Entry:
+def steady_entry(cache: ArrayCache, case: Case, content: dict[str, Any], entry: Entry) -> Entry:
     """The entry, not to be kept when the files changed between being summed and being read."""
-    return entry if _content(cache, case) == content else replace(entry, keep=False)
+    return entry if content_in(cache, case) == content else replace(entry, keep=False)
 
 
-def _content(cache: ArrayCache, case: Case) -> dict[str, Any] | None:
+def content_in(cache: ArrayCache, case: Case) -> dict[str, Any] | None:
+    """What a case depends on, see `content_of`; None where that cannot be known or read."""
     try:
         return content_of(case, cache.folder / "stamps", trust_stamps=cache.trust_stamps)
     except OSError:

@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.cache import ArrayCache, Entry
+from pneumoscope.datasets.cache_keys import key_of, settings_of
+from pneumoscope.datasets.cached import content_in, steady_entry
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.preprocess.windows import HuWindow, window_channels
 from pneumoscope.volume import Mask, Volume
-
-if TYPE_CHECKING:
-    from pneumoscope.datasets.cache import ArrayCache
 
 TABLE_COLUMNS = (
     "dataset", "case", "slice", "patient", "has_lung", "has_infiltrate", "row_mm", "column_mm", "slice_mm",
@@ -134,7 +134,7 @@ def build_slice_set(
         lungs_for: supplies the lung mask of cases that store none; None refuses such cases.
         progress: called with (cases done, cases in all).
         cache: keeps the slices of each case, so that no scan is read a second time; the result is the same to the bit.
-        lungs_key: names what `lungs_for` is, see `pneumoscope.datasets.cached.cached_slices`.
+        lungs_key: names the network behind `lungs_for`, e.g. the sum of its weights; without it such cases are not cached.
 
     Raises:
         DatasetError: no cases, a case without reference infiltrate, a case without lung mask and no `lungs_for`,
@@ -159,9 +159,34 @@ def _load_slices(case: Case, recipe: SliceRecipe, lungs_for: LungFinder | None) 
 def _through(
     cache: ArrayCache, case: Case, recipe: SliceRecipe, make: Callable[[], SliceSet], lungs_key: str | None
 ) -> SliceSet:
-    from pneumoscope.datasets.cached import cached_slices
+    """The slices of one case, as `slices_of` makes them; arrays mapped from disk.
 
-    return cached_slices(cache, case, recipe, make, lungs_key=lungs_key)
+    Args:
+        cache: where to look and to keep.
+        case: whose files and reader name the entry.
+        recipe: its fields do as well.
+        make: makes the slices when they are not there.
+        lungs_key: names the network that finds the lungs of cases that store none, e.g. the sum of its weights.
+            Without it such cases are made each time.
+    """
+    content = content_in(cache, case)
+    if content is None or (case.files is not None and case.files.lungs is None and lungs_key is None):
+        return make()
+    supplied = lungs_key if case.files is not None and case.files.lungs is None else None
+    key = key_of("slices", {"content": content, "recipe": settings_of(recipe), "lungs": supplied})
+    return _unpack_slices(cache.get(key, lambda: steady_entry(cache, case, content, _pack_slices(make()))))
+
+
+def _pack_slices(slices: SliceSet) -> Entry:
+    table = {name: slices.table[name].tolist() for name in slices.table}
+    dtypes = {name: str(dtype) for name, dtype in slices.table.dtypes.items()}
+    arrays = {"images": slices.images, "target": slices.target, "lungs": slices.lungs}
+    return Entry(arrays, {"table": table, "dtypes": dtypes})
+
+
+def _unpack_slices(entry: Entry) -> SliceSet:
+    table = pd.DataFrame(entry.facts["table"]).astype(entry.facts["dtypes"])
+    return SliceSet(entry.arrays["images"], entry.arrays["target"], entry.arrays["lungs"], table)
 
 
 def slices_of(case: Case, scan: LabelledScan, recipe: SliceRecipe, *, lungs_for: LungFinder | None = None) -> SliceSet:
