@@ -134,7 +134,8 @@ def build_slice_set(
         lungs_for: supplies the lung mask of cases that store none; None refuses such cases.
         progress: called with (cases done, cases in all).
         cache: keeps the slices of each case, so that no scan is read a second time; the result is the same to the bit.
-        lungs_key: names the network behind `lungs_for`, e.g. the sum of its weights; without it such cases are not cached.
+        lungs_key: names the network behind `lungs_for`, e.g. the sum of its weights; without it nothing of such cases
+            is kept.
 
     Raises:
         DatasetError: no cases, a case without reference infiltrate, a case without lung mask and no `lungs_for`,
