@@ -198,6 +198,15 @@ def unequalised(frames: NDArray[np.uint8], back: UNet) -> NDArray[np.int16]:
     return np.rint(np.clip(np.concatenate(out) * 1000, LOWEST_HU, HIGHEST_HU)).astype(np.int16)
 
 
+def equalised_of(stack: SliceStack) -> NDArray[np.uint8]:
+    """The equalised slices (n, *FRAME): as they are, or made where they were never equalised."""
+    cut = crop_of(stack).cut(stack.images).astype(np.uint8)
+    if stack.source != "medseg":
+        return cut
+    clahe = cv2.createCLAHE(clipLimit=Appearance().clip_limit, tileGridSize=(5, 6))
+    return np.stack([clahe.apply(frame) for frame in cut])
+
+
 def stretched(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """An 8-bit slice in a lung window (h, w), its peaks of aerated lung and soft tissue put to their usual density."""
     smooth = cv2.GaussianBlur(image, (0, 0), 1.5)

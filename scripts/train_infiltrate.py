@@ -7,9 +7,10 @@ python scripts/train_infiltrate.py table --run RUN
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import train_shipped as appearance
-from infiltrate_data import FRAME, SIZE, crop_of, hu_slices, target_of, towards_hu, unequalised
+from infiltrate_data import FRAME, SIZE, crop_of, equalised_of, hu_slices, target_of, towards_hu, unequalised
 from infiltrate_folds import FOLDS, SCAN_FOLD, folds_of, score_fold, stacks, summary
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.inputs import LungFrameInput
 from pneumoscope.inference.slices import predict_probability
+from pneumoscope.inference.unlike import ScanSpace, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
+from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.lung_crop import LungCrop
 from pneumoscope.preprocess.windows import HuWindow, window_channels
 from pneumoscope.training.augment import HounsfieldAugment, SliceAugment
@@ -35,7 +38,7 @@ from pneumoscope.training.loop import fit
 from pneumoscope.training.tasks import SegmentationTask, Task
 
 BACK_FEATURES = (16, 32, 64, 96)
-STEPS = 1000
+STEPS = 720
 """Of 12 slices of 144 x 192 each: the budget of a fold for every recipe."""
 
 
@@ -58,8 +61,37 @@ def train_appearance(data: Path, run: Path, fold: int) -> None:
 WINDOWS_HU = ((-1024.0, 400.0), (-1000.0, -500.0), (-500.0, 200.0))
 WINDOWS = tuple(HuWindow(low, high) for low, high in WINDOWS_HU)
 MEDSEG_REPEAT = 5
-COARSE_STEPS, FINE_STEPS = 500, 500
+COARSE_STEPS, FINE_STEPS, FINAL_STEPS = 500, 500, 450
 """At two thirds of the size and at full size; together the processor time of 720 steps at full size."""
+
+
+SCAN_DATA = [
+    {"name": "NSCLC-Radiomics LUNG1-001, tumour left out (TCIA)", "licence": "CC BY-NC 3.0"},
+    {"name": "LIDC-IDRI LIDC-0050, ACRIN-FLT-Breast 001, CPTAC-LSCC C3N-00247 (TCIA)", "licence": "CC BY"},
+    {"name": "COVID-19-NY-SBU, 8 slices without masks, for the equalised slices alone (TCIA)", "licence": "CC BY 4.0"},
+    {"name": "lesions painted on these scans (pneumoscope)", "licence": "as the scans"},
+]
+LIMITS = [
+    "Research software, not a medical device.",
+    "Infiltrate was learnt from 8-bit slices of a dozen adults with COVID-19 and 45 single slices; their Hounsfield "
+    "units are estimates.",
+    "Four chests without pneumonia were in the training; small false finds in others are to be expected.",
+    "Tumour, effusion, fibrosis, children and emphysema were not or hardly in the training data.",
+    "Ground-glass and consolidation are not told apart; lesions lower than about 5 mm are smoothed away.",
+]
+FINAL_TRAINING = {
+    "script": "scripts/train_infiltrate.py",
+    "steps": {"fold 0, two thirds of the size": COARSE_STEPS, "fold 0": FINE_STEPS, "all data": FINAL_STEPS},
+    "batch_size": 12,
+    "loss": appearance.LOSS,
+    "augmentation": asdict(HounsfieldAugment()),
+}
+
+
+def channels_of(hu: NDArray[np.generic], equalised: NDArray[np.generic]) -> NDArray[np.float32]:
+    """What the network sees (n, c, h, w) of Hounsfield units and equalised slices (n, h, w)."""
+    grey = equalised[:, None].astype(np.float32) / np.float32(255)
+    return np.concatenate((window_channels(hu, WINDOWS), grey), axis=1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +99,7 @@ class HuSource:
     """Slices in Hounsfield units, shown through `WINDOWS`; the augmentation works on Hounsfield units.
 
     Attributes:
-        slices: images (n, 1, h, w) in HU.
+        slices: images (n, 2, h, w): HU, and the equalised slice of 0 to 255.
         shrink: factor on rows and columns, for the first, cheaper part of a training.
     """
 
@@ -80,35 +112,51 @@ class HuSource:
     def batch(self, indices: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
         """See `BatchSource.batch`."""
         drawn = self.slices.batch(indices, rng)
-        hu, target = drawn.x, drawn.y
+        x, target = drawn.x, drawn.y
         if self.shrink != 1:
-            hu = F.interpolate(hu, scale_factor=self.shrink, mode="area")
+            x = F.interpolate(x, scale_factor=self.shrink, mode="area")
             target = F.interpolate(target, scale_factor=self.shrink, mode="nearest-exact")
-        return Batch(torch.from_numpy(window_channels(hu[:, 0].numpy(), WINDOWS)), target, drawn.names)
+        return Batch(torch.from_numpy(channels_of(x[:, 0].numpy(), x[:, 1].numpy())), target, drawn.names)
 
-    def fingerprint(self) -> str:
-        """See `BatchSource.fingerprint`."""
-        return f"{self.slices.fingerprint()}|{WINDOWS_HU}|{self.shrink}"
+    @property
+    def content(self) -> str:
+        """See `BatchSource.content`."""
+        return f"{self.slices.content}|{WINDOWS_HU}|{self.shrink}"
 
 
 @dataclass
 class HuExamples:
-    """Slices in Hounsfield units (n, *FRAME), targets (n, 1, *FRAME) and names, collected."""
+    """Slices in Hounsfield units and equalised (n, *FRAME), targets (n, 1, *FRAME) and names, collected."""
 
     hu: list[NDArray[np.int16]] = field(default_factory=list)
+    equalised: list[NDArray[np.uint8]] = field(default_factory=list)
     targets: list[NDArray[np.int8]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    def add(self, name: str, hu: NDArray[np.int16], targets: NDArray[np.int8], every: int = 1, first: int = 0) -> None:
-        """Every so-manieth slice of a scan."""
+    def add(
+        self, name: str, slices: tuple[NDArray[np.int16], NDArray[np.uint8]], targets: NDArray[np.int8],
+        every: int = 1, first: int = 0,
+    ) -> None:  # fmt: skip
+        """Every so-manieth slice of a scan, in HU and equalised."""
+        hu, equalised = slices
         self.hu.append(hu[first::every])
+        self.equalised.append(equalised[first::every])
         self.targets.append(targets[first::every])
         self.names += [f"{name}/{k}" for k in range(first, len(hu), every)]
 
+    def scan_space(self) -> ScanSpace:
+        """What scans look like: whole scans as they are, and all MedSeg slices as one."""
+        scans: dict[str, list[NDArray[np.int16]]] = {}
+        starts = np.cumsum([0, *(len(hu) for hu in self.hu)])
+        for start, hu in zip(starts, self.hu, strict=False):
+            name = self.names[start].partition("/")[0]
+            if name in SCAN_FOLD or name.startswith("medseg"):
+                scans.setdefault("medseg" if name.startswith("medseg") else name, []).append(hu)
+        return fit_scans({name: np.concatenate(parts) for name, parts in scans.items()})
+
     def source(self, augment: HounsfieldAugment | None = None) -> HuSource:
-        return HuSource(
-            ArraySource(np.concatenate(self.hu)[:, None], np.concatenate(self.targets), self.names, augment)
-        )
+        images = np.stack((np.concatenate(self.hu), np.concatenate(self.equalised)), axis=1).astype(np.int16)
+        return HuSource(ArraySource(images, np.concatenate(self.targets), self.names, augment))
 
 
 def hounsfield_examples(data: Path, run: Path, fold: int | None) -> HuExamples:
@@ -118,15 +166,16 @@ def hounsfield_examples(data: Path, run: Path, fold: int | None) -> HuExamples:
     of = folds_of(all_stacks)
     for stack in all_stacks:
         if of[stack.patient] != fold:
-            hu, target = towards_hu(stack, back), target_of(stack, crop_of(stack))
+            shown, target = (towards_hu(stack, back), equalised_of(stack)), target_of(stack, crop_of(stack))
             for _ in range(MEDSEG_REPEAT if stack.source == "medseg" else 1):
-                out.add(stack.case, hu, target)
+                out.add(stack.case, shown, target)
     for scan in hu_slices(data):
         name, _, painted = scan.name.partition("+")
         if "/" in name or SCAN_FOLD[name] == fold:
             continue
-        out.add(scan.name, scan.hu, scan.target, every=4 if painted else 1, first=int(painted or 0))
-        out.add(f"{scan.name} equalised", unequalised(scan.equalised, back), scan.target, every=8 if painted else 4)
+        out.add(scan.name, (scan.hu, scan.equalised), scan.target, every=4 if painted else 1, first=int(painted or 0))
+        estimated = unequalised(scan.equalised, back), scan.equalised
+        out.add(f"{scan.name} equalised", estimated, scan.target, every=8 if painted else 4)
     return out
 
 
@@ -134,7 +183,7 @@ def train_hounsfield(data: Path, run: Path, fold: int) -> None:
     """One fold of the new recipe."""
     own = run / f"hounsfield-{fold}"
     examples = hounsfield_examples(data, run, fold)
-    model = UNet(UNetConfig(len(WINDOWS), 1, (16, 32, 64, 128, 256)))
+    model = UNet(UNetConfig(len(WINDOWS) + 1, 1, (16, 32, 64, 128, 256)))
     for name, shrink, steps in (("coarse", 2 / 3, COARSE_STEPS), ("fine", 1.0, FINE_STEPS)):
         augmented, plain = (replace(examples.source(a), shrink=shrink) for a in (HounsfieldAugment(), None))
         trained(model, augmented, own / name, steps, val=plain)
@@ -146,18 +195,59 @@ def train_hounsfield(data: Path, run: Path, fold: int) -> None:
     score_fold("hounsfield", fold, held_out, lambda stack: predict_hounsfield(model, back, stack), run / "dice.csv")
 
 
+def train_final(data: Path, run: Path, start: Path) -> None:
+    """The shipped model: the network of a fold, trained on with everything that weights may learn from."""
+    examples = hounsfield_examples(data, run, None)
+    model, _ = load_model(start)
+    own, augment = run / "final", HounsfieldAugment()
+    trained(model, examples.source(augment), own, FINAL_STEPS, val=examples.source(), learning_rate=1e-3)
+    card = hounsfield_card(len(examples.names)) | {"familiar": write_scan_space(own / "model", examples.scan_space())}
+    save_model(own / "model", model, card, half=True)
+
+
+def publish(run: Path) -> None:
+    """Write the final model and its card into the package, with the numbers of `dice.csv` and `scans.json`."""
+    model, card = load_model(run / "final" / "model")
+    folder, scans = appearance.SHIPPED / "infiltrate", json.loads((run / "scans.json").read_text())
+    space = read_scan_space(run / "final" / "model", card["familiar"])
+    dice = {recipe: {s: row[0] for s, row in rows.items()} for recipe, rows in summary(run / "dice.csv").items()}
+    folds = {recipe: max(row[2] for row in rows.values()) for recipe, rows in summary(run / "dice.csv").items()}
+    numbers = {
+        "cross_validated_dice": dice,
+        "folds_run": folds,
+        "whole_scans_left_out_of_training": scans.get("hounsfield", {}),
+        "whole_scans_with_these_weights": scans.get("final", {}),
+    }
+    fresh = hounsfield_card(0) | {"training": FINAL_TRAINING, "numbers": numbers}
+    save_model(folder, model, fresh | {"familiar": write_scan_space(folder, space)}, half=True)
+
+
 def predict_hounsfield(model: UNet, back: UNet, stack: SliceStack) -> NDArray[np.bool_]:
     """Infiltrate (n, h, w) as the new recipe finds it, inside the readers' lungs where there are any."""
-    images = window_channels(towards_hu(stack, back), WINDOWS)
+    images = channels_of(towards_hu(stack, back), equalised_of(stack))
     found = crop_of(stack).paste(predict_probability(model, images, mirror=True)[:, 0]) >= 0.5
     return found if stack.lungs is None else found & (stack.lungs > 0)
 
 
 def hounsfield_card(examples: int) -> dict[str, Any]:
     """Card of the new recipe."""
-    return appearance.infiltrate_card(examples, 0, 0) | {
-        "denser_than_lung_hu": None,
-        "preprocessing": {"kind": "hu_frame", "frame": list(FRAME), "size": SIZE, "windows_hu": WINDOWS_HU},
+    card = appearance.infiltrate_card(examples, 0, 0)
+    del card["denser_than_lung_hu"]  # density is what this model sees
+    return card | {
+        "version": "2",
+        "threshold": 0.4,
+        "smallest_ml": 0.5,
+        "smooth_z_mm": 4.0,
+        "preprocessing": {
+            "kind": "hu_frame",
+            "frame": list(FRAME),
+            "size": SIZE,
+            "windows_hu": WINDOWS_HU,
+            "appearance": Appearance().as_dict(),
+        },
+        "training_data": [*card["training_data"], *SCAN_DATA],
+        "kept_aside": {"whole scans": ["COVID-CT-MD normal002 and P002", "imlab id001 and id002"]},
+        "limits": LIMITS,
     }
 
 
@@ -205,18 +295,19 @@ class Few:
         """See `BatchSource.batch`."""
         return self.of.batch(np.linspace(0, len(self.of) - 1, len(self)).astype(int)[indices], None)
 
-    def fingerprint(self) -> str:
-        """See `BatchSource.fingerprint`."""
-        return self.of.fingerprint()
+    @property
+    def content(self) -> str:
+        """See `BatchSource.content`."""
+        return self.of.content
 
 
 def trained(
     model: UNet, source: BatchSource, run: Path, steps: int = STEPS, *, val: BatchSource | None = None,
-    task: Task | None = None,
+    task: Task | None = None, **settings: Any,
 ) -> None:  # fmt: skip
     """Fit for a number of steps, resuming; the average of the last step is kept."""
     torch.manual_seed(0)
-    config = replace(appearance.INFILTRATE_TRAINING, keep="last")
+    config = replace(appearance.INFILTRATE_TRAINING, keep="last", **settings)
     epochs = max(1, round(steps / -(-len(source) // config.batch_size)))
     task = task or SegmentationTask(appearance.LOSS)
     config = replace(config, max_epochs=epochs, monitor="val_loss")
@@ -238,7 +329,7 @@ def predict_appearance(model: UNet, stack: SliceStack) -> NDArray[np.bool_]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("back", "fold", "table"))
+    parser.add_argument("what", choices=("back", "fold", "final", "publish", "table"))
     parser.add_argument("--recipe", choices=("appearance", "hounsfield"), default="hounsfield")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
     parser.add_argument("--data", type=Path, help="folder with ct-slices and ct-volumes")
@@ -251,6 +342,12 @@ def main() -> None:
         return
     if options.what == "back":
         train_back(options.data, options.run / "back")
+        return
+    if options.what == "publish":
+        publish(options.run)
+        return
+    if options.what == "final":
+        train_final(options.data, options.run, options.run / f"hounsfield-{options.fold}" / "model")
         return
     if options.recipe == "hounsfield":
         train_hounsfield(options.data, options.run, options.fold)

@@ -6,11 +6,12 @@ import torch
 
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.inputs import HuFrameInput, input_from_card
+from pneumoscope.inference.inputs import HuFrameInput, LungFrameInput, input_from_card
 from pneumoscope.inference.segment import STATE_OF_FINDING, Segmenter
 from pneumoscope.inference.unlike import FINDING, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
+from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.severity.states import STATES
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
@@ -116,3 +117,20 @@ def test_outside_of_the_slice_is_air_and_no_frame_is_refused():
         seen.fitted(None)
     with pytest.raises(ModelError, match="fitted"):
         seen.images(stack, lungs)
+
+
+def test_an_appearance_adds_the_equalised_slice_in_the_same_frame():
+    rng = np.random.default_rng(1)
+    stack = rng.uniform(-1000, 300, (2, 64, 80)).astype(np.float32)
+    lungs = np.zeros(stack.shape, bool)
+    lungs[:, 20:44, 10:60] = True
+    grey = Appearance(size=64)
+    fields = CARD["preprocessing"] | {"appearance": grey.as_dict()}
+    plain, both = (input_from_card({"preprocessing": p}).fitted(lungs) for p in (CARD["preprocessing"], fields))
+    images = both.images(stack, lungs)
+    assert images.shape == (2, 3, 36, 48)
+    assert np.array_equal(images[:, :2], plain.images(stack, lungs))
+    expected = LungFrameInput((36, 48), grey).fitted(lungs).images(stack, lungs)[:, 0]
+    assert np.array_equal(images[:, 2], expected.astype(np.float32) / np.float32(255))
+    with pytest.raises(ModelError, match="cannot be read"):
+        input_from_card({"preprocessing": fields | {"size": 48}})

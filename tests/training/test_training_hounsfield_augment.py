@@ -50,3 +50,15 @@ def test_a_soft_and_a_sharp_kernel_move_edges_the_other_way():
     sharp = HounsfieldAugment(STILL, soft=0, sharp=1, **flat)(thin, np.random.default_rng(0)).x
     assert float(soft[0, 0, 4, 4]) < 40 < float(sharp[0, 0, 4, 4])
     assert float(soft[0, 0, 4, 3]) > -860 > float(sharp[0, 0, 4, 3])
+
+
+def test_grey_channels_move_with_the_slice_and_keep_their_range():
+    one = batch()
+    grey = torch.zeros_like(one.x)
+    grey[..., 2:5, 3:9] = 200.0
+    both = Batch(torch.cat((one.x, grey), dim=1), (grey > 100).float(), one.names)
+    out = HounsfieldAugment()(both, np.random.default_rng(5))
+    assert out.x.shape == both.x.shape
+    assert 0 <= float(out.x[:, 1].min()) <= float(out.x[:, 1].max()) <= 255
+    inside, outside = (out.x[:, 1][out.y[:, 0] == value].mean() for value in (1, 0))
+    assert inside > outside + 60

@@ -136,16 +136,20 @@ class LungFrameInput:
 class HuFrameInput:
     """Windows of Hounsfield units, cut to the lungs of the scan and scaled into one frame; no lung mask is shown.
 
+    With an `appearance` the equalised slice is a last channel: it shows what is faint beside its surroundings.
+
     Attributes:
         frame: rows and columns the network sees.
         size: rows and columns the slice is brought to before the cut.
         windows: one channel each.
+        appearance: of the last channel; of `size` too. None without it.
         crop: set by `fitted`.
     """
 
     frame: tuple[int, int]
     size: int
     windows: tuple[HuWindow, ...]
+    appearance: Appearance | None = None
     crop: LungCrop | None = None
     needs_lungs = True
 
@@ -157,7 +161,11 @@ class HuFrameInput:
 
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """See `ModelInput`."""
-        return window_channels(self.framed(stack_hu), self.windows)
+        channels = window_channels(self.framed(stack_hu), self.windows)
+        if self.appearance is None:
+            return channels
+        grey = _fitted(self.crop).cut(self.appearance.of_hu(stack_hu)).astype(np.float32) / np.float32(255)
+        return np.concatenate((channels, grey[:, None]), axis=1)
 
     def framed(self, stack_hu: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hounsfield units in the frame (n, *frame), clipped to the widest of the windows; air outside the slice."""
@@ -229,7 +237,12 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
             bounds = tuple(HuWindow(float(low), float(high)) for low, high in windows)
             if kind == "hu_frame":
                 rows, columns = fields["frame"]  # type: ignore[index]
-                return HuFrameInput((int(rows), int(columns)), int(fields["size"]), bounds)  # type: ignore[index]
+                grey = fields.get("appearance")  # type: ignore[union-attr]
+                appearance = None if grey is None else Appearance(**grey)
+                size = int(fields["size"])
+                if appearance is not None and appearance.size != size:
+                    raise ValueError(f"size {size} and an appearance of size {appearance.size}")
+                return HuFrameInput((int(rows), int(columns)), size, bounds, appearance)  # type: ignore[index]
             return HuWindowInput(int(fields["size"]), bounds, bool(fields.get("lung_channel", True)))  # type: ignore
         appearance = Appearance(**fields["appearance"])  # type: ignore[index]
         if kind == "appearance":

@@ -17,7 +17,10 @@ from pneumoscope.models.cards import find_model
 ONE_OF_SLICES: Mapping[int, str] = {0: "background", 1: "infiltrate"}
 """Classes of a network on volumes whose card names none."""
 
-_NUMBERS = {"threshold": (0.0, 1.0), "smallest_ml": (0.0, 1e4), "denser_than_lung_hu": (-1024.0, 3071.0)}
+_NUMBERS = {
+    "threshold": (0.0, 1.0), "smallest_ml": (0.0, 1e4), "denser_than_lung_hu": (-1024.0, 3071.0),
+    "smooth_z_mm": (0.0, 20.0),
+}  # fmt: skip
 """Entries of a card that may be left out, and their bounds."""
 
 
@@ -110,7 +113,7 @@ def load_for(model: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
 def joint_card(members: Sequence[Member]) -> dict[str, Any]:
     """The card of one network as it is; of several one that names them all.
 
-    Their threshold is the mean of theirs, the smallest piece kept the largest of theirs.
+    Their threshold is the mean of theirs, the smallest piece kept and the smoothing the largest of theirs.
     """
     cards = [member.card for member in members]
     if len(cards) == 1:
@@ -122,6 +125,7 @@ def joint_card(members: Sequence[Member]) -> dict[str, Any]:
         "task": "infiltrate",
         "threshold": sum(float(card.get("threshold", 0.5)) for card in cards) / len(cards),
         "smallest_ml": max(float(card.get("smallest_ml", 0.0)) for card in cards),
+        "smooth_z_mm": max(float(card.get("smooth_z_mm", 0.0)) for card in cards),
         "licence": list(dict.fromkeys(licences)),
         "limits": list(dict.fromkeys(limits)),
         "members": [

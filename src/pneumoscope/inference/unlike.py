@@ -96,8 +96,15 @@ def read_scan_space(folder: str | Path, entry: Mapping[str, Any]) -> ScanSpace:
     Raises:
         ModelError: absent, damaged or incomplete.
     """
+    if not isinstance(entry, Mapping):
+        raise incomplete(folder, TypeError("no mapping"))
     arrays = read_space(folder, entry)
     try:
-        return ScanSpace(PictureSpace(**arrays), float(entry["limit"]))
-    except (KeyError, TypeError, ValueError) as error:
+        space, limit = PictureSpace(**arrays), float(entry["limit"])
+        pixels, components = SMALL[0] * SMALL[1], len(space.spread)
+        shapes = [space.mean.shape, space.axes.shape, space.spread.shape, space.noise.shape]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise incomplete(folder, error) from None
+    if shapes != [(pixels,), (components, pixels), (components,), (1,)] or not limit > 0:
+        raise incomplete(folder, ValueError("shapes"))
+    return ScanSpace(space, limit)

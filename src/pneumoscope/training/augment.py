@@ -90,13 +90,13 @@ class SliceAugment:
 
 @dataclass(frozen=True)
 class HounsfieldAugment:
-    """Random placement and acquisition of slices (n, 1, h, w) in Hounsfield units.
+    """Random placement and acquisition of slices (n, c, h, w), the first channel in Hounsfield units.
 
     Density keeps its meaning: it moves by what separates scanners, kernels and slices that were brought towards
-    Hounsfield units, and by no more.
+    Hounsfield units, and by no more. Other channels, grey values of 0 to 255, move with the slice.
 
     Attributes:
-        place: where the slice lies; its fields on intensity are not used.
+        place: where the slice lies; its fields on intensity are for the grey channels.
         gain: smallest and largest factor on HU + 1000.
         offset_hu: standard deviation of a shift of all densities.
         bend_hu: largest height of a bump over a part of the scale, either way.
@@ -118,7 +118,10 @@ class HounsfieldAugment:
         grid = self.place._grid(len(batch.x), batch.x.shape[-2:], rng)
         x = F.grid_sample(batch.x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         y = F.grid_sample(batch.y, grid, mode="nearest", padding_mode="border", align_corners=False)
-        return Batch(self._acquired(x, rng), y, batch.names)
+        hu = self._acquired(x[:, :1], rng)
+        if x.shape[1] > 1:
+            hu = torch.cat((hu, 255 * self.place._appearance(x[:, 1:] / 255, rng)), dim=1)
+        return Batch(hu, y, batch.names)
 
     def _acquired(self, hu: Tensor, rng: np.random.Generator) -> Tensor:
         n = len(hu)
