@@ -101,7 +101,7 @@ class RunError(PneumoscopeError):
     """Something failed while running."""
 
 
-_NO_ROOM = {
+NO_ROOM = {
     errno.ENOSPC: "No space left on device, the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file would be larger than this process or file system allows (ulimit -f)",
@@ -113,6 +113,14 @@ _NO_MEMORY = re.compile(
 )
 
 
+_MACHINE = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, *NO_ROOM})
+
+
+def is_of_machine(problem: BaseException) -> bool:
+    """Whether an error of the system says nothing about the file: a disk, a network drive or a limit failed."""
+    return isinstance(problem, OSError) and problem.errno in _MACHINE
+
+
 def shortage(problem: BaseException, path: str | Path | None = None) -> RunError | None:
     """The error for a machine that ran out of disk or memory; None for everything else.
 
@@ -120,8 +128,8 @@ def shortage(problem: BaseException, path: str | Path | None = None) -> RunError
         problem: as a library raised it; torch, the dynamic linker and numpy each say it in their own way.
         path: what was being written, where the problem does not name it.
     """
-    if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
-        reason = _NO_ROOM[problem.errno]
+    if isinstance(problem, OSError) and problem.errno in NO_ROOM:
+        reason = NO_ROOM[problem.errno]
         return RunError(
             f"could not be written: {reason}; free space or choose another place, then resume",
             path=path or problem.filename or None,

@@ -284,7 +284,7 @@ def in_process(monkeypatch: Any) -> None:
 
     def exchange(asked: dict[str, Any], stream: Any) -> dict[str, Any]:
         reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(asked)), stream))
-        return dicom._understood(reply.encode(), 0, asked["where"])
+        return dicom._understood(reply.encode(), 0, asked)
 
     monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
     monkeypatch.setattr(dicom, "_exchange", exchange)

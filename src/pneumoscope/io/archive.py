@@ -6,6 +6,7 @@ as are links, encryption, archives inside, and archives that unpack to far more 
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 import struct
@@ -30,6 +31,9 @@ MAX_RATIO, RATIO_FLOOR_BYTES = 100, 32 * 2**20
 """An archive that unpacks more than 100-fold is refused once it is larger than 32 MiB."""
 
 _NESTED = re.compile(rb"PK\x03\x04|7z\xbc\xaf|Rar!|\xfd7zXZ")
+_NAMES_AT_ODDS = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL})
+"""What member names cause on a file system; anything else is a failure of the machine."""
+
 _CHUNK = 2**20
 
 
@@ -51,6 +55,8 @@ def extracted(path: str | Path) -> Iterator[Path]:
             except NotImplementedError as error:
                 raise _refuse(place, f"uses a compression that is not read ({error})") from None
             except OSError as error:
+                if error.errno not in _NAMES_AT_ODDS:
+                    raise
                 raise _refuse(place, f"cannot be unpacked ({error.strerror})") from None
         yield Path(folder)
 

@@ -20,10 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pneumoscope.errors import Finding, ReadError
+from pneumoscope.errors import Finding, ReadError, shortage
 from pneumoscope.geometry import Grid
 from pneumoscope.io.dicom_files import is_dicom
 from pneumoscope.io.dicom_identity import case_name, has_lasting_salt
+from pneumoscope.io.stored import machine_failure, names_failures
 from pneumoscope.volume import Volume
 
 __all__ = ["ReadLimits", "SeriesInfo", "is_dicom", "list_series", "read_dicom"]
@@ -82,6 +83,7 @@ class SeriesInfo:
     series_uid: str
 
 
+@names_failures
 def read_dicom(
     path: str | Path,
     *,
@@ -142,6 +144,7 @@ def read_dicom(
         )
 
 
+@names_failures
 def list_series(path: str | Path, *, any_modality: bool = False, limits: ReadLimits | None = None) -> list[SeriesInfo]:
     """The CT series below a folder, in the order of their first files; [] when there is none.
 
@@ -215,7 +218,7 @@ def _exchange(request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any
             path=request["where"],
             file=request["path"],
         ) from None
-    return _understood(done.stdout, done.returncode, request)
+    return _understood(done.stdout, done.returncode, request, done.stderr)
 
 
 def _environment() -> dict[str, str]:
@@ -224,17 +227,29 @@ def _environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def _understood(output: bytes, status: int, request: dict[str, Any]) -> dict[str, Any]:
+def _understood(output: bytes, status: int, request: dict[str, Any], stderr: bytes = b"") -> dict[str, Any]:
+    """The reply of the child, or what it says went wrong.
+
+    Raises:
+        ReadError: what the child refuses, or that it ended without a reply.
+        RunError: a failure of the machine.
+    """
     where, file = request["where"], request["path"]
     try:
         reply: dict[str, Any] = json.loads(output)
     except ValueError:
+        last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        short = shortage(MemoryError() if last.startswith("MemoryError") else RuntimeError(last))
+        if short is not None:
+            raise short from None
         raise ReadError(
             f"a damaged or hostile file ended the reading process (status {status}); find it by halving the folder",
             code="IN-DCM-102",
             path=where,
             file=file,
         ) from None
+    if "failure" in reply:
+        raise machine_failure(OSError(*reply["failure"]), where)
     if "error" in reply:
         raise ReadError(**reply["error"])
     if "crash" in reply:

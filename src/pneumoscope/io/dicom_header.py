@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from pneumoscope.errors import ReadError
+from pneumoscope.errors import ReadError, is_of_machine
 from pneumoscope.io.dicom_files import Found
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -187,6 +187,8 @@ def read_header(found: Found) -> Header:
     except (ReadError, MemoryError):
         raise
     except Exception as error:  # pydicom raises nearly everything for damaged files, and quotes values
+        if is_of_machine(error):
+            raise
         raise ReadError(
             "the header is damaged or ends too early; copy or export the file again", code="IN-DCM-002", path=found.name
         ) from error

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import ReadError, printable
+from pneumoscope.errors import ReadError, is_of_machine, printable
 from pneumoscope.io.dicom_codecs import COMPRESSED_SYNTAXES, LOSSY_SYNTAXES, RLE, decode_frame
 from pneumoscope.io.dicom_header import NATIVE_SYNTAXES, Header, PixelBlock
 
@@ -212,6 +212,8 @@ def _fragments(header: Header, layout: PixelFormat, index: int) -> bytes:
     except MemoryError:
         raise
     except Exception as error:
+        if is_of_machine(error):
+            raise
         raise _refused(1, "ends inside the compressed pixels; copy or export the file again", header) from error
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, ReadError
+from pneumoscope.errors import Finding, ReadError, is_of_machine
 from pneumoscope.io.dicom_choice import choose, listing
 from pneumoscope.io.dicom_files import Found, discover
 from pneumoscope.io.dicom_frames import Frame, frames_of
@@ -253,6 +253,14 @@ def limit_process(memory_mib: int, seconds: int, file_bytes: int) -> None:
             continue
 
 
+def trouble(error: Exception) -> dict[str, Any]:
+    """The reply for what no reader foresaw: a failure of the machine, or class and place (messages quote values)."""
+    if isinstance(error, OSError) and is_of_machine(error):
+        return {"failure": [error.errno or 0, error.strerror or type(error).__name__]}
+    spot = traceback.extract_tb(error.__traceback__)[-1]
+    return {"crash": f"{type(error).__name__} at {Path(spot.filename).name}:{spot.lineno}"}
+
+
 def main() -> int:
     """Answer one request. Anything unforeseen is told by its class and place only: messages may quote tag values."""
     request = json.load(sys.stdin)
@@ -264,8 +272,7 @@ def main() -> int:
             with Path(request["out"]).open("r+b") as out:
                 reply = answer(request, out)
     except Exception as error:
-        spot = traceback.extract_tb(error.__traceback__)[-1]
-        reply = {"crash": f"{type(error).__name__} at {Path(spot.filename).name}:{spot.lineno}"}
+        reply = trouble(error)
     json.dump(reply, sys.stdout)
     sys.stdout.flush()
     return 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
 from pneumoscope.io.kinds import case_name
-from pneumoscope.io.stored import Place, open_regular
+from pneumoscope.io.stored import Place, names_failures, open_regular
 from pneumoscope.volume import Radiograph
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ COLOUR_SHARE, COLOUR_STEP = 0.02, 24 / 255
 """A picture is coloured when more than 2 % of its pixels have channels further apart than this."""
 
 
+@names_failures
 def read_radiograph(
     path: str | Path, *, case: str | None = None, least_side: int | None = None, readers: DicomReaders | None = None
 ) -> Radiograph:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.io.dicom_worker import answer, limit_process
+from pneumoscope.io.dicom_worker import answer, limit_process, trouble
 
 
 def serve() -> int:
@@ -35,5 +34,4 @@ def _answered(request: dict[str, Any]) -> dict[str, Any]:
             out.truncate()
             return answer(request, out)
     except Exception as error:
-        spot = traceback.extract_tb(error.__traceback__)[-1]
-        return {"crash": f"{type(error).__name__} at {Path(spot.filename).name}:{spot.lineno}"}
+        return trouble(error)

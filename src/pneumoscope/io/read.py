@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from pneumoscope.errors import Finding, InputError, PneumoscopeError, ReadError
+from pneumoscope.errors import Finding, InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import labels_of, require_threshold
-from pneumoscope.io.stored import Place, Stored, laid_out
+from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume, present_labels
 
 Intensity = Literal["auto", "hu"]
@@ -23,6 +23,7 @@ MOST_LABELS = 25
 """A mask with more labels than that holds grey levels."""
 
 
+@names_failures
 def read_volume(
     path: str | Path, *, series: str | None = None, intensity: Intensity = "auto", case: str | None = None
 ) -> Volume:
@@ -54,6 +55,7 @@ def read_volume(
     return _read_file(start, kind, series, intensity, case)
 
 
+@names_failures
 def read_mask(
     path: str | Path,
     names: Mapping[int, str] | None = None,
@@ -147,6 +149,7 @@ def read_mask_or_probability(
     return read_mask(path, threshold=threshold, scan=scan)
 
 
+@names_failures
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
     """One NIfTI, NRRD or MetaImage file, checked in form; `sparse` and `scan` as in `read_nifti`."""
     if kind == "nifti":
@@ -238,7 +241,7 @@ def _read_zip(path: Path, series: str | None, intensity: Intensity, case: str | 
         name = case or case_name(path)
         try:
             return _read_folder(folder, series, intensity, name)
-        except PneumoscopeError as error:
+        except InputError as error:
             inside = (error.path or "").removeprefix(str(folder)).removeprefix(name).strip("/, ")
             where = f"{path}, {inside}" if inside else str(path)
             message = error.message.replace(str(folder), str(path))

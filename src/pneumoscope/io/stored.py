@@ -7,20 +7,22 @@ truncation and damaged compression are the same for all of them. Rows are those 
 from __future__ import annotations
 
 import bz2
+import functools
 import math
 import os
 import stat
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, ReadError
+from pneumoscope.errors import NO_ROOM, Finding, ReadError, RunError, is_of_machine
 from pneumoscope.geometry import Grid, contiguous, reorient_array
 from pneumoscope.volume import RAS
 
@@ -95,6 +97,40 @@ class Stored:
         return scaled
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def names_failures(read: Callable[P, R]) -> Callable[P, R]:
+    """A reader whose first argument is a path, with failures of the machine named as such.
+
+    Readers write nowhere but in the folder for temporary files, so a lack of room is one there. The file read may be
+    sound whatever the disk, the network or a limit of the process says.
+    """
+
+    @functools.wraps(read)
+    def reader(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(*args, **kwargs)
+        except OSError as problem:
+            raise machine_failure(problem, str(args[0])) from problem
+
+    return reader
+
+
+def machine_failure(problem: OSError, path: str) -> RunError:
+    """The error for a failure of the machine while `path` was read."""
+    no_folder = isinstance(problem, FileNotFoundError) and "temporary directory" in str(problem)
+    if no_folder or problem.errno in NO_ROOM:
+        reason = NO_ROOM.get(problem.errno or 0, "there is none that can be written")
+        what = f"the folder for temporary files takes no more ({reason}), free space or set TMPDIR to another"
+        return RunError(f"{what}, then run it again", path=None if no_folder else tempfile.gettempdir())
+    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    return RunError(
+        f"could not be read ({reason}), which is no fault of the file; see to that, then read it again", path=path
+    )
+
+
 def open_regular(place: Place) -> BinaryIO:
     """Open a regular file for reading; pipes, sockets, devices and folders are refused without blocking.
 
@@ -106,6 +142,8 @@ def open_regular(place: Place) -> BinaryIO:
     except OSError as error:
         if place.path.is_symlink() and not place.path.exists():
             raise place.error(53, "is a link to a file that does not exist; restore the target or the link") from None
+        if is_of_machine(error):
+            raise
         if isinstance(error, FileNotFoundError):
             raise place.error(53, "no such file; check the path") from None
         raise place.error(53, f"cannot be opened ({error.strerror}), expected a readable image file") from None
