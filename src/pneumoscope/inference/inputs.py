@@ -6,7 +6,6 @@ A model's card says under ``preprocessing`` which of these it needs; `input_from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -228,26 +227,29 @@ def input_from_card(card: dict[str, Any]) -> ModelInput:
     Raises:
         ModelError: for a card without, or with another kind, e.g. that of a study on 8-bit pictures.
     """
-    fields = card.get("preprocessing")
+    fields: Any = card.get("preprocessing")
     try:
-        kind = str(fields["kind"])  # type: ignore[index]
+        kind = str(fields["kind"])
         _require_known(kind)
         if kind in ("hu_windows", "hu_frame"):
-            windows: Sequence[Sequence[float]] = fields["windows_hu"]  # type: ignore[index]
-            bounds = tuple(HuWindow(float(low), float(high)) for low, high in windows)
+            windows = tuple(HuWindow(float(low), float(high)) for low, high in fields["windows_hu"])
             if kind == "hu_frame":
-                rows, columns = fields["frame"]  # type: ignore[index]
-                grey = fields.get("appearance")  # type: ignore[union-attr]
-                appearance = None if grey is None else Appearance(**grey)
-                size = int(fields["size"])
-                if appearance is not None and appearance.size != size:
-                    raise ValueError(f"size {size} and an appearance of size {appearance.size}")
-                return HuFrameInput((int(rows), int(columns)), size, bounds, appearance)  # type: ignore[index]
-            return HuWindowInput(int(fields["size"]), bounds, bool(fields.get("lung_channel", True)))  # type: ignore
-        appearance = Appearance(**fields["appearance"])  # type: ignore[index]
+                return _hu_frame(fields, windows)
+            return HuWindowInput(int(fields["size"]), windows, bool(fields.get("lung_channel", True)))
+        appearance = Appearance(**fields["appearance"])
         if kind == "appearance":
-            return AppearanceInput(int(fields["size"]), appearance)  # type: ignore[index]
-        rows, columns = fields["frame"]  # type: ignore[index]
+            return AppearanceInput(int(fields["size"]), appearance)
+        rows, columns = fields["frame"]
         return LungFrameInput((int(rows), int(columns)), appearance)
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
+
+
+def _hu_frame(fields: dict[str, Any], windows: tuple[HuWindow, ...]) -> HuFrameInput:
+    rows, columns = fields["frame"]
+    size, appearance = int(fields["size"]), None
+    if fields.get("appearance") is not None:
+        appearance = Appearance(**fields["appearance"])
+        if appearance.size != size:
+            raise ValueError(f"size {size} and an appearance of size {appearance.size}")
+    return HuFrameInput((int(rows), int(columns)), size, windows, appearance)
