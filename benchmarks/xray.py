@@ -24,7 +24,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pneumoscope.cases.xray import XrayOptions, classify_radiographs
+from pneumoscope.cases.options import XrayOptions
+from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.inference.radiographs import CANNOT_SAY, NONE_OF_THESE, RadiographClassifier
 from xray_kinds import first_kinds, fresh_kinds, some
 

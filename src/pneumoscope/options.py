@@ -54,6 +54,16 @@ def recorded(options: Any) -> dict[str, Any]:
     return {name: _last_part(value) if name in files else value for name, value in values.items()}
 
 
+def without_files(options: Any) -> dict[str, Any]:
+    """All fields but those that name files: what shapes a result beside the content of these."""
+    known = options_of(options)
+    return {
+        item.name: getattr(options, item.name)
+        for item in fields(options)
+        if item.name not in known or not known[item.name][1].file
+    }
+
+
 def _last_part(path: Any) -> Any:
     """The name of a file or of each of several; a list of one is that one."""
     if isinstance(path, Sequence) and not isinstance(path, str):

@@ -14,7 +14,8 @@ import pydicom
 import pytest
 
 from pneumoscope.cases.dicom_out import measured
-from pneumoscope.cases.quantify import QuantifyOptions, quantify_case, quantify_cases
+from pneumoscope.cases.options import QuantifyOptions
+from pneumoscope.cases.quantify import quantify_case, quantify_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.io import list_scans, read_volume, write_mask
 from pneumoscope.io.dicom_write import write_dicom_series

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pneumoscope.cases.quantify import QuantifyOptions, quantify_cases
+from pneumoscope.cases.options import QuantifyOptions
+from pneumoscope.cases.quantify import quantify_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_mask, write_volume

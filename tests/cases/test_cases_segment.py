@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.cases.outputs import SAVABLE
-from pneumoscope.cases.segment import SegmentOptions, segment_cases
+from pneumoscope.cases.options import SAVABLE, SegmentOptions
+from pneumoscope.cases.segment import segment_cases
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_volume

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pneumoscope.cases.outputs import SAVABLE, CaseContent, OutputOptions, write_case
+from pneumoscope.cases.options import SAVABLE, CaseOptions
+from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
 from pneumoscope.cases.three_d import write_three_d
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
@@ -88,9 +89,9 @@ def test_only_what_was_asked_for_is_there_after_a_run_with_everything(tmp_path, 
 
 def test_unusable_wishes_are_refused():
     with pytest.raises(InputError, match="save got 'stl', expected names of points, vti, mesh"):
-        OutputOptions(save=("points", "stl"))
+        CaseOptions(save=("points", "stl"))
     with pytest.raises(InputError, match="fast writes masks and numbers only, but save asks for vti"):
-        OutputOptions(fast=True, save=("vti",))
+        CaseOptions(fast=True, save=("vti",))
 
 
 def test_the_same_case_gives_the_same_bytes(tmp_path, phantom):

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 
 from xray_models import chest, make_model
 
-from pneumoscope.cases.xray import XrayOptions, classify_radiographs
+from pneumoscope.cases.options import XrayOptions
+from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.errors import InputError, ModelError
 
 

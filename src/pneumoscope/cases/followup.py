@@ -28,7 +28,7 @@ from pneumoscope.severity.change import Change, read_change
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
-    from pneumoscope.cases.segment import SegmentOptions
+    from pneumoscope.cases.options import SegmentOptions
     from pneumoscope.preprocess.registration import RegistrationRules
 
 CHANGE_FILE = "change.json"

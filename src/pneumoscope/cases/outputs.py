@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, InputError
+from pneumoscope.cases.options import CaseOptions
+from pneumoscope.errors import Finding
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.zones import ZONES
 from pneumoscope.volume import Mask, Volume
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
 
 REPORT_FILE = "report.json"
-
-SAVABLE = ("points", "vti", "mesh")
-"""Files written only on request: point tables, the scan for ParaView, surfaces with their picture."""
 
 COPY_FILE = "registration.nii.gz"
 """A coarse copy of the scan around the lungs, about 1 MB: what `compare` needs of the scan."""
@@ -86,9 +84,6 @@ class OutputOptions:
         max_points: rows of a point table at most.
         dicom: `seg.dcm`, `seg-infiltrate.dcm` and `report.dcm`, where the scan was DICOM.
         deidentify: leave out of them who the patient is.
-
-    Raises:
-        InputError: a name that is not in `SAVABLE`, or `save` together with `fast`.
     """
 
     probability: bool = False
@@ -98,12 +93,11 @@ class OutputOptions:
     dicom: bool = True
     deidentify: bool = False
 
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.save if name not in SAVABLE]
-        if unknown:
-            raise InputError(f"save got {', '.join(map(repr, unknown))}, expected names of {', '.join(SAVABLE)}")
-        if self.fast and self.save:
-            raise InputError(f"fast writes masks and numbers only, but save asks for {', '.join(self.save)}; use one")
+    @classmethod
+    def of(cls, options: CaseOptions) -> OutputOptions:
+        """What a verb's options say of its files."""
+        probability = bool(getattr(options, "probability", False))
+        return cls(probability=probability, save=options.save, fast=options.fast, deidentify=options.deidentify)
 
 
 def write_case(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_single, run_batch
+from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import (
     REPORT_FILE,
     CaseContent,
@@ -20,55 +20,12 @@ from pneumoscope.cases.outputs import (
     write_case,
 )
 from pneumoscope.errors import InputError
-from pneumoscope.io.masks import require_threshold
+from pneumoscope.options import recorded, single_scan_values, without_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
     from pneumoscope.jobs.run import Step
-
-FILES = ("lungs", "infiltrate", "lobes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantifyOptions:
-    """Where the masks are.
-
-    Attributes:
-        lungs: the lung mask of a single scan (1 right, 2 left); a manifest's own goes before it.
-        infiltrate: its infiltrate mask, likewise.
-        lobes: its lobe mask; adds the score of 0 to 25.
-        threshold: cuts masks of probabilities; masks of labels are left as they are.
-        intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
-        save: further files, see `OutputOptions`.
-        fast: masks and numbers only, likewise.
-        deidentify: leave out of the DICOM files who the patient is.
-    """
-
-    lungs: str | Path | None = None
-    infiltrate: str | Path | None = None
-    lobes: str | Path | None = None
-    threshold: float | None = None
-    intensity: Literal["auto", "hu"] = "auto"
-    save: Sequence[str] = ()
-    fast: bool = False
-    deidentify: bool = False
-
-    def __post_init__(self) -> None:
-        require_threshold(self.threshold)
-        self.outputs()
-
-    def outputs(self) -> OutputOptions:
-        """Which files are written.
-
-        Raises:
-            InputError: see `OutputOptions`.
-        """
-        return OutputOptions(save=tuple(self.save), fast=self.fast, deidentify=self.deidentify)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, with file names instead of paths."""
-        return {name: Path(value).name if value and name in FILES else value for name, value in asdict(self).items()}
 
 
 def quantify_cases(
@@ -98,8 +55,7 @@ def quantify_cases(
         InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
     """
     options = options or QuantifyOptions()
-    single = {name: getattr(options, name) for name in ("lungs", "infiltrate", "lobes")}
-    require_single(scans, single, "quantify")
+    require_single(scans, single_scan_values(options), "quantify")
     for scan in scans:
         missing = [what for what in ("lungs", "infiltrate") if not (getattr(scan, what) or getattr(options, what))]
         if missing:
@@ -111,7 +67,7 @@ def quantify_cases(
         scans,
         out,
         partial(_open, options),
-        options=options.as_dict(),
+        options=recorded(options),
         jobs=jobs,
         overwrite=overwrite,
         resume=resume,
@@ -125,7 +81,7 @@ def _open(options: QuantifyOptions, jobs: int) -> Step:
         "quantify",
         lambda scan, folder, progress: quantify_case(scan, folder, options),
         lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate or options.infiltrate, options.lobes]},
-        options={name: value for name, value in options.as_dict().items() if name not in FILES},
+        options=without_files(options),
     )
 
 
@@ -161,7 +117,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
         series=scan.series,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, options.outputs(), spent=spent)
+    write_case(folder, content, OutputOptions.of(options), spent=spent)
     seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_single, run_batch
+from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cases.outputs import (
     REPORT_FILE,
     CaseContent,
@@ -26,8 +27,8 @@ from pneumoscope.cases.outputs import (
     summary_of,
     write_case,
 )
-from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL, DEFAULT_MODEL, STATE_OF_FINDING, Segmentation, Segmenter
-from pneumoscope.io.masks import require_threshold
+from pneumoscope.inference.segment import STATE_OF_FINDING, Segmentation, Segmenter
+from pneumoscope.options import recorded, single_scan_values, without_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -38,95 +39,29 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN_FILE", "BatchResult", "CaseResult", "SegmentOptions", "segment_case", "segment_cases"]
 
-FILES = ("model", "lungs_model", "lungs", "lobes")
-"""Options that name files: their content shapes a result, and records show their names only."""
+
+def segmenter_of(options: SegmentOptions) -> Segmenter:
+    """The models, loaded."""
+    return Segmenter(
+        options.model,
+        options.lungs_model,
+        device=options.device,
+        precision=options.precision,
+        engine=options.engine,
+        mirror=options.mirror,
+        uncertainty=options.uncertainty,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentOptions:
-    """How scans are segmented.
+def engine_of(options: SegmentOptions) -> str:
+    """What will compute on this machine, e.g. ``openvino fp32``.
 
-    Attributes:
-        model: infiltrate model, a shipped name or a model folder; of several the answers are averaged.
-        lungs_model: lung model, likewise.
-        lungs: one lung mask made elsewhere, for a single scan; a manifest's own goes before it.
-        lobes: one lobe mask, for a single scan; adds the score of 0 to 25.
-        threshold: cuts masks of probabilities; masks of labels are left as they are.
-        intensity: ``auto`` refuses what does not look like Hounsfield units, ``hu`` takes it unchecked.
-        device: see `Segmenter`.
-        precision: likewise.
-        engine: likewise.
-        mirror: likewise.
-        uncertainty: also write `uncertainty-entropy.nii.gz` and `uncertainty-variance.nii.gz`.
-        probability: also write `probability.nii.gz`.
-        save: further files, see `OutputOptions`.
-        fast: masks and numbers only, likewise.
-        deidentify: leave out of the DICOM files who the patient is.
+    Raises:
+        InputError: the device or the engine is not here.
     """
+    from pneumoscope.inference.engines import engine_label
 
-    model: str | Path | Sequence[str | Path] = DEFAULT_MODEL
-    lungs_model: str | Path = DEFAULT_LUNGS_MODEL
-    lungs: str | Path | None = None
-    lobes: str | Path | None = None
-    threshold: float | None = None
-    intensity: Literal["auto", "hu"] = "auto"
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    engine: str = "auto"
-    mirror: bool | None = None
-    uncertainty: bool = False
-    probability: bool = False
-    save: Sequence[str] = ()
-    fast: bool = False
-    deidentify: bool = False
-
-    def segmenter(self) -> Segmenter:
-        """The models, loaded."""
-        return Segmenter(
-            self.model,
-            self.lungs_model,
-            device=self.device,
-            precision=self.precision,
-            engine=self.engine,
-            mirror=self.mirror,
-            uncertainty=self.uncertainty,
-        )
-
-    def __post_init__(self) -> None:
-        require_threshold(self.threshold)
-        self.outputs()
-
-    def outputs(self) -> OutputOptions:
-        """Which files are written.
-
-        Raises:
-            InputError: see `OutputOptions`.
-        """
-        return OutputOptions(
-            probability=self.probability, save=tuple(self.save), fast=self.fast, deidentify=self.deidentify
-        )
-
-    def engine_label(self) -> str:
-        """What will compute on this machine, e.g. ``openvino fp32``.
-
-        Raises:
-            InputError: the device or the engine is not here.
-        """
-        from pneumoscope.inference.engines import engine_label
-
-        return engine_label(self.engine, device=self.device, precision=self.precision)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, with file names instead of paths: a run's record says nothing of the machine."""
-        return {name: _name_of(value) if value and name in FILES else value for name, value in asdict(self).items()}
-
-
-def _name_of(path: str | Path | Sequence[str | Path]) -> str | list[str]:
-    """A file's name; of several a list, of a list of one that one."""
-    if isinstance(path, (str, Path)):
-        return Path(path).name
-    names = [Path(one).name for one in path]
-    return names[0] if len(names) == 1 else names
+    return engine_label(options.engine, device=options.device, precision=options.precision)
 
 
 def segment_cases(
@@ -156,12 +91,12 @@ def segment_cases(
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
     options = options or SegmentOptions()
-    require_single(scans, {name: getattr(options, name) for name in ("lungs", "lobes")}, "segment")
+    require_single(scans, single_scan_values(options), "segment")
     return run_batch(
         scans,
         out,
         partial(_open, options),
-        options={**options.as_dict(), "engine": options.engine_label()},
+        options={**recorded(options), "engine": engine_of(options)},
         jobs=jobs,
         overwrite=overwrite,
         resume=resume,
@@ -181,15 +116,15 @@ def _open(options: SegmentOptions, jobs: int) -> Step:
     from pneumoscope.models.cards import content_of_model
     from pneumoscope.training.devices import pick_device
 
-    segmenter = options.segmenter()
+    segmenter = segmenter_of(options)
     models = [options.model] if isinstance(options.model, (str, Path)) else options.model
-    ways = {k: v for k, v in options.as_dict().items() if k not in (*FILES, "device", "engine")}
+    ways = {k: v for k, v in without_files(options).items() if k not in ("device", "engine")}
     return case_step(
         "segment",
         lambda scan, folder, progress: segment_case(scan, folder, segmenter, options, progress=progress),
         lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate, options.lobes]},
         models=[content_of_model(model) for model in (*models, options.lungs_model)],
-        options={**ways, "computed by": [pick_device(options.device).type, options.engine_label()]},
+        options={**ways, "computed by": [pick_device(options.device).type, engine_of(options)]},
     )
 
 
@@ -237,7 +172,7 @@ def segment_case(
         series=scan.series,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, options.outputs(), spent=spent)
+    write_case(folder, content, OutputOptions.of(options), spent=spent)
     seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

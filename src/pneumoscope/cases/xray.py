@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.cases.batch import RUN_FILE, environment
+from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cases.xray_inputs import Listed, listed
 from pneumoscope.cases.xray_rows import Status, XrayBatch, XrayRow
 from pneumoscope.errors import Finding, InputError, PneumoscopeError
 from pneumoscope.inference.heatmaps import METHODS, Method, heat, on_picture, overlay, share_in_lung_box
 from pneumoscope.inference.radiographs import (
     BATCH,
-    DEFAULT_MODEL,
     NONE_OF_THESE,
     RadiographClassifier,
     heeded,
@@ -40,6 +40,7 @@ from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import content_of_model
+from pneumoscope.options import recorded
 from pneumoscope.progress import Progress, silent
 
 __all__ = ["XrayBatch", "XrayOptions", "XrayRow", "classify_radiographs"]
@@ -51,29 +52,6 @@ LAST_COLUMNS = (
     "findings", "error",
 )  # fmt: skip
 THUMB_PX = 176
-
-
-@dataclass(frozen=True)
-class XrayOptions:
-    """How radiographs are classified.
-
-    Attributes:
-        model: a shipped name or a model folder.
-        heatmaps: also write heat maps, for all but what is no frontal chest X-ray.
-        method: ``grad-cam`` or ``occlusion``.
-        device: see `RadiographClassifier`.
-        threads: files read side by side.
-    """
-
-    model: str | Path = DEFAULT_MODEL
-    heatmaps: bool = True
-    method: Method = "grad-cam"
-    device: str = "auto"
-    threads: int = 2
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, the model's name instead of its path."""
-        return {**asdict(self), "model": Path(self.model).name}
 
 
 @locks("out")
@@ -296,7 +274,7 @@ def _write(
     write_xray_page(folder / REPORT, batch.rows, batch.as_dict(), classifier.card, options.method)
     facts = {k: v for k, v in batch.as_dict().items() if k != "images"}
     weights = classifier.card["weights"]["sha256"]
-    about = {**environment(), **state, "options": options.as_dict(), "weights_sha256": weights}
+    about = {**environment(), **state, "options": recorded(options), "weights_sha256": weights}
     write_json(folder / RUN_FILE, {**about, **facts})
 
 

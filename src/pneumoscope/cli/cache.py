@@ -20,7 +20,7 @@ Folder = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the group into the command."""
+    """Register the command group."""
     app.add_typer(group, name="cache")
 
 

@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Save = Annotated[
+Scans = Annotated[
     list[str],
     typer.Option(
-        "--save",
-        metavar="points,vti,mesh",
-        help="Also write point tables, the scan for ParaView (volume.vti), surfaces (STL, GLB, surfaces.vtp) with a "
-        "picture. Repeatable.",
+        "--input",
+        "-i",
+        metavar="SCAN",
+        help="A NIfTI, NRRD, MetaImage or DICOM file, a DICOM folder or zip; a folder of those; a CSV manifest.",
     ),
 ]
-Fast = Annotated[bool, typer.Option("--fast", help="Masks and numbers only: no pages, no DICOM.")]
-
-
+MoreScans = Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write; one folder per case.")]
 Series = Annotated[
     str,
     typer.Option(
@@ -57,11 +56,6 @@ def list_given(paths: Sequence[str], series: str) -> tuple[ScanRef, ...]:
     if listing.ignored:
         _log.warning(listing.sentence())
     return listing.scans
-
-
-def listed(values: list[str]) -> tuple[str, ...]:
-    """Names given comma separated, in several options, or both; each once, in order."""
-    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",")))
 
 
 def say_batch(batch: BatchResult, out: Path, common: Common) -> None:

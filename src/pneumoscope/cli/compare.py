@@ -12,7 +12,7 @@ from pneumoscope.cli.output import progress_for, say, say_json
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.command("compare")(compare)
 
 
@@ -44,7 +44,7 @@ def compare(
     paths = [baseline, followup, *(more or [])]
     options = None
     if not all(is_case_folder(path) for path in paths):
-        from pneumoscope.cases.segment import SegmentOptions
+        from pneumoscope.cases.options import SegmentOptions
 
         options = SegmentOptions(model=model, lungs_model=lungs_model, device=common.device, precision=common.precision)
     with progress_for(common) as progress:

@@ -19,7 +19,7 @@ group = new_group("Data sets: what can be read, where to get it, synthetic scans
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the group into the command."""
+    """Register the command group."""
     group.command("check")(check)
     group.command("audit")(audit)
     group.command("split")(split)

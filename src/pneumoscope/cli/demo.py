@@ -13,7 +13,7 @@ from pneumoscope.cli.study import print_study
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.command("demo")(demo)
 
 

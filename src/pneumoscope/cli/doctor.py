@@ -47,7 +47,7 @@ class Checkup:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.command("doctor")(doctor)
 
 

@@ -14,7 +14,7 @@ from pneumoscope.errors import RunError
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.command("evaluate")(evaluate)
 
 

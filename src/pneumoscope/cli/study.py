@@ -27,7 +27,7 @@ Settings = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the group into the command."""
+    """Register the command group."""
     app.add_typer(group, name="study")
 
 

@@ -13,7 +13,7 @@ from pneumoscope.cli.study import group
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the group `study`; the group itself is in the command already."""
+    """Register the command in the group `study`."""
     group.command("compare")(compare)
 
 

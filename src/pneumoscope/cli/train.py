@@ -74,7 +74,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume a training that w
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verbs into the command."""
+    """Register the commands."""
     app.command("train")(train)
     app.command("finetune")(finetune)
     app.command("crossval")(crossval)

@@ -12,7 +12,7 @@ from pneumoscope.cli.output import say, say_json
 
 
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.command("view")(view)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cli.options import Common, common_options, new_group
 from pneumoscope.cli.output import progress_for, say, say_json
 from pneumoscope.errors import InputError, RunError
@@ -18,15 +19,8 @@ if TYPE_CHECKING:
 group = new_group("Chest X-rays: class probabilities, heat maps, and when not to answer.")
 
 
-class Heat(StrEnum):
-    """How heat maps are made."""
-
-    GRAD_CAM = "grad-cam"
-    OCCLUSION = "occlusion"
-
-
 def add_to(app: typer.Typer) -> None:
-    """Hang the verb into the command."""
+    """Register the command."""
     app.add_typer(group, name="xray")
 
 
@@ -36,7 +30,7 @@ def _xray() -> None:
 
 
 @group.command("predict")
-@common_options("device", "jobs", "overwrite", "resume")
+@common_options("device", "jobs", "overwrite", "resume", options=XrayOptions)
 def predict(
     images: Annotated[
         list[str],
@@ -44,21 +38,8 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
+    options: XrayOptions,
     more_images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="More radiographs.")] = None,
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME|DIR", help="A shipped model's name, or a model folder.")
-    ] = "xray",
-    heatmaps: Annotated[
-        bool, typer.Option("--heatmaps/--no-heatmaps", help="Write <image>_heatmap.png; without them it is quicker.")
-    ] = True,
-    method: Annotated[
-        Heat,
-        typer.Option(
-            "--heatmap-method",
-            metavar="grad-cam|occlusion",
-            help="grad-cam is quick; occlusion needs no gradients and takes some hundred looks a picture.",
-        ),
-    ] = Heat.GRAD_CAM,
 ) -> None:
     """Classify frontal chest X-rays.
 
@@ -66,11 +47,9 @@ def predict(
     chest X-ray, or unlike those the model learnt from, get no class. A picture that cannot be read is listed, the
     others are still done; the exit code is then 1.
     """
-    from pneumoscope.cases.xray import XrayOptions, classify_radiographs
+    from pneumoscope.cases.xray import classify_radiographs
 
-    options = XrayOptions(
-        model=model, heatmaps=heatmaps, method=method.value, device=common.device, threads=max(2, common.jobs)
-    )
+    options = replace(options, threads=max(2, common.jobs))
     with progress_for(common) as progress:
         batch = classify_radiographs(
             [*images, *(more_images or [])], out, options, overwrite=common.overwrite, resume=common.resume,

@@ -84,8 +84,8 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
     Raises:
         RunError: the case could not be segmented.
     """
-    from pneumoscope.cases.outputs import SAVABLE
-    from pneumoscope.cases.segment import SegmentOptions, segment_case
+    from pneumoscope.cases.options import SAVABLE, SegmentOptions
+    from pneumoscope.cases.segment import segment_case
     from pneumoscope.inference.segment import Segmenter
 
     experiment = study.experiment

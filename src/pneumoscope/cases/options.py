@@ -1,0 +1,106 @@
+"""Options of the verbs that write cases, each once: command line, Python and `run.json` follow from the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pneumoscope.errors import InputError
+from pneumoscope.options import option
+
+SAVABLE = ("points", "vti", "mesh")
+"""Files written only on request: point tables, the scan for ParaView, surfaces with their picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions:
+    """What `segment` and `quantify` have in common.
+
+    Raises:
+        InputError: a threshold outside [0, 255), an unknown name in `save`, or `save` together with `fast`.
+    """
+
+    lungs: str | Path | None = option(
+        None,
+        "A lung mask made elsewhere (1 right, 2 left), for a single scan; a manifest's own goes before it.",
+        metavar="MASK", file=True, single=True,
+    )  # fmt: skip
+    lobes: str | Path | None = option(
+        None, "A mask of the five lobes, for a single scan; adds their score.", metavar="MASK", file=True, single=True
+    )
+    threshold: float | None = option(
+        None, "Cut masks of probabilities at T; masks of labels are left as they are.", metavar="T"
+    )
+    intensity: Literal["auto", "hu"] = option(
+        "auto", "auto refuses what does not look like Hounsfield units; hu takes it as it is."
+    )
+    save: Sequence[str] = option(
+        (),
+        "Also write point tables, the scan for ParaView (volume.vti), surfaces (STL, GLB, surfaces.vtp) with a "
+        "picture. Repeatable.",
+        metavar=",".join(SAVABLE), commas=True,
+    )  # fmt: skip
+    fast: bool = option(False, "Masks and numbers only: no pages, no DICOM.")
+    deidentify: bool = option(False, "Leave out of seg*.dcm and report.dcm who the patient is.")
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            from pneumoscope.io.masks import require_threshold
+
+            require_threshold(self.threshold)
+        unknown = [name for name in self.save if name not in SAVABLE]
+        if unknown:
+            raise InputError(f"save got {', '.join(map(repr, unknown))}, expected names of {', '.join(SAVABLE)}")
+        if self.fast and self.save:
+            raise InputError(f"fast writes masks and numbers only, but save asks for {', '.join(self.save)}; use one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(CaseOptions):
+    """How scans are segmented; `device` and `precision` as for `pneumoscope.inference.segment.Segmenter`."""
+
+    model: str | Path | Sequence[str | Path] = option(
+        "infiltrate",
+        "A shipped model's name, or a model folder. Given several times, the answers are averaged.",
+        metavar="NAME|DIR", file=True,
+    )  # fmt: skip
+    lungs_model: str | Path = option("lungs", "The model that finds the lungs.", metavar="NAME|DIR", file=True)
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = option(
+        "auto",
+        "What computes the networks on the CPU; the report names it. auto: the fastest with the same masks.",
+    )
+    mirror: bool | None = option(
+        None, "Also show the scan mirrored left to right and average: twice the time. Left out: as the card says."
+    )
+    uncertainty: bool = option(
+        False, "Also write uncertainty-entropy.nii.gz and uncertainty-variance.nii.gz, how unsure the networks are."
+    )
+    probability: bool = option(False, "Also write probability.nii.gz, the infiltrate's probability.")
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantifyOptions(CaseOptions):
+    """Where the masks are."""
+
+    infiltrate: str | Path | None = option(
+        None, "The infiltrate mask of a single scan; a manifest's own goes before it.",
+        metavar="MASK", file=True, single=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayOptions:
+    """How radiographs are classified; `threads` files are read side by side."""
+
+    model: str | Path = option("xray", "A shipped model's name, or a model folder.", metavar="NAME|DIR", file=True)
+    heatmaps: bool = option(True, "Write <image>_heatmap.png; without them it is quicker.")
+    method: Literal["grad-cam", "occlusion"] = option(
+        "grad-cam", "grad-cam is quick; occlusion needs no gradients and takes some hundred looks a picture.",
+        flags=("--heatmap-method",),
+    )  # fmt: skip
+    device: str = "auto"
+    threads: int = 2
