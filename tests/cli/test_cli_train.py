@@ -221,3 +221,159 @@ def test_patients_stay_whole_and_small_memory_makes_small_batches(table, monkeyp
     small = make_plan(own, device="cpu").batch_size
     monkeypatch.setattr(forecast, "available_gigabytes", lambda: 64.0)
     assert make_plan(own, device="cpu").batch_size == 16 > small
+
+
+@pytest.mark.parametrize("change", ["image", "infiltrate"])
+def test_a_training_on_own_scans_that_changed_is_refused(cli, tmp_path, change):
+    """One voxel each, which changes neither names nor sums that were kept before."""
+    import nibabel
+
+    write_phantom(tmp_path / "own", "A", 3, size="tiny")
+    (tmp_path / "own" / "phantom.json").unlink()
+    table = tmp_path / "own" / "manifest.csv"
+    (tmp_path / "p.json").write_text(json.dumps({"size": 32, "features": [4, 8], "batch_size": 8}))
+    quick = ("--data", table, "--plan", tmp_path / "p.json", "--epochs", 1, "--device", "cpu", "--precision", "fp32")
+    for verb in ("train", "crossval"):
+        folds = ("--folds", 2) if verb == "crossval" else ()
+        assert cli(verb, *quick, *folds, "-o", tmp_path / verb).code == 0
+        assert cli(verb, *quick, *folds, "-o", tmp_path / verb, "--resume").code == 0
+    with table.open(newline="") as stream:
+        row = next(csv.DictReader(stream))
+    path = tmp_path / "own" / row[change]
+    image = nibabel.load(path)
+    data = np.asarray(image.dataobj).copy()
+    lungs = np.asarray(nibabel.load(tmp_path / "own" / row["lungs"]).dataobj)
+    voxel = tuple(np.argwhere(lungs > 0)[0])
+    data[voxel] = 1 - data[voxel] if change == "infiltrate" else data[voxel] + 300
+    nibabel.save(nibabel.Nifti1Image(data, None, image.header), path)
+    for verb in ("train", "crossval"):
+        folds = ("--folds", 2) if verb == "crossval" else ()
+        cli(verb, *quick, *folds, "-o", tmp_path / verb, "--resume", "--quiet").refused("data changed since", "--overwrite")
+
+
+def small_memory(monkeypatch, gigabytes):
+    monkeypatch.setattr("pneumoscope.study.forecast.available_gigabytes", lambda: gigabytes)
+
+
+@pytest.mark.parametrize("verb", ["train", "finetune", "crossval"])
+def test_a_resumed_training_keeps_its_plan_whatever_memory_is_free(cli, table, tmp_path, monkeypatch, verb):
+    quick = ("--data", table, "--epochs", 1, "--device", "cpu", "--precision", "fp32")
+    quick += ("--folds", 2) if verb == "crossval" else ()
+    quick += ("--size", 32) if verb != "finetune" else ()
+    small_memory(monkeypatch, 0.02)
+    assert cli(verb, *quick, "-o", tmp_path / "m").code == 0
+    plan = read_plan(tmp_path / "m" / "plan.json")
+    small_memory(monkeypatch, 64.0)
+    ran = cli(verb, *quick, "-o", tmp_path / "m", "--resume")
+    assert ran.code == 0, ran
+    assert read_plan(tmp_path / "m" / "plan.json") == plan
+    ran = cli(verb, "--data", table, "--device", "cpu", "-o", tmp_path / "m", "--resume", *quick[8:])
+    assert ran.code == 0, ran  # what the plan holds need not be given again
+    cli(verb, *quick, "-o", tmp_path / "m", "--resume", "--batch-size", 7, "--quiet").refused("batch_size", "7", "plan.json")
+    cli(verb, *quick, "-o", tmp_path / "m", "--quiet").refused("already holds a run")
+    cli(verb, *quick, "-o", tmp_path / "m", "--resume", "--overwrite", "--quiet").refused("one of them")
+
+
+def test_plan_only_never_touches_the_plan_of_a_training(cli, table, tmp_path):
+    quick = ("--data", table, *QUICK, "--size", 32)
+    for verb, more in (("train", ()), ("crossval", ("--folds", 2))):
+        out = tmp_path / verb
+        assert cli(verb, *quick, *more, "-o", out).code == 0
+        before = (out / "plan.json").read_bytes()
+        other = ("--data", table, "--device", "cpu", "--epochs", 9, "--plan-only")
+        for flags in ((), ("--overwrite",)):
+            cli(verb, *other, *more, "-o", out, *flags, "--quiet").refused("plan")
+        assert (out / "plan.json").read_bytes() == before
+        shown = cli(verb, "--data", table, "--plan-only", "--resume", *more, "-o", out, "--json")
+        assert shown.json["epochs"] == 1
+        assert (out / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["train", "crossval"])
+def test_a_folder_that_holds_a_plan_alone_is_trained_by_it(cli, table, tmp_path, verb):
+    out, more = tmp_path / "m", ("--folds", 2) if verb == "crossval" else ()
+    assert cli(verb, "--data", table, "-o", out, *QUICK, "--size", 48, "--plan-only", *more).code == 0
+    cli(verb, "--data", table, "-o", out, *QUICK, "--plan-only", *more, "--quiet").refused("already holds")
+    edited = {**json.loads((out / "plan.json").read_text()), "size": 32, "features": [4, 8]}
+    (out / "plan.json").write_text(json.dumps(edited))
+    ran = cli(verb, "--data", table, "-o", out, "--device", "cpu", *more)
+    assert ran.code == 0, ran
+    assert read_plan(out / "plan.json").size == 32
+    card = json.loads(next(out.rglob("card.json")).read_text())
+    assert card["preprocessing"]["size"] == 32
+
+
+def test_overwrite_leaves_nothing_of_an_earlier_training(cli, table, tmp_path):
+    quick, out = ("--data", table, *QUICK, "--size", 32), tmp_path / "m"
+    assert cli("crossval", *quick, "-o", out, "--folds", 3).code == 0
+    (out / "fold-3" / "mine.txt").write_text("mine")
+    assert cli("crossval", *quick, "-o", out, "--folds", 2, "--overwrite").code == 0
+    assert sorted(p.name for p in out.glob("fold-*")) == ["fold-1", "fold-2"]
+    assert cli("train", *quick, "-o", out, "--overwrite").code == 0
+    assert not list(out.glob("fold-*"))
+    assert not (out / "per_case.csv").exists()
+    cli("crossval", *quick, "-o", out, "--folds", 2, "--resume", "--quiet").refused("folds", "--overwrite")
+
+
+def test_a_fall_back_to_the_older_checkpoint_is_in_run_json_and_on_stderr(cli, table, tmp_path):
+    quick, out = ("--data", table, *QUICK, "--size", 32), tmp_path / "m"
+    assert cli("train", *quick, "-o", out, "--epochs", 2).code == 0
+    last = out / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1])
+    ran = cli("train", "--data", table, "--device", "cpu", "-o", out, "--resume")
+    assert ran.code == 0, ran
+    notes = json.loads((out / "run.json").read_text())["notes"]
+    said = [note for note in notes if "last.ckpt is damaged" in note and "went back to previous.ckpt" in note]
+    assert len(said) == 1
+    assert f"note: {said[0]}" in ran.err
+
+
+HOSTILE_PLANS = {
+    "nested": "[" * 20000, "nan": '{"learning_rate": NaN}', "infinite": '{"learning_rate": 1e999}',
+    "huge": '{"epochs": ' + "9" * 400 + "}", "text": '{"epochs": "ten"}', "fraction": '{"epochs": 1.5}',
+    "true": '{"epochs": true}', "list": "[]", "null": '{"features": null}', "windows": '{"windows_hu": [[200, -1000]]}',
+    "negative seed": '{"seed": -1}', "large seed": '{"seed": 4294967296}', "share": '{"validation_share": 1.0}',
+    "shares": '{"validation_share": 0.5, "test_share": 0.5}', "precision": '{"precision": "fp16"}',
+    "features": '{"features": [4, -8]}', "dims": '{"dims": 3}', "patch": '{"dims": "3d", "patch": [8, 8]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_PLANS)
+def test_a_damaged_plan_is_named(tmp_path, name):
+    path = tmp_path / "plan.json"
+    path.write_text(HOSTILE_PLANS[name])
+    with pytest.raises(InputError) as caught:
+        read_plan(path)
+    assert caught.value.path == str(path)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.5, 0.75, 0.9])
+def test_the_share_that_was_asked_for_is_the_share_that_is_held_out(share):
+    cases = [Case("toy", f"c{n:03d}", f"p{n:03d}", "", "", "", lambda: None) for n in range(40)]
+    for seed in range(3):
+        train, val = split_patients(cases, share, seed)
+        assert len(val) == round(40 * share)
+        assert len(train) + len(val) == 40
+    parts = split_by_plan(cases, OwnPlan(validation_share=0.4, test_share=0.3))
+    assert [len(part) for part in (parts.train, parts.val, parts.test)] == [12, 16, 12]
+    assert parts.remark(OwnPlan(validation_share=0.4, test_share=0.3)) == ""
+
+
+def test_a_share_that_whole_patients_do_not_allow_is_remarked():
+    cases = [Case("toy", f"c{n}", f"p{n % 3}", "", "", "", lambda: None) for n in range(12)]
+    plan = OwnPlan(validation_share=0.1)
+    parts = split_by_plan(cases, plan)
+    assert len(parts.val) == 4
+    assert parts.remark(plan) == (
+        "validation_share 0.1 was asked for, 4 of 12 scans (0.33) were held out, as patients stay whole"
+    )
+
+
+def test_a_patient_with_a_comma_keeps_the_table_whole(tmp_path):
+    cases = [Case("toy", f'c"{n}', "Doe, Jane" if n < 2 else f"p{n}", "", "", "", lambda: None) for n in range(6)]
+    parts = split_by_plan(cases, OwnPlan())
+    parts.write(tmp_path / "split.csv")
+    rows = read(tmp_path / "split.csv")
+    assert {row["patient"] for row in rows} == {"Doe, Jane", *(f"p{n}" for n in range(2, 6))}
+    assert {tuple(row) for row in rows} == {("dataset", "case", "patient", "part")}
