@@ -1,6 +1,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from pneumoscope.datasets.case import Case
@@ -248,7 +249,8 @@ def test_a_training_on_own_scans_that_changed_is_refused(cli, tmp_path, change):
     nibabel.save(nibabel.Nifti1Image(data, None, image.header), path)
     for verb in ("train", "crossval"):
         folds = ("--folds", 2) if verb == "crossval" else ()
-        cli(verb, *quick, *folds, "-o", tmp_path / verb, "--resume", "--quiet").refused("data changed since", "--overwrite")
+        again = cli(verb, *quick, *folds, "-o", tmp_path / verb, "--resume", "--quiet")
+        again.refused("data changed since", "--overwrite")
 
 
 def small_memory(monkeypatch, gigabytes):
@@ -269,9 +271,10 @@ def test_a_resumed_training_keeps_its_plan_whatever_memory_is_free(cli, table, t
     assert read_plan(tmp_path / "m" / "plan.json") == plan
     ran = cli(verb, "--data", table, "--device", "cpu", "-o", tmp_path / "m", "--resume", *quick[8:])
     assert ran.code == 0, ran  # what the plan holds need not be given again
-    cli(verb, *quick, "-o", tmp_path / "m", "--resume", "--batch-size", 7, "--quiet").refused("batch_size", "7", "plan.json")
-    cli(verb, *quick, "-o", tmp_path / "m", "--quiet").refused("already holds a run")
-    cli(verb, *quick, "-o", tmp_path / "m", "--resume", "--overwrite", "--quiet").refused("one of them")
+    again = (verb, *quick, "-o", tmp_path / "m", "--quiet")
+    cli(*again, "--resume", "--batch-size", 7).refused("batch_size", "7", "plan.json")
+    cli(*again).refused("already holds a run")
+    cli(*again, "--resume", "--overwrite").refused("one of them")
 
 
 def test_plan_only_never_touches_the_plan_of_a_training(cli, table, tmp_path):

@@ -309,11 +309,25 @@ class _Run:
         loaded = load_checkpoint(self.folder)
         if loaded is None:
             return (f"{self.folder.name}: no checkpoint had been written yet; began at the first epoch",)
-        saved = loaded.state
-        here = self.identity
-        changed = [
-            f"{k} was {saved['identity'].get(k)!r}, is {v!r}" for k, v in here.items() if saved["identity"].get(k) != v
-        ]
+        try:
+            self._take(loaded.state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            raise CheckpointError(
+                f"a checkpoint is whole and holds no state of this training ({str(problem)[:200]}); start again with "
+                "--overwrite",
+                path=self.folder,
+            ) from problem
+        self._write_history()
+        if not loaded.note:
+            return ()
+        note = f"{self.folder.name}: {loaded.note}"
+        progress(NOTE, 1, 1, note)
+        return (note,)
+
+    def _take(self, saved: Mapping[str, Any]) -> None:
+        """Put the state of a checkpoint in place."""
+        before, here = saved["identity"], self.identity
+        changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in here.items() if before.get(k) != v]
         if changed:
             raise CheckpointError(
                 f"the run was begun with other settings or data: {'; '.join(changed)}; "
@@ -326,12 +340,6 @@ class _Run:
         self.best = dict(saved["best"])
         self.optimiser.optimizer.load_state_dict(saved["optimiser"])
         self.state = _State(**saved["state"])
-        self._write_history()
-        if not loaded.note:
-            return ()
-        note = f"{self.folder.name}: {loaded.note}"
-        progress(NOTE, 1, 1, note)
-        return (note,)
 
     def _write_history(self) -> None:
         rows = self.state.history
