@@ -13,9 +13,9 @@ import pytest
 
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.study.comparison import read_runs
-from pneumoscope.study.folder import begin, kind_of, read_experiment
+from pneumoscope.study.engine import run_study
+from pneumoscope.study.folder import kind_of, read_experiment, start
 from pneumoscope.study.report import write_report
-from pneumoscope.study.run import run_study
 
 HOSTILE = {
     "nothing": b"", "half": b'{"recipe": "mag', "list": b"[]", "text": b'"x"',
@@ -54,8 +54,8 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: str) -> None:
 def test_a_study_with_a_damaged_description_is_not_resumed(whole, folder: Path, content: str) -> None:
     (folder / "experiment.json").write_bytes(HOSTILE[content])
     with pytest.raises(InputError, match=r"experiment\.json"):
-        begin(whole.experiment, folder, resume=True)
-    begin(whole.experiment, folder, overwrite=True)
+        start(whole.experiment, folder, resume=True)
+    start(whole.experiment, folder, overwrite=True)
     assert kind_of(folder) == "slices"
     assert not (folder / "matrix.csv").exists()
 
@@ -108,7 +108,7 @@ def test_a_damaged_split_is_named(small, hospitals, tmp_path: Path, content: byt
     from test_study_grows import part_of
 
     plan = part_of(small, 1, 1)
-    begin(plan, tmp_path)
+    start(plan, tmp_path)
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "phantom-A.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"phantom-A\.csv"):

@@ -22,7 +22,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.progress import Noted
 from pneumoscope.study.data import build_set
-from pneumoscope.study.run import run_study
+from pneumoscope.study.engine import run_study
 from pneumoscope.study.strategies import Trainer
 from pneumoscope.study.system_threshold import make_threshold_stage
 
@@ -171,12 +171,11 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     from test_study_volumes import MUELLER
 
     from pneumoscope.experiments.volume_recipes import build_volume_recipe
-    from pneumoscope.study.volumes_run import run_volume_study
 
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
     plan = with_overrides(build_volume_recipe("mueller-2021-small"), MUELLER)
     out = tmp_path / "kept"
-    run_volume_study(plan, out, device="cpu", synthetic=True)
+    run_study(plan, out, device="cpu", synthetic=True)
     before = (out / "per_case.csv").read_bytes()
     mask = sorted((out / "data" / "an2020" / "infiltrate").glob("*.nii.gz"))[0]
     image = nibabel.load(mask)
@@ -184,9 +183,9 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     data[: data.shape[0] // 2] = 0
     nibabel.save(nibabel.Nifti1Image(data, None, image.header), mask)
     noted = Noted()
-    run_volume_study(plan, out, device="cpu", synthetic=True, resume=True, progress=noted)
+    run_study(plan, out, device="cpu", synthetic=True, resume=True, progress=noted)
     shutil.copytree(out / "data", tmp_path / "new" / "data")
-    run_volume_study(plan, tmp_path / "new", device="cpu", synthetic=True)
+    run_study(plan, tmp_path / "new", device="cpu", synthetic=True)
     assert (out / "per_case.csv").read_bytes() == (tmp_path / "new" / "per_case.csv").read_bytes() != before
     assert not [note for note in noted.notes if "trained anew" in note]
     assert [note for note in noted.notes if "scores are made anew" in note]
@@ -198,10 +197,8 @@ def test_predictions_of_radiographs_follow_a_changed_picture(tmp_path) -> None:
     from PIL import Image
     from test_study_xray_run import small as small_xray
 
-    from pneumoscope.study.xray_run import run_xray_study
-
     roots, out = write_sets(tmp_path / "sets", children=12), tmp_path / "kept"
-    run_xray_study(small_xray(), out, data=roots, device="cpu")
+    run_study(small_xray(), out, data=roots, device="cpu")
     stage = out / "stages" / "Model_1_seed0"
     told = pd.read_csv(stage / "predictions.csv")
     dataset, case = told.loc[told["test"] == "Dataset_1", "case"].iloc[0].split("/", 1)
@@ -210,8 +207,8 @@ def test_predictions_of_radiographs_follow_a_changed_picture(tmp_path) -> None:
     Image.fromarray(255 - np.asarray(Image.open(path).convert("L"))).save(path)
     os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
     noted = Noted()
-    run_xray_study(small_xray(), out, data=roots, device="cpu", resume=True, progress=noted)
-    run_xray_study(small_xray(), tmp_path / "new", data=roots, device="cpu")
+    run_study(small_xray(), out, data=roots, device="cpu", resume=True, progress=noted)
+    run_study(small_xray(), tmp_path / "new", data=roots, device="cpu")
     for name in ("per_case.csv", "matrix.csv", "remedies.csv"):
         assert (out / name).read_bytes() == (tmp_path / "new" / name).read_bytes(), name
     assert [note for note in noted.notes if note.startswith("Model_1_seed0:")]

@@ -12,13 +12,10 @@ from PIL import Image
 import pneumoscope as ps
 from pneumoscope.errors import InputError
 from pneumoscope.experiments.registry import ALL_RECIPES, build_any
-from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.reports.figures import marked, new_figure, png
-from pneumoscope.study.folder import EXPERIMENT_FILE, OWN_FILES, OWN_PARTS, begin, kind_of, mark_of, write_run
+from pneumoscope.study.folder import EXPERIMENT_FILE, OWN_FILES, OWN_PARTS, kind_of, mark_of, start, write_run
 from pneumoscope.study.report import write_report
-from pneumoscope.study.volumes_folder import begin_volumes
-from pneumoscope.study.xray_run import _begin
 from pneumoscope.training.loop import stable_seed
 
 
@@ -28,7 +25,7 @@ def test_every_recipe_asks_for_data_or_the_word_synthetic(tmp_path: Path, recipe
     with pytest.raises(InputError, match="--data" if xray else "--synthetic"):
         ps.run_study(recipe, out=tmp_path / "out")
     if xray:
-        with pytest.raises(InputError, match="no synthetic radiographs"):
+        with pytest.raises(InputError, match="synthetic is not for katsamenis-2020"):
             ps.run_study(recipe, out=tmp_path / "out", synthetic=True)
     assert not (tmp_path / "out").exists(), "nothing blocks the corrected call"
 
@@ -83,30 +80,25 @@ def test_what_is_said_of_mixed_data() -> None:
 
 def test_overwrite_leaves_nothing_of_a_study_of_another_kind(small, tmp_path: Path) -> None:
     """Whichever kind it was: nobody may take its tables for those of the new one."""
-    starts = {
-        "slices": lambda: begin(small, tmp_path, overwrite=True),
-        "volumes": lambda: begin_volumes(build_volume_recipe("mueller-2021"), tmp_path, resume=False, overwrite=True),
-        "xray": lambda: _begin(build_any("katsamenis-2020"), tmp_path, resume=False, overwrite=True),
-    }
-    begin(small, tmp_path)
+    kinds = {"slices": small, "volumes": build_any("mueller-2021"), "xray": build_any("katsamenis-2020")}
+    start(small, tmp_path)
     (tmp_path / "mine.txt").write_text("mine")
-    for kind, start in [*starts.items(), *reversed(starts.items())]:
+    for kind, experiment in [*kinds.items(), *reversed(kinds.items())]:
         for name in OWN_FILES:
             (tmp_path / name).write_text("of an earlier study")
         for name in OWN_PARTS:
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "x").write_text("likewise")
-        start()
+        start(experiment, tmp_path, overwrite=True)
         assert sorted(p.name for p in tmp_path.iterdir() if p.name != ".lock") == [EXPERIMENT_FILE, "mine.txt"]
         assert kind_of(tmp_path) == kind
 
 
-def test_a_study_of_another_kind_is_not_resumed(small, tmp_path: Path) -> None:
-    begin(small, tmp_path)
-    with pytest.raises(InputError, match="study of slices of CT, expected one of volumes"):
-        begin_volumes(build_volume_recipe("mueller-2021"), tmp_path, resume=True, overwrite=False)
-    with pytest.raises(InputError, match="study of slices of CT, expected one of radiographs"):
-        _begin(build_any("katsamenis-2020"), tmp_path, resume=True, overwrite=False)
+@pytest.mark.parametrize("recipe", ["mueller-2021", "katsamenis-2020"])
+def test_a_study_of_another_kind_is_not_resumed(small, tmp_path: Path, recipe: str) -> None:
+    start(small, tmp_path)
+    with pytest.raises(InputError, match="study of another kind"):
+        start(build_any(recipe), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +106,7 @@ def test_a_study_of_another_kind_is_not_resumed(small, tmp_path: Path) -> None:
     [
         ("mueller-2021-small", {"jobs": 2}, "jobs is not for mueller-2021-small"),
         ("katsamenis-2020", {"lungs": {"1": "x"}}, "lungs is not for katsamenis-2020"),
-        ("maganaris-2022b-demo", {"seeds": 2}, "seeds is not for maganaris-2022b-demo"),
+        ("maganaris-2022b-demo", {"seeds": 2}, "seeds is for studies of radiographs"),
         ("maganaris-2022b-demo", {"accept_if_forgetting_below": 1.5}, "from 0 to 1, got 1.5"),
         ("maganaris-2022b-demo", {"precision": "fp16"}, "fp16"),
         ("maganaris-2022b-demo", {"seed": -1}, "-1"),

@@ -95,9 +95,9 @@ def kind_of(folder: str | Path) -> str:
     if not path.is_file():
         raise InputError(f"holds no study ({EXPERIMENT_FILE} is missing); make one with study run", path=folder)
     kind = read_json(path, remedy="use --overwrite to start again").get("kind")
-    if kind not in EXPERIMENTS:
+    if not isinstance(kind, str) or kind not in EXPERIMENTS:
         raise InputError("is no experiment of this program; use --overwrite to start again", path=path)
-    return str(kind)
+    return kind
 
 
 SYNTHETIC, PARTLY_SYNTHETIC = "synthetic", "partly synthetic"
