@@ -25,7 +25,7 @@ from pneumoscope.io.read import read_mask_or_probability
 from pneumoscope.volume import Mask, Volume
 
 SOURCE = Path(pneumoscope.__file__).parent
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])")
 CALL = re.compile(r"\bpneumoscope(?:\.\w+)+\([^()]*\)")
 SETTING = re.compile(r"--set ([a-z_.0-9]+)=")
 WITHOUT_A_SWITCH = re.compile(r"allow (?:any|gaps)|give a threshold|any_modality|set draw\.shortage")
