@@ -22,8 +22,9 @@ from pneumoscope.preprocess.windows import HuWindow, model_input, window_channel
 class ModelInput(Protocol):
     """The preprocessing of one model."""
 
-    needs_lungs: bool
-    """Whether `images` cannot do without a lung mask."""
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether `images` cannot do without a lung mask."""
 
     def fitted(self, lungs: NDArray[np.bool_] | None) -> ModelInput:
         """The same preprocessing set up for one scan, from the lungs of all its slices (n, h, w)."""
