@@ -342,3 +342,18 @@ def test_folders_pass_over_junk(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ReadError, match="without a picture"):
         find_radiographs(tmp_path / "none")
+
+
+def test_errors_of_dicom_name_neither_file_nor_folder(tmp_path):
+    """Hospitals export under names of patients: a refusal says which case it was, the path is an attribute."""
+    path = dicom(tmp_path / "DOE^JOHN.dcm", np.full((64, 64), 7, np.uint16))
+    with pytest.raises(ReadError, match="one grey level") as flat:
+        read_radiograph(path)
+    whole = dicom(path, np.arange(4096, dtype=np.uint16).reshape(64, 64)).read_bytes()
+    path.write_bytes(whole[: len(whole) - 500])
+    with pytest.raises(ReadError) as cut:
+        read_radiograph(path)
+    for error in (flat.value, cut.value):
+        assert "DOE" not in str(error)
+        assert "xr-" in str(error)
+    assert cut.value.file == str(path)

@@ -51,7 +51,7 @@ def _name(path: Path) -> str:
         with path.open("rb") as stream:
             is_dicom = stream.read(132)[128:] == b"DICM"
         if is_dicom:
-            return f"xr-{single(path, None).case.removeprefix('ct-')}"
+            return single(path, None).case.replace("ct-", "xr-", 1)
     except (OSError, PneumoscopeError):
         pass
     return case_name(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)

@@ -76,15 +76,17 @@ def read_radiograph(
         raise place.error(81, "is empty (0 bytes), expected a picture; fetch it again")
     if size > MAX_BYTES:
         raise place.error(84, f"has {size >> 20} MiB, expected a picture of at most {MAX_BYTES >> 20} MiB")
-    name = case or case_name(Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path)
     if head[128:132] == b"DICM":
+        from pneumoscope.io.dicom_search import single
         from pneumoscope.io.radiograph_dicom import DicomReaders
 
+        name = case or single(Path(path), None).case.replace("ct-", "xr-", 1)
         if readers is not None:
             return readers.read(place, name, least_side)
         with DicomReaders() as own:
             return own.read(place, name, least_side)
-    return _read_picture(place, name, least_side)
+    stem = Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path
+    return _read_picture(place, case or case_name(stem), least_side)
 
 
 def find_radiographs(path: str | Path) -> list[Path]:

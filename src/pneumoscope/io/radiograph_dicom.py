@@ -52,7 +52,8 @@ class DicomReaders:
             self._idle.get_nowait().close()
 
     def read(self, place: Place, case: str, least_side: int | None) -> Radiograph:
-        """See `io.radiograph.read_radiograph`."""
+        """See `io.radiograph.read_radiograph`; errors name the case, because the file's name may be a patient's."""
+        said = Place(Path(case), place.family)
         try:
             child = self._idle.get_nowait()
         except queue.Empty:
@@ -65,10 +66,10 @@ class DicomReaders:
                 self._idle.put(child)
             else:
                 child.close()
-        require_size(place, *reply["stored_shape"])
+        require_size(said, *reply["stored_shape"])
         if pixels is None:
-            raise place.error(82, "could not be read to its end; export it again")
-        require_content(place, pixels)
+            raise said.error(82, "could not be read to its end; export it again")
+        require_content(said, pixels)
         return Radiograph(
             pixels,
             case,
