@@ -143,12 +143,13 @@ def study(folder: Path) -> Sequence[Path]:
     """The smallest study there is, run once: 11 s."""
     from made_up_hospitals import small_experiment, three_hospitals
 
-    from pneumoscope.study import run
+    from pneumoscope.study import lungs
+    from pneumoscope.study.engine import run_study
 
     cases, made = three_hospitals(), folder / "study"
-    run.find_cases = lambda *args, **options: cases
+    lungs.find_cases = lambda *args, **options: cases
     if not made.exists():
-        run.run_study(small_experiment(), made, synthetic=True)
+        run_study(small_experiment(), made, synthetic=True)
     tables = [made / name for name in ("per_case.csv", "matrix.csv", "run.json")]
     return [made / name for name in ("experiment.json", "study.json", "matrix.json")] + tables
 
