@@ -146,7 +146,7 @@ def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path):
+def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path, start):
     """SIGKILL at random moments of `segment`: no half file at any time, and the same bytes after one whole run."""
     models = ["--model", str(work / "infiltrate"), "--lungs-model", str(work / "lungs")]
     call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(work / "scans"), *models, "--quiet", "--resume"]
@@ -158,7 +158,7 @@ def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path):
     rng = np.random.default_rng(1)
     kills = 0
     while kills < 20:
-        process = subprocess.Popen([*call, str(tmp_path / "b")], stdout=subprocess.DEVNULL)
+        process = start([*call, tmp_path / "b"], stdout=subprocess.DEVNULL)
         try:
             process.wait(timeout=float(rng.uniform(0.35, 0.98)) * whole)
             shutil.rmtree(tmp_path / "b")  # it was done already: kill it again

@@ -103,15 +103,26 @@ def test_control_characters_of_a_file_name_do_not_reach_the_terminal():
     assert "\x1b" not in line
 
 
-def test_a_reader_that_leaves_does_not_fail_the_work():
+def test_a_reader_that_leaves_does_not_fail_the_work(start):
     code = "import sys\nfrom pneumoscope.cli.app import run\nsys.exit(run(['study', 'show', 'maganaris-2022b']))\n"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
+    process = start([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+
+
+HELP = "import sys; from pneumoscope.cli.app import run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["segment", "--help"], ["data", "list"], ["study", "list", "--json"], ["x"]]
+)
+def test_closed_pipes_are_no_failure_and_print_nothing(start, argv):
+    """Both ends closed before anything is printed; an unusable call keeps its code."""
+    process = start([sys.executable, "-c", HELP, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
     process.stderr.close()
-    assert process.wait() == 0
+    assert process.wait(60) == (2 if argv == ["x"] else 0)
 
 
 def test_module_and_unusable_call_in_a_process_of_its_own():
@@ -146,9 +157,9 @@ def test_library_warnings_are_kept_back_but_not_with_debug(monkeypatch):
     assert calls == ["ignore"]
 
 
-def test_interrupted_by_the_user(tmp_path):
+def test_interrupted_by_the_user(tmp_path, start):
     call = [sys.executable, "-m", "pneumoscope", "data", "phantom", "-o", str(tmp_path / "out"), "--site", "A"]
-    process = subprocess.Popen(
+    process = start(
         [*call, "--patients", "5000", "--size", "tiny"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60

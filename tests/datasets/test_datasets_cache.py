@@ -188,11 +188,11 @@ assert cache.counts.damaged == 0, cache.counts
 
 
 @pytest.mark.parametrize(("turns", "keys"), [(1, 4), (4, 12)])
-def test_two_processes_share_a_folder(tmp_path, turns, keys):
+def test_two_processes_share_a_folder(tmp_path, start, turns, keys):
     # Four entries fit: each is made once by either process. Twelve do not: both make and drop under each other's feet.
     log, go = tmp_path / "made.txt", tmp_path / "go"
     argv = [sys.executable, "-c", WORKER, str(tmp_path / "c"), str(log), str(go), str(turns), str(keys)]
-    workers = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    workers = [start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"

@@ -83,15 +83,15 @@ while True:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+def test_a_killed_writer_leaves_a_whole_file(tmp_path, start):
     target = tmp_path / "weights.bin"
     random = np.random.default_rng(0)
     for _ in range(5):
-        writer = subprocess.Popen([sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True)
-        with writer:
-            assert writer.stdout.readline() == "ready\n"
-            time.sleep(random.uniform(0, 0.02))
-            writer.kill()
+        writer = start([sys.executable, "-c", KILLED, target], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(random.uniform(0, 0.02))
+        writer.kill()
+        writer.wait()
         data = target.read_bytes()
         assert len(data) == 400_000
         assert len(set(data)) == 1, "bytes of two writes are mixed"

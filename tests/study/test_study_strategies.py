@@ -297,9 +297,13 @@ if __name__ == "__main__":
 """
 
 
-def start(script, folder, jobs=1):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(script), str(folder), str(jobs)], env=env, stderr=subprocess.PIPE)
+@pytest.fixture
+def run(start, script):
+    def begin(folder, jobs=1):
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return start([sys.executable, script, folder, jobs], env=env, stderr=subprocess.PIPE)
+
+    return begin
 
 
 def complete(process):
@@ -319,11 +323,11 @@ def finished(folder):
 
 
 @pytest.mark.slow
-def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(script, tmp_path):
+def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(run, tmp_path):
     """SIGKILL to a process of its own, three times in the middle of it; the end is that of an undisturbed study."""
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     for wanted in (2, 4, 5):
-        process = start(script, folder)
+        process = run(folder)
         deadline = time.monotonic() + 240
         while len(finished(folder)) < wanted and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -331,20 +335,20 @@ def test_a_study_killed_by_the_system_goes_on_and_redoes_nothing(script, tmp_pat
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert len(before) >= wanted
-    complete(start(script, folder))
+    complete(run(folder))
     after = finished(folder)
     assert {name: after[name] for name in before} == before  # not one finished stage was made again
-    complete(start(script, whole))
+    complete(run(whole))
     for name in ("matrix.csv", "forgetting.csv", "per_case.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert not list(folder.rglob(".tmp-*"))
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(script, tmp_path):
+def test_two_processes_make_what_one_makes(run, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, jobs in ((one, 1), (two, 2)):
-        complete(start(script, folder, jobs))
+        complete(run(folder, jobs))
     assert sorted(finished(one)) == sorted(finished(two))
     for name in finished(one):
         marks = [json.loads((f / "stages" / name / "done.json").read_text())["sha256"] for f in (one, two)]

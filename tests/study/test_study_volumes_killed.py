@@ -21,12 +21,12 @@ STUDIES = {
 }
 
 
-def start(recipe, folder, settings, *more):
+def study(start, recipe, folder, settings, *more):
     """The command as a user gives it, one thread, a cache of the study's own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PNEUMOSCOPE_CACHE": str(folder.parent / "cache")}
     command = [sys.executable, "-m", "pneumoscope", "study", "run", recipe, "-o", str(folder), "--device", "cpu",
                "--synthetic"]  # fmt: skip
-    return subprocess.Popen(
+    return start(
         [*command, *(part for s in settings for part in ("--set", s)), *more],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -45,13 +45,13 @@ def rows(path):
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("recipe", STUDIES)
-def test_killed_by_the_system_ends_to_the_bit_like_an_undisturbed_study(recipe, tmp_path):
+def test_killed_by_the_system_ends_to_the_bit_like_an_undisturbed_study(recipe, tmp_path, start):
     """Killed in the middle of the first and of the last training; weights, histories and scores are compared."""
     settings, stages = STUDIES[recipe]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     cut_short = []
     for stage in (stages[0], stages[-1]):
-        process = start(recipe, killed, settings, *(["--resume"] if killed.is_dir() else []))
+        process = study(start, recipe, killed, settings, *(["--resume"] if killed.is_dir() else []))
         history, done = (killed / "stages" / stage / name for name in ("history.csv", "done.json"))
         deadline = time.monotonic() + 400
         while rows(history) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -62,8 +62,8 @@ def test_killed_by_the_system_ends_to_the_bit_like_an_undisturbed_study(recipe, 
         assert rows(history) >= 2
         cut_short.append(not done.is_file())
     assert all(cut_short), "the trainings were over before the signal came; make them longer"
-    complete(start(recipe, killed, settings, "--resume"))
-    complete(start(recipe, whole, settings))
+    complete(study(start, recipe, killed, settings, "--resume"))
+    complete(study(start, recipe, whole, settings))
     names = ["per_case.csv", "folds.csv", "matrix.csv"]
     names += [f"stages/{stage}/{name}" for stage in stages for name in ("model.safetensors", "history.csv")]
     for name in names:

@@ -486,17 +486,17 @@ save_model(sys.argv[2], model, {"task": "infiltrate"})
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_ends_with_the_same_files(tmp_path):
+def test_killed_twenty_times_ends_with_the_same_files(tmp_path, start):
     """SIGKILL at random moments, each followed by a resume in a new process."""
 
-    def start(folder: Path) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", KILL_SCRIPT, str(Path(__file__).parent), str(folder)])
+    def train(folder: Path) -> subprocess.Popen:
+        return start([sys.executable, "-c", KILL_SCRIPT, Path(__file__).parent, folder])
 
-    assert start(tmp_path / "a").wait(timeout=200) == 0
+    assert train(tmp_path / "a").wait(timeout=200) == 0
     rng = np.random.default_rng(0)
     kills = 0
     while kills < 20:
-        process = start(tmp_path / "b")
+        process = train(tmp_path / "b")
         try:
             process.wait(timeout=float(rng.uniform(2.0, 5.0)))
             (tmp_path / "b" / LAST).unlink(missing_ok=True)  # finished too soon: begin again
@@ -504,7 +504,7 @@ def test_killed_twenty_times_ends_with_the_same_files(tmp_path):
             process.kill()
             process.wait()
             kills += 1
-    assert start(tmp_path / "b").wait(timeout=200) == 0
+    assert train(tmp_path / "b").wait(timeout=200) == 0
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
     for name in names:

@@ -292,8 +292,8 @@ def test_an_empty_folder_and_a_file_are_one_line(tmp_path):
 
 
 @pytest.mark.enable_socket
-def test_the_command_serves_on_loopback_and_stops_on_interrupt(run):
-    process = subprocess.Popen(
+def test_the_command_serves_on_loopback_and_stops_on_interrupt(run, start):
+    process = start(
         [sys.executable, "-m", "pneumoscope", "view", str(run)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

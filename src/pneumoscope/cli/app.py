@@ -10,7 +10,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated
 
@@ -34,7 +34,7 @@ from pneumoscope.cli import (
     xray,
 )
 from pneumoscope.cli.options import new_group
-from pneumoscope.cli.output import mute, say
+from pneumoscope.cli.output import mute, remark, say
 from pneumoscope.errors import PneumoscopeError, printable, shortage
 
 UsageError = typer.BadParameter.__mro__[1]
@@ -106,8 +106,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         code, line = ending(problem)
         if debug and not isinstance(problem, UsageError):
             traceback.print_exception(problem)
-        with suppress(BrokenPipeError):
-            print(line, file=sys.stderr, flush=True)
+        remark(line)
         return code
 
 
@@ -138,8 +137,7 @@ class _Notes(logging.Handler):
     """What the library reports while it works, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # a reader that has gone does not stop the work
-            print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+        remark(f"note: {printable(record.getMessage())}")
 
 
 @contextmanager

@@ -6,10 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
-
-import typer
 
 from pneumoscope.cli.options import Common
 from pneumoscope.errors import printable
@@ -26,6 +24,12 @@ def say(text: str = "") -> None:
         print(text, flush=True)
     except BrokenPipeError:
         mute()
+
+
+def remark(text: str) -> None:
+    """A line beside the results, on stderr. A reader that has gone does not stop the work."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def mute() -> None:
@@ -93,7 +97,7 @@ def progress_for(common: Common) -> Iterator[Progress]:
             if what not in (FORECAST, NOTE):
                 bars(what, done, total, note)
             elif not common.quiet:
-                typer.echo(f"{what}: {printable(note)}", err=True)
+                remark(f"{what}: {printable(note)}")
 
         yield advance
 

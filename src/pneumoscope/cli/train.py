@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.cli.output import number, progress_for, remark, say, say_json, say_table
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
@@ -231,7 +231,7 @@ def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: 
              for name, value in plan.as_dict().items() if name != "reasons" and value is not None]  # fmt: skip
     if not only:
         if not common.quiet:
-            typer.echo("plan:\n  " + "\n  ".join(lines), err=True)
+            remark("plan:\n  " + "\n  ".join(lines))
         return False
     if not resume:
         _write_plan_alone(plan, out, common)
