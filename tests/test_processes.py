@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from pneumoscope.processes import signals_held
+from pneumoscope.processes import death_of, signals_held
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -83,3 +83,31 @@ def test_a_child_ends_soon_after_its_parent_was_killed():
         finally:
             if child.is_running():
                 child.kill()
+
+
+class Ended:
+    """What a pool leaves of a process."""
+
+    def __init__(self, exitcode):
+        self.exitcode = exitcode
+
+    def join(self, seconds):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ([-9], "was killed (SIGKILL), most often because memory ran out"),
+        ([0, -15, -11], "crashed (SIGSEGV)"),
+        ([None, 1], "could not start, or ended with status 1"),
+        ([-15], "without a reason"),
+    ],
+)
+def test_the_end_of_a_worker_has_a_reason(codes, words):
+    assert death_of([Ended(code) for code in codes]).endswith(words)
+
+
+def test_a_limit_on_address_space_is_the_likeliest_reason(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (512 << 20, -1))
+    assert death_of([Ended(1)]).endswith("most likely for want of address space (512 MiB by ulimit -v)")

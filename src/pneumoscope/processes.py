@@ -95,10 +95,22 @@ def death_of(workers: Sequence[BaseProcess]) -> str:
     if not codes or codes[0] is None:
         return "its process ended without a reason"
     if codes[0] > 0:
-        return f"its process could not start, or ended with status {codes[0]}"
+        return f"its process could not start, or ended with status {codes[0]}{_address_space()}"
     name = signal.Signals(-codes[0]).name
     often = ", most often because memory ran out" if name == "SIGKILL" else ""
     return f"its process {'was killed' if often else 'crashed'} ({name}){often}"
+
+
+def _address_space() -> str:
+    """The likeliest reason where the address space is limited: libraries end their process without a word then."""
+    try:
+        import resource
+    except ImportError:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f", most likely for want of address space ({limit >> 20} MiB by ulimit -v)"
 
 
 @contextmanager
