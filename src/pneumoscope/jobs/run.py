@@ -22,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from pneumoscope.errors import PneumoscopeError, shortage
-from pneumoscope.io.files import jsonable
+from pneumoscope.io.files import clear_temporary, jsonable
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import Progress, silent
@@ -236,6 +236,8 @@ def run_jobs(
                 if len(outcomes) < len(jobs) and not strict:
                     pace.now_and_then(lambda: write(so_far(), False))
     except BaseException as problem:
+        for job in left:
+            clear_temporary(job.folder)  # of workers that were ended in the middle of a file
         if not (strict and isinstance(problem, Exception)):
             with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
                 write(so_far(), False)
