@@ -91,6 +91,19 @@ def test_the_same_scan_gives_the_same_bytes(work, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_every_scan_is_read_once(work, tmp_path, monkeypatch, resume):
+    """The first is read while the models are loaded."""
+    import pneumoscope.io
+
+    read, honest = [], pneumoscope.io.read_volume
+    monkeypatch.setattr("pneumoscope.io.read_volume", lambda path, **more: read.append(path) or honest(path, **more))
+    scans = find_scans(work / "scans")
+    options = SegmentOptions(model=work / "infiltrate", lungs_model=work / "lungs", fast=True)
+    segment_cases(scans, tmp_path / "out", options, resume=resume)
+    assert read == [scan.path for scan in scans]
+
+
 def test_a_broken_scan_does_not_stop_the_others(work, tmp_path):
     broken = tmp_path / "scans"
     broken.mkdir()

@@ -1,7 +1,7 @@
 """Writing one case: the only place that knows which files a case folder holds, whoever made the masks.
 
-`report.json` is written last, so its presence says that the case is complete. Case files hold no times or dates:
-the same scan and masks give the same bytes.
+`report.json` is written last, so its presence says that the case is complete. Case files hold no times or dates,
+but for the time of creation that DICOM asks for: the same scan and masks give the same bytes.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,21 +93,29 @@ def segment_cases(
     """
     options = options or SegmentOptions()
     require_single(scans, single_scan_values(options), "segment")
-    return run_batch(
-        scans,
-        out,
-        partial(_open, options),
-        options={**recorded(options), "engine": engine_of(options)},
-        jobs=jobs,
-        overwrite=overwrite,
-        resume=resume,
-        key=key,
-        progress=progress,
-    )
+    with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
+        reading = {} if jobs > 1 or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
+        return run_batch(
+            scans,
+            out,
+            partial(_open, options, reading),
+            options={**recorded(options), "engine": engine_of(options)},
+            jobs=jobs,
+            overwrite=overwrite,
+            resume=resume,
+            key=key,
+            progress=progress,
+        )
 
 
-def _open(options: SegmentOptions, jobs: int) -> Step:
-    """Load the models once in a process, with its share of the cores."""
+def _read(scan: ScanRef, options: SegmentOptions) -> Volume:
+    from pneumoscope.io import read_volume
+
+    return read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
+
+
+def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int) -> Step:
+    """Load the models once in a process, with its share of the cores; `reading` are scans by case."""
     if jobs > 1:
         import os
 
@@ -121,7 +130,9 @@ def _open(options: SegmentOptions, jobs: int) -> Step:
     ways = {k: v for k, v in without_files(options).items() if k not in ("device", "engine")}
     return case_step(
         "segment",
-        lambda scan, folder, progress: segment_case(scan, folder, segmenter, options, progress=progress),
+        lambda scan, folder, progress: segment_case(
+            scan, folder, segmenter, options, reading=reading.pop(scan.case, None), progress=progress
+        ),
         lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate, options.lobes]},
         models=[content_of_model(model) for model in (*models, options.lungs_model)],
         options={**ways, "computed by": [pick_device(options.device).type, engine_of(options)]},
@@ -134,19 +145,26 @@ def segment_case(
     segmenter: Segmenter,
     options: SegmentOptions | None = None,
     *,
+    reading: Future[Volume] | None = None,
     progress: Progress = silent,
 ) -> CaseResult:
     """Read, segment, measure and write one scan; `report.json` comes last.
 
+    Args:
+        scan: where it is.
+        folder: the case's.
+        segmenter: the models.
+        options: see `SegmentOptions`.
+        reading: of this scan, where it has been started; ``read`` of the result's seconds is then what was waited.
+        progress: called per batch of slices.
+
     Raises:
         PneumoscopeError: as reader, models and writers say.
     """
-    from pneumoscope.io import read_volume
-
     options = options or SegmentOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
-    volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
+    volume = _read(scan, options) if reading is None else reading.result()
     lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
     lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - begun}
