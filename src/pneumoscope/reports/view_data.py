@@ -36,7 +36,7 @@ TRIANGLES_SHOWN = 250_000
 BITS = {"lungs": 0, "infiltrate": 2, "truth": 4, "change": 6}
 """Where each mask's label (0 to 3) begins in the byte of a voxel."""
 
-_LEVEL = 6
+_LEVEL = 4
 
 
 @dataclass(frozen=True, eq=False)
