@@ -247,12 +247,14 @@ def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: 
 def _write_plan_alone(plan: OwnPlan | VolumePlan, out: Path, common: Common) -> None:
     from pneumoscope.errors import InputError
     from pneumoscope.io.files import prepare_folder
+    from pneumoscope.jobs.lock import locked
     from pneumoscope.study.own_plan import PLAN_FILE, write_plan
     from pneumoscope.study.own_train import holds_training
 
     if holds_training(out):
         raise InputError("holds a training, whose plan stays as it is; give --plan-only another folder", path=out)
-    write_plan(plan, prepare_folder(out, marker=PLAN_FILE, overwrite=common.overwrite) / PLAN_FILE)
+    with locked(out):
+        write_plan(plan, prepare_folder(out, marker=PLAN_FILE, overwrite=common.overwrite) / PLAN_FILE)
 
 
 def _plain(value: Any) -> str:
