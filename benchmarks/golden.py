@@ -69,10 +69,10 @@ def make(out: Path) -> None:
     run("study", "run", "katsamenis-2020", "-o", out / "xray", *data, *settings(XRAY))
     scans = out / "data" / "scans"
     run("data", "phantom", "-o", scans, "--site", "A", "--patients", "6", "--size", "tiny", "--seed", "3")
-    manifest = next(scans.glob("**/*.csv"))
+    manifest = scans / "manifest.csv"
     run("train", "--data", manifest, "-o", out / "own", "--dims", "2d", "--epochs", "2", "--size", "64", "--precision",
         "fp32", "--device", "cpu")  # fmt: skip
-    run("segment", "-i", next(scans.glob("**/*.nii.gz")), "-o", out / "cases", "--precision", "fp32")
+    run("segment", "-i", next((scans / "images").glob("*.nii.gz")), "-o", out / "cases", "--precision", "fp32")
 
 
 def help_of(*verb: str) -> str:
