@@ -10,7 +10,6 @@ from pneumoscope.errors import RunError
 from pneumoscope.experiments.access import with_overrides
 from pneumoscope.experiments.maganaris_2022a import two_channel
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.guard import enforce
 from pneumoscope.study.scoring import read_per_case
 
 
@@ -56,11 +55,15 @@ def test_the_page_shows_both_and_what_the_split_adds(study):
         assert (study.folder / "shift" / f"{name}.csv").is_file(), name
 
 
-def test_a_guard_without_tolerance_refuses_after_everything_is_written(study):
-    said = []
-    with pytest.raises(RunError, match="Tr1_R_2 refused"):
-        enforce(study, 0.0, lambda: said.append(True))  # no loss is below 0.0
-    assert said == [True]
-    assert "Refused by the limit of 0" in (study.folder / "report.html").read_text()
-    enforce(study, 1.0, lambda: said.append(True))
-    assert "Accepted by the limit of 1" in (study.folder / "report.html").read_text()
+def test_retrained_models_are_refused_after_everything_is_written(study):
+    with pytest.MonkeyPatch.context() as patch:
+        cases = {n: make_cases(n) for n in (1, 2)}
+        patch.setattr("pneumoscope.study.lungs.find_cases", lambda *args, **kwargs: cases)
+        again = {"synthetic": True, "resume": True}
+        refused = run_study(study.experiment, study.folder, accept_if_forgetting_below=0.0, **again)
+        with pytest.raises(RunError, match="Tr1_R_2 refused"):  # no loss is below 0.0
+            refused.require_accepted()
+        assert "Refused by the limit of 0" in refused.report.read_text()
+        accepted = run_study(study.experiment, study.folder, accept_if_forgetting_below=1.0, **again)
+    accepted.require_accepted()
+    assert "Accepted by the limit of 1" in accepted.report.read_text()
