@@ -131,7 +131,7 @@ def shortage(problem: BaseException, path: str | Path | None = None) -> RunError
     if isinstance(problem, OSError) and problem.errno in NO_ROOM:
         reason = NO_ROOM[problem.errno]
         return RunError(
-            f"could not be written: {reason}; free space or choose another place, then resume",
+            f"could not be written: {reason}; free space or choose another place, and repeat the call",
             path=path or problem.filename or None,
         )
     out_of_memory = isinstance(problem, MemoryError) or (
@@ -139,7 +139,8 @@ def shortage(problem: BaseException, path: str | Path | None = None) -> RunError
     )
     if out_of_memory:
         return RunError(
-            "out of memory or address space (ulimit -v); close other programs, use fewer --jobs, or a machine with more"
+            "out of memory or address space (ulimit -v); close other programs, work on less side by side, or use a "
+            "machine with more"
         )
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from pneumoscope.cases import audit
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
 from pneumoscope.datasets.audit.rules import AuditRules
 from pneumoscope.datasets.phantom import write_phantom
-from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError
+from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.read import read_mask
 from pneumoscope.io.write import write_mask
@@ -220,3 +222,23 @@ def test_an_interrupted_audit_leaves_what_it_found_and_resumes(tree, judged, mon
     assert judged == ["A-000", "A-001", "A-002"]
     audit_dataset("phantom", tree, tree.parent / "anew")
     assert outputs(tree.parent / "anew") == outputs(out)
+
+
+def test_a_resumed_audit_that_is_refused_or_finds_no_room_keeps_what_was_judged(tree, judged, monkeypatch):
+    out = tree.parent / "out"
+
+    judge = audit.judge_one
+
+    def full(case, *more):
+        if case.case == "A-002":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return judge(case, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "judge_one", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            audit_dataset("phantom", tree, out)
+    with pytest.raises(InputError, match="nowhere"):
+        audit_dataset("phantom", tree, out, AuditOptions(also=(("manifest", tree / "nowhere"),)), resume=True)
+    audit_dataset("phantom", tree, out, resume=True)
+    assert judged == ["A-000", "A-001", "A-002"]

@@ -70,6 +70,16 @@ def test_a_full_disk_is_named_with_the_file_and_the_run_resumes(start, table, fu
     assert failures(full_disk / "out") == []
 
 
+def test_an_evaluation_without_room_names_the_disk(start, table, full_disk):
+    (full_disk / "fill").write_bytes(bytes(396 << 10))
+    masks = table.parent
+    call = [sys.executable, "-m", "pneumoscope", "evaluate", "-i", masks, "-r", masks, "-o", full_disk / "out"]
+    process = start(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "the disk is full" in errors
+
+
 def test_a_limit_on_file_size_is_named(start, table, tmp_path):
     code, errors = quantify(start, table, tmp_path / "out", limit="ulimit -f 100")
     assert code == 1, errors

@@ -76,7 +76,7 @@ def test_unusable_calls_end_in_one_line_and_code_2(cli, argv, words):
         (FileNotFoundError(2, "No such file or directory", "x\n.nii"), 2, "x?.nii: No such file"),
         (PermissionError(13, "Permission denied", "out"), 1, "out: Permission denied"),
         (OSError(28, "No space left on device"), 1, "No space left"),
-        (MemoryError(), 1, "--jobs"),
+        (MemoryError(), 1, "side by side"),
         (ZeroDivisionError("two\nlines"), 1, "internal ZeroDivisionError: two lines; rerun with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (typer.Abort(), 1, "aborted"),
@@ -123,6 +123,12 @@ def test_closed_pipes_are_no_failure_and_print_nothing(start, argv):
     process.stdout.close()
     process.stderr.close()
     assert process.wait(60) == (2 if argv == ["x"] else 0)
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["data", "list"], 0), (["x"], 2)])
+def test_streams_that_the_caller_closed_are_no_failure(argv, code):
+    shell = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-m", "pneumoscope", *argv]
+    assert subprocess.run(shell, check=False, timeout=60).returncode == code
 
 
 def test_module_and_unusable_call_in_a_process_of_its_own():

@@ -68,8 +68,12 @@ def test_a_process_number_that_is_used_again_is_not_the_owner(tmp_path, caplog):
     ("content", "words"),
     [
         (json.dumps({"pid": 1, "started": 0, "host": "elsewhere"}), "process 1 on the host elsewhere, 3 h ago"),
-        ("", "cannot be read, 3 h old"),
-        ("[" * 10_000, "cannot be read, 3 h old"),
+        ("", r"cannot be read \(3 h old\)"),
+        ("[" * 10_000, r"cannot be read \(3 h old\)"),
+        *(
+            (json.dumps({"pid": -1, "started": 0, "host": socket.gethostname()}).replace("-1", pid), "cannot be read")
+            for pid in ("-1", "0", "1e999")
+        ),
     ],
 )
 def test_a_lock_that_cannot_be_judged_is_left_to_a_person(tmp_path, content, words):
@@ -81,6 +85,13 @@ def test_a_lock_that_cannot_be_judged_is_left_to_a_person(tmp_path, content, wor
         pass
     assert f"remove {lock}" in str(caught.value)
     assert lock.read_text() == content
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_a_lock_that_cannot_be_read(tmp_path, make):
+    make(tmp_path / LOCK_FILE)
+    with pytest.raises(InputError, match="no regular file"), locked(tmp_path):
+        pass
 
 
 def test_a_run_within_a_run_shares_the_lock_but_another_thread_does_not(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
 
 
@@ -107,10 +107,11 @@ def test_other_settings_do_every_job_again(run, caplog):
     assert "settings changed" in caplog.text
 
 
-def test_a_damaged_mark_is_none(run):
+@pytest.mark.parametrize("other", [{"facts": 3, "parts": 5}, {"facts": {}}, {"facts": {"n": 5}}, {"files": {}}])
+def test_a_damaged_mark_is_none(run, other):
     run()
     mark = run.root / "out/b" / DONE_FILE
-    mark.write_text(json.dumps({**json.loads(mark.read_text()), "facts": 3, "parts": 5}))
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), **other}))
     assert run(resume=True)["b"].facts == {"n": 4}
     assert run.ran == ["b"]
 
@@ -158,3 +159,11 @@ def test_side_by_side_gives_the_same_and_a_killed_worker_is_named(run):
 def test_a_worker_that_cannot_start_says_why(run):
     found = run(opener=cannot_start, side_by_side=2)
     assert {o.error for o in found.values()} == {"no such device"}
+
+
+@pytest.mark.parametrize("name", ["\u80ba" * 85, "M\udcfcller", "..", "a/b, c"])
+def test_a_job_of_any_name_has_a_folder(tmp_path, name):
+    folder = job_folder(tmp_path, name)
+    folder.mkdir(parents=True)
+    assert folder.parent.resolve() == (tmp_path / FOLDER).resolve() == folder.resolve().parent
+    assert folder != job_folder(tmp_path, f"{name}.")

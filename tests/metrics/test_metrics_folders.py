@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +92,19 @@ def test_files_are_written(folders, tmp_path):
     evaluate_folders(*folders[:2], tmp_path / "out", overwrite=True)
 
 
+def test_names_of_any_length_and_encoding_are_scored_and_resumed(folders, tmp_path, caplog):
+    pred, ref = folders[:2]
+    for name in ("\u80ba" * 80, "M\udcfcller", "Doe, Jane"):
+        for side in (pred, ref):
+            shutil.copy(side / "a.nii.gz", side / f"{name}.nii.gz")
+    evaluate_folders(pred, ref, tmp_path / "out")
+    with (tmp_path / "out" / "per_case.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["case"] for row in rows} == {"a", "b", "c", "\u80ba" * 80, r"M\xfcller", "Doe, Jane"}
+    evaluate_folders(pred, ref, tmp_path / "out", resume=True)
+    assert "6 of 6 done before are kept" in caplog.text
+
+
 def test_cases_that_fail_are_named_and_the_others_written(folders, tmp_path):
     pred, ref, some, _ = folders
     (pred / "b.nii.gz").unlink()
@@ -99,9 +113,10 @@ def test_cases_that_fail_are_named_and_the_others_written(folders, tmp_path):
     save(pred / "c.nii.gz", some, grid=shifted)
     (ref / "e.nii.gz").write_bytes(b"no image")
     save(pred / "e.nii.gz", some)
-    with pytest.raises(RunError, match="4 of 5 cases could not be scored, first b: no prediction for the reference"):
+    with pytest.raises(RunError, match="4 of 5 cases could not be scored, first b: no pred") as caught:
         evaluate_folders(pred, ref, tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert caught.value.summary["failures"] == summary["failures"]
     assert [(f["case"], f["kind"]) for f in summary["failures"]] == [
         ("b", "InputError"),
         ("c", "GeometryError"),

@@ -168,8 +168,9 @@ def audit_dataset(
                 f"none of its {masked} masks lies on its scan: are they the masks of other scans? Pair them again",
                 path=root,
             )
-    except PneumoscopeError:
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # a data set that turns out unusable leaves nothing
+    except PneumoscopeError as problem:
+        if not resume and problem.exit_code == 2:  # a data set that turns out unusable leaves nothing
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
         raise
     repairs = None
     if options.fix is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,6 @@ import typer
 
 from pneumoscope.cli.options import Common, Threshold, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
-from pneumoscope.errors import RunError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,12 +59,12 @@ def evaluate(
     Masks are matched by case name. Writes per_case.csv, one row per case and label, and summary.json with means and
     95 % intervals. A case that cannot be scored is listed and the others are scored; the exit code is then 1.
     """
-    from pneumoscope.metrics.folders import evaluate_folders
+    from pneumoscope.metrics.folders import CasesFailedError, evaluate_folders
 
-    failed: RunError | None = None
+    failed: CasesFailedError | None = None
     try:
         with progress_for(common) as progress:
-            summary = evaluate_folders(
+            summary: Mapping[str, Any] = evaluate_folders(
                 prediction,
                 reference,
                 out,
@@ -77,14 +76,14 @@ def evaluate(
                 resume=common.resume,
                 progress=progress,
             )
-    except RunError as problem:  # the cases that could be scored have been written
-        failed, summary = problem, json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    except CasesFailedError as problem:
+        failed, summary = problem, problem.summary
     _show(summary, out, common)
     if failed:
         raise failed
 
 
-def _show(summary: dict[str, Any], out: Path, common: Common) -> None:
+def _show(summary: Mapping[str, Any], out: Path, common: Common) -> None:
     if common.json:
         say_json(summary)
         return

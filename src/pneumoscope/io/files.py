@@ -88,8 +88,16 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole UTF-8 file or nothing."""
-    write_bytes(path, text.encode())
+    """Write a whole UTF-8 file or nothing; see `readable` for names of files that have no such form."""
+    write_bytes(path, readable(text).encode())
+
+
+def readable(text: str) -> str:
+    """Text that has a UTF-8 form: bytes of a file's name that are no UTF-8 become ``\\xfc``, halves ``\\ud800``."""
+    return _HALVES.sub(lambda half: f"{half[0]!a}"[1:-1].replace("\\udc", "\\x"), text)
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -206,17 +214,19 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with NumPy scalars, arrays, paths, sets (sorted) and non-finite floats turned into plain JSON values."""
+    """`value` with NumPy scalars, arrays, paths, sets (sorted), non-finite floats and text as plain JSON values."""
     if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
+        return {readable(str(k)): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
     if isinstance(value, (set, frozenset)):  # in an order that is the same in every process
         return sorted((jsonable(v) for v in value), key=repr)
     if isinstance(value, Path):
-        return str(value)
+        return readable(str(value))
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
+    if isinstance(value, str):
+        return readable(value)
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -12,12 +12,13 @@ import json
 import logging
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import psutil
 
@@ -25,6 +26,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.files import make_folder
 
 LOCK_FILE = ".lock"
+_MOST_BYTES = 4096
 _log = logging.getLogger(__name__)
 _held: dict[Path, int] = {}
 """Folders locked by this process, and the thread that locked them."""
@@ -93,16 +95,33 @@ def _take(lock: Path) -> None:
         raise InputError(f"cannot be written to ({reason}); choose another place", path=lock.parent) from problem
     try:
         while not _placed(own, lock):
-            with suppress(FileNotFoundError), lock.open("rb") as stream:  # released meanwhile: try again
+            with suppress(FileNotFoundError), _opened(lock) as stream:  # released meanwhile: try again
                 _lock_file(stream.fileno())
                 if os.fstat(stream.fileno()).st_ino != lock.stat().st_ino:
                     continue  # somebody else took it over meanwhile
                 age = time.time() - os.fstat(stream.fileno()).st_mtime
-                _require_stale(lock, stream.read(), age)
+                _require_stale(lock, stream.read(_MOST_BYTES), age)
                 own.replace(lock)
                 return
     finally:
         own.unlink(missing_ok=True)
+
+
+def _opened(lock: Path) -> BinaryIO:
+    """A lock of anybody.
+
+    Raises:
+        FileNotFoundError: it has been released.
+        InputError: it cannot be read, or is no regular file.
+    """
+    try:
+        if not stat.S_ISREG(lock.lstat().st_mode):
+            raise _unreadable(lock, "is no regular file")
+        return lock.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise _unreadable(lock, problem.strerror or type(problem).__name__) from problem
 
 
 def _placed(own: Path, lock: Path) -> bool:
@@ -141,11 +160,10 @@ def _require_stale(lock: Path, content: bytes, age_s: float) -> None:
     try:
         owner = json.loads(content)
         pid, started, host = int(owner["pid"]), float(owner["started"]), str(owner["host"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(
-            f"holds a lock that cannot be read, {_age(age_s)} old; if no run uses the folder, remove {lock}",
-            path=lock.parent,
-        ) from None
+        if pid <= 0:
+            raise ValueError(pid)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise _unreadable(lock, f"{_age(age_s)} old") from None
     if host != socket.gethostname():
         raise InputError(
             f"is locked by process {pid} on the host {host}, {_age(age_s)} ago; wait for it or choose another folder, "
@@ -158,6 +176,12 @@ def _require_stale(lock: Path, content: bytes, age_s: float) -> None:
             path=lock.parent,
         )
     _log.warning("%s: took over the lock of process %d, which has ended (locked %s ago)", lock.parent, pid, _age(age_s))
+
+
+def _unreadable(lock: Path, why: str) -> InputError:
+    return InputError(
+        f"holds a lock that cannot be read ({why}); if no run uses the folder, remove {lock}", path=lock.parent
+    )
 
 
 def _runs(pid: int, started: float) -> bool:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from pneumoscope.errors import PneumoscopeError, shortage
 from pneumoscope.io.files import clear_temporary, jsonable
+from pneumoscope.io.kinds import short_hash
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import Progress, silent
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 FOLDER = ".jobs"
 """Where a verb keeps the folders of its jobs when they are not results by themselves."""
+
+MOST_BYTES = 200
+"""Of the name of such a folder; file systems take 255."""
 
 WRITING_SHARE = 0.05
 """At most this share of a run goes into writing its tables while it runs."""
@@ -151,7 +155,8 @@ class Step:
             inside = [path for path in sorted(job.folder.rglob("*")) if path.is_file() and path.name[0] != "."]
             found = (*inside, *outcome.files)
             files = {Path(os.path.relpath(path, job.folder)).as_posix(): path.stat().st_size for path in found}
-            mark_done(job.folder, self.stamp(parts), parts=parts, files=files, facts=outcome.facts)
+            whole = _sum_of(files, outcome.facts)
+            mark_done(job.folder, self.stamp(parts), parts=parts, files=files, facts=outcome.facts, sum=whole)
         return outcome
 
     def kept(self, job: Job) -> tuple[Outcome | None, str]:
@@ -168,7 +173,7 @@ class Step:
             other = [name for name in parts if known.get(name) != parts[name]]
             return None, f"{', '.join(other) or 'the version of pneumoscope'} changed"
         files, facts = held.get("files"), held.get("facts")
-        if not isinstance(facts, dict) or not isinstance(files, dict):
+        if not isinstance(facts, dict) or not isinstance(files, dict) or held.get("sum") != _sum_of(files, facts):
             return None, "its done.json is damaged"
         for name, size in files.items():
             path = job.folder / name
@@ -246,6 +251,11 @@ def run_jobs(
     return so_far()
 
 
+def _sum_of(files: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Tells whether what a mark says of its result is as it was written."""
+    return stamp("mark", revision=0, files=dict(files), facts=dict(facts))[:24]
+
+
 def failure(name: str, problem: Exception) -> Outcome:
     """A failed outcome: whatever goes wrong with one job stays with it."""
     known = problem if isinstance(problem, PneumoscopeError) else shortage(problem)
@@ -258,7 +268,10 @@ def failure(name: str, problem: Exception) -> Outcome:
 
 def job_folder(out: Path, name: str) -> Path:
     """Where a job of any name keeps its mark, in verbs without a folder per case."""
-    return out / FOLDER / quote(name, safe="")
+    safe = quote(os.fsencode(name), safe="")
+    if len(safe) > MOST_BYTES or safe.startswith("."):
+        safe = f"{safe[:MOST_BYTES]}-{short_hash(name)}".lstrip(".")
+    return out / FOLDER / safe
 
 
 def _resumed(jobs: Sequence[Job], step: Step, progress: Progress) -> dict[str, Outcome]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ class Evaluation:
         table.writerows({k: _cell(v) for k, v in row.items()} for row in self.rows)
         write_text(Path(out) / "per_case.csv", stream.getvalue())
         write_json(Path(out) / "summary.json", dict(self.summary))
+
+
+class CasesFailedError(RunError):
+    """Some cases could not be scored; the others are written.
+
+    Attributes:
+        summary: what stands in ``summary.json``.
+    """
+
+    summary: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,8 @@ def evaluate_folders(
 
     Raises:
         InputError: as `score_folders`, and when `out` is in use.
-        RunError: when any case failed; the others are written first.
+        CasesFailedError: when any case failed; the others are written first.
+        RunError: the disk is full.
     """
     terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
     jobs, step = _jobs(prediction, reference, terms, Path(out))
@@ -173,10 +185,12 @@ def evaluate_folders(
     result = _evaluation(prediction, reference, outcomes)
     if result.failures:
         first = result.failures[0]
-        raise RunError(
+        problem = CasesFailedError(
             f"{len(result.failures)} of {len(jobs)} cases could not be scored, "
             f"first {first['case']}: {first['message']}; see failures in {folder / 'summary.json'}"
         )
+        problem.summary = result.summary
+        raise problem
     return dict(result.summary)
 
 
