@@ -149,6 +149,15 @@ def test_a_frame_that_is_cut_short_is_refused(name: str, end: bytes) -> None:
             decode_frame(frame[: int(len(frame) * share)] + end, syntax, words.shape, 16, name="a")
 
 
+@pytest.mark.parametrize(
+    "tail", [b"\x63", b"\x63\x01\x02", b"\xff", b"\xff\xd9", bytes(300)], ids=lambda tail: tail[:3].hex()
+)
+def test_padding_behind_run_length_code(tail: bytes) -> None:
+    words = words_of(16, signed=True)
+    frame = making.coded(words, making.RLE, 16)
+    np.testing.assert_array_equal(decode_frame(frame + tail, making.RLE, words.shape, 16, name="a"), words)
+
+
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_frames_in_fragments(extended: bool, pieces: int, tmp_path: Path, in_process: None) -> None:

@@ -638,7 +638,8 @@ def test_pipe_does_not_block(tmp_path: Path, in_process: None) -> None:
 
 WORDS = [
     "HU", "hu ", "Hu", "H.U.", "[HU]", "HU_MOD", "US", "", "Hounsfield Units", "HOUNSFIELD", "hounsfield unit",
-    "Hounsfield_Units (HU)", "Houndsfield", "[hnsf'U]", "Hounsfield-Einheiten",
+    "Hounsfield_Units (HU)", "Houndsfield", "[hnsf'U]", "Hounsfield-Einheiten", "HU\0", "HU\\HU", "UH", "CT HU",
+    "CT Number", "UNKNOWN", "None", "N/A",
 ]  # fmt: skip
 
 

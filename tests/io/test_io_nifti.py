@@ -220,10 +220,27 @@ ACCEPTED: dict[str, tuple[str | None, Build]] = {
     "62 pixdim[0] is 0": ("IN-NII-062", bent(pixdim=[0, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
     "62 the same, qform only": ("IN-NII-062", bent(sform_code=0, pixdim=[0, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
     "62 pixdim[0] is 3": ("IN-NII-062", bent(pixdim=[3, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "62 pixdim[0] is NaN": ("IN-NII-062", bent(pixdim=[np.nan, 0.5, 0.75, 1.25, 0, 0, 0, 0])),
+    "62 no qform beside a sform": ("IN-NII-062", bent(quatern_b=9, quatern_c=9)),
     "a quaternion of length 1.00005": (None, bent(quatern_d=1.00005)),
     "66 metres": ("IN-NII-066", in_metres),
     "66 microns": ("IN-NII-066", in_microns),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("zooms", [(-0.5, 0.75, 1.25), (0.5, -0.75, 1.25), (-0.5, -0.75, 1.25)])
+def test_sform_gives_the_handedness_that_pixdim_leaves_open(tmp_path: Path, zooms: tuple[float, ...]) -> None:
+    """pixdim[0] = 0 in the orientations of FSL (LAS), LPI and DICOM; the sform is what places the scan."""
+    affine = np.diag([*zooms, 1.0])
+    path = holding(chest(), affine)(tmp_path)
+    image = nib.Nifti1Image(chest(), affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    nib.save(image, path)
+    head = bytearray(gzip.decompress(path.read_bytes()))
+    head[76:80] = bytes(4)
+    path.write_bytes(gzip.compress(bytes(head)))
+    np.testing.assert_allclose(read_volume(path).native.affine, affine, atol=1e-5)
 
 
 @pytest.mark.parametrize("row", ACCEPTED)

@@ -18,7 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.io import ScanRef, find_scans, list_scans, read_volume, write_mask, write_volume
-from pneumoscope.io.kinds import MAX_CASE_BYTES, case_name, kind_of
+from pneumoscope.io.kinds import MAX_CASE_BYTES, case_name, kind_of, suffix_of
 from pneumoscope.io.table import read_manifest
 from pneumoscope.volume import Mask, Volume
 
@@ -186,7 +186,9 @@ def test_damaged_dicom_is_listed_and_refused_when_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b.nii", "b.zip", "lungs.nii.gz", "b.nrrd"])
-def test_an_image_among_dicom_slices_is_passed_over_by_name(tmp_path: Path, name: str) -> None:
+def test_an_image_among_dicom_slices_is_passed_over_and_counted(tmp_path: Path, name: str) -> None:
+    """By its kind, as its name may be the patient's."""
+    name = f"DOE_JOHN {name}"
     folder = write_dicom(tmp_path / "a")
     wanted = read_volume(folder).hu
     scan_file(folder, name) if "nii" in name else (folder / name).write_bytes(b"x")
@@ -195,7 +197,9 @@ def test_an_image_among_dicom_slices_is_passed_over_by_name(tmp_path: Path, name
     assert "1 images beside DICOM slices" in listing.sentence()
     volume = read_volume(folder)
     np.testing.assert_array_equal(volume.hu, wanted)
-    assert [f.message for f in volume.findings if f.severity == "warning" and name in f.message]
+    (note,) = (f.message for f in volume.findings if f.severity == "warning")
+    assert f"1 other image(s) ({suffix_of(name)}) beside the DICOM slices" in note
+    assert "DOE" not in note
 
 
 def test_a_dicom_folder_beside_images_is_no_single_scan(tmp_path: Path) -> None:
@@ -423,6 +427,26 @@ def test_manifest(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("head", ["", "sep={}\r\n"], ids=["plain", "sep"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_manifests_of_spreadsheets(tmp_path: Path, separator: str, head: str) -> None:
+    """Written with commas, semicolons or tabs; cells that hold one of them are quoted."""
+    scan_file(tmp_path, "a, b;c.nii")
+    rows = ("case", "image", "patient"), ("x", '"a, b;c.nii"', '"Doe, Jane; 2"')
+    text = head.format(separator) + "".join(separator.join(row) + "\r\n" for row in rows)
+    for name in ("list.csv", "manifest.csv"):
+        path = table(tmp_path, text, name)
+        (ref,) = find_scans(path if name == "list.csv" else tmp_path)
+        assert (ref.case, ref.path, ref.patient) == ("x", tmp_path / "a, b;c.nii", "Doe, Jane; 2")
+
+
+def test_names_in_manifests_with_separators_stay_two(tmp_path: Path) -> None:
+    scan_file(tmp_path, "s.nii")
+    names = [ref.case for ref in read_manifest(table(tmp_path, "case,image\nA/1,s.nii\nB/1,s.nii\nB\\1,s.nii\n"))]
+    assert len(set(names)) == 3
+    assert [name[:4] for name in names] == ["A_1-", "B_1-", "B_1-"]
+
+
 def test_manifest_takes_a_dicom_folder(tmp_path: Path) -> None:
     folder = write_dicom(tmp_path / "a")
     (ref,) = read_manifest(table(tmp_path, "case,image\n1,a\n"))
@@ -432,7 +456,7 @@ def test_manifest_takes_a_dicom_folder(tmp_path: Path) -> None:
 BAD_TABLES = {
     "empty": ("", "columns none"),
     "no image column": ("case,file\na,b\n", "columns case, file"),
-    "semicolons": ("case;image\na;s.nii\n", "expected case,image"),
+    "semicolons": ("case;scan\na;s.nii\n", "expected case,image"),
     "column twice": ("case,image,image\na,s.nii,s.nii\n", "each once"),
     "no rows": ("case,image\n\n", "lists no scan"),
     "no case": ("case,image\n,s.nii\n", "line 2 has no case"),

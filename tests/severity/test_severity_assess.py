@@ -184,6 +184,10 @@ def test_lobes_are_scored_and_a_missing_one_leaves_no_total(chest):
     assert fewer.lobes.total is None
     assert fewer.lobes.scores["left_lower_lobe"] is None
     assert "lobes_incomplete" in fewer.states
+    assert "lobes_exchanged" not in {*severity.states, *fewer.states}
+    for other_order in ([0, 4, 5, 1, 2, 3], [0, 2, 1, 3, 4, 5], [0, 1, 2, 5, 4, 3]):  # sides, left and right levels
+        lobes = with_labels(lungs, np.array(other_order, np.uint8)[labels], unnamed)
+        assert "lobes_exchanged" in assess(volume, lungs, spots, lobes=lobes).states
     with pytest.raises(GeometryError, match="the lobe mask"):
         assess(volume, lungs, spots, lobes=Mask.empty(Grid.from_spacing(TILTED.shape, (1, 1, 1)), unnamed))
 

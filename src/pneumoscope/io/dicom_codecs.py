@@ -97,9 +97,22 @@ def _decode_rle(data: bytes, shape: tuple[int, int], size: int) -> NDArray[Any]:
         raise ValueError("segments")
     planes = np.empty((shape[0] * shape[1], size), np.uint8)
     for place, (start, end) in enumerate(itertools.pairwise([*starts, len(data)])):
-        plane = np.frombuffer(packbits_decode(data[start:end]), np.uint8)
+        try:
+            runs = packbits_decode(data[start:end])
+        except RuntimeError:  # its base class; perhaps padding behind the last run that is half a run itself
+            runs = packbits_decode(data[start : _end_of_runs(data, start, end, len(planes))])
+        plane = np.frombuffer(runs, np.uint8)
         planes[:, size - 1 - place] = plane[: len(planes)]  # too few raise ValueError
     return planes.reshape(-1).view(f"<u{size}").reshape(shape)
+
+
+def _end_of_runs(data: bytes, at: int, end: int, wanted: int) -> int:
+    """Where the run-length code of `wanted` bytes ends: what pads a segment is no code."""
+    while at < end and wanted > 0:
+        code = data[at]
+        wanted -= 0 if code == 128 else code + 1 if code < 128 else 257 - code
+        at += 1 if code == 128 else code + 2 if code < 128 else 2
+    return min(at, end)
 
 
 def _without_padding(data: bytes, syntax: str, name: str) -> bytes:

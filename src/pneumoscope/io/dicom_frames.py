@@ -15,8 +15,11 @@ from pneumoscope.io.dicom_pixels import PixelFormat, pixel_format
 from pneumoscope.io.dicom_series import kernel
 
 _LETTERS = re.compile(r"[^A-Z]+")
-_HOUNSFIELD = re.compile(r"(HU|HUMOD|HUUNITS?|US|UNSPECIFIED|HNSFU)?|.*HOUND?SF.*")
-"""RescaleType, letters only: the code HU (and HU_MOD, US for unspecified), UCUM's [hnsf'U], or Hounsfield's name."""
+_HOUNSFIELD = re.compile(
+    r"(CT)?(HU)*|HUMOD|HUUNITS?|UH|HNSFU|.*HOUND?SF.*|CTN(UMBERS?|OS?)?|US|UNSPECIFIED|UNKNOWN|NONE|NA|NULL"
+)
+"""RescaleType, letters only: the code HU (also HU_MOD, the French UH), UCUM's [hnsf'U], Hounsfield's name, CT number;
+or words that name no unit, such as the code US for unspecified."""
 
 DIRECTION_TOLERANCE = 1e-2
 """How far direction cosines may be from unit length and a right angle."""

@@ -193,7 +193,7 @@ def _affine(header: Any, place: Place) -> tuple[NDArray[np.float64], tuple[Findi
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
         findings += (place.note(65, f"negative voxel sizes {steps.tolist()} were taken as positive"),)
     sform = _sform(header, place) if int(header["sform_code"]) > 0 else None
-    qform, qfac_note = _qform(header, place) if int(header["qform_code"]) > 0 else (None, ())
+    qform, qfac_note = _qform(header, place, sform) if int(header["qform_code"]) > 0 else (None, ())
     findings += qfac_note
     if sform is not None and qform is not None:
         _require_agreement(sform, qform, place)
@@ -217,8 +217,14 @@ def _sform(header: Any, place: Place) -> NDArray[np.float64]:
     return affine
 
 
-def _qform(header: Any, place: Place) -> tuple[NDArray[np.float64], tuple[Finding, ...]]:
-    """The qform; pixdim[0] is its handedness by sign, and 0 means 1 (nifti1.h, method 2)."""
+def _qform(
+    header: Any, place: Place, sform: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64] | None, tuple[Finding, ...]]:
+    """The qform; pixdim[0] is its handedness by sign, and 0 means 1 (nifti1.h, method 2).
+
+    Where there is an sform, that is what places the scan: it gives the handedness that pixdim[0] leaves open, and a
+    qform that is no rotation is left out (None).
+    """
     from nibabel.spatialimages import HeaderDataError
 
     fields = [float(header[name]) for name in ("quatern_b", "quatern_c", "quatern_d")]
@@ -226,17 +232,20 @@ def _qform(header: Any, place: Place) -> tuple[NDArray[np.float64], tuple[Findin
     handed = float(header["pixdim"][0])
     notes: tuple[Finding, ...] = ()
     if handed not in (1.0, -1.0):
-        header["pixdim"][0] = -1.0 if handed < 0 else 1.0
+        turned = handed < 0 if sform is None else np.linalg.det(sform[:3, :3]) < 0
+        header["pixdim"][0] = -1.0 if turned else 1.0
         notes = (place.note(62, f"pixdim[0] is {handed:g} and was taken as {header['pixdim'][0]:g}", "info"),)
     length = float(np.linalg.norm(fields[:3]))
     if 1 < length <= 1 + QUATERNION_TOLERANCE:  # as nifti1_io does, which the other readers use
         for name in ("quatern_b", "quatern_c", "quatern_d"):
             header[name] /= length
     try:
-        if not np.isfinite([*fields, handed]).all():
+        if not np.isfinite([*fields, handed if sform is None else 0]).all():
             raise ValueError
         affine = header.get_qform().astype(np.float64)
     except (ValueError, HeaderDataError):
+        if sform is not None:
+            return None, (place.note(62, f"the qform is not a rotation ({fields}); the sform was taken"),)
         raise place.error(62, f"the qform is not a rotation: {fields}; correct the header") from None
     return affine, notes
 

@@ -11,7 +11,7 @@ import numpy as np
 from pneumoscope.errors import Finding, InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
-from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind
+from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind, suffix_of
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
@@ -217,8 +217,9 @@ def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: s
         volume = _read_file(folder, "dicom", series, intensity, case)
         if not inside.beside:
             return volume
-        names = ", ".join(p.name for p in inside.beside[:4])
-        note = f"{names}: passed over, because the folder is a DICOM series; to read it, give its own path"
+        kinds = ", ".join(sorted({suffix_of(p) for p in inside.beside}))  # their names may be the patient's
+        count = f"{len(inside.beside)} other image(s) ({kinds})"
+        note = f"{count} beside the DICOM slices passed over; to read one, give its own path"
         return volume.with_findings(Finding("IN-DCM-044", note))
     if len(images) == 1 and not has_dicom:
         image = images[0] if images[0] != folder else next(p for p in sorted(folder.iterdir()) if is_scan_name(p))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ MAX_BYTES = 64 * 2**20
 def read_manifest(path: str | Path) -> list[ScanRef]:
     """The scans a CSV manifest lists, in its order. Cells are stripped; all columns but paths are kept in `columns`.
 
+    Cells stand between commas, semicolons or tabs.
+
     Paths count from the manifest's folder. Each image must exist (file or folder), masks must be files.
 
     Raises:
@@ -36,7 +39,10 @@ def read_manifest(path: str | Path) -> list[ScanRef]:
     if len(raw) > MAX_BYTES:
         raise InputError(f"is larger than {MAX_BYTES >> 20} MiB, expected a list of scans", path=path)
     try:
-        rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+        text = raw.decode("utf-8-sig")
+        if first := re.match(r"sep=.\r?\n", text):  # Excel's own line
+            text = text[first.end() :]
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"is no CSV table in UTF-8 ({error}); save it again as such", path=path) from None
     titles = [cell.strip() for cell in rows[0]] if rows else []
@@ -71,7 +77,15 @@ def is_manifest(path: Path) -> bool:
         return False
     with path.open("rb") as stream:
         first = stream.readline(10_000).decode("utf-8-sig", "replace")
-    return set(REQUIRED) <= {cell.strip().lower() for cell in first.split(",")}
+        if first.startswith("sep="):
+            first = stream.readline(10_000).decode("utf-8-sig", "replace")
+    return set(REQUIRED) <= {cell.strip().strip('"').lower() for cell in first.split(_separator(first))}
+
+
+def _separator(text: str) -> str:
+    """What stands between the cells of the first line: a comma, or the semicolon or tab of other spreadsheets."""
+    first = text.partition("\n")[0]
+    return max(",;\t", key=first.count)
 
 
 def _row(path: Path, number: int, header: list[str], cells: list[str]) -> ScanRef:
@@ -98,7 +112,7 @@ def _row(path: Path, number: int, header: list[str], cells: list[str]) -> ScanRe
     image = resolve("image")
     assert image is not None
     return ScanRef(
-        case=case_name(row["case"]),
+        case=case_name(row["case"].replace("/", ":")),  # a name, no path
         path=image,
         lungs=resolve("lungs"),
         infiltrate=resolve("infiltrate"),

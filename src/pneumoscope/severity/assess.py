@@ -14,7 +14,7 @@ from pneumoscope.severity.interval import ProbabilityMap, volume_interval
 from pneumoscope.severity.lesions import count_lesions
 from pneumoscope.severity.lobes import LOBES, lobe_lookup, scores_of
 from pneumoscope.severity.measure import CONSOLIDATION_FROM_HU, Severity, measure
-from pneumoscope.severity.sides import sides_of
+from pneumoscope.severity.sides import are_lobes_exchanged, sides_of
 from pneumoscope.severity.states import DENSE_PERCENT, STATES, use_states
 from pneumoscope.severity.tally import Box, LungPart, box_of, tally
 from pneumoscope.severity.zones import LEVELS, ZONES, zone_map
@@ -55,8 +55,13 @@ def assess(
     states = [*basic.states, *_use(volume, basic), *signs]
     scores = None
     if lobes is not None:
-        scores = scores_of(_lobes(volume, lobes, infiltrate, consolidation_from_hu))
+        volume.grid.require_same_space(lobes.grid, "the lobe mask")
+        inside = box_of(lobes.labels)
+        lobe = lobe_lookup(lobes)[lobes.labels[inside]]
+        counted = tally(volume.hu[inside], lobe, infiltrate.labels[inside], len(LOBES) + 1, consolidation_from_hu)
+        scores = scores_of({name: counted.part(n, ml) for n, name in enumerate(LOBES, start=1)})
         states += ["lobes_incomplete"] if scores.total is None else []
+        states += ["lobes_exchanged"] if are_lobes_exchanged(lobe) else []
     interval = None
     if probability is not None:
         interval = volume_interval(probability, side != 0, probability.values[box], ml)
@@ -95,11 +100,3 @@ def _zones(
     counted = tally(volume.hu[box], zone, spot, 7, limit_hu)
     names = ZONES if sided else LEVELS
     return {name: counted.part(n, volume.grid.voxel_volume_ml) for n, name in enumerate(names, start=1)}
-
-
-def _lobes(volume: Volume, lobes: Mask, infiltrate: Mask, limit_hu: float) -> dict[str, LungPart]:
-    volume.grid.require_same_space(lobes.grid, "the lobe mask")
-    lookup = lobe_lookup(lobes)
-    box = box_of(lobes.labels)
-    counted = tally(volume.hu[box], lookup[lobes.labels[box]], infiltrate.labels[box], len(LOBES) + 1, limit_hu)
-    return {name: counted.part(n, volume.grid.voxel_volume_ml) for n, name in enumerate(LOBES, start=1)}

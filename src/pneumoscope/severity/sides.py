@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.severity.lobes import TOTALSEGMENTATOR_ORDER
+from pneumoscope.severity.lobes import LOBES, TOTALSEGMENTATOR_ORDER
 from pneumoscope.volume import LUNG_LABELS, Mask
 
 EXCHANGED_SHARE = 0.05
@@ -57,6 +57,19 @@ def are_exchanged(labels: NDArray[np.uint8]) -> bool:
     wrong, both = exchanged_slices(labels)
     voxels = np.count_nonzero((labels == 1) | (labels == 2), axis=(0, 1))
     return bool(voxels[wrong].sum() > EXCHANGED_SHARE * voxels[both].sum())
+
+
+def are_lobes_exchanged(lobes: NDArray[np.uint8]) -> bool:
+    """Whether right and left lobes, or upper and lower ones, lie where the others should.
+
+    Args:
+        lobes: (i, j, k) RAS+, numbers in the order of `LOBES`.
+    """
+    counts = np.stack([np.count_nonzero(lobes == number, axis=(0, 1)) for number in range(1, len(LOBES) + 1)])
+    with np.errstate(invalid="ignore"):  # NaN for a lobe that is not there
+        upper_right, _, lower_right, upper_left, lower_left = counts @ np.arange(lobes.shape[2]) / counts.sum(axis=1)
+    sides = np.array([0, 1, 1, 1, 2, 2], np.uint8)[lobes]
+    return are_exchanged(sides) or bool(upper_right < lower_right or upper_left < lower_left)
 
 
 def _middle(side: NDArray[np.bool_]) -> NDArray[np.float64]:

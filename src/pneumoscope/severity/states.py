@@ -55,6 +55,8 @@ STATES: Mapping[str, str] = {
     "lungs_unequal": f"One lung is more than {UNEQUAL:.0f} times as large as the other. A collapsed or removed lung or "
     "an effusion does this; so does a lung mask that missed one lung.",
     "lobes_incomplete": "The lobe mask does not hold all five lobes, so there is no total score.",
+    "lobes_exchanged": "Right and left, or upper and lower lobes of the lobe mask lie where the others should. The "
+    "scores are of the wrong lobes; name the labels of the mask.",
     "slices_too_thick": f"Outside the intended use: slices lie more than {THICKEST_SLICE_MM:.0f} mm apart. "
     "Lesions between them are not seen, and volumes are rough.",
     "lung_volume_implausible": "Outside the intended use: both lungs together are smaller than "
