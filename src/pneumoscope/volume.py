@@ -20,6 +20,9 @@ RAS = ("R", "A", "S")
 LUNG_LABELS: Mapping[int, str] = {1: "right lung", 2: "left lung"}
 """House order of lung labels, whatever order a data set uses on disk."""
 
+LUNG_LABEL: Mapping[int, str] = {1: "lung"}
+"""Lung label where sides are not told apart."""
+
 INFILTRATE_LABELS: Mapping[int, str] = {1: "ground-glass", 2: "consolidation"}
 """Infiltrate labels where model or reader tells the two apart."""
 

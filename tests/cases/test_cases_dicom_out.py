@@ -82,6 +82,34 @@ def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
     assert not list(out.glob("*.dcm"))
 
 
+@pytest.mark.parametrize(
+    ("lung_values", "names"),
+    [
+        ((1, 2), {"seg.dcm": ["right lung", "left lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
+        ((1, 1), {"seg.dcm": ["lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
+        ((0, 2), {"seg.dcm": ["left lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
+        ((1, 0), {"seg.dcm": ["lung"]}),
+    ],
+    ids=["both sides", "no sides", "left lung only", "no infiltrate"],
+)
+def test_masks_without_names_are_segments_too(phantom, tmp_path, lung_values, names):
+    """Masks of other programs, whose files name no label, in the house order."""
+    import nibabel
+
+    root, volume, lungs, infiltrate = phantom
+    paths = {}
+    for what, mask in (("lungs", np.array([0, *lung_values], np.uint8)[lungs.labels]), ("infiltrate", infiltrate.any)):
+        spots = mask if what == "lungs" else (mask & ("seg-infiltrate.dcm" in names)).astype(np.uint8)
+        paths[what] = tmp_path / f"{what}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(spots, volume.grid.affine), paths[what])
+    (scan,) = list_scans([root / "series"]).scans
+    quantify_case(scan, tmp_path, QuantifyOptions(**paths))
+    found = {
+        path.name: [s.SegmentLabel for s in pydicom.dcmread(path).SegmentSequence] for path in tmp_path.glob("seg*.dcm")
+    }
+    assert found == names
+
+
 def test_what_goes_wrong_is_a_finding_not_a_lost_case(phantom, tmp_path, monkeypatch):
     from pneumoscope.errors import ReadError
 

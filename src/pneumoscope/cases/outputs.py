@@ -275,8 +275,10 @@ def given_masks(
         ReadError: a mask cannot be read or does not lie on its scan.
     """
     from pneumoscope.io import fit_mask, read_lungs
+    from pneumoscope.io.masks import in_house_order
     from pneumoscope.io.read import read_mask_or_probability
     from pneumoscope.severity.sides import with_house_labels
+    from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS
 
     where = scan.lungs or lungs
     marked = scan.infiltrate or infiltrate
@@ -284,9 +286,11 @@ def given_masks(
     if where is not None:
         lung_mask = read_mask_or_probability(where, threshold, read_lungs, scan=volume.grid)
         lung_mask = with_house_labels(fit_mask(lung_mask, volume.grid, what="the lung mask", path=where))
+        lung_mask = in_house_order(lung_mask, LUNG_LABELS, LUNG_LABEL)
     if marked is not None:
         drawn = read_mask_or_probability(marked, threshold, scan=volume.grid)
         drawn = fit_mask(drawn, volume.grid, what="the infiltrate mask", path=marked)
+        drawn = in_house_order(drawn, INFILTRATE_LABELS, INFILTRATE_LABEL)
     return lung_mask, drawn
 
 

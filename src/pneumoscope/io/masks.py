@@ -60,6 +60,13 @@ def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str],
     return labels
 
 
+def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, str]) -> Mask:
+    """The mask with names where its file has none: `single` for label 1 alone, else `several`; others stay unnamed."""
+    names = single if set(mask.names) <= set(single) else several
+    unnamed = all(name == f"label {label}" for label, name in mask.names.items())
+    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(names) else mask
+
+
 def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
     """The mask on exactly `grid`, when it lies there within tolerance; otherwise a refusal that says how it is off.
 

@@ -13,9 +13,9 @@ from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind, suffix_of
 from pneumoscope.io.masks import CODE as MASK_CODE
-from pneumoscope.io.masks import labels_of, require_threshold
+from pneumoscope.io.masks import in_house_order, labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
-from pneumoscope.volume import LUNG_LABELS, Mask, Volume, present_labels
+from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, present_labels
 
 Intensity = Literal["auto", "hu"]
 
@@ -110,9 +110,7 @@ def read_lungs(path: str | Path, *, scan: Grid | None = None) -> Mask:
     Raises:
         ReadError: see `read_mask`.
     """
-    mask = read_mask(path, scan=scan)
-    unnamed = dict(mask.names) == {1: "label 1", 2: "label 2"}
-    return Mask(mask.labels, mask.grid, LUNG_LABELS) if unnamed else mask
+    return in_house_order(read_mask(path, scan=scan), LUNG_LABELS, LUNG_LABEL)
 
 
 def read_mask_or_probability(
