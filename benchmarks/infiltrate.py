@@ -4,8 +4,8 @@
 
 `RUN` is the folder of `scripts/train_infiltrate.py`: `dice.csv`, and `<recipe>-<fold>/model` of the folds that were
 trained. A scan is shown to the model of the fold that left it out; `normal002` and `P002` are in no training and are
-shown to every fold, of which the mean is printed. The
-numbers also go into `RUN/scans.json`. `--model` adds a model that has seen none of them.
+shown to every fold, of which the mean is printed. `infiltrate` is the shipped model and `final` that of
+`RUN/final/model`, which may have seen all but these two; `--model` adds another. The numbers go into `RUN/scans.json`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def measures(
 
 def models_for(name: str, run: Path, extra: list[str]) -> dict[str, list[str]]:
     """Which models a scan is shown to, by recipe."""
-    out: dict[str, list[str]] = {model: [model] for model in extra}
+    out = {Path(model).name: [model] for model in extra}
+    if (run / "final" / "model" / "card.json").is_file():
+        out["final"] = [str(run / "final" / "model")]
     for recipe in RECIPES:
         folds = [SCAN_FOLD[name]] if name in SCAN_FOLD else range(FOLDS)
         folders = [run / f"{recipe}-{fold}" / "model" for fold in folds]
@@ -111,7 +113,7 @@ def main() -> None:
     for recipe, row in summary(options.run / "dice.csv").items():
         for source, (mean, number, folds) in row.items():
             print(f"{recipe:12} {source:12} Dice {mean:.3f}  ({number} scans, {folds} folds)")
-    lung_model, segmenters = LungFinder(), {}
+    lung_model, segmenters = LungFinder(), dict[str, Segmenter]()
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, volume in scans(options.data):
         lungs = lung_model(volume)
@@ -119,16 +121,17 @@ def main() -> None:
         found: dict[str, list[NDArray[np.bool_]]] = {}
         for recipe, models in {"infiltrate": ["infiltrate"], **shown}.items():
             for model in models:
-                segmenter = segmenters.setdefault(model, Segmenter(model))
-                found.setdefault(recipe, []).append(segmenter.run(volume, lungs).infiltrate.any)
+                if model not in segmenters:
+                    segmenters[model] = Segmenter(model)
+                found.setdefault(recipe, []).append(segmenters[model].run(volume, lungs).infiltrate.any)
         for recipe, masks in found.items():
             rows = [measures(name, volume, lungs, mask, found["infiltrate"][0], options.data) for mask in masks]
             means = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
-            table.setdefault(Path(recipe).name, {})[name] = means
+            table.setdefault(recipe, {})[name] = means
             shown_means = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
             print(f"{recipe:12} {name:16} {shown_means}  ({len(rows)} models)", flush=True)
             if options.overlays:
-                overlay(options.overlays / Path(recipe).name, name, volume, lungs, masks[0])
+                overlay(options.overlays / recipe, name, volume, lungs, masks[0])
     (options.run / "scans.json").write_text(json.dumps(table, indent=2))
 
 

@@ -1,11 +1,11 @@
-"""Train the models that ship with pneumoscope from 2D slices and synthetic scans.
+"""Train the lung model that ships with pneumoscope from 2D slices and synthetic scans.
 
-    python scripts/train_shipped.py lungs       --data ../shared/data/ct-slices --run runs/lungs
-    python scripts/train_shipped.py infiltrate  --data ../shared/data/ct-slices --run runs/infiltrate
-    python scripts/train_shipped.py score       --data ../shared/data/ct-slices
+    python scripts/train_shipped.py lungs  --data ../shared/data/ct-slices --run runs/lungs
+    python scripts/train_shipped.py score  --data ../shared/data/ct-slices
 
-The first two train (resuming when they were stopped) and write the model folders into the package with their cards;
-`score` rates the shipped models on the patients kept aside. Patients are kept apart: none is on two sides.
+The first trains (resuming when it was stopped) and writes the model folder into the package with its card; `score`
+rates the shipped model on the patients kept aside. Patients are kept apart: none is on two sides. The infiltrate model
+is trained by `train_infiltrate.py`, which has the examples of its first version from here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
 from pneumoscope.preprocess.appearance import Appearance
-from pneumoscope.preprocess.slices import resize_nearest, to_slices
+from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import ArraySource
 from pneumoscope.training.loop import TrainConfig, fit
@@ -187,15 +187,6 @@ def train_lungs(data: Path, run: Path) -> None:
 # -- infiltrate -----------------------------------------------------------------------------------------------
 
 
-def infiltrate_examples(data: Path, part: str) -> Examples:
-    """Slices of one part, cut to the lungs."""
-    out = Examples.none()
-    for stack in stacks(data):
-        if part_of(stack) == part and stack.infiltrate is not None:
-            add_infiltrate(out, stack, train=part == "train")
-    return out
-
-
 def add_infiltrate(out: Examples, stack: SliceStack, *, train: bool) -> None:
     """The slices of a stack; MedSeg has no lung masks: its lung channel is zero, and in training it counts fourfold."""
     images, target = framed(stack)
@@ -258,17 +249,6 @@ def healthy_mirrors(images: NDArray[np.uint8], target: NDArray[np.uint8]) -> lis
     return out
 
 
-def train_infiltrate(data: Path, run: Path) -> None:
-    train, val = infiltrate_examples(data, "train"), infiltrate_examples(data, "val")
-    torch.manual_seed(0)
-    model = UNet(UNetConfig(2, 1, (16, 32, 64, 128, 256)))
-    result = fit(
-        model, SegmentationTask(LOSS), train.source(INFILTRATE_AUGMENT), val.source(), INFILTRATE_TRAINING, run,
-        resume=True, progress=say,
-    )  # fmt: skip
-    publish("infiltrate", model, infiltrate_card(len(train.names), result.epochs_run, result.best_epoch), data)
-
-
 def infiltrate_card(examples: int, epochs: int, best_epoch: int) -> dict[str, Any]:
     return common_card("infiltrate", examples, epochs, best_epoch, INFILTRATE_TRAINING) | {
         "title": "COVID-19 and pneumonia infiltrate inside the lungs",
@@ -329,48 +309,17 @@ def publish(name: str, model: UNet, card: dict[str, Any], data: Path) -> None:
 
 
 def score(name: str, data: Path) -> dict[str, Any]:
-    """Dice of a shipped model on the stacks kept aside, per scan over all its slices, at 256 x 256 (MedSeg: frame)."""
-    remember_medseg(stacks(data))
+    """Dice of a shipped lung model on the stacks kept aside, per scan over all its slices, at 256 x 256."""
     model, card = load_model(SHIPPED / name)
     way = input_from_card(card)
     rows: dict[str, dict[str, float]] = {"test": {}, "val": {}}
-    pooled: dict[str, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]] = {"test": [], "val": []}
     for stack in stacks(data):
-        part = part_of(stack)
-        if part == "train" or (name == "lungs" and stack.lungs is None):
+        if stack.lungs is None or part_of(stack) == "train":
             continue
-        truth, found = predict(name, model, card, way, stack)
-        if stack.source == "medseg":
-            pooled[part].append((found, truth))
-        else:
-            rows[part][stack.case] = round(dice(count(found, truth)), 4)
-    for part, pairs in pooled.items():
-        if pairs:
-            each = [dice(count(found, truth)) for found, truth in pairs]
-            rows[part][f"medseg, mean of {len(each)} slices"] = round(float(np.mean(each)), 4)
-    given = "with the readers' lung mask" if name == "infiltrate" else ""
-    return {"metric": "Dice per scan " + given, "test": rows["test"], "validation": rows["val"]}
-
-
-def predict(
-    name: str, model: UNet, card: dict[str, Any], way: Any, stack: SliceStack
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(reference, prediction), both (n, h, w), of one stack."""
-    mirror = bool(card.get("mirror", False))
-    if name == "lungs":
-        assert stack.lungs is not None
-        p = predict_probability(model, way.of_equalised(stack.images), mirror=mirror)[:, 0]
-        return stack.lungs > 0, way.back(p, stack.images.shape[1:]) >= 0.5
-    assert stack.infiltrate is not None
-    if stack.source == "medseg":
-        images, target = framed(stack)
-        return target > 0, predict_probability(model, images, mirror=mirror)[:, 0] >= card["threshold"]
-    assert stack.lungs is not None
-    lungs = stack.lungs > 0
-    fitted = way.fitted(lungs)
-    p = predict_probability(model, fitted.of_equalised(stack.images, lungs), mirror=mirror)[:, 0]
-    found = fitted.back(p, stack.images.shape[1:]) >= card["threshold"]
-    return stack.infiltrate > 0, found & resize_nearest(lungs, stack.images.shape[1:])
+        p = predict_probability(model, way.of_equalised(stack.images), mirror=bool(card.get("mirror", False)))[:, 0]
+        found = way.back(p, stack.images.shape[1:]) >= 0.5
+        rows[part_of(stack)][stack.case] = round(dice(count(stack.lungs > 0, found)), 4)
+    return {"metric": "Dice per scan", "test": rows["test"], "validation": rows["val"]}
 
 
 def say(what: str, done: int, total: int, note: str = "") -> None:
@@ -380,16 +329,15 @@ def say(what: str, done: int, total: int, note: str = "") -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("lungs", "infiltrate", "score"))
+    parser.add_argument("what", choices=("lungs", "score"))
     parser.add_argument("--data", type=Path, required=True, help="folder with coronacases, radiopaedia, medseg")
     parser.add_argument("--run", type=Path, default=None, help="run folder for checkpoints")
     options = parser.parse_args()
     remember_medseg(stacks(options.data))
     if options.what == "score":
-        print(json.dumps({name: score(name, options.data) for name in ("lungs", "infiltrate")}, indent=2))
+        print(json.dumps({"lungs": score("lungs", options.data)}, indent=2))
         return
-    run = options.run or Path("runs") / options.what
-    {"lungs": train_lungs, "infiltrate": train_infiltrate}[options.what](options.data, run)
+    train_lungs(options.data, options.run or Path("runs") / "lungs")
 
 
 if __name__ == "__main__":

@@ -75,14 +75,21 @@ def shrunken_frames(frames_hu: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in scaled])
 
 
-def fit_scans(scans: Mapping[str, NDArray[np.floating]], margin: float = 1.15) -> ScanSpace:
-    """Learn from the frames of training scans by name; the limit is `margin` times the farthest of them left out."""
+def fit_scans(
+    scans: Mapping[str, NDArray[np.floating]], others: NDArray[np.floating] | None = None, margin: float = 1.3
+) -> ScanSpace:
+    """Learn from the frames of training scans by name; the limit is `margin` times the farthest of them left out.
+
+    `others` are frames of single slices, learnt from throughout; at least two scans are needed.
+    """
+    always = [] if others is None else [shrunken_frames(others)]
     small = {name: shrunken_frames(frames) for name, frames in scans.items()}
     left_out = []
     for name, own in small.items():
-        others = np.concatenate([frames for other, frames in small.items() if other != name])
-        left_out.append(float(np.median(PictureSpace.fit(others, COMPONENTS).distances(own))))
-    return ScanSpace(PictureSpace.fit(np.concatenate(list(small.values())), COMPONENTS), margin * max(left_out))
+        rest = [frames for other, frames in small.items() if other != name]
+        space = PictureSpace.fit(np.concatenate([*rest, *always]), COMPONENTS)
+        left_out.append(float(np.median(space.distances(own))))
+    return ScanSpace(PictureSpace.fit(np.concatenate([*small.values(), *always]), COMPONENTS), margin * max(left_out))
 
 
 def write_scan_space(folder: str | Path, scans: ScanSpace) -> dict[str, Any]:
