@@ -83,6 +83,17 @@ def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
     assert listing.sentence() == "5 scans, 3 others ignored: 1 other files, 2 hidden or system files"
 
 
+def test_a_cleaned_copy_below_its_scans_is_passed_over(tmp_path: Path) -> None:
+    """What ``data audit --fix`` wrote; given by itself it is read."""
+    (tmp_path / "clean" / "images").mkdir(parents=True)
+    scan_file(tmp_path, "a.nii.gz")
+    scan_file(tmp_path / "clean" / "images", "a.nii.gz")
+    (tmp_path / "clean" / "changes.csv").write_text("case,change\n")
+    (tmp_path / "clean" / "manifest.csv").write_text("case,image\na,images/a.nii.gz\n")
+    assert [ref.path for ref in find_scans(tmp_path)] == [tmp_path / "a.nii.gz"]
+    assert [ref.path for ref in find_scans(tmp_path / "clean")] == [tmp_path / "clean" / "images" / "a.nii.gz"]
+
+
 def test_masks_beside_their_scan_are_not_cases(tmp_path: Path) -> None:
     for name in ("id1.nii.gz", "id1-msk.nii.gz", "id1_lungs.nii.gz", "id2_mask.nii.gz", "lungs.nii.gz"):
         scan_file(tmp_path, name)

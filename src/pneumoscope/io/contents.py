@@ -29,6 +29,9 @@ MASK_FOLDER = re.compile(
 """Names of folders that hold masks of the scans in the folders beside them: ``labelsTr`` beside ``imagesTr``."""
 
 OWN_MARKS = frozenset({"report.json", "change.json", "done.json"})
+CLEANED_MARKS = frozenset({"changes.csv", "manifest.csv"})
+"""What a cleaned copy of a data set by ``data audit --fix`` holds; below other scans it is those scans again."""
+
 OWN_IMAGES = re.compile(
     r"(lungs|infiltrate|probability|uncertainty-(entropy|variance)|registration|change|"
     r"followup_infiltrate_on_baseline)\.nii\.gz"
@@ -57,6 +60,7 @@ class _Node:
     folders: list[_Node]
     others: int
     broken: int
+    cleaned: bool
 
     def all_dicom(self) -> list[Found]:
         return [*self.dicom, *(found for sub in self.folders for found in sub.all_dicom())]
@@ -147,6 +151,7 @@ class _Scout:
             [self.node(sub, depth + 1) for sub in folders],
             len(rest) - len(dicom) - broken,
             broken,
+            {p.name for p in files} >= CLEANED_MARKS,
         )
 
 
@@ -193,6 +198,8 @@ def _sort(node: _Node, found: Contents, *, with_dicom: bool) -> None:
     for sub in node.folders:
         if MASK_FOLDER.match(sub.path.name):
             found.passed["files in folders of masks"] += sub.count()
+        elif sub.cleaned:
+            found.passed["results of pneumoscope"] += sub.count()
         elif with_dicom and not sub.has_images() and (dicom := sub.all_dicom()):
             found.found.append(DicomPlace(sub.path, dicom))
             found.passed["other files"] += sub.count() - len(dicom)
