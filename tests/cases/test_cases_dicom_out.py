@@ -87,10 +87,10 @@ def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
     [
         ((1, 2), {"seg.dcm": ["right lung", "left lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
         ((1, 1), {"seg.dcm": ["lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
-        ((0, 2), {"seg.dcm": ["left lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
+        ((0, 2), {"seg.dcm": ["lung"], "seg-infiltrate.dcm": ["infiltrate"]}),
         ((1, 0), {"seg.dcm": ["lung"]}),
     ],
-    ids=["both sides", "no sides", "left lung only", "no infiltrate"],
+    ids=["both sides", "no sides", "label 2 only", "no infiltrate"],
 )
 def test_masks_without_names_are_segments_too(phantom, tmp_path, lung_values, names):
     """Masks of other programs, whose files name no label, in the house order."""

@@ -61,10 +61,10 @@ def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str],
 
 
 def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, str]) -> Mask:
-    """The mask with names where its file has none: `single` for label 1 alone, else `several`; others stay unnamed."""
-    names = single if set(mask.names) <= set(single) else several
+    """The mask with names where its file has none: that of `single` for a label alone, else `several`."""
+    names = several if len(mask.names) > 1 else dict.fromkeys(mask.names, single[1])
     unnamed = all(name == f"label {label}" for label, name in mask.names.items())
-    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(names) else mask
+    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(several) | set(single) else mask
 
 
 def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
