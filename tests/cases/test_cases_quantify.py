@@ -13,9 +13,14 @@ import pytest
 
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.quantify import quantify_cases
+from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_mask, write_volume
+from pneumoscope.io.files import RUNS
+from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.study import own_train
+from pneumoscope.study.folder import open_folder
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +200,26 @@ def test_tables_grow_and_an_interrupted_run_resumes(copied, tmp_path, monkeypatc
     monkeypatch.setattr(quantify, "quantify_case", measure)
     assert resumed(copied, out) == {"p0"}
     assert json.loads((out / "run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("held", RUNS)
+def test_no_run_is_mixed_with_the_run_of_another_verb(tmp_path, held, flags):
+    """Each verb in a folder with the run of each other one, whatever the flags."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / held).write_text("{}")
+    image, mask = tmp_path / "a.nii.gz", tmp_path / "a_mask.nii.gz"
+    verbs = {
+        "cases.csv": lambda: quantify_cases(
+            [ScanRef("a", image, lungs=mask, infiltrate=mask)], out, QuantifyOptions(), **flags
+        ),
+        "predictions.csv": lambda: classify_radiographs([image], out, **flags),
+        "experiment.json": lambda: open_folder(out, **{"resume": False, "overwrite": False, **flags}),
+        "started.json": lambda: own_train._prepare(out, **{"resume": False, "overwrite": False, **flags}),
+    }
+    for own, verb in verbs.items():
+        if own != held and (own, held) != ("started.json", "summary.json"):
+            with pytest.raises(InputError, match=rf"holds .* \({held}\); choose another folder"):
+                verb()
+    assert [p.name for p in out.iterdir()] == [held]

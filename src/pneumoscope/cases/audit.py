@@ -31,7 +31,7 @@ from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
-from pneumoscope.io.files import atomic_path, clear_temporary, write_json, write_text
+from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_json, write_text
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.models.cards import content_of_model
@@ -229,6 +229,7 @@ def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken
     """Refuse output folders that are taken, before any work is done."""
     from pneumoscope.datasets.audit.copy import TABLE, require_apart
 
+    require_no_other_run(out, AUDIT_FILE)
     for folder, marker in ((out, AUDIT_FILE), (options.fix, TABLE)):
         if folder is None:
             continue

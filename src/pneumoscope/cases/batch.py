@@ -15,7 +15,7 @@ from pneumoscope.cases.outputs import SUMMARY_COLUMNS
 from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
-from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
+from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
@@ -111,6 +111,7 @@ def run_batch(
     begun = time.perf_counter()
     step = opener(1)
     private = Private(Path(out), key)
+    require_no_other_run(out, "cases.csv")
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     earlier = _seconds_before(folder) if resume else {}
 

@@ -18,7 +18,7 @@ from pneumoscope import __version__
 from pneumoscope.cases.compare import Aligned, compare_dates, course_of
 from pneumoscope.cases.dates import CASE_FILES, Dated, is_case_folder, read_dated
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.io.files import jsonable, prepare_folder, write_json
+from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
@@ -99,6 +99,7 @@ def compare_cases(
             raise InputError("is no finished case folder; give case folders, or an output folder", path=scans[0])
         dates = [read_dated(path) for path in where]
         return _comparison([compare_dates(dates[0], later, rules, progress=progress).change for later in dates[1:]])
+    require_no_other_run(out, CHANGE_FILE)
     folder = prepare_folder(out, marker=CHANGE_FILE, overwrite=overwrite, resume=resume)
     (folder / CHANGE_FILE).unlink(missing_ok=True)
     homes = [folder / "cases" / str(number) for number, _ in enumerate(where, start=1)]

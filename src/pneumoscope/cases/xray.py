@@ -33,7 +33,7 @@ from pneumoscope.inference.radiographs import (
     RadiographClassifier,
     heeded,
 )
-from pneumoscope.io.files import atomic_path, prepare_folder, write_json, write_text
+from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_json, write_text
 from pneumoscope.io.radiograph import read_radiograph
 from pneumoscope.io.radiograph_dicom import DicomReaders
 from pneumoscope.jobs.lock import locks
@@ -86,6 +86,7 @@ def classify_radiographs(
     begun = time.perf_counter()
     classifier = RadiographClassifier(options.model, device=options.device)
     seconds = {"model": time.perf_counter() - begun}
+    require_no_other_run(out, TABLE)
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     (folder / RUN_FILE).unlink(missing_ok=True)
     if overwrite:

@@ -277,6 +277,29 @@ def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, re
     return folder
 
 
+RUNS = {
+    "cases.csv": "cases of segment or quantify", "predictions.csv": "radiographs of xray predict",
+    "summary.json": "an evaluation or a cross-validation", "audit.json": "an audit", "change.json": "a comparison",
+    "experiment.json": "a study", "started.json": "a training",
+}  # fmt: skip
+"""The file by which the run of each verb is known, and what it stands for."""
+
+
+def require_no_other_run(folder: str | Path, *own: str) -> None:
+    """Refuse a folder with the run of another verb, which neither a resumed nor a new run may be mixed with.
+
+    Args:
+        folder: may be missing.
+        own: names in `RUNS` that the verb itself writes.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, what in RUNS.items():
+        if name not in own and (Path(folder) / name).exists():
+            raise InputError(f"holds {what} ({name}); choose another folder", path=folder)
+
+
 def _held_run(marker: Path) -> str:
     """What a marker stands for, in words; empty where there is none, or no result behind it."""
     if not marker.exists():

@@ -15,7 +15,7 @@ import numpy as np
 
 from pneumoscope import __version__
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import prepare_folder, require_no_other_run, write_json, write_text
 from pneumoscope.io.masks import require_threshold
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
@@ -176,6 +176,7 @@ def evaluate_folders(
     """
     terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
     jobs, step = _jobs(prediction, reference, terms, Path(out))
+    require_no_other_run(out, "summary.json")
     folder = prepare_folder(out, marker="summary.json", overwrite=overwrite, resume=resume)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:

@@ -16,7 +16,7 @@ from pneumoscope.experiments.access import describe, differences, sheet_from_jso
 from pneumoscope.experiments.schema import Experiment
 from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.experiments.xray_schema import XrayExperiment
-from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
+from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
 
 EXPERIMENT_FILE = "experiment.json"
 """Marks a folder as a study; holds the whole experiment and, for readers, every number with its source."""
@@ -74,6 +74,7 @@ def open_folder(out: str | Path, *, resume: bool, overwrite: bool) -> tuple[Path
     """
     if resume and overwrite:
         raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
+    require_no_other_run(out, EXPERIMENT_FILE)
     folder = prepare_folder(out, marker=EXPERIMENT_FILE, overwrite=overwrite, resume=resume)
     there = (folder / EXPERIMENT_FILE).exists()
     if there and overwrite:

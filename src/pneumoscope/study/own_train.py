@@ -18,7 +18,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.folds import group_folds
 from pneumoscope.datasets.groups import group_members, members_of
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import prepare_folder, require_no_other_run, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.stamp import STARTED_FILE, is_started, mark_started, stamp, what_changed
 from pneumoscope.models.cards import CARD_FILE, find_model, read_card
@@ -119,6 +119,7 @@ def _prepare(out: str | Path, *, overwrite: bool, resume: bool) -> Path:
     if resume and overwrite:
         raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
     folder = Path(out)
+    require_no_other_run(out, STARTED_FILE, "summary.json")
     for marker in (STARTED_FILE, CARD_FILE):
         folder = prepare_folder(out, marker=marker, overwrite=overwrite, resume=resume)
     if overwrite and holds_training(folder):
