@@ -64,7 +64,7 @@ def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, 
     """The mask with names where its file has none: that of `single` for a label alone, else `several`."""
     names = several if len(mask.names) > 1 else dict.fromkeys(mask.names, single[1])
     unnamed = all(name == f"label {label}" for label, name in mask.names.items())
-    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(several) | set(single) else mask
+    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(several) else mask
 
 
 def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
