@@ -1,6 +1,7 @@
 """The shipped models on real scans: needs the scans, see `real_data`."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ def load_benchmark():
     path = Path(__file__).parents[2] / "benchmarks" / "lungs.py"
     spec = importlib.util.spec_from_file_location("benchmark_lungs", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # it reads its references from the module beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

@@ -40,13 +40,12 @@ def work(tmp_path_factory):
     root = tmp_path_factory.mktemp("segment")
     for patient in range(2):
         write_volume(scan_patient("B", patient, size="tiny").scan.volume, root / "scans" / f"p{patient}.nii.gz")
-    make_model(root / "lungs", "lungs", 1, {"kind": "appearance", "size": 32, "appearance": SMALL})
     make_model(root / "infiltrate", "infiltrate", 2, {"kind": "lung_frame", "frame": [24, 32], "appearance": SMALL})
     return root
 
 
 def run(work, out, scans=None, *, jobs=1, overwrite=False, resume=False, **changes):
-    options = SegmentOptions(**{"model": work / "infiltrate", "lungs_model": work / "lungs", **changes})
+    options = SegmentOptions(**{"model": work / "infiltrate", "lungs_model": "lungs", **changes})
     scans = find_scans(scans or work / "scans")
     return segment_cases(scans, out, options, jobs=jobs, overwrite=overwrite, resume=resume)
 
@@ -99,7 +98,7 @@ def test_every_scan_is_read_once(work, tmp_path, monkeypatch, resume):
     read, honest = [], pneumoscope.io.read_volume
     monkeypatch.setattr("pneumoscope.io.read_volume", lambda path, **more: read.append(path) or honest(path, **more))
     scans = find_scans(work / "scans")
-    options = SegmentOptions(model=work / "infiltrate", lungs_model=work / "lungs", fast=True)
+    options = SegmentOptions(model=work / "infiltrate", lungs_model="lungs", fast=True)
     segment_cases(scans, tmp_path / "out", options, resume=resume)
     assert read == [scan.path for scan in scans]
 
@@ -161,7 +160,7 @@ def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
 @pytest.mark.slow
 def test_killed_twenty_times_ends_with_the_same_files(work, tmp_path, start):
     """SIGKILL at random moments of `segment`: no half file at any time, and the same bytes after one whole run."""
-    models = ["--model", str(work / "infiltrate"), "--lungs-model", str(work / "lungs")]
+    models = ["--model", str(work / "infiltrate"), "--lungs-model", "lungs"]
     call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(work / "scans"), *models, "--quiet", "--resume"]
     call.append("-o")
     begun = time.perf_counter()

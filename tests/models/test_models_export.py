@@ -109,7 +109,7 @@ def test_without_onnx_the_remedy_is_named(folder, tmp_path, monkeypatch):
 def test_shipped_models_can_be_exported(name, tmp_path):
     fields = load_model(find_model(name))[1]["preprocessing"]
     done = export_model(name, tmp_path / name, "onnx")
-    assert done.size == tuple(fields.get("frame") or [fields["size"]] * 2)
+    assert done.size == tuple(fields.get("frame") or fields["patch"])
     assert done.checked_with is None or done.difference < export.TOLERANCE
 
 

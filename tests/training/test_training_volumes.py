@@ -13,7 +13,13 @@ from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.training.augment3d import VolumeAugment, Warp, elastic
 from pneumoscope.training.data import Batch
-from pneumoscope.training.multiclass import MulticlassTask, cross_entropy, dice_cross_entropy, tversky_sum
+from pneumoscope.training.multiclass import (
+    MulticlassTask,
+    cross_entropy,
+    dice_balanced_cross_entropy,
+    dice_cross_entropy,
+    tversky_sum,
+)
 from pneumoscope.training.patches import PatchSource
 
 NEVER = {name: 0.0 for name in VolumeAugment.__dataclass_fields__ if name.endswith("_p")}
@@ -291,3 +297,24 @@ def test_channels_and_names_must_agree():
         )
     with pytest.raises(InputError, match="unknown loss"):
         MulticlassTask(("a", "b"), "huber")
+
+
+def test_balanced_cross_entropy_weighs_rare_classes_by_the_root_of_their_share():
+    """Of 16 voxels 15 are class 0, one is class 1: weights 1 / sqrt(15/16) and 1 / sqrt(1/16), mean 1 over voxels."""
+    target = torch.zeros(1, 1, 1, 4, 4)
+    target[0, 0, 0, 0, 0] = 1
+    logits = torch.randn(1, 3, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    each = torch.nn.functional.cross_entropy(logits, target[:, 0].long(), reduction="none").flatten()
+    weights = torch.full((16,), (16 / 15) ** 0.5)
+    weights[0] = 4
+    weights = weights / weights.mean()
+    expected = dice_cross_entropy(logits, target) + (each * weights).mean() - each.mean()
+    assert dice_balanced_cross_entropy(logits, target).item() == pytest.approx(expected.item(), abs=1e-5)
+    even = torch.arange(16).reshape(1, 1, 1, 4, 4).remainder(2).float()
+    assert dice_balanced_cross_entropy(logits[:, :2], even).item() == pytest.approx(
+        dice_cross_entropy(logits[:, :2], even).item(), abs=1e-5
+    )
+    unstated = torch.full_like(target, -1)
+    assert dice_balanced_cross_entropy(logits, unstated).item() == pytest.approx(
+        dice_cross_entropy(logits, unstated).item(), abs=1e-5
+    )

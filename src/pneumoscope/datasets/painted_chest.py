@@ -286,6 +286,25 @@ def bowel_gas(chest: Chest, rng: np.random.Generator) -> Chest:
     return Chest(hu, classes, chest.spacing_mm)
 
 
+def raised_diaphragm(chest: Chest, rng: np.random.Generator) -> Chest:
+    """One half of the diaphragm and what lies below it higher by up to two fifths of the lung."""
+    lung = chest.lung(_side(chest, rng))
+    (low, high), _, (first, last) = _box(lung)
+    columns = np.arange(chest.hu.shape[2], dtype=np.float32)
+    middle, half = (first + last) / 2, max(1.0, (last - first) / 2)
+    lift = (rng.uniform(0.1, 0.4) * (high - low) * np.exp(-(((columns - middle) / half) ** 4))).astype(np.float32)
+    d = np.arange(chest.hu.shape[0], dtype=np.float32)[:, None]
+    squeezed = low + (d - low - lift) * (high - low) / np.maximum(high - low - lift, 1)
+    source = np.where(d <= low + lift, d - lift, np.where(d < high, squeezed, d)).clip(0, len(d) - 1)
+    below = np.minimum(source.astype(int), max(0, len(d) - 2))
+    part = (source - below).astype(np.float32)[:, None]
+    whole = np.broadcast_to(below[:, None], chest.hu.shape)
+    hu = np.take_along_axis(chest.hu, whole, axis=0) * (1 - part)
+    hu += np.take_along_axis(chest.hu, np.minimum(whole + 1, len(d) - 1), axis=0) * part
+    nearest = np.broadcast_to(np.rint(source).astype(int)[:, None], chest.hu.shape)
+    return Chest(hu.astype(np.float32), np.take_along_axis(chest.classes, nearest, axis=0), chest.spacing_mm)
+
+
 def contrast(chest: Chest, rng: np.random.Generator) -> Chest:
     """Heart and vessels brighter by 50 to 250 HU, up to 400 in the veins."""
     lung = chest.lung()
@@ -372,7 +391,7 @@ DISEASES: Mapping[str, Condition] = {
     f.__name__: f
     for f in (white_lung, white_lobe, pneumonia, mass, emphysema, bulla, effusion, pneumothorax, pneumonectomy)
 }
-SURROUNDINGS: Mapping[str, Condition] = {f.__name__: f for f in (bowel_gas, contrast, metal)}
+SURROUNDINGS: Mapping[str, Condition] = {f.__name__: f for f in (bowel_gas, raised_diaphragm, contrast, metal)}
 ACQUISITIONS: Mapping[str, Condition] = {
     f.__name__: f for f in (noise, thick_slices, wide_field, cut_field, shifted_air)
 }

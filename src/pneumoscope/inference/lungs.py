@@ -1,13 +1,13 @@
-"""Right and left lung of a scan: a small network says what is lung, Hounsfield units say where exactly it ends.
+"""Right and left lung of a scan: a network says what is lung, Hounsfield units say where exactly it ends.
 
-The network works on 128 x 128 slices and knows lungs, dense infiltrate in them included, from belly, neck and table; it
-cannot place an edge within a millimetre, and on a scanner it never saw it overlooks parts. Air can place edges: each
-connected piece of air in a slice is taken or left as a whole, by the network's vote over it or because it goes on from
-lung in the next slice; dense voxels are added where the network is sure and they hang together with aerated lung.
+The shipped network sees the whole chest at once on voxels of 4.5 mm (`inference.chest`); it tells right from left, lung
+from airways, gas and pleural fluid, whatever the density, but cannot place an edge within a millimetre. Air can: of air
+the network only says whose it is. Networks on slices, such as those of studies, are joined in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from scipy import ndimage
 
 from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.inputs import ModelInput
+from pneumoscope.inference.chest import KIND as CHEST_KIND
+from pneumoscope.inference.chest import ChestInput, ChestVotes, chest_votes
+from pneumoscope.inference.inputs import ModelInput, input_from_card
 from pneumoscope.inference.slices import predict_probability
-from pneumoscope.preprocess.slices import from_slices, resize_linear, resize_nearest, to_slices
+from pneumoscope.preprocess.slices import from_slices, resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
@@ -35,44 +37,50 @@ class LungRules:
 
     Attributes:
         aerated_hu: voxels below are air or lung.
-        aerated_probability: a voxel of air votes for lung from this network probability on.
-        vote: share of a piece of air in a slice that must vote for lung.
-        outside_probability: air that reaches the picture's border is lung only when the network's mean over all of it
-            is at least this (a lung cut off by the field of view), else it is the room.
-        overlap: share of a piece without votes enough that must lie on lung of the next slice to be lung as well.
-        sure: a piece of air with at least this mean probability is lung, whatever its density.
-        gas_hu: half of any other piece's core below this, noise smoothed away, makes it plain gas (trachea, stomach).
-            Where the air around the patient reads higher, as on scans that passed through grey levels, the limit is
-            `gas_margin_hu` above that air.
-        gas_margin_hu: see `gas_hu`.
-        dense_probability: a voxel that is not aerated is lung from this probability on.
-        aerated_share: what is dense is kept in a slice only together with at least this share of aerated lung; keeps
-            the network from seeing lungs in the belly or the neck.
+        aerated_probability: air is lung from this network probability on.
+        reach_mm: undecided air that hangs together with lung is lung up to this far away (thin sulci, bronchi's ends).
+        dense_probability: voxels that are not aerated are lung where a core thicker than twice `rim_mm` has this
+            probability, and what hangs together with it in the slice.
+        likely_probability: of what hangs together with such a core.
+        rim_mm: see there. Thinner dense lung is the network's coarse border; vessels and holes aside it is none.
+        aerated_share: of networks that see one slice, which find lungs in the belly and the neck: what is dense is kept
+            in a slice only together with at least this share of aerated lung.
         closing_mm: vessels and fissures narrower than twice this are filled in.
         hole_cm2: what lung surrounds in a slice and is no larger is lung too (vessels, consolidation), whatever the
             network says; the dome of the diaphragm is larger.
-        smallest_ml: a connected piece of aerated lung below this is dropped.
+        smallest_ml: a connected piece of aerated lung below this is dropped, unless dense lung joins it.
+        sure: what the network gives this probability and the rules leave out is counted and reported.
     """
 
     aerated_hu: float = -250.0
-    aerated_probability: float = 0.3
-    vote: float = 0.3
-    outside_probability: float = 0.4
-    overlap: float = 0.5
-    sure: float = 0.75
-    gas_hu: float = -960.0
-    gas_margin_hu: float = 40.0
-    dense_probability: float = 0.75
+    aerated_probability: float = 0.5
+    reach_mm: float = 9.0
+    dense_probability: float = 0.96
+    likely_probability: float = 0.7
+    rim_mm: float = 3.0
     aerated_share: float = 0.1
     closing_mm: float = 4.0
     hole_cm2: float = 6.0
-    smallest_ml: float = 20.0
+    smallest_ml: float = 5.0
+    sure: float = 0.9
+
+
+def lungs_input(card: Mapping[str, Any]) -> ModelInput | ChestInput:
+    """The preprocessing that the card of a lung network names.
+
+    Raises:
+        ModelError: for a card without, or with an unknown kind.
+    """
+    fields = card.get("preprocessing")
+    if isinstance(fields, dict) and fields.get("kind") == CHEST_KIND:
+        return ChestInput.from_card(card)
+    return input_from_card(dict(card))
 
 
 def find_lungs(
     volume: Volume,
     model: nn.Module | Engine,
-    preprocessing: ModelInput,
+    preprocessing: ModelInput | ChestInput,
     *,
     rules: LungRules | None = None,
     progress: Progress = silent,
@@ -82,7 +90,8 @@ def find_lungs(
 
     Args:
         volume: the scan.
-        model: a lung network, or one in its engine; its first output channel is lung.
+        model: a lung network, or one in its engine. One on whole chests tells sides, air that is no lung and fluid; of
+            one on slices the first output channel is lung.
         preprocessing: from the model's card.
         rules: see `LungRules`.
         progress: called per batch of slices.
@@ -93,10 +102,20 @@ def find_lungs(
     """
     rules = rules or LungRules()
     stack = to_slices(volume.hu)  # (n, h, w), a view
-    images = preprocessing.images(stack, None)
-    probability = predict_probability(model, images, progress=progress, **compute)[:, 0]
-    lungs = join_with_hu(stack, probability, volume.grid, rules)
-    labels, findings = split_sides(lungs, volume.grid.spacing_mm)
+    findings: tuple[Finding, ...] = ()
+    if isinstance(preprocessing, ChestInput):
+        progress("lungs", 0, 1)
+        votes = chest_votes(stack, volume.grid.spacing_mm[::-1], _engine(model, compute), preprocessing)
+        probability = votes.lung
+        lungs = join_with_hu(stack, probability, volume.grid, rules, other=votes.airway + votes.gas)
+        labels = _sided(lungs, votes)
+        findings = (() if lungs.any() else (NO_LUNG,)) + _pleural(votes, volume.grid)
+        progress("lungs", 1, 1)
+    else:
+        images = preprocessing.images(stack, None)
+        probability = predict_probability(model, images, progress=progress, **compute)[:, 0]
+        lungs = join_with_hu(stack, probability, volume.grid, rules)
+        labels, findings = split_sides(lungs, volume.grid.spacing_mm)
     dropped_ml = _dropped_voxels(lungs, probability, volume.grid, rules) * volume.grid.voxel_volume_ml
     if dropped_ml > REPORTED_ML:
         findings += (
@@ -105,134 +124,189 @@ def find_lungs(
     return Mask(from_slices(labels), volume.grid, dict(LUNG_LABELS)), findings
 
 
+def _engine(model: nn.Module | Engine, compute: Mapping[str, Any]) -> Engine:
+    from pneumoscope.inference.engines import Engine, make_engine
+
+    if isinstance(model, Engine):
+        return model
+    return make_engine(model, **{name: compute[name] for name in ("device", "precision") if name in compute})
+
+
+def _sided(lungs: NDArray[np.bool_], votes: ChestVotes) -> NDArray[np.uint8]:
+    """Lungs (n, h, w) labelled by the side the network gives the higher probability."""
+    labels = np.zeros(lungs.shape, np.uint8)
+    for k in np.flatnonzero(lungs.any(axis=(1, 2))):
+        apart = _enlarged(votes.left[k] - votes.right[k], (lungs.shape[1], lungs.shape[2]))
+        labels[k] = np.where(lungs[k], np.where(apart > 0, 2, 1), 0)
+    return labels
+
+
+def _pleural(votes: ChestVotes, grid: Grid) -> tuple[Finding, ...]:
+    """Findings where the network sees fluid or air in the pleural space.
+
+    Air counts in the upper half of the chest's height only: further down it may be that of the stomach.
+    """
+    pixels = grid.shape[0] * grid.shape[1] / (votes.fluid.shape[1] * votes.fluid.shape[2])
+    ml = pixels * grid.voxel_volume_ml
+    fluid_ml = float(np.count_nonzero(votes.fluid >= 0.5)) * ml
+    slices = np.flatnonzero((votes.lung + votes.fluid >= 0.5).any(axis=(1, 2)))
+    air_ml = 0.0
+    if slices.size:
+        lower = int(slices[0] + (slices[-1] - slices[0]) // 2)
+        air_ml = float(np.count_nonzero(votes.gas[lower : slices[-1] + 1] >= 0.5)) * ml
+    findings = []
+    if fluid_ml > PLEURAL_ML:
+        findings.append(
+            Finding("SEG-LUNG-003", f"about {fluid_ml:.0f} ml of fluid beside the lungs, not counted as lung")
+        )
+    if air_ml > PLEURAL_ML:
+        findings.append(Finding("SEG-LUNG-004", f"about {air_ml:.0f} ml of air beside the lungs, not counted as lung"))
+    return tuple(findings)
+
+
 def join_with_hu(
-    stack_hu: NDArray[np.float32], probability: NDArray[np.float32], grid: Grid, rules: LungRules
+    stack_hu: NDArray[np.float32],
+    probability: NDArray[np.float32],
+    grid: Grid,
+    rules: LungRules,
+    *,
+    other: NDArray[np.float32] | None = None,
 ) -> NDArray[np.bool_]:
     """Lung voxels (n, h, w) from Hounsfield units (n, h, w) and network probability (n, rows, columns).
 
-    First the aerated lung, without pieces that are small in 3D; then, slice by slice, the dense voxels that belong to
-    it. Beside the result stands one 16-bit map of undecided air. `grid` is the scan's.
+    Air is lung where the network says so, and a little further where it hangs together; then, slice by slice, come the
+    dense voxels. `grid` is the scan's. `other` is the probability of air that is no lung; None for networks on slices.
     """
-    size = (stack_hu.shape[1], stack_hu.shape[2])
-    aerated, undecided = _vote(stack_hu, probability, grid.spacing_mm[:2], rules)
-    _go_on(aerated, undecided, rules.overlap)
-    aerated = _drop_small(aerated, rules.smallest_ml / grid.voxel_volume_ml)
-    radius = np.maximum(1, np.round(rules.closing_mm / np.asarray(grid.spacing_mm[1::-1]))).astype(int)
-    disk = _ellipse(*radius)
+    views = _Views(probability, other, (stack_hu.shape[1], stack_hu.shape[2]))
+    seen = stack_hu[:, *views.window]
+    aerated, undecided = _aerated(seen, views, rules)
+    _grow(aerated, undecided, [rules.reach_mm / step for step in grid.spacing_mm[::-1]])
+    radii = np.asarray([[rules.closing_mm], [rules.rim_mm]]) / np.asarray(grid.spacing_mm[1::-1])
+    closing, rim = (_ellipse(*np.maximum(1, np.round(radius)).astype(int)) for radius in radii)
     hole_pixels = 100 * rules.hole_cm2 / (grid.spacing_mm[0] * grid.spacing_mm[1])
-    for k in np.flatnonzero(aerated.any(axis=(1, 2))):
-        p = resize_linear(probability[k : k + 1], size)[0]
-        aerated[k] = _with_dense(aerated[k], p, disk, hole_pixels, rules)
-    return aerated
+    lungs = np.zeros(stack_hu.shape, bool)
+    for k in map(int, np.flatnonzero((probability >= LEAST_PROBABILITY).any(axis=(1, 2)))):
+        both = _with_dense(aerated[k], views.lung(k), seen[k] >= rules.aerated_hu, closing, rim, rules)
+        holes = _small_holes(both, hole_pixels)
+        if other is not None:
+            both |= holes & (views.other(k) < 0.5)
+        else:
+            both = _hanging_together(both | holes, aerated[k], rules.aerated_share)
+        lungs[k][views.window] = both
+    _drop_small(lungs, rules.smallest_ml / grid.voxel_volume_ml)
+    return lungs
 
 
-def _vote(
-    stack_hu: NDArray[np.float32], probability: NDArray[np.float32], spacing_mm: tuple[float, float], rules: LungRules
-) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:
-    """Aerated lung by the network's vote (n, h, w), and the pieces of air that may yet be lung, numbered per slice."""
-    import cv2
+class _Views:
+    """The network's maps on a slice's pixels, in the window that holds every lung it sees.
 
-    aerated = np.zeros(stack_hu.shape, bool)
-    undecided = np.zeros(stack_hu.shape, np.uint16)
-    gas_hu = _gas_limit_hu(stack_hu, rules)
-    for k, hu in enumerate(stack_hu):
-        air = hu < rules.aerated_hu
-        count, pieces = cv2.connectedComponents(air.astype(np.uint8), connectivity=4)
-        if count < 2 or count > np.iinfo(np.uint16).max:
-            continue
-        p = resize_linear(probability[k : k + 1], hu.shape)[0]
-        area = np.bincount(pieces.ravel(), minlength=count)
-        mean_p = np.bincount(pieces.ravel(), p.ravel(), count) / area
-        gas = _is_gas(hu, air, pieces, count, spacing_mm, gas_hu) & (mean_p < rules.sure)
-        votes = np.bincount(pieces[p >= rules.aerated_probability], minlength=count) / area
-        room = np.zeros(count, bool)
-        room[np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))] = True
-        room &= mean_p < rules.outside_probability
-        lung = (votes >= rules.vote) & ~room & ~gas
-        maybe = ~lung & ~room & ~gas
-        lung[0] = maybe[0] = False
-        aerated[k] = lung[pieces]
-        undecided[k] = np.where(maybe[pieces], pieces, 0)
-    return aerated, undecided
-
-
-def _gas_limit_hu(stack_hu: NDArray[np.float32], rules: LungRules) -> float:
-    """Below what gas is plain: `gas_hu`, or a margin above the air of the room where that reads higher.
-
-    The room is seen in the thinnest of the four corners; others may hold the table or bedding.
+    Args:
+        probability: of lung, (n, rows, columns).
+        other: of air that is no lung, likewise; None counts as none.
+        size: (h, w) of the slices.
     """
-    rows, columns = (max(1, size // 20) for size in stack_hu.shape[1:])
-    room_hu = min(
-        float(np.median(stack_hu[:, i, j]))
-        for i in (slice(rows), slice(-rows, None))
-        for j in (slice(columns), slice(-columns, None))
-    )
-    if room_hu >= HIGHEST_ROOM_HU:  # no air there: a picture cut to the body
-        return rules.gas_hu
-    return max(rules.gas_hu, room_hu + rules.gas_margin_hu)
+
+    def __init__(
+        self, probability: NDArray[np.float32], other: NDArray[np.float32] | None, size: tuple[int, int]
+    ) -> None:
+        self._lung, self._other, self._size = probability, other, size
+        inside = probability.max(axis=0, initial=0) >= LEAST_PROBABILITY
+        bounds = []
+        for axis, full in enumerate(size):
+            found, step = np.flatnonzero(inside.any(axis=1 - axis)), full / inside.shape[axis]
+            low, high = (found[0] - 2, found[-1] + 3) if found.size else (0, 1)
+            bounds.append(slice(max(0, int(low * step)), min(full, int(np.ceil(high * step)))))
+        self.window = bounds[0], bounds[1]
+
+    def lung(self, k: int) -> NDArray[np.float32]:
+        """Probability of lung in slice k."""
+        return _enlarged(self._lung[k], self._size)[self.window]
+
+    def other(self, k: int) -> NDArray[np.float32] | float:
+        """Probability of air that is no lung in slice k."""
+        return 0.0 if self._other is None else _enlarged(self._other[k], self._size)[self.window]
 
 
-def _is_gas(
-    hu: NDArray[np.float32],
-    air: NDArray[np.bool_],
-    pieces: NDArray[np.int32],
-    count: int,
-    spacing_mm: tuple[float, float],
-    gas_hu: float,
-) -> NDArray[np.bool_]:
-    """Which pieces are plain gas: half their core, a voxel off tissue and smoothed over 3 mm, is below `gas_hu`."""
+def _aerated(
+    stack_hu: NDArray[np.float32], views: _Views, rules: LungRules
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Air that is lung by the network's vote (n, h, w), and air that may yet be."""
+    lung, undecided = np.zeros(stack_hu.shape, bool), np.zeros(stack_hu.shape, bool)
+    for k, hu in enumerate(stack_hu):
+        p = views.lung(k)
+        air = (hu < rules.aerated_hu) & (p >= LEAST_PROBABILITY) & (p > views.other(k))
+        lung[k] = air & (p >= rules.aerated_probability)
+        undecided[k] = air & ~lung[k]
+    return lung, undecided
+
+
+def _grow(lung: NDArray[np.bool_], undecided: NDArray[np.bool_], steps: Sequence[float]) -> None:
+    """Let lung grow into undecided voxels by so many voxels along (n, h, w) at most; changes `lung` in place."""
     import cv2
 
-    columns, rows = (2 * max(0, round((SMOOTH_MM / step - 1) / 2)) + 1 for step in spacing_mm)
-    core = cv2.erode(air.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
-    size = np.bincount(pieces[core], minlength=count)
-    thin = np.bincount(pieces[core & (cv2.blur(hu, (columns, rows)) < gas_hu)], minlength=count)
-    return (thin >= 0.5 * size) & (size > 0)
-
-
-def _go_on(aerated: NDArray[np.bool_], undecided: NDArray[np.uint16], overlap: float) -> None:
-    """Take undecided pieces that lie on lung of the slice before, going up and then down; changes both in place."""
-    n = len(aerated)
-    for order in (range(1, n), range(n - 2, -1, -1)):
-        step = order.step
-        for k in order:
-            pieces = undecided[k]
-            if not pieces.any() or not aerated[k - step].any():
-                continue
-            area = np.bincount(pieces.ravel())
-            on_lung = np.bincount(pieces[aerated[k - step]], minlength=len(area))
-            taken = on_lung >= overlap * np.maximum(area, 1)
-            taken[0] = False
-            aerated[k] |= taken[pieces]
-            pieces[taken[pieces]] = 0
+    rounds = max(1, round(max(steps)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    along = max(1, round(rounds / max(1, round(steps[0]))))
+    for number in range(rounds):
+        before = lung.copy() if number % along == 0 else None
+        for k in np.flatnonzero(undecided.any(axis=(1, 2))):
+            grown = cv2.dilate(lung[k].astype(np.uint8), kernel) > 0
+            if before is not None:
+                for near in (k - 1, k + 1):
+                    if 0 <= near < len(lung):
+                        grown |= before[near]
+            lung[k] |= grown & undecided[k]
 
 
 def _with_dense(
-    aerated: NDArray[np.bool_], p: NDArray[np.float32], disk: NDArray[np.uint8], hole_pixels: float, rules: LungRules
+    aerated: NDArray[np.bool_],
+    p: NDArray[np.float32],
+    solid: NDArray[np.bool_],
+    closing: NDArray[np.uint8],
+    rim: NDArray[np.uint8],
+    rules: LungRules,
 ) -> NDArray[np.bool_]:
-    """Aerated lung of one slice with the dense lung that hangs together with it, gaps and holes closed."""
+    """Aerated lung of one slice with its dense lung: vessels by closing, and what is thicker than a rim."""
     import cv2
 
-    both = aerated | (p >= rules.dense_probability)
-    closed = cv2.morphologyEx(both.astype(np.uint8), cv2.MORPH_CLOSE, disk, borderType=cv2.BORDER_CONSTANT) > 0
-    both |= (closed | ndimage.binary_fill_holes(both)) & (p >= 0.5)
-    both |= _small_holes(both, hole_pixels)
+    dense = solid & (p >= 0.5)
+    closed = cv2.morphologyEx(aerated.astype(np.uint8), cv2.MORPH_CLOSE, closing, borderType=cv2.BORDER_CONSTANT) > 0
+    core = cv2.erode((solid & (p >= rules.dense_probability)).astype(np.uint8), rim)
+    around = cv2.dilate(cv2.dilate(core, rim), closing) > 0
+    likely = (solid & (p >= rules.likely_probability)).astype(np.uint8)
+    opened = np.asarray(cv2.dilate(cv2.erode(likely, rim), rim), np.uint8) & likely
+    count, pieces = cv2.connectedComponents(opened, connectivity=4)
+    cored = np.zeros(count, bool)
+    cored[pieces[core > 0]] = True
+    cored[0] = False
+    return aerated | (dense & (closed | around | cored[pieces]))
+
+
+def _hanging_together(both: NDArray[np.bool_], aerated: NDArray[np.bool_], least_share: float) -> NDArray[np.bool_]:
+    """Pieces of a slice of which at least a share is aerated."""
     pieces, count = ndimage.label(both)
     share = ndimage.mean(aerated, pieces, np.arange(count + 1))
-    keep = np.nan_to_num(share) >= rules.aerated_share
+    keep = np.nan_to_num(share) >= least_share
     keep[0] = False
-    return keep[pieces]
+    return np.asarray(keep[pieces])
 
 
 def _small_holes(mask: NDArray[np.bool_], largest: float) -> NDArray[np.bool_]:
-    """Background pieces of a slice that the mask surrounds and that have at most `largest` pixels."""
-    holes = ndimage.binary_fill_holes(mask) & ~mask
-    if not holes.any():
-        return holes
-    pieces, _ = ndimage.label(holes)
-    small = np.bincount(pieces.ravel()) <= largest
+    """Background pieces of a slice (4 neighbours) that the mask surrounds and that have at most `largest` pixels."""
+    import cv2
+
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= largest
     small[0] = False
-    return small[pieces]
+    small[np.concatenate((pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]))] = False
+    return np.asarray(small[pieces])
+
+
+def _enlarged(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map (rows, columns) on a slice's pixels, linear between centres: `resize_linear`, by OpenCV."""
+    import cv2
+
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _ellipse(rows: int, columns: int) -> NDArray[np.uint8]:
@@ -252,38 +326,45 @@ def _dropped_voxels(lungs: NDArray[np.bool_], probability: NDArray[np.float32], 
         sure = probability[k] >= rules.sure
         if sure.any():
             near = cv2.dilate(found.astype(np.uint8), kernel) > 0
-            sure = resize_linear(probability[k : k + 1], size)[0] >= rules.sure
+            sure = _enlarged(probability[k], size) >= rules.sure
             dropped += int(np.count_nonzero(sure & ~near))
     return dropped
 
 
-def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> NDArray[np.bool_]:
-    """Without connected pieces (6 neighbours) below the given size."""
+def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> None:
+    """Take out connected pieces (6 neighbours) below the given size, in place."""
     import cc3d
 
-    if not lungs.any():
-        return lungs
-    pieces = cc3d.connected_components(lungs, connectivity=6)
-    sizes = cc3d.statistics(pieces)["voxel_counts"]
-    keep = sizes >= smallest_voxels
-    keep[0] = False
-    return keep[pieces]
+    boxes = ndimage.find_objects(lungs.view(np.uint8))
+    if not boxes or boxes[0] is None:
+        return
+    inside = lungs[boxes[0]]
+    pieces = cc3d.connected_components(inside, connectivity=6)
+    small = cc3d.statistics(pieces)["voxel_counts"] < smallest_voxels
+    small[0] = False
+    inside[small[pieces]] = False
 
 
-STATE_OF_FINDING = {"SEG-LUNG-002": "lung_left_out"}
+STATE_OF_FINDING = {
+    "SEG-LUNG-002": "lung_left_out",
+    "SEG-LUNG-003": "pleural_fluid",
+    "SEG-LUNG-004": "pleural_air",
+}
 """Findings of `find_lungs` that a reader must know before believing the numbers, as `severity.states.STATES`."""
 
-HIGHEST_ROOM_HU = -860.0
-"""Corners of slices denser than this are no air of the room."""
+NO_LUNG = Finding("SEG-LUNG-000", "no lung was found in the scan", "error")
+
+LEAST_PROBABILITY = 0.02
+"""Air with less is no lung, wherever it lies."""
+
+PLEURAL_ML = 60.0
+"""More fluid or air than this in the pleural space is reported."""
 
 REPORTED_ML = 30.0
 """More than this left out against the network's vote is reported."""
 
 BORDER_MM = 6.0
 """Network and Hounsfield units may place the lung's border this far apart."""
-
-SMOOTH_MM = 3.0
-"""Width of the mean that takes out noise before plain gas is told from lung."""
 
 SIDE_SIZE = 128
 """Sides are told apart on slices of at most this size; the cut between touching lungs is that coarse."""
@@ -300,7 +381,7 @@ def split_sides(
     """
     labels = np.zeros(lungs.shape, np.uint8)
     if not lungs.any():
-        return labels, (Finding("SEG-LUNG-000", "no lung was found in the scan", "error"),)
+        return labels, (NO_LUNG,)
     h, w = lungs.shape[1:]
     small_size = (min(h, SIDE_SIZE), min(w, SIDE_SIZE))
     small = resize_nearest(lungs, small_size)

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ModelError
+from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
-from pneumoscope.inference.inputs import HuFrameInput, ModelInput, input_from_card
+from pneumoscope.inference.inputs import HuFrameInput, ModelInput
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
-from pneumoscope.inference.lungs import find_lungs
+from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
 from pneumoscope.inference.unlike import FINDING
@@ -97,7 +98,7 @@ class Segmenter:
         self.card = joint_card(self.members)
         self.mirror, self.uncertainty = mirror, uncertainty
         self._lungs_name = lungs_model
-        self._lungs: tuple[Engine, dict[str, Any], ModelInput] | None = None
+        self._lungs: tuple[Engine, dict[str, Any], ModelInput | ChestInput] | None = None
 
     @property
     def input(self) -> ModelInput:
@@ -156,10 +157,10 @@ class Segmenter:
             return volume_maps(volume, lungs, self.members, **wanted)
         return slice_maps(volume, lungs, self.members, **self.compute, **wanted)
 
-    def _lung_model(self) -> tuple[Engine, dict[str, Any], ModelInput]:
+    def _lung_model(self) -> tuple[Engine, dict[str, Any], ModelInput | ChestInput]:
         if self._lungs is None:
             model, card = load_for(self._lungs_name, "lungs")
-            self._lungs = make_engine(model, **self._ready), card, input_from_card(card)
+            self._lungs = make_engine(model, **self._ready), card, lungs_input(card)
         return self._lungs
 
 
@@ -182,9 +183,10 @@ class LungFinder:
         precision: str = "auto",
         batch_size: int = 8,
     ) -> None:
-        self.compute: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
-        self.model, self.card = load_for(model, "lungs")
-        self.input = input_from_card(self.card)
+        self.compute: dict[str, Any] = {"batch_size": batch_size}
+        network, self.card = load_for(model, "lungs")
+        self.model = make_engine(network, "torch", device=device, precision=precision)  # type: ignore[arg-type]
+        self.input = lungs_input(self.card)
 
     def __call__(self, volume: Volume) -> Mask:
         """Lungs on the scan's grid: 1 = right, 2 = left."""

@@ -55,20 +55,14 @@ def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
 
 def own_lungs(device: str, precision: str) -> LungFinder:
     """Finds lungs with the shipped model, for scans that come without; loaded on first use."""
-    loaded: list[tuple[object, ModelInput]] = []
+    loaded: list[LungFinder] = []
 
     def find(volume: Volume) -> Mask:
-        from pneumoscope.inference.inputs import input_from_card
-        from pneumoscope.inference.lungs import find_lungs
-        from pneumoscope.inference.segment import DEFAULT_LUNGS_MODEL
-        from pneumoscope.models.cards import find_model
-        from pneumoscope.models.weights import load_model
+        from pneumoscope.inference.segment import LungFinder as Shipped
 
         if not loaded:
-            model, card = load_model(find_model(DEFAULT_LUNGS_MODEL))
-            loaded.append((model, input_from_card(card)))
-        model, preprocessing = loaded[0]
-        return find_lungs(volume, model, preprocessing, device=device, precision=precision)[0]  # type: ignore[arg-type]
+            loaded.append(Shipped(device=device, precision=precision))
+        return loaded[0](volume)
 
     return find
 

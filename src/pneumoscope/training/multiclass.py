@@ -22,6 +22,8 @@ from pneumoscope.training.data import Batch
 MulticlassLoss = Callable[[Tensor, Tensor], Tensor]
 MISCNN_SMOOTH = 1e-6
 """Added above and below the Tversky index by MIScnn; next to nothing."""
+MOST_WEIGHT = 20.0
+"""See `dice_balanced_cross_entropy`."""
 
 
 def one_hot(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -70,9 +72,26 @@ def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - index).mean() + cross_entropy(logits, target)
 
 
+def dice_balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """`dice_cross_entropy` with the cross-entropy of a voxel weighted by one over the root of its class's share.
+
+    Shares are those of the batch's stated voxels; weights are scaled to a mean of 1 over them, and none is above
+    `MOST_WEIGHT` times the least. Classes of a few hundred voxels (airways among lungs) drown in plain means.
+    """
+    hot, stated = one_hot(target, logits.shape[1])
+    area = (0, *range(2, logits.ndim))
+    share = hot.sum(area) / stated.sum().clamp(min=1)
+    weight = share.clamp(min=1e-12).rsqrt()
+    weight = weight.clamp(max=MOST_WEIGHT * float(weight.min()))
+    weight = weight / (weight * share).sum().clamp(min=1e-12)
+    each = F.cross_entropy(logits, target[:, 0].clamp(min=0).long(), weight=weight, reduction="none") * stated[:, 0]
+    return dice_cross_entropy(logits, target) - cross_entropy(logits, target) + each.sum() / stated.sum().clamp(min=1)
+
+
 LOSSES: dict[str, MulticlassLoss] = {
     "tversky_cross_entropy": tversky_cross_entropy,
     "dice_cross_entropy": dice_cross_entropy,
+    "dice_balanced_cross_entropy": dice_balanced_cross_entropy,
     "cross_entropy": cross_entropy,
 }
 

@@ -1,0 +1,177 @@
+"""A whole chest at once for a 3D network: coarse, cut to the body, and what it says of every slice of the scan.
+
+Arrays are in the house view (d, h, w): slices from the feet up, rows from front to back, columns from the patient's
+right to the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pneumoscope.errors import ModelError
+from pneumoscope.inference.windows3d import softmax
+from pneumoscope.preprocess.coarse import axis_weights, coarse_size, resample_axes
+
+if TYPE_CHECKING:
+    from pneumoscope.inference.engines import Engine
+
+KIND = "chest_volume"
+"""Kind of preprocessing in a card that `ChestInput` reads."""
+
+TISSUE_HU = -300.0
+"""Denser voxels are body, table or bedding."""
+
+ISLAND = 0.2
+"""Largest island of one lung inside the other, as a share of its lung; see `one_side`."""
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class ChestInput:
+    """What the network was trained on.
+
+    Attributes:
+        spacing_mm: of its voxels along all axes, to half a voxel over the whole field.
+        hu: knots of the curve that brings Hounsfield units to [-1, 1], ascending; soft tissue gets more room.
+        value: the curve's values at the knots.
+        margin_mm: left around the body when a scan is cut to it.
+        labels: names of the network's classes (`pneumoscope.datasets.painted_chest.CLASSES`).
+    """
+
+    spacing_mm: float = 4.5
+    hu: tuple[float, ...] = (-1024, -950, -700, -150, 0, 100, 300)
+    value: tuple[float, ...] = (-1.0, -0.75, -0.3, 0.0, 0.35, 0.65, 1.0)
+    margin_mm: float = 18.0
+    labels: tuple[str, ...] = ("background", "right lung", "left lung")
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> ChestInput:
+        """The preprocessing and the labels a model card names.
+
+        Raises:
+            ModelError: the card has none, another kind, or does not name both lungs.
+        """
+        fields, labels = card.get("preprocessing"), card.get("labels")
+        try:
+            given = dict(fields)  # type: ignore[arg-type]
+            if given["kind"] != KIND:
+                raise ModelError(f"the card names preprocessing {given['kind']!r}, expected {KIND}")
+            hu, value = (tuple(float(v) for v in given[name]) for name in ("hu", "value"))
+            names = tuple(str(labels[str(n)]) for n in range(len(labels)))  # type: ignore[arg-type, index]
+            if not {"right lung", "left lung"} <= set(names):
+                raise ModelError(f"the card's labels are {', '.join(names)}; expected right lung and left lung in them")
+            return cls(float(given["spacing_mm"]), hu, value, float(given["margin_mm"]), names)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
+
+    def as_card(self) -> dict[str, Any]:
+        """What `from_card` reads."""
+        knots = {"hu": list(self.hu), "value": list(self.value)}
+        return {"kind": KIND, "spacing_mm": self.spacing_mm, **knots, "margin_mm": self.margin_mm}
+
+    def curve(self, hu: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hounsfield units as the network sees them, clipped to [-1, 1]."""
+        return np.interp(hu, self.hu, self.value).astype(np.float32)
+
+    def coarse(self, stack_hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> NDArray[np.float32]:
+        """The whole field of a scan (n, h, w) on the network's voxels."""
+        shape = [coarse_size(n, step, self.spacing_mm) for n, step in zip(stack_hu.shape, spacing_mm, strict=True)]
+        own = [n * step / out for n, step, out in zip(stack_hu.shape, spacing_mm, shape, strict=True)]
+        return resample_axes(stack_hu, spacing_mm, shape, own)
+
+    def body_box(self, coarse_hu: NDArray[np.float32]) -> Box:
+        """The box of the largest piece of tissue with a margin; the whole field where there is none."""
+        import cc3d
+
+        tissue = ndimage.binary_opening(coarse_hu > TISSUE_HU, iterations=2)
+        if not tissue.any():
+            return slice(None), slice(None), slice(None)
+        pieces = cc3d.connected_components(tissue, connectivity=6)
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        body = ndimage.find_objects((pieces == sizes.argmax()).astype(np.uint8))[0]
+        margin = round(self.margin_mm / self.spacing_mm)
+        d, h, w = (slice(max(0, part.start - margin), part.stop + margin) for part in body)
+        return d, h, w
+
+
+@dataclass(frozen=True, eq=False)
+class ChestVotes:
+    """What the network says, per slice of the scan on its own coarse rows and columns: (n, rows, columns) each.
+
+    Attributes:
+        right, left: probability of the lungs.
+        airway: of trachea and bronchi.
+        gas: of other air that is no lung: of the bowel, and in the pleural space.
+        fluid: of fluid in the pleural space.
+    """
+
+    right: NDArray[np.float32]
+    left: NDArray[np.float32]
+    airway: NDArray[np.float32]
+    gas: NDArray[np.float32]
+    fluid: NDArray[np.float32]
+
+    @property
+    def lung(self) -> NDArray[np.float32]:
+        """Probability of either lung."""
+        return self.right + self.left
+
+
+def chest_votes(
+    stack_hu: NDArray[np.float32], spacing_mm: tuple[float, float, float], engine: Engine, preprocessing: ChestInput
+) -> ChestVotes:
+    """Show a chest to a network and bring its answer to the scan's slices.
+
+    Args:
+        stack_hu: (n, h, w).
+        spacing_mm: (n, h, w).
+        engine: the network, ready to compute.
+        preprocessing: from its card.
+    """
+    coarse_hu = preprocessing.coarse(stack_hu, spacing_mm)
+    box = preprocessing.body_box(coarse_hu)
+    image = np.ascontiguousarray(preprocessing.curve(coarse_hu[box]))
+    probability = softmax(engine.logits(image[None, None]))[0]
+    one_side(probability, preprocessing.labels)
+    n, own = stack_hu.shape[0], stack_hu.shape[0] * spacing_mm[0] / coarse_hu.shape[0]
+    weights = axis_weights(coarse_hu.shape[0], own, n, spacing_mm[0])
+
+    def lain(name: str) -> NDArray[np.float32]:
+        whole = np.zeros(coarse_hu.shape, np.float32)
+        if name in preprocessing.labels:
+            whole[box] = probability[preprocessing.labels.index(name)]
+        return np.asarray(np.tensordot(weights, whole, axes=1), np.float32)
+
+    return ChestVotes(*(lain(name) for name in ("right lung", "left lung", "airway", "gas", "pleural fluid")))
+
+
+def one_side(probability: NDArray[np.float32], labels: tuple[str, ...]) -> None:
+    """Give islands of one lung inside the other to it: exchange the two probabilities there, in place.
+
+    An island is a piece of at most `ISLAND` of its lung's largest piece that touches the other lung's largest piece.
+    """
+    import cc3d
+
+    rows = [labels.index("right lung"), labels.index("left lung")]
+    largest, islands = [], []
+    for own, other in (rows, rows[::-1]):
+        mask = (probability[own] >= probability[other]) & (probability[own] + probability[other] >= 0.5)
+        pieces = cc3d.connected_components(mask, connectivity=6)
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        largest.append((pieces == sizes.argmax()) & mask)
+        small = (sizes > 0) & (sizes <= ISLAND * sizes.max())
+        islands.append(pieces * small[pieces])
+    for pieces, home in zip(islands, largest[::-1], strict=True):
+        touching = np.unique(pieces[ndimage.binary_dilation(home)])
+        where = np.isin(pieces, touching[touching > 0])
+        right, left = (probability[row][where] for row in rows)
+        probability[rows[0]][where], probability[rows[1]][where] = left, right
