@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.inference.inputs import AppearanceInput, HuWindowInput, LungFrameInput, ModelInput
+from pneumoscope.inference.inputs import AppearanceInput, HuFrameInput, HuWindowInput, LungFrameInput, ModelInput
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.data import has_mask
@@ -89,9 +89,10 @@ def case_slices(case: Case, scan: LabelledScan, preprocessing: ModelInput, lungs
 def _target(fitted: ModelInput, infected: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The mask moved as the preprocessing moves the slice."""
     labels = infected.astype(np.uint8)
-    if isinstance(fitted, LungFrameInput):
+    if isinstance(fitted, (LungFrameInput, HuFrameInput)):
         assert fitted.crop is not None  # `fitted` was called
-        moved = fitted.crop.cut(resize_nearest(labels, fitted.appearance.size) * np.uint8(255), nearest=True)
+        size = fitted.size if isinstance(fitted, HuFrameInput) else fitted.appearance.size
+        moved = fitted.crop.cut(resize_nearest(labels, size) * np.uint8(255), nearest=True)
         return (np.asarray(moved, np.uint8) > 127).astype(np.uint8)
     if isinstance(fitted, (HuWindowInput, AppearanceInput)):
         return np.ascontiguousarray(resize_nearest(labels, fitted.size))
