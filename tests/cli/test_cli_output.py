@@ -8,7 +8,6 @@ import pytest
 
 from pneumoscope.cli import output
 from pneumoscope.cli.options import Common
-from pneumoscope.progress import silent
 
 
 def test_table_is_aligned_and_empty_cells_stay_empty(capsys):
@@ -34,10 +33,13 @@ def test_json_is_ascii_and_has_no_nan(capsys):
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, True)])
-def test_no_bar_without_a_terminal_or_when_quiet(monkeypatch, terminal, quiet):
+def test_no_bar_without_a_terminal_or_when_quiet(monkeypatch, capsys, terminal, quiet):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     with output.progress_for(Common(quiet=quiet)) as progress:
-        assert progress is silent
+        progress("cases", 1, 2, "p1")
+        assert capsys.readouterr().err == ""
+        progress("note", 1, 1, "p1 is computed again")
+    assert ("computed again" in capsys.readouterr().err) == (not quiet)
 
 
 def test_bar_on_a_terminal_goes_to_stderr_without_colours(monkeypatch, capsys):

@@ -45,5 +45,5 @@ def test_a_missing_mask_and_a_mask_of_another_scan(bare, tiny, tmp_path):
     foreign: Mask = tiny["A", 0].lungs
     write_mask(foreign, tmp_path / "study_0256.nii.gz", tiny["A", 0].scan.volume.native)
     (_, wrong) = with_lung_masks([case, other], tmp_path)
-    with pytest.raises(PneumoscopeError, match="lung mask"):
+    with pytest.raises(PneumoscopeError, match=r"study_0256.*64 x 64 x 13 voxels, its scan has 48 x 48 x 10"):
         wrong.load()

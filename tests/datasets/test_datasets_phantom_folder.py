@@ -105,7 +105,7 @@ def test_damaged_folders_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="is damaged"):
         read_phantom(tmp_path)
     (tmp_path / "phantom.json").write_text("[]")
-    with pytest.raises(DatasetError, match="no description"):
+    with pytest.raises(DatasetError, match="expected an object"):
         read_phantom(tmp_path)
     (tmp_path / "phantom.json").write_text(text.replace("A-000", "A-001"))
     with pytest.raises(DatasetError, match="different cases"):
