@@ -53,7 +53,7 @@ def child(what: str, folder: str, cache_folder: str, size: int) -> None:
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
     from pneumoscope.datasets.cache import ArrayCache
     from pneumoscope.datasets.cached import cached_scan
-    from pneumoscope.datasets.manifest import read_manifest_cases
+    from pneumoscope.datasets.formats.manifest import read_manifest_cases
     from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
     from pneumoscope.preprocess.windows import HuWindow
 

@@ -14,7 +14,7 @@ import pydicom
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.datasets.painted_chest import AIRWAY, GAS, Chest, on_grid
+from pneumoscope.datasets.phantom.painted_chest import AIRWAY, GAS, Chest, on_grid
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.preprocess.coarse import coarse_size
 from pneumoscope.preprocess.slices import to_slices

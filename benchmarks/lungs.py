@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lung_references import REDUCED, WORK_MM, by_density, contours, working
-from pneumoscope.datasets.painted_chest import CONDITIONS, LEFT, RIGHT, Chest
+from pneumoscope.datasets.phantom.painted_chest import CONDITIONS, LEFT, RIGHT, Chest
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.lungs import STATE_OF_FINDING, find_lungs, lungs_input
 from pneumoscope.io import read_mask, read_volume

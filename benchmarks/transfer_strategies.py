@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumoscope.experiments.schema import Experiment, Stage
 from pneumoscope.metrics.intervals import over_seeds_and_sets
+from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.study.folder import read_experiment
-from pneumoscope.study.scoring import read_per_case
+from pneumoscope.study.scores.segmentation import read_per_case
 
 PerPatient = dict[str, list[float]]
 

@@ -116,8 +116,8 @@ def windows(repeats: int) -> dict[str, Any]:
 
 
 def segment(repeats: int) -> dict[str, Any]:
-    from pneumoscope.datasets.phantom import scan_patient
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.datasets.phantom.folder import scan_patient
+    from pneumoscope.inference.segmenter import Segmenter
 
     volume = scan_patient("B", 1, size="small").scan.volume
     precisions = ("fp32", "bf16") if has_fast_bf16(torch.device("cpu")) else ("fp32",)

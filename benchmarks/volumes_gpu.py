@@ -28,15 +28,15 @@ import numpy as np
 import torch
 
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.volume_recipes import build_volume_recipe
-from pneumoscope.experiments.volumes import Phase, VolumeExperiment
 from pneumoscope.geometry import Grid
-from pneumoscope.study.volumes_train import new_network, train_config, volume_augment
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.volume_registry import build_volume_recipe
+from pneumoscope.recipes.volumes import Phase, VolumeExperiment
+from pneumoscope.study.learners.volume_training import new_network, train_config, volume_augment
+from pneumoscope.training.data import PatchSource
 from pneumoscope.training.devices import make_fabric, pick_device, pick_precision
 from pneumoscope.training.loop import fit
 from pneumoscope.training.multiclass import MulticlassTask
-from pneumoscope.training.patches import PatchSource
 
 RECIPES = ("mueller-2021", "bressem-2021")
 SCANS = {"mueller-2021": (16, 4), "bressem-2021": (100, 17)}

@@ -22,7 +22,7 @@ import torch
 from pneumoscope.datasets.patches import PreparedVolume
 from pneumoscope.geometry import Grid
 from pneumoscope.training.augment3d import VolumeAugment
-from pneumoscope.training.patches import PatchSource
+from pneumoscope.training.data import PatchSource
 
 ALWAYS = {f"{kind}_p": 1.0 for kind in
           ("scale", "rotate", "elastic", "mirror", "brightness", "contrast", "gamma", "noise")}  # fmt: skip

@@ -6,7 +6,7 @@ Three scans have lung masks (see benchmarks/lungs.py); nobody drew infiltrate on
 (3 folds by patient), the two others train; Dice is counted on the held-out scan's own grid.
 
 ``lungs``: the scans as they are, classes lungs and not lungs, beside a threshold on air fitted on the training scans.
-``lesions``: each scan several times, with other synthetic lesions (datasets/painted.py), the recipe's own classes,
+``lesions``: each scan several times, with other synthetic lesions (`phantom.painted`), the recipe's own classes,
 beside the threshold for infiltrate, fitted on the training scans too. Lesions are painted, the anatomy, noise, vessels
 and the tumour of the one scan are real.
 
@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 
 from lungs import scans
-from pneumoscope.datasets.painted import paint_lesions
-from pneumoscope.datasets.phantom_lesions import LesionPlan
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.volume_recipes import build_volume_recipe
+from pneumoscope.datasets.phantom.lesions import LesionPlan
+from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.volume_registry import build_volume_recipe
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.volumes_tables import subject_of
+from pneumoscope.study.scores.volumes import subject_of
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
 RECIPES = ("mueller-2021-reduced", "bressem-2021-reduced")

@@ -14,7 +14,7 @@ import numpy as np
 
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.io import read_volume
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.volume import Volume
 
 Picture = np.ndarray

@@ -18,8 +18,8 @@ import pydicom
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.datasets.painted import paint_lesions
-from pneumoscope.datasets.phantom_lesions import LesionPlan
+from pneumoscope.datasets.phantom.lesions import LesionPlan
+from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.io import read_volume
 from pneumoscope.models.unet import UNet

@@ -27,7 +27,9 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from lung_references import REDUCED, WORK_MM, airway, bodies, by_density, contours, with_gas, working
-from pneumoscope.datasets.painted_chest import (
+from pneumoscope.datasets.patches import PreparedVolume
+from pneumoscope.datasets.phantom.folder import scan_patient
+from pneumoscope.datasets.phantom.painted_chest import (
     ACQUISITIONS,
     CLASSES,
     DISEASES,
@@ -37,8 +39,6 @@ from pneumoscope.datasets.painted_chest import (
     Chest,
     on_grid,
 )  # fmt: skip
-from pneumoscope.datasets.patches import PreparedVolume
-from pneumoscope.datasets.phantom import scan_patient
 from pneumoscope.datasets.slices import read_slice_folder
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import ChestInput
@@ -51,9 +51,9 @@ from pneumoscope.preprocess.coarse import coarse_size
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.training.augment3d import VolumeAugment
 from pneumoscope.training.checkpoint import load_checkpoint
+from pneumoscope.training.data import PatchSource
 from pneumoscope.training.loop import TrainConfig, fit
 from pneumoscope.training.multiclass import MulticlassTask
-from pneumoscope.training.patches import PatchSource
 
 INPUT = ChestInput(5.5, labels=CLASSES)
 PATCH = (56, 40, 56)

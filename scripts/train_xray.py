@@ -29,8 +29,8 @@ from pneumoscope.metrics.temperature import fit_temperature, nll
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import load_model, save_model
-from pneumoscope.training.classification import ClassificationTask
 from pneumoscope.training.loop import TrainConfig, fit
+from pneumoscope.training.tasks import ClassificationTask
 from xray_lessons import (
     AUGMENT,
     CLASSES,

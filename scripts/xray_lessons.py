@@ -16,10 +16,10 @@ from pneumoscope.datasets.xray.draw import Drawn, split
 from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_digest
 from pneumoscope.io.files import write_json
-from pneumoscope.study.xray_arms import balance
+from pneumoscope.study.analysis.mitigations import balance
 from pneumoscope.training.augment import SliceAugment
-from pneumoscope.training.classification import PictureSource
 from pneumoscope.training.data import Batch
+from pneumoscope.training.tasks import PictureSource
 
 CLASSES = ("normal", "bacterial", "covid19")
 PARTS = ("train", "val", "test")

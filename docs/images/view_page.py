@@ -15,7 +15,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.assess import assess
 from pneumoscope.surfaces.mesh import build_mesh

@@ -8,13 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope._version import __version__
+
 if TYPE_CHECKING:
     from pneumoscope.api import classify, compare, compare_studies, evaluate, quantify, read_scan, run_study, segment
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "classify": "api",

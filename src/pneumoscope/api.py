@@ -11,12 +11,12 @@ from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pneumoscope.cases.followup import Comparison
-    from pneumoscope.experiments.schema import Experiment
-    from pneumoscope.experiments.volumes import VolumeExperiment
-    from pneumoscope.experiments.xray_schema import XrayExperiment
     from pneumoscope.inference.radiographs import Answer
-    from pneumoscope.inference.segment import Segmentation
+    from pneumoscope.inference.segmenter import Segmentation
     from pneumoscope.metrics.folders import Evaluation
+    from pneumoscope.recipes.schema import Experiment
+    from pneumoscope.recipes.volumes import VolumeExperiment
+    from pneumoscope.recipes.xray import XrayExperiment
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.base import StudyResult
     from pneumoscope.volume import Mask, Radiograph, Volume
@@ -74,7 +74,7 @@ def segment(
     Raises:
         InputError: the scan, the mask or the model cannot be used.
     """
-    from pneumoscope.inference.segment import segment_volume
+    from pneumoscope.inference.segmenter import segment_volume
 
     volume = _volume(scan, series)
     given = None if lungs is None else _lungs(lungs, volume, threshold)
@@ -158,7 +158,7 @@ def classify(
         ModelError: the model cannot be used.
     """
     from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures
-    from pneumoscope.io.radiograph import read_radiograph
+    from pneumoscope.io.formats.radiograph import read_radiograph
     from pneumoscope.volume import Radiograph
 
     given = [images] if isinstance(images, (str, Path, Radiograph)) else images
@@ -225,7 +225,7 @@ def run_study(
             `synthetic`, or an option of another kind of study.
         RunError: a training failed, or a model was refused by `accept_if_forgetting_below`.
     """
-    from pneumoscope.experiments.registry import build_any
+    from pneumoscope.recipes.registry import build_any
     from pneumoscope.study import engine
 
     experiment = build_any(recipe, settings, seed=seed, seeds=seeds, precision=precision)
@@ -248,7 +248,7 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
     Raises:
         InputError: no study, one that is not scored, studies of other sets, or one given twice.
     """
-    from pneumoscope.study import comparison
+    from pneumoscope.study.analysis import comparison
 
     return comparison.compare_studies(runs, out, overwrite=overwrite)
 

@@ -15,7 +15,7 @@ import pytest
 from pneumoscope.cases import audit
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
 from pneumoscope.datasets.audit.rules import AuditRules
-from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.read import read_mask

@@ -12,7 +12,7 @@ from pneumoscope.cases.compare import compare_dates, require_quality
 from pneumoscope.cases.dates import Dated, read_dated
 from pneumoscope.cases.followup import compare_cases
 from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
-from pneumoscope.datasets.phantom_followup import LesionChange, Pose, scan_dates
+from pneumoscope.datasets.phantom.followup import LesionChange, Pose, scan_dates
 from pneumoscope.errors import InputError
 from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.severity.assess import assess

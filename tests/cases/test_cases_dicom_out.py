@@ -16,9 +16,9 @@ import pytest
 from pneumoscope.cases.dicom_out import measured
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.quantify import quantify_case, quantify_cases
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.io import list_scans, read_volume, write_mask
-from pneumoscope.io.dicom_write import write_dicom_series
+from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.severity.assess import assess
 
 
@@ -116,7 +116,7 @@ def test_what_goes_wrong_is_a_finding_not_a_lost_case(phantom, tmp_path, monkeyp
     def fails(*args, **options):
         raise ReadError("the series has gone", code="IN-DCM-100")
 
-    monkeypatch.setattr("pneumoscope.io.dicom_results.write_dicom_results", fails)
+    monkeypatch.setattr("pneumoscope.io.dicom.results.write_dicom_results", fails)
     out = tmp_path / "case"
     out.mkdir()
     report = quantify(phantom[0], out)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import PneumoscopeError, RunError, shortage
 from pneumoscope.io.files import atomic_path
 

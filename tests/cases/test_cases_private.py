@@ -8,10 +8,10 @@ import pydicom
 import pytest
 
 from pneumoscope.cases.quantify import quantify_cases
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, fit_mask, list_scans, read_volume, write_mask, write_volume
-from pneumoscope.io.dicom_write import write_dicom_series
+from pneumoscope.io.dicom.write import write_dicom_series
 
 
 @pytest.fixture

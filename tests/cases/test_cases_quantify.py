@@ -14,12 +14,12 @@ import pytest
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.quantify import quantify_cases
 from pneumoscope.cases.xray import classify_radiographs
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_mask, write_volume
 from pneumoscope.io.files import RUNS
 from pneumoscope.io.scan_ref import ScanRef
-from pneumoscope.study import own_train
+from pneumoscope.plans import train as own_train
 from pneumoscope.study.folder import open_folder
 
 

@@ -72,7 +72,7 @@ def test_lungs_of_coarse_scans(real_data, tmp_path):
 
 def test_a_chest_whose_corners_hold_the_table_keeps_both_lungs(real_data):
     """-887 HU in the corners made any lung above it plain gas: 988 of 4 465 ml were found."""
-    from pneumoscope.inference.segment import LungFinder
+    from pneumoscope.inference.segmenter import LungFinder
     from pneumoscope.io import read_volume
 
     volume = read_volume(real_data / "ct-volumes" / "reduced" / "CPTAC-C3N-00247.nii.gz")

@@ -11,7 +11,7 @@ import torch
 
 from pneumoscope.cases.options import SAVABLE, SegmentOptions
 from pneumoscope.cases.segment import segment_cases
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_volume
 from pneumoscope.models.unet import UNet, UNetConfig

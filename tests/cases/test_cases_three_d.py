@@ -8,7 +8,7 @@ import pytest
 from pneumoscope.cases.options import SAVABLE, CaseOptions
 from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
 from pneumoscope.cases.three_d import write_three_d
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.severity.measure import measure
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pneumoscope.inference import segment as library
+from pneumoscope.inference import segmenter as library
 from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model

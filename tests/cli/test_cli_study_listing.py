@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumoscope.experiments.registry import ALL_RECIPES
+from pneumoscope.recipes.registry import ALL_RECIPES
 
 
 def test_list(cli):

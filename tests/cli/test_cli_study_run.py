@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 
 from pneumoscope.cli.app import run
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel_demo
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
 
 TINY = [
     "data.phantom_size=tiny",

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.phantom_folder import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.study.own_forecast import out_of_memory_advice
-from pneumoscope.study.own_plan import OwnPlan, make_plan, read_plan, write_plan
-from pneumoscope.study.own_plan3d import VolumePlan
-from pneumoscope.study.own_split import split_by_plan, split_patients
+from pneumoscope.plans.data import split_by_plan, split_patients
+from pneumoscope.plans.plan import OwnPlan, make_plan, read_plan, write_plan
+from pneumoscope.plans.plan3d import VolumePlan
+from pneumoscope.plans.score import out_of_memory_advice
 
 
 def read(path):
@@ -109,8 +109,8 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_trains_the_same_weights(table, plan, tmp_path):
-    from pneumoscope.study.own_data import read_own_cases
-    from pneumoscope.study.own_train import train_own
+    from pneumoscope.plans.data import read_own_cases
+    from pneumoscope.plans.train import train_own
 
     class Killed(Exception):
         pass
@@ -214,8 +214,8 @@ def test_patients_stay_whole_and_small_memory_makes_small_batches(table, monkeyp
     with pytest.raises(InputError, match="at least 3 patients"):
         split_by_plan(cases[:4], OwnPlan(test_share=0.2))
     assert OwnPlan().step_gigabytes(8) > 3 * OwnPlan().step_gigabytes(2) * 0.9
+    from pneumoscope.plans.data import read_own_cases
     from pneumoscope.study import forecast
-    from pneumoscope.study.own_data import read_own_cases
 
     own = read_own_cases({"manifest": table})
     monkeypatch.setattr(forecast, "available_gigabytes", lambda: 0.02)

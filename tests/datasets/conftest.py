@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets.phantom import PhantomScan, scan_patient
+from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
 
 
 @pytest.fixture(scope="session")

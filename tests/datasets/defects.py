@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from pneumoscope.datasets.audit.findings import AuditFinding
-from pneumoscope.datasets.phantom import PhantomScan, scan_patient
+from pneumoscope.datasets.audit.rules import AuditFinding
+from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
 from pneumoscope.geometry import Grid
-from pneumoscope.io.nifti_out import FAST_LEVEL, save_nifti
+from pneumoscope.io.formats.nifti import FAST_LEVEL, save_nifti
 from pneumoscope.volume import Mask, Volume, array_to_native
 
 COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "source")

@@ -18,8 +18,8 @@ from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
 from pneumoscope.datasets.cache_keys import content_of, key_of, remembered_content
 from pneumoscope.datasets.cached import cached_scan
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.manifest import load_scan, read_manifest_cases
-from pneumoscope.datasets.phantom import read_phantom, write_phantom
+from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
+from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
 from pneumoscope.errors import InputError
 from pneumoscope.preprocess.windows import HuWindow
@@ -238,7 +238,7 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "op
 from pneumoscope.datasets import cache_keys
 cache_keys.RACY_NS = 0
 from pneumoscope.datasets.cache import ArrayCache
-from pneumoscope.datasets.phantom import read_phantom
+from pneumoscope.datasets.phantom.folder import read_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
 from pneumoscope.preprocess.windows import HuWindow
 slices = build_slice_set(read_phantom({str(phantom)!r}), SliceRecipe((HuWindow(-1000, 0),), 24),

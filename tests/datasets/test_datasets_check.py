@@ -12,7 +12,7 @@ from trees_more import make_nnunet
 from pneumoscope.cases.audit import audit_dataset
 from pneumoscope.datasets import check as module
 from pneumoscope.datasets.check import check_dataset, leaving_link, listed
-from pneumoscope.datasets.phantom import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import DatasetError, InputError
 

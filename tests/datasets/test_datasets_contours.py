@@ -9,7 +9,7 @@ from matplotlib.path import Path as Outline
 from skimage.draw import polygon2mask
 from skimage.measure import find_contours
 
-from pneumoscope.datasets.contours import rasterise, rectangle, vertices_of
+from pneumoscope.datasets.formats.mdai import rasterise, rectangle, vertices_of
 
 
 def star(seed: int, points: int = 40, size: float = 24.0) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from trees import AN_IDS, EXPECTED, TRAIN_IDS, VALIDATION_IDS, make_an2020, make_covid1920
 
-from pneumoscope.datasets.an2020 import read_an2020_cases
-from pneumoscope.datasets.covid1920 import VALIDATION, read_covid1920_cases
+from pneumoscope.datasets.public.an2020 import read_an2020_cases
+from pneumoscope.datasets.public.covid1920 import VALIDATION, read_covid1920_cases
 from pneumoscope.errors import DatasetError
 
 

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from trees import MA_CASES, embedded_name, ma_scan, make_covid19ctseg, patient, to_grey
 
-from pneumoscope.datasets.covid19ctseg import case_of, is_eight_bit, patient_of, read_covid19ctseg_cases, with_sides
-from pneumoscope.datasets.labelled import write_as_filed
+from pneumoscope.datasets.formats.labelled import write_as_filed
+from pneumoscope.datasets.public.covid19ctseg import (
+    case_of,
+    is_eight_bit,
+    patient_of,
+    read_covid19ctseg_cases,
+    with_sides,
+)
 from pneumoscope.datasets.registry import DATASETS, read_dataset
 from pneumoscope.errors import DatasetError, ReadError
 from pneumoscope.geometry import Grid

@@ -13,12 +13,23 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pneumoscope.datasets.case import Case, CaseFiles
-from pneumoscope.datasets.fold_files import SplitPlan, slice_counts, write_folds
-from pneumoscope.datasets.folds import Fold, as_table, group_folds, leaking_groups, slice_folds
-from pneumoscope.datasets.groups import Link, Member, group_members, members_of, read_links, untied
-from pneumoscope.datasets.ma_folds import DATASET, MA_GROUPS, ma_folds
-from pneumoscope.datasets.nnunet_splits import read_nnunet_splits, write_nnunet_splits
-from pneumoscope.datasets.splits import assert_no_patient_leak, patients_in_several_parts, read_split
+from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
+from pneumoscope.datasets.public.covid19ctseg import DATASET, MA_GROUPS, ma_folds
+from pneumoscope.datasets.splits.draw import assert_no_patient_leak, patients_in_several_parts, read_split
+from pneumoscope.datasets.splits.files import SplitPlan, slice_counts, write_folds
+from pneumoscope.datasets.splits.folds import (
+    Fold,
+    Link,
+    Member,
+    as_table,
+    group_folds,
+    group_members,
+    leaking_groups,
+    members_of,
+    read_links,
+    slice_folds,
+    untied,
+)
 from pneumoscope.errors import DatasetError, InputError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.datasets.label_names import MEANINGS, SYNONYMS, label_map
+from pneumoscope.datasets.formats.label_names import MEANINGS, SYNONYMS, label_map
 from pneumoscope.errors import DatasetError
 
 HERE = Path("dataset.json")

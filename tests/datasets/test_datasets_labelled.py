@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from grids import any_grid, build_grid
 from pneumoscope.datasets.case import CaseFiles
-from pneumoscope.datasets.labelled import filed_grid, load_case, put_right, write_as_filed
+from pneumoscope.datasets.formats.labelled import filed_grid, load_case, put_right, write_as_filed
 from pneumoscope.errors import DatasetError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.read import read_stored

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from pneumoscope.datasets import layout
-from pneumoscope.datasets.layout import natural, require_pairs, stem_of, walk
+from pneumoscope.datasets.formats import layout
+from pneumoscope.datasets.formats.layout import natural, require_pairs, stem_of, walk
 from pneumoscope.errors import DatasetError
 
 

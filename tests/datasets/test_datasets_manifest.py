@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pneumoscope.datasets.manifest import read_manifest_cases
+from pneumoscope.datasets.formats.manifest import read_manifest_cases
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import DatasetError, InputError, ReadError
 from pneumoscope.geometry import Grid

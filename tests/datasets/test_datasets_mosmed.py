@@ -20,8 +20,13 @@ from trees import (
 )
 
 from pneumoscope.datasets.case import MASKS, in_subset
-from pneumoscope.datasets.mosmed import published_category, read_mosmed_cases
-from pneumoscope.datasets.mosmed_registry import MAX_PART_BYTES, find_registry, read_registry
+from pneumoscope.datasets.public.mosmed import (
+    MAX_PART_BYTES,
+    find_registry,
+    published_category,
+    read_mosmed_cases,
+    read_registry,
+)
 from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import DatasetError
 

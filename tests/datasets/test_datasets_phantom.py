@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from pneumoscope.datasets.phantom import SITES, make_phantom, scan_patient
+from pneumoscope.datasets.phantom.folder import SITES, make_phantom, scan_patient
 from pneumoscope.errors import DatasetError
 
 EVERYONE = [(site, n) for site in "ABC" for n in range(4)]
@@ -164,7 +164,7 @@ def test_planted_faults_are_where_they_are_said_to_be(tiny, who):
 
 
 def test_vessels_branch_and_grow_thinner():
-    from pneumoscope.datasets.phantom_patient import draw_patient
+    from pneumoscope.datasets.phantom.patient import draw_patient
 
     patient = draw_patient(SITES["B"], np.random.default_rng(0), step_mm=9.0)
     radius = patient.vessels.radius_mm

@@ -6,8 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from pneumoscope.datasets.phantom import read_phantom, scan_patient, write_phantom
-from pneumoscope.datasets.phantom_folder import read_faults
+from pneumoscope.datasets.phantom.folder import read_faults, read_phantom, scan_patient, write_phantom
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import DatasetError, InputError
 
@@ -122,7 +121,7 @@ def test_a_folder_being_rewritten_is_no_finished_set(tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pneumoscope.datasets.phantom.scan_patient", stop)
+    monkeypatch.setattr("pneumoscope.datasets.phantom.folder.scan_patient", stop)
     with pytest.raises(KeyboardInterrupt):
         write_phantom(tmp_path, "A", 1, seed=1, size="tiny", overwrite=True)
     with pytest.raises(DatasetError, match=r"no phantom\.json"):

@@ -12,7 +12,7 @@ import pytest
 from trees import EXPECTED, HU_TOLERANCE, TREES
 from trees_more import in_process
 
-from pneumoscope.datasets.labelled import filed_grid, write_as_filed
+from pneumoscope.datasets.formats.labelled import filed_grid, write_as_filed
 from pneumoscope.datasets.registry import DATASETS, READERS, read_dataset
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import require_kind
@@ -81,7 +81,7 @@ def test_listing_opens_no_image(roots, name, monkeypatch):
 
     for target in ("io.read.read_volume", "io.read.read_stored", "io.nifti.read_nifti", "io.stored.open_regular"):
         monkeypatch.setattr(f"pneumoscope.{target}", refuse)
-    monkeypatch.setattr("pneumoscope.datasets.labelled.read_volume", refuse)
+    monkeypatch.setattr("pneumoscope.datasets.formats.labelled.read_volume", refuse)
     assert read_dataset(name, roots[name])
 
 

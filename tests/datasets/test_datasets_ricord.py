@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import trees_more as trees
 
+from pneumoscope.datasets.public.ricord import read_ricord_cases, survey
 from pneumoscope.datasets.registry import read_dataset
-from pneumoscope.datasets.ricord import read_ricord_cases, survey
 from pneumoscope.errors import DatasetError, ReadError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets.splits import (
+from pneumoscope.datasets.splits.draw import (
     assert_no_patient_leak,
     balanced_draw,
     patient_split,

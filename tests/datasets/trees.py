@@ -26,7 +26,7 @@ import numpy as np
 from trees_more import EXPECTED_MORE, TREES_MORE
 
 from pneumoscope.datasets.case import LabelledScan
-from pneumoscope.datasets.phantom import PhantomScan, scan_patient
+from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
 from pneumoscope.geometry import Grid
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume, array_to_native
 

@@ -19,10 +19,11 @@ from PIL import Image
 from skimage.measure import find_contours
 
 from pneumoscope.datasets.case import LabelledScan
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.geometry import Grid
-from pneumoscope.io import dicom, dicom_worker
-from pneumoscope.io.dicom_write import write_dicom_series
+from pneumoscope.io.dicom import read as dicom
+from pneumoscope.io.dicom import worker as dicom_worker
+from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.write import write_image
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Mask, Volume, array_to_native

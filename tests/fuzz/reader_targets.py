@@ -21,9 +21,10 @@ import dicom_making as making
 from border_files import chest, grid_of, nifti_bytes
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io import dicom, read_mask, read_volume, write_volume
-from pneumoscope.io.radiograph import read_radiograph
-from pneumoscope.io.radiograph_dicom import DicomReaders, _Child
+from pneumoscope.io import read_mask, read_volume, write_volume
+from pneumoscope.io.dicom import read as dicom
+from pneumoscope.io.dicom.radiograph import DicomReaders, _Child
+from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.volume import Volume
 
 HU = chest((8, 7, 6))

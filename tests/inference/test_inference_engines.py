@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.inference import engines
 from pneumoscope.inference.engines import choose_engine, engine_label, installed_engines, make_engine

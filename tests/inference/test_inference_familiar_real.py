@@ -9,7 +9,7 @@ import pytest
 from pneumoscope.datasets.xray.case import read_radiographs
 from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.inference.familiar import fit_familiar
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 
 pytestmark = pytest.mark.real
 RECIPE = PictureRecipe(side=64)

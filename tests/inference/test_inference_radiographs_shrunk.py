@@ -11,7 +11,7 @@ from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.errors import InputError
 from pneumoscope.inference.familiar import fit_familiar
 from pneumoscope.inference.radiographs import RadiographClassifier
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 
 MOST_APART = 0.02
 """Of a probability."""

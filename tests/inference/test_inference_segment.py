@@ -6,7 +6,7 @@ from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import installed_engines
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
-from pneumoscope.inference.segment import Segmenter, _labels, segment_volume
+from pneumoscope.inference.segmenter import Segmenter, _labels, segment_volume
 from pneumoscope.inference.slices import predict_probability
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.unet3d import UNet3D, UNet3DConfig

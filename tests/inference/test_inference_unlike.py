@@ -7,7 +7,7 @@ import torch
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.inputs import HuFrameInput, LungFrameInput, input_from_card
-from pneumoscope.inference.segment import STATE_OF_FINDING, Segmenter
+from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
 from pneumoscope.inference.unlike import FINDING, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model

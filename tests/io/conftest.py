@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from pneumoscope.io import dicom, dicom_worker
+from pneumoscope.io.dicom import read as dicom
+from pneumoscope.io.dicom import worker as dicom_worker
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from pathlib import Path
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.geometry import Grid
 from pneumoscope.io import read_mask, read_volume
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

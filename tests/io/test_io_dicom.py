@@ -21,9 +21,10 @@ from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
 from pneumoscope.geometry import LPS_TO_RAS
-from pneumoscope.io import dicom, dicom_worker
-from pneumoscope.io.dicom import ReadLimits, is_dicom, list_series, read_dicom
-from pneumoscope.io.dicom_search import single
+from pneumoscope.io.dicom import read as dicom
+from pneumoscope.io.dicom import worker as dicom_worker
+from pneumoscope.io.dicom.read import ReadLimits, is_dicom, list_series, read_dicom
+from pneumoscope.io.dicom.search import single
 from pneumoscope.volume import Volume, array_to_native
 
 
@@ -385,9 +386,7 @@ def test_parent_needs_no_dicom_parser(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, pneumoscope.io.dicom; sys.exit(any(m in sys.modules for m in ('pydicom', 'torch', 'imagecodecs')))"
-    )
+    code = "import sys, pneumoscope.io.dicom.read; sys.exit(any(m in sys.modules for m in ('pydicom', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

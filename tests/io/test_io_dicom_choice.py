@@ -13,7 +13,7 @@ from pydicom.dataset import FileDataset
 
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.io import find_scans, list_scans, read_volume
-from pneumoscope.io.dicom import read_dicom
+from pneumoscope.io.dicom.read import read_dicom
 
 Change = Callable[[FileDataset], None]
 

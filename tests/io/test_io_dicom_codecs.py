@@ -16,8 +16,8 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom import read_dicom
-from pneumoscope.io.dicom_codecs import decode_frame
+from pneumoscope.io.dicom.codecs import decode_frame
+from pneumoscope.io.dicom.read import read_dicom
 from pneumoscope.volume import array_to_native
 
 JPEG_12, LOSSLESS, LOSSLESS_SV1, JPEG_LS, NEAR, J2K, J2K_LOSSY, HTJ2K = (

@@ -18,7 +18,7 @@ from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io import read_volume
-from pneumoscope.io.dicom import ReadLimits, is_dicom, read_dicom
+from pneumoscope.io.dicom.read import ReadLimits, is_dicom, read_dicom
 from pneumoscope.volume import Volume, array_to_native
 
 Slices = list[FileDataset]
@@ -596,7 +596,7 @@ def test_too_large_for_the_limits(tmp_path: Path, in_process: None) -> None:
 
 
 def test_too_many_files(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pneumoscope.io import dicom_files
+    from pneumoscope.io.dicom import files as dicom_files
 
     folder = making.save(making.make_series(), tmp_path / "series")
     monkeypatch.setattr(dicom_files, "MAX_FILES", 9)
@@ -605,7 +605,7 @@ def test_too_many_files(tmp_path: Path, in_process: None, monkeypatch: pytest.Mo
 
 
 def test_deflated_bomb(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pneumoscope.io import dicom_header
+    from pneumoscope.io.dicom import header as dicom_header
 
     slices = [making.code_as(data, making.DEFLATED) for data in making.make_series()]
     monkeypatch.setattr(dicom_header, "MAX_INFLATED_BYTES", 500)

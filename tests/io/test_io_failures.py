@@ -20,7 +20,7 @@ from PIL import Image
 
 from pneumoscope.errors import RunError
 from pneumoscope.io import read_mask, read_volume
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 
 
 def series(folder: Path) -> Path:
@@ -78,7 +78,7 @@ def test_a_disk_that_fails(name: str, code: int, tmp_path: Path, monkeypatch: py
 
 
 def test_a_disk_that_fails_under_dicom(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pneumoscope.io import dicom_header
+    from pneumoscope.io.dicom import header as dicom_header
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -93,7 +93,7 @@ import resource, sys
 from pathlib import Path
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.io import read_volume
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 which, value, read = sys.argv[1:4]
 resource.setrlimit(getattr(resource, which), (int(value), int(value)))
 try:

@@ -20,7 +20,7 @@ from grids import any_grid, build_grid
 from pneumoscope.errors import GeometryError, InputError, ReadError, RunError
 from pneumoscope.geometry import Grid, all_axis_codes
 from pneumoscope.io import fit_mask, read_mask, read_volume, write_mask
-from pneumoscope.io.labels import labels_extension, labels_in_extensions, parse_labels
+from pneumoscope.io.masks import labels_extension, labels_in_extensions, parse_labels
 from pneumoscope.volume import LUNG_LABELS, Mask
 
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -145,7 +145,7 @@ def test_old_file_stays_when_writing_fails(mask: Mask, tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pneumoscope.io.nifti_out.slabs", full)
+    monkeypatch.setattr("pneumoscope.io.formats.nifti.slabs", full)
     with pytest.raises(RunError, match="No space"):
         write_mask(mask, path, Grid((24, 20, 16), AFFINE))
     assert path.read_bytes() == b"old"

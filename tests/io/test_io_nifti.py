@@ -19,7 +19,7 @@ from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, ReadError
 from pneumoscope.geometry import Grid, all_axis_codes
 from pneumoscope.io import read_mask, read_volume, write_image, write_volume
-from pneumoscope.io.nifti import read_nifti
+from pneumoscope.io.formats.nifti import read_nifti
 from pneumoscope.volume import Volume, array_to_native
 
 Build = Callable[[Path], Path]

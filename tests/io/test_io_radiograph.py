@@ -15,7 +15,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.radiograph import find_radiographs, read_radiograph
+from pneumoscope.io.formats.radiograph import find_radiographs, read_radiograph
 
 ROWS, COLUMNS = 70, 96
 
@@ -285,8 +285,8 @@ def test_a_png_whose_last_rows_were_never_written_is_refused_and_a_black_end_is_
 
 
 def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monkeypatch):
-    from pneumoscope.io import radiograph_dicom
-    from pneumoscope.io.radiograph_dicom import DicomReaders
+    from pneumoscope.io.dicom import radiograph as radiograph_dicom
+    from pneumoscope.io.dicom.radiograph import DicomReaders
 
     began = []
 
@@ -317,8 +317,8 @@ def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monk
 
 
 def test_a_file_that_takes_too_long_ends_its_process(tmp_path, monkeypatch):
-    from pneumoscope.io import radiograph_dicom
-    from pneumoscope.io.dicom import ReadLimits
+    from pneumoscope.io.dicom import radiograph as radiograph_dicom
+    from pneumoscope.io.dicom.read import ReadLimits
 
     monkeypatch.setattr(radiograph_dicom, "_LIMITS", ReadLimits(wall_s=0, memory_mib=2048))
     with pytest.raises(ReadError, match="IN-DCM-101"):

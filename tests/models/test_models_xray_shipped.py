@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.inference.radiographs import DEFAULT_MODEL, RadiographClassifier
-from pneumoscope.io.radiograph import read_radiograph
+from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.models.cards import find_model, read_card
 
 MOST_BYTES = 1_500_000

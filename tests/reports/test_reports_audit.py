@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumoscope.datasets.audit.findings import AuditFinding, spotted
-from pneumoscope.datasets.audit.rules import AuditRules
+from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, spotted
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.audit import FOUND, SIDE_PX, finding_picture, pair_picture, write_audit_page
 from pneumoscope.volume import Volume

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from grids import build_grid
-from pneumoscope.datasets.phantom import scan_patient
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.severity import tally

@@ -7,10 +7,10 @@ import pytest
 from made_up_hospitals import SMALL, make_cases
 
 from pneumoscope.errors import RunError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris_2022a import two_channel
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.scoring import read_per_case
+from pneumoscope.study.scores.segmentation import read_per_case
 
 
 @pytest.fixture(scope="module")

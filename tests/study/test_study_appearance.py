@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from test_study_scoring import make_sets
 
-from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.study.appearance import (
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.analysis.appearance import (
     FEATURES,
     apart,
     appearance,
@@ -17,7 +17,7 @@ from pneumoscope.study.appearance import (
     missed_by_kind,
     slice_features,
 )
-from pneumoscope.study.calibration import all_rows
+from pneumoscope.study.analysis.calibration import all_rows
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 from test_study_matrix import full_table
 from test_study_scoring import make_sets
 
-from pneumoscope.experiments.maganaris import four_channel
 from pneumoscope.metrics.calibration import rescaled
-from pneumoscope.study.appearance import features_of
-from pneumoscope.study.calibration import (
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.analysis.appearance import features_of
+from pneumoscope.study.analysis.calibration import (
     abstention,
     all_rows,
     calibration_row,
@@ -18,8 +18,8 @@ from pneumoscope.study.calibration import (
     levels,
     mahalanobis,
 )
-from pneumoscope.study.cells import Cell, VoxelCounts
-from pneumoscope.study.matrix import Matrix
+from pneumoscope.study.scores.cells import Cell, VoxelCounts
+from pneumoscope.study.scores.matrix import Matrix
 
 
 def counts_of(truth_at, voxels=100_000):

@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 from test_study_scoring import Bright, make_sets
 
-from pneumoscope.experiments.access import with_overrides
 from pneumoscope.metrics.calibration import reliability
 from pneumoscope.metrics.surface import surface_scores
-from pneumoscope.study.cells import (
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.study.scores.cells import (
     SLICE_COLUMNS,
     cell_folder,
     count_voxels,
     read_cell,
     reliability_of,
 )
-from pneumoscope.study.scoring import Scorer, contour_rows
+from pneumoscope.study.scores.segmentation import Scorer, contour_rows
 
 
 @pytest.fixture

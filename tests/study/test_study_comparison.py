@@ -7,11 +7,11 @@ from test_study_matrix import rows_of
 
 from pneumoscope.cli.app import run
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.study.comparison import COLUMNS, compare, compare_studies, read_runs, sentence
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.analysis.comparison import COLUMNS, compare, compare_studies, read_runs, sentence
 from pneumoscope.study.folder import start
-from pneumoscope.study.scoring import write_per_case
+from pneumoscope.study.scores.segmentation import write_per_case
 
 BASE = {"Tr1": (0.8, 0.5, 0.4), "Tr1_R_2": (0.7, 0.7, 0.4), "Tr1_R_2_R_3": (0.3, 0.5, 0.6)}
 OTHERS = {"Tr2": (0.3, 0.7, 0.2), "Tr2_R_3": (0.2, 0.6, 0.5), "Tr3": (0.1, 0.1, 0.6)}

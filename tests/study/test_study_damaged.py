@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pneumoscope.errors import InputError, PneumoscopeError
-from pneumoscope.study.comparison import read_runs
+from pneumoscope.study.analysis.comparison import read_runs
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.folder import kind_of, read_experiment, start
 from pneumoscope.study.report import write_report

@@ -6,10 +6,10 @@ import pytest
 
 from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel, four_channel_demo
-from pneumoscope.experiments.registry import build_any
 from pneumoscope.io import write_mask
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
+from pneumoscope.recipes.registry import build_any
 from pneumoscope.study.data import (
     build_set,
     draw_split,
@@ -189,7 +189,7 @@ def test_the_shipped_lung_model_can_supply(small, hospitals, tmp_path, monkeypat
         asked.append(volume.case)
         return Mask.empty(volume.grid, LUNG_LABELS)
 
-    monkeypatch.setattr("pneumoscope.inference.segment.LungFinder", lambda **options: finder)
+    monkeypatch.setattr("pneumoscope.inference.segmenter.LungFinder", lambda **options: finder)
     supply = LungSupply(with_overrides(small, ["lung.supply=shipped"]), {}, tmp_path)
     volume = hospitals[1][0].load().volume
     assert not supply(volume).any.any()
@@ -199,7 +199,7 @@ def test_the_shipped_lung_model_can_supply(small, hospitals, tmp_path, monkeypat
 
 
 def test_with_a_cache_no_scan_is_read_a_second_time(small, tmp_path, monkeypatch):
-    from pneumoscope.datasets.phantom import read_phantom, write_phantom
+    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 
     write_phantom(tmp_path / "site", "A", 4, seed=1, size="tiny")
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
@@ -207,7 +207,7 @@ def test_with_a_cache_no_scan_is_read_a_second_time(small, tmp_path, monkeypatch
     site = experiment.data.sites[0]
     first = build_set(experiment, site, read_phantom(tmp_path / "site"), tmp_path / "one", lungs_for=no_lungs)
     reads = []
-    from pneumoscope.io import nifti
+    from pneumoscope.io.formats import nifti
 
     monkeypatch.setattr(nifti, "read_nifti", lambda *a, **k: reads.append(a) or pytest.fail("read again"))
     second = build_set(experiment, site, read_phantom(tmp_path / "site"), tmp_path / "two", lungs_for=no_lungs)

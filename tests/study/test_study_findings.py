@@ -1,7 +1,7 @@
 import pytest
 
-from pneumoscope.experiments.access import from_json, to_json, with_overrides
-from pneumoscope.experiments.maganaris import four_channel
+from pneumoscope.recipes.access import from_json, to_json, with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.study.data import draw_split
 from pneumoscope.study.findings import certainty, findings, main_stages, pattern
 

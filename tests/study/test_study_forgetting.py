@@ -4,9 +4,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.study.forgetting import COLUMNS, FORMULAS, forgetting_table, transfer
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.scores.forgetting import COLUMNS, FORMULAS, forgetting_table, transfer
 
 TOY = {  # stage: F1 on sets 1, 2, 3; made up, so that every number below can be done by hand
     "Tr1": (0.80, 0.50, 0.40),

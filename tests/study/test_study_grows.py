@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.sheet import revise
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import revise
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.folder import start
 

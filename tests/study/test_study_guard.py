@@ -7,10 +7,10 @@ import pytest
 from test_study_matrix import full_table
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.maganaris import four_channel
 from pneumoscope.models.cards import read_card
-from pneumoscope.study.guard import guard_study, judge
-from pneumoscope.study.matrix import Matrix
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.analysis.acceptance import guard_study, judge
+from pneumoscope.study.scores.matrix import Matrix
 
 
 def made_up(lost):

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets.held_out import exposure, held_out_draw
-from pneumoscope.datasets.splits import balanced_draw, patients_in_several_parts
+from pneumoscope.datasets.splits.draw import balanced_draw, exposure, held_out_draw, patients_in_several_parts
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.metrics.intervals import unpaired_difference
-from pneumoscope.study.leakage import draw_leakage, leakage, leakage_summary, leakage_table, study_leakage
+from pneumoscope.study.analysis.leakage import draw_leakage, leakage, leakage_summary, leakage_table, study_leakage
 
 SEEN, UNSEEN = ("a", "b", "c"), ("x", "y")
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.maganaris import four_channel
 from pneumoscope.metrics.overlap import slice_scores
-from pneumoscope.study.matrix import (
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.scores.matrix import (
     COLUMNS,
     PER_CASE_COLUMNS,
     Matrix,

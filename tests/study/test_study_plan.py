@@ -1,11 +1,11 @@
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel
-from pneumoscope.experiments.strategy import CLASHES, STRATEGIES, strategy_parts
-from pneumoscope.experiments.transfer import COMPARED, transfer_slices
-from pneumoscope.study.plan import count_steps, leader, needs
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.papers.transfer import COMPARED, transfer_slices
+from pneumoscope.recipes.strategy import CLASHES, STRATEGIES, strategy_parts
+from pneumoscope.study.forecast import count_steps, leader, needs
 
 
 def test_every_strategy_is_compared_and_takes_the_same_steps():

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
 from pneumoscope.progress import Noted
+from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.data import build_set
-from pneumoscope.study.predictions import predict_stage, prediction_file, prediction_stamp, read_predictions
-from pneumoscope.study.scoring import Scorer
-from pneumoscope.study.stages import TrainedModel
+from pneumoscope.study.learners.slices import TrainedModel
+from pneumoscope.study.scores.predictions import predict_stage, prediction_file, prediction_stamp, read_predictions
+from pneumoscope.study.scores.segmentation import Scorer
 
 
 class Bright:
@@ -124,7 +124,7 @@ def test_half_is_exactly_half(tmp_path):
 
 
 def test_a_network_answers_for_infiltrate(small, tmp_path):
-    from pneumoscope.study.stages import StageJob, new_model
+    from pneumoscope.study.learners.slices import StageJob, new_model
 
     network = new_model(small, StageJob("x", 4, 2, (4, 8), small.stages.first, None, "infiltrate"))
     model = TrainedModel("x", tmp_path, network, "", trained_now=True)

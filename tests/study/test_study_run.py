@@ -7,11 +7,11 @@ import pytest
 from made_up_hospitals import make_cases
 
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.experiments.access import with_overrides
+from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.demo import run_demo
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.matrix import COLUMNS, PER_CASE_COLUMNS, build_matrix
-from pneumoscope.study.scoring import read_per_case
+from pneumoscope.study.scores.matrix import COLUMNS, PER_CASE_COLUMNS, build_matrix
+from pneumoscope.study.scores.segmentation import read_per_case
 
 TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")
 STAGES = ("Tr1", "Tr1_R_2", "Tr1_R_2_R_3", "Tr2", "Tr2_R_3", "Tr3")

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 
 from pneumoscope.study.data import build_set
-from pneumoscope.study.matrix import PER_CASE_COLUMNS
-from pneumoscope.study.scoring import Scorer, ranked_slice, read_per_case, write_per_case
-from pneumoscope.study.stages import TrainedModel
+from pneumoscope.study.learners.slices import TrainedModel
+from pneumoscope.study.scores.matrix import PER_CASE_COLUMNS
+from pneumoscope.study.scores.segmentation import Scorer, ranked_slice, read_per_case, write_per_case
 
 
 class Bright:
@@ -73,7 +73,7 @@ def test_examples_are_chosen_by_rank():
 
 
 def test_trained_models_predict_probabilities(small, tmp_path):
-    from pneumoscope.study.stages import StageJob, new_model
+    from pneumoscope.study.learners.slices import StageJob, new_model
 
     network = new_model(small, StageJob("x", 4, 2, (4, 8), small.stages.first, None, "infiltrate"))
     model = TrainedModel("x", tmp_path, network, "", trained_now=True)

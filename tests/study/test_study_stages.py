@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.sheet import revise
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Noted
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import revise
 from pneumoscope.study.data import build_set
+from pneumoscope.study.learners.slices import StageJob, new_model, train_stage
 from pneumoscope.study.lungs import LungSupply, evenly
-from pneumoscope.study.stages import StageJob, new_model, train_stage
 
 
 def job(small, name="Tr1", start=None, **changes):
@@ -58,7 +58,7 @@ def test_a_stage_leaves_model_card_history_and_checkpoint(small, slices, tmp_pat
 
 
 def test_the_card_serves_inference(small, slices, tmp_path):
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.inference.segmenter import Segmenter
 
     done = train_stage(small, job(small), slices, slices, tmp_path)
     assert Segmenter(done.folder).input.needs_lungs

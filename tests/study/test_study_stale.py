@@ -19,12 +19,12 @@ from test_study_grows import part_of
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.xray.pictures import file_content
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import with_overrides
 from pneumoscope.progress import Noted
+from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
+from pneumoscope.study.learners.threshold import make_threshold_stage
 from pneumoscope.study.strategies import Trainer
-from pneumoscope.study.system_threshold import make_threshold_stage
 
 TABLES = (
     "per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv", "shift/calibration.csv", "shift/distances.csv",
@@ -170,7 +170,7 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     import nibabel
     from test_study_volumes import MUELLER
 
-    from pneumoscope.experiments.volume_recipes import build_volume_recipe
+    from pneumoscope.recipes.volume_registry import build_volume_recipe
 
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
     plan = with_overrides(build_volume_recipe("mueller-2021-small"), MUELLER)

@@ -13,17 +13,16 @@ import torch
 from made_up_hospitals import SMALL, make_cases
 
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.registry import build_any
-from pneumoscope.experiments.transfer import transfer_slices
 from pneumoscope.models.cards import read_card
 from pneumoscope.models.weights import load_model
-from pneumoscope.study.forecast import forecast
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.transfer import transfer_slices
+from pneumoscope.recipes.registry import build_any
+from pneumoscope.study.analysis.lung_effect import lung_effect, mean_dice
+from pneumoscope.study.forecast import forecast, guard_steps
 from pneumoscope.study.grey import shrink, square, stack_of_case
-from pneumoscope.study.lung_effect import lung_effect, mean_dice
 from pneumoscope.study.lungs import open_sets
-from pneumoscope.study.plan import guard_steps
-from pneumoscope.study.predictions import predict_stage, read_predictions
+from pneumoscope.study.scores.predictions import predict_stage, read_predictions
 from pneumoscope.study.strategies import Trainer, read_kept
 
 TINY = [
@@ -282,8 +281,8 @@ def test_pictures_are_padded_and_shrunk_without_stretching():
 RUN = """
 import sys
 from dataclasses import replace
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.transfer import transfer_slices
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.transfer import transfer_slices
 from pneumoscope.study.engine import run_study
 from pneumoscope.study import figures
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 import pneumoscope as ps
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.registry import ALL_RECIPES, build_any
-from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.recipes.registry import ALL_RECIPES, build_any
+from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.reports.figures import marked, new_figure, png
 from pneumoscope.study.folder import EXPERIMENT_FILE, OWN_FILES, OWN_PARTS, kind_of, mark_of, start, write_run
 from pneumoscope.study.report import write_report

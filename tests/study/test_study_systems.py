@@ -8,18 +8,17 @@ from made_up_systems import VOLUMES, only, three_sites, tiny
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import SliceRecipe, slices_of
-from pneumoscope.experiments.systems import volume_system
-from pneumoscope.experiments.transfer_systems import transfer_systems_small
 from pneumoscope.preprocess.windows import HuWindow
-from pneumoscope.study import systems
-from pneumoscope.study.answers import scan_of
-from pneumoscope.study.costs import Meter, note_cost, read_cost
+from pneumoscope.recipes.papers.transfer_systems import transfer_systems_small
+from pneumoscope.recipes.systems import volume_system
 from pneumoscope.study.data import StudySet, build_set
-from pneumoscope.study.forecast import forecast
-from pneumoscope.study.neighbours import Neighbours
-from pneumoscope.study.plan import count_steps, leader, needs
-from pneumoscope.study.system_volumes import VolumeStage, scans_of
-from pneumoscope.study.systems import StageMaker
+from pneumoscope.study.folder import Meter, note_cost, read_cost
+from pneumoscope.study.forecast import count_steps, forecast, leader, needs
+from pneumoscope.study.learners import registry as systems
+from pneumoscope.study.learners.base import scan_of
+from pneumoscope.study.learners.examples import Neighbours
+from pneumoscope.study.learners.registry import StageMaker
+from pneumoscope.study.learners.volumes import VolumeStage, scans_of
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 pytestmark = pytest.mark.timeout(1200)  # long on a busy machine
@@ -73,7 +72,7 @@ def test_what_a_volume_stage_says_lands_on_the_slice_and_the_right_way_round(til
     recipe = replace(system.experiment(), phases=(phase,))
     trained = type("Trained", (), {"model": None, "phase": phase})()
     fake = Bright()
-    monkeypatch.setattr("pneumoscope.study.system_volumes.predictor", lambda *args: fake)
+    monkeypatch.setattr("pneumoscope.study.learners.volumes.predictor", lambda *args: fake)
     stage = VolumeStage("Tr1", None, "", True, recipe, trained)
     study_set = awkward_set(tilted_grid)
     rows = np.arange(len(study_set.slices))[:: -1 if backwards else 1]
@@ -150,7 +149,7 @@ def test_training_scans_of_a_volume_stage_hold_no_test_patient(sets, strategy):
 
 
 def test_lungs_are_supplied_where_the_classes_need_them_and_never_cached(sets, find_all_lungs):
-    from pneumoscope.study.system_volumes import _case
+    from pneumoscope.study.learners.volumes import _case
 
     find_all_lungs.asked.clear()
     mueller, bressem = (volume_system(name).experiment() for name in VOLUMES)

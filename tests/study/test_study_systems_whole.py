@@ -9,15 +9,15 @@ import pytest
 from made_up_hospitals import make_cases
 from made_up_systems import VOLUMES, only, three_sites, tiny
 
-from pneumoscope.experiments.access import with_overrides
 from pneumoscope.models.cards import read_card
-from pneumoscope.study import volumes_baseline
+from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.engine import run_study
+from pneumoscope.study.learners import threshold as volumes_baseline
+from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import open_sets
-from pneumoscope.study.predictions import read_predictions
-from pneumoscope.study.scoring import read_per_case
-from pneumoscope.study.systems import StageMaker
-from pneumoscope.study.systems_table import COLUMNS
+from pneumoscope.study.scores.predictions import read_predictions
+from pneumoscope.study.scores.segmentation import read_per_case
+from pneumoscope.study.scores.systems import COLUMNS
 
 pytestmark = pytest.mark.timeout(1200)  # whole studies, which take long on a busy machine
 
@@ -164,7 +164,7 @@ def test_forgetting_and_transfer_are_told_within_a_system(study):
 def test_a_gate_judges_every_system(study, tmp_path):
     import shutil
 
-    from pneumoscope.study.guard import guard_study
+    from pneumoscope.study.analysis.acceptance import guard_study
 
     copy = tmp_path / "study"
     shutil.copytree(study.folder, copy)
@@ -175,7 +175,7 @@ def test_a_gate_judges_every_system(study, tmp_path):
 
 
 def test_systems_are_compared_as_ways_of_their_own(study):
-    from pneumoscope.study.comparison import compare, read_runs
+    from pneumoscope.study.analysis.comparison import compare, read_runs
 
     rows = compare(read_runs([study.folder]))
     longest = [row["strategy"] for row in rows if row["sets"] == "1-2-3"]

@@ -7,15 +7,21 @@ import pytest
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.access import describe, with_overrides
-from pneumoscope.experiments.volume_recipes import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.geometry import Grid
+from pneumoscope.recipes.access import describe, with_overrides
+from pneumoscope.recipes.volume_registry import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.study.engine import run_study
+from pneumoscope.study.learners.threshold import air_spaces, fit_threshold, threshold_labels
 from pneumoscope.study.report import write_report
-from pneumoscope.study.volumes_baseline import air_spaces, fit_threshold, threshold_labels
+from pneumoscope.study.scores.volumes import (
+    fold_medians,
+    kept_epochs,
+    paper_table,
+    predict_labels,
+    score_pair,
+    volume_matrix,
+)
 from pneumoscope.study.volumes_data import find_volume_cases, model_jobs, patients_on_both_sides, volume_recipe
-from pneumoscope.study.volumes_score import predict_labels, score_pair
-from pneumoscope.study.volumes_tables import fold_medians, kept_epochs, paper_table, volume_matrix
 from pneumoscope.volume import Mask, Volume
 
 QUICK = ["training.precision=fp32", "training.validation_boxes=1", "data.sets.covid19ctseg.phantom_patients=3"]
@@ -96,7 +102,7 @@ def test_settings_switch_preprocessing_and_augmentation():
 
 
 def phantoms(folder):
-    from pneumoscope.datasets.phantom_folder import read_phantom
+    from pneumoscope.datasets.phantom.folder import read_phantom
 
     return read_phantom(folder / "data" / "covid19ctseg")
 

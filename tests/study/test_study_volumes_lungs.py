@@ -8,15 +8,15 @@ import pytest
 
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan
 from pneumoscope.datasets.patches import CLASS_NAMES, VolumeRecipe, class_labels
-from pneumoscope.datasets.phantom_folder import write_phantom
+from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import DatasetError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.volume_recipes import build_volume_recipe
 from pneumoscope.geometry import Grid
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.volume_registry import build_volume_recipe
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.volumes_baseline import LUNG_AIR_HU, fit_air, fitted
+from pneumoscope.study.learners.threshold import LUNG_AIR_HU, fit_air, fitted
+from pneumoscope.study.scores.volumes import structures
 from pneumoscope.study.volumes_data import find_volume_cases, is_drawn
-from pneumoscope.study.volumes_score import structures
 from pneumoscope.volume import Mask, Volume
 
 LUNGS = VolumeRecipe(classes="lungs")

@@ -12,18 +12,18 @@ from made_up_radiographs import write_sets
 
 from pneumoscope.datasets.xray.draw import torn_groups
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.katsamenis import chest_xray
-from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
+from pneumoscope.recipes.xray import XrayExperiment
+from pneumoscope.study.analysis.mitigations import AS_PAPER, all_arms, balance, plain_recipe
+from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.xray_arms import AS_PAPER, all_arms, balance, plain_recipe
+from pneumoscope.study.learners.classifier_steps import resnet_frozen
+from pneumoscope.study.learners.logistic import choose_logistic, fit_logistic
+from pneumoscope.study.scores.classification import remedies
 from pneumoscope.study.xray_data import Supply, list_cases, read_pool
-from pneumoscope.study.xray_honest import baselines, held_out, probes
-from pneumoscope.study.xray_logistic import choose_logistic, fit_logistic
 from pneumoscope.study.xray_report import findings, verdict
-from pneumoscope.study.xray_scores import remedies
-from pneumoscope.study.xray_steps import resnet_frozen
 from pneumoscope.study.xray_trial import HEALTHY, SICK, Trial, make_trial
 
 SMALL = (

@@ -12,10 +12,10 @@ import pytest
 from made_up_radiographs import write_sets
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.katsamenis import chest_xray
-from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
+from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.report import write_report
 

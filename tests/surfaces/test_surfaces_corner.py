@@ -14,8 +14,8 @@ from readers import poly_arrays, read_glb_parts, read_glb_with_vtk, read_stl, re
 
 from grids import build_grid
 from pneumoscope.io import read_volume, write_mask, write_volume
-from pneumoscope.io.dicom_results import write_dicom_results
-from pneumoscope.io.dicom_write import write_dicom_series
+from pneumoscope.io.dicom.results import write_dicom_results
+from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.surfaces.mesh import build_mesh
 from pneumoscope.surfaces.mesh_files import RAS_MM_TO_GLTF, write_glb, write_stl
 from pneumoscope.surfaces.points import write_points

@@ -9,9 +9,9 @@ from torch import nn
 
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.classification import score_decisions
-from pneumoscope.training.classification import ClassificationTask, PictureSource
 from pneumoscope.training.data import ArraySource, Batch
 from pneumoscope.training.loop import TrainConfig, fit
+from pneumoscope.training.tasks import ClassificationTask, PictureSource
 
 TASK = ClassificationTask(("normal", "bacterial", "covid19"))
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from pneumoscope.errors import InputError
 from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.training.data import ArraySource, Batch
+from pneumoscope.training.data import ArraySource, Batch, MixedSource
 from pneumoscope.training.loop import TrainConfig, fit
-from pneumoscope.training.mixture import MixedSource
 from pneumoscope.training.strategies.averaging import best_mix, mix_weights
 from pneumoscope.training.strategies.normalisation import all_but_normalisation, has_statistics, take_statistics
 from pneumoscope.training.strategies.penalties import Distillation, GuardedTask, WeightConsolidation, fisher_diagonal

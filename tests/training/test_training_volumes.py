@@ -12,7 +12,7 @@ from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeReci
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.training.augment3d import VolumeAugment, Warp, elastic
-from pneumoscope.training.data import Batch
+from pneumoscope.training.data import Batch, PatchSource
 from pneumoscope.training.multiclass import (
     MulticlassTask,
     cross_entropy,
@@ -20,7 +20,6 @@ from pneumoscope.training.multiclass import (
     dice_cross_entropy,
     tversky_sum,
 )
-from pneumoscope.training.patches import PatchSource
 
 NEVER = {name: 0.0 for name in VolumeAugment.__dataclass_fields__ if name.endswith("_p")}
 STILL = VolumeAugment(**NEVER)
@@ -193,7 +192,7 @@ def test_memory_stays_below_the_bound_in_a_process_of_its_own(more):
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
-    from pneumoscope.datasets.phantom_folder import read_phantom, write_phantom
+    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 
     folder = tmp_path_factory.mktemp("site")
     write_phantom(folder, "A", 1, size="tiny")

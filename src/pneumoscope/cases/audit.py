@@ -23,9 +23,8 @@ from pneumoscope.datasets.audit.duplicates import (
     pack_print,
     unpack_print,
 )
-from pneumoscope.datasets.audit.findings import AuditFinding, findings_csv, ranked
 from pneumoscope.datasets.audit.raw import read_raw
-from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditRules
+from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditFinding, AuditRules, findings_csv, ranked
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
@@ -38,7 +37,7 @@ from pneumoscope.models.cards import content_of_model
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.inference.segmenter import Segmenter
 
 AUDIT_FILE = "audit.json"
 FORMAT = 1
@@ -227,7 +226,7 @@ def _cases(name: str, root: str | Path) -> list[Case]:
 
 def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken_over: bool) -> None:
     """Refuse output folders that are taken, before any work is done."""
-    from pneumoscope.datasets.audit.copy import TABLE, require_apart
+    from pneumoscope.datasets.audit.repair import TABLE, require_apart
 
     require_no_other_run(out, AUDIT_FILE)
     for folder, marker in ((out, AUDIT_FILE), (options.fix, TABLE)):
@@ -246,7 +245,7 @@ def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken
 def _segmenter(options: AuditOptions) -> Segmenter | None:
     if options.model is None:
         return None
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.inference.segmenter import Segmenter
 
     return Segmenter(options.model, options.lungs_model, device=options.device)
 
@@ -303,7 +302,7 @@ def _picture_pairs(found: Sequence[AuditFinding], prints: Sequence[Fingerprint],
 def _summary(
     name: str, cases: Sequence[Case], findings: Sequence[AuditFinding], run: _Run, options: AuditOptions
 ) -> dict[str, Any]:
-    from pneumoscope import __version__
+    from pneumoscope._version import __version__
 
     severities = Counter(f.severity for f in findings)
     kinds = Counter(f.kind for f in findings)
@@ -334,7 +333,7 @@ def write_copy(
     Returns:
         What was changed, by kind, and what was left.
     """
-    from pneumoscope.datasets.audit import copy
+    from pneumoscope.datasets.audit import repair as copy
     from pneumoscope.datasets.audit.repair import repair_case
 
     assert options.fix is not None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.datasets.audit.case import Judged, judge_case
 from pneumoscope.datasets.audit.duplicates import fingerprint, pack_print
-from pneumoscope.datasets.audit.findings import AuditFinding
 from pneumoscope.datasets.audit.raw import RawCase, read_raw
+from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_files
@@ -17,7 +17,7 @@ from pneumoscope.volume import present_labels
 
 if TYPE_CHECKING:
     from pneumoscope.cases.audit import AuditOptions
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.inference.segmenter import Segmenter
 
 
 def content_of_case(case: Case) -> dict[str, Any]:

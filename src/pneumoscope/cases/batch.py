@@ -215,7 +215,7 @@ def environment() -> dict[str, Any]:
     import platform
     import resource
 
-    from pneumoscope import __version__
+    from pneumoscope._version import __version__
 
     torch = sys.modules.get("torch")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

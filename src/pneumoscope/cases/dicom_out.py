@@ -30,7 +30,7 @@ def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tupl
     """
     if content.scan is None or content.volume.source.get("format") != "DICOM":
         return ()
-    from pneumoscope.io.dicom_results import write_dicom_results
+    from pneumoscope.io.dicom.results import write_dicom_results
 
     try:
         written = write_dicom_results(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.cases.compare import Aligned, compare_dates, course_of
 from pneumoscope.cases.dates import CASE_FILES, Dated, is_case_folder, read_dated
 from pneumoscope.errors import InputError, RunError

@@ -59,7 +59,7 @@ class CaseOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(CaseOptions):
-    """How scans are segmented; `device` and `precision` as for `pneumoscope.inference.segment.Segmenter`."""
+    """How scans are segmented; `device` and `precision` as for `pneumoscope.inference.segmenter.Segmenter`."""
 
     model: str | Path | Sequence[str | Path] = option(
         "infiltrate",

@@ -28,7 +28,7 @@ from pneumoscope.cases.outputs import (
     summary_of,
     write_case,
 )
-from pneumoscope.inference.segment import STATE_OF_FINDING, Segmentation, Segmenter
+from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.options import recorded, single_scan_values, without_files
 from pneumoscope.progress import Progress, silent
 

@@ -33,9 +33,9 @@ from pneumoscope.inference.radiographs import (
     RadiographClassifier,
     heeded,
 )
+from pneumoscope.io.dicom.radiograph import DicomReaders
 from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_json, write_text
-from pneumoscope.io.radiograph import read_radiograph
-from pneumoscope.io.radiograph_dicom import DicomReaders
+from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files

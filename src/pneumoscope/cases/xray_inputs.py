@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumoscope.errors import PneumoscopeError
+from pneumoscope.io.formats.radiograph import SUFFIXES, find_radiographs
 from pneumoscope.io.kinds import case_name
-from pneumoscope.io.radiograph import SUFFIXES, find_radiographs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def listed(inputs: Sequence[str | Path]) -> list[Listed]:
 
 def _name(path: Path) -> str:
     """The file's stem; for DICOM a keyed hash, because its name may be a patient's."""
-    from pneumoscope.io.dicom_search import single
+    from pneumoscope.io.dicom.search import single
 
     try:
         with path.open("rb") as stream:

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.cli import (
     cache,
     compare,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from pneumoscope.cli.data_audit import audit
-from pneumoscope.cli.data_check import check
-from pneumoscope.cli.data_convert import convert
-from pneumoscope.cli.data_split import split
-from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.options import Common, common_options, new_group, pairs
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
+from pneumoscope.errors import RunError
+
+if TYPE_CHECKING:
+    from pneumoscope.datasets.check import DatasetCheck
 
 group = new_group("Data sets: what can be read, where to get it, synthetic scans.")
 
@@ -81,7 +82,7 @@ def phantom(
     The three sites differ as hospitals do: field of view, noise and kernel, slice thickness, Hounsfield offset, how
     readers draw. The same seed gives the same scans.
     """
-    from pneumoscope.datasets.phantom import write_phantom
+    from pneumoscope.datasets.phantom.folder import write_phantom
 
     with progress_for(common) as progress:
         cases = write_phantom(
@@ -98,3 +99,204 @@ def phantom(
         say_json({"folder": out, "site": site, "seed": common.seed or 0, "cases": cases})
     else:
         say(f"{len(cases)} cases of site {site} in {out}")
+
+
+@common_options()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
+    common: Common,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look at the listing only: names, pairs, empty files; open nothing.")
+    ] = False,
+) -> None:
+    """Check whether a data set is whole and readable.
+
+    Every file is read to its end and what is there is counted and held against the published counts. The exit code is
+    0 for a whole set, 1 for one that is not, and 2 for a folder that is not that data set.
+    """
+    from pneumoscope.datasets.check import check_dataset
+
+    with progress_for(common) as progress:
+        found = check_dataset(name, root, quick=quick, progress=progress)
+    if common.json:
+        say_json(found.as_dict())
+    else:
+        _show(found)
+    if not found.whole:
+        raise typer.Exit(1)
+
+
+def _show(found: DatasetCheck) -> None:
+    from pneumoscope.datasets.check import listed
+
+    if found.counts:
+        say_table(
+            ("count", "found", "published", ""),
+            [
+                (
+                    count.name.replace("_", " ").replace("@", " of "),
+                    "-" if count.found is None else count.found,
+                    "-" if count.published is None else count.published,
+                    "DIFFERS" if count.differs else count.note,
+                )
+                for count in found.counts
+            ],
+        )
+    for problem in found.problems:
+        say(f"problem: {problem.case + ': ' if problem.case else ''}{problem.what}")
+    for note in found.notes:
+        say(f"note: {note}")
+    for name in listed(found.beyond):
+        say(f"beyond: {name}")
+    how = "the listing is" if found.quick else "it is"
+    say(f"{how} whole" if found.whole else f"{found.dataset} is not whole: {_why(found)}")
+
+
+def _why(found: DatasetCheck) -> str:
+    differ = sum(count.differs for count in found.counts)
+    parts = [f"{len(found.problems)} problems"] if found.problems else []
+    return ", ".join([*parts, f"{differ} counts differ"] if differ else parts)
+
+
+NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
+"""Layouts whose labels are the user's own."""
+
+
+@common_options("overwrite")
+def convert(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
+    to: Annotated[str, typer.Option("--to", metavar="nnunet|slices|manifest", help="The layout to write.")],
+    common: Common,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="NAME=MEANING",
+            help="What a label of nnunet, decathlon or miscnn is: right lung, left lung, lung, ground-glass, "
+            "consolidation, infiltrate or ignore. May be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Write a data set in the layout of another tool.
+
+    nnunet is nnU-Net's raw data, slices are 16-bit PNG pictures, manifest is NIfTI files with a table. Scans come back
+    bit for bit: whole Hounsfield units are stored as integers, others as float32 (slices are always whole). sources.csv
+    says whose each scan is and under which licence.
+    """
+    from pneumoscope.datasets.convert import convert_dataset
+
+    if label and name not in NAMED_LABELS:
+        raise typer.BadParameter(
+            f"{name} has labels of its own; for {', '.join(NAMED_LABELS)} only", param_hint="--label"
+        )
+    options: dict[str, Any] = {"labels": pairs(label, "--label")} if label else {}
+    with progress_for(common) as progress:
+        done = convert_dataset(name, root, out, to, overwrite=common.overwrite, progress=progress, **options)
+    if common.json:
+        say_json(
+            {
+                "folder": done.folder,
+                "to": done.to,
+                "cases": list(done.cases),
+                "without_infiltrate": list(done.without_infiltrate),
+                "labels": dict(done.labels),
+                "failed": dict(done.failed),
+            }
+        )
+    else:
+        undrawn = (
+            f", {len(done.without_infiltrate)} of them without infiltrate masks" if done.without_infiltrate else ""
+        )
+        say(f"{len(done.cases)} cases in {done.folder} for {to}{undrawn}")
+    if done.failed:
+        first = next(iter(done.failed.values()))
+        more = f" (and {len(done.failed) - 1} more)" if len(done.failed) > 1 else ""
+        raise RunError(f"{len(done.failed)} cases could not be read and were left out: {first}{more}")
+
+
+@common_options("seed", "overwrite")
+def split(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where the data set lies.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
+    common: Common,
+    folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="How many folds.")] = 5,
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            metavar="patient|slice|ma",
+            help="Keep patients whole; deal slices, which leaks; or take the published folds of covid19ctseg.",
+        ),
+    ] = "patient",
+    ma_task: Annotated[
+        str,
+        typer.Option(
+            "--ma-task", metavar="20/80|80/20", help="With --by ma: the share trained on and the share tested on."
+        ),
+    ] = "20/80",
+    validation: Annotated[
+        bool, typer.Option("--validation/--no-validation", help="Set a validation part apart in each fold.")
+    ] = True,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=ROOT", help="Another data set split together with it; may be repeated."),
+    ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option("--links", metavar="CSV", help="Cases that are of one person: a,b[,reason] of DATASET:CASE."),
+    ] = None,
+    link_suspected: Annotated[
+        bool, typer.Option("--link-suspected", help="Keep data sets whole that very probably share patients.")
+    ] = False,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="JSON", help="Take the folds from nnU-Net's splits_final.json."),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="csv|nnunet", help="Slice tables, or splits_final.json.")] = "csv",
+) -> None:
+    """Split a data set for cross-validation.
+
+    Every case is tested in exactly one fold, and no patient stands on two sides. Writes split.json (how, and what
+    leaks), folds.csv (one row per fold and case), and a table of slices per fold, or nnU-Net's splits_final.json.
+    """
+    from pneumoscope.datasets.public.covid19ctseg import MaTask
+    from pneumoscope.datasets.registry import read_dataset
+    from pneumoscope.datasets.splits.files import By, SplitPlan, To, write_folds
+    from pneumoscope.datasets.splits.folds import read_links
+
+    plan = SplitPlan(
+        cast(By, by), folds, common.seed or 0, validation, cast(MaTask, ma_task),
+        tuple(read_links(links)) if links else (), from_file, cast(To, to),
+    )  # fmt: skip
+    if link_suspected:
+        plan = plan.with_suspected
+    cases = []
+    more = pairs(others or [], "--with")
+    if name in more:
+        raise typer.BadParameter(f"{name} is given twice", param_hint="--with")
+    for dataset, where in {name: str(root), **more}.items():
+        cases += [replace(case, dataset=dataset) for case in read_dataset(dataset, where)]
+    with progress_for(common) as progress:
+        summary = write_folds(cases, plan, out, overwrite=common.overwrite, progress=progress)
+    if common.json:
+        say_json(summary)
+    else:
+        _show_split(summary, out)
+
+
+def _show_split(summary: dict[str, Any], out: Path) -> None:
+    say_table(
+        ("fold", "train", "val", "test", "leaking"),
+        [
+            (n, fold["train"], fold["val"], fold["test"], len(fold["leaking_groups"]))
+            for n, fold in enumerate(summary["folds"])
+        ],
+    )
+    say(f"{summary['unit']}; {summary['cases']} cases of {summary['groups']} groups that stay together")
+    for link in summary["suspected_overlaps_not_tied"]:
+        say(f"may leak: {link['a']} and {link['b']}: {link['reason']}; use --links or --link-suspected")
+    say(f"written to {out}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import say, say_fields, say_json
 from pneumoscope.errors import PneumoscopeError, RunError

@@ -22,8 +22,8 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origi
 
 import typer
 
-from pneumoscope.experiments.sheet import MAX_SEED
 from pneumoscope.options import Rules, options_of
+from pneumoscope.recipes.settings import MAX_SEED
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PRECISIONS = ("auto", "fp32", "bf16")

@@ -9,8 +9,8 @@ import typer
 
 from pneumoscope.cli.options import Common, common_options, new_group, pairs
 from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
-from pneumoscope.experiments.access import describe
-from pneumoscope.experiments.registry import ALL_RECIPES, build_any
+from pneumoscope.recipes.access import describe
+from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 
 if TYPE_CHECKING:
     from pneumoscope.study.base import StudyResult

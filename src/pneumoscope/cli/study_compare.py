@@ -28,7 +28,7 @@ def compare(
     Runs of one strategy with other seeds are one line; intervals draw patients and seeds. Writes comparison.csv,
     comparison.json, figures/gain_against_loss.png and report.html.
     """
-    from pneumoscope.study.comparison import compare_studies
+    from pneumoscope.study.analysis.comparison import compare_studies
 
     result = compare_studies(runs, out, overwrite=common.overwrite)
     if common.json:

@@ -15,8 +15,8 @@ from pneumoscope.cli.output import number, progress_for, remark, say, say_json, 
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
-    from pneumoscope.study.own_plan import OwnPlan
-    from pneumoscope.study.own_plan3d import VolumePlan
+    from pneumoscope.plans.plan import OwnPlan
+    from pneumoscope.plans.plan3d import VolumePlan
 
 
 class Dims(StrEnum):
@@ -143,7 +143,7 @@ def crossval(
     cases, made = _plan(data, out, common, plan, {"dims": dims.value}, wanted)
     if _only_the_plan(made, out, common, plan_only, resume):
         return
-    from pneumoscope.study.own_train import ON_FOLDS, crossval_own
+    from pneumoscope.plans.train import ON_FOLDS, crossval_own
 
     with progress_for(common) as bars:
         table = crossval_own(
@@ -165,8 +165,8 @@ def _train(
     cases, made = _plan(data, out, common, plan, kind, wanted)
     if _only_the_plan(made, out, common, plan_only, resume):
         return
-    from pneumoscope.study.own_split import split_by_plan
-    from pneumoscope.study.own_train import train_own
+    from pneumoscope.plans.data import split_by_plan
+    from pneumoscope.plans.train import train_own
 
     parts = split_by_plan(cases, made)
     with progress_for(common) as bars:
@@ -191,8 +191,8 @@ def _plan(
     data: Sequence[str], out: Path, common: Common, plan: Path | None, kind: dict[str, Any], wanted: dict[str, Any]
 ) -> tuple[list[Case], OwnPlan | VolumePlan]:
     """The cases and the plan: from a file, of the folder, or made; what was given on the command line goes last."""
-    from pneumoscope.study.own_data import read_own_cases
-    from pneumoscope.study.own_plan import make_plan, plan_of_folder, read_plan, with_values
+    from pneumoscope.plans.data import read_own_cases
+    from pneumoscope.plans.plan import make_plan, plan_of_folder, read_plan, with_values
 
     wanted = {**wanted, "seed": common.seed, "precision": None if common.precision == "auto" else common.precision}
     if plan is not None:
@@ -248,8 +248,8 @@ def _write_plan_alone(plan: OwnPlan | VolumePlan, out: Path, common: Common) -> 
     from pneumoscope.errors import InputError
     from pneumoscope.io.files import prepare_folder
     from pneumoscope.jobs.lock import locked
-    from pneumoscope.study.own_plan import PLAN_FILE, write_plan
-    from pneumoscope.study.own_train import holds_training
+    from pneumoscope.plans.plan import PLAN_FILE, write_plan
+    from pneumoscope.plans.train import holds_training
 
     if holds_training(out):
         raise InputError("holds a training, whose plan stays as it is; give --plan-only another folder", path=out)

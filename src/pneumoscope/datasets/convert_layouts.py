@@ -72,7 +72,7 @@ def _nnunet_finish(run: Run, labels: Mapping[int, str]) -> None:
     grey = any(row["values"] != "HU" for row in run.rows)
     for wanted in ("imagesTr", "labelsTr"):
         (run.work / wanted).mkdir(exist_ok=True)
-    from pneumoscope import __version__
+    from pneumoscope._version import __version__
 
     described = {
         "channel_names": {"0": "grey" if grey else "CT"},
@@ -88,7 +88,7 @@ def _nnunet_finish(run: Run, labels: Mapping[int, str]) -> None:
 
 
 def _slices_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
-    from pneumoscope.datasets.slice_export import write_case_slices
+    from pneumoscope.datasets.formats.slice_files import write_case_slices
 
     _require_hu(scan.volume)
     entry, rows = write_case_slices(case, scan, name, run.work)
@@ -100,7 +100,7 @@ def _slices_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
 
 
 def _slices_finish(run: Run, labels: Mapping[int, str]) -> None:
-    from pneumoscope.datasets.slice_export import TABLE, TABLE_COLUMNS, write_description
+    from pneumoscope.datasets.formats.slice_files import TABLE, TABLE_COLUMNS, write_description
 
     write_text(run.work / TABLE, table(TABLE_COLUMNS, run.slices))
     write_description(run.work, run.entries)

@@ -194,18 +194,18 @@ DATASETS: Mapping[str, DatasetInfo] = {
 
 
 READERS: Mapping[str, str] = {
-    "medseg": "pneumoscope.datasets.medseg:read_medseg_cases",
-    "medseg-slices": "pneumoscope.datasets.medseg_slices:read_medseg_slices_cases",
-    "covid19ctseg": "pneumoscope.datasets.covid19ctseg:read_covid19ctseg_cases",
-    "mosmed": "pneumoscope.datasets.mosmed:read_mosmed_cases",
-    "covid1920": "pneumoscope.datasets.covid1920:read_covid1920_cases",
-    "an2020": "pneumoscope.datasets.an2020:read_an2020_cases",
-    "ricord": "pneumoscope.datasets.ricord:read_ricord_cases",
-    "nnunet": "pneumoscope.datasets.nnunet:read_nnunet_cases",
-    "decathlon": "pneumoscope.datasets.decathlon:read_decathlon_cases",
-    "miscnn": "pneumoscope.datasets.miscnn:read_miscnn_cases",
-    "slices": "pneumoscope.datasets.slice_cases:read_slice_cases",
-    "manifest": "pneumoscope.datasets.manifest:read_manifest_cases",
+    "medseg": "pneumoscope.datasets.public.medseg:read_medseg_cases",
+    "medseg-slices": "pneumoscope.datasets.public.medseg_slices:read_medseg_slices_cases",
+    "covid19ctseg": "pneumoscope.datasets.public.covid19ctseg:read_covid19ctseg_cases",
+    "mosmed": "pneumoscope.datasets.public.mosmed:read_mosmed_cases",
+    "covid1920": "pneumoscope.datasets.public.covid1920:read_covid1920_cases",
+    "an2020": "pneumoscope.datasets.public.an2020:read_an2020_cases",
+    "ricord": "pneumoscope.datasets.public.ricord:read_ricord_cases",
+    "nnunet": "pneumoscope.datasets.formats.nnunet:read_nnunet_cases",
+    "decathlon": "pneumoscope.datasets.formats.decathlon:read_decathlon_cases",
+    "miscnn": "pneumoscope.datasets.formats.miscnn:read_miscnn_cases",
+    "slices": "pneumoscope.datasets.formats.slice_files:read_slice_cases",
+    "manifest": "pneumoscope.datasets.formats.manifest:read_manifest_cases",
 }
 """Which function reads which data set, as ``module:function``; imported when it is asked for."""
 
@@ -242,7 +242,7 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
             f"--data {name}=ROOT",
             path=root,
         )
-    from pneumoscope.datasets.phantom_folder import MANIFEST, read_phantom
+    from pneumoscope.datasets.phantom.folder import MANIFEST, read_phantom
 
     if name == "phantom" or (info.kind == "ct" and (Path(root) / MANIFEST).is_file()):
         return read_phantom(root)

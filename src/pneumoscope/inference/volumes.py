@@ -180,7 +180,7 @@ class VolumePrediction:
         Raises:
             ModelError: a class has no meaning here, or none is infiltrate.
         """
-        from pneumoscope.datasets.covid19ctseg import with_sides
+        from pneumoscope.datasets.public.covid19ctseg import with_sides
 
         meaning = class_meanings(labels)
         ill = Mask(self._of(meaning, "infiltrate").astype(np.uint8), self.grid, dict(INFILTRATE_LABEL))

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pneumoscope.io.dicom import is_dicom, list_series, read_dicom
+    from pneumoscope.io.dicom.read import is_dicom, list_series, read_dicom
     from pneumoscope.io.intensity import guess_not_hu, require_hu
     from pneumoscope.io.masks import fit_mask
     from pneumoscope.io.read import read_lungs, read_mask, read_volume
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Listing": "scans",
-    "ScanRef": "scan_ref",
+    "ScanRef": "scans",
     "find_scans": "scans",
     "fit_mask": "masks",
     "guess_not_hu": "intensity",
-    "is_dicom": "dicom",
+    "is_dicom": "dicom.read",
     "list_scans": "scans",
-    "list_series": "dicom",
-    "read_dicom": "dicom",
+    "list_series": "dicom.read",
+    "read_dicom": "dicom.read",
     "read_lungs": "read",
     "read_mask": "read",
     "read_volume": "read",

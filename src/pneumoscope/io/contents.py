@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.dicom_files import Found, look
+from pneumoscope.io.dicom.files import Found, look
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, case_name, is_scan_name, suffix_of
-from pneumoscope.io.labels import LABELS_KEY
+from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
 from pneumoscope.io.walk import Walk, files_below
 

@@ -121,6 +121,6 @@ def _inflated(head: bytes) -> bytes:
 
 def _is_bare_dicom(path: str | Path) -> bool:
     """Whether the DICOM reader takes a file without preamble."""
-    from pneumoscope.io.dicom_files import is_dicom
+    from pneumoscope.io.dicom.files import is_dicom
 
     return bool(is_dicom(path))

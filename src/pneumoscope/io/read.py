@@ -33,7 +33,7 @@ def read_volume(
 
     Args:
         path: .nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM file or folder, a folder with one image, or a zip of one.
-        series: which DICOM series of a study: ``best`` (None) by the rules of `pneumoscope.io.dicom_choice`, a number
+        series: which DICOM series of a study: ``best`` (None) by the rules of `pneumoscope.io.dicom.choice`, a number
             in the list of its series, or a SeriesInstanceUID.
         intensity: ``auto`` refuses values that do not look like HU, ``hu`` takes them as HU unchecked.
         case: name for outputs; by default the file's stem, for DICOM a name of the reader's that hides the patient.
@@ -151,10 +151,10 @@ def read_mask_or_probability(
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
     """One NIfTI, NRRD or MetaImage file, checked in form; `sparse` and `scan` as in `read_nifti`."""
     if kind == "nifti":
-        from pneumoscope.io.nifti import read_nifti
+        from pneumoscope.io.formats.nifti import read_nifti
 
         return read_nifti(path, sparse=sparse, scan=scan)
-    from pneumoscope.io.itk import read_metaimage, read_nrrd
+    from pneumoscope.io.formats.nrrd_metaimage import read_metaimage, read_nrrd
 
     read = read_nrrd if kind == "nrrd" else read_metaimage
     return read(path, sparse=sparse, scan=scan)
@@ -167,7 +167,7 @@ def family_of(stored: Stored) -> str:
 
 def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity, case: str | None) -> Volume:
     if kind == "dicom":
-        from pneumoscope.io.dicom import read_dicom
+        from pneumoscope.io.dicom.read import read_dicom
 
         volume = read_dicom(path, series=series, case=case, as_hu=intensity == "hu")
         try:

@@ -11,8 +11,7 @@ from pathlib import Path
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import DicomPlace, contents_of
 from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, short_hash, suffix_of
-from pneumoscope.io.scan_ref import ScanRef
-from pneumoscope.io.table import is_manifest, read_manifest
+from pneumoscope.io.scan_ref import ScanRef, is_manifest, read_manifest
 
 MANIFEST = "manifest.csv"
 
@@ -61,7 +60,7 @@ def list_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best"
 
     Args:
         paths: what the user gave.
-        series: of each DICOM study ``best`` (by the rules of `pneumoscope.io.dicom_choice`), ``all`` (a case each), a
+        series: of each DICOM study ``best`` (by the rules of `pneumoscope.io.dicom.choice`), ``all`` (a case each), a
             number in the list of its series, or a SeriesInstanceUID.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
@@ -101,7 +100,7 @@ def _of_path(path: Path, series: str) -> tuple[list[ScanRef], Counter[str]]:
     if not path.is_dir():
         kind = require_kind(path)
         if kind == "dicom":
-            from pneumoscope.io.dicom_search import single
+            from pneumoscope.io.dicom.search import single
 
             return [single(path, asked)], Counter()
         if kind == "zip" and series == "all":
@@ -111,7 +110,7 @@ def _of_path(path: Path, series: str) -> tuple[list[ScanRef], Counter[str]]:
     places = [place for place in inside.found if isinstance(place, DicomPlace)]
     studies: dict[Path, list[ScanRef]] = {}
     if places:
-        from pneumoscope.io.dicom_search import studies_of
+        from pneumoscope.io.dicom.search import studies_of
 
         studies, left = studies_of(places, series)
         inside.passed += left
@@ -186,6 +185,6 @@ def _mark(ref: ScanRef, again: int) -> str:
     where = f"{ref.path.parent.name}/{ref.path.name}" + (f"/{ref.path}/{ref.series}/{again}" if again else "")
     if is_scan_name(ref.path):
         return short_hash(where)
-    from pneumoscope.io.dicom_identity import case_name as hashed
+    from pneumoscope.io.dicom.deidentify import case_name as hashed
 
     return hashed(f"{where}/{ref.path.parent.parent.name}").removeprefix("ct-")[:6]

@@ -80,16 +80,16 @@ def _save(
 ) -> None:
     final, suffix = Path(path), suffix_of(path)
     if suffix in (".nii", ".nii.gz"):
-        from pneumoscope.io.nifti_out import FAST_LEVEL, LABEL_LEVEL, save_nifti
+        from pneumoscope.io.formats.nifti import FAST_LEVEL, LABEL_LEVEL, save_nifti
 
         level = LABEL_LEVEL if is_mask else FAST_LEVEL
         save_nifti(array, native, final, labels=labels, slope=slope, level=level)
     elif suffix == ".nrrd":
-        from pneumoscope.io.itk_out import save_nrrd
+        from pneumoscope.io.formats.nrrd_metaimage import save_nrrd
 
         save_nrrd(array, native, final, labels=labels)
     elif suffix == ".mha":
-        from pneumoscope.io.itk_out import save_metaimage
+        from pneumoscope.io.formats.nrrd_metaimage import save_metaimage
 
         save_metaimage(array, native, final, labels=labels)
     else:

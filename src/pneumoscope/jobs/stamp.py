@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import jsonable, read_json, sha256, write_json
 

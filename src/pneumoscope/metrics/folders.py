@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, require_no_other_run, write_json, write_text
 from pneumoscope.io.masks import require_threshold

@@ -1,7 +1,7 @@
 """Windows on the Hounsfield scale, and the channels a segmentation network is given and asked for.
 
 The papers cut the scale into windows, one channel each, and add the lung mask as last channel. Which windows is a
-number of the paper and stands in `pneumoscope.experiments`; here is only the arithmetic.
+number of the paper and stands in `pneumoscope.recipes`; here is only the arithmetic.
 """
 
 from __future__ import annotations

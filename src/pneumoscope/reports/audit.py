@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.audit.findings import AuditFinding
-from pneumoscope.datasets.audit.rules import KINDS, AuditRules
+from pneumoscope.datasets.audit.rules import KINDS, AuditFinding, AuditRules
 from pneumoscope.preprocess.slices import nearest_indices, to_slices
 from pneumoscope.reports.figures import INFILTRATE, LEFT_LUNG, LUNG_WINDOW, RIGHT_LUNG
 from pneumoscope.reports.page import write_page

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.errors import Finding
 from pneumoscope.io.files import jsonable, write_json
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.errors import printable
 from pneumoscope.io.files import write_text
 

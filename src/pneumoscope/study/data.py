@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan, content_of_scan
-from pneumoscope.datasets.held_out import held_out_draw
 from pneumoscope.datasets.slices import SliceStack
-from pneumoscope.datasets.splits import (
+from pneumoscope.datasets.splits.draw import (
     Shortage,
     assert_no_patient_leak,
     balanced_draw,
+    held_out_draw,
     patient_split,
     patients_in_several_parts,
     read_split,
@@ -29,10 +29,10 @@ from pneumoscope.datasets.splits import (
 )
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.experiments.schema import Experiment, Preprocessing, Site, Split
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_table, stamp
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.schema import Experiment, Preprocessing, Site, Split
 from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
 from pneumoscope.volume import Mask, Volume
 
@@ -195,7 +195,7 @@ def find_cases(
         InputError: a set without a case that fits its pattern.
         DatasetError: a case without a mask in its folder of lung masks.
     """
-    from pneumoscope.datasets.lung_masks import with_lung_masks
+    from pneumoscope.datasets.formats.lung_masks import with_lung_masks
     from pneumoscope.datasets.registry import read_dataset
 
     grey = experiment.preprocessing.intensity == "grey8"
@@ -223,7 +223,7 @@ def find_cases(
 
 
 def _phantom_cases(experiment: Experiment, site: Site, out: Path, progress: Progress) -> list[Case]:
-    from pneumoscope.datasets.phantom import read_phantom, write_phantom
+    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 
     alike = [s for s in experiment.data.sites if s.phantom_site == site.phantom_site]
     name = f"{site.phantom_site}-{site.number}" if len(alike) > 1 else site.phantom_site

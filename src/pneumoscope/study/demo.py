@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.errors import RunError
-from pneumoscope.experiments.access import with_overrides
-from pneumoscope.experiments.maganaris import four_channel_demo
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.base import StudyResult
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.lungs import LUNG_STAGE
-from pneumoscope.study.matrix import best_stage
 from pneumoscope.study.report import write_report
+from pneumoscope.study.scores.matrix import best_stage
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
@@ -86,7 +86,7 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
     """
     from pneumoscope.cases.options import SAVABLE, SegmentOptions
     from pneumoscope.cases.segment import segment_case
-    from pneumoscope.inference.segment import Segmenter
+    from pneumoscope.inference.segmenter import Segmenter
 
     experiment = study.experiment
     stage = best_stage(study.matrix).get(CASE_SITE, experiment.stages.chain[0].name)
@@ -107,7 +107,7 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
 
 def _new_patient(experiment: Experiment, folder: Path) -> ScanRef:
     """Write the scan of a patient that is in no set, and what the site's reader drew on it."""
-    from pneumoscope.datasets.phantom import make_phantom
+    from pneumoscope.datasets.phantom.folder import make_phantom
     from pneumoscope.io import write_mask, write_volume
     from pneumoscope.io.scan_ref import ScanRef
 

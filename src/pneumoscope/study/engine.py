@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.experiments.registry import build_any
 from pneumoscope.jobs.lock import locks
+from pneumoscope.recipes.registry import build_any
 from pneumoscope.study.base import Study, StudyOptions, StudyResult
-from pneumoscope.study.run import SliceStudy
-from pneumoscope.study.volumes_run import VolumeStudy
-from pneumoscope.study.xray_run import XrayStudy
+from pneumoscope.study.transfer import SliceStudy
+from pneumoscope.study.volumes import VolumeStudy
+from pneumoscope.study.xray import XrayStudy
 
 STUDIES: Mapping[str, type[Study]] = {"slices": SliceStudy, "volumes": VolumeStudy, "xray": XrayStudy}
 """What runs an experiment, by its `kind`."""

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import INFILTRATE, TRUTH, new_figure, png
 from pneumoscope.study.shift_figures import draw_shift
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pneumoscope.experiments.schema import Experiment
+from pneumoscope.recipes.schema import Experiment
 
 Row = Mapping[str, Any]
 

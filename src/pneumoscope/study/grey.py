@@ -18,10 +18,10 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.slices import SOURCES, SliceStack, read_slice_folder
 from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.schema import Preprocessing, Site
 from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.schema import Preprocessing, Site
 
 GreyLungs = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Lungs (n, h, w) of pictures (n, 1, h, w), both of the size the network sees."""

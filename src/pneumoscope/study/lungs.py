@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudySet, build_set, find_cases, set_names
-from pneumoscope.study.stages import StageJob, TrainedModel, preprocessing_card, train_stage
+from pneumoscope.study.learners.slices import StageJob, TrainedModel, preprocessing_card, train_stage
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
-    from pneumoscope.inference.segment import LungFinder
+    from pneumoscope.inference.segmenter import LungFinder
 
 LUNG_STAGE = "lungs"
 """Name of the lung network's stage folder."""
@@ -100,7 +100,7 @@ class LungSupply:
 
     def _shipped(self, volume: Volume) -> Mask:
         """The lungs by the model that `segment` uses."""
-        from pneumoscope.inference.segment import LungFinder
+        from pneumoscope.inference.segmenter import LungFinder
 
         if self._finder is None:
             self._finder = LungFinder(device=self.device, precision=self.experiment.training.precision)

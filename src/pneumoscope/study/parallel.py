@@ -13,12 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from pneumoscope.errors import RunError
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.processes import death_of, worker_pool, workers_of
 from pneumoscope.progress import NOTE, Noted, Progress, silent
+from pneumoscope.recipes.schema import Experiment
+from pneumoscope.study.forecast import needs
+from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import open_sets
-from pneumoscope.study.plan import needs
-from pneumoscope.study.systems import StageMaker
 
 _MAKER: list[StageMaker] = []
 """A worker's own maker of stages; empty in the main process."""

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from pneumoscope.errors import ModelError
-from pneumoscope.experiments.access import describe
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import jsonable
 from pneumoscope.models.cards import read_card
+from pneumoscope.recipes.access import describe
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
+from pneumoscope.study.analysis.calibration import LEAKAGE_FILE
 from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
 from pneumoscope.study.findings import findings, main_stages, pattern
 from pneumoscope.study.folder import GUARD_FILE, read_experiment, read_if_there, read_result, usable_results
-from pneumoscope.study.shift import LEAKAGE_FILE
-from pneumoscope.study.systems_table import PICTURE, read_systems
+from pneumoscope.study.scores.systems import PICTURE, read_systems
 from pneumoscope.study.volumes_report import volumes_context
 from pneumoscope.study.xray_report import xray_context
 
@@ -94,7 +94,7 @@ def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """The ways of retraining of this study side by side, drawn and in a sentence; empty where it has only one."""
     if len({experiment.strategy_of(s.name) for s in experiment.stages.chain if s.start}) < 2:
         return {"strategies": [], "strategies_sentence": "", "strategies_picture": ""}
-    from pneumoscope.study.comparison import compare, read_runs, sentence
+    from pneumoscope.study.analysis.comparison import compare, read_runs, sentence
     from pneumoscope.study.shift_figures import comparison_png
 
     rows = compare(read_runs([folder]))

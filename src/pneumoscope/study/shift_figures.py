@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumoscope.experiments.schema import Experiment
 from pneumoscope.io.files import write_bytes
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import new_figure, png
 from pneumoscope.study.findings import main_stages
 from pneumoscope.study.folder import read_if_there

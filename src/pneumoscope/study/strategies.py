@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.experiments.schema import Experiment, Stage
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.study.data import StudySet, two_channel_target
+from pneumoscope.study.learners.slices import Guard, Slices, StageJob, TrainedModel, train_stage
 from pneumoscope.study.lungs import evenly
-from pneumoscope.study.stages import Guard, Slices, StageJob, TrainedModel, train_stage
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.models.unet import UNet
-    from pneumoscope.study.neighbours import Neighbours
+    from pneumoscope.study.learners.examples import Neighbours
     from pneumoscope.training.strategies.penalties import Penalty
 
 EXPERTS_FILE = "experts.json"

@@ -9,13 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.folds import Fold, group_folds, share_fold
-from pneumoscope.datasets.groups import Member, group_members, members_of
 from pneumoscope.datasets.patches import VolumeRecipe
+from pneumoscope.datasets.splits.folds import Fold, Member, group_folds, group_members, members_of, share_fold
 from pneumoscope.errors import InputError
-from pneumoscope.experiments.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
 from pneumoscope.io.files import write_csv
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
 
 SPLIT_COLUMNS = ("k", "fold", "case", "patient", "part")
 VALIDATION = "val"
@@ -113,7 +112,7 @@ def is_drawn(case: Case, classes: str) -> bool:
 
 
 def _phantoms(experiment: VolumeExperiment, part: VolumeSet, out: Path, progress: Progress) -> list[Case]:
-    from pneumoscope.datasets.phantom_folder import read_phantom, write_phantom
+    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 
     folder, data = out / "data" / part.name, experiment.data
     write_phantom(

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from pneumoscope.experiments.access import describe
-from pneumoscope.experiments.volumes import VolumeExperiment
 from pneumoscope.io.files import read_json
+from pneumoscope.recipes.access import describe
+from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.folder import read_result
+from pneumoscope.study.scores.volumes import NETWORKS, headline, subject_of
 from pneumoscope.study.volumes_data import VALIDATION
-from pneumoscope.study.volumes_tables import NETWORKS, headline, subject_of
 
 COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": "#b58a3c", "plain": "#8a8f98",
            "ensemble": "#2e8540", "threshold": "#e8650a"}  # fmt: skip

@@ -16,9 +16,9 @@ from pneumoscope.datasets.xray.draw import draw, split, torn_groups
 from pneumoscope.datasets.xray.duplicates import Pair, Prints, find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, file_content
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.experiments.xray_schema import XrayExperiment
 from pneumoscope.io.files import atomic_path, parse_json
 from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.xray import XrayExperiment
 
 RESNET = "resnet50"
 """Name under which a file of published weights is given beside the data sets."""

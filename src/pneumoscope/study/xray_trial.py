@@ -20,9 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.draw import write_split
-from pneumoscope.experiments.xray_schema import XrayExperiment
+from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study import xray_data as data
-from pneumoscope.study.xray_arms import Arm, balance
+from pneumoscope.study.analysis.mitigations import Arm, balance
 
 OWN_TEST, HEALTHY, SICK, UNSEEN = "Dataset_1", "healthy adults", "adults, other pneumonia", "unseen"
 """Names of the tests; `UNSEEN` is followed by the source."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope import __version__
+from pneumoscope._version import __version__
 from pneumoscope.io.files import write_bytes
 from pneumoscope.surfaces.mesh import Mesh
 from pneumoscope.surfaces.structures import LOOKS

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.audit.anatomy import Anatomy, look
-from pneumoscope.datasets.audit.findings import AuditFinding, spotted
+from pneumoscope.datasets.audit.anatomy import Anatomy, look, lung_fit, lung_sides
 from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_fit, infiltrate_pieces
-from pneumoscope.datasets.audit.lungs import lung_fit, lung_sides
 from pneumoscope.datasets.audit.raw import RawCase, RawMask
-from pneumoscope.datasets.audit.rules import AuditRules
+from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, spotted
 from pneumoscope.errors import ReadError
 from pneumoscope.volume import Mask, present_labels
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.anatomy import FLIPS, mirrored
-from pneumoscope.datasets.audit.findings import AuditFinding
-from pneumoscope.datasets.audit.rules import AuditRules, Severity
+from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity
 from pneumoscope.volume import Volume
 
 BLOCKS = (32, 32, 24)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.datasets.audit.anatomy import FLIPS, Anatomy, best_flip, flip_words, mirrored
-from pneumoscope.datasets.audit.findings import AuditFinding, spotted
-from pneumoscope.datasets.audit.rules import AuditRules, Severity
+from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity, spotted
 from pneumoscope.volume import Volume
 
 THIN_SLICE_MM = 10.0

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.datasets.audit.findings import AuditFinding, spotted
-from pneumoscope.datasets.audit.rules import AuditRules
+from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, spotted
 from pneumoscope.geometry import Grid
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumoscope.datasets.links import refuse_links_out
+from pneumoscope.datasets.formats.layout import refuse_links_out
 from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError
 
@@ -24,11 +24,11 @@ _JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 MAX_FILES = 300_000
 
 READERS: Mapping[str, str] = {
-    "kermany": "pneumoscope.datasets.xray.kermany:read_kermany",
-    "cohen": "pneumoscope.datasets.xray.cohen:read_cohen",
-    "hannover": "pneumoscope.datasets.xray.hannover:read_hannover",
-    "nih": "pneumoscope.datasets.xray.nih:read_nih",
-    "radiographs": "pneumoscope.datasets.xray.table:read_table",
+    "kermany": "pneumoscope.datasets.public.kermany:read_kermany",
+    "cohen": "pneumoscope.datasets.public.cohen:read_cohen",
+    "hannover": "pneumoscope.datasets.public.hannover:read_hannover",
+    "nih": "pneumoscope.datasets.public.nih:read_nih",
+    "radiographs": "pneumoscope.datasets.formats.radiographs:read_table",
 }
 """Which function reads which data set, as ``module:function``; imported when it is asked for."""
 
@@ -66,7 +66,7 @@ class XrayCase:
         Raises:
             ReadError: it cannot be read.
         """
-        from pneumoscope.io.radiograph import read_radiograph
+        from pneumoscope.io.formats.radiograph import read_radiograph
 
         return read_radiograph(self.path, case=self.case)
 

@@ -1,0 +1,1 @@
+"""Dataset layouts of other tools."""

@@ -1,0 +1,333 @@
+"""Synthetic chest CTs with exact masks, from three made-up hospitals.
+
+`make_phantom` gives one labelled scan; `write_phantom` and `read_phantom` a data set on disk. The same site, patient,
+seed and size give the same scan. A size changes the matrix and the number of slices; the body and its lesions stay,
+only the vessels branch differently.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.phantom.patient import draw_patient
+from pneumoscope.datasets.phantom.reader import Fault, drawn_labels, overlook_small, plant_faults, true_labels
+from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, plan_scan
+from pneumoscope.datasets.phantom.sites import SITES, PhantomSite, phantom_site, phantom_size
+from pneumoscope.datasets.phantom.tissue import lung_labels
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
+from pneumoscope.jobs.lock import locks
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
+
+__all__ = ["SITES", "PhantomScan", "make_phantom", "read_phantom", "scan_patient", "write_phantom"]
+
+DETAIL = {"tiny": (9.0, 150), "small": (6.0, 450), "full": (4.5, 700)}
+"""How finely the body is kept, in mm, and how many branches its vessels have, per size."""
+
+
+@dataclass(frozen=True, eq=False)
+class PhantomScan:
+    """One synthetic scan with everything that is known about it.
+
+    Attributes:
+        scan: what the site would give away; `scan.lungs` is None where the site stores none.
+        lungs: the exact lungs, always.
+        faults: annotation faults planted into `scan.infiltrate`.
+    """
+
+    scan: LabelledScan
+    lungs: Mask
+    faults: tuple[Fault, ...]
+
+
+def make_phantom(site: str, patient: int, *, seed: int = 0, size: str = "full") -> LabelledScan:
+    """A synthetic chest CT of one patient of a site.
+
+    Args:
+        site: ``A``, ``B`` or ``C``.
+        patient: 0 or more; each number is another person. Some carry planted annotation faults (see `scan_patient`).
+        seed: another seed gives other people under the same numbers.
+        size: ``full`` (the papers' matrix and slice distance), ``small`` (160 to 192 pixels, about 25 to 40 slices)
+            or ``tiny`` (48 to 64 pixels, about 10 slices, for tests).
+
+    Returns:
+        The scan with `infiltrate` as the site's reader drew it, faults included, and `truth` the exact infiltrate
+        (1 = ground-glass, 2 = consolidation). `lungs` is None at site C.
+
+    Raises:
+        DatasetError: unknown site or size, negative patient or seed.
+    """
+    return scan_patient(site, patient, seed=seed, size=size).scan
+
+
+def scan_patient(site: str, patient: int, *, seed: int = 0, size: str = "full") -> PhantomScan:
+    """As `make_phantom`, with the exact lungs and the list of planted faults."""
+    if patient < 0 or seed < 0:
+        raise DatasetError(f"a phantom needs a patient and a seed of 0 or more, got {patient} and {seed}")
+    hospital, scale = phantom_site(site), phantom_size(size)
+    rng = np.random.default_rng([seed, ord(hospital.name), patient])
+    of_body, of_scan, of_noise, of_faults = rng.spawn(4)
+    step_mm, branches = DETAIL[scale]
+    body = draw_patient(hospital, of_body, step_mm=step_mm, branches=branches)
+    protocol = plan_scan(hospital.scanner, body, scale, of_scan)
+    shape = protocol.where.shape
+    hu = np.empty(shape, np.float32)
+    lungs, truth, drawn = (np.empty(shape, np.uint8) for _ in range(3))
+    inside = np.empty(shape, bool)
+    for part in chunks(protocol):
+        painted = paint_slab(body, protocol, part)
+        lungs[part] = lung_labels(painted, protocol.where.slices(part))
+        truth[part] = true_labels(painted)
+        drawn[part] = drawn_labels(painted, hospital.reader)
+        inside[part] = painted.body < -12
+        hu[part] = expose(painted, protocol, hospital.scanner, part, of_noise)
+    overlook_small(drawn, hospital.reader.smallest_ml, protocol.grid.voxel_volume_ml)
+    faults = plant_faults(drawn, lungs, inside, protocol, patient, of_faults)
+    case = case_name(hospital.name, patient)
+    return _assemble(hospital, case, protocol, hu, (lungs, truth, drawn), faults)
+
+
+def case_name(site: str, patient: int) -> str:
+    """``A-003`` for patient 3 of site A; the patient's id as well."""
+    return f"{site}-{patient:03d}"
+
+
+def _assemble(
+    site: PhantomSite,
+    case: str,
+    protocol: Protocol,
+    hu: NDArray[np.float32],
+    masks: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]],
+    faults: list[Fault],
+) -> PhantomScan:
+    """Arrays (z, y, x) as objects on the RAS+ grid; views, nothing is copied. Masks are lungs, truth, drawn."""
+    grid = protocol.grid
+    lungs, truth, drawn = (mask.transpose(2, 1, 0) for mask in masks)
+    facts = {"site": site.name, "kernel": site.scanner.kernel, "made by": "pneumoscope phantom, synthetic"}
+    volume = Volume(hu.transpose(2, 1, 0), grid, grid.reorient(site.scanner.stored_axes), case, (), facts)
+    exact_lungs = Mask(lungs, grid, LUNG_LABELS)
+    scan = LabelledScan(
+        volume,
+        exact_lungs if site.reader.lungs else None,
+        Mask(drawn, grid, INFILTRATE_LABELS if site.reader.kinds else INFILTRATE_LABEL),
+        Mask(truth, grid, INFILTRATE_LABELS),
+    )
+    return PhantomScan(scan, exact_lungs, tuple(faults))
+
+
+MANIFEST = "phantom.json"
+TABLE = "manifest.csv"
+FAULTS = "faults.csv"
+LICENCE = "CC0 1.0"
+CITATION = "synthetic, made by pneumoscope"
+TABLE_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
+FAULT_COLUMNS = ("case", "slice", "kind", "voxels", "x", "y", "z")
+VERSION = 1
+"""Raised when the same seed would give other scans."""
+
+
+def write_phantom(
+    out: str | Path,
+    site: str,
+    patients: int,
+    *,
+    seed: int = 0,
+    format: Literal["nifti", "dicom"] | str = "nifti",
+    size: str = "full",
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> list[str]:
+    """Write the patients 0 .. patients - 1 of a site as a data set.
+
+    The folder gets ``manifest.csv`` (any reader of manifests takes it), ``images``, ``lungs`` (not at site C),
+    ``infiltrate``, ``truth`` (exact infiltrate and lungs), ``faults.csv`` and, last, ``phantom.json``. The same call
+    on a finished folder finds it finished and writes nothing; an unfinished one is made again from the start.
+
+    Returns:
+        The case names.
+
+    Raises:
+        DatasetError: unknown site, size or format, no patient, or a negative seed.
+        InputError: the folder holds another set and `overwrite` is not given.
+    """
+    name, scale = phantom_site(site).name, phantom_size(size)
+    if format not in ("nifti", "dicom"):
+        raise DatasetError(f"unknown format {format!r} for synthetic scans; there are nifti and dicom")
+    if patients < 1 or seed < 0:
+        raise DatasetError(f"needs at least one patient and a seed of 0 or more, got {patients} and {seed}")
+    plan = {"version": VERSION, "site": name, "seed": seed, "size": scale, "format": format, "patients": patients}
+    cases = [_case_name(name, number) for number in range(patients)]
+    folder = Path(out)
+    if not overwrite and _finished(folder, plan):
+        return cases
+    _write(folder, plan, cases, overwrite, progress)
+    return cases
+
+
+@locks("folder")
+def _write(
+    folder: Path, plan: Mapping[str, Any], cases: Sequence[str], overwrite: bool, progress: Progress
+) -> None:  # fmt: skip
+    prepare_folder(folder, marker=MANIFEST, overwrite=overwrite)
+    name, patients = plan["site"], plan["patients"]
+    (folder / MANIFEST).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
+    rows, faults = [], []
+    for number in range(patients):
+        progress(f"phantom {name}", number, patients)
+        row, found = _write_case(folder, plan, number)
+        rows.append(row)
+        faults.extend(found)
+    progress(f"phantom {name}", patients, patients)
+    write_text(folder / FAULTS, _table(FAULT_COLUMNS, faults))
+    write_text(folder / TABLE, _table(TABLE_COLUMNS, rows))
+    title = phantom_site(name).title
+    write_json(folder / MANIFEST, {**plan, "title": title, "licence": LICENCE, "citation": CITATION, "cases": cases})
+
+
+def _case_name(site: str, number: int) -> str:
+
+    return case_name(site, number)
+
+
+def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether the folder already holds exactly this set."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    held = read_phantom_json(folder)
+    return all(held.get(key) == value for key, value in plan.items())
+
+
+def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make and write one patient; gives its row of the manifest and its planted faults."""
+    from pneumoscope.io.write import write_mask
+
+    made = scan_patient(plan["site"], number, seed=plan["seed"], size=plan["size"])
+    case, native = made.scan.volume.case, made.scan.volume.native
+    image = _write_image(folder, made, plan)
+    masks = {
+        f"lungs/{case}.nii.gz": made.scan.lungs,
+        f"infiltrate/{case}.nii.gz": made.scan.infiltrate,
+        f"truth/{case}-lungs.nii.gz": made.lungs,
+        f"truth/{case}-infiltrate.nii.gz": made.scan.truth,
+    }
+    for name, mask in masks.items():
+        if mask is not None:
+            write_mask(mask, folder / name, native)
+    row = {
+        "case": case,
+        "image": image,
+        "lungs": f"lungs/{case}.nii.gz" if made.scan.lungs is not None else "",
+        "infiltrate": f"infiltrate/{case}.nii.gz",
+        "patient": case,
+        "date": f"2020-{3 + number // 28 % 9:02d}-{1 + number % 28:02d}",
+        "source": plan["site"],
+    }
+    faults = [{**asdict(fault), "case": case} for fault in made.faults]
+    for fault in faults:
+        fault.update(x=fault.pop("x_mm"), y=fault.pop("y_mm"), z=fault.pop("z_mm"))
+    return row, faults
+
+
+def _write_image(folder: Path, made: PhantomScan, plan: Mapping[str, Any]) -> str:
+    """Write the scan; gives its path within the folder."""
+    volume = made.scan.volume
+    if plan["format"] == "nifti":
+        from pneumoscope.io.write import write_volume
+
+        write_volume(volume, folder / "images" / f"{volume.case}.nii.gz")
+        return f"images/{volume.case}.nii.gz"
+    from pneumoscope.io.dicom.write import write_dicom_series
+
+    write_dicom_series(
+        volume,
+        folder / "images" / volume.case,
+        seed=f"{plan['seed']}/{plan['size']}",
+        patient=f"PHANTOM-{volume.case}",
+        kernel=volume.source["kernel"].upper(),
+        overwrite=True,
+    )
+    return f"images/{volume.case}"
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_phantom_json(root: str | Path) -> dict[str, Any]:
+    """``phantom.json`` of a folder; DatasetError when there is none or it is damaged."""
+    path = Path(root) / MANIFEST
+    if not path.exists():
+        raise DatasetError(
+            f"has no {MANIFEST}: no synthetic data set, or an unfinished one; make it with `pneumoscope data phantom`",
+            path=root,
+        )
+    held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
+    if not isinstance(held.get("cases"), list):
+        raise DatasetError("is no description of a synthetic data set; make the data set again", path=path)
+    return held
+
+
+def read_phantom(root: str | Path) -> list[Case]:
+    """The cases of a folder written by `write_phantom`; scans are read when loaded.
+
+    Raises:
+        DatasetError: no such folder, an unfinished one, or a table that differs from the description.
+    """
+    from pneumoscope.io.scan_ref import read_manifest
+
+    held = read_phantom_json(root)
+    try:
+        refs = read_manifest(Path(root) / TABLE)
+    except InputError as error:
+        raise DatasetError(f"the synthetic data set is damaged: {error}", path=root) from error
+    if [ref.case for ref in refs] != held["cases"]:
+        raise DatasetError(f"{TABLE} and {MANIFEST} name different cases; make the data set again", path=root)
+    cases = [
+        Case(
+            "phantom",
+            ref.case,
+            ref.patient or ref.case,
+            ref.source or "",
+            LICENCE,
+            CITATION,
+            partial(_load, ref),
+            ref.date or "",
+            CaseFiles(ref.path, ref.lungs, ref.infiltrate),
+        )
+        for ref in refs
+    ]
+    return require_unique_cases(cases, str(root))
+
+
+def _load(ref: Any) -> LabelledScan:
+    """The scan with its masks, and the exact infiltrate where it lies beside."""
+    from pneumoscope.datasets.formats.manifest import load_scan
+    from pneumoscope.io.read import read_mask
+    from pneumoscope.volume import INFILTRATE_LABELS
+
+    scan = load_scan(ref)
+    exact = ref.path.parent.parent / "truth" / f"{ref.case}-infiltrate.nii.gz"
+    truth = read_mask(exact, INFILTRATE_LABELS) if exact.is_file() else None
+    return LabelledScan(scan.volume, scan.lungs, scan.infiltrate, truth)
+
+
+def read_faults(root: str | Path) -> list[dict[str, str]]:
+    """Rows of ``faults.csv``: ``case,slice,kind,voxels,x,y,z``; empty when nothing was planted."""
+    with (Path(root) / FAULTS).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

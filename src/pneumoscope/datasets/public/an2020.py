@@ -1,0 +1,40 @@
+"""An et al., TCIA "CT Images in COVID-19": chest CTs of 632 patients without masks.
+
+Files are ``volume-covid19-A-NNNN.nii.gz``; re-packs add ``_ct``. The COVID-19-20 challenge drew its scans from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.formats.layout import Found, walk
+from pneumoscope.datasets.public.covid1920 import VOLUME, volume_case
+
+NAME = "an2020"
+EXPECTED = "volume-covid19-A-NNNN.nii.gz"
+
+
+def read_an2020_cases(root: str | Path) -> list[Case]:
+    """The scans as cases ``volume-covid19-A-NNNN``, none with masks.
+
+    Args:
+        root: a folder that holds the scans, however deep.
+
+    Raises:
+        DatasetError: no scans, a scan twice, or masks beside them (then it is `covid1920`).
+    """
+    tree = walk(root, EXPECTED)
+    images = tree.by_key("scan", _name)
+    if not images:
+        raise tree.error("holds no volume-covid19-A-NNNN.nii.gz")
+    drawn = [scan.path for scan in tree.scans if scan.stem.lower().endswith("_seg")]
+    if drawn:
+        raise tree.error("holds masks, which this set has not: read it as covid1920", path=drawn[0])
+    cases = [volume_case(NAME, name, NAME, CaseFiles(image)) for name, image in images.items()]
+    return require_unique_cases(cases, str(root))
+
+
+def _name(scan: Found) -> str | None:
+    match = VOLUME.fullmatch(scan.stem)
+    return match[1] if match and (match[3] or "").lower() != "_seg" else None

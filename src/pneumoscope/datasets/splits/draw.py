@@ -1,0 +1,254 @@
+"""Which slices train, validate and test: the paper's balanced draw, and splits that keep patients whole.
+
+A split is a table with one row per slice and the columns ``case,slice,patient,part``; ``part`` is ``train``, ``val``
+or ``test``. Everything here is a function of the table and the seed alone, whatever the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import write_text
+
+COLUMNS = ("case", "slice", "patient", "part")
+PARTS = ("train", "val", "test")
+
+LARGEST_DRAWN_SHARE = 0.75
+"""The proportional fallback never takes more than this share of either kind of slice away from the test set.
+
+The paper's own largest share is 250 of the 340 infiltrate-free slices of its first set, 0.735 (2022b, Table 1).
+"""
+
+Shortage = Literal["error", "proportional"]
+
+
+def balanced_draw(
+    table: pd.DataFrame, n_train: int = 440, n_val: int = 60, seed: int = 0, *, shortage: Shortage = "error"
+) -> pd.DataFrame:
+    """Training and validation slices drawn half with, half without infiltrate; every other lung slice is test.
+
+    This is the selection of Maganaris et al. 2022b, section 3.1 and Table 1 (440 + 60). Slices without lung take no
+    part. It goes by slices, so a patient's neighbouring slices may stand in training and test: the paper says so
+    itself; use `patient_split` where that must not be. (For the first set the paper tests on 214 slices where 713
+    with lung leave 213: it keeps a slice without lung that carries a false annotation. This returns 213.)
+
+    Args:
+        table: one row per slice with ``case, slice, patient, has_infiltrate`` and optionally ``has_lung``.
+        n_train: training slices; an odd number gives the extra one to the slices with infiltrate.
+        n_val: validation slices, likewise.
+        seed: of the draw.
+        shortage: what to do when a kind has too few slices. ``error`` raises; ``proportional`` shrinks training and
+            validation by one common factor, still half and half, so that at most `LARGEST_DRAWN_SHARE` of either
+            kind is taken.
+
+    Returns:
+        The split table, sorted by case and slice.
+
+    Raises:
+        DatasetError: too few slices of one kind (or, when proportional, fewer than two per kind).
+    """
+    _require(table, ("case", "slice", "patient", "has_infiltrate"))
+    if n_train < 2 or n_val < 0:
+        raise DatasetError(f"a balanced draw needs n_train >= 2 and n_val >= 0, got {n_train} and {n_val}")
+    rows = _sorted(table)
+    if "has_lung" in rows:
+        rows = rows[rows["has_lung"].astype(bool)].reset_index(drop=True)
+    infected = rows["has_infiltrate"].to_numpy(dtype=bool)
+    if shortage == "proportional":
+        n_train, n_val = _shrunk(n_train, n_val, infected)
+    rng = np.random.default_rng(seed)
+    part = np.full(len(rows), "test", dtype=object)
+    for kind, wanted in (
+        (True, (n_train - n_train // 2, n_val - n_val // 2)),
+        (False, (n_train // 2, n_val // 2)),
+    ):
+        where = rng.permutation(np.flatnonzero(infected == kind))
+        _require_enough(len(where), sum(wanted), kind, (n_train, n_val))
+        part[where[: wanted[0]]] = "train"
+        part[where[wanted[0] : sum(wanted)]] = "val"
+    return _with_part(rows, part)
+
+
+def _require_enough(found: int, wanted: int, infected: bool, sizes: tuple[int, int]) -> None:
+    if found < max(wanted, 1):
+        raise DatasetError(
+            f"a balanced draw of {sizes[0]} + {sizes[1]} slices needs {wanted} lung slices "
+            f"{'with' if infected else 'without'} infiltrate, the set has {found}; ask for fewer slices, or use "
+            "--set split.shortage=proportional"
+        )
+
+
+def _shrunk(n_train: int, n_val: int, infected: NDArray[np.bool_]) -> tuple[int, int]:
+    """The largest draw of the same proportions that leaves enough of both kinds for testing."""
+    wanted = (n_train - n_train // 2) + (n_val - n_val // 2)
+    scarce = min(np.count_nonzero(infected), np.count_nonzero(~infected))
+    factor = min(1.0, LARGEST_DRAWN_SHARE * scarce / wanted)
+    if factor == 1.0:
+        return n_train, n_val
+    train, val = 2 * int(n_train * factor / 2), 2 * int(n_val * factor / 2)
+    if train < 2:
+        raise DatasetError(
+            f"only {scarce} slices of the scarcer kind (with or without infiltrate): too few even for a "
+            "proportional draw; use more patients"
+        )
+    return train, (val if val or not n_val else 2 * int(scarce - train // 2 >= 2))
+
+
+def patient_split(table: pd.DataFrame, fractions: Mapping[str, float], seed: int = 0) -> pd.DataFrame:
+    """Whole patients to parts, e.g. ``{"train": 0.7, "val": 0.1, "test": 0.2}``.
+
+    Patients are shuffled and dealt by the largest remainder of their number; every part with a fraction above zero
+    gets at least one patient. Fractions are of patients, not of slices.
+
+    Raises:
+        DatasetError: unknown parts, fractions that do not add up to 1, or fewer patients than parts.
+    """
+    _require(table, ("case", "slice", "patient"))
+    if not set(fractions) <= set(PARTS) or abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
+        raise DatasetError(f"fractions of {PARTS} must be >= 0 and add up to 1, got {dict(fractions)}")
+    rows = _sorted(table)
+    patients = np.array(sorted(rows["patient"].astype(str).unique()), dtype=object)
+    names = [part for part in PARTS if fractions.get(part, 0) > 0]
+    if len(patients) < len(names):
+        raise DatasetError(f"{len(patients)} patients cannot fill the parts {names}; use more patients or fewer parts")
+    shuffled = np.random.default_rng(seed).permutation(patients)
+    sizes = _largest_remainder(len(patients), [fractions[name] for name in names])
+    part_of = dict(zip(shuffled, np.repeat(names, sizes), strict=True))
+    return _with_part(rows, rows["patient"].astype(str).map(part_of).to_numpy(dtype=object))
+
+
+def _largest_remainder(total: int, shares: list[float]) -> list[int]:
+    exact = np.asarray(shares) * total
+    sizes = np.maximum(np.floor(exact + 1e-9).astype(int), 1)
+    while sizes.sum() > total:
+        sizes[int(np.argmax(np.where(sizes > 1, sizes - exact, -np.inf)))] -= 1
+    while sizes.sum() < total:
+        sizes[int(np.argmax(exact - sizes))] += 1
+    return [int(n) for n in sizes]
+
+
+def patients_in_several_parts(split: pd.DataFrame) -> list[str]:
+    """Patients whose slices stand in more than one part, sorted; empty for a split that keeps patients whole."""
+    _require(split, COLUMNS)
+    parts = split.groupby(split["patient"].astype(str))["part"].nunique()
+    return sorted(str(name) for name in parts.index[parts > 1])
+
+
+def assert_no_patient_leak(split: pd.DataFrame) -> None:
+    """Raise DatasetError naming the patients that stand in more than one part."""
+    leaks = patients_in_several_parts(split)
+    if leaks:
+        shown = ", ".join(leaks[:5]) + (", ..." if len(leaks) > 5 else "")
+        raise DatasetError(f"{len(leaks)} patients stand in more than one part ({shown}); split by patient")
+
+
+def write_split(split: pd.DataFrame, path: str | Path) -> None:
+    """Write ``case,slice,patient,part`` as CSV, whole or not at all."""
+    _require(split, COLUMNS)
+    write_text(path, _sorted(split)[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
+
+
+def read_split(path: str | Path) -> pd.DataFrame:
+    """Read a split; names stay text.
+
+    Raises:
+        DatasetError: the file is missing or is not such a table, a part is unknown, or a slice stands there twice.
+    """
+    try:
+        split = pd.read_csv(path, dtype={"case": str, "patient": str, "part": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot be read as a split table: {error}", path=path) from error
+    missing = [name for name in COLUMNS if name not in split]
+    if missing:
+        raise DatasetError(f"a split needs the columns {','.join(COLUMNS)}; {missing} are missing", path=path)
+    if not pd.api.types.is_integer_dtype(split["slice"]) and len(split):
+        raise DatasetError("the column slice must hold whole numbers", path=path)
+    unknown = sorted(set(split["part"]) - set(PARTS))
+    if unknown:
+        raise DatasetError(f"unknown parts {unknown}; expected {PARTS}", path=path)
+    if split.duplicated(["case", "slice"]).any():
+        raise DatasetError("a slice stands in the split twice", path=path)
+    return split[list(COLUMNS)]
+
+
+def _require(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DatasetError(f"a slice table needs the columns {','.join(columns)}; {missing} are missing")
+    if table.duplicated(["case", "slice"]).any():
+        raise DatasetError("a slice stands in the table twice; case and slice must name it uniquely")
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["case", "slice"], kind="stable").reset_index(drop=True)
+
+
+def _with_part(rows: pd.DataFrame, part: NDArray[np.object_]) -> pd.DataFrame:
+    return rows[["case", "slice", "patient"]].assign(part=part).reset_index(drop=True)
+
+
+Exposure = Literal["seen", "unseen"]
+
+
+def held_out_draw(
+    table: pd.DataFrame,
+    share: float,
+    n_train: int = 440,
+    n_val: int = 60,
+    seed: int = 0,
+    *,
+    shortage: Shortage = "error",
+) -> pd.DataFrame:
+    """`balanced_draw` over all but a share of the patients; every slice with lung of the others is a test slice.
+
+    The patients set aside are drawn from those with infiltrate, the only ones on whom F1 can be told. The draw among
+    the remaining patients is `balanced_draw` with the same seed. The result does not depend on the order of rows.
+
+    Args:
+        table: as for `balanced_draw`.
+        share: of all patients, in (0, 1); at least one is set aside and at least one with infiltrate is left.
+        n_train: as for `balanced_draw`.
+        n_val: likewise.
+        seed: of both draws.
+        shortage: as for `balanced_draw`.
+
+    Returns:
+        The split table ``case,slice,patient,part``, sorted by case and slice; `exposure` tells who is who.
+
+    Raises:
+        DatasetError: a share outside (0, 1), fewer than two patients with infiltrate, or as `balanced_draw`.
+    """
+    if not 0 < share < 1:
+        raise DatasetError(f"the share of patients held out lies between 0 and 1, got {share}")
+    rows = table[table["has_lung"].astype(bool)] if "has_lung" in table else table
+    patient = rows["patient"].astype(str)
+    infected = np.array(sorted(patient[rows["has_infiltrate"].astype(bool)].unique()), dtype=object)
+    if len(infected) < 2:
+        raise DatasetError(
+            f"holding patients out needs at least two with infiltrate, the set has {len(infected)}; use more patients"
+        )
+    wanted = min(max(1, round(share * patient.nunique())), len(infected) - 1)
+    aside = set(np.random.default_rng([seed, 1]).permutation(infected)[:wanted])
+    held = patient.isin(aside)
+    drawn = balanced_draw(rows[~held], n_train, n_val, seed, shortage=shortage)
+    whole = rows.loc[held, ["case", "slice", "patient"]].assign(part="test")
+    split = pd.concat([drawn, whole], ignore_index=True)[list(COLUMNS)]
+    return split.sort_values(["case", "slice"], kind="stable").reset_index(drop=True)
+
+
+def exposure(split: pd.DataFrame) -> dict[str, Exposure]:
+    """Of each patient with test slices, whether others of their slices were trained on or chose the epoch.
+
+    Validation slices count as seen: they decided which weights were kept.
+    """
+    patient = split["patient"].astype(str)
+    used = set(patient[split["part"].isin(("train", "val"))])
+    tested = sorted(set(patient[split["part"] == "test"]))
+    return {name: "seen" if name in used else "unseen" for name in tested}

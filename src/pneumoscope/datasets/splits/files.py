@@ -1,0 +1,232 @@
+"""A data set split into folds and written down: what `pneumoscope data split` does.
+
+The folder::
+
+    split.json                       how it was drawn, and what leaks
+    folds.csv                        fold,dataset,case,patient,group,part: one row per fold and case
+    splits/fold_0/<dataset>.csv      case,slice,patient,part: one row per slice, as a study folder holds them
+    splits_final.json                nnU-Net's file, when asked for instead of the slice tables
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from pneumoscope._version import __version__
+from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.formats.nnunet import FILE as NNUNET_FILE
+from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
+from pneumoscope.datasets.public.covid19ctseg import MaTask, ma_folds
+from pneumoscope.datasets.splits.draw import patients_in_several_parts, write_split
+from pneumoscope.datasets.splits.folds import (
+    SUSPECTED,
+    Fold,
+    Link,
+    Member,
+    as_table,
+    group_folds,
+    group_members,
+    leaking_groups,
+    members_of,
+    slice_folds,
+    untied,
+)
+from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.progress import Progress, silent
+
+FORMAT = 1
+"""Layout of split.json; grows when an entry changes its meaning."""
+
+By = Literal["patient", "slice", "ma"]
+To = Literal["csv", "nnunet"]
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How to split.
+
+    Attributes:
+        by: ``patient`` keeps groups whole; ``slice`` deals slices, which leaks; ``ma`` takes the published folds of
+            COVID-19-CT-Seg.
+        folds: how many; the published ones are five whatever this says.
+        seed: of the draw; the published folds need none.
+        validation: set a validation part apart in each fold; the published folds and a file have none.
+        ma_task: which of the published tasks.
+        links: cases tied beyond their patients.
+        splits_file: take the folds from this file of nnU-Net's instead of drawing them.
+        to: ``csv`` for slice tables, ``nnunet`` for ``splits_final.json``.
+    """
+
+    by: By = "patient"
+    folds: int = 5
+    seed: int = 0
+    validation: bool = True
+    ma_task: MaTask = "20/80"
+    links: tuple[Link, ...] = field(default=())
+    splits_file: Path | None = None
+    to: To = "csv"
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(By) or self.to not in get_args(To):
+            raise DatasetError(
+                f"a split goes by {', '.join(get_args(By))} to {', '.join(get_args(To))}; got {self.by!r}, {self.to!r}"
+            )
+        if self.by == "slice" and (self.to == "nnunet" or self.splits_file):
+            raise DatasetError("nnU-Net splits cases, not slices; use --by patient, or --to csv without a file")
+
+    @property
+    def with_suspected(self) -> SplitPlan:
+        """The plan with the suspected overlaps between data sets tied as well."""
+        return replace(self, links=(*self.links, *SUSPECTED))
+
+
+def draw_folds(cases: Sequence[Case], plan: SplitPlan) -> tuple[list[Fold], dict[Member, str]]:
+    """The folds of a plan by patient, of the published split or of a file, and the group of every case.
+
+    Raises:
+        DatasetError: too few patients, cases that the plan does not fit, an unusable file.
+    """
+    members = members_of(cases)
+    groups = group_members(members, plan.links)
+    if plan.splits_file is not None:
+        return read_nnunet_splits(plan.splits_file, members), groups
+    if plan.by == "ma":
+        return ma_folds(members, plan.ma_task), groups
+    return group_folds(groups, plan.folds, plan.seed, validation=plan.validation), groups
+
+
+def write_folds(
+    cases: Sequence[Case], plan: SplitPlan, out: str | Path, *, overwrite: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Draw folds and write them; the content depends on the cases and the plan alone.
+
+    Returns:
+        What stands in ``split.json``.
+
+    Raises:
+        DatasetError: as `draw_folds`; an empty data set.
+        InputError: `out` holds a split and `overwrite` is not given.
+    """
+    if not cases:
+        raise DatasetError("there is no case to split")
+    folds, groups = draw_folds(cases, plan) if plan.by != "slice" else ([], group_members(members_of(cases)))
+    counts = slice_counts(cases, progress) if plan.to == "csv" else {}
+    tables = _slice_tables(cases, plan, folds, counts)
+    folder = prepare_folder(out, marker="split.json", overwrite=overwrite)
+    if folds:
+        write_text(folder / "folds.csv", _fold_table(folds, groups).to_csv(index=False, lineterminator="\n"))
+    if plan.to == "nnunet":
+        write_nnunet_splits(folds, folder / NNUNET_FILE)
+    for n, by_dataset in enumerate(tables):
+        for dataset, table in by_dataset.items():
+            write_split(table, folder / "splits" / f"fold_{n}" / f"{dataset}.csv")
+    summary = _summary(plan, folds, groups, tables)
+    write_json(folder / "split.json", summary)
+    return summary
+
+
+def slice_counts(cases: Sequence[Case], progress: Progress = silent) -> dict[str, dict[str, int]]:
+    """Axial slices of each case by data set; from a NIfTI file's header where there is one, else the scan is loaded."""
+    counts: dict[str, dict[str, int]] = {}
+    for done, case in enumerate(cases, start=1):
+        from_header = _slices_in_header(case)
+        own = counts.setdefault(case.dataset, {})
+        own[case.case] = case.load().volume.grid.shape[2] if from_header is None else from_header
+        progress("counting slices", done, len(cases), case.case)
+    return counts
+
+
+def _slices_in_header(case: Case) -> int | None:
+    from pneumoscope.geometry import Grid
+    from pneumoscope.volume import RAS
+
+    if case.files is not None and case.files.part is not None:
+        return 1
+    path = None if case.files is None else case.files.image
+    if path is None or not path.is_file() or not path.name.lower().endswith((".nii", ".nii.gz")):
+        return None
+    import nibabel as nib
+
+    try:
+        image = nib.load(path)
+        return Grid(image.shape[:3], image.affine).reorient(RAS).shape[2]  # type: ignore[attr-defined]
+    except Exception:  # whatever is wrong with it, the reader says it better
+        return None
+
+
+def _slice_tables(
+    cases: Sequence[Case], plan: SplitPlan, folds: Sequence[Fold], counts: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, pd.DataFrame]]:
+    """Per fold, the split table of each data set."""
+    if plan.to != "csv":
+        return []
+    if plan.by != "slice":
+        return [{name: as_table(fold, name, own) for name, own in sorted(counts.items())} for fold in folds]
+    tables: list[dict[str, pd.DataFrame]] = [{} for _ in range(plan.folds)]
+    for name, own in sorted(counts.items()):
+        rows = [
+            (c.case, n, c.patient) for c in sorted(cases, key=lambda c: c.case) if c.dataset == name
+            for n in range(own[c.case])
+        ]  # fmt: skip
+        whole = pd.DataFrame(rows, columns=["case", "slice", "patient"])
+        for table, fold in zip(
+            tables, slice_folds(whole, plan.folds, plan.seed, validation=plan.validation), strict=True
+        ):
+            table[name] = fold
+    return tables
+
+
+def _fold_table(folds: Sequence[Fold], groups: Mapping[Member, str]) -> pd.DataFrame:
+    rows = [
+        (n, m.dataset, m.case, m.patient, groups[m], part)
+        for n, fold in enumerate(folds)
+        for part, members in fold.parts.items()
+        for m in members
+    ]
+    table = pd.DataFrame(rows, columns=["fold", "dataset", "case", "patient", "group", "part"])
+    return table.sort_values(["fold", "dataset", "case"], kind="stable")
+
+
+def _summary(
+    plan: SplitPlan,
+    folds: Sequence[Fold],
+    groups: Mapping[Member, str],
+    tables: Sequence[Mapping[str, pd.DataFrame]],
+) -> dict[str, Any]:
+    if folds:
+        sizes = [{part: len(members) for part, members in fold.parts.items()} for fold in folds]
+        leaks = [leaking_groups(fold, groups) for fold in folds]
+    else:
+        sizes = [
+            {
+                part: int(sum((t["part"] == part).sum() for t in by_dataset.values()))
+                for part in ("train", "val", "test")
+            }
+            for by_dataset in tables
+        ]
+        leaks = [
+            [f"{name}:{p}" for name, t in by_dataset.items() for p in patients_in_several_parts(t)]
+            for by_dataset in tables
+        ]
+    drawn = plan.by if plan.splits_file is None else "file"
+    return {
+        "format": FORMAT,
+        "kind": "split",
+        "software": {"name": "pneumoscope", "version": __version__},
+        "by": drawn,
+        "ma_task": plan.ma_task if drawn == "ma" else None,
+        "seed": plan.seed if drawn in ("patient", "slice") else None,
+        "validation": plan.validation if drawn in ("patient", "slice") else False,
+        "unit": "cases" if folds else "slices",
+        "cases": len(groups),
+        "groups": len(set(groups.values())),
+        "links": [asdict(link) for link in plan.links],
+        "suspected_overlaps_not_tied": [asdict(link) for link in untied(sorted(groups), groups)],
+        "folds": [{**size, "leaking_groups": leak} for size, leak in zip(sizes, leaks, strict=True)],
+    }

@@ -1,1 +1,0 @@
-"""Recipes: the papers' experiments as data, every number with its source."""

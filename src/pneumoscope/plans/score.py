@@ -1,0 +1,176 @@
+"""How good a model of own data is: what `segment` gives with it on scans it has not seen, and where that is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.errors import RunError
+from pneumoscope.io.files import write_json, write_text
+from pneumoscope.metrics.overlap import count, dice
+from pneumoscope.plans.data import LungFinder
+from pneumoscope.plans.setup import Setup
+from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
+from pneumoscope.progress import Progress
+from pneumoscope.study.forecast import peak_gigabytes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FILE, VALIDATION_FILE, TEST_FILE = "run.json", "validation.csv", "test.csv"
+
+ON_VALIDATION = "the epoch was chosen on the very scans scored here, which flatters a little; --test-share avoids it"
+ON_TEST = "the epoch was chosen on other patients; these were scored once, at the end"
+
+
+def score_own(
+    folder: Path, cases: Sequence[Case], device: str, precision: str, lungs_for: LungFinder, progress: Progress,
+    what: str = "validation",
+) -> pd.DataFrame:  # fmt: skip
+    """Dice per scan of what `segment` gives with this model, on the scan's own grid."""
+    from pneumoscope.inference.segmenter import Segmenter
+
+    segmenter = Segmenter(folder, device=device, precision=precision)  # type: ignore[arg-type]
+    rows = []
+    for done, case in enumerate(cases, start=1):
+        scan = case.load()
+        assert scan.infiltrate is not None  # `read_own_cases` asked
+        lungs = scan.lungs if scan.lungs is not None else lungs_for(scan.volume)
+        found = segmenter.run(scan.volume, lungs).infiltrate.labels > 0
+        counts = count(found, scan.infiltrate.labels > 0)
+        voxel = scan.volume.grid.voxel_volume_ml
+        rows.append((case.case, case.patient, dice(counts), counts.referenced * voxel, counts.predicted * voxel))
+        progress(what, done, len(cases))
+    return pd.DataFrame(rows, columns=["case", "patient", "dice", "reference_ml", "predicted_ml"])
+
+
+def save_own(
+    folder: Path, model: nn.Module, card: Mapping[str, Any], plan: TrainingPlan, result: Any, said: str,
+    train: Sequence[Case],
+) -> dict[str, Any]:  # fmt: skip
+    """Write weights and card; numbers are added by `write_scores`."""
+    from pneumoscope.models.weights import save_model
+
+    about = {
+        "title": f"trained on {len(train)} own scans",
+        "task": "infiltrate",
+        "labels": {"1": "infiltrate"},
+        "licence": sorted({case.licence for case in train}),
+        **card,
+        "started_from": said,
+        "training_data": {"scans": len(train), "patients": len({case.patient for case in train}),
+                          "sets": sorted({case.dataset for case in train})},
+        "training": {"epochs_run": result.epochs_run, "best_epoch": result.best_epoch, "stopped_by": result.stopped_by,
+                     f"val_dice_of_{'boxes' if plan.dims == '3d' else 'slices'}": result.best_value,
+                     "seed": plan.seed},
+        "limits": ["Tested on the few scans held out at training only.", "Research software, not a medical device."],
+    }  # fmt: skip
+    return save_model(folder, model, about)
+
+
+def write_scores(
+    folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any,
+    notes: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Tables of the held-out scans, their numbers in card and run; returns what they were chosen on, in words."""
+    from pneumoscope.models.cards import write_card
+
+    for name, table in ((VALIDATION_FILE, validation), (TEST_FILE, test)):
+        if table is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    scored, chosen_on = (validation, ON_VALIDATION) if test is None else (test, ON_TEST)
+    numbers: dict[str, Any] = {
+        "held_out_scans": len(scored),
+        "mean_dice": float(scored["dice"].mean()),
+        "lowest_dice": float(scored["dice"].min()),
+        "highest_dice": float(scored["dice"].max()),
+        "chosen_on": chosen_on,
+    }
+    if test is not None:
+        numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
+    write_card(folder, {**card, "numbers": numbers})
+    write_json(folder / RUN_FILE, {"numbers": numbers, "notes": list(notes), "seconds": round(result.seconds, 1),
+                                   "peak_gigabytes": round(peak_gigabytes(), 2)})  # fmt: skip
+    return chosen_on
+
+
+TIMED = 2
+"""Steps that are made on a copy of the network."""
+
+
+def forecast_own(plan: TrainingPlan, setup: Setup, config: Any, max_minutes: float | None) -> str:
+    """Time and memory to expect, in a sentence, from measured steps."""
+    drawing, computing, device = _seconds(plan, setup, config)
+    steps, looks = (-(-len(source) // plan.batch_size) for source in (setup.train, setup.val))
+    epoch = steps * (drawing + computing) + looks * (drawing + 0.4 * computing)
+    minutes = epoch * plan.epochs / 60
+    limit = f", stopped after {max_minutes:g}" if max_minutes is not None and max_minutes < minutes else ""
+    return (
+        f"{len(setup.train)} training and {len(setup.val)} validation {setup.kind}, at most {plan.epochs} epochs of "
+        f"{steps} steps of {drawing + computing:.2f} s: up to about {minutes:.1f} minutes{limit}; a step about "
+        f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
+        f"{memory_at_hand(device):.1f} GB free"
+    )
+
+
+def _seconds(plan: TrainingPlan, setup: Setup, config: Any) -> tuple[float, float, str]:
+    """Seconds to draw a batch and to learn from it, and the device."""
+    import torch
+
+    from pneumoscope.training.data import Batch
+    from pneumoscope.training.devices import make_fabric
+
+    model = deepcopy(setup.model).train()
+    fabric = make_fabric(config.device, config.precision)
+    model.to(fabric.device)
+    if fabric.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(fabric.device)
+    rows = np.resize(np.arange(len(setup.train)), plan.batch_size)
+    taken = []
+    for step in range(TIMED):
+        begun = time.perf_counter()
+        drawn = setup.train.batch(rows, np.random.default_rng(step))
+        middle = time.perf_counter()
+        batch = Batch(drawn.x.to(fabric.device), drawn.y.to(fabric.device), drawn.names)
+        with fabric.autocast():
+            output = model(batch.x)
+        setup.task.loss(output.float(), batch).backward()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize(fabric.device)
+        taken.append((middle - begun, time.perf_counter() - middle))
+    return min(t[0] for t in taken), min(t[1] for t in taken), str(fabric.device)
+
+
+def _measured(device: str) -> str:
+    """What the timed steps held on the graphics card; nothing elsewhere, where the process's peak says it."""
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    return f" ({torch.cuda.max_memory_allocated(device) / 1e9:.1f} measured)"
+
+
+@contextmanager
+def out_of_memory_advice(plan: TrainingPlan) -> Iterator[None]:
+    """Turn a machine that is out of memory into advice.
+
+    Raises:
+        RunError: instead of what torch or numpy say.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        text = str(problem).lower()
+        if not isinstance(problem, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
+            raise
+        raise RunError(f"out of memory {plan.advice()}") from problem

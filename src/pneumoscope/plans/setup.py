@@ -1,0 +1,221 @@
+"""What a training on own data needs beside its plan: the network, what it learns from, and what its card will say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.patches import PreparedVolume, VolumeRecipe, prepare
+from pneumoscope.errors import InputError, ModelError, RunError
+from pneumoscope.inference.inputs import HuWindowInput, ModelInput, input_from_card
+from pneumoscope.plans.data import LungFinder, gather
+from pneumoscope.plans.plan import OwnPlan
+from pneumoscope.plans.plan3d import VolumePlan
+from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.models.unet3d import UNet3D
+    from pneumoscope.training.augment3d import VolumeAugment
+    from pneumoscope.training.data import BatchSource
+    from pneumoscope.training.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A training that could begin.
+
+    Attributes:
+        model: the network, changed by training.
+        task: loss and scores.
+        train, val: examples.
+        card: the fixed part of the model's card.
+        said: what the weights begin with, in words.
+        kind: what an example is, in the plural: ``slices`` or ``boxes``.
+    """
+
+    model: nn.Module
+    task: Task
+    train: BatchSource
+    val: BatchSource
+    card: dict[str, Any]
+    said: str
+    kind: str
+
+
+def set_up(
+    plan: OwnPlan | VolumePlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
+) -> Setup:
+    """Network and examples of a plan.
+
+    Raises:
+        InputError: data that teach nothing.
+        ModelError: the model to start from does not fit.
+    """
+    if isinstance(plan, VolumePlan):
+        return set_up_volumes(plan, train, val, progress)
+    return _set_up_slices(plan, train, val, lungs_for, progress)
+
+
+def _set_up_slices(
+    plan: OwnPlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
+) -> Setup:
+    from pneumoscope.training.augment import SliceAugment
+    from pneumoscope.training.data import ArraySource
+    from pneumoscope.training.tasks import SegmentationTask
+
+    model, preprocessing, card, said = start_of(plan)
+    parts = [gather(cases, preprocessing, lungs_for, progress) for cases in (train, val)]
+    augment = SliceAugment(image_channels=max(1, parts[0].images.shape[1] - 1)) if plan.augment else None
+    sources = [ArraySource(p.images, p.target, p.names, augment if p is parts[0] else None) for p in parts]
+    return Setup(model, SegmentationTask(plan.loss), sources[0], sources[1], card, said, "slices")
+
+
+def start_of(plan: OwnPlan) -> tuple[nn.Module, ModelInput, dict[str, Any], str]:
+    """Network on slices, preprocessing, the card's fixed part, and what the weights begin with, in words.
+
+    Raises:
+        ModelError: the model to start from is for another task, or not a network on slices.
+    """
+    import torch
+
+    from pneumoscope.models.cards import find_model
+    from pneumoscope.models.unet import UNet, UNetConfig
+    from pneumoscope.models.weights import load_model
+
+    if plan.start is None:
+        torch.manual_seed(plan.seed)
+        windows = tuple(HuWindow(low, high) for low, high in plan.windows_hu)
+        model = UNet(UNetConfig(len(windows) + 1, 1, plan.features))
+        fields = {"kind": "hu_windows", "size": plan.size, "windows_hu": [list(w) for w in plan.windows_hu],
+                  "lung_channel": True}  # fmt: skip
+        preprocessing: Any = HuWindowInput(plan.size, windows)
+        return model, preprocessing, {"preprocessing": fields, "threshold": 0.5}, "new weights"
+    folder = find_model(plan.start)
+    loaded, stored = load_model(folder)
+    card: dict[str, Any] = dict(stored)
+    if card.get("task") != "infiltrate" or not isinstance(loaded, UNet) or loaded.config.out_channels > 2:
+        raise ModelError("a plan on slices starts from a 2D U-Net for infiltrate; this is another model", path=folder)
+    names = ("preprocessing", "threshold", "mirror", "denser_than_lung_hu", "smallest_ml")
+    kept: dict[str, Any] = {name: card[name] for name in names if name in card}
+    kept["started_from_licence"] = card.get("licence")
+    return loaded, input_from_card(card), kept, f"weights of {folder.name} ({card['weights']['sha256'][:12]})"
+
+
+LABELS = {"0": "background", "1": "infiltrate"}
+CHANCE = 0.2
+"""Of each kind of variation of a box."""
+
+
+def set_up_volumes(plan: VolumePlan, train: Sequence[Case], val: Sequence[Case], progress: Progress) -> Setup:
+    """Network and boxes of a plan; prepared scans lie in the cache and are mapped from there.
+
+    Raises:
+        InputError: no training scan, or no validation scan, shows infiltrate.
+        ModelError: the model to start from does not fit.
+    """
+    from pneumoscope.training.data import PatchSource
+    from pneumoscope.training.multiclass import MulticlassTask
+
+    model, card, said = start_of_volumes(plan)
+    parts = [_prepared(cases, recipe_of(plan), progress) for cases in (train, val)]
+    for what, volumes in zip(("training", "validation"), parts, strict=True):
+        if not any(len(volume.places) for volume in volumes):
+            raise InputError(f"none of the {len(volumes)} {what} scans shows infiltrate at {plan.spacing_mm} mm")
+    length = max(plan.validation_boxes, len(parts[1]))
+    sources = (
+        PatchSource(parts[0], plan.patch, plan.boxes, plan.foreground, variation() if plan.augment else None),
+        PatchSource(parts[1], plan.patch, length, plan.foreground),
+    )
+    return Setup(model, MulticlassTask(tuple(LABELS.values()), plan.loss), *sources, card, said, "boxes")
+
+
+def recipe_of(plan: VolumePlan) -> VolumeRecipe:
+    """How scans are prepared for a plan, the same as `inference.volumes.VolumeInput` of its card does it."""
+    return VolumeRecipe(
+        clip_hu=plan.window_hu,
+        scale=plan.scale,  # type: ignore[arg-type]
+        spacing_mm=plan.spacing_mm,
+        classes="infiltrate",
+    )
+
+
+def variation() -> VolumeAugment:
+    """Boxes turned, scaled, mirrored left to right and in another light; no elastic deformation, which is slow."""
+    from pneumoscope.training.augment3d import VolumeAugment
+
+    return VolumeAugment(
+        scale=(0.85, 1.2), scale_p=CHANCE, rotate_deg=12.0, rotate_p=CHANCE, elastic_p=0.0, mirror_p=0.5,
+        mirror_axes=(2,), brightness=(0.9, 1.1), brightness_p=CHANCE, contrast=(0.8, 1.25), contrast_p=CHANCE,
+        gamma=(0.8, 1.25), gamma_p=CHANCE, noise=(0.0, 0.03), noise_p=CHANCE,
+    )  # fmt: skip
+
+
+LEAST_FREE_BYTES = 2**30
+"""Memory that prepared scans must leave free, where no cache keeps them on disk."""
+
+
+def _prepared(cases: Sequence[Case], recipe: VolumeRecipe, progress: Progress) -> list[PreparedVolume]:
+    from pneumoscope.datasets.cache import open_cache
+
+    cache, volumes = open_cache(), []
+    for done, case in enumerate(cases, start=1):
+        volumes.append(prepare(case, recipe, cache))
+        if cache is None and psutil.virtual_memory().available < LEAST_FREE_BYTES:
+            raise RunError(
+                f"{done} of {len(cases)} prepared scans leave less than 1 GiB of memory; set PNEUMOSCOPE_CACHE to a "
+                "folder, where they are kept on disk, or give fewer scans"
+            )
+        progress("reading", done, len(cases), case.case)
+    return volumes
+
+
+def start_of_volumes(plan: VolumePlan) -> tuple[UNet3D, dict[str, Any], str]:
+    """Network, the card's fixed part, and what the weights begin with, in words.
+
+    Raises:
+        ModelError: the model to start from is not a 3D U-Net that tells infiltrate from all else.
+    """
+    import torch
+
+    from pneumoscope.inference.volumes import class_meanings
+    from pneumoscope.models.cards import find_model
+    from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+    from pneumoscope.models.weights import load_model
+
+    card: dict[str, Any] = {"preprocessing": preprocessing_card(plan), "labels": LABELS, "threshold": 0.5}
+    if plan.start is None:
+        torch.manual_seed(plan.seed)
+        config = UNet3DConfig(1, len(LABELS), plan.features, norm="instance", order="conv-norm-relu")
+        return UNet3D(config), card, "new weights"
+    folder = find_model(plan.start)
+    model, stored = load_model(folder)
+    fits = stored.get("task") == "infiltrate" and isinstance(model, UNet3D) and model.config.out_channels == 2
+    if not fits or class_meanings(stored.get("labels") or {}) != {0: "background", 1: "infiltrate"}:
+        raise ModelError(
+            "a plan on volumes starts from a 3D U-Net of two classes, background and infiltrate, such as "
+            "`train --dims 3d` makes; this is another model", path=folder,
+        )  # fmt: skip
+    card |= {name: stored[name] for name in ("threshold", "smallest_ml") if name in stored}
+    card["started_from_licence"] = stored.get("licence")
+    return model, card, f"weights of {folder.name} ({stored['weights']['sha256'][:12]})"
+
+
+def preprocessing_card(plan: VolumePlan) -> dict[str, Any]:
+    """As `inference.volumes.VolumeInput.from_card` reads it: half overlapping boxes, their middles trusted more."""
+    return {
+        "kind": "hu_volume",
+        "window_hu": list(plan.window_hu),
+        "spacing_mm": list(plan.spacing_mm),
+        "normalise": "zscore" if plan.scale == "grey_zscore" else "unit",
+        "grey_levels": 256 if plan.scale == "grey_zscore" else None,
+        "patch": list(plan.patch),
+        "overlap": [0.5, 0.5, 0.5],
+        "blend": "gaussian",
+    }

@@ -1,0 +1,402 @@
+"""What an experiment is: the data, the network, the trainings, the chain of stages, the scoring, the paper's table.
+
+Every sheet is a `pneumoscope.recipes.settings.Sheet`: keyword-only, frozen, each value with unit, bounds and source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pneumoscope.errors import InputError
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+from pneumoscope.recipes.strategy import Strategy, plain_strategy, strategy_parts
+from pneumoscope.recipes.systems import SLICES, VolumeSystem, settled_systems
+
+LOSSES = (
+    "cross_entropy",
+    "dice",
+    "dice_cross_entropy",
+    "pooled_dice",
+    "pooled_dice_cross_entropy",
+    "tversky",
+    "tversky_cross_entropy",
+)
+"""Names of `pneumoscope.training.losses`; a test keeps them known there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Sheet):
+    """What the paper's table says of one data set; compared with what is read, never used to compute."""
+
+    scans: int = leaf("scans", low=1)
+    slices: int = leaf("slices", low=1)
+    lung_slices: int = leaf("slices", low=1)
+    infiltrate_slices: int = leaf("slices", low=1)
+    train_slices: int = leaf("slices", low=1)
+    validation_slices: int = leaf("slices", low=1)
+    test_slices: int = leaf("slices", low=1)
+    epochs: int = leaf("epochs", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Sheet):
+    """One data set of the study.
+
+    Attributes:
+        number: the set's number in the stage names (1, 2, 3).
+        dataset: name of the reader, as in `pneumoscope data list`.
+        label: the paper's name of the set; of ``slices`` the source (``coronacases``, ``radiopaedia``, ``medseg``).
+        cases: shell pattern of the cases used; others are left out.
+        phantom_site: synthetic site that stands in when no data are given.
+        phantom_patients: how many synthetic patients.
+        published: the paper's counts.
+    """
+
+    number: int
+    dataset: str = leaf()
+    label: str = leaf()
+    cases: str = leaf()
+    phantom_site: str = leaf(choices=("A", "B", "C"))
+    phantom_patients: int = leaf("patients", low=1)
+    published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Sheet):
+    """The sets, and the size of the synthetic ones."""
+
+    sites: tuple[Site, ...]
+    phantom_size: str = leaf(choices=("tiny", "small", "full"))
+    phantom_seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Sheet):
+    """From Hounsfield units, or from 8-bit grey values, to channels.
+
+    Attributes:
+        size: edge of the square slice the network sees; nearest-neighbour resize (8-bit slices: area average).
+        windows_hu: one input channel each, scaled to [0, 1] and clipped; 8-bit slices have the one window 0 to 255.
+        lung_channel: the binary lung mask as last channel.
+        store: how slices are held in memory; ``uint8`` rounds to 1/255 of a window.
+        intensity: ``hu``, or ``grey8`` for pictures whose grey values are no Hounsfield units.
+        neighbours: slices on each side that stages of system ``slices-2.5d`` see beside their own.
+    """
+
+    size: int = leaf("px", low=16, high=1024)
+    windows_hu: tuple[tuple[float, float], ...] = leaf("HU", low=-2048, high=4096)
+    lung_channel: bool = leaf()
+    store: str = leaf(choices=("float16", "uint8"))
+    intensity: str = leaf(
+        choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
+    )
+    neighbours: int = leaf("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.intensity == "grey8" and self.windows_hu != (GREY_WINDOW,):
+            raise InputError(f"8-bit slices have the one window {GREY_WINDOW}, got {self.windows_hu}")
+        bad = [w for w in self.windows_hu if len(w) != 2 or w[0] >= w[1]]
+        if bad or not self.windows_hu:
+            raise InputError(f"preprocessing.windows_hu needs [low, high] pairs with low < high, got {self.windows_hu}")
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network."""
+        return len(self.windows_hu) + int(self.lung_channel)
+
+
+GREY_WINDOW = (0.0, 255.0)
+"""The window of 8-bit slices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Sheet):
+    """The 2D U-Net: filters per level (the last is the bottom), normalisation, dropout."""
+
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    out_channels: int = leaf("channels", low=1, high=2)
+    norm: str = leaf(choices=("batch", "instance", "none"))
+    dropout: float = leaf("share", low=0.0, high=0.95)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= len(self.features) <= 8:
+            raise InputError(f"a U-Net needs 2 to 8 levels of features, got {self.features}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Sheet):
+    """How slices become training, validation and test.
+
+    Attributes:
+        by: ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
+            ``patient`` keeps patients whole and draws no balance.
+        train_slices: drawn for training (by patient: only its ratio to `validation_slices` counts).
+        validation_slices: drawn for validation.
+        shortage: a set with too few slices is refused (``error``) or drawn in proportion.
+        patient_test_share: patients kept for testing when the split is by patient.
+        seed: of the draw.
+        held_out_share: by slice: this share of the patients is kept out of the draw and tested on, so that the scores
+            of patients seen and never seen can be told apart; 0 is the papers' draw.
+        judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
+    """
+
+    by: str = leaf(choices=("slice", "patient"))
+    train_slices: int = leaf("slices", low=2)
+    validation_slices: int = leaf("slices", low=2)
+    shortage: str = leaf(choices=("error", "proportional"))
+    patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
+    seed: int = leaf(low=0, high=MAX_SEED)
+    held_out_share: float = leaf(
+        "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
+    )
+    judged_pixels: int = leaf("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Sheet):
+    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2).
+
+    Attributes:
+        augment: ``slices`` shows every slice moved, mirrored and in another light each time, ``strong`` more so; see
+            `training.augment`.
+        hide_lung: probability of showing an augmented slice without its lung mask.
+        keep: ``best`` keeps the weights of the epoch with the best `monitor`, ``last`` those of the last epoch.
+        ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
+    """
+
+    optimiser: str = leaf(choices=("adam", "adamw"))
+    weight_decay: float = leaf("", low=0.0)
+    schedule: str = leaf(choices=("constant", "cosine"))
+    batch_size: int = leaf("slices", low=1)
+    loss: str = leaf(choices=LOSSES)
+    monitor: str = leaf()
+    precision: str = leaf(choices=("auto", "fp32", "bf16"))
+    seed: int = leaf(low=0, high=MAX_SEED)
+    augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
+    hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
+    keep: str = leaf(
+        choices=("best", "last"),
+        default="best",
+        why=OUR_CHOICE + "early stopping keeps the best",
+    )
+    ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Sheet):
+    """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation.
+
+    `epoch_slices` fixes what an epoch is: so many slices drawn anew, whatever the size of the set. Stages with the same
+    `epoch_slices`, `max_epochs` and batch then take the same number of steps. None: an epoch shows each slice once.
+    """
+
+    max_epochs: int = leaf("epochs", low=1)
+    patience: int = leaf("epochs", low=1)
+    learning_rate: float = leaf("", low=0.0, high=10.0)
+    epoch_slices: int | None = leaf(
+        "slices", low=1, default=None, why=OUR_CHOICE + "an epoch shows every training slice once"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Sheet):
+    """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
+
+    `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
+    what makes the stage: one of `experiments.systems`, which a stage and the one it starts from have in common.
+    """
+
+    name: str
+    site: int = leaf("set", low=1)
+    start: str | None = leaf()
+    strategy: str | None = leaf(default=None, why=OUR_CHOICE + "the strategy of the experiment")
+    system: str = leaf(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy is not None:
+            strategy_parts(self.strategy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages(Sheet):
+    """First trainings, retrainings, and the chain in the order they run."""
+
+    first: Budget
+    retrain: Budget
+    chain: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LungModel(Sheet):
+    """What supplies lung masks where a set has none.
+
+    Attributes:
+        supply: ``trained`` is a U-Net that learns from `sites`, as the papers do it; ``shipped`` is the model that
+            `segment` uses, which has seen none of the sets but other data.
+        sites: the sets it learns from; it sees their training and validation parts and slices without lung.
+        features: filters per level.
+        max_slices: at most this many training slices, evenly spaced.
+        aerated_hu: voxels below are air or lung.
+        aerated_probability: such a voxel is lung from this probability on.
+        dense_probability: any other voxel is lung from this probability on.
+        closing_mm: vessels and fissures narrower than twice this are filled in.
+        smallest_ml: smaller pieces of found lung are dropped.
+        budget: epochs, patience, learning rate.
+    """
+
+    supply: str = leaf(
+        choices=("trained", "shipped"),
+        default="trained",
+        why=OUR_CHOICE + "as the papers: a model made for it",
+    )
+    sites: tuple[int, ...] = leaf("set", low=1)
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    max_slices: int = leaf("slices", low=2)
+    aerated_hu: float = leaf("HU", low=-1024, high=0)
+    aerated_probability: float = leaf("probability", low=0.0, high=1.0)
+    dense_probability: float = leaf("probability", low=0.0, high=1.0)
+    closing_mm: float = leaf("mm", low=0.0, high=50.0)
+    smallest_ml: float = leaf("ml", low=0.0)
+    budget: Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Sheet):
+    """How stages are scored.
+
+    Attributes:
+        threshold: infiltrate is where the probability reaches it.
+        slices: which slices are averaged over; ``infected``: those whose reference holds infiltrate.
+        unseen: the slices of a set that a stage has never been trained on: ``test`` as for every other set, or
+            ``all`` with lung (2022a). Differences between stages are taken over test slices in either case.
+        surface_tolerance_mm: a contour within this distance of the other counts as found (NSD).
+        calibration_bins: bins of equal width in which probabilities are compared with what is true.
+        interval_level: coverage of intervals.
+        interval_resamples: draws of patients per interval.
+        interval_seed: of these draws.
+    """
+
+    threshold: float = leaf("probability", low=0.0, high=1.0)
+    slices: str = leaf(choices=("infected",))
+    unseen: str = leaf(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
+    surface_tolerance_mm: float = leaf(
+        "mm", low=0.0, high=50.0, default=3.0, why=OUR_CHOICE + "as Ma et al. 2021 for COVID-19 infection"
+    )
+    calibration_bins: int = leaf(
+        "bins", low=2, high=1000, default=15, why=OUR_CHOICE + "15 bins of equal width, as Guo et al. 2017"
+    )
+    interval_level: float = leaf("share", low=0.5, high=0.999)
+    interval_resamples: int = leaf("resamples", low=10)
+    interval_seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow(Sheet):
+    """One printed row of the paper's table and the stage and test set it is about."""
+
+    name: str
+    stage: str
+    test: int
+    accuracy: float = leaf("mean over slices", low=0.0, high=1.0)
+    precision: float = leaf("mean over slices", low=0.0, high=1.0)
+    recall: float = leaf("mean over slices", low=0.0, high=1.0)
+    f1: float = leaf("mean over slices", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Sheet):
+    """One study: what is read, how it is trained, what is scored, and what the paper found.
+
+    Attributes:
+        recipe: name in `pneumoscope study list`.
+        title: one line.
+        citation: the paper.
+        notes: misprints of the paper and where we had to choose a reading.
+        paper: the paper's table; empty for recipes of our own.
+        strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
+        systems: the recipes on volumes that stages name as their system; filled in from the stages.
+        kind: of study that runs it.
+        may_grow: parts that a resumed study may add to: new cells are computed, the others are taken as they are.
+        may_change: values that a resumed study may change.
+    """
+
+    kind: ClassVar[str] = "slices"
+    may_grow: ClassVar[tuple[str, ...]] = ("data.sites.", "stages.chain.", "systems.", "paper.")
+    may_change: ClassVar[tuple[str, ...]] = ()
+
+    recipe: str
+    title: str
+    citation: str
+    notes: tuple[str, ...]
+    data: Data
+    preprocessing: Preprocessing
+    network: Network
+    split: Split
+    training: Training
+    stages: Stages
+    lung: LungModel
+    scoring: Scoring
+    paper: tuple[PaperRow, ...]
+    strategy: Strategy = field(default_factory=plain_strategy)
+    systems: tuple[VolumeSystem, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = [site.number for site in self.data.sites]
+        names = [stage.name for stage in self.stages.chain]
+        for what, values in (("set numbers", numbers), ("stage names", names)):
+            if len(set(values)) != len(values) or not values:
+                raise InputError(f"{self.recipe}: {what} must be given and unique, got {values}")
+        for place, stage in enumerate(self.stages.chain):
+            if stage.site not in numbers:
+                raise InputError(f"stage {stage.name} trains on set {stage.site}; the sets are {numbers}")
+            if stage.start is not None and stage.start not in names[:place]:
+                raise InputError(f"stage {stage.name} starts from {stage.start!r}; before it run {names[:place]}")
+        unknown = [n for n in self.lung.sites if n not in numbers]
+        if unknown:
+            raise InputError(f"the lung model learns from sets {unknown}, which are not among {numbers}")
+        for row in self.paper:
+            if row.stage not in names or row.test not in numbers:
+                raise InputError(
+                    f"the paper's row {row.name} is about stage {row.stage}, set {row.test}: not in the chain"
+                )
+        object.__setattr__(self, "systems", settled_systems(self))
+
+    def site(self, number: int) -> Site:
+        """The set of that number."""
+        return next(site for site in self.data.sites if site.number == number)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name."""
+        return next(stage for stage in self.stages.chain if stage.name == name)
+
+    def lineage(self, name: str) -> list[Stage]:
+        """The stages that lead to `name`, first training first, itself last."""
+        stage = self.stage(name)
+        return [*(self.lineage(stage.start) if stage.start else []), stage]
+
+    def strategy_of(self, name: str) -> frozenset[str]:
+        """The parts of the strategy that a stage is trained by; a first training is always plain."""
+        stage = self.stage(name)
+        return strategy_parts("plain" if stage.start is None else stage.strategy or self.strategy.name)
+
+    def row_name(self, stage: str, test: int) -> str:
+        """The paper's printed name of that cell, or one built by the paper's rule where it prints none."""
+        own, printed = self.stage(stage), self.paper_row(stage, test)
+        if printed is not None:
+            return printed.name
+        if own.strategy is not None or own.system != SLICES:  # strategies and systems share a lineage of sets
+            return f"{stage}_Te{test}"
+        first, *later = self.lineage(stage)
+        retrained = "".join(f"_R_{item.site}" for item in later) or "_R_None"
+        return f"Tr{first.site}{retrained}_Te{test}"
+
+    def paper_row(self, stage: str, test: int) -> PaperRow | None:
+        """What the paper reports for that cell; nothing of a stage that is made by another system than the paper's."""
+        if self.stage(stage).system != SLICES:
+            return None
+        return next((row for row in self.paper if (row.stage, row.test) == (stage, test)), None)

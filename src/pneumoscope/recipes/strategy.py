@@ -1,0 +1,128 @@
+"""How a retraining guards against forgetting: the names of the strategies and their numbers.
+
+A strategy is one part or several joined by ``+``, e.g. ``rehearsal+averaging``. What each part does, and whose idea it
+is, stands in `pneumoscope.training.strategies`; here are only names and numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pneumoscope.errors import InputError
+from pneumoscope.recipes.settings import OUR_CHOICE, Sheet, leaf
+
+STRATEGIES: Mapping[str, str] = {
+    "plain": "fine-tuning on the new set alone (the paper)",
+    "joint": "trains on all slices of all sets seen so far: the upper bound",
+    "rehearsal": "mixes a bounded store of slices of earlier sets into every batch",
+    "ewc": "holds weights that mattered before: elastic weight consolidation (Kirkpatrick 2017)",
+    "lwf": "holds what the network said before on the new images: learning without forgetting (Li and Hoiem 2016)",
+    "averaging": "mixes the weights before and after, by as much as validation of the sets to be served wants "
+    "(Wortsman 2022)",
+    "frozen": "trains the decoder only",
+    "site_norm": "trains the normalisation only, one set of it per site (Karani 2018); a selector picks at test",
+    "adabn": "re-estimates the normalisation statistics per site (Li 2016); a selector picks at test",
+    "selector": "keeps the network of every site and picks one by how the scan looks",
+}
+"""Every part a strategy can be made of."""
+
+CLASHES = (
+    frozenset({"joint", "rehearsal"}),
+    frozenset({"frozen", "site_norm"}),
+    frozenset({"averaging", "site_norm"}),
+    frozenset({"adabn", "site_norm"}),
+    frozenset({"adabn", "selector"}),
+)
+"""Parts that ask for opposite things."""
+
+
+def strategy_parts(name: str) -> frozenset[str]:
+    """The parts of a strategy's name.
+
+    Raises:
+        InputError: an unknown part, ``plain`` with others, or two that ask for opposite things.
+    """
+    parts = frozenset(part.strip() for part in name.split("+"))
+    unknown = sorted(parts - set(STRATEGIES))
+    if unknown:
+        raise InputError(f"unknown strategy {unknown[0]!r} in {name!r}; known are {', '.join(STRATEGIES)}, joined by +")
+    clash = next((sorted(pair) for pair in CLASHES if pair <= parts), None)
+    if clash or ("plain" in parts and len(parts) > 1):
+        raise InputError(f"strategy {name!r}: {' and '.join(clash or ['plain', 'anything else'])} do not go together")
+    return parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(Sheet):
+    """The strategy of all retrainings that name none themselves, and the numbers of every strategy.
+
+    Attributes:
+        name: parts of `STRATEGIES` joined by ``+``.
+        store_slices: slices kept of each earlier set by ``rehearsal``; chosen by `training.strategies.rehearsal`.
+        earlier_share: of each epoch's slices, from earlier sets together (``rehearsal``, ``joint``); None: every set
+            seen has the same share.
+        validation_slices: of each earlier set, kept for choosing epochs and mixing weights.
+        ewc_weight: of the penalty, the Fisher information being scaled to a sum of 1.
+        ewc_slices: training slices of each earlier set from which the Fisher information is estimated.
+        lwf_weight: of the distillation beside the task's own loss.
+        lwf_temperature: softens both answers.
+        averaging_weights: shares of the new weights that are tried; 1 is plain fine-tuning.
+        frozen: modules that keep their weights and statistics.
+        adabn_slices: training slices of each set from which its statistics are estimated.
+        site_known: at test, take the site's own network where it has one, instead of asking the selector.
+    """
+
+    name: str = leaf()
+    store_slices: int = leaf("slices per set", low=1)
+    earlier_share: float | None = leaf("share of slices", low=0.0, high=0.95)
+    validation_slices: int = leaf("slices per set", low=1)
+    ewc_weight: float = leaf("", low=0.0)
+    ewc_slices: int = leaf("slices per set", low=1)
+    lwf_weight: float = leaf("", low=0.0)
+    lwf_temperature: float = leaf("", low=0.1, high=20.0)
+    averaging_weights: tuple[float, ...] = leaf("share", low=0.0, high=1.0)
+    frozen: tuple[str, ...] = leaf()
+    adabn_slices: int = leaf("slices per set", low=2)
+    site_known: bool = leaf()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        strategy_parts(self.name)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """The parts of the name."""
+        return strategy_parts(self.name)
+
+
+def plain_strategy() -> Strategy:
+    """Plain fine-tuning, as in the papers, and our numbers for every other strategy."""
+    return Strategy(
+        name="plain",
+        store_slices=40,
+        earlier_share=None,
+        validation_slices=24,
+        ewc_weight=1e8,
+        ewc_slices=60,
+        lwf_weight=1.0,
+        lwf_temperature=2.0,
+        averaging_weights=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        frozen=("down",),
+        adabn_slices=60,
+        site_known=False,
+        sources={
+            "name": "Maganaris 2022a and 2022b, section 3: retraining on the new set alone",
+            "store_slices": OUR_CHOICE + "a tenth of the 440 training slices of the papers, rounded",
+            "earlier_share": OUR_CHOICE + "no set is worth more than another",
+            "validation_slices": OUR_CHOICE + "enough to rank, few to keep",
+            "ewc_weight": OUR_CHOICE + "chosen on validation patients; Kirkpatrick 2017 searches it per problem",
+            "ewc_slices": OUR_CHOICE + "the estimate is a mean over slices; more cost time and change little",
+            "lwf_weight": "Li and Hoiem 2016, section 3: lambda_o = 1; " + OUR_CHOICE + "kept",
+            "lwf_temperature": "Li and Hoiem 2016, section 3: T = 2; " + OUR_CHOICE + "kept",
+            "averaging_weights": "Wortsman 2022, section 3 mixes linearly; " + OUR_CHOICE + "tenths",
+            "frozen": OUR_CHOICE + "the encoder, by the names of models.unet",
+            "adabn_slices": OUR_CHOICE + "means of many thousand pixels each are stable",
+            "site_known": OUR_CHOICE + "a new scan does not say which hospital it resembles",
+        },
+    )

@@ -1,0 +1,156 @@
+"""The systems that a stage of a transfer study can be made by: slices, slices with neighbours, volumes, a threshold.
+
+A stage names its system (`Stage.system`): ``slices``, ``slices-2.5d``, ``threshold``, or a recipe on volumes such as
+``mueller-2021``. Of such a recipe the preparation, network, augmentation, phases and training are taken; data, folds
+and scoring are the transfer study's. They stand in the experiment as a `VolumeSystem`, so that `study show` lists every
+number, `--set systems.mueller-2021.phases.fit.max_epochs=5` changes it, and a resumed study is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from pneumoscope.errors import InputError
+from pneumoscope.recipes.settings import Sheet, leaf
+from pneumoscope.recipes.volume_registry import VOLUME_RECIPES, build_volume_recipe
+from pneumoscope.recipes.volumes import (
+    Phase,
+    VolumeExperiment,
+    VolumeNetwork,
+    VolumePreparation,
+    VolumeTraining,
+    VolumeVariation,
+)
+
+if TYPE_CHECKING:
+    from pneumoscope.recipes.schema import Experiment, Stage
+
+SLICES, NEIGHBOURS, THRESHOLD = "slices", "slices-2.5d", "threshold"
+
+OWN_SYSTEMS: Mapping[str, str] = {
+    SLICES: "2D: the experiment's U-Net on single slices",
+    NEIGHBOURS: "2.5D: the same U-Net, shown the neighbouring slices of the scan as further channels",
+    THRESHOLD: "no network: two Hounsfield values fitted on the training scans",
+}
+"""The systems that are no recipe on volumes."""
+
+ON_SLICES = (SLICES, NEIGHBOURS)
+"""Systems that see what the study reads; all others load scans in Hounsfield units."""
+
+SIMPLE = frozenset({"plain", "joint"})
+"""Strategies that every system can be retrained by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSystem(Sheet):
+    """What a transfer study takes of a recipe on volumes.
+
+    Attributes:
+        name: of the recipe.
+        preparation, network, augment, phases, training: see `experiments.volumes`.
+        overlap: share of a window that the next one covers again when a scan is predicted, (i, j, k).
+
+    Raises:
+        InputError: no such recipe, or values that do not go together.
+    """
+
+    name: str
+    preparation: VolumePreparation
+    network: VolumeNetwork
+    augment: VolumeVariation
+    phases: tuple[Phase, ...]
+    training: VolumeTraining
+    overlap: tuple[float, float, float] = leaf("share", low=0, high=0.95)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preparation.classes == "lungs":
+            raise InputError(f"system {self.name} must find infection; preparation.classes=lungs has no such class")
+        self.experiment()
+
+    def experiment(self) -> VolumeExperiment:
+        """The recipe with these values in place of its own."""
+        recipe = _recipe(self.name)
+        said = {**recipe.scoring.sources, "overlap": self.sources["overlap"]}
+        return replace(
+            recipe,
+            preparation=self.preparation,
+            network=self.network,
+            augment=self.augment,
+            phases=self.phases,
+            training=self.training,
+            scoring=replace(recipe.scoring, overlap=self.overlap, sources=said),
+        )
+
+
+@cache
+def _recipe(name: str) -> VolumeExperiment:
+    """A recipe, built once: a study is made anew for every value that is set."""
+    return build_volume_recipe(name)
+
+
+def volume_system(name: str) -> VolumeSystem:
+    """The recipe of that name as a system.
+
+    Raises:
+        InputError: no such recipe.
+    """
+    recipe = build_volume_recipe(name)
+    return VolumeSystem(
+        name=name,
+        preparation=recipe.preparation,
+        network=recipe.network,
+        augment=recipe.augment,
+        phases=recipe.phases,
+        training=recipe.training,
+        overlap=recipe.scoring.overlap,
+        sources={"overlap": recipe.scoring.sources["overlap"]},
+    )
+
+
+def settled_systems(experiment: Experiment) -> tuple[VolumeSystem, ...]:
+    """The volume systems that the stages name, in their order: those given, or as their recipes have them.
+
+    Raises:
+        InputError: an unknown system, or one that this experiment cannot have, see `_require_possible`.
+    """
+    given = {system.name: system for system in experiment.systems}
+    for stage in experiment.stages.chain:
+        _require_possible(experiment, stage)
+    named = dict.fromkeys(s.system for s in experiment.stages.chain if s.system not in OWN_SYSTEMS)
+    return tuple(given.get(name) or volume_system(name) for name in named)
+
+
+def _require_possible(experiment: Experiment, stage: Stage) -> None:
+    system, here = stage.system, f"stage {stage.name}"
+    if system not in OWN_SYSTEMS and system not in VOLUME_RECIPES:
+        raise InputError(f"{here}: unknown system {system!r}; known are {', '.join((*OWN_SYSTEMS, *VOLUME_RECIPES))}")
+    before = experiment.stage(stage.start).system if stage.start else system
+    if before != system:
+        raise InputError(
+            f"{here} is of system {system} and starts from {stage.start}, which is of {before}: its weights do not "
+            "fit; start it from a stage of its own system, or from none"
+        )
+    if system == SLICES:
+        return
+    if experiment.split.by == "slice":
+        raise InputError(
+            f"{here}: system {system} sees several slices of a scan at once, and split.by=slice puts slices of one "
+            "scan into training and test; use --set split.by=patient"
+        )
+    if system in ON_SLICES:
+        return
+    if experiment.preprocessing.intensity == "grey8":
+        raise InputError(
+            f"{here}: system {system} reads scans in Hounsfield units, and the sets of {experiment.recipe} are 8-bit "
+            "slices; use a recipe on scans, such as transfer-systems"
+        )
+    other = sorted(experiment.strategy_of(stage.name) - SIMPLE)
+    if other:
+        raise InputError(
+            f"{here}: strategy {'+'.join(other)} is for networks on slices; system {system} is retrained by plain or "
+            "joint"
+        )

@@ -1,0 +1,246 @@
+"""What an experiment on whole volumes is: data, preparation, network, trainings, splits, scores, the paper's numbers.
+
+Sheets as in `experiments.schema`: every value carries its source, and `study show` lists them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pneumoscope.errors import InputError
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+
+SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
+"""The four ways of Mueller 2021, Table 2: both, and without one, the other, or either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeSet(Sheet):
+    """One data set and the part it plays.
+
+    Attributes:
+        name: of the data set, as `--data NAME=ROOT` gives it.
+        cases: pattern of the case names that are taken.
+        part: ``train`` is split into training and validation; ``test`` is scored at the end.
+        phantom_site, phantom_patients: the synthetic stand-in.
+    """
+
+    name: str = leaf()
+    cases: str = leaf()
+    part: str = leaf(choices=("train", "test"))
+    phantom_site: str = leaf(choices=("A", "B", "C"))
+    phantom_patients: int = leaf("patients", low=1, high=500)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeData(Sheet):
+    """The sets, and the size of synthetic scans."""
+
+    sets: tuple[VolumeSet, ...]
+    phantom_size: str = leaf(choices=("tiny", "small", "full"))
+    phantom_seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumePreparation(Sheet):
+    """From Hounsfield units to the network's array; see `datasets.patches.VolumeRecipe`. (i, j, k) order."""
+
+    clip_hu: tuple[float, float] = leaf("HU", low=-4096, high=4096)
+    scale: str = leaf(choices=("grey_zscore", "unit"))
+    spacing_mm: tuple[float, float, float] | None = leaf("mm", low=0.1, high=50)
+    classes: str = leaf(choices=("lungs_infiltrate", "infiltrate", "lungs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeNetwork(Sheet):
+    """The 3D network.
+
+    Attributes:
+        kind: ``unet3d`` or ``r3d18_unet``.
+        features: filters per level of the U-Net; for ``r3d18_unet`` the stem's channels, then the four of the decoder.
+        encoder_weights: file of published weights of the encoder (``r3d18_unet`` only).
+    """
+
+    kind: str = leaf(choices=("unet3d", "r3d18_unet"))
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    encoder_weights: str | None = leaf(default=None, why=OUR_CHOICE + "fresh weights where no file is given")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "r3d18_unet" and len(self.features) != 5:
+            raise InputError(f"r3d18_unet has a stem and four decoder widths, got network.features {self.features}")
+        if self.kind == "unet3d" and self.encoder_weights is not None:
+            raise InputError("network.encoder_weights are for r3d18_unet only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeVariation(Sheet):
+    """Augmentation on the fly; see `training.augment3d.VolumeAugment`."""
+
+    probability: float = leaf("probability of each kind", low=0, high=1)
+    scale: tuple[float, float] = leaf("factor", low=0.1, high=10)
+    rotate_deg: float = leaf("degrees", low=0, high=180)
+    elastic_alpha: tuple[float, float] = leaf("", low=0)
+    elastic_sigma: tuple[float, float] = leaf("voxels", low=0.1)
+    mirror_axes: tuple[int, ...] = leaf("axis (0 slices, 1 front-back, 2 right-left)", low=0, high=2)
+    brightness: tuple[float, float] = leaf("factor", low=0)
+    contrast: tuple[float, float] = leaf("factor", low=0)
+    gamma: tuple[float, float] = leaf("exponent", low=0.01)
+    noise: tuple[float, float] = leaf("standard deviation", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Sheet):
+    """One training; the next one begins with its best weights.
+
+    Attributes:
+        name: of its folder below the model's.
+        frozen: ``encoder`` keeps the encoder's weights as they are.
+        size: (i, j, k) voxels of the boxes; of the whole resized scan where `whole` is set.
+        whole: scans are resized to `size` instead of being cut into boxes of it.
+        batch_size, steps: boxes a step, steps an epoch; None for `steps` shows each scan once.
+        max_epochs, patience: None never stops early.
+        learning_rate, weight_decay, schedule: see `training.loop.TrainConfig`.
+        monitor: what chooses the weights that are kept, and what `patience` waits for.
+    """
+
+    name: str
+    frozen: str = leaf(choices=("nothing", "encoder"))
+    size: tuple[int, int, int] = leaf("voxels", low=1, high=1024)
+    whole: bool = leaf()
+    batch_size: int = leaf("boxes", low=1)
+    steps: int | None = leaf("steps", low=1)
+    max_epochs: int = leaf("epochs", low=1)
+    patience: int | None = leaf("epochs", low=1)
+    learning_rate: float = leaf("", low=0, high=10)
+    weight_decay: float = leaf("", low=0)
+    schedule: str = leaf(choices=("constant", "plateau", "cyclic"))
+    monitor: str = leaf(choices=("train_loss", "val_loss", "val_dice"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeTraining(Sheet):
+    """What all phases share.
+
+    Attributes:
+        plateau_epochs, plateau_factor, plateau_least, plateau_rest, plateau_floor: of the schedule ``plateau``, on the
+            training loss.
+        validation_boxes: fixed boxes of the validation scans that are looked at after each epoch.
+        foreground: share of boxes laid around infection.
+    """
+
+    optimiser: str = leaf(choices=("adam", "adamw"))
+    loss: str = leaf(choices=("tversky_cross_entropy", "dice_cross_entropy", "cross_entropy"))
+    plateau_epochs: int = leaf("epochs", low=1)
+    plateau_factor: float = leaf("factor", low=0.001, high=0.999)
+    plateau_least: float = leaf("", low=0)
+    plateau_rest: int = leaf("epochs", low=0)
+    plateau_floor: float = leaf("", low=0)
+    validation_boxes: int = leaf("boxes", low=1)
+    foreground: float = leaf("share", low=0, high=1)
+    precision: str = leaf(choices=("auto", "fp32", "bf16"))
+    seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeFolds(Sheet):
+    """How scans become training and validation.
+
+    Attributes:
+        by: ``case`` deals scans, as the papers do; ``patient`` keeps all scans of a person in one part.
+        k: numbers of folds; every one is a cross-validation of its own. Empty for one split by `validation_share`.
+        validation_share: of the scans, where `k` is empty.
+        ablation: run the last k also without augmentation, without preprocessing, and without both.
+        seed: of the draw.
+    """
+
+    by: str = leaf(choices=("case", "patient"))
+    k: tuple[int, ...] | None = leaf("folds", low=2, high=100)
+    validation_share: float = leaf("share", low=0.01, high=0.9)
+    ablation: bool = leaf()
+    seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeScoring(Sheet):
+    """Prediction and scores.
+
+    Attributes:
+        overlap: share of a window that the next one covers again, (i, j, k).
+        lesion_tolerance_mm, lung_tolerance_mm: of the normalised surface Dice.
+        baseline: also score a plain threshold on Hounsfield units, on the same splits.
+        ensemble: also score the mean of the fold models on the test sets.
+    """
+
+    overlap: tuple[float, float, float] = leaf("share", low=0, high=0.95)
+    lesion_tolerance_mm: float = leaf("mm", low=0, high=50)
+    lung_tolerance_mm: float = leaf("mm", low=0, high=50)
+    baseline: bool = leaf()
+    ensemble: bool = leaf()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperValue(Sheet):
+    """One printed number: ``table, k, setting, fold`` (0: all), test set, structure, metric, value and deviation."""
+
+    name: str
+    table: str
+    k: int
+    setting: str
+    fold: int
+    test: str
+    structure: str
+    metric: str
+    value: float = leaf("", low=0, high=1)
+    deviation: float | None = leaf("standard deviation", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeExperiment(Sheet):
+    """One study on volumes; the class attributes as in `schema.Experiment`."""
+
+    kind: ClassVar[str] = "volumes"
+    may_grow: ClassVar[tuple[str, ...]] = ()
+    may_change: ClassVar[tuple[str, ...]] = ()
+
+    recipe: str
+    title: str
+    citation: str
+    notes: tuple[str, ...]
+    data: VolumeData
+    preparation: VolumePreparation
+    network: VolumeNetwork
+    augment: VolumeVariation
+    phases: tuple[Phase, ...]
+    training: VolumeTraining
+    folds: VolumeFolds
+    scoring: VolumeScoring
+    paper: tuple[PaperValue, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if [s.part for s in self.data.sets].count("train") != 1 or not self.phases:
+            raise InputError(f"{self.recipe} needs exactly one set to train on and at least one phase")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) != len(names):
+            raise InputError(f"{self.recipe}: phases need names of their own, got {names}")
+        if any(phase.frozen == "encoder" for phase in self.phases) and self.network.kind != "r3d18_unet":
+            raise InputError("only r3d18_unet has an encoder that can be frozen")
+        if any(phase.whole for phase in self.phases) and self.preparation.spacing_mm is not None:
+            raise InputError("scans that are resized as a whole have no spacing_mm; set it to none")
+
+    @property
+    def train_set(self) -> VolumeSet:
+        """The set that is split."""
+        return next(s for s in self.data.sets if s.part == "train")
+
+    @property
+    def test_sets(self) -> tuple[VolumeSet, ...]:
+        """The sets that are scored at the end."""
+        return tuple(s for s in self.data.sets if s.part == "test")
+
+
+def source(why: str, *names: str) -> dict[str, str]:
+    """The same source for several values."""
+    return dict.fromkeys(names, why)

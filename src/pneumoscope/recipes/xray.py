@@ -1,0 +1,267 @@
+"""What fixes a study of radiographs: sheets of settings, each value with its unit, bounds and source.
+
+The sheets are of the same make as those of the CT studies (`experiments.schema`), so that `study show`, ``--set``, JSON
+and the comparison of settings work alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pneumoscope.errors import InputError
+from pneumoscope.recipes import access
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+
+MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
+"""The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
+
+ARMS = ("border", "equalised", "lung_box", "balanced", "adults", "all")
+"""Remedies against shortcuts, beside ``as paper``; see `study.xray_arms`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayData(Sheet):
+    """Which pictures.
+
+    Attributes:
+        children: set of Dataset_0 and of the classes without COVID-19 of Dataset_1.
+        covid: sets that give the class covid19 of Dataset_1, where their folders are given.
+        adults: set of adults from before the pandemic, a control; it takes no part in the paper's stages.
+        classes_0, classes_1: of the two data sets, by their numbers.
+        per_class_0: pictures of each class of Dataset_0; none takes all.
+        per_class_1: pictures of each class of Dataset_1.
+        shortage: when a class has fewer: take ``all`` and say so, or an ``error``.
+        apart: patients whom Dataset_1 tests or validates on do not teach Model_0.
+    """
+
+    children: str = leaf()
+    covid: tuple[str, ...] = leaf()
+    adults: str = leaf()
+    classes_0: tuple[str, ...] = leaf()
+    classes_1: tuple[str, ...] = leaf()
+    per_class_0: tuple[int, ...] | None = leaf("pictures", low=3)
+    per_class_1: tuple[int, ...] = leaf("pictures", low=3)
+    shortage: str = leaf(choices=("all", "error"))
+    apart: bool = leaf()
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayPictures(Sheet):
+    """How a picture becomes the network's input.
+
+    Attributes:
+        side: rows and columns.
+        fit: ``stretch`` or ``pad``.
+    """
+
+    side: int = leaf("pixels", low=8, high=1024)
+    fit: str = leaf(choices=("stretch", "pad"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class XraySplit(Sheet):
+    """Who trains, validates and tests.
+
+    Attributes:
+        by: ``group``: patients, joined where they share a picture; ``image``: pictures, as the paper.
+        test_share: of all pictures.
+        validation_share: of those that are not tested.
+        likeness: correlation from which two pictures are taken for one.
+        seed: of draw and split; the second training uses the next, and so on.
+    """
+
+    by: str = leaf(choices=("group", "image"))
+    test_share: float = leaf("share", low=0.01, high=0.9)
+    validation_share: float = leaf("share", low=0.01, high=0.9)
+    likeness: float = leaf("correlation", low=0.9, high=1.0)
+    seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayNetwork(Sheet):
+    """The networks.
+
+    Attributes:
+        features: channels per block of the small CNN.
+        dropout: before its dense layer.
+        resnet_width: channels of the first layer of Model_3; published weights have 64.
+    """
+
+    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
+    dropout: float = leaf("probability", low=0.0, high=0.95)
+    resnet_width: int = leaf("filters", low=1, high=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayTraining(Sheet):
+    """How they are trained.
+
+    Attributes:
+        stages: which of the paper's networks; none: the baselines and probes only, which take minutes.
+        optimiser: Adam with beta 0.9 and 0.999.
+        max_epochs, patience, batch_size: of every training and of each of its steps.
+        learning_rate: from scratch, and of the dense layer alone.
+        fine_rate: once reused layers are unfrozen.
+        plateau_epochs, plateau_factor: the rate is multiplied by the factor after so many epochs without a better
+            validation loss.
+        last_layers: of Model_3, unfrozen in its second step.
+        repeats: trainings with seeds that follow one another; draw and split differ with them.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        seed: of weights, order and dropout.
+    """
+
+    stages: tuple[str, ...] | None = leaf(choices=MODELS)
+    optimiser: str = leaf(choices=("adam",))
+    max_epochs: int = leaf("epochs", low=1)
+    patience: int = leaf("epochs", low=1)
+    batch_size: int = leaf("pictures", low=1)
+    learning_rate: float = leaf(low=1e-8, high=10)
+    fine_rate: float = leaf(low=1e-8, high=10)
+    plateau_epochs: int = leaf("epochs", low=1)
+    plateau_factor: float = leaf(low=1e-4, high=0.99)
+    last_layers: int = leaf("layers", low=1, high=50)
+    repeats: int = leaf("trainings", low=1, high=100)
+    precision: str = leaf(choices=("auto", "fp32", "bf16"))
+    seed: int = leaf(low=0, high=MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayHonest(Sheet):
+    """Baselines, probes, held-out sources and remedies.
+
+    Attributes:
+        thumbnail: side of the thumbnails of the baseline.
+        corner_share: side of a corner of the whole picture.
+        corner_thumbnail: side each corner is shrunk to; four of 8 x 8 are as many numbers as one of 16 x 16.
+        penalties: L2 weights among which the validation loss chooses.
+        border: share cut off at each edge by the remedy ``border``.
+        clahe_limit, clahe_tiles: of the remedy ``equalised``.
+        lung_box: top, bottom, left, right of the remedy ``lung_box``, and of what the probe is not shown.
+        adults_train: share of the adults' patients that the remedies ``adults`` and ``all`` may learn from; the others
+            test everything.
+        networks: remedies for which the small CNN is trained as well; none: the baseline only.
+        held_out_networks: train the small CNN also with each source of COVID-19 left out.
+        network_draws: do both in so many draws only (baselines and the paper's networks are made in every draw).
+    """
+
+    thumbnail: int = leaf("pixels", low=2, high=64)
+    corner_share: float = leaf("share", low=0.02, high=0.5)
+    corner_thumbnail: int = leaf("pixels", low=1, high=64)
+    penalties: tuple[float, ...] = leaf(low=0.0)
+    border: float = leaf("share", low=0.0, high=0.39)
+    clahe_limit: float = leaf(low=0.1, high=100)
+    clahe_tiles: int = leaf("tiles", low=1, high=64)
+    lung_box: tuple[float, ...] = leaf("share", low=0.0, high=1.0)
+    adults_train: float = leaf("share", low=0.1, high=0.9)
+    networks: tuple[str, ...] | None = leaf(choices=ARMS)
+    held_out_networks: bool = leaf()
+    network_draws: int | None = leaf("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayScoring(Sheet):
+    """How results are summed up.
+
+    Attributes:
+        interval_level: coverage.
+        interval_resamples: draws of patients.
+        interval_seed: of the draws.
+        timed_pictures: classified one by one for the time per picture.
+    """
+
+    interval_level: float = leaf("share", low=0.5, high=0.999)
+    interval_resamples: int = leaf("resamples", low=10)
+    interval_seed: int = leaf(low=0, high=MAX_SEED)
+    timed_pictures: int = leaf("pictures", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayPaperRow(Sheet):
+    """What the paper prints for one network, on its own test set."""
+
+    name: str
+    accuracy: float = leaf("share", low=0.0, high=1.0)
+    precision: float = leaf("share", low=0.0, high=1.0)
+    recall: float = leaf("share", low=0.0, high=1.0)
+    f1: float = leaf("share", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayPublished(Sheet):
+    """Other numbers of the paper.
+
+    Attributes:
+        dataset_0: pictures per class.
+        ms_per_image: the fastest and the slowest network.
+    """
+
+    dataset_0: tuple[int, ...] = leaf("pictures", low=0)
+    ms_per_image: tuple[float, ...] = leaf("ms", low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XrayExperiment(Sheet):
+    """A study of radiographs.
+
+    Attributes:
+        recipe: name in `pneumoscope study list`.
+        title: one line.
+        citation: the paper.
+        notes: what the paper leaves open, and how it was read.
+        paper: its results.
+        kind, may_grow, may_change: as in `schema.Experiment`.
+    """
+
+    kind: ClassVar[str] = "xray"
+    may_grow: ClassVar[tuple[str, ...]] = ()
+    may_change: ClassVar[tuple[str, ...]] = ("training.repeats",)
+
+    recipe: str
+    title: str
+    citation: str
+    notes: tuple[str, ...]
+    data: XrayData
+    pictures: XrayPictures
+    split: XraySplit
+    network: XrayNetwork
+    training: XrayTraining
+    honest: XrayHonest
+    scoring: XrayScoring
+    published: XrayPublished
+    paper: tuple[XrayPaperRow, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data = self.data
+        for classes, counts, what in (
+            (data.classes_0, data.per_class_0, "0"),
+            (data.classes_1, data.per_class_1, "1"),
+        ):
+            if len(set(classes)) != len(classes) or (counts is not None and len(counts) != len(classes)):
+                raise InputError(
+                    f"data.classes_{what} and data.per_class_{what} must be of one length, without a class twice; got "
+                    f"{classes} and {counts}"
+                )
+        if len(data.classes_0) != len(data.classes_1):
+            raise InputError("Model_2 carries the network of Dataset_0: both data sets need as many classes")
+        stages = self.training.stages or ()
+        if "Model_2" in stages and "Model_0" not in stages:
+            raise InputError("Model_2 begins with Model_0; put Model_0 into training.stages")
+        top, bottom, left, right = self.honest.lung_box if len(self.honest.lung_box) == 4 else (1, 0, 1, 0)
+        if not (top < bottom and left < right):
+            raise InputError(f"honest.lung_box needs top < bottom, left < right; got {self.honest.lung_box}")
+
+    def paper_row(self, name: str) -> XrayPaperRow | None:
+        """What the paper prints for a network; None when it prints nothing."""
+        return next((row for row in self.paper if row.name == name), None)
+
+
+def from_json(data: dict[str, Any]) -> XrayExperiment:
+    """Read what `access.to_json` wrote.
+
+    Raises:
+        InputError: entries are missing, unknown or of another type.
+    """
+    found: XrayExperiment = access.sheet_from_json(XrayExperiment, data)
+    return found

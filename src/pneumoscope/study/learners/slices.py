@@ -1,0 +1,375 @@
+"""One training of a study: built, begun from the stage before it, trained, saved, and marked as done.
+
+`done.json` holds the stamp of everything that shaped the weights: settings, slices with their masks, and the weights it
+started from. A resumed study takes a stage of this stamp as it is and continues one that was killed; a stage of another
+stamp (its data, settings or starting weights have changed) is trained anew, and the run says so.
+
+What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
+(see `study.predictions`), so that every later number is made without the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import ModelError
+from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, read_done, stamp, what_changed
+from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.recipes.access import to_json
+from pneumoscope.recipes.schema import Budget, Experiment
+from pneumoscope.study.learners.examples import sources_of
+
+if TYPE_CHECKING:
+    from pneumoscope.models.unet import UNet
+    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.learners.examples import Neighbours
+    from pneumoscope.training.strategies.penalties import Penalty
+    from pneumoscope.training.strategies.selector import Selector
+    from pneumoscope.training.tasks import Task
+
+BUDGET = ("max_epochs", "patience", "learning_rate", "epoch_slices")
+Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
+"""Images (n, c, h, w), targets (n, o, h, w) and a name for each slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What a strategy adds to a training so that earlier sets are not lost; nothing, as it stands.
+
+    Attributes:
+        earlier: slices of earlier sets that are mixed in, one entry per set.
+        earlier_share: of an epoch's slices, of all earlier sets together; None: every set has the same share.
+        penalties: makes extra terms of the loss for the network that is trained.
+        frozen: modules that stay as they are.
+        note: names and numbers of all this; a stage made with another note is not taken for this one.
+        data: sums over what `penalties` compute from.
+    """
+
+    earlier: tuple[Slices, ...] = ()
+    earlier_share: float | None = None
+    penalties: Callable[[UNet], tuple[Penalty, ...]] | None = None
+    frozen: tuple[str, ...] = ()
+    note: str = ""
+    data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What one training is.
+
+    Attributes:
+        name: of its folder below `stages/`.
+        in_channels: channels it is given.
+        out_channels: channels it is asked for.
+        features: filters per level.
+        budget: epochs, patience, learning rate.
+        start: the stage whose weights it begins with, or None for new ones.
+        task: ``infiltrate`` or ``lungs``; what the first output channel means.
+        guard: what the strategy adds.
+        near: neighbouring slices among the channels; None for single slices.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    features: tuple[int, ...]
+    budget: Budget
+    start: TrainedModel | None
+    task: str
+    guard: Guard = Guard()
+    near: Neighbours | None = None
+
+    def image_channels(self, experiment: Experiment) -> int:
+        """Channels that hold grey values and no lung mask."""
+        return self.near.image_channels if self.near else len(experiment.preprocessing.windows_hu)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A finished stage on slices; see `answers.StageModel`.
+
+    Attributes:
+        name: of the stage.
+        folder: with `model.safetensors` and `card.json`.
+        model: the network, best weights, eval mode.
+        weights_sha256: of the file of its weights.
+        trained_now: False when it was taken from a study that is resumed.
+        experts: network per set number, where the stage keeps one for each; else empty.
+        experts_sha256: of their weights.
+        selector: says which of them a scan is for.
+        site_known: ask for the set instead, where there is a network for it.
+        near: neighbouring slices that it is shown; None for single slices.
+    """
+
+    name: str
+    folder: Path
+    model: UNet
+    weights_sha256: str
+    trained_now: bool
+    experts: Mapping[int, UNet] = field(default_factory=dict)
+    experts_sha256: Mapping[int, str] = field(default_factory=dict)
+    selector: Selector | None = None
+    site_known: bool = False
+    near: Neighbours | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of all networks, and of what decides which of them is asked and what it is shown."""
+        return stamp(
+            "stage",
+            revision=1,
+            weights=self.weights_sha256,
+            experts=self.experts_sha256,
+            selector=self.selector.as_dict() if self.selector else None,
+            site_known=self.site_known,
+            near=asdict(self.near) if self.near else None,
+        )
+
+    @property
+    def loads_scans(self) -> bool:
+        """Never: it is shown the slices of the set."""
+        return False
+
+    @property
+    def sees_lungs(self) -> bool:
+        """The lung channel is part of what it is shown, where the slices have one."""
+        return True
+
+    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[np.generic]:
+        """Images (n, c, h, w) of slices of one scan as the network takes them."""
+        return study_set.slices.images[rows] if self.near is None else self.near.images(study_set, rows)
+
+    def predict(
+        self, images: NDArray[np.generic], *, device: str, precision: str, batch_size: int = 16
+    ) -> NDArray[np.float32]:
+        """Probabilities (n, o, h, w) of images (n, c, h, w)."""
+        from pneumoscope.inference.slices import predict_probability
+
+        kind = cast(Literal["auto", "fp32", "bf16"], precision)
+        return predict_probability(self.model, images, batch_size=batch_size, precision=kind, device=device)
+
+    def predict_scan(
+        self, images: NDArray[np.generic], *, site: int, device: str, precision: str
+    ) -> tuple[NDArray[np.float32], int]:
+        """Probability of infiltrate (n, h, w) for the slices of one scan, and the set whose network answered.
+
+        Args:
+            images: (n, c, h, w), all slices of one scan that are looked at.
+            site: number of the set the scan is of; used only by strategies that are told the site.
+            device: to compute on.
+            precision: to compute in.
+        """
+        from pneumoscope.inference.slices import predict_probability
+
+        kind = cast(Literal["auto", "fp32", "bf16"], precision)
+        expert = self.expert_for(images, site)
+        network = self.experts.get(expert, self.model)
+        found = predict_probability(network, images, batch_size=16, precision=kind, device=device)
+        return found[:, 0], expert
+
+    def expert_for(self, images: NDArray[np.generic], site: int) -> int:
+        """Number of the set whose network a scan is given to; 0 where there is only one network."""
+        if not self.experts or self.selector is None:
+            return 0
+        return site if self.site_known and site in self.experts else self.selector.choose(images)
+
+
+def train_stage(
+    experiment: Experiment,
+    job: StageJob,
+    train: Slices,
+    val: Slices,
+    folder: Path,
+    *,
+    own: Path | None = None,
+    shared: dict[str, TrainedModel] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> TrainedModel:
+    """Train one stage into `folder/stages/<name>` (or `own`), or take it from there when `resume` finds it done.
+
+    Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by stamp,
+    gives the one that is there (with its own name and folder), and is told of a new one.
+
+    Raises:
+        NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
+    """
+    from pneumoscope.training.loop import fit
+    from pneumoscope.training.strategies.penalties import GuardedTask
+    from pneumoscope.training.tasks import SegmentationTask
+
+    own = own or folder / "stages" / job.name
+    sources = sources_of(experiment, job, train, val)
+    parts = shaping_parts(experiment, job, [source.content for source in sources])
+    wanted = stamp("slices stage", revision=1, **parts)
+    known = shared if shared is not None else {}
+    if wanted in known:
+        return known[wanted]
+    if resume:
+        done = finished_stage(own, wanted)
+        if done is not None:
+            progress(job.name, 1, 1, "taken from the folder")
+            return known.setdefault(wanted, done)
+    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
+    model = new_model(experiment, job)
+    loaded = _begin_from(model, job.start)
+    task: Task = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
+    if job.guard.penalties is not None:
+        task = GuardedTask(task, job.guard.penalties(model), job.guard.note)
+    config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
+    result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
+    return known.setdefault(wanted, _save(experiment, job, model, result, loaded, own, wanted, len(train[0])))
+
+
+def new_model(experiment: Experiment, job: StageJob) -> UNet:
+    """A network with fresh weights, the same for the same seed."""
+    import torch
+
+    from pneumoscope.models.unet import UNet, UNetConfig
+
+    torch.manual_seed(experiment.training.seed)
+    network = experiment.network
+    config = UNetConfig(job.in_channels, job.out_channels, job.features, network.norm, network.dropout)  # type: ignore[arg-type]
+    return UNet(config)
+
+
+def train_config(experiment: Experiment, budget: Budget, device: str) -> Any:
+    """The training settings of a stage as the loop takes them."""
+    from pneumoscope.training.loop import TrainConfig
+
+    common = experiment.training
+    return TrainConfig(
+        max_epochs=budget.max_epochs,
+        patience=budget.patience,
+        learning_rate=budget.learning_rate,
+        batch_size=common.batch_size,
+        optimiser=common.optimiser,  # type: ignore[arg-type]
+        weight_decay=common.weight_decay,
+        ema=common.ema,
+        schedule=common.schedule,  # type: ignore[arg-type]
+        monitor=common.monitor,
+        keep=common.keep,  # type: ignore[arg-type]
+        precision=common.precision,  # type: ignore[arg-type]
+        seed=common.seed,
+        device=device,
+    )
+
+
+def _begin_from(model: UNet, start: TrainedModel | None) -> str:
+    """Load the weights of the stage before; what was loaded, in words."""
+    from pneumoscope.models.weights import load_into
+
+    if start is None:
+        return "new weights"
+    report = load_into(model, start.model.state_dict())
+    if not report.complete:
+        raise ModelError(f"{start.name} does not fit the next stage: {report.sentence()}", path=start.folder)
+    return f"weights of {start.name}: {report.sentence()}"
+
+
+def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> dict[str, Any]:
+    """All that shapes the weights of the stage; where a number comes from does not."""
+    plain = to_json(experiment)
+    plain["preprocessing"].pop("neighbours")  # it shows in the slices
+    return {
+        "settings": {
+            **{key: {**plain[key], "sources": None} for key in ("preprocessing", "network", "training")},
+            "threshold": experiment.scoring.threshold,
+            "budget": [getattr(job.budget, name) for name in BUDGET],
+            "guard": [job.guard.note, list(job.guard.frozen)],
+            "channels": [job.in_channels, job.out_channels, *job.features],
+        },
+        "training_data": [slices[0], *job.guard.data],
+        "validation_data": slices[1],
+        "starting_weights": job.start.weights_sha256 if job.start else None,
+    }
+
+
+def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress) -> bool:
+    """Make the folder of a stage ready for a training; whether one of the same stamp that was killed continues.
+
+    What another training left there is removed; a resumed run says why it is trained anew.
+    """
+    go_on = resume and is_started(own, wanted)
+    if go_on and is_done(own, wanted):
+        progress(NOTE, 1, 1, f"{own.name}: the kept weights are damaged or were replaced; restored from the checkpoint")
+    if not go_on:
+        changed = what_changed(own, **parts) if resume else []
+        if changed:
+            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained anew")
+        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
+            path.unlink(missing_ok=True)
+    mark_started(own, wanted, **parts)
+    return go_on
+
+
+def finished_stage(own: Path, wanted: str) -> TrainedModel | None:
+    """The stage in that folder if it is whole, was made in just this way, and holds the weights of then; else None."""
+    from pneumoscope.models.weights import load_model
+
+    done = read_done(own)
+    if done.get("stamp") != wanted:
+        return None
+    try:
+        model, card = load_model(own)
+    except ModelError:
+        return None  # damaged: it is taken from its last checkpoint, or trained again
+    sha256 = card["weights"]["sha256"]
+    return TrainedModel(own.name, own, model, sha256, trained_now=False) if sha256 == done.get("sha256") else None
+
+
+def _save(
+    experiment: Experiment, job: StageJob, model: UNet, result: Any, loaded: str, own: Path, made: str, n_train: int
+) -> TrainedModel:
+    from pneumoscope.models.weights import save_model
+
+    card = save_model(own, model, model_card(experiment, job, result, loaded, n_train))
+    digest = card["weights"]["sha256"]
+    mark_done(own, made, sha256=digest, seconds=round(result.seconds, 1))
+    return TrainedModel(job.name, own, model, digest, trained_now=True)
+
+
+def preprocessing_card(experiment: Experiment, *, lung_channel: bool, near: Neighbours | None = None) -> dict[str, Any]:
+    """The preprocessing of a stage's network as a model card words it, see `inference.inputs.input_from_card`.
+
+    Networks that see neighbours have a kind of their own, which `segment` does not take.
+    """
+    kind = "hu_windows" if experiment.preprocessing.intensity == "hu" else "grey8"
+    return {
+        **({"kind": kind} if near is None else {"kind": f"{kind}_2.5d", "neighbours": near.reach}),
+        "size": experiment.preprocessing.size,
+        "windows_hu": [list(window) for window in experiment.preprocessing.windows_hu],
+        "lung_channel": lung_channel,
+    }
+
+
+def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, n_train: int) -> dict[str, Any]:
+    """What `card.json` of a stage says beside the architecture and the checksum."""
+    return {
+        "name": job.name,
+        "title": f"{job.name} of {experiment.recipe}",
+        "task": job.task,
+        "threshold": experiment.scoring.threshold,
+        "preprocessing": preprocessing_card(
+            experiment, lung_channel=job.in_channels > job.image_channels(experiment), near=job.near
+        ),
+        "started_from": loaded,
+        "training": {
+            "slices": n_train,
+            "guard": job.guard.note or "none",
+            "epochs_run": result.epochs_run,
+            "best_epoch": result.best_epoch,
+            "stopped_by": result.stopped_by,
+            experiment.training.monitor: result.best_value,
+            "seconds": round(result.seconds, 1),
+            "notes": list(result.notes),
+        },
+        "limits": "Made by a study of transfer between data sets. Research use only; not a medical device.",
+    }

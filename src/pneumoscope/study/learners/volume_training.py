@@ -1,0 +1,280 @@
+"""One model of a study on volumes: its phases, each begun from the one before, resumable to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, prepare
+from pneumoscope.errors import ModelError
+from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
+from pneumoscope.models.cards import read_card
+from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.access import to_json
+from pneumoscope.recipes.volumes import Phase, VolumeExperiment
+from pneumoscope.study.learners.slices import start_stage
+from pneumoscope.study.volumes_data import ModelJob, volume_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.datasets.cache import ArrayCache
+    from pneumoscope.training.data import PatchSource
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeModel:
+    """A trained model.
+
+    Attributes:
+        job: what it was trained on.
+        phase: its last one; says how scans are prepared and cut for it.
+        model: the network, best weights, eval mode.
+        folder: with `model.safetensors` and `card.json`.
+        stamp: of everything that shaped the weights.
+        trained_now: False when it was taken from a study that is resumed.
+        seconds: of training, over all processes that took part in its last phase only when it was trained now.
+    """
+
+    job: ModelJob
+    phase: Phase
+    model: nn.Module
+    folder: Path
+    stamp: str
+    trained_now: bool
+    seconds: float
+
+
+def stage_name(experiment: VolumeExperiment, job: ModelJob, phase: Phase) -> str:
+    """The folder of a phase below ``stages``."""
+    return job.name if len(experiment.phases) == 1 else f"{job.name}-{phase.name}"
+
+
+def train_model(
+    experiment: VolumeExperiment,
+    job: ModelJob,
+    folder: Path,
+    cache: ArrayCache | None,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+    stages: Path | None = None,
+    start: VolumeModel | None = None,
+) -> VolumeModel:
+    """Train all phases of a model, or take what is finished from the folder.
+
+    Args:
+        experiment: the recipe.
+        job: its scans.
+        folder: the study folder.
+        cache: of prepared volumes.
+        device, resume, progress: as in `study.base.StudyOptions`.
+        stages: where the folders of the phases lie; ``stages`` of the study folder by default.
+        start: a model whose weights the first phase begins from.
+
+    Raises:
+        NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
+    """
+    for phase in experiment.phases:
+        own = (stages or folder / "stages") / stage_name(experiment, job, phase)
+        start = _train_phase(experiment, job, phase, start, own, cache, device, resume, progress)
+    assert start is not None  # an experiment has phases
+    return start
+
+
+def _train_phase(
+    experiment: VolumeExperiment,
+    job: ModelJob,
+    phase: Phase,
+    start: VolumeModel | None,
+    own: Path,
+    cache: ArrayCache | None,
+    device: str,
+    resume: bool,
+    progress: Progress,
+) -> VolumeModel:
+    from pneumoscope.models.weights import load_into, load_model, save_model
+    from pneumoscope.training.loop import fit
+    from pneumoscope.training.multiclass import MulticlassTask
+
+    train, val = sources(experiment, job, phase, cache)
+    parts = shaping_parts(experiment, job, phase, train, val, start)
+    wanted = stamp("volume training", revision=1, **parts)
+    done = read_done(own)
+    if resume and done.get("stamp") == wanted:
+        try:
+            model, card = load_model(own)
+            if card["weights"]["sha256"] == done.get("sha256"):
+                progress(own.name, 1, 1, "taken from the folder")
+                return VolumeModel(job, phase, model, own, wanted, False, 0.0)
+        except ModelError:
+            pass  # damaged: taken from its last checkpoint, or trained again
+    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
+    network, said = new_network(experiment)
+    if start is not None:
+        report = load_into(network, start.model.state_dict())
+        said = f"weights of {start.folder.name}: {report.sentence()}"
+    task = MulticlassTask(CLASS_NAMES[experiment.preparation.classes], experiment.training.loss)
+    result = fit(
+        network, task, train, val, train_config(experiment, phase, network, device), own, resume=go_on,
+        progress=progress,
+    )  # fmt: skip
+    card = save_model(own, network, _card(experiment, job, phase, result, said))
+    seconds = round(result.seconds, 2)
+    mark_done(own, wanted, sha256=card["weights"]["sha256"], seconds=seconds)
+    return VolumeModel(job, phase, network, own, wanted, True, seconds)
+
+
+def sources(
+    experiment: VolumeExperiment, job: ModelJob, phase: Phase, cache: ArrayCache | None
+) -> tuple[PatchSource, PatchSource]:
+    """What the loop draws training and validation boxes from."""
+    from pneumoscope.training.data import PatchSource
+
+    recipe = volume_recipe(experiment, phase, preprocessed=job.preprocessed)
+    train, val = ([prepare(case, recipe, cache) for case in cases] for cases in (job.train, job.val))
+    i, j, k = phase.size
+    patch, training = (k, j, i), experiment.training
+    boxes = len(train) if phase.steps is None else phase.steps * phase.batch_size
+    augment = volume_augment(experiment) if job.augmented else None
+    length = _validation_length(val, training.validation_boxes, whole=phase.whole)
+    return (
+        PatchSource(train, patch, boxes, training.foreground, augment),
+        PatchSource(val, patch, length, training.foreground),
+    )
+
+
+def _validation_length(val: Sequence[PreparedVolume], boxes: int, *, whole: bool) -> int:
+    return len(val) if whole else max(boxes, len(val))
+
+
+def volume_augment(experiment: VolumeExperiment) -> Any:
+    """The experiment's variation as the boxes' source takes it."""
+    from pneumoscope.training.augment3d import VolumeAugment
+
+    v = experiment.augment
+    kinds = ("scale", "rotate", "elastic", "mirror", "brightness", "contrast", "gamma", "noise")
+    chance = {f"{kind}_p": v.probability for kind in kinds}
+    if v.elastic_alpha[1] == 0:
+        chance["elastic_p"] = 0.0
+    if v.gamma == (1.0, 1.0):
+        chance["gamma_p"] = 0.0
+    return VolumeAugment(
+        scale=v.scale, rotate_deg=v.rotate_deg, elastic_alpha=v.elastic_alpha, elastic_sigma=v.elastic_sigma,
+        mirror_axes=v.mirror_axes, brightness=v.brightness, contrast=v.contrast, gamma=v.gamma, noise=v.noise,
+        **chance,
+    )  # fmt: skip
+
+
+def new_network(experiment: VolumeExperiment) -> tuple[Any, str]:
+    """The network with fresh weights, the same for the same seed, and what it begins with in words."""
+    import torch
+
+    torch.manual_seed(experiment.training.seed)
+    wanted, classes = experiment.network, len(CLASS_NAMES[experiment.preparation.classes])
+    if wanted.kind == "unet3d":
+        from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+
+        return UNet3D(UNet3DConfig(1, classes, wanted.features)), "new weights"
+    from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
+
+    width, *decoder = wanted.features
+    network = R3D18UNet(R3D18UNetConfig(classes, width, tuple(decoder)))  # type: ignore[arg-type]
+    if wanted.encoder_weights is None:
+        return network, "new weights; the paper's encoder begins with those of Kinetics-400"
+    from pneumoscope.models.published import carry_published
+
+    report = carry_published(network.encoder, "r3d_18", Path(wanted.encoder_weights))
+    return network, f"encoder: {report.sentence()}"
+
+
+def train_config(experiment: VolumeExperiment, phase: Phase, network: Any, device: str) -> Any:
+    """A phase as the loop takes it."""
+    from pneumoscope.training.loop import TrainConfig
+
+    common = experiment.training
+    return TrainConfig(
+        max_epochs=phase.max_epochs,
+        batch_size=phase.batch_size,
+        learning_rate=phase.learning_rate,
+        optimiser=common.optimiser,  # type: ignore[arg-type]
+        weight_decay=phase.weight_decay,
+        schedule=phase.schedule,  # type: ignore[arg-type]
+        plateau_epochs=common.plateau_epochs,
+        plateau_factor=common.plateau_factor,
+        plateau_of="train_loss",
+        plateau_least=common.plateau_least,
+        plateau_rest=common.plateau_rest,
+        plateau_floor=common.plateau_floor,
+        patience=phase.patience,
+        monitor=phase.monitor,
+        frozen=network.frozen_parts() if phase.frozen == "encoder" else (),
+        seed=common.seed,
+        device=device,
+        precision=common.precision,  # type: ignore[arg-type]
+    )
+
+
+def shaping_parts(
+    experiment: VolumeExperiment, job: ModelJob, phase: Phase, train: PatchSource, val: PatchSource,
+    start: VolumeModel | None,
+) -> dict[str, Any]:  # fmt: skip
+    """All that shapes the weights of a phase."""
+    plain = to_json(experiment)  # type: ignore[arg-type]
+    shaping = {key: plain[key] for key in ("preparation", "network", "augment", "training")}
+    encoder = experiment.network.encoder_weights
+    return {
+        "settings": {**shaping, "phase": plain["phases"][experiment.phases.index(phase)], "setting": job.setting},
+        "training_data": train.content,
+        "validation_data": val.content,
+        "starting_weights": [
+            read_card(start.folder)["weights"]["sha256"] if start else None,
+            content_of_files([encoder]) if encoder and start is None else None,
+        ],
+    }
+
+
+def _card(experiment: VolumeExperiment, job: ModelJob, phase: Phase, result: Any, said: str) -> dict[str, Any]:
+    """What `card.json` says beside the architecture and the checksum."""
+    preparation = experiment.preparation
+    recipe = volume_recipe(experiment, phase, preprocessed=job.preprocessed)
+    return {
+        "name": stage_name(experiment, job, phase),
+        "title": f"{job.name} of {experiment.recipe}",
+        "task": "lungs" if preparation.classes == "lungs" else "infiltrate",
+        "labels": {str(n): name for n, name in enumerate(CLASS_NAMES[preparation.classes])},
+        "preprocessing": _preprocessing_card(recipe, phase, experiment.scoring.overlap),
+        "started_from": said,
+        "training": {
+            "scans": [case.case for case in job.train],
+            "setting": job.setting,
+            "epochs_run": result.epochs_run,
+            "best_epoch": result.best_epoch,
+            "stopped_by": result.stopped_by,
+            phase.monitor: result.best_value,
+        },
+        "data": sorted({case.dataset for case in job.train}),
+        "licence": sorted({case.licence for case in job.train}),
+        "notice": "Research software, not a medical device.",
+    }
+
+
+def _preprocessing_card(recipe: VolumeRecipe, phase: Phase, overlap: tuple[float, float, float]) -> dict[str, Any]:
+    """As `inference.volumes.VolumeInput.from_card` reads it; scans resized as a whole have a kind of their own."""
+    i, j, k = phase.size
+    if recipe.clip_hu is None or phase.whole:
+        return {"kind": "whole_volume" if phase.whole else "raw_volume", "window_hu": recipe.clip_hu,
+                "scale": recipe.scale, "shape": recipe.shape, "patch": [k, j, i]}  # fmt: skip
+    return {
+        "kind": "hu_volume",
+        "window_hu": list(recipe.clip_hu),
+        "spacing_mm": recipe.spacing_mm,
+        "normalise": "zscore" if recipe.scale == "grey_zscore" else "unit",
+        "grey_levels": 256 if recipe.scale == "grey_zscore" else None,
+        "patch": [k, j, i],
+        "overlap": list(reversed(overlap)),
+        "blend": "mean",
+    }

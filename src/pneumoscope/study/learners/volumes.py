@@ -1,0 +1,225 @@
+"""A recipe on volumes as a stage: trained on the scans of a set's training part, asked about single slices.
+
+What it says of a scan is the probability of infection on the scan's own grid, carried back linearly; of that the
+study's slices are cut and made smaller as the targets are. Where the recipe's own study lets the largest of several
+classes win, a transfer study cuts this probability at `scoring.threshold`, as that of every other stage.
+
+The trainings of the phases lie in ``stages/<stage>/training``, the network that came of them in the stage's folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.cache import open_cache
+from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.tensors import LungFinder
+from pneumoscope.errors import ModelError
+from pneumoscope.io.files import write_text
+from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, stamp
+from pneumoscope.models.cards import read_card, verify
+from pneumoscope.progress import Progress, silent
+from pneumoscope.recipes.access import to_json
+from pneumoscope.recipes.schema import Experiment, Stage
+from pneumoscope.recipes.volumes import VolumeExperiment
+from pneumoscope.study.data import StudySet
+from pneumoscope.study.learners.base import ScanSlices, scan_of
+from pneumoscope.study.learners.volume_training import VolumeModel, stage_name, train_model
+from pneumoscope.study.scores.volumes import infection_probability, predictor
+from pneumoscope.study.volumes_data import ModelJob, volume_recipe
+
+Sets = Mapping[int, StudySet]
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeStage:
+    """A finished stage on volumes; see `answers.StageModel`.
+
+    Attributes:
+        name, folder, sha256, trained_now: as there.
+        experiment: the recipe as this study has it.
+        trained: its last phase, with the network.
+    """
+
+    name: str
+    folder: Path
+    sha256: str
+    trained_now: bool
+    experiment: VolumeExperiment
+    trained: VolumeModel
+
+    @property
+    def loads_scans(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def sees_lungs(self) -> bool:
+        """Never the lung channel of the slices: it is shown Hounsfield units alone."""
+        return False
+
+    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+        """The scan that these slices are of."""
+        return scan_of(study_set, rows)
+
+    def predict_scan(
+        self, images: ScanSlices, *, site: int, device: str, precision: str
+    ) -> tuple[NDArray[np.float32], int]:
+        """See `answers.StageModel`; computed in the precision of the recipe, whatever that of the study."""
+        recipe, phase = self.experiment, self.trained.phase
+        i, j, k = phase.size
+        found = infection_probability(
+            images.volume,
+            [predictor(self.trained.model, device, recipe.training.precision)],
+            volume_recipe(recipe, phase),
+            (k, j, i),
+            tuple(reversed(recipe.scoring.overlap)),
+        )
+        return images.cut(found), 0
+
+
+def scans_of(experiment: Experiment, sets: Sets, stage: Stage, part: str) -> list[tuple[int, str]]:
+    """(set, case) of the scans of a part that a stage sees: of its own set; by ``joint`` of those before it as well.
+
+    Patients are whole in one part, and so are scans. In the order of the sets and of the cases' names.
+    """
+    numbers = [stage.site]
+    if "joint" in experiment.strategy_of(stage.name):
+        earlier = (s.site for s in experiment.lineage(stage.name)[:-1])
+        numbers += [n for n in dict.fromkeys(earlier) if n != stage.site]
+    found = []
+    for number in numbers:
+        split = sets[number].split
+        found += [(number, case) for case in sorted(split.loc[split["part"] == part, "case"].astype(str).unique())]
+    return found
+
+
+def slices_of(experiment: Experiment, sets: Sets, stage: Stage) -> int:
+    """How many slices the training scans of a stage have in the study."""
+    numbers = {number for number, _ in scans_of(experiment, sets, stage, "train")}
+    return sum(len(sets[number].rows("train")) for number in numbers)
+
+
+def make_volume_stage(
+    experiment: Experiment,
+    stage: Stage,
+    sets: Sets,
+    start: VolumeStage | None,
+    folder: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> VolumeStage:
+    """Train a stage on volumes, or take from its folder what is there already.
+
+    Args:
+        experiment: the study; its `systems` hold the recipe.
+        stage: to be made.
+        sets: the sets by number.
+        start: the stage whose weights all phases begin from.
+        folder: the study folder.
+        device, resume, progress: as in `run_study`.
+
+    Raises:
+        NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
+    """
+    recipe = next(system for system in experiment.systems if system.name == stage.system).experiment()
+    train, val = (
+        tuple(_case(sets[number], case, recipe) for number, case in scans_of(experiment, sets, stage, part))
+        for part in ("train", "val")
+    )
+    own = folder / "stages" / stage.name
+    trained = train_model(
+        recipe,
+        ModelJob(stage.name, 1, 1, "full", train, val),
+        folder,
+        open_cache(),
+        device=device,
+        resume=resume,
+        progress=progress,
+        stages=own / "training",
+        start=None if start is None else start.trained,
+    )
+    weights = read_card(trained.folder)["weights"]["sha256"]
+    made = stamp("volume stage", revision=1, weights=weights, **_answering(recipe, trained))
+    if not (is_done(own, made) and _holds(own, weights)):
+        mark_started(own)
+        _keep(own, stage, recipe, trained, start, slices_of(experiment, sets, stage))
+        mark_done(own, made, sha256=weights)
+    return VolumeStage(stage.name, own, made, trained.trained_now, recipe, trained)
+
+
+def _holds(own: Path, weights: str) -> bool:
+    """Whether the stage's own copy of the weights is whole and the one its training gave."""
+    try:
+        check = verify(own)
+    except ModelError:
+        return False
+    return check.ok and check.expected_sha256 == weights
+
+
+def _case(study_set: StudySet, name: str, recipe: VolumeExperiment) -> Case:
+    """A scan as the recipe learns it; lungs are supplied where its classes need them and the set has none."""
+    case, finder = study_set.scans[name], study_set.lungs_for
+    drawn = case.files is not None and case.files.lungs is not None
+    if recipe.preparation.classes != "lungs_infiltrate" or drawn or finder is None:
+        return case
+    return replace(case, load=partial(_with_lungs, case, finder), files=None)  # lungs found here are never cached
+
+
+def _with_lungs(case: Case, finder: LungFinder) -> LabelledScan:
+    scan = case.load()
+    return scan if scan.lungs is not None else replace(scan, lungs=finder(scan.volume))
+
+
+def _answering(recipe: VolumeExperiment, trained: VolumeModel) -> dict[str, Any]:
+    """What answers depend on beside the weights."""
+    preparation = {**to_json(recipe.preparation), "sources": None}
+    return {"preparation": preparation, "size": trained.phase.size, "whole": trained.phase.whole,
+            "overlap": recipe.scoring.overlap, "precision": recipe.training.precision}  # fmt: skip
+
+
+def _keep(
+    own: Path, stage: Stage, recipe: VolumeExperiment, trained: VolumeModel, start: VolumeStage | None, slices: int
+) -> None:
+    """Weights, card and history of the stage from those of its phases."""
+    from pneumoscope.models.weights import save_model
+
+    phases = [own / "training" / stage_name(recipe, trained.job, phase) for phase in recipe.phases]
+    histories, ran = [], 0
+    for phase, folder in zip(recipe.phases, phases, strict=True):
+        history = pd.read_csv(folder / "history.csv")
+        histories.append(history.assign(epoch=history["epoch"] + ran, phase=phase.name))
+        ran += len(history)
+    last, first = read_card(phases[-1]), read_card(phases[0])
+    if last["architecture"] != first["architecture"]:
+        raise ModelError("the phases of a model have networks of different shapes", path=own)
+    said = f"; then {len(phases)} phases, each from the one before" if len(phases) > 1 else ""
+    before = f"weights of {start.name}" if start else first["started_from"]
+    training = {
+        **last["training"],
+        "slices": slices,
+        "epochs_run": ran,
+        "best_epoch": ran - len(histories[-1]) + int(last["training"]["best_epoch"]),
+        "seconds": round(sum(_seconds(folder) for folder in phases), 1),
+    }
+    card = {key: value for key, value in last.items() if key not in ("format", "architecture", "parameters", "weights")}
+    card |= {"name": stage.name, "title": f"{stage.name}: {stage.system}", "system": stage.system,
+             "started_from": before + said, "training": training}  # fmt: skip
+    save_model(own, trained.model, card)
+    table = pd.concat(histories, ignore_index=True)
+    write_text(own / "history.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _seconds(phase: Path) -> float:
+    return float(read_done(phase).get("seconds", math.nan))

@@ -1,0 +1,250 @@
+"""The transfer matrix: every stage on every test set, from the per-slice table alone.
+
+One cell averages as the paper does (per slice, over slices whose reference holds infiltrate) and beside it gives the
+mean over patients of the Dice and the NSD of all their test slices together; each with an interval that draws patients.
+Differences between stages are taken over the test slices that both have, patient by patient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pneumoscope.errors import InputError
+from pneumoscope.metrics.intervals import Interval, bootstrap_interval, paired_difference
+from pneumoscope.metrics.overlap import Counts, SliceScores, dice
+from pneumoscope.recipes.schema import Experiment, Scoring
+from pneumoscope.study.scores.cells import SCORE_COLUMNS, SLICE_COLUMNS
+
+COLUMNS = (
+    "name", "stage", "test", "n_patients", "n_slices", "accuracy", "precision", "recall", "f1", "f1_low", "f1_high",
+    "dice", "dice_low", "dice_high", "nsd", "paper_accuracy", "paper_precision", "paper_recall", "paper_f1",
+)  # fmt: skip
+"""Columns of matrix.csv. `n_slices` counts the slices averaged over (those with infiltrate), `n_patients` the patients
+they come from; `nsd` is empty where a set has no pixel size."""
+
+PER_CASE_COLUMNS = SLICE_COLUMNS
+"""Columns of per_case.csv: one row per stage, test set and scored slice."""
+
+MEASURES = ("f1", "dice", "nsd")
+"""What cells are compared by: F1 per slice as in the papers, Dice and NSD per patient."""
+
+PerPatient = dict[str, list[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """All cells of a study, each with the scores of every slice.
+
+    Attributes:
+        experiment: stages, sets and how they are scored.
+        per_case: rows of per_case.csv; one cell for each stage and set.
+
+    Raises:
+        InputError: a cell has no rows at all. A cell without infiltrate is kept, with empty scores.
+    """
+
+    experiment: Experiment
+    per_case: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            for test in self.tests:
+                if (stage, test) not in self._cells:
+                    raise InputError(f"per_case.csv holds no rows of stage {stage} on set {test}; score it first")
+
+    @cached_property
+    def _cells(self) -> dict[Any, pd.DataFrame]:
+        return dict(iter(self.per_case.groupby(["stage", "test"], sort=False)))
+
+    @cached_property
+    def _tables(self) -> dict[bool, pd.DataFrame]:
+        """Tables made so far, by whether they are over common slices; intervals take time."""
+        return {}
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages in the order of the chain."""
+        return [stage.name for stage in self.experiment.stages.chain]
+
+    @property
+    def tests(self) -> list[int]:
+        """Numbers of the sets."""
+        return [site.number for site in self.experiment.data.sites]
+
+    def slices(self, stage: str, test: int, *, common: bool = False) -> pd.DataFrame:
+        """The rows of one cell; with `common` only the test slices, which every stage has."""
+        rows = self._cells[stage, test]
+        return rows[rows["part"] == "test"] if common else rows
+
+    def scores(self, stage: str, test: int, measure: str = "f1", *, common: bool = False) -> PerPatient:
+        """The values of one cell by patient: F1 of each slice with infiltrate, or one Dice or NSD."""
+        return values_by_patient(self.slices(stage, test, common=common), measure)
+
+    def table(self, *, common: bool = False) -> pd.DataFrame:
+        """The table of matrix.csv; with `common` every cell over test slices only."""
+        common = common and not bool((self.per_case["part"] == "test").all())  # else both tables are one
+        if common not in self._tables:
+            rows = [self._row(stage, test, common) for stage in self.stages for test in self.tests]
+            self._tables[common] = pd.DataFrame(rows, columns=list(COLUMNS))
+        return self._tables[common].copy()
+
+    def _row(self, stage: str, test: int, common: bool) -> dict[str, Any]:
+        paper = self.experiment.paper_row(stage, test)
+        printed = {
+            f"paper_{k}": getattr(paper, k) if paper else None for k in ("accuracy", "precision", "recall", "f1")
+        }
+        scores = cell_scores(self.slices(stage, test, common=common), self.experiment.scoring)
+        return {"name": self.experiment.row_name(stage, test), "stage": stage, "test": test, **scores, **printed}
+
+    def difference(self, after: str, before: str, test: int, measure: str = "f1") -> Interval:
+        """Mean of stage `after` minus mean of stage `before` on the test slices of a set, paired over patients."""
+        return paired_difference(
+            self.scores(after, test, measure, common=True),
+            self.scores(before, test, measure, common=True),
+            **_rounds(self.experiment.scoring),
+        )
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Every retrained stage against the stage it began from, and on sets learnt before against the best of them.
+
+        Returns:
+            Rows ``stage, against, test, measure, kind, mean, low, high, n_patients``; ``kind`` is ``step`` (against the
+            stage before) or ``loss`` (against the best earlier stage on a set learnt before; below 0 means lost).
+        """
+        f1 = {(r["stage"], r["test"]): r["f1"] for r in self.table(common=True).to_dict(orient="records")}
+        rows = []
+        for stage in self.experiment.stages.chain:
+            *earlier, _ = self.experiment.lineage(stage.name)
+            if not earlier:
+                continue
+            pairs = [(earlier[-1].name, test, "step") for test in self.tests]
+            for test in dict.fromkeys(s.site for s in earlier if s.site != stage.site):
+                best = max((s.name for s in earlier), key=lambda name: _known(f1[name, test]))
+                pairs.append((best, test, "loss"))
+            for against, test, kind in pairs:
+                for measure in MEASURES:
+                    gap = self.difference(stage.name, against, test, measure)
+                    row = {"stage": stage.name, "against": against, "test": test, "measure": measure, "kind": kind}
+                    rows.append(
+                        {**row, "mean": gap.mean, "low": gap.low, "high": gap.high, "n_patients": gap.n_patients}
+                    )
+        return rows
+
+    def best_stage(self) -> dict[int, str]:
+        """For each test set the stage with the highest F1; sets without a score are left out."""
+        return best_stage(self.table(common=True))
+
+
+def read_matrix(folder: str | Path, experiment: Experiment) -> Matrix:
+    """The matrix of a study folder.
+
+    Raises:
+        InputError: the study has not been scored.
+    """
+    from pneumoscope.study.scores.cells import read_table
+
+    path = Path(folder) / "per_case.csv"
+    if not path.is_file():
+        raise InputError("holds a study without per_case.csv: go on with study run --resume", path=folder)
+    return Matrix(experiment, read_table(path))
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def values_by_patient(slices: pd.DataFrame, measure: str) -> PerPatient:
+    """The values of a measure by patient; patients without infiltrate (or without contours, for NSD) have none."""
+    if measure == "f1":
+        infected = slices[(slices["tp"] + slices["fn"]) > 0]
+        return {str(name): group["f1"].tolist() for name, group in infected.groupby("patient")}
+    if measure == "dice":
+        summed = slices.groupby("patient")[["tp", "fp", "fn", "tn"]].sum()
+        return {
+            str(name): [dice(Counts(*(int(v) for v in counts)))]
+            for name, counts in zip(summed.index, summed.to_numpy(), strict=True)
+            if counts[0] + counts[2] > 0
+        }
+    if "contour_mm" not in slices:
+        return {}
+    patients = slices.assign(truth=slices["tp"] + slices["fn"]).groupby("patient")
+    lengths = patients[["contour_mm", "met_mm", "truth"]].sum(min_count=1)
+    known = lengths[(lengths["contour_mm"] > 0) & (lengths["truth"] > 0)]
+    shares = known["met_mm"] / known["contour_mm"]
+    return {str(name): [float(share)] for name, share in shares.items()}
+
+
+def per_case_rows(stage: str, test: int, table: pd.DataFrame, scores: Sequence[SliceScores]) -> pd.DataFrame:
+    """The rows of per_case.csv for test slices of one set, without contours.
+
+    Args:
+        stage: name of the stage.
+        test: number of the test set.
+        table: ``case, slice, patient`` of the slices scored, in the order of `scores`.
+        scores: one per slice.
+    """
+    flat = [{**s.as_dict(), **{k: getattr(s.counts, k) for k in ("tp", "fp", "fn", "tn")}} for s in scores]
+    rows = table[["case", "slice", "patient"]].reset_index(drop=True)
+    values = pd.DataFrame(flat, columns=list(SCORE_COLUMNS), index=rows.index)
+    named = rows.assign(stage=stage, test=test, part="test", contour_mm=math.nan, met_mm=math.nan)
+    return named.join(values)[list(PER_CASE_COLUMNS)]
+
+
+def build_matrix(per_case: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """The table of matrix.csv: one row per stage and test set, in the order of the chain; see `COLUMNS`.
+
+    Raises:
+        InputError: as `Matrix`.
+    """
+    return Matrix(experiment, per_case).table()
+
+
+def cell_scores(slices: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
+    """The numbers of one cell from its slices.
+
+    Patients whose test slices hold no infiltrate have no Dice and NSD and are left out, as slices without infiltrate
+    are. With no infiltrate at all every score is NaN and both counts are 0; with one patient the intervals are NaN.
+    """
+    infected = slices[(slices["tp"] + slices["fn"]) > 0]
+    f1, volume_dice, surface = (
+        bootstrap_interval(values_by_patient(slices, measure), **_rounds(scoring)) for measure in MEASURES
+    )
+    means = {
+        k: float(infected[k].mean()) if len(infected) else float("nan") for k in ("accuracy", "precision", "recall")
+    }
+    return {
+        "n_patients": f1.n_patients,
+        "n_slices": f1.n_values,
+        **means,
+        "f1": f1.mean,
+        "f1_low": f1.low,
+        "f1_high": f1.high,
+        "dice": volume_dice.mean,
+        "dice_low": volume_dice.low,
+        "dice_high": volume_dice.high,
+        "nsd": surface.mean,
+    }
+
+
+def _rounds(scoring: Scoring) -> dict[str, Any]:
+    return {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level}
+
+
+def untrained_f1(per_case: pd.DataFrame) -> dict[int, float]:
+    """Mean F1 over slices with infiltrate for each test set, of rows like per_case.csv (one stage)."""
+    infected = per_case[(per_case["tp"] + per_case["fn"]) > 0]
+    return {int(test): float(infected.loc[infected["test"] == test, "f1"].mean()) for test in per_case["test"].unique()}
+
+
+def best_stage(matrix: pd.DataFrame) -> dict[int, str]:
+    """For each test set the stage with the highest F1; sets without a score are left out."""
+    scored = matrix.dropna(subset=["f1"])
+    best = scored.sort_values("f1", ascending=False, kind="stable").drop_duplicates("test")
+    return {int(test): str(stage) for test, stage in zip(best["test"], best["stage"], strict=True)}

@@ -1,0 +1,226 @@
+"""Run an experiment: sets, lung masks, stages, scores, tables, figures, report, in a folder that can be gone on with.
+
+The order is the paper's: all trainings first, then every stage on every test set, once. Everything is written under a
+temporary name and renamed, so a study killed at any moment is gone on with by `resume=True` and ends with the same
+tables (CPU, same thread count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pneumoscope.io.files import write_json, write_text
+from pneumoscope.progress import FORECAST
+from pneumoscope.study import figures
+from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
+from pneumoscope.study.analysis.calibration import write_shift
+from pneumoscope.study.analysis.lung_effect import lung_effect, write_lung_effect
+from pneumoscope.study.base import Study
+from pneumoscope.study.data import (
+    StudySet,
+    lung_folders,
+    require_data,
+    roots_of,
+)
+from pneumoscope.study.folder import mark_of
+from pneumoscope.study.forecast import forecast
+from pneumoscope.study.learners.base import StageModel
+from pneumoscope.study.learners.registry import StageMaker
+from pneumoscope.study.lungs import LUNG_STAGE, open_sets
+from pneumoscope.study.scores.forgetting import FORMULAS, forgetting_table, transfer
+from pneumoscope.study.scores.matrix import Matrix, untrained_f1
+from pneumoscope.study.scores.predictions import predict_stage
+from pneumoscope.study.scores.segmentation import Scorer, ranked_slice, write_per_case
+from pneumoscope.study.scores.systems import write_systems
+
+
+class SliceStudy(Study):
+    """The transfer study: stages one after the other on slices (or by another system), each scored on every set."""
+
+    takes = frozenset({"jobs", "lungs", "accept_if_forgetting_below", "synthetic"})
+
+    def check(self) -> None:
+        """See `Study`."""
+        options, plan = self.options, self.experiment
+        self.roots = roots_of(plan, {name: Path(root) for name, root in options.data.items()})
+        self.masks = lung_folders(plan, options.lungs)
+        require_data(plan.recipe, options.data, options.synthetic)
+        if options.accept_if_forgetting_below is not None:
+            require_limit(options.accept_if_forgetting_below)
+
+    def prepare(self) -> None:
+        """Read every set, those that teach the lung network first, as the others may need it."""
+        self.sets: dict[int, StudySet] = open_sets(
+            self.experiment,
+            self.folder,
+            self.roots,
+            device=self.device,
+            resume=self.resume,
+            masks=self.masks,
+            progress=self.progress,
+        )
+
+    def mark(self) -> str:
+        """See `Study`."""
+        return mark_of("phantom" if study_set.synthetic else study_set.name for study_set in self.sets.values())
+
+    def make(self) -> None:
+        """Train all stages, then let each predict every validation and test slice; scores need no network after."""
+        self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=self.options.jobs)
+        self.progress(FORECAST, 1, 1, self.expected.sentence())
+        self.lap("forecast")
+        self._train(self.expected.jobs)
+        for model in self.models.values():
+            predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
+        effect = lung_effect(self.experiment, self.models, self.sets, device=self.device, progress=self.progress)
+        write_lung_effect(effect, self.folder)
+        self.lap("predicting")
+
+    def _train(self, jobs: int) -> None:
+        """All stages in the order of the chain; with several jobs each as soon as those it needs are there."""
+        if jobs > 1:
+            from pneumoscope.study.parallel import train_in_parallel
+
+            train_in_parallel(
+                self.experiment,
+                self.folder,
+                self.roots,
+                self.masks,
+                jobs=jobs,
+                device=self.device,
+                progress=self.progress,
+            )
+        maker = StageMaker(
+            self.experiment,
+            self.sets,
+            self.folder,
+            device=self.device,
+            resume=self.resume or jobs > 1,
+            progress=self.progress,
+        )
+        self.models: dict[str, StageModel] = {s.name: maker.make(s.name) for s in self.experiment.stages.chain}
+        self.lap("training")
+
+    def score(self) -> dict[str, pd.DataFrame]:
+        """See `Study`."""
+        experiment, folder = self.experiment, self.folder
+        scorer = Scorer(experiment, self.sets, self.device, self.progress)
+        rows = {name: scorer.stage(model, model.folder) for name, model in self.models.items()}
+        untrained = scorer.untrained()
+        write_per_case(untrained, folder / "untrained.csv")
+        per_case = pd.concat(rows.values(), ignore_index=True)
+        write_per_case(per_case, folder / "per_case.csv")
+        self.lap("scoring")
+        cells = Matrix(experiment, per_case)
+        matrix, common = cells.table(), cells.table(common=True)
+        forgotten = forgetting_table(experiment, common)
+        gains = transfer(experiment, common, untrained_f1(untrained))
+        write_tables(cells, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        write_systems(cells, folder)
+        write_shift(cells, folder, self.sets, self.progress)
+        self.lap("calibration and appearance")
+        self._draw(scorer, rows, matrix)
+        return {"matrix": matrix, "forgetting": forgotten}
+
+    def judge(self) -> str:
+        """See `Study`; a limit of an earlier run of this folder is applied again."""
+        limit = self.options.accept_if_forgetting_below
+        if limit is None:
+            renew_verdict(self.folder, self.experiment)
+            return ""
+        verdict = guard_study(self.folder, self.experiment, limit)
+        refused = [stage for stage in verdict.stages if not stage.accepted]
+        sentences = " ".join(stage.sentence() for stage in refused)
+        return f"{', '.join(stage.stage for stage in refused)} refused. {sentences}" if refused else ""
+
+    def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """The matrix, ours beside the paper's."""
+        columns = ("name", "f1", "f1_low", "f1_high", "paper_f1")
+        return ("stage and test set", "f1", "low", "high", "paper"), tables["matrix"][list(columns)].to_numpy().tolist()
+
+    def _draw(self, scorer: Scorer, rows: Mapping[str, pd.DataFrame], matrix: pd.DataFrame) -> None:
+        (self.folder / "figures").mkdir(exist_ok=True)
+        for name, model in self.models.items():
+            number = self.experiment.stage(name).site
+            own = rows[name][rows[name]["test"] == number].reset_index(drop=True)
+            examples = []
+            for kind, percentile in (("good", figures.GOOD_PERCENTILE), ("bad", figures.BAD_PERCENTILE)):
+                position = ranked_slice(own, percentile)
+                if position is not None:
+                    title = f"{name} on set {number}, {kind} example (rank {percentile:.0f} %)"
+                    examples.append(self._example(scorer, model, number, position, title, own))
+            if examples:
+                figures.write_examples(examples, self.folder / "figures" / f"examples_{name}.png")
+        figures.redraw(self.experiment, self.folder, matrix, best_epochs(self.folder))
+
+    def _example(
+        self, scorer: Scorer, model: StageModel, number: int, position: int, title: str, own: pd.DataFrame
+    ) -> figures.Example:
+        study_set = self.sets[number]
+        row = study_set.rows("test")[position]
+        found = scorer.predict(model, number, np.array([row]))[0]
+        image = study_set.slices.as_float32(np.array([row]))[0, 0]
+        f1 = float(own["f1"].to_numpy()[position])
+        return figures.Example(image, study_set.slices.target[row] > 0, found, f"{title}: F1 {f1:.3f}")
+
+    def summary(self) -> dict[str, Any]:
+        """See `Study`."""
+        sets = []
+        for number, study_set in sorted(self.sets.items()):
+            table = study_set.slices.table
+            lung = table[table["has_lung"].astype(bool)]
+            parts = study_set.split["part"].value_counts()
+            sets.append(
+                {
+                    "number": number,
+                    "name": study_set.name,
+                    "scans": int(table["case"].nunique()),
+                    "patients": int(table["patient"].nunique()),
+                    "lung_slices": len(lung),
+                    "infiltrate_slices": int(lung["has_infiltrate"].sum()),
+                    **{f"{part}_slices": int(parts.get(part, 0)) for part in ("train", "val", "test")},
+                    "patients_in_several_parts": len(study_set.leaks),
+                    "lung_masks_supplied": study_set.supplied,
+                }
+            )
+        stages = {name: {"trained_now": model.trained_now} for name, model in self.models.items()}
+        return {"sets": sets, "stages": stages, "forecast": self.expected.as_dict()}
+
+
+def best_epochs(folder: Path) -> dict[str, int]:
+    """The epoch whose weights each trained stage kept, from the cards on disk, the lung network included."""
+    from pneumoscope.models.cards import read_card
+
+    cards = sorted((folder / "stages").glob("*/card.json"), key=lambda p: (p.parent.name != LUNG_STAGE, p.parent.name))
+    return {card.parent.name: int(read_card(card.parent)["training"]["best_epoch"]) for card in cards}
+
+
+def write_tables(
+    cells: Matrix,
+    folder: Path,
+    matrix: pd.DataFrame,
+    forgotten: pd.DataFrame,
+    gains: list[dict[str, Any]],
+    untrained: Mapping[int, float],
+) -> None:
+    """Write matrix.csv, matrix.json and forgetting.csv. Missing numbers are empty in CSV and null in JSON."""
+    for table, name in ((matrix, "matrix.csv"), (forgotten, "forgetting.csv")):
+        write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_json(
+        folder / "matrix.json",
+        {
+            "recipe": cells.experiment.recipe,
+            "rows": matrix.to_dict(orient="records"),
+            "forgetting": forgotten.to_dict(orient="records"),
+            "transfer": gains,
+            "untrained_f1": dict(untrained),
+            "best_stage": cells.best_stage(),
+            "differences": cells.differences(),
+            "formulas": dict(FORMULAS),
+        },
+    )
