@@ -79,7 +79,8 @@ def test_listing_opens_no_image(roots, name, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("an image was opened")
 
-    for target in ("io.read.read_volume", "io.read.read_stored", "io.nifti.read_nifti", "io.stored.open_regular"):
+    targets = ("io.read.read_volume", "io.read.read_stored", "io.formats.nifti.read_nifti", "io.stored.open_regular")
+    for target in targets:
         monkeypatch.setattr(f"pneumoscope.{target}", refuse)
     monkeypatch.setattr("pneumoscope.datasets.formats.labelled.read_volume", refuse)
     assert read_dataset(name, roots[name])

@@ -93,12 +93,13 @@ def test_masks_of_the_shipped_networks_agree(rng, name, shipped):
     size = fields.get("frame") or [fields["size"]] * 2
     coarse = torch.from_numpy(rng.random((4, model.config.in_channels, 8, 8), np.float32))
     images = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1).numpy()
-    masks = []
+    found = []
     for engine in ("torch", name):
         run = make_engine(model, engine, device="cpu", precision="fp32")
-        masks.append(predict_probability(run, images, batch_size=3, mirror=shipped == "infiltrate") >= 0.5)
-    assert masks[0].sum() > 100
-    assert dice(*masks) >= 0.999
+        found.append(predict_probability(run, images, batch_size=3, mirror=shipped == "infiltrate"))
+    cut = np.quantile(found[0], 0.9)  # blobs look like no infiltrate: any contour of the probability will do
+    assert dice(*(probability >= cut for probability in found)) >= 0.999
+    assert np.abs(found[0] - found[1]).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", OTHERS)
