@@ -221,6 +221,8 @@ def run_jobs(
     """
     outcomes = _resumed(jobs, step, progress) if resume else {}
     left = [job for job in jobs if job.name not in outcomes]
+    for job in left:
+        mark_started(job.folder)  # from here on a mark is one of this run
     pace = _Pace()
 
     def so_far() -> list[Outcome]:
@@ -243,6 +245,9 @@ def run_jobs(
     except BaseException as problem:
         for job in left:
             clear_temporary(job.folder)  # of workers that were ended in the middle of a file
+            facts = read_done(job.folder).get("facts")
+            if job.name not in outcomes and isinstance(facts, dict):  # done, but its worker was ended before it said so
+                outcomes[job.name] = Outcome(job.name, facts=facts)
         if not (strict and isinstance(problem, Exception)):
             with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
                 write(so_far(), False)
