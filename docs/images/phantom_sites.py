@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
-from pneumoscope.datasets.phantom.folder import SITES, make_phantom
+from pneumoscope.datasets.phantom import SITES, make_phantom
 from pneumoscope.preprocess.slices import to_slices
 
 PATIENTS = {"A": 6, "B": 9, "C": 0}

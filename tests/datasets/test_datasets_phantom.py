@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from pneumoscope.datasets.phantom.folder import SITES, make_phantom, scan_patient
+from pneumoscope.datasets.phantom import SITES, make_phantom, scan_patient
 from pneumoscope.errors import DatasetError
 
 EVERYONE = [(site, n) for site in "ABC" for n in range(4)]

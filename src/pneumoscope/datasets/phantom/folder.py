@@ -22,15 +22,13 @@ from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_uni
 from pneumoscope.datasets.phantom.patient import draw_patient
 from pneumoscope.datasets.phantom.reader import Fault, drawn_labels, overlook_small, plant_faults, true_labels
 from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, plan_scan
-from pneumoscope.datasets.phantom.sites import SITES, PhantomSite, phantom_site, phantom_size
+from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site, phantom_size
 from pneumoscope.datasets.phantom.tissue import lung_labels
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
-
-__all__ = ["SITES", "PhantomScan", "make_phantom", "read_phantom", "scan_patient", "write_phantom"]
 
 DETAIL = {"tiny": (9.0, 150), "small": (6.0, 450), "full": (4.5, 700)}
 """How finely the body is kept, in mm, and how many branches its vessels have, per size."""
