@@ -28,7 +28,7 @@ _LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info", "lobes_incom
 _ROWS = (
     ("Volume", "lung_ml", "ml"),
     ("Infiltrate", "infiltrate_ml", "ml"),
-    ("Share affected", "share_percent", "%"),
+    ("Lung involvement", "share_percent", "%"),
     ("Ground-glass, by density", "ground_glass_ml", "ml"),
     ("Consolidation, by density", "consolidation_ml", "ml"),
     ("Mean density of the lung", "lung_mean_hu", "HU"),

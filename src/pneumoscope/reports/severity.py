@@ -16,7 +16,7 @@ def severity_rows(severity: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _lesions(lesions: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if lesions is None:
         return []
-    rows = [("Connected pieces", f"{lesions['count']} of at least {ml(lesions['smallest_ml'])}")]
+    rows = [("Lesions", f"{lesions['count']} of at least {ml(lesions['smallest_ml'])}")]
     if lesions["specks"]:
         specks = f"{lesions['specks']}, together {ml(lesions['specks_ml'])}"
         rows.append(("Smaller specks", specks))

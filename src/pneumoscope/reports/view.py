@@ -45,7 +45,7 @@ _PAYLOADS = "<!-- payloads -->"
 _ROWS = (
     ("Volume", "lung_ml", ml),
     ("Infiltrate", "infiltrate_ml", ml),
-    ("Share affected", "share_percent", percent),
+    ("Lung involvement", "share_percent", percent),
     ("Ground-glass, by density", "ground_glass_ml", ml),
     ("Consolidation, by density", "consolidation_ml", ml),
     ("Mean density of the lung", "lung_mean_hu", hu),

@@ -82,7 +82,7 @@ def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -
             f"{100 * _mean(repaired, 'ece_after'):.1f} %"
         )
     text = f"Mean gap between the probability said and what is true, over all voxels of the lungs: {'; '.join(parts)}."
-    return [("Can its probabilities be believed?", text)]
+    return [("Calibration", text)]
 
 
 def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
