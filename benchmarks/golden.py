@@ -31,7 +31,7 @@ LEFT_OUT = re.compile(
     r"|/(data|private|predictions)/"
 )
 VARYING = re.compile(
-    r"second|time|version|stamp|identity|sha256|memory|gigabytes|peak|forecast|torch|pneumoscope|^key$"
+    r"second|timing|time|reasons|version|stamp|identity|sha256|memory|gigabytes|peak|forecast|torch|pneumoscope|^key$"
 )
 
 XRAY = (
