@@ -1,7 +1,8 @@
 """Segment many scans into case folders: one model load, one failed scan never stops the rest.
 
-A case folder's `report.json` is written last, so its presence says that the case is complete. Case files hold no
-times or dates: the same scan and models give the same bytes. Times and memory are in `run.json`.
+A case folder's `report.json` is written last, `done.json` after it, so its presence says that the case is complete. The
+same scan and models give the same bytes, but for the creation times that DICOM demands in `seg*.dcm` and `report.dcm`.
+Times and memory are in `run.json`.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class Stage(Sheet):
     """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
 
     `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
-    what makes the stage: one of `experiments.systems`, which a stage and the one it starts from have in common.
+    what makes the stage: one of `recipes.systems`, which a stage and the one it starts from have in common.
     """
 
     name: str

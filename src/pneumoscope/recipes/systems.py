@@ -50,7 +50,7 @@ class VolumeSystem(Sheet):
 
     Attributes:
         name: of the recipe.
-        preparation, network, augment, phases, training: see `experiments.volumes`.
+        preparation, network, augment, phases, training: see `recipes.volumes`.
         overlap: share of a window that the next one covers again when a scan is predicted, (i, j, k).
 
     Raises:

@@ -1,4 +1,4 @@
-"""The recipes on volumes by name; beside `experiments.registry`, whose recipes are of another kind."""
+"""The recipes on volumes by name; beside `recipes.registry`, whose recipes are of another kind."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What an experiment on whole volumes is: data, preparation, network, trainings, splits, scores, the paper's numbers.
 
-Sheets as in `experiments.schema`: every value carries its source, and `study show` lists them all.
+Sheets as in `recipes.schema`: every value carries its source, and `study show` lists them all.
 """
 
 from __future__ import annotations

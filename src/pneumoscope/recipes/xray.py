@@ -1,6 +1,6 @@
 """What fixes a study of radiographs: sheets of settings, each value with its unit, bounds and source.
 
-The sheets are of the same make as those of the CT studies (`experiments.schema`), so that `study show`, ``--set``, JSON
+The sheets are of the same make as those of the CT studies (`recipes.schema`), so that `study show`, ``--set``, JSON
 and the comparison of settings work alike.
 """
 
@@ -17,7 +17,7 @@ MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
 
 ARMS = ("border", "equalised", "lung_box", "balanced", "adults", "all")
-"""Remedies against shortcuts, beside ``as paper``; see `study.xray_arms`."""
+"""Remedies against shortcuts, beside ``as paper``; see `study.analysis.mitigations`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Run an experiment on volumes: every model, its validation and test scans, the ensemble, the threshold, tables, page.
 
-The folder is that of any study (see `study.run`), with ``folds.csv`` (each model's medians) and ``paper.csv`` (every
+The folder is that of any study (see `study.base`), with ``folds.csv`` (each model's medians) and ``paper.csv`` (every
 printed number beside ours) instead of ``forgetting.csv``. A killed study goes on with `resume=True` and ends with the
 same weights and scores (CPU, same thread count); only times differ.
 """

@@ -29,7 +29,7 @@ class ModelJob:
         name: of its stage folder, e.g. ``k5-f1`` or ``k5-f1-plain``.
         k: number of folds; 1 for a single split.
         fold: from 1.
-        setting: see `experiments.volumes.SETTINGS`.
+        setting: see `recipes.volumes.SETTINGS`.
         train, val: its scans.
     """
 

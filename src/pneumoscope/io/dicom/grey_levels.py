@@ -32,7 +32,7 @@ def radiograph_of(header: Header, out: BinaryIO, least_side: int | None = None) 
     Args:
         header: of the file.
         out: where the picture goes.
-        least_side: see `io.radiograph.read_radiograph`.
+        least_side: see `io.formats.radiograph.read_radiograph`.
 
     Raises:
         ReadError: IN-XRY-088 for another modality or a colour picture, IN-XRY-089 without pixels; and those of

@@ -3,7 +3,7 @@
 A cell lies below its stage, `stages/<stage>/cells/set-<number>/`, as
 
 - ``slices.csv``: a row per scored slice, see `SLICE_COLUMNS`;
-- ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.appearance`;
+- ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.analysis.appearance`;
 - ``voxels.npz``: how often each probability was said of infiltrate and of healthy lung, per patient;
 - ``done.json``: its stamp, written last, of the predictions (weights, slices, masks, split) and the settings of
   scoring: a cell whose stamp still fits is taken as it is, any other is computed anew.

@@ -1,4 +1,4 @@
-"""Every stage on every test set, after all trainings: a row per slice, kept cell by cell (`study.cells`).
+"""Every stage on every test set, after all trainings: a row per slice, kept cell by cell (`study.scores.cells`).
 
 Scores are made from the kept predictions of a stage; only slices that were not predicted (the rest of a set that is
 scored whole) and the untrained network are asked anew.
