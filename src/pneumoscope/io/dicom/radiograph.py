@@ -52,7 +52,7 @@ class DicomReaders:
             self._idle.get_nowait().close()
 
     def read(self, place: Place, case: str, least_side: int | None) -> Radiograph:
-        """See `io.formats.radiograph.read_radiograph`; errors name the case, because the file's name may be a patient's."""
+        """See `io.formats.radiograph.read_radiograph`; errors name the case: the file's name may be a patient's."""
         said = Place(Path(case), place.family)
         try:
             child = self._idle.get_nowait()
