@@ -1,7 +1,10 @@
+from dataclasses import asdict
+
 import pytest
 
-from pneumoscope.recipes.access import from_json, to_json, with_overrides
+from pneumoscope.recipes.access import from_json, with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import draw_split
 from pneumoscope.study.findings import certainty, findings, main_stages, pattern
 
@@ -57,7 +60,7 @@ def test_a_split_by_slice_can_hold_patients_out(small, hospitals, find_all_lungs
 
 
 def test_an_experiment_written_before_a_value_existed_has_its_default():
-    plain = to_json(four_channel())
+    plain = asdict(four_channel())
     del plain["split"]["held_out_share"]
     del plain["split"]["sources"]["held_out_share"]
-    assert from_json(plain) == four_channel()
+    assert from_json(Experiment, plain) == four_channel()

@@ -1,37 +1,33 @@
-"""Reach every value of an experiment by its dotted key: list it with its source, change it, write and read it as JSON.
-
-Keys follow the sheets: ``stages.retrain.max_epochs``, ``preprocessing.windows_hu``, ``data.sites.1.dataset``,
-``stages.chain.Tr1_R_2.start``.
-"""
+"""Experiments as text: list every value with its source, change some of them, write and read them as JSON."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import msgspec
+
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.schema import Experiment
-from pneumoscope.recipes.settings import Sheet, SheetT, children, leaf_fields
+from pneumoscope.recipes.settings import Settings, SettingsT, all_values, groups_in, sourced
 
 USER_CHOICE = "set by the user"
 """The source of a value changed with `--set`."""
 
-_TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
-
-def describe(experiment: Sheet) -> list[dict[str, Any]]:
-    """Every value of the experiment: ``key, value, unit, source``, in the order of the sheets."""
+def describe(experiment: Settings) -> list[dict[str, Any]]:
+    """Every value of the experiment: ``key, value, unit, source``, in the order of the settings."""
     return [
-        {"key": key, "value": getattr(sheet, name), "unit": rules["unit"], "source": sheet.sources[name]}
-        for key, sheet, name, rules in _leaves(experiment)
+        {"key": v.key, "value": v.value, "unit": v.field.metadata["unit"], "source": v.group.sources[v.field.name]}
+        for v in all_values(experiment)
     ]
 
 
-def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
+def with_overrides(experiment: SettingsT, overrides: Iterable[str]) -> SettingsT:
     """The experiment with values replaced, e.g. ``["stages.retrain.max_epochs=10", "network.features=8,16,32"]``.
 
     Values are read by the field's type: whole numbers, numbers, true/false, text, none where a field may be empty,
@@ -42,7 +38,7 @@ def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
     """
     values: dict[str, Any] = {}
     later: list[str] = []
-    known = {key: (sheet, name) for key, sheet, name, _ in _leaves(experiment)}
+    known = {value.key: value for value in all_values(experiment)}
     overrides = list(overrides)
     changes_systems = any(text.partition("=")[0].strip().endswith(".system") for text in overrides)
     for text in overrides:
@@ -55,50 +51,62 @@ def with_overrides(experiment: SheetT, overrides: Iterable[str]) -> SheetT:
             continue
         if key not in known:
             raise InputError(f"--set {key}: no such value{_near(key, known)}")
-        sheet, name = known[key]
-        values[key] = parse_value(raw.strip(), get_type_hints(type(sheet))[name], key)
-    changed: SheetT = _rebuild(experiment, values, "") if values else experiment
+        kind = get_type_hints(type(known[key].group))[known[key].field.name]
+        values[key] = _parse(raw.strip(), kind, key)
+    changed: SettingsT = _rebuild(experiment, values, "") if values else experiment
     return with_overrides(changed, later) if later else changed
 
 
 def configured(
-    experiment: SheetT, settings: Iterable[str] = (), *, seed: int | None = None, precision: str = "auto"
-) -> SheetT:
+    experiment: SettingsT, settings: Iterable[str] = (), *, seed: int | None = None, precision: str = "auto"
+) -> SettingsT:
     """The experiment with one seed for everything random and a precision for its trainings, then `settings` on top.
 
     Raises:
         InputError: as `with_overrides`.
     """
-    keys = [row["key"] for row in describe(experiment)] if seed is not None else []
+    keys = [value.key for value in all_values(experiment)] if seed is not None else []
     seeds = [f"{key}={seed}" for key in keys if key.rsplit(".", 1)[-1].endswith("seed")]
     precisions = [] if precision == "auto" else [f"training.precision={precision}"]
     return with_overrides(experiment, [*seeds, *precisions, *settings])
 
 
-def to_json(experiment: Sheet) -> dict[str, Any]:
-    """The experiment as plain JSON values; `from_json` gives an equal one back."""
-    plain: dict[str, Any] = _plain(experiment)
-    return plain
-
-
-def from_json(data: dict[str, Any]) -> Experiment:
-    """Read what `to_json` wrote.
+def from_json(kind: type[SettingsT], data: Any) -> SettingsT:
+    """Read an experiment of class `kind` from what `dataclasses.asdict` gave; a value it lacks has its default.
 
     Raises:
         InputError: entries are missing, unknown or of another type.
     """
-    return sheet_from_json(Experiment, data)
+    try:
+        experiment = msgspec.convert(data, kind)
+    except msgspec.ValidationError as problem:
+        expected, _, path = str(problem).rstrip("`").partition(" - at `$")
+        value: Any = data
+        for name, place in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+            value = value[name or int(place)]
+        got = "" if isinstance(value, dict) else f" = {value!r}"
+        problem_with = f"experiment{path}{got}: {expected.partition(', got')[0]}"
+        raise InputError(f"{problem_with}; made by another version?") from problem
+    unknown = next(_unknown(data, experiment, "experiment"), None)
+    if unknown:
+        raise InputError(f"{unknown}: no such entry in this version")
+    return experiment
 
 
-def sheet_from_json(kind: type[SheetT], data: dict[str, Any]) -> SheetT:
-    """`from_json` for an experiment of another kind."""
-    found: SheetT = _sheet_from(kind, data, "experiment")
-    return found
+def _unknown(data: Any, read: Any, where: str) -> Iterator[str]:
+    """The keys in `data` that the settings read from it do not have."""
+    if isinstance(read, Settings):
+        names = {f.name for f in fields(read)}
+        for name, value in data.items():
+            yield from _unknown(value, getattr(read, name), f"{where}.{name}") if name in names else [f"{where}.{name}"]
+    elif isinstance(read, tuple):
+        for place, (value, part) in enumerate(zip(data, read, strict=False)):
+            yield from _unknown(value, part, f"{where}.{place}")
 
 
-def differences(old: Sheet, new: Sheet) -> list[str]:
+def differences(old: Settings, new: Settings) -> list[str]:
     """What differs between two experiments, as ``key: old -> new`` lines; sources are not compared."""
-    a, b = ({row["key"]: row["value"] for row in describe(e)} for e in (old, new))
+    a, b = ({v.key: v.value for v in all_values(e)} for e in (old, new))
     return [
         f"{key}: {_shown(a.get(key, 'absent'))} -> {_shown(b.get(key, 'absent'))}"
         for key in dict.fromkeys([*a, *b])
@@ -106,50 +114,24 @@ def differences(old: Sheet, new: Sheet) -> list[str]:
     ]
 
 
-def parse_value(raw: str, kind: Any, key: str) -> Any:
-    """Text to a value of the annotated type `kind`; InputError names what was expected."""
+def _parse(raw: str, kind: Any, key: str) -> Any:
+    """Text to a value of the annotated type `kind`."""
+    kinds = [k for k in get_args(kind) if k is not NoneType] if get_origin(kind) in (Union, UnionType) else [kind]
+    if kinds != [kind] and raw.lower() in ("none", "null", ""):
+        return None
+    value: Any = raw
     try:
-        return _parse(raw, kind)
-    except (ValueError, TypeError, KeyError) as problem:
+        if get_origin(kinds[0]) is tuple:
+            value = json.loads(raw) if raw.startswith("[") else [part.strip() for part in raw.split(",")]
+            if get_origin(get_args(kinds[0])[0]) is tuple and not isinstance(value[0], list):
+                value = [value]  # one pair without the outer brackets
+        elif kinds[0] is bool:
+            value = {"yes": "true", "no": "false"}.get(raw.lower(), raw)
+        if value in ("", [], [""]):
+            raise ValueError
+        return msgspec.convert(value, kinds[0], strict=False)
+    except (ValueError, LookupError) as problem:
         raise InputError(f"--set {key}={raw}: expected {_kind_name(kind)}") from problem
-
-
-def _parse(raw: Any, kind: Any) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        if raw is None or (isinstance(raw, str) and raw.lower() in ("none", "null", "")):
-            return None
-        return _parse(raw, next(a for a in arguments if a is not NoneType))
-    if origin is tuple:
-        return _parse_tuple(raw, arguments)
-    if kind is str:
-        return _parse_text(raw)
-    if kind is bool:
-        return _TRUTH[str(raw).lower()]
-    if isinstance(raw, bool):
-        raise ValueError
-    if kind is int:
-        return raw if isinstance(raw, int) else int(str(raw))
-    return float(raw)
-
-
-def _parse_text(raw: Any) -> str:
-    if not isinstance(raw, str) or not raw:
-        raise ValueError
-    return raw
-
-
-def _parse_tuple(raw: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(raw, str):
-        text = raw.strip()
-        raw = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
-        if raw and isinstance(raw[0], (int, float)) and get_origin(arguments[0]) is tuple:
-            raw = [raw]  # one window without the outer brackets
-    if not isinstance(raw, list) or not raw:
-        raise ValueError
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_parse(part, arguments[0]) for part in raw)
-    return tuple(_parse(part, kind) for part, kind in zip(raw, arguments, strict=True))
 
 
 def _kind_name(kind: Any) -> str:
@@ -162,34 +144,17 @@ def _kind_name(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
 
 
-def _leaves(sheet: Sheet, prefix: str = "") -> Iterator[tuple[str, Sheet, str, Any]]:
-    """Every leaf below `sheet`: (dotted key, the sheet that holds it, field name, field rules)."""
-    for name, kind, value, rules in children(sheet):
-        if kind == "leaf":
-            yield prefix + name, sheet, name, rules
-        elif kind == "sheet":
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif kind == "table":
-            for key, part in value.items():
-                yield from _leaves(part, f"{prefix}{name}.{key}.")
-
-
-def _rebuild(sheet: Any, values: dict[str, Any], prefix: str) -> Any:
-    """`sheet` with the values whose dotted keys begin with `prefix`; each sheet is built once, whole."""
+def _rebuild(group: Any, values: dict[str, Any], prefix: str) -> Any:
+    """`group` with the values whose dotted keys begin with `prefix`; each group is built once, whole."""
     changed: dict[str, Any] = {}
-    new_leaves: dict[str, Any] = {}
-    for name, kind, value, _ in children(sheet):
-        key = prefix + name
-        if kind == "leaf" and key in values:
-            new_leaves[name] = values[key]
-        elif kind == "sheet" and any(k.startswith(key + ".") for k in values):
-            changed[name] = _rebuild(value, values, key + ".")
-        elif kind == "table" and any(k.startswith(key + ".") for k in values):
-            changed[name] = tuple(_rebuild(part, values, f"{key}.{k}.") for k, part in value.items())
-    if new_leaves:
-        sources = {**sheet.sources, **{n: f"{USER_CHOICE}; before: {sheet.sources[n]}" for n in new_leaves}}
-        return replace(sheet, sources=sources, **new_leaves, **changed)
-    return replace(sheet, **changed) if changed else sheet
+    for item in fields(group):
+        value, key = getattr(group, item.name), prefix + item.name
+        if key in values:
+            changed[item.name] = sourced(values[key], f"{USER_CHOICE}; before: {group.sources[item.name]}")
+        elif any(k.startswith(key + ".") for k in values):
+            parts = {n: _rebuild(p, values, f"{key}.{n}." if n else f"{key}.") for n, p in groups_in(value).items()}
+            changed[item.name] = parts[""] if "" in parts else tuple(parts.values())
+    return replace(group, **changed) if changed else group
 
 
 def _near(key: str, known: Iterable[str]) -> str:
@@ -201,41 +166,4 @@ def _near(key: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Sheet):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return dict(value) if isinstance(value, dict) else value
-
-
-def _sheet_from(kind: Any, data: Any, where: str) -> Any:
-    """A sheet of class `kind` from a JSON object."""
-    hints = get_type_hints(kind)
-    names = {f.name for f in fields(kind)}
-    newer = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
-    if not isinstance(data, dict) or not names - newer <= set(data) <= names:
-        got = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"{where}: expected the entries {sorted(names)}, got {got}; made by another version?")
-    names &= set(data)  # an experiment written before a value existed has its default
-    leaves = {f.name for f in leaf_fields(kind)}
-    values = {name: _value_from(hints[name], data[name], f"{where}.{name}", name in leaves) for name in names}
-    return kind(**values)
-
-
-def _value_from(kind: Any, value: Any, where: str, is_leaf: bool) -> Any:
-    if is_leaf:
-        try:
-            return _parse(value, kind)
-        except (ValueError, TypeError, KeyError) as problem:
-            raise InputError(f"{where} = {value!r}: expected {_kind_name(kind)}") from problem
-    arguments = [a for a in get_args(kind) if a is not NoneType] or [kind]
-    part = arguments[0]
-    if isinstance(part, type) and issubclass(part, Sheet):
-        if get_origin(kind) is tuple:
-            return tuple(_sheet_from(part, item, f"{where}.{n}") for n, item in enumerate(value))
-        return None if value is None else _sheet_from(part, value, where)
-    return tuple(value) if get_origin(kind) is tuple else value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """What an experiment is: the data, the network, the trainings, the chain of stages, the scoring, the paper's table.
 
-Every sheet is a `pneumoscope.recipes.settings.Sheet`: keyword-only, frozen, each value with unit, bounds and source.
+Every sheet is a `pneumoscope.recipes.settings.Settings`: keyword-only, frozen, each value with unit, bounds and source.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Settings, setting
 from pneumoscope.recipes.strategy import Strategy, plain_strategy, strategy_parts
 from pneumoscope.recipes.systems import SLICES, VolumeSystem, settled_systems
 
@@ -24,23 +24,25 @@ LOSSES = (
 )
 """Names of `pneumoscope.training.losses`; a test keeps them known there."""
 
+NONE_NAMED = OUR_CHOICE + "the papers name none"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Published(Sheet):
+class Published(Settings):
     """What the paper's table says of one data set; compared with what is read, never used to compute."""
 
-    scans: int = leaf("scans", low=1)
-    slices: int = leaf("slices", low=1)
-    lung_slices: int = leaf("slices", low=1)
-    infiltrate_slices: int = leaf("slices", low=1)
-    train_slices: int = leaf("slices", low=1)
-    validation_slices: int = leaf("slices", low=1)
-    test_slices: int = leaf("slices", low=1)
-    epochs: int = leaf("epochs", low=1)
+    scans: int = setting("scans", low=1)
+    slices: int = setting("slices", low=1)
+    lung_slices: int = setting("slices", low=1)
+    infiltrate_slices: int = setting("slices", low=1)
+    train_slices: int = setting("slices", low=1)
+    validation_slices: int = setting("slices", low=1)
+    test_slices: int = setting("slices", low=1)
+    epochs: int = setting("epochs", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site(Sheet):
+class Site(Settings):
     """One data set of the study.
 
     Attributes:
@@ -54,25 +56,25 @@ class Site(Sheet):
     """
 
     number: int
-    dataset: str = leaf()
-    label: str = leaf()
-    cases: str = leaf()
-    phantom_site: str = leaf(choices=("A", "B", "C"))
-    phantom_patients: int = leaf("patients", low=1)
+    dataset: str = setting()
+    label: str = setting()
+    cases: str = setting()
+    phantom_site: str = setting(choices=("A", "B", "C"))
+    phantom_patients: int = setting("patients", low=1)
     published: Published | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(Sheet):
+class Data(Settings):
     """The sets, and the size of the synthetic ones."""
 
     sites: tuple[Site, ...]
-    phantom_size: str = leaf(choices=("tiny", "small", "full"))
-    phantom_seed: int = leaf(low=0, high=MAX_SEED)
+    phantom_size: str = setting(choices=("tiny", "small", "full"))
+    phantom_seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing(Sheet):
+class Preprocessing(Settings):
     """From Hounsfield units, or from 8-bit grey values, to channels.
 
     Attributes:
@@ -84,14 +86,14 @@ class Preprocessing(Sheet):
         neighbours: slices on each side that stages of system ``slices-2.5d`` see beside their own.
     """
 
-    size: int = leaf("px", low=16, high=1024)
-    windows_hu: tuple[tuple[float, float], ...] = leaf("HU", low=-2048, high=4096)
-    lung_channel: bool = leaf()
-    store: str = leaf(choices=("float16", "uint8"))
-    intensity: str = leaf(
+    size: int = setting("px", low=16, high=1024)
+    windows_hu: tuple[tuple[float, float], ...] = setting("HU", low=-2048, high=4096)
+    lung_channel: bool = setting()
+    store: str = setting(choices=("float16", "uint8"))
+    intensity: str = setting(
         choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
     )
-    neighbours: int = leaf("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
+    neighbours: int = setting("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,13 +114,13 @@ GREY_WINDOW = (0.0, 255.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(Sheet):
+class Network(Settings):
     """The 2D U-Net: filters per level (the last is the bottom), normalisation, dropout."""
 
-    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
-    out_channels: int = leaf("channels", low=1, high=2)
-    norm: str = leaf(choices=("batch", "instance", "none"))
-    dropout: float = leaf("share", low=0.0, high=0.95)
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)
+    out_channels: int = setting("channels", low=1, high=2)
+    norm: str = setting(choices=("batch", "instance", "none"))
+    dropout: float = setting("share", low=0.0, high=0.95)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +129,7 @@ class Network(Sheet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split(Sheet):
+class Split(Settings):
     """How slices become training, validation and test.
 
     Attributes:
@@ -143,20 +145,20 @@ class Split(Sheet):
         judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
     """
 
-    by: str = leaf(choices=("slice", "patient"))
-    train_slices: int = leaf("slices", low=2)
-    validation_slices: int = leaf("slices", low=2)
-    shortage: str = leaf(choices=("error", "proportional"))
-    patient_test_share: float = leaf("share of patients", low=0.05, high=0.9)
-    seed: int = leaf(low=0, high=MAX_SEED)
-    held_out_share: float = leaf(
+    by: str = setting(choices=("slice", "patient"))
+    train_slices: int = setting("slices", low=2)
+    validation_slices: int = setting("slices", low=2)
+    shortage: str = setting(choices=("error", "proportional"))
+    patient_test_share: float = setting("share of patients", low=0.05, high=0.9)
+    seed: int = setting(low=0, high=MAX_SEED)
+    held_out_share: float = setting(
         "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
     )
-    judged_pixels: int = leaf("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
+    judged_pixels: int = setting("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Sheet):
+class Training(Settings):
     """What all trainings of the study share. Slices are always shuffled (2022b, 3.2).
 
     Attributes:
@@ -167,42 +169,44 @@ class Training(Sheet):
         ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
     """
 
-    optimiser: str = leaf(choices=("adam", "adamw"))
-    weight_decay: float = leaf("", low=0.0)
-    schedule: str = leaf(choices=("constant", "cosine"))
-    batch_size: int = leaf("slices", low=1)
-    loss: str = leaf(choices=LOSSES)
-    monitor: str = leaf()
-    precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0, high=MAX_SEED)
-    augment: str = leaf(choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none")
-    hide_lung: float = leaf("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
-    keep: str = leaf(
+    optimiser: str = setting(choices=("adam", "adamw"))
+    weight_decay: float = setting("", low=0.0)
+    schedule: str = setting(choices=("constant", "cosine"))
+    batch_size: int = setting("slices", low=1)
+    loss: str = setting(choices=LOSSES)
+    monitor: str = setting()
+    precision: str = setting(choices=("auto", "fp32", "bf16"))
+    seed: int = setting(low=0, high=MAX_SEED)
+    augment: str = setting(
+        choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none"
+    )
+    hide_lung: float = setting("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
+    keep: str = setting(
         choices=("best", "last"),
         default="best",
         why=OUR_CHOICE + "early stopping keeps the best",
     )
-    ema: float = leaf("", low=0.0, high=0.9999, default=0.0, why=OUR_CHOICE + "the papers name none")
+    ema: float = setting("", low=0.0, high=0.9999, default=0.0, why=NONE_NAMED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget(Sheet):
+class Budget(Settings):
     """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation.
 
     `epoch_slices` fixes what an epoch is: so many slices drawn anew, whatever the size of the set. Stages with the same
     `epoch_slices`, `max_epochs` and batch then take the same number of steps. None: an epoch shows each slice once.
     """
 
-    max_epochs: int = leaf("epochs", low=1)
-    patience: int = leaf("epochs", low=1)
-    learning_rate: float = leaf("", low=0.0, high=10.0)
-    epoch_slices: int | None = leaf(
+    max_epochs: int = setting("epochs", low=1)
+    patience: int = setting("epochs", low=1)
+    learning_rate: float = setting("", low=0.0, high=10.0)
+    epoch_slices: int | None = setting(
         "slices", low=1, default=None, why=OUR_CHOICE + "an epoch shows every training slice once"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(Sheet):
+class Stage(Settings):
     """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
 
     `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
@@ -210,10 +214,10 @@ class Stage(Sheet):
     """
 
     name: str
-    site: int = leaf("set", low=1)
-    start: str | None = leaf()
-    strategy: str | None = leaf(default=None, why=OUR_CHOICE + "the strategy of the experiment")
-    system: str = leaf(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
+    site: int = setting("set", low=1)
+    start: str | None = setting()
+    strategy: str | None = setting(default=None, why=OUR_CHOICE + "the strategy of the experiment")
+    system: str = setting(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +226,7 @@ class Stage(Sheet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages(Sheet):
+class Stages(Settings):
     """First trainings, retrainings, and the chain in the order they run."""
 
     first: Budget
@@ -231,7 +235,7 @@ class Stages(Sheet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LungModel(Sheet):
+class LungModel(Settings):
     """What supplies lung masks where a set has none.
 
     Attributes:
@@ -248,24 +252,24 @@ class LungModel(Sheet):
         budget: epochs, patience, learning rate.
     """
 
-    supply: str = leaf(
+    supply: str = setting(
         choices=("trained", "shipped"),
         default="trained",
         why=OUR_CHOICE + "as the papers: a model made for it",
     )
-    sites: tuple[int, ...] = leaf("set", low=1)
-    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
-    max_slices: int = leaf("slices", low=2)
-    aerated_hu: float = leaf("HU", low=-1024, high=0)
-    aerated_probability: float = leaf("probability", low=0.0, high=1.0)
-    dense_probability: float = leaf("probability", low=0.0, high=1.0)
-    closing_mm: float = leaf("mm", low=0.0, high=50.0)
-    smallest_ml: float = leaf("ml", low=0.0)
+    sites: tuple[int, ...] = setting("set", low=1)
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)
+    max_slices: int = setting("slices", low=2)
+    aerated_hu: float = setting("HU", low=-1024, high=0)
+    aerated_probability: float = setting("probability", low=0.0, high=1.0)
+    dense_probability: float = setting("probability", low=0.0, high=1.0)
+    closing_mm: float = setting("mm", low=0.0, high=50.0)
+    smallest_ml: float = setting("ml", low=0.0)
     budget: Budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(Sheet):
+class Scoring(Settings):
     """How stages are scored.
 
     Attributes:
@@ -280,35 +284,35 @@ class Scoring(Sheet):
         interval_seed: of these draws.
     """
 
-    threshold: float = leaf("probability", low=0.0, high=1.0)
-    slices: str = leaf(choices=("infected",))
-    unseen: str = leaf(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
-    surface_tolerance_mm: float = leaf(
+    threshold: float = setting("probability", low=0.0, high=1.0)
+    slices: str = setting(choices=("infected",))
+    unseen: str = setting(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
+    surface_tolerance_mm: float = setting(
         "mm", low=0.0, high=50.0, default=3.0, why=OUR_CHOICE + "as Ma et al. 2021 for COVID-19 infection"
     )
-    calibration_bins: int = leaf(
+    calibration_bins: int = setting(
         "bins", low=2, high=1000, default=15, why=OUR_CHOICE + "15 bins of equal width, as Guo et al. 2017"
     )
-    interval_level: float = leaf("share", low=0.5, high=0.999)
-    interval_resamples: int = leaf("resamples", low=10)
-    interval_seed: int = leaf(low=0, high=MAX_SEED)
+    interval_level: float = setting("share", low=0.5, high=0.999)
+    interval_resamples: int = setting("resamples", low=10)
+    interval_seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperRow(Sheet):
+class PaperRow(Settings):
     """One printed row of the paper's table and the stage and test set it is about."""
 
     name: str
     stage: str
     test: int
-    accuracy: float = leaf("mean over slices", low=0.0, high=1.0)
-    precision: float = leaf("mean over slices", low=0.0, high=1.0)
-    recall: float = leaf("mean over slices", low=0.0, high=1.0)
-    f1: float = leaf("mean over slices", low=0.0, high=1.0)
+    accuracy: float = setting("mean over slices", low=0.0, high=1.0)
+    precision: float = setting("mean over slices", low=0.0, high=1.0)
+    recall: float = setting("mean over slices", low=0.0, high=1.0)
+    f1: float = setting("mean over slices", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Sheet):
+class Experiment(Settings):
     """One study: what is read, how it is trained, what is scored, and what the paper found.
 
     Attributes:

@@ -1,28 +1,47 @@
-"""A sheet of settings: frozen, checked when built, every value with its source and unit.
+"""Settings: frozen groups of values, checked when built, every value with its source and unit.
 
-A `Sheet` cannot be built with a value that has no source: the paper and its section, or ``our choice: why`` where the
-paper is silent. Variants are made with `revise`, which asks for the reason again. Bounds and units stand in the fields.
+A value that a paper states is given with its place, one that it leaves open with our reason: ``our_choice(0, "any")``.
+Variants are made with `revise`, which asks for the reason again. Bounds and units stand in the fields. Every value is
+reached by its dotted key, such as ``stages.retrain.max_epochs``, ``data.sites.1.dataset`` or
+``stages.chain.Tr1_R_2.start``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from pneumoscope.errors import InputError
 
 OUR_CHOICE = "our choice: "
 """How the source of a value begins that no paper states."""
 
-
 MAX_SEED = 2**32 - 1
 """Largest seed of all generators that are used."""
 
 NO_DEFAULT: Any = object()
 
+T = TypeVar("T")
 
-def leaf(
+
+@dataclass(frozen=True)
+class _Sourced:
+    value: Any
+    source: str
+
+
+def sourced(value: T, source: str) -> T:
+    """The value of a setting with its source, to be handed to the class that has the setting."""
+    return cast("T", _Sourced(value, source))
+
+
+def our_choice(value: T, why: str) -> T:
+    """`sourced` for a value that no paper states."""
+    return sourced(value, OUR_CHOICE + why)
+
+
+def setting(
     unit: str = "",
     *,
     low: float | None = None,
@@ -35,50 +54,55 @@ def leaf(
 
     A field with a `default` carries the reason of it in `why`: recipes that have nothing to say about it need not.
     """
-    rules = {"leaf": True, "unit": unit, "low": low, "high": high, "choices": choices, "why": why}
+    rules = {"unit": unit, "low": low, "high": high, "choices": choices, "why": why}
     return field(metadata=rules) if default is NO_DEFAULT else field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
+class Settings:
     """A group of settings.
 
     Attributes:
-        sources: for each leaf field of the sheet the place its value comes from.
+        sources: for each setting the place its value comes from; those of `sourced` values are taken from there.
 
     Raises:
-        InputError: a leaf without a source, a source without a leaf, or a value out of bounds.
+        InputError: a value without a source, a source without a value, or a value out of bounds.
     """
 
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        leaves = {f.name: f for f in leaf_fields(self)}
-        untouched = {name: f.metadata["why"] for name, f in leaves.items() if f.metadata["why"]}
-        object.__setattr__(self, "sources", {**untouched, **self.sources})
-        unsourced = [name for name in leaves if not self.sources.get(name, "").strip()]
-        strangers = [name for name in self.sources if name not in leaves]
-        if unsourced or strangers:
+        rules = {f.name: f.metadata for f in setting_fields(self)}
+        sources = {**{name: rule["why"] for name, rule in rules.items() if rule["why"]}, **self.sources}
+        for name in rules:
+            value = getattr(self, name)
+            if isinstance(value, _Sourced):
+                object.__setattr__(self, name, value.value)
+                sources[name] = value.source
+        object.__setattr__(self, "sources", sources)
+        unsourced = [name for name in rules if not sources.get(name, "").strip()]
+        unknown = [name for name in sources if name not in rules]
+        if unsourced or unknown:
             raise InputError(
-                f"{type(self).__name__}: every value needs a source; without one: {unsourced}, unknown: {strangers}"
+                f"{type(self).__name__}: every value needs a source; without one: {unsourced}, unknown: {unknown}"
             )
-        for name, item in leaves.items():
-            check_bounds(f"{type(self).__name__}.{name}", getattr(self, name), item.metadata)
+        for name, rule in rules.items():
+            _check_bounds(f"{type(self).__name__}.{name}", getattr(self, name), rule)
 
 
-SheetT = TypeVar("SheetT", bound=Sheet)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def leaf_fields(sheet: Sheet | type[Sheet]) -> list[Any]:
-    """The dataclass fields of a sheet that hold values (not sub-sheets, not `sources`)."""
-    return [f for f in fields(sheet) if f.metadata.get("leaf")]
+def setting_fields(group: Settings | type[Settings]) -> list[Any]:
+    """The dataclass fields that hold values (neither groups of settings nor `sources`)."""
+    return [f for f in fields(group) if "unit" in f.metadata]
 
 
-def check_bounds(key: str, value: Any, rules: Mapping[str, Any]) -> None:
+def _check_bounds(key: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Refuse a value outside the bounds or choices of its field; None is always allowed through."""
     if isinstance(value, tuple):
         for item in value:
-            check_bounds(key, item, rules)
+            _check_bounds(key, item, rules)
         return
     if rules["choices"] and value is not None and value not in rules["choices"]:
         raise InputError(f"{key} = {value!r}; expected one of {', '.join(rules['choices'])}")
@@ -90,33 +114,41 @@ def check_bounds(key: str, value: Any, rules: Mapping[str, Any]) -> None:
         raise InputError(f"{key} = {value!r} is out of bounds; expected {wanted}")
 
 
-def revise(sheet: SheetT, why: str, /, **values: Any) -> SheetT:
-    """The same sheet with some values replaced; `why` becomes their source."""
-    return replace(sheet, sources={**sheet.sources, **dict.fromkeys(values, why)}, **values)
+def revise(group: SettingsT, why: str, /, **values: Any) -> SettingsT:
+    """The same group with some values replaced; `why` becomes their source."""
+    return replace(group, **{name: sourced(value, why) for name, value in values.items()})
 
 
-Kind = Literal["sheet", "table", "leaf", "plain"]
+class Value(NamedTuple):
+    """One setting of an experiment: its dotted key, the group that holds it, and its field there."""
+
+    key: str
+    group: Settings
+    field: Any
+
+    @property
+    def value(self) -> Any:
+        """What it is set to."""
+        return getattr(self.group, self.field.name)
 
 
-def children(sheet: Sheet) -> Iterator[tuple[str, Kind, Any, Mapping[str, Any]]]:
-    """The parts of a sheet in order: (key, kind, value, field rules). Items of a table are keyed by number or name."""
-    for item in fields(sheet):
-        value = getattr(sheet, item.name)
-        if item.name == "sources":
-            continue
-        if item.metadata.get("leaf"):
-            yield item.name, "leaf", value, item.metadata
-        elif isinstance(value, Sheet):
-            yield item.name, "sheet", value, {}
-        elif isinstance(value, tuple) and value and all(is_dataclass(part) for part in value):
-            yield item.name, "table", {table_key(part): part for part in value}, {}
-        else:
-            yield item.name, "plain", value, {}
+def all_values(group: Settings, prefix: str = "") -> Iterator[Value]:
+    """Every setting in `group` and the groups inside it, in their order."""
+    for item in fields(group):
+        value, key = getattr(group, item.name), prefix + item.name
+        if "unit" in item.metadata:
+            yield Value(key, group, item)
+        for name, part in groups_in(value).items():
+            yield from all_values(part, f"{key}.{name}." if name else f"{key}.")
 
 
-def table_key(sheet: Sheet) -> str:
-    """How a sheet in a table is addressed: its number, or its name."""
-    return str(getattr(sheet, "number", None) or getattr(sheet, "name", ""))
+def groups_in(value: Any) -> dict[str, Settings]:
+    """The groups of settings that a field holds: one without a name, or those of a tuple by their number or name."""
+    if isinstance(value, Settings):
+        return {"": value}
+    if isinstance(value, tuple) and value and all(is_dataclass(part) for part in value):
+        return {str(getattr(part, "number", None) or getattr(part, "name", "")): part for part in value}
+    return {}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import OUR_CHOICE, Sheet, leaf
+from pneumoscope.recipes.settings import OUR_CHOICE, Settings, setting
 
 STRATEGIES: Mapping[str, str] = {
     "plain": "fine-tuning on the new set alone (the paper)",
@@ -54,7 +54,7 @@ def strategy_parts(name: str) -> frozenset[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy(Sheet):
+class Strategy(Settings):
     """The strategy of all retrainings that name none themselves, and the numbers of every strategy.
 
     Attributes:
@@ -73,18 +73,18 @@ class Strategy(Sheet):
         site_known: at test, take the site's own network where it has one, instead of asking the selector.
     """
 
-    name: str = leaf()
-    store_slices: int = leaf("slices per set", low=1)
-    earlier_share: float | None = leaf("share of slices", low=0.0, high=0.95)
-    validation_slices: int = leaf("slices per set", low=1)
-    ewc_weight: float = leaf("", low=0.0)
-    ewc_slices: int = leaf("slices per set", low=1)
-    lwf_weight: float = leaf("", low=0.0)
-    lwf_temperature: float = leaf("", low=0.1, high=20.0)
-    averaging_weights: tuple[float, ...] = leaf("share", low=0.0, high=1.0)
-    frozen: tuple[str, ...] = leaf()
-    adabn_slices: int = leaf("slices per set", low=2)
-    site_known: bool = leaf()
+    name: str = setting()
+    store_slices: int = setting("slices per set", low=1)
+    earlier_share: float | None = setting("share of slices", low=0.0, high=0.95)
+    validation_slices: int = setting("slices per set", low=1)
+    ewc_weight: float = setting("", low=0.0)
+    ewc_slices: int = setting("slices per set", low=1)
+    lwf_weight: float = setting("", low=0.0)
+    lwf_temperature: float = setting("", low=0.1, high=20.0)
+    averaging_weights: tuple[float, ...] = setting("share", low=0.0, high=1.0)
+    frozen: tuple[str, ...] = setting()
+    adabn_slices: int = setting("slices per set", low=2)
+    site_known: bool = setting()
 
     def __post_init__(self) -> None:
         super().__post_init__()

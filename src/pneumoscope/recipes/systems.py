@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import Sheet, leaf
+from pneumoscope.recipes.settings import Settings, setting
 from pneumoscope.recipes.volume_registry import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.recipes.volumes import (
     Phase,
@@ -45,7 +45,7 @@ SIMPLE = frozenset({"plain", "joint"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeSystem(Sheet):
+class VolumeSystem(Settings):
     """What a transfer study takes of a recipe on volumes.
 
     Attributes:
@@ -63,7 +63,7 @@ class VolumeSystem(Sheet):
     augment: VolumeVariation
     phases: tuple[Phase, ...]
     training: VolumeTraining
-    overlap: tuple[float, float, float] = leaf("share", low=0, high=0.95)
+    overlap: tuple[float, float, float] = setting("share", low=0, high=0.95)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,22 +1,22 @@
 """What an experiment on whole volumes is: data, preparation, network, trainings, splits, scores, the paper's numbers.
 
-Sheets as in `recipes.schema`: every value carries its source, and `study show` lists them all.
+Settings as in `recipes.schema`: every value carries its source, and `study show` lists them all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Settings, setting
 
 SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
 """The four ways of Mueller 2021, Table 2: both, and without one, the other, or either."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeSet(Sheet):
+class VolumeSet(Settings):
     """One data set and the part it plays.
 
     Attributes:
@@ -26,34 +26,34 @@ class VolumeSet(Sheet):
         phantom_site, phantom_patients: the synthetic stand-in.
     """
 
-    name: str = leaf()
-    cases: str = leaf()
-    part: str = leaf(choices=("train", "test"))
-    phantom_site: str = leaf(choices=("A", "B", "C"))
-    phantom_patients: int = leaf("patients", low=1, high=500)
+    name: str = setting()
+    cases: str = setting()
+    part: str = setting(choices=("train", "test"))
+    phantom_site: str = setting(choices=("A", "B", "C"))
+    phantom_patients: int = setting("patients", low=1, high=500)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeData(Sheet):
+class VolumeData(Settings):
     """The sets, and the size of synthetic scans."""
 
     sets: tuple[VolumeSet, ...]
-    phantom_size: str = leaf(choices=("tiny", "small", "full"))
-    phantom_seed: int = leaf(low=0, high=MAX_SEED)
+    phantom_size: str = setting(choices=("tiny", "small", "full"))
+    phantom_seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumePreparation(Sheet):
+class VolumePreparation(Settings):
     """From Hounsfield units to the network's array; see `datasets.patches.VolumeRecipe`. (i, j, k) order."""
 
-    clip_hu: tuple[float, float] = leaf("HU", low=-4096, high=4096)
-    scale: str = leaf(choices=("grey_zscore", "unit"))
-    spacing_mm: tuple[float, float, float] | None = leaf("mm", low=0.1, high=50)
-    classes: str = leaf(choices=("lungs_infiltrate", "infiltrate", "lungs"))
+    clip_hu: tuple[float, float] = setting("HU", low=-4096, high=4096)
+    scale: str = setting(choices=("grey_zscore", "unit"))
+    spacing_mm: tuple[float, float, float] | None = setting("mm", low=0.1, high=50)
+    classes: str = setting(choices=("lungs_infiltrate", "infiltrate", "lungs"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeNetwork(Sheet):
+class VolumeNetwork(Settings):
     """The 3D network.
 
     Attributes:
@@ -62,9 +62,9 @@ class VolumeNetwork(Sheet):
         encoder_weights: file of published weights of the encoder (``r3d18_unet`` only).
     """
 
-    kind: str = leaf(choices=("unet3d", "r3d18_unet"))
-    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
-    encoder_weights: str | None = leaf(default=None, why=OUR_CHOICE + "fresh weights where no file is given")
+    kind: str = setting(choices=("unet3d", "r3d18_unet"))
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)
+    encoder_weights: str | None = setting(default=None, why=OUR_CHOICE + "fresh weights where no file is given")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,23 +75,23 @@ class VolumeNetwork(Sheet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeVariation(Sheet):
+class VolumeVariation(Settings):
     """Augmentation on the fly; see `training.augment3d.VolumeAugment`."""
 
-    probability: float = leaf("probability of each kind", low=0, high=1)
-    scale: tuple[float, float] = leaf("factor", low=0.1, high=10)
-    rotate_deg: float = leaf("degrees", low=0, high=180)
-    elastic_alpha: tuple[float, float] = leaf("", low=0)
-    elastic_sigma: tuple[float, float] = leaf("voxels", low=0.1)
-    mirror_axes: tuple[int, ...] = leaf("axis (0 slices, 1 front-back, 2 right-left)", low=0, high=2)
-    brightness: tuple[float, float] = leaf("factor", low=0)
-    contrast: tuple[float, float] = leaf("factor", low=0)
-    gamma: tuple[float, float] = leaf("exponent", low=0.01)
-    noise: tuple[float, float] = leaf("standard deviation", low=0)
+    probability: float = setting("probability of each kind", low=0, high=1)
+    scale: tuple[float, float] = setting("factor", low=0.1, high=10)
+    rotate_deg: float = setting("degrees", low=0, high=180)
+    elastic_alpha: tuple[float, float] = setting("", low=0)
+    elastic_sigma: tuple[float, float] = setting("voxels", low=0.1)
+    mirror_axes: tuple[int, ...] = setting("axis (0 slices, 1 front-back, 2 right-left)", low=0, high=2)
+    brightness: tuple[float, float] = setting("factor", low=0)
+    contrast: tuple[float, float] = setting("factor", low=0)
+    gamma: tuple[float, float] = setting("exponent", low=0.01)
+    noise: tuple[float, float] = setting("standard deviation", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase(Sheet):
+class Phase(Settings):
     """One training; the next one begins with its best weights.
 
     Attributes:
@@ -106,21 +106,21 @@ class Phase(Sheet):
     """
 
     name: str
-    frozen: str = leaf(choices=("nothing", "encoder"))
-    size: tuple[int, int, int] = leaf("voxels", low=1, high=1024)
-    whole: bool = leaf()
-    batch_size: int = leaf("boxes", low=1)
-    steps: int | None = leaf("steps", low=1)
-    max_epochs: int = leaf("epochs", low=1)
-    patience: int | None = leaf("epochs", low=1)
-    learning_rate: float = leaf("", low=0, high=10)
-    weight_decay: float = leaf("", low=0)
-    schedule: str = leaf(choices=("constant", "plateau", "cyclic"))
-    monitor: str = leaf(choices=("train_loss", "val_loss", "val_dice"))
+    frozen: str = setting(choices=("nothing", "encoder"))
+    size: tuple[int, int, int] = setting("voxels", low=1, high=1024)
+    whole: bool = setting()
+    batch_size: int = setting("boxes", low=1)
+    steps: int | None = setting("steps", low=1)
+    max_epochs: int = setting("epochs", low=1)
+    patience: int | None = setting("epochs", low=1)
+    learning_rate: float = setting("", low=0, high=10)
+    weight_decay: float = setting("", low=0)
+    schedule: str = setting(choices=("constant", "plateau", "cyclic"))
+    monitor: str = setting(choices=("train_loss", "val_loss", "val_dice"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeTraining(Sheet):
+class VolumeTraining(Settings):
     """What all phases share.
 
     Attributes:
@@ -130,21 +130,21 @@ class VolumeTraining(Sheet):
         foreground: share of boxes laid around infection.
     """
 
-    optimiser: str = leaf(choices=("adam", "adamw"))
-    loss: str = leaf(choices=("tversky_cross_entropy", "dice_cross_entropy", "cross_entropy"))
-    plateau_epochs: int = leaf("epochs", low=1)
-    plateau_factor: float = leaf("factor", low=0.001, high=0.999)
-    plateau_least: float = leaf("", low=0)
-    plateau_rest: int = leaf("epochs", low=0)
-    plateau_floor: float = leaf("", low=0)
-    validation_boxes: int = leaf("boxes", low=1)
-    foreground: float = leaf("share", low=0, high=1)
-    precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0, high=MAX_SEED)
+    optimiser: str = setting(choices=("adam", "adamw"))
+    loss: str = setting(choices=("tversky_cross_entropy", "dice_cross_entropy", "cross_entropy"))
+    plateau_epochs: int = setting("epochs", low=1)
+    plateau_factor: float = setting("factor", low=0.001, high=0.999)
+    plateau_least: float = setting("", low=0)
+    plateau_rest: int = setting("epochs", low=0)
+    plateau_floor: float = setting("", low=0)
+    validation_boxes: int = setting("boxes", low=1)
+    foreground: float = setting("share", low=0, high=1)
+    precision: str = setting(choices=("auto", "fp32", "bf16"))
+    seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeFolds(Sheet):
+class VolumeFolds(Settings):
     """How scans become training and validation.
 
     Attributes:
@@ -155,15 +155,15 @@ class VolumeFolds(Sheet):
         seed: of the draw.
     """
 
-    by: str = leaf(choices=("case", "patient"))
-    k: tuple[int, ...] | None = leaf("folds", low=2, high=100)
-    validation_share: float = leaf("share", low=0.01, high=0.9)
-    ablation: bool = leaf()
-    seed: int = leaf(low=0, high=MAX_SEED)
+    by: str = setting(choices=("case", "patient"))
+    k: tuple[int, ...] | None = setting("folds", low=2, high=100)
+    validation_share: float = setting("share", low=0.01, high=0.9)
+    ablation: bool = setting()
+    seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeScoring(Sheet):
+class VolumeScoring(Settings):
     """Prediction and scores.
 
     Attributes:
@@ -173,15 +173,19 @@ class VolumeScoring(Sheet):
         ensemble: also score the mean of the fold models on the test sets.
     """
 
-    overlap: tuple[float, float, float] = leaf("share", low=0, high=0.95)
-    lesion_tolerance_mm: float = leaf("mm", low=0, high=50)
-    lung_tolerance_mm: float = leaf("mm", low=0, high=50)
-    baseline: bool = leaf()
-    ensemble: bool = leaf()
+    overlap: tuple[float, float, float] = setting("share", low=0, high=0.95)
+    lesion_tolerance_mm: float = setting("mm", low=0, high=50)
+    lung_tolerance_mm: float = setting("mm", low=0, high=50)
+    baseline: bool = setting()
+    ensemble: bool = setting()
+
+
+def _printed(unit: str = "") -> Any:
+    return setting(unit, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperValue(Sheet):
+class PaperValue(Settings):
     """One printed number: ``table, k, setting, fold`` (0: all), test set, structure, metric, value and deviation."""
 
     name: str
@@ -192,12 +196,12 @@ class PaperValue(Sheet):
     test: str
     structure: str
     metric: str
-    value: float = leaf("", low=0, high=1)
-    deviation: float | None = leaf("standard deviation", low=0, high=1)
+    value: float = _printed()
+    deviation: float | None = _printed("standard deviation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeExperiment(Sheet):
+class VolumeExperiment(Settings):
     """One study on volumes; the class attributes as in `schema.Experiment`."""
 
     kind: ClassVar[str] = "volumes"

@@ -7,11 +7,10 @@ and the comparison of settings work alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes import access
-from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Sheet, leaf
+from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Settings, setting
 
 MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
@@ -21,7 +20,7 @@ ARMS = ("border", "equalised", "lung_box", "balanced", "adults", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayData(Sheet):
+class XrayData(Settings):
     """Which pictures.
 
     Attributes:
@@ -35,19 +34,19 @@ class XrayData(Sheet):
         apart: patients whom Dataset_1 tests or validates on do not teach Model_0.
     """
 
-    children: str = leaf()
-    covid: tuple[str, ...] = leaf()
-    adults: str = leaf()
-    classes_0: tuple[str, ...] = leaf()
-    classes_1: tuple[str, ...] = leaf()
-    per_class_0: tuple[int, ...] | None = leaf("pictures", low=3)
-    per_class_1: tuple[int, ...] = leaf("pictures", low=3)
-    shortage: str = leaf(choices=("all", "error"))
-    apart: bool = leaf()
+    children: str = setting()
+    covid: tuple[str, ...] = setting()
+    adults: str = setting()
+    classes_0: tuple[str, ...] = setting()
+    classes_1: tuple[str, ...] = setting()
+    per_class_0: tuple[int, ...] | None = setting("pictures", low=3)
+    per_class_1: tuple[int, ...] = setting("pictures", low=3)
+    shortage: str = setting(choices=("all", "error"))
+    apart: bool = setting()
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayPictures(Sheet):
+class XrayPictures(Settings):
     """How a picture becomes the network's input.
 
     Attributes:
@@ -55,12 +54,12 @@ class XrayPictures(Sheet):
         fit: ``stretch`` or ``pad``.
     """
 
-    side: int = leaf("pixels", low=8, high=1024)
-    fit: str = leaf(choices=("stretch", "pad"))
+    side: int = setting("pixels", low=8, high=1024)
+    fit: str = setting(choices=("stretch", "pad"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class XraySplit(Sheet):
+class XraySplit(Settings):
     """Who trains, validates and tests.
 
     Attributes:
@@ -71,15 +70,15 @@ class XraySplit(Sheet):
         seed: of draw and split; the second training uses the next, and so on.
     """
 
-    by: str = leaf(choices=("group", "image"))
-    test_share: float = leaf("share", low=0.01, high=0.9)
-    validation_share: float = leaf("share", low=0.01, high=0.9)
-    likeness: float = leaf("correlation", low=0.9, high=1.0)
-    seed: int = leaf(low=0, high=MAX_SEED)
+    by: str = setting(choices=("group", "image"))
+    test_share: float = setting("share", low=0.01, high=0.9)
+    validation_share: float = setting("share", low=0.01, high=0.9)
+    likeness: float = setting("correlation", low=0.9, high=1.0)
+    seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayNetwork(Sheet):
+class XrayNetwork(Settings):
     """The networks.
 
     Attributes:
@@ -88,13 +87,13 @@ class XrayNetwork(Sheet):
         resnet_width: channels of the first layer of Model_3; published weights have 64.
     """
 
-    features: tuple[int, ...] = leaf("filters", low=1, high=2048)
-    dropout: float = leaf("probability", low=0.0, high=0.95)
-    resnet_width: int = leaf("filters", low=1, high=64)
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)
+    dropout: float = setting("probability", low=0.0, high=0.95)
+    resnet_width: int = setting("filters", low=1, high=64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayTraining(Sheet):
+class XrayTraining(Settings):
     """How they are trained.
 
     Attributes:
@@ -111,23 +110,23 @@ class XrayTraining(Sheet):
         seed: of weights, order and dropout.
     """
 
-    stages: tuple[str, ...] | None = leaf(choices=MODELS)
-    optimiser: str = leaf(choices=("adam",))
-    max_epochs: int = leaf("epochs", low=1)
-    patience: int = leaf("epochs", low=1)
-    batch_size: int = leaf("pictures", low=1)
-    learning_rate: float = leaf(low=1e-8, high=10)
-    fine_rate: float = leaf(low=1e-8, high=10)
-    plateau_epochs: int = leaf("epochs", low=1)
-    plateau_factor: float = leaf(low=1e-4, high=0.99)
-    last_layers: int = leaf("layers", low=1, high=50)
-    repeats: int = leaf("trainings", low=1, high=100)
-    precision: str = leaf(choices=("auto", "fp32", "bf16"))
-    seed: int = leaf(low=0, high=MAX_SEED)
+    stages: tuple[str, ...] | None = setting(choices=MODELS)
+    optimiser: str = setting(choices=("adam",))
+    max_epochs: int = setting("epochs", low=1)
+    patience: int = setting("epochs", low=1)
+    batch_size: int = setting("pictures", low=1)
+    learning_rate: float = setting(low=1e-8, high=10)
+    fine_rate: float = setting(low=1e-8, high=10)
+    plateau_epochs: int = setting("epochs", low=1)
+    plateau_factor: float = setting(low=1e-4, high=0.99)
+    last_layers: int = setting("layers", low=1, high=50)
+    repeats: int = setting("trainings", low=1, high=100)
+    precision: str = setting(choices=("auto", "fp32", "bf16"))
+    seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayHonest(Sheet):
+class XrayHonest(Settings):
     """Baselines, probes, held-out sources and remedies.
 
     Attributes:
@@ -145,22 +144,22 @@ class XrayHonest(Sheet):
         network_draws: do both in so many draws only (baselines and the paper's networks are made in every draw).
     """
 
-    thumbnail: int = leaf("pixels", low=2, high=64)
-    corner_share: float = leaf("share", low=0.02, high=0.5)
-    corner_thumbnail: int = leaf("pixels", low=1, high=64)
-    penalties: tuple[float, ...] = leaf(low=0.0)
-    border: float = leaf("share", low=0.0, high=0.39)
-    clahe_limit: float = leaf(low=0.1, high=100)
-    clahe_tiles: int = leaf("tiles", low=1, high=64)
-    lung_box: tuple[float, ...] = leaf("share", low=0.0, high=1.0)
-    adults_train: float = leaf("share", low=0.1, high=0.9)
-    networks: tuple[str, ...] | None = leaf(choices=ARMS)
-    held_out_networks: bool = leaf()
-    network_draws: int | None = leaf("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
+    thumbnail: int = setting("pixels", low=2, high=64)
+    corner_share: float = setting("share", low=0.02, high=0.5)
+    corner_thumbnail: int = setting("pixels", low=1, high=64)
+    penalties: tuple[float, ...] = setting(low=0.0)
+    border: float = setting("share", low=0.0, high=0.39)
+    clahe_limit: float = setting(low=0.1, high=100)
+    clahe_tiles: int = setting("tiles", low=1, high=64)
+    lung_box: tuple[float, ...] = setting("share", low=0.0, high=1.0)
+    adults_train: float = setting("share", low=0.1, high=0.9)
+    networks: tuple[str, ...] | None = setting(choices=ARMS)
+    held_out_networks: bool = setting()
+    network_draws: int | None = setting("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayScoring(Sheet):
+class XrayScoring(Settings):
     """How results are summed up.
 
     Attributes:
@@ -170,25 +169,25 @@ class XrayScoring(Sheet):
         timed_pictures: classified one by one for the time per picture.
     """
 
-    interval_level: float = leaf("share", low=0.5, high=0.999)
-    interval_resamples: int = leaf("resamples", low=10)
-    interval_seed: int = leaf(low=0, high=MAX_SEED)
-    timed_pictures: int = leaf("pictures", low=1)
+    interval_level: float = setting("share", low=0.5, high=0.999)
+    interval_resamples: int = setting("resamples", low=10)
+    interval_seed: int = setting(low=0, high=MAX_SEED)
+    timed_pictures: int = setting("pictures", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayPaperRow(Sheet):
+class XrayPaperRow(Settings):
     """What the paper prints for one network, on its own test set."""
 
     name: str
-    accuracy: float = leaf("share", low=0.0, high=1.0)
-    precision: float = leaf("share", low=0.0, high=1.0)
-    recall: float = leaf("share", low=0.0, high=1.0)
-    f1: float = leaf("share", low=0.0, high=1.0)
+    accuracy: float = setting("share", low=0.0, high=1.0)
+    precision: float = setting("share", low=0.0, high=1.0)
+    recall: float = setting("share", low=0.0, high=1.0)
+    f1: float = setting("share", low=0.0, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayPublished(Sheet):
+class XrayPublished(Settings):
     """Other numbers of the paper.
 
     Attributes:
@@ -196,12 +195,12 @@ class XrayPublished(Sheet):
         ms_per_image: the fastest and the slowest network.
     """
 
-    dataset_0: tuple[int, ...] = leaf("pictures", low=0)
-    ms_per_image: tuple[float, ...] = leaf("ms", low=0.0)
+    dataset_0: tuple[int, ...] = setting("pictures", low=0)
+    ms_per_image: tuple[float, ...] = setting("ms", low=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayExperiment(Sheet):
+class XrayExperiment(Settings):
     """A study of radiographs.
 
     Attributes:
@@ -255,13 +254,3 @@ class XrayExperiment(Sheet):
     def paper_row(self, name: str) -> XrayPaperRow | None:
         """What the paper prints for a network; None when it prints nothing."""
         return next((row for row in self.paper if row.name == name), None)
-
-
-def from_json(data: dict[str, Any]) -> XrayExperiment:
-    """Read what `access.to_json` wrote.
-
-    Raises:
-        InputError: entries are missing, unknown or of another type.
-    """
-    found: XrayExperiment = access.sheet_from_json(XrayExperiment, data)
-    return found

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any
 
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
-from pneumoscope.recipes.access import describe, differences, sheet_from_json, to_json
+from pneumoscope.recipes.access import describe, differences, from_json
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.recipes.xray import XrayExperiment
@@ -64,7 +65,7 @@ def start(experiment: AnyExperiment, out: str | Path, *, resume: bool = False, o
     folder, kept = open_folder(out, resume=resume, overwrite=overwrite)
     if kept:
         _require_same(experiment, folder)
-    content = {"kind": experiment.kind, **to_json(experiment), "numbers": describe(experiment)}
+    content = {"kind": experiment.kind, **asdict(experiment), "numbers": describe(experiment)}
     write_json(folder / EXPERIMENT_FILE, content)
     return folder
 
@@ -211,7 +212,7 @@ def read_experiment(folder: str | Path, kind: str = "") -> Any:
     path = Path(folder) / EXPERIMENT_FILE
     content = {key: value for key, value in read_json(path).items() if key not in ("numbers", "kind")}
     try:
-        return sheet_from_json(EXPERIMENTS[found], content)
+        return from_json(EXPERIMENTS[found], content)
     except InputError as problem:
         raise InputError(problem.message, path=path) from problem
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as problem:

@@ -7,7 +7,7 @@ adult from another.
 
 from __future__ import annotations
 
-from pneumoscope.recipes.settings import OUR_CHOICE, leaf_fields
+from pneumoscope.recipes.settings import OUR_CHOICE, setting_fields
 from pneumoscope.recipes.xray import (
     ARMS,
     MODELS,
@@ -150,7 +150,7 @@ def _honest() -> XrayHonest:
 
 
 def _paper() -> tuple[XrayPaperRow, ...]:
-    names = [item.name for item in leaf_fields(XrayPaperRow)]
+    names = [item.name for item in setting_fields(XrayPaperRow)]
     rows = (
         ("Model_1", 0.9232, 0.9303, 0.9217, 0.9246),
         ("Model_2", 0.9565, 0.9569, 0.9562, 0.9549),

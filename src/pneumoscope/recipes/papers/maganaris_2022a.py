@@ -25,7 +25,7 @@ from pneumoscope.recipes.schema import (
     Stages,
     Training,
 )
-from pneumoscope.recipes.settings import OUR_CHOICE, leaf_fields, revise
+from pneumoscope.recipes.settings import OUR_CHOICE, revise, setting_fields
 
 CITATION = (
     "Maganaris C., Protopapadakis E., Bakalos N., Doulamis N., Kalogeras D., Angeli A.: Evaluating Transferability for "
@@ -78,7 +78,7 @@ def _data() -> Data:
         (1, "medseg", "CT 1-9", "*", "A", (9, 829, 713, 373, 440, 60, 214, 111)),
         (2, "covid19ctseg", "CT 10", "coronacases_*", "B", (10, 2581, 2156, 1351, 440, 60, 1656, 46)),
     )
-    names = [item.name for item in leaf_fields(Published)]
+    names = [item.name for item in setting_fields(Published)]
     sites = tuple(
         Site(
             number=number,

@@ -24,7 +24,7 @@ from pneumoscope.recipes.schema import (
     Stages,
     Training,
 )
-from pneumoscope.recipes.settings import OUR_CHOICE, leaf_fields, revise
+from pneumoscope.recipes.settings import OUR_CHOICE, revise, setting_fields
 
 CITATION = (
     "Maganaris C., Protopapadakis E., Bakalos N., Doulamis N., Kalogeras D., Angeli A.: Transferability limitations "
@@ -57,7 +57,7 @@ NOTES = (
 
 
 def _published(values: tuple[int, ...]) -> Published:
-    names = [item.name for item in leaf_fields(Published)]
+    names = [item.name for item in setting_fields(Published)]
     return Published(**dict(zip(names, values, strict=True)), sources=dict.fromkeys(names, TABLE_1))
 
 

@@ -23,7 +23,7 @@ from pneumoscope.recipes.schema import (
     Stages,
     Training,
 )
-from pneumoscope.recipes.settings import OUR_CHOICE, Sheet, leaf_fields, revise
+from pneumoscope.recipes.settings import OUR_CHOICE, Settings, revise, setting_fields
 from pneumoscope.recipes.strategy import plain_strategy
 
 CITATION = "our own; after the question of Maganaris et al. 2022 (arXiv 2208.08343)"
@@ -60,9 +60,9 @@ NOTES = (
 _SMALL = "chosen so that all strategies train within an hour on one processor core that computes in bf16"
 
 
-def _ours(sheet: type[Sheet], **reasons: str) -> dict[str, str]:
+def _ours(sheet: type[Settings], **reasons: str) -> dict[str, str]:
     """Sources of every leaf that has none of its own, the reasons where given."""
-    own = {item.name for item in leaf_fields(sheet) if not item.metadata["why"]}
+    own = {item.name for item in setting_fields(sheet) if not item.metadata["why"]}
     return {name: OUR_CHOICE + reasons.get(name, _SMALL) for name in sorted(own | set(reasons))}
 
 

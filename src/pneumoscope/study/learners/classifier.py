@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from pneumoscope.io.files import write_json, write_text
 from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import NOTE, Progress, silent
-from pneumoscope.recipes.access import to_json
 from pneumoscope.study.analysis.mitigations import Arm
 from pneumoscope.study.learners.classifier_steps import (
     FeatureSource,
@@ -164,7 +163,7 @@ def _shaping_parts(
     job: Job, trial: Trial, sources: list[str], tests: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 ) -> dict[str, Any]:
     """All that shapes the weights, and what is predicted."""
-    settings = to_json(trial.experiment)
+    settings = asdict(trial.experiment)
     start = job.start / "model.safetensors" if job.start else job.weights
     shaped = {name: settings[name] for name in ("training", "network", "pictures", "split", "data", "scoring")}
     shaped["training"] = {k: v for k, v in shaped["training"].items() if k not in ("repeats", "sources", "stages")}

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pneumoscope.errors import ModelError
 from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, read_done, stamp, what_changed
 from pneumoscope.progress import NOTE, Progress, silent
-from pneumoscope.recipes.access import to_json
 from pneumoscope.recipes.schema import Budget, Experiment
 from pneumoscope.study.learners.examples import sources_of
 
@@ -276,7 +275,7 @@ def _begin_from(model: UNet, start: TrainedModel | None) -> str:
 
 def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> dict[str, Any]:
     """All that shapes the weights of the stage; where a number comes from does not."""
-    plain = to_json(experiment)
+    plain = asdict(experiment)
     plain["preprocessing"].pop("neighbours")  # it shows in the slices
     return {
         "settings": {

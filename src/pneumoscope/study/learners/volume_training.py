@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from pneumoscope.errors import ModelError
 from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.access import to_json
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
 from pneumoscope.study.learners.slices import start_stage
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
@@ -223,7 +222,7 @@ def shaping_parts(
     start: VolumeModel | None,
 ) -> dict[str, Any]:  # fmt: skip
     """All that shapes the weights of a phase."""
-    plain = to_json(experiment)  # type: ignore[arg-type]
+    plain = asdict(experiment)
     shaping = {key: plain[key] for key in ("preparation", "network", "augment", "training")}
     encoder = experiment.network.encoder_weights
     return {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from pneumoscope.io.files import write_text
 from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.access import to_json
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.study.data import StudySet
@@ -184,7 +183,7 @@ def _with_lungs(case: Case, finder: LungFinder) -> LabelledScan:
 
 def _answering(recipe: VolumeExperiment, trained: VolumeModel) -> dict[str, Any]:
     """What answers depend on beside the weights."""
-    preparation = {**to_json(recipe.preparation), "sources": None}
+    preparation = {**asdict(recipe.preparation), "sources": None}
     return {"preparation": preparation, "size": trained.phase.size, "whole": trained.phase.whole,
             "overlap": recipe.scoring.overlap, "precision": recipe.training.precision}  # fmt: skip
 
