@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.splits.draw import Selection, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
-from pneumoscope.datasets.xray.draw import Drawn, split
 from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_digest
 from pneumoscope.io.files import write_json
@@ -80,7 +80,7 @@ def gather(roots: dict[str, list[Path]], recipe: PictureRecipe, run: Path) -> Pi
     return Pictures(cases, [g for g in groups if g is not None], build_pictures(cases, recipe, run / "squares"))
 
 
-def even_draw(cases: list[XrayCase], per_class: int | None, seed: int) -> Drawn:
+def even_draw(cases: list[XrayCase], per_class: int | None, seed: int) -> Selection:
     """At most `per_class` pictures of a class, its sources in shares as equal as their sizes allow."""
     rng = np.random.default_rng([seed, 21])
     taken: list[tuple[int, int]] = []
@@ -95,7 +95,7 @@ def even_draw(cases: list[XrayCase], per_class: int | None, seed: int) -> Drawn:
             left -= size
             taken += [(own[int(i)], number) for i in rng.permutation(len(own))[:size]]
     rows, labels = (np.array(values, np.int64) for values in zip(*sorted(taken), strict=True))
-    return Drawn(rows, labels, CLASSES, ())
+    return Selection(rows, labels, CLASSES, ())
 
 
 def share_out(pictures: Pictures, without: str, per_class: int | None) -> Parts:
@@ -104,7 +104,9 @@ def share_out(pictures: Pictures, without: str, per_class: int | None) -> Parts:
     own = [i for i, group in enumerate(pictures.groups) if group not in gone]
     cases, groups = [pictures.cases[i] for i in own], [pictures.groups[i] for i in own]
     drawn = even_draw(cases, per_class, SEED)
-    where = split(drawn, cases, groups, by="group", test_share=TEST_SHARE, validation_share=VALIDATION_SHARE, seed=SEED)
+    where = split_radiographs(
+        drawn, cases, groups, by="group", test_share=TEST_SHARE, validation_share=VALIDATION_SHARE, seed=SEED
+    )
     rows = np.asarray(own, np.int64)[drawn.rows]
     asked = set(np.asarray(groups)[drawn.rows[where != "train"]].tolist())
     sick = sorted({g for c, g in zip(cases, groups, strict=True) if c.label == "pneumonia"} - asked)

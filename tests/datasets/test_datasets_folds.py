@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
 from pneumoscope.datasets.public.covid19ctseg import DATASET, MA_GROUPS, ma_folds
-from pneumoscope.datasets.splits.draw import assert_no_patient_leak, patients_in_several_parts, read_split
+from pneumoscope.datasets.splits.draw import leaking, read_split
 from pneumoscope.datasets.splits.files import SplitPlan, slice_counts, write_folds
 from pneumoscope.datasets.splits.folds import (
     Fold,
@@ -176,7 +176,7 @@ def test_slice_folds_test_every_slice_once_and_leak(make_table):
     tested = pd.concat([fold[fold["part"] == "test"] for fold in folds])
     assert len(tested) == 100
     assert not tested.duplicated(["case", "slice"]).any()
-    assert all(patients_in_several_parts(fold) for fold in folds)
+    assert all(leaking(fold["part"], fold["patient"]) for fold in folds)
     pd.testing.assert_frame_equal(folds[2], slice_folds(table.sample(frac=1, random_state=3), 5, seed=1)[2])
     with pytest.raises(DatasetError, match="cannot be dealt"):
         slice_folds(table[:4], 5)
@@ -291,7 +291,7 @@ def test_folds_are_written_and_the_same_whatever_the_order(stored_cases, tmp_pat
     tested = Counter()
     for n in range(4):
         table = read_split(tmp_path / "out" / "splits" / f"fold_{n}" / "A.csv")
-        assert_no_patient_leak(table)
+        assert not leaking(table["part"], table["patient"])
         assert len(table) == sum(3 + n for n in range(8))
         tested.update(table.loc[table["part"] == "test", "case"].unique())
         other = read_split(tmp_path / "out" / "splits" / f"fold_{n}" / "B.csv")

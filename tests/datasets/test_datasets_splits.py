@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from pneumoscope.datasets.splits.draw import (
-    assert_no_patient_leak,
     balanced_draw,
+    leaking,
     patient_split,
-    patients_in_several_parts,
     read_split,
+    select_radiographs,
+    split_radiographs,
     write_split,
 )
+from pneumoscope.datasets.splits.folds import Member, group_folds, group_members, share_fold
+from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import DatasetError
 
 # lung slices, with infiltrate, all slices, test slices: Maganaris 2022b, Table 1. (The paper tests 214 slices of the
@@ -88,24 +93,60 @@ def test_nonsense_is_refused(make_table):
         balanced_draw(twice, 4, 2)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("patients", [3, 7, 10, 50])
-def test_patient_splits_never_leak(make_table, seed, patients):
-    table = make_table(40 * patients, 10 * patients, patients=patients)
-    split = patient_split(table, {"train": 0.7, "val": 0.1, "test": 0.2}, seed)
-    assert_no_patient_leak(split)
-    assert len(split) == len(table)
-    sizes = split.groupby("part")["patient"].nunique()
-    assert sizes.sum() == patients
-    assert (sizes >= 1).all()
-    assert abs(sizes["train"] - 0.7 * patients) <= 1.5
+def by_fractions(people, seed):
+    rows = [(case, 0, patient) for case, patient in people]
+    split = patient_split(
+        pd.DataFrame(rows, columns=["case", "slice", "patient"]), {"train": 0.7, "val": 0.1, "test": 0.2}, seed
+    )
+    return [dict(zip(split["case"], split["part"], strict=True))]
+
+
+def by_folds(people, seed):
+    members = [Member("A", case, patient) for case, patient in people]
+    folds = group_folds(group_members(members), 3, seed)
+    return [{m.case: part for part, members in fold.parts.items() for m in members} for fold in folds]
+
+
+def by_share(people, seed):
+    fold = share_fold(group_members([Member("A", case, patient) for case, patient in people]), 0.3, seed)
+    return [{m.case: part for part, members in fold.parts.items() for m in members}]
+
+
+def by_radiographs(people, seed):
+    cases = [XrayCase("own", case, patient, "normal", "here", "CC0", "none", Path("x.png")) for case, patient in people]
+    chosen = select_radiographs(cases, ("normal",), (None,), seed)
+    groups = [case.patient for case in cases]
+    parts = split_radiographs(chosen, cases, groups, by="group", test_share=0.2, validation_share=0.1, seed=seed)
+    return [{cases[int(i)].case: part for i, part in zip(chosen.rows, parts.tolist(), strict=True)}]
+
+
+@pytest.mark.parametrize("split", [by_fractions, by_folds, by_share, by_radiographs])
+class TestSplitsByPatient:
+    """What holds of every split that keeps patients whole."""
+
+    @pytest.mark.parametrize("patients", [3, 7, 50])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_every_case_has_a_part_every_part_a_case_and_no_patient_two(self, split, patients, seed):
+        people = [(f"c{n}", f"p{n % patients}") for n in range(3 * patients - 1)]
+        patient_of = dict(people)
+        for parts in split(people, seed):
+            assert sorted(parts) == sorted(patient_of)
+            assert {"train", "test"} <= set(parts.values())
+            assert leaking(parts.values(), (patient_of[case] for case in parts)) == []
+
+    def test_the_seed_decides_and_the_order_does_not(self, split):
+        people = [(f"c{n}", f"p{n % 11}") for n in range(30)]
+        assert split(people, 3) == split(people[::-1], 3)
+        assert any(split(people, 3) != split(people, seed) for seed in range(4, 8))
+
+    def test_one_patient_cannot_be_split(self, split):
+        with pytest.raises(DatasetError, match=r"patients|need|least"):
+            split([("c0", "p0"), ("c1", "p0")], 0)
 
 
 def test_a_draw_by_slice_leaks_and_says_so(make_table):
     split = balanced_draw(make_table(300, 150, patients=4), 100, 20)
-    assert patients_in_several_parts(split) == ["p0", "p1", "p2", "p3"]
-    with pytest.raises(DatasetError, match="4 patients"):
-        assert_no_patient_leak(split)
+    assert leaking(split["part"], split["patient"]) == ["p0", "p1", "p2", "p3"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets.splits.draw import balanced_draw, exposure, held_out_draw, patients_in_several_parts
+from pneumoscope.datasets.splits.draw import balanced_draw, exposure, held_out_draw, leaking
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.metrics.intervals import unpaired_difference
 from pneumoscope.study.analysis.leakage import draw_leakage, leakage, leakage_summary, leakage_table, study_leakage
@@ -181,7 +181,7 @@ def test_patients_are_held_out_before_the_draw(seed):
     assert "p0" not in aside  # has no infiltrate: nothing could be told from it
     assert (split[split["patient"].isin(aside)]["part"] == "test").all()
     assert len(split) == len(table)
-    assert patients_in_several_parts(split)
+    assert leaking(split["part"], split["patient"])
     rest = split[~split["patient"].isin(aside)].reset_index(drop=True)
     pd.testing.assert_frame_equal(rest, balanced_draw(table[~table["patient"].isin(aside)], 80, 20, seed))
     pd.testing.assert_frame_equal(held_out_draw(table.sample(frac=1, random_state=1), 0.3, 80, 20, seed), split)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from made_up_radiographs import write_sets
 
-from pneumoscope.datasets.xray.draw import torn_groups
+from pneumoscope.datasets.splits.draw import leaking
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.models.resnet import ResNet50, ResNetConfig
 from pneumoscope.recipes.access import with_overrides
@@ -198,7 +198,7 @@ def test_model_0_does_not_learn_from_those_who_test_later(opened, roots, tmp_pat
 def test_a_split_by_image_is_said_to_leak(roots, tmp_path):
     trial, _ = trial_of(small("split.by=image"), roots, tmp_path)
     assert trial.one.torn
-    assert list(trial.one.torn) == torn_groups(trial.one.parts, trial.pool.group_of(trial.one.rows).tolist())
+    assert list(trial.one.torn) == leaking(trial.one.parts, trial.pool.group_of(trial.one.rows).tolist())
     kept, _ = trial_of(small(), roots, tmp_path)
     assert kept.one.torn == ()
 

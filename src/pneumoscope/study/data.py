@@ -19,11 +19,10 @@ from pneumoscope.datasets.case import Case, LabelledScan, content_of_scan
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.datasets.splits.draw import (
     Shortage,
-    assert_no_patient_leak,
     balanced_draw,
     held_out_draw,
+    leaking,
     patient_split,
-    patients_in_several_parts,
     read_split,
     write_split,
 )
@@ -284,7 +283,7 @@ def build_set(
     split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
     _keep_split(split, folder / "splits" / f"{name}.csv")
     scans = {c.case: _in_hounsfield_units(c, site) for c in cases if isinstance(c, Case)}
-    leaks = tuple(patients_in_several_parts(split))
+    leaks = tuple(leaking(split["part"], split["patient"]))
     study_set = StudySet(site, slices, split, leaks, name, supplied, scans, lungs_for)
     if not (slices.target[study_set.rows("train")] > 0).any():
         raise InputError(
@@ -400,7 +399,7 @@ def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()
     if aside.any():
         only_train = rows.loc[aside, ["case", "slice", "patient"]].assign(part="train")
         parts = pd.concat([parts, only_train]).sort_values(["case", "slice"], kind="stable").reset_index(drop=True)
-    assert_no_patient_leak(parts)
+    assert not leaking(parts["part"], parts["patient"])
     return parts
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.splits.draw import leaking, select_radiographs, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
-from pneumoscope.datasets.xray.draw import draw, split, torn_groups
 from pneumoscope.datasets.xray.duplicates import Pair, Prints, find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, file_content
 from pneumoscope.errors import DatasetError, InputError
@@ -32,7 +32,7 @@ class Pool:
 
     Attributes:
         cases: readable pictures of all sets.
-        groups: of each, see `datasets.xray.draw`.
+        groups: of each, see `datasets.splits.draw`.
         pairs: pictures that are one.
         unreadable: name and reason of those left out.
     """
@@ -207,8 +207,8 @@ def _make(
     settings, seed = experiment.split, experiment.split.seed + repeat
     chosen = [pool.cases[i] for i in own]
     shortage = cast(Literal["all", "error"], experiment.data.shortage)
-    drawn = draw(chosen, classes, counts, seed, shortage=shortage)
-    parts = split(
+    drawn = select_radiographs(chosen, classes, counts, seed, shortage=shortage)
+    parts = split_radiographs(
         drawn,
         chosen,
         [pool.groups[i] for i in own],
@@ -218,7 +218,7 @@ def _make(
         seed=seed,
     )
     rows = np.asarray(own, np.int64)[drawn.rows]
-    torn = tuple(torn_groups(parts.tolist(), pool.group_of(rows).tolist()))
+    torn = tuple(leaking(parts, pool.group_of(rows)))
     return SplitSet(name, rows, drawn.labels, parts, drawn.classes, drawn.notes, torn)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.draw import write_split
+from pneumoscope.datasets.splits.draw import write_radiograph_split
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study import xray_data as data
 from pneumoscope.study.analysis.mitigations import Arm, balance
@@ -146,7 +146,7 @@ def write_splits(trial: Trial, folder: str | Path) -> list[str]:
             continue
         name = f"{part.name}_seed{trial.repeat}.csv"
         cases = [trial.pool.cases[int(i)] for i in part.rows]
-        write_split(Path(folder) / name, cases, trial.pool.group_of(part.rows).tolist(), part.parts.tolist())
+        write_radiograph_split(Path(folder) / name, cases, trial.pool.group_of(part.rows).tolist(), part.parts.tolist())
         written.append(name)
     return written
 

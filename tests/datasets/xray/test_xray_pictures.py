@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumoscope.datasets.splits.draw import leaking, select_radiographs, split_radiographs, write_radiograph_split
 from pneumoscope.datasets.xray.case import XrayCase
-from pneumoscope.datasets.xray.draw import draw, split, torn_groups, write_split
 from pneumoscope.datasets.xray.pictures import MID_GREY, PictureRecipe, build_pictures, corners, thumbnails
 from pneumoscope.errors import DatasetError, InputError, ReadError
 
@@ -135,24 +135,24 @@ CLASSES = ("normal", "bacterial", "covid19")
 
 
 def test_draw_takes_as_many_as_asked_whatever_the_order():
-    drawn = draw(EVERYBODY, CLASSES, (20, 30, 48), 7)
+    drawn = select_radiographs(EVERYBODY, CLASSES, (20, 30, 48), 7)
     assert Counter(drawn.labels.tolist()) == {0: 20, 1: 30, 2: 48}
     assert drawn.notes == ()
     turned = EVERYBODY[::-1]
-    other = draw(turned, CLASSES, (20, 30, 48), 7)
+    other = select_radiographs(turned, CLASSES, (20, 30, 48), 7)
     assert {EVERYBODY[i].case for i in drawn.rows} == {turned[i].case for i in other.rows}
-    assert {EVERYBODY[i].case for i in draw(EVERYBODY, CLASSES, (20, 30, 48), 8).rows} != {
+    assert {EVERYBODY[i].case for i in select_radiographs(EVERYBODY, CLASSES, (20, 30, 48), 8).rows} != {
         EVERYBODY[i].case for i in drawn.rows
     }
 
 
 def test_too_few_pictures_are_said_or_refused():
-    drawn = draw(EVERYBODY, CLASSES, (20, 30, 456), 0)
+    drawn = select_radiographs(EVERYBODY, CLASSES, (20, 30, 456), 0)
     assert drawn.notes == ("class covid19 has 48 pictures, 456 were asked for: all were taken",)
     with pytest.raises(DatasetError, match="48 pictures, 456 were asked for"):
-        draw(EVERYBODY, CLASSES, (20, 30, 456), 0, shortage="error")
+        select_radiographs(EVERYBODY, CLASSES, (20, 30, 456), 0, shortage="error")
     with pytest.raises(DatasetError, match="class covid19 has no picture"):
-        draw(people(5, "normal"), ("normal", "covid19"), (None, None), 0)
+        select_radiographs(people(5, "normal"), ("normal", "covid19"), (None, None), 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -160,48 +160,44 @@ def test_no_group_on_two_sides(seed):
     groups = [c.patient for c in EVERYBODY]
     for place in (0, 61, 121):  # patients of two classes who share a picture are one
         groups = [groups[61] if g == groups[place] else g for g in groups]
-    drawn = draw(EVERYBODY, CLASSES, (None, None, None), seed)
+    drawn = select_radiographs(EVERYBODY, CLASSES, (None, None, None), seed)
     own = [groups[i] for i in drawn.rows]
-    parts = split(drawn, EVERYBODY, groups, by="group", test_share=0.2, validation_share=0.125, seed=seed)
-    assert torn_groups(parts, own) == []
+    parts = split_radiographs(drawn, EVERYBODY, groups, by="group", test_share=0.2, validation_share=0.125, seed=seed)
+    assert leaking(parts, own) == []
     for number in range(3):
         shares = Counter(parts[drawn.labels == number].tolist())
         assert set(shares) == {"train", "val", "test"}
         assert 0.1 <= shares["test"] / sum(shares.values()) <= 0.3
-    leaking = split(drawn, EVERYBODY, groups, by="image", test_share=0.2, validation_share=0.125, seed=seed)
-    assert len(torn_groups(leaking, own)) > 10, "the paper's split leaks, and is said to"
-    assert Counter(leaking[drawn.labels == 0].tolist()) == {"train": 42, "test": 12, "val": 6}
-
-
-def test_a_split_does_not_depend_on_the_order():
-    def placed(cases: list[XrayCase]) -> dict[str, str]:
-        drawn = draw(cases, CLASSES, (None, None, None), 3)
-        groups = [c.patient for c in cases]
-        parts = split(drawn, cases, groups, by="group", test_share=0.2, validation_share=0.125, seed=3)
-        return {cases[int(i)].case: part for i, part in zip(drawn.rows, parts, strict=True)}
-
-    assert placed(EVERYBODY) == placed(EVERYBODY[::-1])
+    by_image = split_radiographs(
+        drawn, EVERYBODY, groups, by="image", test_share=0.2, validation_share=0.125, seed=seed
+    )
+    assert len(leaking(by_image, own)) > 10, "the paper's split leaks, and is said to"
+    assert Counter(by_image[drawn.labels == 0].tolist()) == {"train": 42, "test": 12, "val": 6}
 
 
 @pytest.mark.parametrize("by", ["group", "image"])
 def test_a_class_of_one_patient_cannot_be_split(by):
     cases = people(9, "normal") + people(1, "covid19", 2)
-    drawn = draw(cases, ("normal", "covid19"), (None, None), 0)
+    drawn = select_radiographs(cases, ("normal", "covid19"), (None, None), 0)
     with pytest.raises(DatasetError, match=r"class covid19 has [12] .*at least 3"):
-        split(drawn, cases, [c.patient for c in cases], by=by, test_share=0.2, validation_share=0.125, seed=0)
+        split_radiographs(
+            drawn, cases, [c.patient for c in cases], by=by, test_share=0.2, validation_share=0.125, seed=0
+        )
 
 
 def test_three_patients_are_enough():
     cases = people(3, "normal", 1) + people(3, "covid19", 9)
-    drawn = draw(cases, ("normal", "covid19"), (None, None), 0)
-    parts = split(drawn, cases, [c.patient for c in cases], by="group", test_share=0.2, validation_share=0.1, seed=0)
+    drawn = select_radiographs(cases, ("normal", "covid19"), (None, None), 0)
+    parts = split_radiographs(
+        drawn, cases, [c.patient for c in cases], by="group", test_share=0.2, validation_share=0.1, seed=0
+    )
     for number in range(2):
         assert set(parts[drawn.labels == number]) == {"train", "val", "test"}
 
 
 def test_a_split_file_names_everybody_once(tmp_path):
     cases = people(4, "normal")
-    write_split(tmp_path / "s.csv", cases, [c.patient for c in cases], ["train"] * 7 + ["test"])
+    write_radiograph_split(tmp_path / "s.csv", cases, [c.patient for c in cases], ["train"] * 7 + ["test"])
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert len(rows) == 8
     assert {"case", "slice", "patient", "part"} <= set(rows[0])

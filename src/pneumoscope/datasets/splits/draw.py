@@ -1,12 +1,16 @@
-"""Which slices train, validate and test: the paper's balanced draw, and splits that keep patients whole.
+"""Which slices and radiographs train, validate and test: the papers' draws, and splits that keep patients whole.
 
-A split is a table with one row per slice and the columns ``case,slice,patient,part``; ``part`` is ``train``, ``val``
-or ``test``. Everything here is a function of the table and the seed alone, whatever the order of the rows.
+A split of slices is a table with one row per slice and the columns ``case,slice,patient,part``. Of radiographs it
+gives a part for each picture; what stays together there is a *group*: a patient, joined with every patient who shares
+a picture with him (`datasets.xray.duplicates.patient_groups`). A part is ``train``, ``val`` or ``test``. Everything
+here is a function of its input and the seed alone, whatever the order. Folds over cases are in `splits.folds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import write_csv, write_text
 
 COLUMNS = ("case", "slice", "patient", "part")
 PARTS = ("train", "val", "test")
+XRAY_COLUMNS = (*COLUMNS, "dataset", "label", "source", "group")
+"""Of a split file of radiographs; `slice` is 0."""
 
 LARGEST_DRAWN_SHARE = 0.75
 """The proportional fallback never takes more than this share of either kind of slice away from the test set.
@@ -27,6 +34,7 @@ The paper's own largest share is 250 of the 340 infiltrate-free slices of its fi
 """
 
 Shortage = Literal["error", "proportional"]
+Exposure = Literal["seen", "unseen"]
 
 
 def balanced_draw(
@@ -134,19 +142,12 @@ def _largest_remainder(total: int, shares: list[float]) -> list[int]:
     return [int(n) for n in sizes]
 
 
-def patients_in_several_parts(split: pd.DataFrame) -> list[str]:
-    """Patients whose slices stand in more than one part, sorted; empty for a split that keeps patients whole."""
-    _require(split, COLUMNS)
-    parts = split.groupby(split["patient"].astype(str))["part"].nunique()
-    return sorted(str(name) for name in parts.index[parts > 1])
-
-
-def assert_no_patient_leak(split: pd.DataFrame) -> None:
-    """Raise DatasetError naming the patients that stand in more than one part."""
-    leaks = patients_in_several_parts(split)
-    if leaks:
-        shown = ", ".join(leaks[:5]) + (", ..." if len(leaks) > 5 else "")
-        raise DatasetError(f"{len(leaks)} patients stand in more than one part ({shown}); split by patient")
+def leaking(parts: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Groups (or patients) that stand in more than one part, sorted; empty for a split that keeps them whole."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for part, group in zip(parts, groups, strict=True):
+        found[str(group)].add(part)
+    return sorted(group for group, where in found.items() if len(where) > 1)
 
 
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
@@ -194,9 +195,6 @@ def _with_part(rows: pd.DataFrame, part: NDArray[np.object_]) -> pd.DataFrame:
     return rows[["case", "slice", "patient"]].assign(part=part).reset_index(drop=True)
 
 
-Exposure = Literal["seen", "unseen"]
-
-
 def held_out_draw(
     table: pd.DataFrame,
     share: float,
@@ -208,19 +206,16 @@ def held_out_draw(
 ) -> pd.DataFrame:
     """`balanced_draw` over all but a share of the patients; every slice with lung of the others is a test slice.
 
-    The patients set aside are drawn from those with infiltrate, the only ones on whom F1 can be told. The draw among
-    the remaining patients is `balanced_draw` with the same seed. The result does not depend on the order of rows.
+    The patients held out are sampled from those with infiltrate, the only ones on whom F1 is defined. The draw among
+    the remaining patients is `balanced_draw` with the same seed.
 
     Args:
         table: as for `balanced_draw`.
-        share: of all patients, in (0, 1); at least one is set aside and at least one with infiltrate is left.
-        n_train: as for `balanced_draw`.
-        n_val: likewise.
-        seed: of both draws.
-        shortage: as for `balanced_draw`.
+        share: of all patients, in (0, 1); at least one is held out and at least one with infiltrate is left.
+        n_train, n_val, seed, shortage: as for `balanced_draw`.
 
     Returns:
-        The split table ``case,slice,patient,part``, sorted by case and slice; `exposure` tells who is who.
+        The split table ``case,slice,patient,part``, sorted by case and slice; see `exposure`.
 
     Raises:
         DatasetError: a share outside (0, 1), fewer than two patients with infiltrate, or as `balanced_draw`.
@@ -252,3 +247,144 @@ def exposure(split: pd.DataFrame) -> dict[str, Exposure]:
     used = set(patient[split["part"].isin(("train", "val"))])
     tested = sorted(set(patient[split["part"] == "test"]))
     return {name: "seen" if name in used else "unseen" for name in tested}
+
+
+MIN_GROUPS = 3
+"""Groups a class needs to stand in all three parts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Radiographs that take part.
+
+    Attributes:
+        rows: indices into the list of cases, ascending (n,).
+        labels: class number of each (n,).
+        classes: their names.
+        notes: classes with fewer pictures than asked for.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def select_radiographs(
+    cases: Sequence[XrayCase],
+    classes: Sequence[str],
+    counts: Sequence[int | None],
+    seed: int,
+    *,
+    shortage: Literal["all", "error"] = "all",
+) -> Selection:
+    """So many pictures of each class, at random; None takes all.
+
+    Args:
+        cases: to draw from; those of other classes are passed over.
+        classes: names of `XrayCase.label`, in the order of their numbers.
+        counts: pictures per class; the paper's Dataset_1 has 544, 500 and 456 (section 3.2).
+        seed: of the draw.
+        shortage: when a class has fewer, take ``all`` and note it, or raise an ``error``.
+
+    Raises:
+        DatasetError: a class without a picture, or with too few of them.
+    """
+    if len(classes) != len(counts):
+        raise DatasetError(f"{len(classes)} classes and {len(counts)} numbers of pictures; give one number per class")
+    rng = np.random.default_rng([seed, 11])
+    taken: list[tuple[int, int]] = []
+    notes = []
+    for number, (name, wanted) in enumerate(zip(classes, counts, strict=True)):
+        found = sorted((i for i, c in enumerate(cases) if c.label == name), key=lambda i: _key(cases[i]))
+        if not found:
+            raise DatasetError(f"class {name} has no picture in the data sets given; expected {wanted or 'some'}")
+        if wanted is not None and wanted > len(found):
+            text = f"class {name} has {len(found)} pictures, {wanted} were asked for"
+            if shortage == "error":
+                raise DatasetError(f"{text}; give more data, ask for fewer, or use --set data.shortage=all")
+            notes.append(f"{text}: all were taken")
+        size = len(found) if wanted is None else min(wanted, len(found))
+        taken += [(found[int(i)], number) for i in rng.permutation(len(found))[:size]]
+    taken.sort()
+    rows, labels = (np.array(values, np.int64) for values in zip(*taken, strict=True))
+    return Selection(rows, labels, tuple(classes), tuple(notes))
+
+
+def _key(case: XrayCase) -> tuple[str, str]:
+    return case.dataset, case.case
+
+
+def split_radiographs(
+    selection: Selection,
+    cases: Sequence[XrayCase],
+    groups: Sequence[str],
+    *,
+    by: Literal["group", "image"],
+    test_share: float,
+    validation_share: float,
+    seed: int,
+) -> NDArray[np.str_]:
+    """``train``, ``val`` or ``test`` for each selected picture, class by class.
+
+    Args:
+        selection: the pictures.
+        cases, groups: of all pictures, by place.
+        by: ``group`` keeps patients and copies whole; ``image`` is the paper's, by picture.
+        test_share: of the pictures; the paper: 0.2.
+        validation_share: of the rest; the paper: 0.125.
+        seed: of the split.
+
+    Raises:
+        DatasetError: a class with fewer than `MIN_GROUPS` groups (or pictures).
+    """
+    units = [f"{_key(cases[int(row)])}" if by == "image" else groups[int(row)] for row in selection.rows]
+    label_of: dict[str, int] = {}
+    for unit, label in sorted(zip(units, selection.labels.tolist(), strict=True)):
+        label_of.setdefault(unit, int(label))  # a group of several classes goes where its first class goes
+    sizes = Counter(units)
+    part_of: dict[str, str] = {}
+    for number, name in enumerate(selection.classes):
+        members = sorted(unit for unit, label in label_of.items() if label == number)
+        if len(members) < MIN_GROUPS:
+            what = "pictures" if by == "image" else "patients (groups of patients who share no picture)"
+            raise DatasetError(
+                f"class {name} has {len(members)} {what}; training, validation and test need at least {MIN_GROUPS}: "
+                "give more data of that class"
+            )
+        rng = np.random.default_rng([seed, 12, number])
+        order = [members[int(i)] for i in rng.permutation(len(members))]
+        part_of |= _share_out(order, sizes, test_share, validation_share)
+    return np.array([part_of[unit] for unit in units])
+
+
+def _share_out(order: Sequence[str], sizes: Mapping[str, int], test: float, validation: float) -> dict[str, str]:
+    """Units to parts in their order: each part takes units until its share is nearest; no part stays empty."""
+    total = sum(sizes[unit] for unit in order)
+    wanted = {"test": test * total, "val": validation * (1 - test) * total}
+    parts: dict[str, list[str]] = {"test": [], "val": [], "train": []}
+    held = {"test": 0, "val": 0}
+    for unit in order:
+        for name in ("test", "val"):
+            # in as far as it brings the part nearer to its share; a first unit in any case
+            if not parts[name] or held[name] + sizes[unit] / 2 <= wanted[name]:
+                parts[name].append(unit)
+                held[name] += sizes[unit]
+                break
+        else:
+            parts["train"].append(unit)
+    if not parts["train"]:
+        largest = max(("test", "val"), key=lambda name: (len(parts[name]), name))
+        parts["train"].append(parts[largest].pop())
+    return {unit: name for name, units in parts.items() for unit in units}
+
+
+def write_radiograph_split(
+    path: str | Path, cases: Sequence[XrayCase], groups: Sequence[str], parts: Sequence[str]
+) -> None:
+    """Write a split as CSV with `XRAY_COLUMNS`; cases, groups and parts of the same pictures."""
+    rows = [
+        (f"{case.dataset}/{case.case}", 0, case.patient, part, case.dataset, case.label, case.source, group)
+        for case, group, part in sorted(zip(cases, groups, parts, strict=True), key=lambda row: _key(row[0]))
+    ]
+    write_csv(path, XRAY_COLUMNS, rows)

@@ -22,7 +22,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.nnunet import FILE as NNUNET_FILE
 from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
 from pneumoscope.datasets.public.covid19ctseg import MaTask, ma_folds
-from pneumoscope.datasets.splits.draw import patients_in_several_parts, write_split
+from pneumoscope.datasets.splits.draw import PARTS, leaking, write_split
 from pneumoscope.datasets.splits.folds import (
     SUSPECTED,
     Fold,
@@ -204,14 +204,11 @@ def _summary(
         leaks = [leaking_groups(fold, groups) for fold in folds]
     else:
         sizes = [
-            {
-                part: int(sum((t["part"] == part).sum() for t in by_dataset.values()))
-                for part in ("train", "val", "test")
-            }
+            {part: int(sum((t["part"] == part).sum() for t in by_dataset.values())) for part in PARTS}
             for by_dataset in tables
         ]
         leaks = [
-            [f"{name}:{p}" for name, t in by_dataset.items() for p in patients_in_several_parts(t)]
+            [f"{name}:{p}" for name, t in by_dataset.items() for p in leaking(t["part"], t["patient"])]
             for by_dataset in tables
         ]
     drawn = plan.by if plan.splits_file is None else "file"

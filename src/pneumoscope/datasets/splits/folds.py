@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from pneumoscope.datasets.splits.draw import COLUMNS
+from pneumoscope.datasets.splits.draw import COLUMNS, leaking
 from pneumoscope.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -112,28 +112,30 @@ def group_members(members: Sequence[Member], links: Sequence[Link] = ()) -> dict
     The result does not depend on the order of members or links. A link that fits nothing ties nothing.
     """
     ordered = sorted(members)
-    parent: dict[Member, Member] = {member: member for member in ordered}
-
-    def root(member: Member) -> Member:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    def tie(first: Member, others: Iterable[Member]) -> None:
-        for other in others:
-            low, high = sorted((root(first), root(other)))
-            parent[high] = low  # the smallest is the root, whatever the order of ties
-
-    by_patient: dict[tuple[str, str], list[Member]] = {}
-    for member in ordered:
-        by_patient.setdefault((member.dataset, member.patient), []).append(member)
-    for people in by_patient.values():
-        tie(people[0], people[1:])
+    first: dict[tuple[str, str], Member] = {}
+    ties = [(first.setdefault((member.dataset, member.patient), member), member) for member in ordered]
     for link in links:
-        for left, right in link.pairs(ordered):
-            tie(left[0], left + right)
-    return {member: f"{root(member).dataset}:{root(member).patient}" for member in ordered}
+        ties += [(left[0], other) for left, right in link.pairs(ordered) for other in (*left, *right)]
+    return {member: f"{root.dataset}:{root.patient}" for member, root in joined(ordered, ties).items()}
+
+
+Item = TypeVar("Item", Member, str)
+
+
+def joined(items: Iterable[Item], ties: Iterable[tuple[Item, Item]]) -> dict[Item, Item]:
+    """The smallest item of the connected component of each item, whatever the order of items and ties."""
+    parent = {item: item for item in items}
+
+    def root(item: Item) -> Item:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for one, other in ties:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {item: root(item) for item in parent}
 
 
 def untied(members: Sequence[Member], groups: Mapping[Member, str]) -> list[Link]:
@@ -322,9 +324,6 @@ def as_table(fold: Fold, dataset: str, slices: Mapping[str, int]) -> pd.DataFram
 
 
 def leaking_groups(fold: Fold, groups: Mapping[Member, str]) -> list[str]:
-    """Groups with cases in more than one part of a fold, sorted; empty for folds of `group_folds`."""
-    parts: dict[str, set[str]] = {}
-    for part, members in fold.parts.items():
-        for member in members:
-            parts.setdefault(groups[member], set()).add(part)
-    return sorted(name for name, found in parts.items() if len(found) > 1)
+    """`leaking` groups of a fold; empty for folds of `group_folds`."""
+    placed = [(part, groups[member]) for part, members in fold.parts.items() for member in members]
+    return leaking(*zip(*placed, strict=True))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.splits.folds import joined
 from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import ReadError
 from pneumoscope.volume import Radiograph
@@ -124,15 +125,6 @@ def find_pairs(prints: Prints, likeness: float = LIKENESS) -> list[Pair]:
 
 def patient_groups(cases: Sequence[XrayCase], pairs: Iterable[Pair]) -> list[str]:
     """A group per picture: patients, joined wherever pictures of two of them are one."""
-    leader: dict[str, str] = {case.patient: case.patient for case in cases}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
-    for pair in pairs:
-        one, other = find(cases[pair.a].patient), find(cases[pair.b].patient)
-        leader[max(one, other)] = min(one, other)
-    return [find(case.patient) for case in cases]
+    ties = [(cases[pair.a].patient, cases[pair.b].patient) for pair in pairs]
+    group_of = joined((case.patient for case in cases), ties)
+    return [group_of[case.patient] for case in cases]
