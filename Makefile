@@ -49,8 +49,9 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/pneumoscope demo --out demo --overwrite
 
-# Files of tests run side by side, one process a core; a file stays together, as its tests share what they made.
-SIDE_BY_SIDE := -n auto --dist loadfile
+# Files of tests run side by side, one process a core; a file stays together, as its tests share what they made. When
+# such a process is killed the run ends and names the test: pytest-xdist 3.8 would wait for its files for ever.
+SIDE_BY_SIDE := -n auto --dist loadfile --max-worker-restart 0
 
 test: $(VENV)/.test
 	$(RUN) pytest $(SIDE_BY_SIDE)
