@@ -96,7 +96,7 @@ def test_evaluate(files):
 
 
 def test_segment_without_the_model_says_which_there_are(files):
-    with pytest.raises(ps.PneumoscopeError, match="neither a model folder nor a shipped model"):
+    with pytest.raises(ps.PneumoscopeError, match="there is no model 'heart'"):
         ps.segment(files["scan"], model="heart")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,6 +100,17 @@ class ModelError(InputError):
 
 class RunError(PneumoscopeError):
     """Something failed while running."""
+
+
+def no_such(what: str, name: object, known: Iterable[str]) -> str:
+    """``there is no recipe 'x'; did you mean y? known are y, z``: the message for a name that is in no list."""
+    from difflib import get_close_matches
+
+    names = list(known)
+    folded = {each.casefold(): each for each in names}
+    near = get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]}? " if near else ""
+    return f"there is no {what} {str(name)!r}; {hint}known are {', '.join(names) or 'none'}"
 
 
 NO_ROOM = {

@@ -12,10 +12,7 @@ import typer
 from pneumoscope import __version__
 from pneumoscope.cli import app as app_module
 from pneumoscope.cli.app import ending, run
-from pneumoscope.cli.reference import commands
 from pneumoscope.errors import InputError, ReadError, RunError
-
-VERBS = [name.split() for name, _ in commands()]
 
 
 def failing_with(monkeypatch, problem):
@@ -34,15 +31,6 @@ def test_bare_call_shows_the_help(cli):
     assert ran.code == 0
     assert "not a medical device" in ran.out
     assert ran.err == ""
-
-
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_has_help_and_the_common_options(cli, verb):
-    ran = cli(*verb, "--help")
-    assert ran.code == 0
-    assert ran.err == ""
-    for option in ("--json", "--quiet", "--debug"):
-        assert option in ran.out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options
 from pneumoscope.options import option, recorded, single_scan_values
 
 

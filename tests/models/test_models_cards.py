@@ -50,7 +50,12 @@ def test_an_existing_folder_goes_before_a_shipped_name(root, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("nope", "infiltrate, lungs"), ("../lungs", "neither"), ("", "lungs"), ("bad\nname", "neither")],
+    [
+        ("nope", "infiltrate, lungs"),
+        ("../lungs", "there is no model"),
+        ("", "lungs"),
+        ("bad\nname", r"there is no model 'bad\\nname'"),
+    ],
 )
 def test_unknown_model_names_the_known_ones(root, tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
@@ -59,7 +64,7 @@ def test_unknown_model_names_the_known_ones(root, tmp_path, monkeypatch, name, w
 
 
 def test_unknown_model_where_none_is_shipped(tmp_path):
-    with pytest.raises(ModelError, match="no model is shipped"):
+    with pytest.raises(ModelError, match=r"there is no model 'lungs'; known are none"):
         cards.find_model("lungs", root=tmp_path)
 
 

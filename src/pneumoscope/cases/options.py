@@ -97,7 +97,7 @@ class XrayOptions:
     """How radiographs are classified; `threads` files are read side by side."""
 
     model: str | Path = option("xray", "A shipped model's name, or a model folder.", metavar="NAME|DIR", file=True)
-    heatmaps: bool = option(True, "Write <image>_heatmap.png; without them it is quicker.")
+    heatmaps: bool = option(True, "Write IMAGE_heatmap.png; without them it is quicker.")
     method: Literal["grad-cam", "occlusion"] = option(
         "grad-cam", "grad-cam is quick; occlusion needs no gradients and takes some hundred looks a picture.",
         flags=("--heatmap-method",),

@@ -33,8 +33,9 @@ from pneumoscope.cli import (
     view,
     xray,
 )
-from pneumoscope.cli.options import new_group
-from pneumoscope.cli.output import mute, remark, say
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.output import mute, remark, say, say_json
 from pneumoscope.errors import PneumoscopeError, printable, shortage
 
 UsageError = typer.BadParameter.__mro__[1]
@@ -43,7 +44,8 @@ UsageError = typer.BadParameter.__mro__[1]
 
 app = new_group(
     "Pneumonia in chest CT: lungs and infiltrates, severity, transfer studies between hospitals.\n\n"
-    "Research software; not a medical device."
+    "Research software; not a medical device.",
+    completion=True,
 )
 
 
@@ -62,6 +64,20 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         say(context.get_help())
+
+
+@app.command("version")
+@common_options()
+def version(common: Common) -> None:
+    """Print the version, with --json those of what it computes with."""
+    if not common.json:
+        say(f"pneumoscope {__version__}")
+        return
+    from importlib.metadata import version as version_of
+    from platform import python_version
+
+    libraries = {name: version_of(name) for name in ("torch", "numpy", "nibabel", "pydicom", "SimpleITK")}
+    say_json({"pneumoscope": __version__, "python": python_version(), **libraries})
 
 
 for verb_group in (
@@ -99,9 +115,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         mute()
         return 0
-    except SystemExit:  # the parser's own way out when a reader closes the pipe during --help
-        mute()
-        return 0
+    except SystemExit as problem:  # how the parser ends completion, and --help when a reader closes the pipe
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            mute()
+            return 0
+        return problem.code if isinstance(problem.code, int) else 0
     except (Exception, KeyboardInterrupt) as problem:
         code, line = ending(problem)
         if debug and not isinstance(problem, UsageError):

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import say, say_fields, say_json
 
 group = new_group("Prepared scans and slices kept between runs; off unless PNEUMOSCOPE_CACHE is set.")

@@ -28,7 +28,7 @@ Scans = Annotated[
         help="A NIfTI, NRRD, MetaImage or DICOM file, a DICOM folder or zip; a folder of those; a CSV manifest.",
     ),
 ]
-MoreScans = Annotated[list[str] | None, typer.Argument(metavar="[SCAN]...", help="More scans.")]
+MoreScans = Annotated[list[str] | None, typer.Argument(metavar="SCAN", help="More scans.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write; one folder per case.")]
 Series = Annotated[
     str,

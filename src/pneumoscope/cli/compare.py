@@ -23,7 +23,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MORE]...", help="Further dates of that patient, in order.")
+        list[Path] | None, typer.Argument(metavar="MORE", help="Further dates of that patient, in order.")
     ] = None,
     model: Annotated[
         str, typer.Option("--model", metavar="NAME|DIR", help="The infiltrate model, where a scan is segmented first.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pneumoscope.cli.data_audit import audit
-from pneumoscope.cli.options import Common, common_options, new_group, pairs
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, DatasetName, common_options, pairs
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 
@@ -39,15 +41,15 @@ def list_datasets(common: Common) -> None:
         say_json(rows)
     else:
         say_table(
-            ("name", "kind", "readable", "licence", "title"),
-            [(r["name"], r["kind"], "yes" if r["readable"] else "not yet", r["licence"], r["title"]) for r in rows],
+            ("name", "kind", "licence", "title"),
+            [(r["name"], r["kind"], re.split(r" \(|[,;]", r["licence"])[0], r["title"]) for r in rows],
         )
 
 
 @group.command("info")
 @common_options()
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    name: DatasetName,
     common: Common,
 ) -> None:
     """Show one data set: licence, citation, where to get it."""
@@ -103,7 +105,7 @@ def phantom(
 
 @common_options()
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
     common: Common,
     quick: Annotated[
@@ -165,7 +167,7 @@ NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
 
 @common_options("overwrite")
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
     to: Annotated[str, typer.Option("--to", metavar="nnunet|slices|manifest", help="The layout to write.")],
@@ -219,7 +221,7 @@ def convert(
 
 @common_options("seed", "overwrite")
 def split(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where the data set lies.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
     common: Common,

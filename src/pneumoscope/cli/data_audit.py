@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options, pairs
+from pneumoscope.cli.options import Common, DatasetName, common_options, pairs
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @common_options("device", "overwrite", "resume")
 def audit(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.")],
+    name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
     common: Common,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options, model_names
 from pneumoscope.cli.output import say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
 
 group = new_group("Shipped and own models: card, licence, checksum, export.")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A shipped model's name, or a model folder.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A shipped model's name, or a model folder.", autocompletion=model_names)
+]
 
 
 class Target(StrEnum):
@@ -39,8 +43,14 @@ def list_models(common: Common) -> None:
     if common.json:
         say_json(rows)
     else:
-        columns = ("name", "architecture", "bytes", "licence", "title")
-        say_table(columns, [[row[column] for column in columns] for row in rows])
+        short = [(r["name"], f"{(r['bytes'] or 0) / 1e6:.1f}", _short(r["licence"]), r["title"]) for r in rows]
+        say_table(("name", "MB", "licence", "title"), short)
+        say("whole licences and what a model was trained on: pneumoscope model info NAME")
+
+
+def _short(licence: str | None) -> str:
+    """The name of a licence without what is said about it."""
+    return re.split(r" \(|[,;:]", licence or "")[0]
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def verify(
     common: Common,
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Shipped names or model folders; none means all shipped models."),
+        typer.Argument(metavar="MODEL", help="Shipped names or model folders; none means all shipped models."),
     ] = None,
 ) -> None:
     """Compare weights with the SHA-256 in their card.

@@ -56,6 +56,25 @@ class Common:
     debug: bool = False
 
 
+def dataset_names() -> list[str]:
+    """For completion: the names of `data list`."""
+    from pneumoscope.datasets.registry import DATASETS
+
+    return list(DATASETS)
+
+
+def model_names() -> list[str]:
+    """For completion: the names of `model list`."""
+    from pneumoscope.models.cards import shipped_models
+
+    return shipped_models()
+
+
+DatasetName = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.", autocompletion=dataset_names),
+]
+
 Threshold = Annotated[
     float | None,
     typer.Option(
@@ -94,11 +113,6 @@ _ANNOTATIONS: dict[str, Any] = {
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and library warnings.")],
 }
 ALWAYS = ("json", "quiet", "debug")
-
-
-def new_group(help_text: str) -> typer.Typer:
-    """A typer application without colours, completion and its own error printing."""
-    return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def common_options(*names: str, options: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -153,6 +167,7 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
             help=rules.help,
             min=rules.low,
             max=rules.high,
+            autocompletion=model_names if rules.metavar.startswith("NAME|DIR") else None,
         )
         kept: Any = Annotated[annotation if default is not None else Optional[annotation], declared]  # noqa: UP045
         result.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kept))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +18,8 @@ from pneumoscope.progress import FORECAST, NOTE, Progress, silent
 
 MAX_BARS = 2
 """Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room."""
+SHORT = 24
+"""Characters of a cell that is never wrapped: a name or a number."""
 
 
 def say(text: str = "") -> None:
@@ -49,11 +53,23 @@ def say_json(value: Any) -> None:
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under column names, aligned; the last column runs free."""
+    """Rows under column names, aligned; a terminal wraps long cells to its width, in a pipe a row is a line."""
+    from rich.console import Console
+    from rich.table import Table
+
     cells = [[str(cell) if cell is not None else "" for cell in row] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(columns)]
-    for row in [[name.upper() for name in columns], *cells]:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for index, name in enumerate(columns):
+        short = all(len(row[index]) <= SHORT for row in cells)
+        table.add_column(name.upper(), no_wrap=short, overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    width = shutil.get_terminal_size().columns if fits else 10**5
+    stream = io.StringIO()
+    Console(file=stream, width=width, markup=False, emoji=False, highlight=False, color_system=None).print(table)
+    for line in stream.getvalue().splitlines():
+        say(line.rstrip())
 
 
 def say_fields(fields: Mapping[str, Any], indent: str = "") -> None:

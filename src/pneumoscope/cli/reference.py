@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from pneumoscope.cli.app import app
+from pneumoscope.cli.help import EXAMPLES, usage_of
 from pneumoscope.io.files import write_text
 
 HEAD = """# The command line
@@ -43,8 +44,9 @@ def cli_reference() -> str:
 
 def _section(name: str, command: Any) -> str:
     parameters = [p for p in command.params if p.name != "help"]
-    usage = " ".join(["pneumoscope", name, *filter(None, (_usage(p) for p in parameters))])
-    lines = [f"## pneumoscope {name}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), ""]
+    usage = " ".join(["pneumoscope", name, *usage_of(command)])
+    example = f"Example: `pneumoscope {EXAMPLES[name]}`"
+    lines = [f"## pneumoscope {name}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), "", example, ""]
     lines += ["| argument or option | default | meaning |", "|---|---|---|"]
     lines += [f"| `{_names(p)}` | {_default(p)} | {_cell(p.help or '')} |" for p in parameters]
     return "\n".join([*lines, ""])
@@ -56,13 +58,6 @@ def _is_argument(parameter: Any) -> bool:
 
 def _metavar(parameter: Any) -> str:
     return str(parameter.metavar or "")
-
-
-def _usage(parameter: Any) -> str:
-    """What the usage line says of a parameter; optional options are left to the table."""
-    if _is_argument(parameter):
-        return _metavar(parameter)
-    return f"{parameter.opts[-1]} {_metavar(parameter)}" if parameter.required else ""
 
 
 def _names(parameter: Any) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options, new_group, pairs
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options, pairs
 from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 group = new_group("Transfer studies: the papers' experiments.")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `pneumoscope study list`.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A name of `pneumoscope study list`.", autocompletion=lambda: list(ALL_RECIPES)
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -94,13 +100,18 @@ def run(
     settings: Settings = None,
     seeds: Annotated[
         int | None,
-        typer.Option("--seeds", min=1, help="Trainings of a study of radiographs, each with its own draw and split."),
+        typer.Option(
+            "--seeds", min=1, metavar="N", help="Trainings of a study of radiographs, each with its own draw and split."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", min=1, help="Processes for stages that do not wait for each other; fewer where memory is short."
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Processes for stages that do not wait for each other; fewer where memory is short.",
         ),
     ] = 1,
     accept_if_forgetting_below: Annotated[

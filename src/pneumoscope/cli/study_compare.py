@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 @common_options("overwrite")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Study folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Study folders.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
 ) -> None:

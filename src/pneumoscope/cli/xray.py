@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pneumoscope.cases.options import XrayOptions
-from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.help import new_group
+from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_json
 from pneumoscope.errors import InputError, RunError
 
@@ -39,7 +40,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
     options: XrayOptions,
-    more_images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="More radiographs.")] = None,
+    more_images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE", help="More radiographs.")] = None,
 ) -> None:
     """Classify frontal chest X-rays.
 

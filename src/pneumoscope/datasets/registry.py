@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.errors import DatasetError
+from pneumoscope.errors import DatasetError, no_such
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
@@ -217,7 +217,7 @@ def dataset_info(name: str) -> DatasetInfo:
         DatasetError: no such name; the message lists the known ones.
     """
     if name not in DATASETS:
-        raise DatasetError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+        raise DatasetError(no_such("data set", name, DATASETS))
     return DATASETS[name]
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import ModelError
+from pneumoscope.errors import ModelError, no_such
 from pneumoscope.io.files import jsonable, read_json, sha256, write_json
 
 CARD_FILE = "card.json"
@@ -97,11 +97,12 @@ def find_model(name_or_dir: str | Path, *, root: Path | None = None) -> Path:
     names = shipped_models(root)
     if str(name_or_dir) in names:
         return root / str(name_or_dir)
-    known = f"one of {', '.join(names)}" if names else "no model is shipped with this version"
-    what = f"is a folder without {CARD_FILE}" if folder.is_dir() else "is neither a model folder nor a shipped model"
-    raise ModelError(
-        f"{what}; expected a folder with {CARD_FILE} and its weights, or a shipped name ({known})", path=folder
-    )
+    if folder.is_dir():
+        raise ModelError(
+            f"is a folder without {CARD_FILE}; expected a model folder or a shipped name ({', '.join(names)})",
+            path=folder,
+        )
+    raise ModelError(f"{no_such('model', name_or_dir, names)}; or give a folder with {CARD_FILE} and its weights")
 
 
 def content_of_model(name_or_dir: str | Path) -> str:

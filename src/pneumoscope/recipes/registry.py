@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, no_such
 from pneumoscope.recipes.access import configured
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
@@ -93,9 +92,7 @@ def build_any(
     """
     if isinstance(recipe, str):
         if recipe not in ALL_RECIPES:
-            near = get_close_matches(recipe, ALL_RECIPES, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"there is no recipe {recipe!r}; {hint}known are {', '.join(ALL_RECIPES)}")
+            raise InputError(no_such("recipe", recipe, ALL_RECIPES))
         recipe = ALL_RECIPES[recipe].build()
     if seeds is not None:
         if recipe.kind != "xray":

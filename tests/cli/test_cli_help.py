@@ -1,0 +1,113 @@
+"""Help in groups with an example, completion, tables that fit, names that are nearly right."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from typer.main import get_command
+
+from pneumoscope.cli.app import app
+from pneumoscope.cli.help import EXAMPLES, GROUPS, VERBS
+from pneumoscope.cli.reference import commands
+
+NAMES = [name for name, _ in commands()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_is_grouped_and_ends_with_an_example(cli, name):
+    ran = cli(*name.split(), "-h")
+    assert ran.code == 0
+    assert ran.err == ""
+    assert all(option in ran.out for option in ("--help", "--json", "--quiet", "--debug"))
+    assert set(re.findall(r"^(\w+):$", ran.out, re.MULTILINE)) <= {*GROUPS, "Example"}
+    assert ran.out.splitlines()[-1] == f"  pneumoscope {EXAMPLES[name]}"
+    body = ran.out.split("Example:")[0]
+    assert max(map(len, body.splitlines())) <= 80
+    assert not re.search(r"<[a-z]|\[\[|\{|list\[|[<>]=|\.\.\.\]\.\.\.", body), body
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_example_is_a_call_that_is_understood(name):
+    command, words = get_command(app), shlex.split(EXAMPLES[name])
+    for part in name.split():
+        assert words.pop(0) == part
+        command = command.commands[part]
+    command.make_context(name, words)  # raises for an unknown option or a missing one
+
+
+def test_the_programs_own_help_names_every_verb_once(cli):
+    listed = [name for names in VERBS.values() for name in names]
+    assert sorted(listed) == sorted(get_command(app).commands)
+    assert cli("-h").out.count("\n  segment ") == 1
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("argv", [["model", "list"], ["data", "list"], ["study", "list"]], ids=" ".join)
+def test_tables_fit_the_terminal_and_lose_nothing(cli, monkeypatch, argv, columns):
+    whole = cli(*argv).out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    fitted = cli(*argv).out
+    assert max(map(len, fitted.splitlines())) <= columns
+    letters = [sorted(re.sub(r"\s", "", text)) for text in (whole, fitted)]
+    assert letters[0] == letters[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["model", "info", "Infiltrat"], "did you mean infiltrate?"),
+        (["data", "info", "mosmet"], "did you mean mosmed?"),
+        (["study", "show", "maganaris-2022"], "did you mean maganaris-2022"),
+        (["segmnt"], "Did you mean 'segment'?"),
+    ],
+)
+def test_a_name_that_is_nearly_right(cli, argv, hint):
+    cli(*argv).refused(hint)
+
+
+def test_a_name_like_no_other_gets_no_hint(cli):
+    ran = cli("model", "info", "qqqq")
+    assert "did you mean" not in ran.err
+    assert "infiltrate, lungs, xray" in ran.err
+
+
+def test_version_as_a_verb(cli):
+    assert cli("version").out == cli("--version").out
+    assert {"pneumoscope", "python", "torch"} <= set(cli("version", "--json").json)
+
+
+@pytest.mark.parametrize(("shell", "file"), [("bash", ".bashrc"), ("zsh", ".zshrc"), ("fish", ".config/fish")])
+def test_completion_is_installed_for_the_shell(tmp_path, shell, file):
+    code = f"""
+import shellingham, sys
+shellingham.detect_shell = lambda: ({shell!r}, "/bin/{shell}")
+from pneumoscope.cli import main
+sys.exit(main(["--install-completion"]))
+"""
+    home = {**os.environ, "HOME": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / file).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("pneumoscope seg", ["segment"]),
+        ("pneumoscope data au", ["audit"]),
+        ("pneumoscope data info mos", ["mosmed"]),
+        ("pneumoscope study show bress", ["bressem-2021", "bressem-2021-reduced", "bressem-2021-small"]),
+        ("pneumoscope model info l", ["lungs"]),
+        ("pneumoscope segment --uncert", ["--uncertainty"]),
+    ],
+)
+def test_completion_knows_verbs_options_and_names(words, expected):
+    asked = {"_PNEUMOSCOPE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    ran = subprocess.run([sys.executable, "-m", "pneumoscope"], env=os.environ | asked, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == expected
