@@ -5,7 +5,7 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.recipes import access
 from pneumoscope.recipes.registry import ALL_RECIPES, RECIPES, XRAY_RECIPES, build_any
-from pneumoscope.recipes.volume_registry import VOLUME_RECIPES
+from pneumoscope.recipes.systems import VOLUME_RECIPES
 from pneumoscope.recipes.xray import XrayExperiment
 
 

@@ -170,7 +170,7 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     import nibabel
     from test_study_volumes import MUELLER
 
-    from pneumoscope.recipes.volume_registry import build_volume_recipe
+    from pneumoscope.recipes.systems import build_volume_recipe
 
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
     plan = with_overrides(build_volume_recipe("mueller-2021-small"), MUELLER)

@@ -12,7 +12,7 @@ from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import DatasetError
 from pneumoscope.geometry import Grid
 from pneumoscope.recipes.access import with_overrides
-from pneumoscope.recipes.volume_registry import build_volume_recipe
+from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import LUNG_AIR_HU, fit_air, fitted
 from pneumoscope.study.scores.volumes import structures

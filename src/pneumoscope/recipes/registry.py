@@ -13,7 +13,7 @@ from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channe
 from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_slices_short
 from pneumoscope.recipes.papers.transfer_systems import transfer_systems, transfer_systems_small
 from pneumoscope.recipes.settings import Recipe
-from pneumoscope.recipes.volume_registry import VOLUME_RECIPES
+from pneumoscope.recipes.systems import VOLUME_RECIPES
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe

@@ -41,6 +41,17 @@ def our_choice(value: T, why: str) -> T:
     return sourced(value, OUR_CHOICE + why)
 
 
+@dataclass(frozen=True)
+class Paper:
+    """`sourced` for the values that one paper states: ``paper(320, "section 3.1")``."""
+
+    name: str
+
+    def __call__(self, value: T, where: str) -> T:
+        """The value with the paper's name and the place in it."""
+        return sourced(value, f"{self.name}, {where}")
+
+
 def setting(
     unit: str = "",
     *,
@@ -79,13 +90,13 @@ class Settings:
             if isinstance(value, _Sourced):
                 object.__setattr__(self, name, value.value)
                 sources[name] = value.source
-        object.__setattr__(self, "sources", sources)
         unsourced = [name for name in rules if not sources.get(name, "").strip()]
         unknown = [name for name in sources if name not in rules]
         if unsourced or unknown:
             raise InputError(
                 f"{type(self).__name__}: every value needs a source; without one: {unsourced}, unknown: {unknown}"
             )
+        object.__setattr__(self, "sources", {name: sources[name] for name in rules})
         for name, rule in rules.items():
             _check_bounds(f"{type(self).__name__}.{name}", getattr(self, name), rule)
 
@@ -112,6 +123,13 @@ def _check_bounds(key: str, value: Any, rules: Mapping[str, Any]) -> None:
     if value != value or (low is not None and value < low) or (high is not None and value > high):
         wanted = f"from {low}" if high is None else f"up to {high}" if low is None else f"from {low} to {high}"
         raise InputError(f"{key} = {value!r} is out of bounds; expected {wanted}")
+
+
+def all_from(source: str, kind: type[SettingsT], /, **values: Any) -> SettingsT:
+    """Settings of class `kind` with one source for every value that has none of its own."""
+    names = {f.name for f in setting_fields(kind)}
+    plain = {n: sourced(v, source) for n, v in values.items() if n in names and not isinstance(v, _Sourced)}
+    return kind(**{**values, **plain})
 
 
 def revise(group: SettingsT, why: str, /, **values: Any) -> SettingsT:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import OUR_CHOICE, Settings, setting
+from pneumoscope.recipes.settings import OUR_CHOICE, Settings, our_choice, setting, sourced
 
 STRATEGIES: Mapping[str, str] = {
     "plain": "fine-tuning on the new set alone (the paper)",
@@ -99,30 +99,19 @@ class Strategy(Settings):
 def plain_strategy() -> Strategy:
     """Plain fine-tuning, as in the papers, and our numbers for every other strategy."""
     return Strategy(
-        name="plain",
-        store_slices=40,
-        earlier_share=None,
-        validation_slices=24,
-        ewc_weight=1e8,
-        ewc_slices=60,
-        lwf_weight=1.0,
-        lwf_temperature=2.0,
-        averaging_weights=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-        frozen=("down",),
-        adabn_slices=60,
-        site_known=False,
-        sources={
-            "name": "Maganaris 2022a and 2022b, section 3: retraining on the new set alone",
-            "store_slices": OUR_CHOICE + "a tenth of the 440 training slices of the papers, rounded",
-            "earlier_share": OUR_CHOICE + "no set is worth more than another",
-            "validation_slices": OUR_CHOICE + "enough to rank, few to keep",
-            "ewc_weight": OUR_CHOICE + "chosen on validation patients; Kirkpatrick 2017 searches it per problem",
-            "ewc_slices": OUR_CHOICE + "the estimate is a mean over slices; more cost time and change little",
-            "lwf_weight": "Li and Hoiem 2016, section 3: lambda_o = 1; " + OUR_CHOICE + "kept",
-            "lwf_temperature": "Li and Hoiem 2016, section 3: T = 2; " + OUR_CHOICE + "kept",
-            "averaging_weights": "Wortsman 2022, section 3 mixes linearly; " + OUR_CHOICE + "tenths",
-            "frozen": OUR_CHOICE + "the encoder, by the names of models.unet",
-            "adabn_slices": OUR_CHOICE + "means of many thousand pixels each are stable",
-            "site_known": OUR_CHOICE + "a new scan does not say which hospital it resembles",
-        },
+        name=sourced("plain", "Maganaris 2022a and 2022b, section 3: retraining on the new set alone"),
+        store_slices=our_choice(40, "a tenth of the 440 training slices of the papers, rounded"),
+        earlier_share=our_choice(None, "no set is worth more than another"),
+        validation_slices=our_choice(24, "enough to rank, few to keep"),
+        ewc_weight=our_choice(1e8, "chosen on validation patients; Kirkpatrick 2017 searches it per problem"),
+        ewc_slices=our_choice(60, "the estimate is a mean over slices; more cost time and change little"),
+        lwf_weight=sourced(1.0, "Li and Hoiem 2016, section 3: lambda_o = 1; " + OUR_CHOICE + "kept"),
+        lwf_temperature=sourced(2.0, "Li and Hoiem 2016, section 3: T = 2; " + OUR_CHOICE + "kept"),
+        averaging_weights=sourced(
+            (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+            "Wortsman 2022, section 3 mixes linearly; " + OUR_CHOICE + "tenths",
+        ),
+        frozen=our_choice(("down",), "the encoder, by the names of models.unet"),
+        adabn_slices=our_choice(60, "means of many thousand pixels each are stable"),
+        site_known=our_choice(False, "a new scan does not say which hospital it resembles"),
     )

@@ -14,8 +14,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.settings import Settings, setting
-from pneumoscope.recipes.volume_registry import VOLUME_RECIPES, build_volume_recipe
+from pneumoscope.recipes.papers.bressem_2021 import bressem, bressem_reduced, bressem_small
+from pneumoscope.recipes.papers.mueller_2021 import mueller, mueller_reduced, mueller_small
+from pneumoscope.recipes.settings import Recipe, Settings, setting, sourced
 from pneumoscope.recipes.volumes import (
     Phase,
     VolumeExperiment,
@@ -42,6 +43,48 @@ ON_SLICES = (SLICES, NEIGHBOURS)
 
 SIMPLE = frozenset({"plain", "joint"})
 """Strategies that every system can be retrained by."""
+
+
+VOLUME_RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "mueller-2021",
+            "Mueller et al. 2021: 3D U-Net on random boxes of 20 scans, 2- to 5-fold, ablation (tables 1 and 2)",
+            mueller,
+        ),
+        Recipe(
+            "mueller-2021-reduced",
+            "mueller-2021 at reduced size on synthetic scans: minutes, and above the threshold",
+            mueller_reduced,
+        ),
+        Recipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
+        Recipe(
+            "bressem-2021",
+            "Bressem et al. 2021: R3D-18 U-Net on whole scans in two sizes, RICORD to two other sets (tables 1 to 3)",
+            bressem,
+        ),
+        Recipe(
+            "bressem-2021-reduced",
+            "bressem-2021 at reduced size on synthetic scans: minutes, and above the threshold",
+            bressem_reduced,
+        ),
+        Recipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
+    )
+}
+"""Every recipe on volumes."""
+
+
+def build_volume_recipe(name: str) -> VolumeExperiment:
+    """The experiment of that name.
+
+    Raises:
+        InputError: no such recipe; the known ones are named.
+    """
+    if name not in VOLUME_RECIPES:
+        raise InputError(f"there is no recipe {name!r} on volumes; known are {', '.join(VOLUME_RECIPES)}")
+    found: VolumeExperiment = VOLUME_RECIPES[name].build()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +117,6 @@ class VolumeSystem(Settings):
     def experiment(self) -> VolumeExperiment:
         """The recipe with these values in place of its own."""
         recipe = _recipe(self.name)
-        said = {**recipe.scoring.sources, "overlap": self.sources["overlap"]}
         return replace(
             recipe,
             preparation=self.preparation,
@@ -82,7 +124,7 @@ class VolumeSystem(Settings):
             augment=self.augment,
             phases=self.phases,
             training=self.training,
-            scoring=replace(recipe.scoring, overlap=self.overlap, sources=said),
+            scoring=replace(recipe.scoring, overlap=sourced(self.overlap, self.sources["overlap"])),
         )
 
 
@@ -106,8 +148,7 @@ def volume_system(name: str) -> VolumeSystem:
         augment=recipe.augment,
         phases=recipe.phases,
         training=recipe.training,
-        overlap=recipe.scoring.overlap,
-        sources={"overlap": recipe.scoring.sources["overlap"]},
+        overlap=sourced(recipe.scoring.overlap, recipe.scoring.sources["overlap"]),
     )
 
 

@@ -243,8 +243,3 @@ class VolumeExperiment(Settings):
     def test_sets(self) -> tuple[VolumeSet, ...]:
         """The sets that are scored at the end."""
         return tuple(s for s in self.data.sets if s.part == "test")
-
-
-def source(why: str, *names: str) -> dict[str, str]:
-    """The same source for several values."""
-    return dict.fromkeys(names, why)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.recipes.papers.mueller_2021 import DEMO, REDUCED, mueller
-from pneumoscope.recipes.settings import OUR_CHOICE, revise
+from pneumoscope.recipes.papers.mueller_2021 import DEMO, REDUCED, mueller, volume_set
+from pneumoscope.recipes.settings import OUR_CHOICE, Paper, all_from, our_choice, revise
 from pneumoscope.recipes.volumes import (
     PaperValue,
     Phase,
@@ -16,14 +16,10 @@ from pneumoscope.recipes.volumes import (
     VolumeFolds,
     VolumeNetwork,
     VolumePreparation,
-    VolumeScoring,
-    VolumeSet,
-    VolumeTraining,
     VolumeVariation,
-    source,
 )
 
-PAPER = "Bressem 2021, "
+paper = Paper("Bressem 2021")
 CITATION = (
     "Bressem K. K., Niehues S. M., Hamm B., Makowski M. R., Vahldiek J. L., Adams L. C. 2021: 3D U-Net for "
     "segmentation of COVID-19 associated pulmonary infiltrates using transfer learning. Preprint of 26 January 2021"
@@ -68,17 +64,18 @@ def _paper() -> tuple[PaperValue, ...]:
 
 
 def _value(table: str, test: str, metric: str, value: float, deviation: float | None) -> PaperValue:
-    where = source(f"{PAPER}Table {table}", "value", "deviation")
-    return PaperValue(sources=where, name=f"t{table}-{test}-{metric}", table=table, k=1, setting="full", fold=0,
-                      test=test, structure="infection", metric=metric, value=value, deviation=deviation)  # fmt: skip
+    where, name = f"{paper.name}, Table {table}", f"t{table}-{test}-{metric}"
+    return all_from(where, PaperValue, name=name, table=table, k=1, setting="full", fold=0, test=test,
+                         structure="infection", metric=metric, value=value, deviation=deviation)  # fmt: skip
 
 
 def bressem() -> VolumeExperiment:
-    """The paper's experiment: decoder, all of it, and all of it at the larger size."""
+    """The paper's experiment: decoder, all of it, and all of it at the larger size; what differs from `mueller`."""
     base = mueller()
     low, high = (112, 112, 18), (256, 256, 20)
-    return VolumeExperiment(
-        sources={},
+    scans, unused = "2.4: random, 85 % and 15 %: 100 and 17 of the 117 scans", OUR_CHOICE + "not used by this recipe"
+    return replace(
+        base,
         recipe="bressem-2021",
         title="3D U-Net on an R3D-18 encoder, whole scans in two sizes, from RICORD to two other sets",
         citation=CITATION,
@@ -86,120 +83,87 @@ def bressem() -> VolumeExperiment:
         data=replace(
             base.data,
             sets=(
-                _set("ricord", "*", "train", "A", 20),
-                _set("covid19ctseg", "coronacases*", "test", "B", 10),
-                _set("mosmed", "*", "test", "C", 10),
+                volume_set("Bressem 2021, 2.1", "ricord", "*", "train", "A", 20),
+                volume_set("Bressem 2021, 2.1", "covid19ctseg", "coronacases*", "test", "B", 10),
+                volume_set("Bressem 2021, 2.1", "mosmed", "*", "test", "C", 10),
             ),
         ),
         preparation=VolumePreparation(
-            sources=source(PAPER + "2.2", "clip_hu")
-            | source(OUR_CHOICE + "the encoder was trained on pictures in [0, 1]", "scale")
-            | source(PAPER + "2.4: scans are resized, not resampled", "spacing_mm")
-            | source(PAPER + "3.1: infection against all else", "classes"),
-            clip_hu=(-2000.0, 500.0),
-            scale="unit",
-            spacing_mm=None,
-            classes="infiltrate",
+            clip_hu=paper((-2000.0, 500.0), "2.2"),
+            scale=our_choice("unit", "the encoder was trained on pictures in [0, 1]"),
+            spacing_mm=paper(None, "2.4: scans are resized, not resampled"),
+            classes=paper("infiltrate", "3.1: infection against all else"),
         ),
         network=VolumeNetwork(
-            sources=source(PAPER + "2.3", "kind")
-            | source(PAPER + "2.3 (stem of R3D-18); the decoder's widths are our choice: none are printed", "features"),
-            kind="r3d18_unet",
-            features=(64, 256, 128, 64, 32),
+            kind=paper("r3d18_unet", "2.3"),
+            features=paper(
+                (64, 256, 128, 64, 32),
+                "2.3 (stem of R3D-18); the decoder's widths are our choice: none are printed",
+            ),
         ),
         augment=_augment(),
         phases=(
-            _phase("decoder", "encoder", low, 6, 10, 0.01, 0.0),
+            _phase("decoder", "encoder", low, 6, 10, 0.01, our_choice(0.0, "none is named for the decoder's epochs")),
             _phase("low", "nothing", low, 6, 200, 0.001, 1e-5),
             _phase("high", "nothing", high, 1, 200, 1e-4, 1e-5),
         ),
-        training=VolumeTraining(
-            sources={**base.training.sources}
-            | source(PAPER + "2.4", "loss")
-            | source(OUR_CHOICE + "fastai's default is Adam with decoupled weight decay", "optimiser")
-            | source(OUR_CHOICE + "every tuning scan once", "validation_boxes")
-            | source(PAPER + "2.4: whole scans", "foreground")
-            | source(OUR_CHOICE + "not used by this recipe", "plateau_epochs", "plateau_factor", "plateau_floor",
-                     "plateau_least", "plateau_rest"),
-            optimiser="adamw",
-            loss="dice_cross_entropy",
-            plateau_epochs=15,
-            plateau_factor=0.1,
-            plateau_least=0.0,
-            plateau_rest=0,
-            plateau_floor=0.0,
-            validation_boxes=17,
-            foreground=0.0,
-            precision="fp32",
-            seed=0,
+        training=replace(
+            revise(base.training, unused, plateau_epochs=15, plateau_factor=0.1, plateau_floor=0.0, plateau_least=0.0,
+                   plateau_rest=0),
+            optimiser=our_choice("adamw", "fastai's default is Adam with decoupled weight decay"),
+            loss=paper("dice_cross_entropy", "2.4"),
+            validation_boxes=our_choice(17, "every tuning scan once"),
+            foreground=paper(0.0, "2.4: whole scans"),
         ),
         folds=VolumeFolds(
-            sources=source(PAPER + "2.4: random, 85 % and 15 %: 100 and 17 of the 117 scans", "by", "validation_share")
-            | source(PAPER + "2.4: one split", "k")
-            | source(PAPER + "has no ablation", "ablation")
-            | source(OUR_CHOICE + "any; the paper names none", "seed"),
-            by="case",
-            k=None,
-            validation_share=0.145,
-            ablation=False,
-            seed=0,
+            by=paper("case", scans),
+            k=paper(None, "2.4: one split"),
+            validation_share=paper(0.145, scans),
+            ablation=paper(False, "has no ablation"),
+            seed=our_choice(0, "any; the paper names none"),
         ),
-        scoring=VolumeScoring(
-            sources={**base.scoring.sources}
-            | source(OUR_CHOICE + "the whole scan is one window", "overlap")
-            | source(OUR_CHOICE + "one model only", "ensemble")
-            | source(PAPER + "3.2: the metric of Ma et al., who take 3 mm", "lesion_tolerance_mm"),
-            overlap=(0.0, 0.0, 0.0),
-            lesion_tolerance_mm=3.0,
-            lung_tolerance_mm=1.0,
-            baseline=True,
-            ensemble=False,
+        scoring=replace(
+            base.scoring,
+            overlap=our_choice((0.0, 0.0, 0.0), "the whole scan is one window"),
+            lesion_tolerance_mm=paper(3.0, "3.2: the metric of Ma et al., who take 3 mm"),
+            ensemble=our_choice(False, "one model only"),
         ),
         paper=_paper(),
     )  # fmt: skip
 
 
 def _augment() -> VolumeVariation:
-    ours = OUR_CHOICE + "section 2.4 names the kind and no numbers"
-    return VolumeVariation(
-        sources=source(ours, "probability", "scale", "rotate_deg", "mirror_axes", "brightness", "contrast", "noise")
-        | source(OUR_CHOICE + "not named; without effect", "elastic_alpha", "elastic_sigma", "gamma"),
+    unnamed = "not named; without effect"
+    return all_from(
+        OUR_CHOICE + "section 2.4 names the kind and no numbers",
+        VolumeVariation,
         probability=0.3,
         scale=(0.9, 1.1),
         rotate_deg=10.0,
-        elastic_alpha=(0.0, 0.0),
-        elastic_sigma=(9.0, 9.0),
+        elastic_alpha=our_choice((0.0, 0.0), unnamed),
+        elastic_sigma=our_choice((9.0, 9.0), unnamed),
         mirror_axes=(1, 2),
         brightness=(0.8, 1.25),
         contrast=(0.75, 1.33),
-        gamma=(1.0, 1.0),
+        gamma=our_choice((1.0, 1.0), unnamed),
         noise=(0.0, 0.02),
     )
-
-
-def _set(name: str, cases: str, part: str, site: str, patients: int) -> VolumeSet:
-    sources = source(PAPER + "2.1", "name", "cases", "part")
-    sources |= source(OUR_CHOICE + "a synthetic stand-in", "phantom_site", "phantom_patients")
-    return VolumeSet(sources=sources, name=name, cases=cases, part=part, phantom_site=site, phantom_patients=patients)
 
 
 def _phase(
     name: str, frozen: str, size: tuple[int, int, int], batch: int, epochs: int, rate: float, decay: float
 ) -> Phase:
-    said = ("frozen", "size", "whole", "batch_size", "max_epochs", "learning_rate", "schedule", "monitor")
-    return Phase(
-        sources=source(PAPER + "2.4", *said)
-        | source(PAPER + "2.4" if decay else OUR_CHOICE + "none is named for the decoder's epochs", "weight_decay")
-        | source(OUR_CHOICE + "an epoch shows each scan once", "steps")
-        | source(PAPER + "2.4: all epochs, then the best checkpoint", "patience"),
+    return all_from(
+        "Bressem 2021, 2.4",
+        Phase,
         name=name,
         frozen=frozen,
         size=size,
         whole=True,
         batch_size=batch,
-        steps=None,
+        steps=our_choice(None, "an epoch shows each scan once"),
         max_epochs=epochs,
-        patience=None,
+        patience=paper(None, "2.4: all epochs, then the best checkpoint"),
         learning_rate=rate,
         weight_decay=decay,
         schedule="cyclic",

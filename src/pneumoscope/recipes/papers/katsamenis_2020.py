@@ -7,7 +7,7 @@ adult from another.
 
 from __future__ import annotations
 
-from pneumoscope.recipes.settings import OUR_CHOICE, setting_fields
+from pneumoscope.recipes.settings import OUR_CHOICE, Paper, all_from, our_choice
 from pneumoscope.recipes.xray import (
     ARMS,
     MODELS,
@@ -27,11 +27,7 @@ CITATION = (
     "Katsamenis I., Protopapadakis E., Voulodimos A., Doulamis A., Doulamis N.: Transfer Learning for COVID-19 "
     "Pneumonia Detection and Classification in Chest X-ray Images (2020), medRxiv 2020.12.14.20248158"
 )
-SECTION_31 = "Katsamenis 2020, section 3.1"
-SECTION_32 = "Katsamenis 2020, section 3.2"
-SECTION_34 = "Katsamenis 2020, section 3.4"
-SECTION_41 = "Katsamenis 2020, section 4.1"
-SECTION_42 = "Katsamenis 2020, section 4.2"
+paper = Paper("Katsamenis 2020")
 
 NOTES = (
     "Figure 3, which shows the simple CNN, is not in the text we have: its widths and depth are ours, and Model_0, "
@@ -54,113 +50,68 @@ NOTES = (
 )
 
 
-def _ours(**reasons: str) -> dict[str, str]:
-    return {name: OUR_CHOICE + reason for name, reason in reasons.items()}
-
-
 def _data() -> XrayData:
     return XrayData(
-        children="kermany",
-        covid=("cohen", "hannover"),
-        adults="nih",
-        classes_0=("normal", "bacterial", "viral"),
-        classes_1=("normal", "bacterial", "covid19"),
-        per_class_0=None,
-        per_class_1=(544, 500, 456),
-        shortage="all",
-        apart=True,
-        sources={
-            "children": f"{SECTION_32}: Kermany et al., Dataset_0 and part of Dataset_1",
-            "covid": f"{SECTION_32}: Cohen et al.; {OUR_CHOICE}Hannover beside it, so that a source can be held out",
-            "classes_0": f"{SECTION_32}",
-            "classes_1": f"{SECTION_31} and {SECTION_32}",
-            "per_class_1": f"{SECTION_32}: 544 healthy, 500 bacterial, 456 COVID-19",
-            **_ours(
-                adults="NIH ChestX-ray14, adults from before the pandemic: none of them has COVID-19",
-                per_class_0="all; the paper has 1575, 2772 and 1493 (section 3.2), public copies have a few less",
-                shortage="copies of the COVID-19 sets differ in size; what is missing is said",
-                apart="the paper's way lets Model_0 learn the classes of test pictures",
-            ),
-        },
+        children=paper("kermany", "section 3.2: Kermany et al., Dataset_0 and part of Dataset_1"),
+        covid=paper(
+            ("cohen", "hannover"),
+            f"section 3.2: Cohen et al.; {OUR_CHOICE}Hannover beside it, so that a source can be held out",
+        ),
+        adults=our_choice("nih", "NIH ChestX-ray14, adults from before the pandemic: none of them has COVID-19"),
+        classes_0=paper(("normal", "bacterial", "viral"), "section 3.2"),
+        classes_1=paper(("normal", "bacterial", "covid19"), "section 3.1 and Katsamenis 2020, section 3.2"),
+        per_class_0=our_choice(
+            None, "all; the paper has 1575, 2772 and 1493 (section 3.2), public copies have a few less"
+        ),
+        per_class_1=paper((544, 500, 456), "section 3.2: 544 healthy, 500 bacterial, 456 COVID-19"),
+        shortage=our_choice("all", "copies of the COVID-19 sets differ in size; what is missing is said"),
+        apart=our_choice(True, "the paper's way lets Model_0 learn the classes of test pictures"),
     )
 
 
 def _training() -> XrayTraining:
     return XrayTraining(
-        stages=MODELS,
-        optimiser="adam",
-        max_epochs=500,
-        patience=10,
-        batch_size=20,
-        learning_rate=1e-3,
-        fine_rate=1e-4,
-        plateau_epochs=5,
-        plateau_factor=0.1,
-        last_layers=11,
-        repeats=3,
-        precision="auto",
-        seed=0,
-        sources={
-            "stages": SECTION_34,
-            "optimiser": f"{SECTION_41}: Adam, beta 0.9 and 0.999",
-            "max_epochs": f"{SECTION_41}: 500 epochs",
-            "patience": f"{SECTION_41}: early stopping set to 10 epochs",
-            "batch_size": f"{SECTION_41}: batches of size 20",
-            "learning_rate": f"{SECTION_41}: 0.001",
-            "fine_rate": f"{SECTION_41}: 0.0001 after unfreezing",
-            "plateau_epochs": f"{SECTION_41}: five epochs without better validation loss",
-            "plateau_factor": f"{SECTION_41}: reduced by a factor of 10",
-            "last_layers": f"{SECTION_41}: the last 11 layers of Model_3",
-            **_ours(
-                repeats="the paper trains once; three draws, splits and trainings show how much is chance",
-                precision="bf16 where the processor computes in it",
-                seed="any; fixed so that the study can be repeated",
-            ),
-        },
+        stages=paper(MODELS, "section 3.4"),
+        optimiser=paper("adam", "section 4.1: Adam, beta 0.9 and 0.999"),
+        max_epochs=paper(500, "section 4.1: 500 epochs"),
+        patience=paper(10, "section 4.1: early stopping set to 10 epochs"),
+        batch_size=paper(20, "section 4.1: batches of size 20"),
+        learning_rate=paper(1e-3, "section 4.1: 0.001"),
+        fine_rate=paper(1e-4, "section 4.1: 0.0001 after unfreezing"),
+        plateau_epochs=paper(5, "section 4.1: five epochs without better validation loss"),
+        plateau_factor=paper(0.1, "section 4.1: reduced by a factor of 10"),
+        last_layers=paper(11, "section 4.1: the last 11 layers of Model_3"),
+        repeats=our_choice(3, "the paper trains once; three draws, splits and trainings show how much is chance"),
+        precision=our_choice("auto", "bf16 where the processor computes in it"),
+        seed=our_choice(0, "any; fixed so that the study can be repeated"),
     )
 
 
 def _honest() -> XrayHonest:
     return XrayHonest(
-        thumbnail=16,
-        corner_share=0.125,
-        corner_thumbnail=8,
-        penalties=(0.001, 0.01, 0.1, 1.0),
-        border=0.1,
-        clahe_limit=2.0,
-        clahe_tiles=8,
-        lung_box=(0.12, 0.82, 0.08, 0.92),
-        adults_train=0.5,
-        networks=ARMS,
-        held_out_networks=True,
-        sources=_ours(
-            thumbnail="shows large shadows at most, and age and framing well enough",
-            corner_share="an eighth: no lung reaches into it",
-            corner_thumbnail="as many numbers as a thumbnail of 16 x 16",
-            penalties="a decade apart; the validation loss chooses",
-            border="letters, collimator edges and black bars lie in the outer tenth",
-            clahe_limit="moderate; OpenCV's default of 40 makes noise",
-            clahe_tiles="OpenCV's default",
-            lung_box="one fixed box for all: a stand-in for a lung mask, which cannot learn where a picture is from",
-            adults_train="half learn, half test",
-            networks="all remedies, so that one table answers",
-            held_out_networks="the only honest test of a source that was never seen",
+        thumbnail=our_choice(16, "shows large shadows at most, and age and framing well enough"),
+        corner_share=our_choice(0.125, "an eighth: no lung reaches into it"),
+        corner_thumbnail=our_choice(8, "as many numbers as a thumbnail of 16 x 16"),
+        penalties=our_choice((0.001, 0.01, 0.1, 1.0), "a decade apart; the validation loss chooses"),
+        border=our_choice(0.1, "letters, collimator edges and black bars lie in the outer tenth"),
+        clahe_limit=our_choice(2.0, "moderate; OpenCV's default of 40 makes noise"),
+        clahe_tiles=our_choice(8, "OpenCV's default"),
+        lung_box=our_choice(
+            (0.12, 0.82, 0.08, 0.92),
+            "one fixed box for all: a stand-in for a lung mask, which cannot learn where a picture is from",
         ),
+        adults_train=our_choice(0.5, "half learn, half test"),
+        networks=our_choice(ARMS, "all remedies, so that one table answers"),
+        held_out_networks=our_choice(True, "the only honest test of a source that was never seen"),
     )
 
 
-def _paper() -> tuple[XrayPaperRow, ...]:
-    names = [item.name for item in setting_fields(XrayPaperRow)]
-    rows = (
-        ("Model_1", 0.9232, 0.9303, 0.9217, 0.9246),
-        ("Model_2", 0.9565, 0.9569, 0.9562, 0.9549),
-        ("Model_3", 0.9766, 0.9773, 0.9767, 0.9761),
-    )
-    said = f"{SECTION_42} (figures 4 and 5)"
-    return tuple(
-        XrayPaperRow(name=name, **dict(zip(names, values, strict=True)), sources=dict.fromkeys(names, said))
-        for name, *values in rows
-    )
+_ROWS = (
+    ("Model_1", 0.9232, 0.9303, 0.9217, 0.9246),
+    ("Model_2", 0.9565, 0.9569, 0.9562, 0.9549),
+    ("Model_3", 0.9766, 0.9773, 0.9767, 0.9761),
+)
+"""Network, accuracy, precision, recall, F1."""
 
 
 def chest_xray() -> XrayExperiment:
@@ -172,62 +123,49 @@ def chest_xray() -> XrayExperiment:
         notes=NOTES,
         data=_data(),
         pictures=XrayPictures(
-            side=224,
-            fit="stretch",
-            sources={
-                "side": f"{SECTION_41}: 224 x 224",
-                "fit": f"{SECTION_41}: 'resized', which we read as stretched; {OUR_CHOICE}pad keeps the proportions",
-            },
+            side=paper(224, "section 4.1: 224 x 224"),
+            fit=paper(
+                "stretch", f"section 4.1: 'resized', which we read as stretched; {OUR_CHOICE}pad keeps the proportions"
+            ),
         ),
         split=XraySplit(
-            by="group",
-            test_share=0.2,
-            validation_share=0.125,
-            likeness=0.995,
-            seed=0,
-            sources={
-                "test_share": f"{SECTION_32}: 80 % training, 20 % test; {OUR_CHOICE}Dataset_0 likewise",
-                "validation_share": f"{SECTION_32}: 12.5 % of the training part",
-                **_ours(
-                    by="pictures of one patient are alike; the paper's way (image) flatters",
-                    likeness="chests of different people stay below it",
-                    seed="any; fixed so that the study can be repeated",
-                ),
-            },
+            by=our_choice("group", "pictures of one patient are alike; the paper's way (image) flatters"),
+            test_share=paper(0.2, f"section 3.2: 80 % training, 20 % test; {OUR_CHOICE}Dataset_0 likewise"),
+            validation_share=paper(0.125, "section 3.2: 12.5 % of the training part"),
+            likeness=our_choice(0.995, "chests of different people stay below it"),
+            seed=our_choice(0, "any; fixed so that the study can be repeated"),
         ),
         network=XrayNetwork(
-            features=(8, 16, 32, 64, 128),
-            dropout=0.3,
-            resnet_width=64,
-            sources={
-                "features": f"{OUR_CHOICE}figure 3 is missing from the text; five blocks see half of the chest at "
+            features=our_choice(
+                (8, 16, 32, 64, 128),
+                "figure 3 is missing from the text; five blocks see half of the chest at "
                 "once and train on a desktop processor",
-                "dropout": f"{OUR_CHOICE}figure 3 is missing from the text",
-                "resnet_width": f"{SECTION_34}: ResNet-50 pretrained on ImageNet",
-            },
+            ),
+            dropout=our_choice(0.3, "figure 3 is missing from the text"),
+            resnet_width=paper(64, "section 3.4: ResNet-50 pretrained on ImageNet"),
         ),
         training=_training(),
         honest=_honest(),
         scoring=XrayScoring(
-            interval_level=0.95,
-            interval_resamples=2000,
-            interval_seed=0,
-            timed_pictures=40,
-            sources=_ours(
-                interval_level="usual",
-                interval_resamples="enough for two digits",
-                interval_seed="any; fixed",
-                timed_pictures="enough for a stable median",
-            ),
+            interval_level=our_choice(0.95, "usual"),
+            interval_resamples=our_choice(2000, "enough for two digits"),
+            interval_seed=our_choice(0, "any; fixed"),
+            timed_pictures=our_choice(40, "enough for a stable median"),
         ),
         published=XrayPublished(
-            dataset_0=(1575, 2772, 1493),
-            ms_per_image=(26.9, 42.7),
-            sources={
-                "dataset_0": f"{SECTION_32}: healthy, bacterial, viral",
-                "ms_per_image": f"{SECTION_42} (figure 6): 26.9 to 42.7 ms on a Tesla K80",
-            },
+            dataset_0=paper((1575, 2772, 1493), "section 3.2: healthy, bacterial, viral"),
+            ms_per_image=paper((26.9, 42.7), "section 4.2 (figure 6): 26.9 to 42.7 ms on a Tesla K80"),
         ),
-        paper=_paper(),
-        sources={},
+        paper=tuple(
+            all_from(
+                "Katsamenis 2020, section 4.2 (figures 4 and 5)",
+                XrayPaperRow,
+                name=name,
+                accuracy=acc,
+                precision=pre,
+                recall=rec,
+                f1=f1,
+            )
+            for name, acc, pre, rec, f1 in _ROWS
+        ),
     )

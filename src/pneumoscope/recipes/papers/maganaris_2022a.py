@@ -9,23 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.recipes.papers import maganaris_2022b as maganaris
-from pneumoscope.recipes.schema import (
-    Budget,
-    Data,
-    Experiment,
-    Network,
-    PaperRow,
-    Preprocessing,
-    Published,
-    Scoring,
-    Site,
-    Split,
-    Stage,
-    Stages,
-    Training,
-)
-from pneumoscope.recipes.settings import OUR_CHOICE, revise, setting_fields
+from pneumoscope.recipes.papers.maganaris_2022b import chain, four_channel, site, table_2
+from pneumoscope.recipes.schema import Experiment
+from pneumoscope.recipes.settings import OUR_CHOICE, Paper, our_choice, sourced
 
 CITATION = (
     "Maganaris C., Protopapadakis E., Bakalos N., Doulamis N., Kalogeras D., Angeli A.: Evaluating Transferability for "
@@ -33,11 +19,7 @@ CITATION = (
     "doi:10.1145/3529190.3534736"
 )
 
-SECTION_31 = "Maganaris 2022a, section 3.1"
-SECTION_32 = "Maganaris 2022a, section 3.2"
-SECTION_33 = "Maganaris 2022a, section 3.3"
-TABLE_1 = "Maganaris 2022a, table 1"
-TABLE_2 = "Maganaris 2022a, table 2"
+paper = Paper("Maganaris 2022a")
 
 NOTES = (
     "Table 2 compares set 2 before and after retraining on different slices: before on all 2156 slices with lung "
@@ -71,152 +53,82 @@ _TABLE_2 = (
 """Printed name, stage, test set, accuracy, precision, recall, F1."""
 
 
-def _data() -> Data:
-    reader = OUR_CHOICE + "name of the reader in pneumoscope"
-    stand_in = OUR_CHOICE + "synthetic stand-in with this set's slice distance, matrix and way of drawing"
-    rows = (
-        (1, "medseg", "CT 1-9", "*", "A", (9, 829, 713, 373, 440, 60, 214, 111)),
-        (2, "covid19ctseg", "CT 10", "coronacases_*", "B", (10, 2581, 2156, 1351, 440, 60, 1656, 46)),
-    )
-    names = [item.name for item in setting_fields(Published)]
-    sites = tuple(
-        Site(
-            number=number,
-            dataset=dataset,
-            label=label,
-            cases=cases,
-            phantom_site=phantom,
-            phantom_patients=counts[0],
-            published=Published(**dict(zip(names, counts, strict=True)), sources=dict.fromkeys(names, TABLE_1)),
-            sources={
-                "dataset": f"{SECTION_31}; {reader}",
-                "label": TABLE_1,
-                "cases": f"{SECTION_31}: all cases"
-                if cases == "*"
-                else f"{SECTION_31}: only Coronacases; the Radiopaedia scans are not in Hounsfield units",
-                "phantom_site": stand_in,
-                "phantom_patients": f"{TABLE_1}, column '# DICOM Files'",
-            },
-        )
-        for number, dataset, label, cases, phantom, counts in rows
-    )
-    return replace(maganaris.four_channel().data, sites=sites)
-
-
-def _preprocessing() -> Preprocessing:
-    return Preprocessing(
-        size=320,
-        windows_hu=((-970.0, -150.0),),
-        lung_channel=True,
-        store="uint8",
-        sources={
-            "size": f"{SECTION_31}: 320 x 320, nearest neighbour",
-            "windows_hu": f"{SECTION_31}, equation 1; values outside [0, 1] are clipped",
-            "lung_channel": f"{SECTION_31}: second channel, 1 in lung, 0 elsewhere",
-            "store": OUR_CHOICE + "half the memory; the rounding (1.6 HU) is below the noise of a CT",
-        },
-    )
-
-
-def _network() -> Network:
-    return Network(
-        features=(16, 32, 64, 128, 256),
-        out_channels=1,
-        norm="batch",
-        dropout=0.0,
-        sources={
-            "features": f"{SECTION_33} says four encoding and decoding layers; {OUR_CHOICE}16 filters, doubled per "
-            "level (the text gives no widths), which a desktop processor can train",
-            "out_channels": f"{SECTION_31}: n x 320 x 320 x 1, 1 in infiltrate; sigmoid ({SECTION_33})",
-            "norm": OUR_CHOICE + "the paper names none; batch normalisation trains stably from a cold start",
-            "dropout": OUR_CHOICE + "the paper names none",
-        },
-    )
-
-
-def _split() -> Split:
-    return Split(
-        by="slice",
-        train_slices=440,
-        validation_slices=60,
-        shortage="error",
-        patient_test_share=0.4,
-        seed=0,
-        sources={
-            "by": f"{TABLE_1}: slices are counted, not patients; 2022b, section 3.1, says it of the same split",
-            "train_slices": f"{TABLE_1}: 440 per set, half with and half without infiltrate",
-            "validation_slices": f"{TABLE_1}: 60 per set, half with and half without infiltrate",
-            "shortage": OUR_CHOICE + "a set that cannot give 440 + 60 balanced slices is not this experiment",
-            "patient_test_share": OUR_CHOICE + "the paper does not split by patient; used when split.by=patient only",
-            "seed": OUR_CHOICE + "the paper gives none",
-        },
-    )
-
-
-def _training() -> Training:
-    loss = OUR_CHOICE + "the paper names none; cross-entropy goes with a sigmoid output"
-    batch = f"{SECTION_33}: 45, shuffled"
-    return revise(revise(maganaris.four_channel().training, batch, batch_size=45), loss, loss="cross_entropy")
-
-
-def _stages() -> Stages:
-    patience = OUR_CHOICE + "the paper gives none; its runs stopped at epoch 111 of 200 and 46 of 50"
-    first = Budget(
-        max_epochs=200,
-        patience=20,
-        learning_rate=1e-4,
-        sources={"max_epochs": f"{SECTION_33}: 200", "patience": patience, "learning_rate": f"{SECTION_33}: 0.0001"},
-    )
-    retrain = Budget(
-        max_epochs=50,
-        patience=10,
-        learning_rate=1e-4,
-        sources={
-            "max_epochs": f"{SECTION_33}: reduced to 50",
-            "patience": patience,
-            "learning_rate": f"{SECTION_33} gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining",
-        },
-    )
-    sources = dict.fromkeys(("site", "start"), f"{SECTION_33} and {TABLE_2}")
-    chain = (("Tr1", 1, None), ("Tr1_R_2", 2, "Tr1"))
-    stages = tuple(Stage(name=name, site=site, start=start, sources=sources) for name, site, start in chain)
-    return replace(maganaris.four_channel().stages, first=first, retrain=retrain, chain=stages)
-
-
-def _scoring() -> Scoring:
-    scoring = maganaris.four_channel().scoring
-    scoring = revise(scoring, OUR_CHOICE + "the paper does not say which; 0.5 halves a sigmoid", threshold=0.5)
-    infected = OUR_CHOICE + "as 2022b, section 3.2; table 2 excludes the zeros that empty slices would give"
-    scoring = revise(scoring, infected, slices="infected")
-    return revise(scoring, f"{SECTION_33}: all slices of set 2 before the retraining", unseen="all")
-
-
-def _paper() -> tuple[PaperRow, ...]:
-    sources = dict.fromkeys(("accuracy", "precision", "recall", "f1"), TABLE_2)
-    return tuple(
-        PaperRow(name=name, stage=stage, test=test, accuracy=acc, precision=pre, recall=rec, f1=f1, sources=sources)
-        for name, stage, test, acc, pre, rec, f1 in _TABLE_2
-    )
-
-
 def two_channel() -> Experiment:
-    """The study as published; 2022a."""
-    lung = revise(
-        maganaris.four_channel().lung, OUR_CHOICE + "both sets have lung masks; used for a set without", sites=(1, 2)
-    )
-    return Experiment(
+    """The study as published; 2022a: what differs from its successor, and every source that does."""
+    base = four_channel()
+    patience = OUR_CHOICE + "the paper gives none; its runs stopped at epoch 111 of 200 and 46 of 50"
+    return replace(
+        base,
         recipe="maganaris-2022a",
         title="Transfer between two COVID-19 CT sets: U-Net on one HU window and the lung mask",
         citation=CITATION,
         notes=NOTES,
-        data=_data(),
-        preprocessing=_preprocessing(),
-        network=_network(),
-        split=_split(),
-        training=_training(),
-        stages=_stages(),
-        lung=lung,
-        scoring=_scoring(),
-        paper=_paper(),
-        sources={},
+        data=replace(
+            base.data,
+            sites=(
+                site(paper, 1, "medseg", "CT 1-9", "A", (9, 829, 713, 373, 440, 60, 214, 111)),
+                site(paper, 2, "covid19ctseg", "CT 10", "B", (10, 2581, 2156, 1351, 440, 60, 1656, 46)),
+            ),
+        ),
+        preprocessing=replace(
+            base.preprocessing,
+            size=paper(320, "section 3.1: 320 x 320, nearest neighbour"),
+            windows_hu=paper(((-970.0, -150.0),), "section 3.1, equation 1; values outside [0, 1] are clipped"),
+            lung_channel=paper(True, "section 3.1: second channel, 1 in lung, 0 elsewhere"),
+            store=our_choice("uint8", "half the memory; the rounding (1.6 HU) is below the noise of a CT"),
+        ),
+        network=replace(
+            base.network,
+            features=paper(
+                (16, 32, 64, 128, 256),
+                f"section 3.3 says four encoding and decoding layers; {OUR_CHOICE}16 filters, doubled per "
+                "level (the text gives no widths), which a desktop processor can train",
+            ),
+            out_channels=paper(
+                1, "section 3.1: n x 320 x 320 x 1, 1 in infiltrate; sigmoid (Maganaris 2022a, section 3.3)"
+            ),
+        ),
+        split=replace(
+            base.split,
+            by=paper(
+                "slice", "table 1: slices are counted, not patients; 2022b, section 3.1, says it of the same split"
+            ),
+            train_slices=paper(440, "table 1: 440 per set, half with and half without infiltrate"),
+            validation_slices=paper(60, "table 1: 60 per set, half with and half without infiltrate"),
+        ),
+        training=replace(
+            base.training,
+            batch_size=paper(45, "section 3.3: 45, shuffled"),
+            loss=our_choice("cross_entropy", "the paper names none; cross-entropy goes with a sigmoid output"),
+        ),
+        stages=replace(
+            base.stages,
+            first=replace(
+                base.stages.first,
+                max_epochs=paper(200, "section 3.3: 200"),
+                patience=sourced(20, patience),
+                learning_rate=paper(1e-4, "section 3.3: 0.0001"),
+            ),
+            retrain=replace(
+                base.stages.retrain,
+                max_epochs=paper(50, "section 3.3: reduced to 50"),
+                patience=sourced(10, patience),
+                learning_rate=paper(
+                    1e-4, f"section 3.3 gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining"
+                ),
+            ),
+            chain=chain(
+                "Maganaris 2022a, section 3.3 and Maganaris 2022a, table 2", ("Tr1", 1, None), ("Tr1_R_2", 2, "Tr1")
+            ),
+        ),
+        lung=replace(base.lung, sites=our_choice((1, 2), "both sets have lung masks; used for a set without")),
+        scoring=replace(
+            base.scoring,
+            threshold=our_choice(0.5, "the paper does not say which; 0.5 halves a sigmoid"),
+            slices=our_choice(
+                "infected", "as 2022b, section 3.2; table 2 excludes the zeros that empty slices would give"
+            ),
+            unseen=paper("all", "section 3.3: all slices of set 2 before the retraining"),
+        ),
+        paper=table_2(paper, _TABLE_2),
     )

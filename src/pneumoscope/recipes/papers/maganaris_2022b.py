@@ -7,6 +7,7 @@ reason. Section, equation and table numbers are the paper's own.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from pneumoscope.recipes.schema import (
     Budget,
@@ -24,18 +25,14 @@ from pneumoscope.recipes.schema import (
     Stages,
     Training,
 )
-from pneumoscope.recipes.settings import OUR_CHOICE, revise, setting_fields
+from pneumoscope.recipes.settings import OUR_CHOICE, Paper, all_from, our_choice, revise, setting_fields, sourced
 
 CITATION = (
     "Maganaris C., Protopapadakis E., Bakalos N., Doulamis N., Kalogeras D., Angeli A.: Transferability limitations "
     "for Covid 3D Localization Using SARS-CoV-2 segmentation models in 4D CT images (2022), arXiv 2208.08343"
 )
 
-SECTION_1 = "Maganaris 2022b, section 1"
-SECTION_31 = "Maganaris 2022b, section 3.1"
-SECTION_32 = "Maganaris 2022b, section 3.2"
-TABLE_1 = "Maganaris 2022b, table 1"
-TABLE_2 = "Maganaris 2022b, table 2"
+paper = Paper("Maganaris 2022b")
 
 NOTES = (
     "The rows printed as Tr2_R_2_Te3 and Tr2_R_2_Te2 are, by the text of section 3.2, the model of set 2 retrained on "
@@ -56,145 +53,117 @@ NOTES = (
 )
 
 
-def _published(values: tuple[int, ...]) -> Published:
+def site(paper: Paper, number: int, dataset: str, label: str, phantom_site: str, counts: tuple[int, ...]) -> Site:
+    """A set as both papers describe it; `counts` is its row of table 1."""
+    coronacases = dataset == "covid19ctseg"
     names = [item.name for item in setting_fields(Published)]
-    return Published(**dict(zip(names, values, strict=True)), sources=dict.fromkeys(names, TABLE_1))
+    return Site(
+        number=number,
+        dataset=paper(dataset, f"section 3.1; {OUR_CHOICE}name of the reader in pneumoscope"),
+        label=paper(label, "table 1"),
+        cases=paper("coronacases_*", "section 3.1: only Coronacases; the Radiopaedia scans are not in Hounsfield units")
+        if coronacases
+        else paper("*", "section 3.1: all cases"),
+        phantom_site=our_choice(
+            phantom_site, "synthetic stand-in with this set's slice distance, matrix and way of drawing"
+        ),
+        phantom_patients=paper(counts[0], "table 1, column '# DICOM Files'"),
+        published=all_from(f"{paper.name}, table 1", Published, **dict(zip(names, counts, strict=True))),
+    )
+
+
+def chain(source: str, *stages: tuple[str, int, str | None]) -> tuple[Stage, ...]:
+    """Stages from (name, set, the stage it starts from)."""
+    return tuple(all_from(source, Stage, name=name, site=number, start=start) for name, number, start in stages)
+
+
+def table_2(paper: Paper, rows: tuple[tuple[Any, ...], ...]) -> tuple[PaperRow, ...]:
+    """The paper's scores from (printed name, stage, test set, accuracy, precision, recall, F1)."""
+    names = ("name", "stage", "test", "accuracy", "precision", "recall", "f1")
+    return tuple(all_from(f"{paper.name}, table 2", PaperRow, **dict(zip(names, row, strict=True))) for row in rows)
 
 
 def _data() -> Data:
-    reader = OUR_CHOICE + "name of the reader in pneumoscope"
-    stand_in = OUR_CHOICE + "synthetic stand-in with this set's slice distance, matrix and way of drawing"
-    rows = (
-        (1, "medseg", "CT 1-9", "*", "A", 9, (9, 829, 713, 373, 440, 60, 214, 154)),
-        (2, "covid19ctseg", "CT 10", "coronacases_*", "B", 10, (10, 2581, 2156, 1351, 440, 60, 1656, 41)),
-        (3, "mosmed", "CT-1", "*", "C", 50, (50, 2049, 1748, 785, 440, 60, 1248, 39)),
+    return Data(
+        sites=(
+            site(paper, 1, "medseg", "CT 1-9", "A", (9, 829, 713, 373, 440, 60, 214, 154)),
+            site(paper, 2, "covid19ctseg", "CT 10", "B", (10, 2581, 2156, 1351, 440, 60, 1656, 41)),
+            site(paper, 3, "mosmed", "CT-1", "C", (50, 2049, 1748, 785, 440, 60, 1248, 39)),
+        ),
+        phantom_size=our_choice(
+            "full", "matrices and slice distances of the real sets; smaller ones cannot give 440 + 60 slices"
+        ),
+        phantom_seed=our_choice(0, "any seed; fixed so that the study can be repeated"),
     )
-    sites = tuple(
-        Site(
-            number=number,
-            dataset=dataset,
-            label=label,
-            cases=cases,
-            phantom_site=phantom,
-            phantom_patients=patients,
-            published=_published(counts),
-            sources={
-                "dataset": f"{SECTION_31}; {reader}",
-                "label": TABLE_1,
-                "cases": f"{SECTION_31}: all cases"
-                if cases == "*"
-                else f"{SECTION_31}: only Coronacases; the Radiopaedia scans are not in Hounsfield units",
-                "phantom_site": stand_in,
-                "phantom_patients": f"{TABLE_1}, column '# DICOM Files'",
-            },
-        )
-        for number, dataset, label, cases, phantom, patients, counts in rows
-    )
-    sources = {
-        "phantom_size": OUR_CHOICE
-        + "matrices and slice distances of the real sets; smaller ones cannot give 440 + 60 slices",
-        "phantom_seed": OUR_CHOICE + "any seed; fixed so that the study can be repeated",
-    }
-    return Data(sites=sites, phantom_size="full", phantom_seed=0, sources=sources)
 
 
 def _preprocessing() -> Preprocessing:
     return Preprocessing(
-        size=320,
-        windows_hu=((-970.0, -150.0), (-700.0, -450.0), (-450.0, -150.0)),
-        lung_channel=True,
-        store="uint8",
-        sources={
-            "size": f"{SECTION_31}: 320 x 320, nearest neighbour",
-            "windows_hu": f"{SECTION_31}, equations 1 to 3; values outside [0, 1] are clipped",
-            "lung_channel": f"{SECTION_31}: fourth channel, 1 in lung, 0 elsewhere",
-            "store": OUR_CHOICE + "half the memory; the rounding (0.5 to 1.6 HU) is below the noise of a CT",
-        },
+        size=paper(320, "section 3.1: 320 x 320, nearest neighbour"),
+        windows_hu=paper(
+            ((-970.0, -150.0), (-700.0, -450.0), (-450.0, -150.0)),
+            "section 3.1, equations 1 to 3; values outside [0, 1] are clipped",
+        ),
+        lung_channel=paper(True, "section 3.1: fourth channel, 1 in lung, 0 elsewhere"),
+        store=our_choice("uint8", "half the memory; the rounding (0.5 to 1.6 HU) is below the noise of a CT"),
     )
 
 
 def _network() -> Network:
     return Network(
-        features=(16, 32, 64, 128, 256),
-        out_channels=2,
-        norm="batch",
-        dropout=0.0,
-        sources={
-            "features": f"{SECTION_32} says four encoding and decoding levels; {OUR_CHOICE}16 filters, doubled per "
+        features=paper(
+            (16, 32, 64, 128, 256),
+            f"section 3.2 says four encoding and decoding levels; {OUR_CHOICE}16 filters, doubled per "
             "level (the text gives no widths), which a desktop processor can train",
-            "out_channels": f"{SECTION_31}: infiltrate and its complement",
-            "norm": OUR_CHOICE + "the paper names none; batch normalisation trains stably from a cold start",
-            "dropout": OUR_CHOICE + "the paper names none",
-        },
+        ),
+        out_channels=paper(2, "section 3.1: infiltrate and its complement"),
+        norm=our_choice("batch", "the paper names none; batch normalisation trains stably from a cold start"),
+        dropout=our_choice(0.0, "the paper names none"),
     )
 
 
 def _split() -> Split:
     return Split(
-        by="slice",
-        train_slices=440,
-        validation_slices=60,
-        shortage="error",
-        patient_test_share=0.4,
-        seed=0,
-        sources={
-            "by": f"{SECTION_31}: the split did not leave a subject out",
-            "train_slices": f"{TABLE_1}: 440 per set, half with and half without infiltrate",
-            "validation_slices": f"{TABLE_1}: 60 per set, half with and half without infiltrate",
-            "shortage": OUR_CHOICE + "a set that cannot give 440 + 60 balanced slices is not this experiment",
-            "patient_test_share": OUR_CHOICE + "the paper does not split by patient; used when split.by=patient only",
-            "seed": OUR_CHOICE + "the paper gives none",
-        },
+        by=paper("slice", "section 3.1: the split did not leave a subject out"),
+        train_slices=paper(440, "table 1: 440 per set, half with and half without infiltrate"),
+        validation_slices=paper(60, "table 1: 60 per set, half with and half without infiltrate"),
+        shortage=our_choice("error", "a set that cannot give 440 + 60 balanced slices is not this experiment"),
+        patient_test_share=our_choice(0.4, "the paper does not split by patient; used when split.by=patient only"),
+        seed=our_choice(0, "the paper gives none"),
     )
 
 
 def _training() -> Training:
     return Training(
-        optimiser="adam",
-        weight_decay=0.0,
-        schedule="constant",
-        batch_size=45,
-        loss="cross_entropy",
-        monitor="val_loss",
-        precision="auto",
-        seed=0,
-        sources={
-            "optimiser": OUR_CHOICE + "the paper names none; Adam fits its learning rate of 0.0001",
-            "weight_decay": OUR_CHOICE + "the paper names none",
-            "schedule": OUR_CHOICE + "the paper gives one learning rate and no schedule",
-            "batch_size": f"{SECTION_32}: 45, shuffled",
-            "loss": OUR_CHOICE
-            + "the paper names none; cross-entropy goes with sigmoid outputs of two opposite channels",
-            "monitor": OUR_CHOICE + "the paper speaks of early stopping and not of what is watched",
-            "precision": OUR_CHOICE + "bf16 where the processor computes in it, else fp32",
-            "seed": OUR_CHOICE + "the paper gives none",
-        },
+        optimiser=our_choice("adam", "the paper names none; Adam fits its learning rate of 0.0001"),
+        weight_decay=our_choice(0.0, "the paper names none"),
+        schedule=our_choice("constant", "the paper gives one learning rate and no schedule"),
+        batch_size=paper(45, "section 3.2: 45, shuffled"),
+        loss=our_choice(
+            "cross_entropy", "the paper names none; cross-entropy goes with sigmoid outputs of two opposite channels"
+        ),
+        monitor=our_choice("val_loss", "the paper speaks of early stopping and not of what is watched"),
+        precision=our_choice("auto", "bf16 where the processor computes in it, else fp32"),
+        seed=our_choice(0, "the paper gives none"),
     )
 
 
 def _stages() -> Stages:
     patience = OUR_CHOICE + "the paper gives none; its runs stopped at epoch 154 of 200, 41 and 39 of 50"
     first = Budget(
-        max_epochs=200,
-        patience=20,
-        learning_rate=1e-4,
-        sources={
-            "max_epochs": f"{SECTION_32}: 200",
-            "patience": patience,
-            "learning_rate": f"{SECTION_32}: 0.0001",
-        },
+        max_epochs=paper(200, "section 3.2: 200"),
+        patience=sourced(20, patience),
+        learning_rate=paper(1e-4, "section 3.2: 0.0001"),
     )
     retrain = Budget(
-        max_epochs=50,
-        patience=10,
-        learning_rate=1e-4,
-        sources={
-            "max_epochs": f"{SECTION_32}: reduced to 50",
-            "patience": patience,
-            "learning_rate": f"{SECTION_32} gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining",
-        },
+        max_epochs=paper(50, "section 3.2: reduced to 50"),
+        patience=sourced(10, patience),
+        learning_rate=paper(
+            1e-4, f"section 3.2 gives 0.0001 for the first training; {OUR_CHOICE}the same when retraining"
+        ),
     )
-    chain = (
+    stages = chain(
+        "Maganaris 2022b, section 3.2 and Maganaris 2022b, table 2",
         ("Tr1", 1, None),
         ("Tr1_R_2", 2, "Tr1"),
         ("Tr1_R_2_R_3", 3, "Tr1_R_2"),
@@ -202,73 +171,48 @@ def _stages() -> Stages:
         ("Tr2_R_3", 3, "Tr2"),
         ("Tr3", 3, None),
     )
-    sources = dict.fromkeys(("site", "start"), f"{SECTION_32} and {TABLE_2}")
-    return Stages(
-        first=first,
-        retrain=retrain,
-        chain=tuple(Stage(name=name, site=site, start=start, sources=sources) for name, site, start in chain),
-        sources={},
-    )
+    return Stages(first=first, retrain=retrain, chain=stages)
 
 
 def _lung() -> LungModel:
     budget = Budget(
-        max_epochs=40,
-        patience=8,
-        learning_rate=1e-3,
-        sources={
-            "max_epochs": OUR_CHOICE + "lungs are learnt fast; the paper gives none",
-            "patience": OUR_CHOICE + "the paper gives none",
-            "learning_rate": OUR_CHOICE + "Adam's usual rate; the paper gives none",
-        },
+        max_epochs=our_choice(40, "lungs are learnt fast; the paper gives none"),
+        patience=our_choice(8, "the paper gives none"),
+        learning_rate=our_choice(1e-3, "Adam's usual rate; the paper gives none"),
     )
     return LungModel(
-        sites=(1, 2),
-        features=(8, 16, 32, 64, 128),
-        max_slices=880,
-        aerated_hu=-320.0,
-        aerated_probability=0.3,
-        dense_probability=0.75,
-        closing_mm=4.0,
-        smallest_ml=20.0,
+        sites=paper(
+            (1, 2), f"section 1: two of the three sets come with lung masks; {OUR_CHOICE}both teach the network"
+        ),
+        features=our_choice((8, 16, 32, 64, 128), "half the width of the infiltrate network; the paper gives none"),
+        max_slices=our_choice(880, "as many as the infiltrate networks see of two sets (2 x 440)"),
+        aerated_hu=our_choice(-320.0, "halfway between lung and soft tissue; places the edge the network cannot"),
+        aerated_probability=our_choice(0.3, "the network and the air agree; the paper gives none"),
+        dense_probability=our_choice(0.75, "dense infiltrate is lung where the network is sure; the paper gives none"),
+        closing_mm=our_choice(4.0, "vessels belong to the lung, as readers draw it"),
+        smallest_ml=our_choice(20.0, "keeps a collapsed lung and drops bowel gas; the paper gives none"),
         budget=budget,
-        sources={
-            "sites": f"{SECTION_1}: two of the three sets come with lung masks; {OUR_CHOICE}both teach the network",
-            "features": OUR_CHOICE + "half the width of the infiltrate network; the paper gives none",
-            "max_slices": OUR_CHOICE + "as many as the infiltrate networks see of two sets (2 x 440)",
-            "aerated_hu": OUR_CHOICE + "halfway between lung and soft tissue; places the edge the network cannot",
-            "aerated_probability": OUR_CHOICE + "the network and the air agree; the paper gives none",
-            "dense_probability": OUR_CHOICE
-            + "dense infiltrate is lung where the network is sure; the paper gives none",
-            "closing_mm": OUR_CHOICE + "vessels belong to the lung, as readers draw it",
-            "smallest_ml": OUR_CHOICE + "keeps a collapsed lung and drops bowel gas; the paper gives none",
-        },
     )
 
 
 def _scoring() -> Scoring:
     return Scoring(
-        threshold=0.5,
-        slices="infected",
-        unseen="test",
-        surface_tolerance_mm=3.0,
-        calibration_bins=15,
-        interval_level=0.95,
-        interval_resamples=2000,
-        interval_seed=0,
-        sources={
-            "threshold": OUR_CHOICE + "section 3.1 speaks of a decimal threshold without its value",
-            "slices": f"{SECTION_32}: averages per slice, over slices with marked areas only",
-            "unseen": f"{SECTION_31} and {TABLE_1}: every model is tested on the test slices of each set",
-            "surface_tolerance_mm": OUR_CHOICE
-            + "the paper scores no surfaces; 3 mm is the tolerance of Ma et al. 2021 (Medical Physics 48, 1197) for "
+        threshold=our_choice(0.5, "section 3.1 speaks of a decimal threshold without its value"),
+        slices=paper("infected", "section 3.2: averages per slice, over slices with marked areas only"),
+        unseen=paper(
+            "test", "section 3.1 and Maganaris 2022b, table 1: every model is tested on the test slices of each set"
+        ),
+        surface_tolerance_mm=our_choice(
+            3.0,
+            "the paper scores no surfaces; 3 mm is the tolerance of Ma et al. 2021 (Medical Physics 48, 1197) for "
             "COVID-19 infection",
-            "calibration_bins": OUR_CHOICE
-            + "the paper does not look at it; 15 bins as Guo et al. 2017 (On Calibration of Modern Neural Networks)",
-            "interval_level": OUR_CHOICE + "the paper gives no intervals",
-            "interval_resamples": OUR_CHOICE + "enough for two stable decimals",
-            "interval_seed": OUR_CHOICE + "fixed, so that the interval can be repeated",
-        },
+        ),
+        calibration_bins=our_choice(
+            15, "the paper does not look at it; 15 bins as Guo et al. 2017 (On Calibration of Modern Neural Networks)"
+        ),
+        interval_level=our_choice(0.95, "the paper gives no intervals"),
+        interval_resamples=our_choice(2000, "enough for two stable decimals"),
+        interval_seed=our_choice(0, "fixed, so that the interval can be repeated"),
     )
 
 
@@ -290,14 +234,6 @@ _TABLE_2 = (
 """Printed name, true stage, test set, accuracy, precision, recall, F1."""
 
 
-def _paper() -> tuple[PaperRow, ...]:
-    sources = dict.fromkeys(("accuracy", "precision", "recall", "f1"), TABLE_2)
-    return tuple(
-        PaperRow(name=name, stage=stage, test=test, accuracy=acc, precision=pre, recall=rec, f1=f1, sources=sources)
-        for name, stage, test, acc, pre, rec, f1 in _TABLE_2
-    )
-
-
 def four_channel() -> Experiment:
     """The study as published; 2022b."""
     return Experiment(
@@ -313,8 +249,7 @@ def four_channel() -> Experiment:
         stages=_stages(),
         lung=_lung(),
         scoring=_scoring(),
-        paper=_paper(),
-        sources={},
+        paper=table_2(paper, _TABLE_2),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pneumoscope.recipes.settings import OUR_CHOICE, revise
+from pneumoscope.recipes.settings import OUR_CHOICE, Paper, all_from, our_choice, revise, sourced
 from pneumoscope.recipes.volumes import (
     SETTINGS,
     PaperValue,
@@ -22,10 +22,9 @@ from pneumoscope.recipes.volumes import (
     VolumeSet,
     VolumeTraining,
     VolumeVariation,
-    source,
 )
 
-PAPER = "Mueller 2021, "
+paper = Paper("Mueller 2021")
 PROGRAM = "the authors' program, covid19.MIScnn"
 FULL_PRECISION = (
     OUR_CHOICE + "the papers name none; in bf16 on a processor (torch 2.13) the weight gradient of a small 3D "
@@ -88,63 +87,74 @@ _FIGURE_5 = {"loss": 0.383, "dice": 0.919}
 
 
 def _paper() -> tuple[PaperValue, ...]:
-    rows = [_value("Figure 5", 5, "full", 0, "val", "all classes", metric, value, None)
+    rows = [_value("Figure 5", 5, "full", 0, ("val", "all classes", metric), value)
             for metric, value in _FIGURE_5.items()]  # fmt: skip
     for (k, test, structure), values in _TABLE_1.items():
         for metric, (value, deviation) in zip(_EACH, values, strict=True):
-            rows.append(_value("1", k, "full", 0, test, structure, metric, value, deviation))
+            rows.append(_value("1", k, "full", 0, (test, structure, metric), value, deviation))
     columns = [(setting, structure) for setting in reversed(SETTINGS) for structure in ("lungs", "infection")]
     for fold, numbers in _TABLE_2.items():
         for (setting, structure), value in zip(columns, numbers, strict=True):
-            rows.append(_value("2", 5, setting, fold, "val", structure, "dice", value, None))
+            rows.append(_value("2", 5, setting, fold, ("val", structure, "dice"), value))
     return tuple(rows)
 
 
 def _value(
-    table: str, k: int, setting: str, fold: int, test: str, structure: str, metric: str, value: float,
-    deviation: float | None,
-) -> PaperValue:  # fmt: skip
-    name = f"t{table}-k{k}-{setting}-f{fold}-{test}-{structure}-{metric}".replace("tFigure 5", "figure5")
-    name, printed = name.replace(" ", "-"), f"Table {table}" if table.isdigit() else f"section 3 on {table}"
-    where = source(f"{PAPER}{printed}", "value", "deviation")
-    return PaperValue(sources=where, name=name, table=table, k=k, setting=setting, fold=fold, test=test,
-                      structure=structure, metric=metric, value=value, deviation=deviation)  # fmt: skip
+    table: str, k: int, setting: str, fold: int, of: tuple[str, str, str], value: float, deviation: float | None = None
+) -> PaperValue:
+    test, structure, metric = of
+    name = "-".join((f"t{table}", f"k{k}", setting, f"f{fold}", *of)).replace("tFigure 5", "figure5").replace(" ", "-")
+    where = f"{paper.name}, Table {table}" if table.isdigit() else f"{paper.name}, section 3 on {table}"
+    return all_from(where, PaperValue, name=name, table=table, k=k, setting=setting, fold=fold, test=test,
+                         structure=structure, metric=metric, value=value, deviation=deviation)  # fmt: skip
+
+
+def volume_set(where: str, name: str, cases: str, part: str, site: str, patients: int) -> VolumeSet:
+    """A set with the place that describes it, and its synthetic stand-in."""
+    stand_in = "a synthetic stand-in"
+    return all_from(
+        where,
+        VolumeSet,
+        name=name,
+        cases=cases,
+        part=part,
+        phantom_site=our_choice(site, stand_in),
+        phantom_patients=our_choice(patients, stand_in),
+    )
 
 
 def mueller() -> VolumeExperiment:
     """The paper's experiment, all 14 models and the 15 of the ablation."""
+    no_surface = "as Ma et al. 2020; the paper has no surface score"
     return VolumeExperiment(
-        sources={},
         recipe="mueller-2021",
         title="3D U-Net on random boxes of 20 scans: 2- to 5-fold, with and without preprocessing and augmentation",
         citation=CITATION,
         notes=NOTES,
         data=VolumeData(
-            sources=source(OUR_CHOICE + "synthetic scans stand in where no data are given", "phantom_size")
-            | source(OUR_CHOICE + "any", "phantom_seed"),
             sets=(
-                _set("covid19ctseg", "train", "2.1: Ma et al., 20 scans", "A", 20),
-                _set("an2020", "test", "2.1: An et al., 100 scans with annotation", "B", 10),
+                volume_set("Mueller 2021, 2.1: Ma et al., 20 scans", "covid19ctseg", "*", "train", "A", 20),
+                volume_set("Mueller 2021, 2.1: An et al., 100 scans with annotation", "an2020", "*", "test", "B", 10),
             ),
-            phantom_size="small",
-            phantom_seed=0,
+            phantom_size=our_choice("small", "synthetic scans stand in where no data are given"),
+            phantom_seed=our_choice(0, "any"),
         ),
         preparation=VolumePreparation(
-            sources=source(PAPER + "2.2", "clip_hu", "scale", "spacing_mm") | source(PAPER + "2.5", "classes"),
-            clip_hu=(-1250.0, 250.0),
-            scale="grey_zscore",
-            spacing_mm=(1.58, 1.58, 2.70),
-            classes="lungs_infiltrate",
+            clip_hu=paper((-1250.0, 250.0), "2.2"),
+            scale=paper("grey_zscore", "2.2"),
+            spacing_mm=paper((1.58, 1.58, 2.70), "2.2"),
+            classes=paper("lungs_infiltrate", "2.5"),
         ),
-        network=VolumeNetwork(
-            sources=source(PAPER + "2.5 and Figure 3: 32 to 512 maps", "kind", "features"),
+        network=all_from(
+            "Mueller 2021, 2.5 and Figure 3: 32 to 512 maps",
+            VolumeNetwork,
             kind="unet3d",
             features=(32, 64, 128, 256, 512),
         ),
-        augment=VolumeVariation(
-            sources=source(PROGRAM, "scale", "rotate_deg", "elastic_alpha", "elastic_sigma", "mirror_axes",
-                           "brightness", "contrast", "gamma", "noise") | source(PAPER + "2.3", "probability"),
-            probability=0.15,
+        augment=all_from(
+            PROGRAM,
+            VolumeVariation,
+            probability=paper(0.15, "2.3"),
             scale=(0.85, 1.25),
             rotate_deg=15.0,
             elastic_alpha=(0.0, 900.0),
@@ -155,78 +165,54 @@ def mueller() -> VolumeExperiment:
             gamma=(0.7, 1.5),
             noise=(0.0, 0.05),
         ),
-        phases=(_phase(),),
-        training=VolumeTraining(
-            sources=source(PAPER + "2.5", "optimiser", "loss", "plateau_epochs", "plateau_factor", "plateau_floor")
-            | source(PROGRAM, "plateau_least", "plateau_rest")
-            | source(OUR_CHOICE + "as many as a twentieth of the epoch's boxes", "validation_boxes")
-            | source(PAPER + "2.4: random cropping", "foreground")
-            | source(FULL_PRECISION, "precision")
-            | source(OUR_CHOICE + "any; the paper names none", "seed"),
+        phases=(
+            all_from(
+                "Mueller 2021, 2.5",
+                Phase,
+                name="fit",
+                frozen=paper("nothing", "2.5: a standard U-Net, trained from new weights"),
+                size=paper((160, 160, 80), "2.4"),
+                whole=paper(False, "2.4"),
+                batch_size=2,
+                steps=150,
+                max_epochs=1000,
+                patience=100,
+                learning_rate=1e-3,
+                weight_decay=sourced(0.0, PROGRAM + ": no weight decay"),
+                schedule="plateau",
+                monitor=sourced("train_loss", PROGRAM + ": the checkpoint of the lowest training loss"),
+            ),
+        ),
+        training=all_from(
+            "Mueller 2021, 2.5",
+            VolumeTraining,
             optimiser="adam",
             loss="tversky_cross_entropy",
             plateau_epochs=15,
             plateau_factor=0.1,
-            plateau_least=1e-4,
-            plateau_rest=1,
+            plateau_least=sourced(1e-4, PROGRAM),
+            plateau_rest=sourced(1, PROGRAM),
             plateau_floor=1e-5,
-            validation_boxes=16,
-            foreground=0.0,
-            precision="fp32",
-            seed=0,
+            validation_boxes=our_choice(16, "as many as a twentieth of the epoch's boxes"),
+            foreground=paper(0.0, "2.4: random cropping"),
+            precision=sourced("fp32", FULL_PRECISION),
+            seed=our_choice(0, "any; the paper names none"),
         ),
         folds=VolumeFolds(
-            sources=source(PAPER + "2.6", "k", "ablation")
-            | source(PROGRAM + ": an unseeded shuffle of the scans", "by")
-            | source(OUR_CHOICE + "the paper's draw has no seed and cannot be repeated", "seed")
-            | source(OUR_CHOICE + "not used with k", "validation_share"),
-            by="case",
-            k=(2, 3, 4, 5),
-            validation_share=0.2,
-            ablation=True,
-            seed=0,
+            by=sourced("case", PROGRAM + ": an unseeded shuffle of the scans"),
+            k=paper((2, 3, 4, 5), "2.6"),
+            validation_share=our_choice(0.2, "not used with k"),
+            ablation=paper(True, "2.6"),
+            seed=our_choice(0, "the paper's draw has no seed and cannot be repeated"),
         ),
         scoring=VolumeScoring(
-            sources=source(PAPER + "2.4: half of the box", "overlap")
-            | source(OUR_CHOICE + "as Ma et al. 2020; the paper has no surface score", "lesion_tolerance_mm",
-                     "lung_tolerance_mm")
-            | source(OUR_CHOICE + "what a network has to beat", "baseline")
-            | source(PAPER + "5: planned as further research", "ensemble"),
-            overlap=(0.5, 0.5, 0.5),
-            lesion_tolerance_mm=3.0,
-            lung_tolerance_mm=1.0,
-            baseline=True,
-            ensemble=True,
+            overlap=paper((0.5, 0.5, 0.5), "2.4: half of the box"),
+            lesion_tolerance_mm=our_choice(3.0, no_surface),
+            lung_tolerance_mm=our_choice(1.0, no_surface),
+            baseline=our_choice(True, "what a network has to beat"),
+            ensemble=paper(True, "5: planned as further research"),
         ),
         paper=_paper(),
-    )  # fmt: skip
-
-
-def _set(name: str, part: str, where: str, site: str, patients: int) -> VolumeSet:
-    sources = source(PAPER + where, "name", "cases", "part")
-    sources |= source(OUR_CHOICE + "a synthetic stand-in", "phantom_site", "phantom_patients")
-    return VolumeSet(sources=sources, name=name, cases="*", part=part, phantom_site=site, phantom_patients=patients)
-
-
-def _phase() -> Phase:
-    return Phase(
-        sources=source(PAPER + "2.4", "size", "whole")
-        | source(PAPER + "2.5", "batch_size", "steps", "max_epochs", "patience", "learning_rate", "schedule")
-        | source(PAPER + "2.5: a standard U-Net, trained from new weights", "frozen")
-        | source(PROGRAM + ": no weight decay", "weight_decay")
-        | source(PROGRAM + ": the checkpoint of the lowest training loss", "monitor"),
-        name="fit",
-        frozen="nothing",
-        size=(160, 160, 80),
-        whole=False,
-        batch_size=2,
-        steps=150,
-        max_epochs=1000,
-        patience=100,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        schedule="plateau",
-        monitor="train_loss",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.recipes.settings import OUR_CHOICE, revise
+from pneumoscope.recipes.settings import OUR_CHOICE, all_from, our_choice, revise
 from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD
 
 CITATION = "our own; after Maganaris et al. 2022 (arXiv 2208.08343), Mueller et al. 2021 and Bressem et al. 2021"
@@ -37,21 +37,25 @@ SHORT_NAMES = (
 """The systems of the recipe in the order they run, and how their stages are called."""
 
 _ROAD = (("Tr1", 1, None), ("Tr1_R_2", 2, "Tr1"), ("Tr1_R_2_R_3", 3, "Tr1_R_2"))
-_WHY = OUR_CHOICE + "the same road for every system"
 _SMALL = OUR_CHOICE + "minutes on one processor core without bf16"
 
 
 def _chain(small: bool) -> tuple[Stage, ...]:
-    stages = []
-    for system, short in SHORT_NAMES:
-        of = f"{system}-small" if small and system.endswith("2021") else system
-        sources = dict.fromkeys(("site", "start"), _WHY)
-        sources["system"] = OUR_CHOICE + "2D, 2.5D, 3D and no network in one harness"
-        stages += [
-            Stage(name=f"{name}-{short}", site=site, start=start and f"{start}-{short}", system=of, sources=sources)
-            for name, site, start in _ROAD
-        ]
-    return tuple(stages)
+    return tuple(
+        all_from(
+            OUR_CHOICE + "the same road for every system",
+            Stage,
+            name=f"{name}-{short}",
+            site=site,
+            start=start and f"{start}-{short}",
+            system=our_choice(
+                f"{system}-small" if small and system.endswith("2021") else system,
+                "2D, 2.5D, 3D and no network in one harness",
+            ),
+        )
+        for system, short in SHORT_NAMES
+        for name, site, start in _ROAD
+    )
 
 
 def transfer_systems() -> Experiment:
