@@ -208,9 +208,9 @@ class OpenVinoEngine(_GraphEngine):
     def _compile(self, graph: bytes) -> Any:
         import torch
 
-        from pneumoscope.models.export import import_openvino
+        from pneumoscope.models.export import openvino_core
 
-        core = import_openvino().Core()
+        core = openvino_core()
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

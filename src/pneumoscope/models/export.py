@@ -7,6 +7,7 @@ kept.
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from collections.abc import Sequence
@@ -199,29 +200,28 @@ def _run_onnxruntime(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.fl
 def _run_openvino(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
     import numpy as np
 
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.asarray(compiled(images)[0], np.float32)
 
 
-def import_openvino() -> Any:
-    """The package, without the telemetry that comes with it: neither loaded nor able to send.
+@functools.cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, never freed; the package's telemetry is neither loaded nor able to send.
 
-    `openvino` looks for ``openvino_telemetry`` at import and has a silent stand-in for where it is absent; it is
-    shown an absent one. Only a reader of finished graphs is used from here on, which reports to nobody in any case.
+    `openvino` looks for ``openvino_telemetry`` at import and has a silent stand-in for where it is absent; it is shown
+    an absent one. The CPU plugin gives a thread a signal stack and takes it down with itself: after two were freed in
+    the order they came, or one in another thread, the next Ctrl-C would be a segmentation fault.
     """
     import sys
 
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
     absent: Any = None
     sys.modules["openvino_telemetry"] = absent
     try:
         import openvino
     finally:
         del sys.modules["openvino_telemetry"]
-    return openvino
+    return openvino.Core()
 
 
 def _write_bundle(folder: Path, model: nn.Module, card: dict[str, Any], size: tuple[int, ...]) -> tuple[str, ...]:
