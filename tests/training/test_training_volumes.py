@@ -143,6 +143,13 @@ def test_a_step_is_a_function_of_its_generator():
     assert first.x.shape == (2, 1, 6, 8, 8)
 
 
+def test_every_volume_has_its_turn_in_epochs_of_fewer_boxes():
+    source = PatchSource([volume(seed=seed) for seed in range(7)], (6, 8, 8), 3)
+    names = {name for s in range(40) for name in source.batch(np.arange(3), np.random.default_rng(s)).names}
+    assert names == {f"case{seed}" for seed in range(7)}
+    assert source.batch(np.arange(3), None).names == ("case0", "case1", "case2")
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_foreground_share_is_kept(share):
     source = PatchSource([volume((30, 40, 50))], (5, 6, 6), 1, share)

@@ -155,6 +155,8 @@ KEPT_BYTES = 16 << 20
 class PatchSource:
     """Boxes of volumes. Example i of an epoch is of volume i modulo their number; where the box lies is drawn.
 
+    In an epoch of fewer boxes than volumes the volume of a training box is drawn too, so that all have their turn.
+
     Attributes:
         volumes: mapped or in memory; never copied as a whole.
         patch: (d, h, w) of a box. Where a volume is smaller, it is filled up with its lowest value, class 0.
@@ -186,7 +188,8 @@ class PatchSource:
         images, labels, names = [], [], []
         for index in indices:
             own = np.random.default_rng([FIXED_SEED, int(index)]) if rng is None else rng
-            volume = self.volumes[int(index) % len(self.volumes)]
+            any_one = rng is not None and self.length < len(self.volumes)
+            volume = self.volumes[int(own.integers(len(self.volumes)) if any_one else index % len(self.volumes))]
             image, label = self._box(volume, own, varied=rng is not None)
             images.append(image)
             labels.append(label)
