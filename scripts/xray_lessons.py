@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.splits.draw import Selection, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
 from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
-from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_digest
+from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_content
 from pneumoscope.io.files import write_json
 from pneumoscope.study.analysis.mitigations import balance
 from pneumoscope.training.augment import SliceAugment
@@ -66,7 +66,7 @@ class Parts:
 def gather(roots: dict[str, list[Path]], recipe: PictureRecipe, run: Path) -> Pictures:
     """Every readable picture; patients joined where they share one."""
     cases = [case for name in sorted(roots) for root in roots[name] for case in read_radiographs(name, root)]
-    notes = run / f"groups_{pictures_digest(cases, recipe)[:16]}.json"
+    notes = run / f"groups_{pictures_content(cases, recipe)[:16]}.json"
     if not notes.is_file():
         prints = take_prints(cases)
         pairs = find_pairs(prints)

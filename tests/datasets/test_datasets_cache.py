@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets import cache_keys
+from pneumoscope.datasets import cached
 from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
-from pneumoscope.datasets.cache_keys import content_of, key_of, remembered_content
-from pneumoscope.datasets.cached import cached_scan
+from pneumoscope.datasets.cached import cached_scan, content_of, key_of, remembered_content
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
@@ -77,7 +76,7 @@ def aged(folder, seconds=100):
 @pytest.fixture
 def old_files(monkeypatch):
     """Stamps of files that a test has just written are believed, as if they had been there for long."""
-    monkeypatch.setattr(cache_keys, "RACY_NS", 0)
+    monkeypatch.setattr(cached, "RACY_NS", 0)
 
 
 def test_an_entry_is_made_once_and_mapped(cache):
@@ -235,8 +234,8 @@ def test_the_second_start_opens_no_scan(phantom, tmp_path):
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from pneumoscope.datasets import cache_keys
-cache_keys.RACY_NS = 0
+from pneumoscope.datasets import cached
+cached.RACY_NS = 0
 from pneumoscope.datasets.cache import ArrayCache
 from pneumoscope.datasets.phantom.folder import read_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
@@ -308,10 +307,10 @@ def test_a_young_file_is_summed_every_time(own, cache):
     first = remembered_content(path, cache.folder / "stamps")
     (memory,) = (cache.folder / "stamps").iterdir()
     assert [stamp for stamp, _ in json.loads(memory.read_text()).values()] == [None]
-    forged = {"": [cache_keys._stamp(path), json.loads(memory.read_text())[""][1]]}
+    forged = {"": [cached._stamp(path), json.loads(memory.read_text())[""][1]]}
     path.write_text("two")
     assert remembered_content(path, cache.folder / "stamps") != first
-    forged[""][0] = cache_keys._stamp(path)
+    forged[""][0] = cached._stamp(path)
     memory.write_text(json.dumps(forged))  # what a stamp that does not change would do
     assert remembered_content(path, cache.folder / "stamps") == first
     assert remembered_content(path, cache.folder / "stamps", trust_stamps=False) != first

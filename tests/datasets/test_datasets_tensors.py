@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.registry import require_unique
 from pneumoscope.datasets.tensors import TABLE_COLUMNS, SliceRecipe, SliceSet, build_slice_set, concatenate, slices_of
 from pneumoscope.errors import DatasetError, GeometryError
 from pneumoscope.geometry import Grid
@@ -139,4 +140,4 @@ def test_masks_of_a_scan_must_lie_on_its_grid():
 
 def test_case_names_are_unique():
     with pytest.raises(DatasetError, match="'c' twice"):
-        require_unique_cases([case_of(scan()), case_of(scan())], "here")
+        require_unique([case_of(scan()), case_of(scan())], "here")

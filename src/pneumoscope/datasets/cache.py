@@ -1,7 +1,7 @@
 """Arrays that were dear to make, kept on disk and mapped into memory.
 
 An entry is a folder: one ``.npy`` file per array and ``entry.json`` with the facts that belong to them, and the sums of
-both. Entries are named by what they were made of (`pneumoscope.datasets.cache_keys`), so a changed file or setting has
+both. Entries are named by what they were made of (`pneumoscope.datasets.cached`), so a changed file or setting has
 another name and an entry is never out of date. The rules:
 
 - An entry appears whole or not at all: it is written beside and renamed. Who comes second waits for who is making it.
@@ -74,7 +74,7 @@ class ArrayCache:
     Args:
         folder: made when it is missing, readable by its owner only.
         max_bytes: bound of all entries together; an entry larger than that is not stored.
-        trust_stamps: believe that a file is unchanged whose stamp is, see `pneumoscope.datasets.cache_keys`.
+        trust_stamps: believe that a file is unchanged whose stamp is, see `pneumoscope.datasets.cached`.
 
     Raises:
         InputError: the folder cannot be made or written to.
@@ -103,7 +103,7 @@ class ArrayCache:
         """The entry of that name, from disk, or made now and stored.
 
         Args:
-            key: hexadecimal name, see `pneumoscope.datasets.cache_keys.key_of`.
+            key: hexadecimal name, see `pneumoscope.datasets.cached.key_of`.
             make: makes the entry; runs in one process at a time, must not ask for the same key.
         """
         found = self._open(key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pneumoscope.errors import DatasetError
+from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.geometry import Grid
 from pneumoscope.jobs.stamp import content_of_arrays
 from pneumoscope.volume import Mask, Volume
@@ -141,6 +141,16 @@ class Case:
     files: CaseFiles | None = None
 
 
+def make_case(
+    dataset: str, case: str, load: Callable[[], LabelledScan], files: CaseFiles | None = None, *,
+    patient: str = "", source: str = "", licence: str = "", citation: str = "", date: str = "",
+) -> Case:  # fmt: skip
+    """A `Case` with licence and citation of its dataset where it has none of its own; without patient its own one."""
+    info = dataset_info(dataset)
+    licence, citation = licence or info.licence, citation or info.citation
+    return Case(dataset, case, patient or case, source, licence, citation, load, date, files)
+
+
 MASKS = "masks"
 """The subset of cases with a drawn infiltrate, see `in_subset`."""
 
@@ -155,13 +165,3 @@ def in_subset(case: Case, subset: str) -> bool:
     if subset == MASKS:
         return case.files is not None and case.files.infiltrate is not None
     return not subset or case.source == subset
-
-
-def require_unique_cases(cases: list[Case], where: str) -> list[Case]:
-    """The cases as they came, or DatasetError naming the first case name that occurs twice."""
-    seen: set[str] = set()
-    for case in cases:
-        if case.case in seen:
-            raise DatasetError(f"{where} names case {case.case!r} twice; case names must be unique")
-        seen.add(case.case)
-    return cases

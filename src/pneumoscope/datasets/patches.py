@@ -12,13 +12,15 @@ or a study without a cache, keeps its prepared arrays in memory: 5 bytes a voxel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.cache import ArrayCache, Entry
+from pneumoscope.datasets.cached import entry_of
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.geometry import Grid
@@ -26,9 +28,6 @@ from pneumoscope.jobs.stamp import content_of_arrays
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.volume import Volume
-
-if TYPE_CHECKING:
-    from pneumoscope.datasets.cache import ArrayCache
 
 Scale = Literal["none", "grey_zscore", "unit"]
 Classes = Literal["lungs_infiltrate", "infiltrate", "lungs"]
@@ -172,7 +171,6 @@ def class_labels(scan: LabelledScan, recipe: VolumeRecipe) -> NDArray[np.uint8]:
 
 def prepare(case: Case, recipe: VolumeRecipe, cache: ArrayCache | None = None) -> PreparedVolume:
     """A case ready for training or prediction, from the cache where it has been made before."""
-    from pneumoscope.datasets.cache import Entry
 
     def make() -> Entry:
         scan = case.load()
@@ -185,35 +183,10 @@ def prepare(case: Case, recipe: VolumeRecipe, cache: ArrayCache | None = None) -
         facts = {"shape": list(grid.shape), "affine": grid.affine.tolist(), "lowest": float(image.min())}
         return Entry({"image": image, "labels": labels, "places": places}, facts)
 
-    entry = _through_cache(case, recipe, cache, make)
+    entry = entry_of(cache, case, "volume", {"recipe": asdict(recipe)}, make)
     grid = Grid(entry.facts["shape"], np.asarray(entry.facts["affine"]))
     image, labels, places = (entry.arrays[name] for name in ("image", "labels", "places"))
     return PreparedVolume(case.case, case.patient, image, labels, places, grid, entry.facts["lowest"])
-
-
-def _through_cache(case: Case, recipe: VolumeRecipe, cache: ArrayCache | None, make: Any) -> Any:
-    from dataclasses import replace
-
-    from pneumoscope.datasets.cache_keys import content_of, key_of, settings_of
-
-    if cache is None:
-        return make()
-
-    def content() -> dict[str, Any] | None:
-        try:
-            return content_of(case, cache.folder / "stamps", trust_stamps=cache.trust_stamps)
-        except OSError:
-            return None  # the reader says what is wrong with the file
-
-    made_of = content()
-    if made_of is None:
-        return make()
-
-    def steady() -> Any:
-        entry = make()
-        return entry if content() == made_of else replace(entry, keep=False)
-
-    return cache.get(key_of("volume", {"content": made_of, "recipe": settings_of(recipe)}), steady)
 
 
 def _places(labels: NDArray[np.uint8], label: int) -> NDArray[np.int32]:

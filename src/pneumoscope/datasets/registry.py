@@ -5,16 +5,20 @@ Facts only; importing this needs neither torch nor pandas, so that listings answ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pneumoscope.errors import DatasetError, no_such
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
+    from pneumoscope.datasets.xray.case import XrayCase
+
+AnyCase = TypeVar("AnyCase", "Case", "XrayCase")
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
     ),
     "phantom": DatasetInfo(
         "Synthetic chest CTs of three made-up hospitals, with exact masks", "ct", "CC0 1.0",
-        "made by pneumoscope", "pneumoscope data phantom -o DIR --site A --patients 3", {}, True,
+        "synthetic, made by pneumoscope", "pneumoscope data phantom -o DIR --site A --patients 3", {}, True,
         ("site A stands for medseg, B for coronacases, C for mosmed (no lung masks)",
          "the masks are as each site's reader draws; exact ones lie in the folder truth",
          "planted annotation faults are listed in faults.csv"),
@@ -193,7 +197,11 @@ DATASETS: Mapping[str, DatasetInfo] = {
 }  # fmt: skip
 
 
+PHANTOM_FILE = "phantom.json"
+"""Marks a folder of `data phantom`."""
+
 READERS: Mapping[str, str] = {
+    "phantom": "pneumoscope.datasets.phantom.folder:read_phantom",
     "medseg": "pneumoscope.datasets.public.medseg:read_medseg_cases",
     "medseg-slices": "pneumoscope.datasets.public.medseg_slices:read_medseg_slices_cases",
     "covid19ctseg": "pneumoscope.datasets.public.covid19ctseg:read_covid19ctseg_cases",
@@ -242,15 +250,16 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
             f"--data {name}=ROOT",
             path=root,
         )
-    from pneumoscope.datasets.phantom.folder import MANIFEST, read_phantom
+    if info.kind == "ct" and (Path(root) / PHANTOM_FILE).is_file():
+        name, options = "phantom", {}
+    module, _, function = READERS[name].partition(":")
+    return require_unique(getattr(import_module(module), function)(root, **options), root)
 
-    if name == "phantom" or (info.kind == "ct" and (Path(root) / MANIFEST).is_file()):
-        return read_phantom(root)
-    if name in READERS:
-        module, _, function = READERS[name].partition(":")
-        cases: list[Case] = getattr(import_module(module), function)(root, **options)
-        return cases
-    raise DatasetError(
-        f"the reader of {name} is not built yet; list your scans and masks in a CSV and read them as 'manifest'",
-        path=root,
-    )
+
+def require_unique(cases: list[AnyCase], root: str | Path) -> list[AnyCase]:
+    """The cases as they came, or DatasetError naming the first case name that occurs twice."""
+    often = Counter(case.case for case in cases)
+    twice = next((name for name, count in often.items() if count > 1), None)
+    if twice is not None:
+        raise DatasetError(f"names case {twice!r} twice; case names must be unique", path=root)
+    return cases

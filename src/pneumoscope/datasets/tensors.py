@@ -6,7 +6,7 @@ Slices are in the house view (rows from anterior to posterior, columns from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
 
@@ -15,8 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.cache import ArrayCache, Entry
-from pneumoscope.datasets.cache_keys import key_of, settings_of
-from pneumoscope.datasets.cached import content_in, steady_entry
+from pneumoscope.datasets.cached import entry_of
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
@@ -144,8 +143,11 @@ def build_slice_set(
     everything = list(cases)
     parts: list[SliceSet] = []
     for done, case in enumerate(everything, start=1):
-        make = partial(_load_slices, case, recipe, lungs_for)
-        parts.append(make() if cache is None else _through(cache, case, recipe, make, lungs_key))
+        supplied = lungs_key if case.files is not None and case.files.lungs is None else None
+        named = case.files is None or case.files.lungs is not None or lungs_key is not None
+        settings = {"recipe": asdict(recipe), "lungs": supplied}
+        make = partial(_entry, case, recipe, lungs_for)
+        parts.append(_unpack_slices(entry_of(cache if named else None, case, "slices", settings, make)))
         if progress is not None:
             progress(done, len(everything))
     if not parts or not sum(map(len, parts)):
@@ -153,32 +155,8 @@ def build_slice_set(
     return concatenate(parts)
 
 
-def _load_slices(case: Case, recipe: SliceRecipe, lungs_for: LungFinder | None) -> SliceSet:
-    return slices_of(case, case.load(), recipe, lungs_for=lungs_for)
-
-
-def _through(
-    cache: ArrayCache, case: Case, recipe: SliceRecipe, make: Callable[[], SliceSet], lungs_key: str | None
-) -> SliceSet:
-    """The slices of one case, as `slices_of` makes them; arrays mapped from disk.
-
-    Args:
-        cache: where to look and to keep.
-        case: whose files and reader name the entry.
-        recipe: its fields do as well.
-        make: makes the slices when they are not there.
-        lungs_key: names the network that finds the lungs of cases that store none, e.g. the sum of its weights.
-            Without it such cases are made each time.
-    """
-    content = content_in(cache, case)
-    if content is None or (case.files is not None and case.files.lungs is None and lungs_key is None):
-        return make()
-    supplied = lungs_key if case.files is not None and case.files.lungs is None else None
-    key = key_of("slices", {"content": content, "recipe": settings_of(recipe), "lungs": supplied})
-    return _unpack_slices(cache.get(key, lambda: steady_entry(cache, case, content, _pack_slices(make()))))
-
-
-def _pack_slices(slices: SliceSet) -> Entry:
+def _entry(case: Case, recipe: SliceRecipe, lungs_for: LungFinder | None) -> Entry:
+    slices = slices_of(case, case.load(), recipe, lungs_for=lungs_for)
     table = {name: slices.table[name].tolist() for name in slices.table}
     dtypes = {name: str(dtype) for name, dtype in slices.table.dtypes.items()}
     arrays = {"images": slices.images, "target": slices.target, "lungs": slices.lungs}

@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.dataset_json import Description, read_description
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import case_name
 
@@ -47,7 +46,7 @@ def read_decathlon_cases(root: str | Path, *, labels: Mapping[str, str] | None =
             cases.append(_case(held, known, source, held.inside(image), None if mask is None else held.inside(mask)))
     if not cases:
         raise DatasetError("lists no scan (training and test are empty); is it the Decathlon's?", path=held.path)
-    return require_unique_cases(cases, str(held.folder))
+    return cases
 
 
 def _entry(entry: Any, held: Description) -> tuple[str, str | None]:
@@ -63,16 +62,7 @@ def _is_junk(path: str) -> bool:
 
 
 def _case(held: Description, known: LabelMap, source: str, image: Path, mask: Path | None) -> Case:
-    info = dataset_info("decathlon")
     name = case_name(image)
     files = known.files(image, mask) if mask is not None else CaseFiles(image)
-    return Case(
-        "decathlon",
-        name,
-        name,
-        source,
-        held.licence or info.licence,
-        held.citation or info.citation,
-        partial(load_with_names, name, files, known),
-        files=files,
-    )
+    load = partial(load_with_names, name, files, known)
+    return make_case("decathlon", name, load, files, source=source, licence=held.licence, citation=held.citation)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
@@ -25,21 +26,13 @@ def read_manifest_cases(path: str | Path) -> list[Case]:
     from pneumoscope.io.scan_ref import read_manifest
 
     table = Path(path) / "manifest.csv" if Path(path).is_dir() else Path(path)
-    cases = [
-        Case(
-            dataset="manifest",
-            case=ref.case,
-            patient=ref.patient or ref.case,
-            source=ref.source or "",
-            licence="as your data are licensed",
-            citation="none: your own data",
-            load=partial(load_scan, ref),
-            date=ref.date or "",
-            files=CaseFiles(ref.path, ref.lungs, ref.infiltrate),
-        )
-        for ref in read_manifest(table)
-    ]
-    return require_unique_cases(cases, str(table))
+    return [case_of_row("manifest", ref, partial(load_scan, ref)) for ref in read_manifest(table)]
+
+
+def case_of_row(dataset: str, ref: ScanRef, load: Callable[[], LabelledScan]) -> Case:
+    """The case of one row."""
+    about = {"patient": ref.patient or "", "source": ref.source or "", "date": ref.date or ""}
+    return make_case(dataset, ref.case, load, CaseFiles(ref.path, ref.lungs, ref.infiltrate), **about)
 
 
 def load_scan(ref: ScanRef) -> LabelledScan:

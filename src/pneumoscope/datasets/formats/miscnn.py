@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.datasets.formats.dataset_json import shown
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
 from pneumoscope.datasets.formats.layout import SCAN_SUFFIXES, Found, walk
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import case_name, suffix_of
 from pneumoscope.volume import present_labels
@@ -52,15 +51,14 @@ def read_miscnn_cases(
         raise tree.error(f"{shown(bare)} without segmentation: half a download? Copy the rest, or give unlabelled=True")
     names = {str(label): meaning for label, meaning in (labels or COVID19_MISCNN).items()}
     known = label_map({name: (_number(name),) for name in names}, names, Path(root))
-    info = dataset_info("miscnn")
     source = Path(root).resolve().name
     cases = []
     for folder, image in images.items():
         name = case_name(folder.resolve())
         files = known.files(image, masks[folder]) if folder in masks else CaseFiles(image)
         load = partial(_load, name, files, known, labels is not None)
-        cases.append(Case("miscnn", name, name, source, info.licence, info.citation, load, files=files))
-    return require_unique_cases(cases, str(root))
+        cases.append(make_case("miscnn", name, load, files, source=source))
+    return cases
 
 
 def _case_folder(scan: Found) -> Path:

@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.datasets.formats.dataset_json import Description, files_of, read_description, shown
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.datasets.splits.folds import Fold, Member
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.files import read_json, write_json
@@ -122,7 +121,7 @@ def read_nnunet_cases(
     for source, found in (("train", pairs), ("test", _paired(held, "Ts", number))):
         for name, files in found.items():
             cases.append(_case(held, known, origins.get(name, {}), source, name, files))
-    return require_unique_cases(cases, str(held.folder))
+    return cases
 
 
 def read_sources(path: Path) -> Mapping[str, Mapping[str, str]]:
@@ -195,22 +194,14 @@ def _listed(held: Description, listed: Mapping[str, object], number: int) -> dic
 
 
 def _case(held: Description, known: LabelMap, origin: Mapping[str, str], source: str, name: str, found: Files) -> Case:
-    info = dataset_info("nnunet")
     files = known.files(found.image, found.mask) if found.mask is not None else CaseFiles(found.image)
     if found.lungs is not None:
         files = replace(files, lungs=found.lungs, lung_labels=SAME_LABELS)
     title = case_name(name)
-    return Case(
-        "nnunet",
-        title,
-        origin.get("patient") or title,
-        origin.get("source") or source,
-        origin.get("licence") or held.licence or info.licence,
-        origin.get("citation") or held.citation or info.citation,
-        partial(_load, title, files, known),
-        origin.get("date", ""),
-        files,
-    )
+    about = {name: origin.get(name, "") for name in ("patient", "source", "licence", "citation", "date")}
+    stated = {"source": source, "licence": held.licence, "citation": held.citation}
+    about |= {name: about[name] or value for name, value in stated.items()}
+    return make_case("nnunet", title, partial(_load, title, files, known), files, **about)
 
 
 def _load(case: str, files: CaseFiles, known: LabelMap) -> LabelledScan:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, LabelledScan, make_case
 from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.slices import SOURCES, SliceScan, slice_scans
 from pneumoscope.errors import DatasetError, Finding, PneumoscopeError
@@ -68,19 +68,11 @@ def read_slice_cases(root: str | Path) -> list[Case]:
     if not sources:
         raise DatasetError(f"holds no {expected}; the folder's name tells how its pictures are turned", path=folder)
     scans = [scan for source in sources for scan in slice_scans(folder, source)]
-    cases = [
-        Case(
-            "slices",
-            scan.case,
-            scan.patient,
-            scan.source,
-            SOURCES[scan.source].licence,
-            SOURCES[scan.source].citation,
-            partial(load_slices, scan),
-        )
-        for scan in scans
+    about = [{"licence": SOURCES[s.source].licence, "citation": SOURCES[s.source].citation} for s in scans]
+    return [
+        make_case("slices", s.case, partial(load_slices, s), None, patient=s.patient, source=s.source, **a)
+        for s, a in zip(scans, about, strict=True)
     ]
-    return require_unique_cases(cases, str(folder))
 
 
 def load_slices(scan: SliceScan) -> LabelledScan:
@@ -201,7 +193,7 @@ def read_slice_export(root: str | Path) -> list[Case]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PneumoscopeError) as error:
         said = " ".join(f"{type(error).__name__} {error}".split())
         raise DatasetError(f"is no description of exported slices ({said}); convert again", path=path) from None
-    return require_unique_cases(cases, str(root))
+    return cases
 
 
 def _case(entry: Mapping[str, Any], root: Path) -> Case:
@@ -210,11 +202,8 @@ def _case(entry: Mapping[str, Any], root: Path) -> Case:
         raise ValueError(f"case {name!r}")
     grids = _grid(entry["grid"]), _grid(entry["native"])
     names = {what: _names(entry[what]) for what in ("lungs", "infiltrate")}
-    patient, source, licence, citation, date = (
-        str(entry[key]) for key in ("patient", "source", "licence", "citation", "date")
-    )
-    load = partial(_load, root / name, grids, names)
-    return Case("slices", name, patient, source, licence, citation, load, date)
+    about = {key: str(entry[key]) for key in ("patient", "source", "licence", "citation", "date")}
+    return make_case("slices", name, partial(_load, root / name, grids, names), None, **about)
 
 
 def _load(folder: Path, grids: tuple[Grid, Grid], names: Mapping[str, Mapping[int, str] | None]) -> LabelledScan:

@@ -18,12 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.formats.manifest import case_of_row, load_scan
 from pneumoscope.datasets.phantom.patient import draw_patient
 from pneumoscope.datasets.phantom.reader import Fault, drawn_labels, overlook_small, plant_faults, true_labels
 from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, plan_scan
 from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site, phantom_size
 from pneumoscope.datasets.phantom.tissue import lung_labels
+from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
 from pneumoscope.jobs.lock import locks
@@ -124,11 +126,8 @@ def _assemble(
     return PhantomScan(scan, exact_lungs, tuple(faults))
 
 
-MANIFEST = "phantom.json"
 TABLE = "manifest.csv"
 FAULTS = "faults.csv"
-LICENCE = "CC0 1.0"
-CITATION = "synthetic, made by pneumoscope"
 TABLE_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
 FAULT_COLUMNS = ("case", "slice", "kind", "voxels", "x", "y", "z")
 VERSION = 1
@@ -177,9 +176,9 @@ def write_phantom(
 def _write(
     folder: Path, plan: Mapping[str, Any], cases: Sequence[str], overwrite: bool, progress: Progress
 ) -> None:  # fmt: skip
-    prepare_folder(folder, marker=MANIFEST, overwrite=overwrite)
+    prepare_folder(folder, marker=PHANTOM_FILE, overwrite=overwrite)
     name, patients = plan["site"], plan["patients"]
-    (folder / MANIFEST).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
+    (folder / PHANTOM_FILE).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
     rows, faults = [], []
     for number in range(patients):
         progress(f"phantom {name}", number, patients)
@@ -190,7 +189,11 @@ def _write(
     write_text(folder / FAULTS, _table(FAULT_COLUMNS, faults))
     write_text(folder / TABLE, _table(TABLE_COLUMNS, rows))
     title = phantom_site(name).title
-    write_json(folder / MANIFEST, {**plan, "title": title, "licence": LICENCE, "citation": CITATION, "cases": cases})
+    info = dataset_info("phantom")
+    write_json(
+        folder / PHANTOM_FILE,
+        {**plan, "title": title, "licence": info.licence, "citation": info.citation, "cases": cases},
+    )
 
 
 def _case_name(site: str, number: int) -> str:
@@ -200,7 +203,7 @@ def _case_name(site: str, number: int) -> str:
 
 def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
     """Whether the folder already holds exactly this set."""
-    path = folder / MANIFEST
+    path = folder / PHANTOM_FILE
     if not path.is_file():
         return False
     held = read_phantom_json(folder)
@@ -269,10 +272,10 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 def read_phantom_json(root: str | Path) -> dict[str, Any]:
     """``phantom.json`` of a folder; DatasetError when there is none or it is damaged."""
-    path = Path(root) / MANIFEST
+    path = Path(root) / PHANTOM_FILE
     if not path.exists():
         raise DatasetError(
-            f"has no {MANIFEST}: no synthetic data set, or an unfinished one; make it with `pneumoscope data phantom`",
+            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; make it with pneumoscope data phantom",
             path=root,
         )
     held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
@@ -295,27 +298,12 @@ def read_phantom(root: str | Path) -> list[Case]:
     except InputError as error:
         raise DatasetError(f"the synthetic data set is damaged: {error}", path=root) from error
     if [ref.case for ref in refs] != held["cases"]:
-        raise DatasetError(f"{TABLE} and {MANIFEST} name different cases; make the data set again", path=root)
-    cases = [
-        Case(
-            "phantom",
-            ref.case,
-            ref.patient or ref.case,
-            ref.source or "",
-            LICENCE,
-            CITATION,
-            partial(_load, ref),
-            ref.date or "",
-            CaseFiles(ref.path, ref.lungs, ref.infiltrate),
-        )
-        for ref in refs
-    ]
-    return require_unique_cases(cases, str(root))
+        raise DatasetError(f"{TABLE} and {PHANTOM_FILE} name different cases; make the data set again", path=root)
+    return [case_of_row("phantom", ref, partial(_load, ref)) for ref in refs]
 
 
 def _load(ref: Any) -> LabelledScan:
     """The scan with its masks, and the exact infiltrate where it lies beside."""
-    from pneumoscope.datasets.formats.manifest import load_scan
     from pneumoscope.io.read import read_mask
     from pneumoscope.volume import INFILTRATE_LABELS
 

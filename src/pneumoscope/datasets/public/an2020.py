@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.datasets.formats.layout import Found, walk
 from pneumoscope.datasets.public.covid1920 import VOLUME, volume_case
 
@@ -31,8 +31,7 @@ def read_an2020_cases(root: str | Path) -> list[Case]:
     drawn = [scan.path for scan in tree.scans if scan.stem.lower().endswith("_seg")]
     if drawn:
         raise tree.error("holds masks, which this set has not: read it as covid1920", path=drawn[0])
-    cases = [volume_case(NAME, name, NAME, CaseFiles(image)) for name, image in images.items()]
-    return require_unique_cases(cases, str(root))
+    return [volume_case(NAME, name, NAME, CaseFiles(image)) for name, image in images.items()]
 
 
 def _name(scan: Found) -> str | None:

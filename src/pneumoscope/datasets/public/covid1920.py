@@ -10,10 +10,9 @@ import re
 from functools import partial
 from pathlib import Path
 
-from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.labelled import load_case
 from pneumoscope.datasets.formats.layout import Found, Tree, require_pairs, walk
-from pneumoscope.datasets.registry import dataset_info
 
 NAME = "covid1920"
 EXPECTED = "Train with volume-covid19-A-NNNN_ct.nii.gz and _seg.nii.gz, and Validation with _ct.nii.gz"
@@ -53,16 +52,16 @@ def read_covid1920_cases(root: str | Path) -> list[Case]:
     for name, image in images.items():
         files = CaseFiles(image, infiltrate=masks.get(name), lung_labels={}, infiltrate_labels={1: 1})
         cases.append(volume_case(NAME, name, parts[image], files))
-    return require_unique_cases(cases, str(root))
+    return cases
 
 
 def volume_case(dataset: str, name: str, source: str, files: CaseFiles) -> Case:
     """A case of this set or of `an2020`: scans that differ in ``_0`` and ``_1`` only are of one patient."""
-    info = dataset_info(dataset)
     match = VOLUME.fullmatch(name)
     patient = name if match is None else name.removesuffix(match[2]) + match[2][:4]
-    load = partial(load_case, name, files)
-    return Case(dataset, name, patient.removeprefix("volume-"), source, info.licence, info.citation, load, files=files)
+    return make_case(
+        dataset, name, partial(load_case, name, files), files, patient=patient.removeprefix("volume-"), source=source
+    )
 
 
 def _with_suffix(suffix: str, scan: Found) -> str | None:

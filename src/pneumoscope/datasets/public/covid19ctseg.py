@@ -16,10 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, PatientAxis, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, PatientAxis, make_case
 from pneumoscope.datasets.formats.labelled import with_masks
 from pneumoscope.datasets.formats.layout import Found, require_pairs, walk
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.datasets.splits.folds import Fold, Member
 from pneumoscope.errors import DatasetError, Finding
 from pneumoscope.io import intensity as hounsfield
@@ -114,7 +113,6 @@ def read_covid19ctseg_cases(
     require_pairs(
         tree, images, {**both, **infection}, "infection mask (Infection_Mask or Lung_and_Infection_Mask)", both=False
     )
-    info = dataset_info(NAME)
     cases = []
     for case, image in images.items():
         files = CaseFiles(
@@ -128,10 +126,8 @@ def read_covid19ctseg_cases(
             mirrored=mirrored(case) if headers == "mend" else (),
         )
         load = partial(_load, case, files, eight_bit)
-        cases.append(
-            Case(NAME, case, patient_of(case), case.partition("_")[0], info.licence, info.citation, load, files=files)
-        )
-    return require_unique_cases(cases, str(root))
+        cases.append(make_case(NAME, case, load, files, patient=patient_of(case), source=case.partition("_")[0]))
+    return cases
 
 
 def case_of(stem: str) -> str | None:

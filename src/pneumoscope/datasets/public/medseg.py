@@ -10,10 +10,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.labelled import load_case
 from pneumoscope.datasets.formats.layout import Tree, require_pairs, walk
-from pneumoscope.datasets.registry import dataset_info
 
 NAME = "medseg"
 FOLDERS = ("rp_im", "rp_msk", "rp_lung_msk")
@@ -39,8 +38,9 @@ def read_medseg_cases(root: str | Path) -> list[Case]:
     cases = []
     for number, image in images.items():
         files = CaseFiles(image, lungs[number], infiltrates[number], ignored_labels=IGNORED)
-        cases.append(_case(f"rp_{number}", files))
-    return require_unique_cases(cases, str(root))
+        case = f"rp_{number}"
+        cases.append(make_case(NAME, case, partial(load_case, case, files), files, source=NAME))
+    return cases
 
 
 def walk_or_refuse_npy(root: str | Path, expected: str, marker: str) -> Tree:
@@ -61,8 +61,3 @@ def _folder(tree: Tree, name: str) -> dict[str, Path]:
     if not found:
         raise tree.error(f"holds no scan in a folder {name}")
     return found
-
-
-def _case(case: str, files: CaseFiles) -> Case:
-    info = dataset_info(NAME)
-    return Case(NAME, case, case, NAME, info.licence, info.citation, partial(load_case, case, files), files=files)

@@ -7,7 +7,7 @@ thick. Hounsfield units are estimates, mapped back from JPEG pictures whose brig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.datasets.formats.labelled import map_labels, put_right, read_labels, slice_of
 from pneumoscope.datasets.formats.layout import Tree
 from pneumoscope.datasets.public.medseg import IGNORED, walk_or_refuse_npy
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError, Finding
 from pneumoscope.geometry import Grid
 from pneumoscope.io import intensity as hounsfield
@@ -90,7 +89,7 @@ def read_medseg_slices_cases(root: str | Path) -> list[Case]:
     cases = _cases("training", "tr", training, N_TRAINING, shelf)
     if "val_im" in found:
         cases += _cases("validation", "val", CaseFiles(found["val_im"], stored_axes=STORED_AXES), N_VALIDATION, shelf)
-    return require_unique_cases(cases, str(root))
+    return cases
 
 
 def _is_ours(stem: str) -> bool:
@@ -104,14 +103,11 @@ def _required(tree: Tree, found: dict[str, Path], stem: str) -> Path:
 
 
 def _cases(source: str, prefix: str, stack: CaseFiles, count: int, shelf: _Shelf) -> list[Case]:
-    from dataclasses import replace
-
-    info = dataset_info(NAME)
     cases = []
     for index in range(count):
         case, files = f"{prefix}_{index:03d}", replace(stack, part=index)
         load = partial(_load, case, files, count, shelf)
-        cases.append(Case(NAME, case, case, source, info.licence, info.citation, load, files=files))
+        cases.append(make_case(NAME, case, load, files, source=source))
     return cases
 
 

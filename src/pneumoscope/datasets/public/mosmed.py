@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from pneumoscope.datasets.case import Case, CaseFiles, require_unique_cases
+from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.labelled import load_case
 from pneumoscope.datasets.formats.layout import Found, Tree, require_pairs, walk
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError
 
 STEM = "dataset_registry"
@@ -157,24 +156,12 @@ def read_mosmed_cases(root: str | Path) -> list[Case]:
     to_be_masked = {number: path for number, path in images.items() if int(number) in MASKED or number in masks}
     require_pairs(tree, to_be_masked, masks, "mask (masks/study_NNNN_mask.nii.gz)")
     categories = _categories(tree, images)
-    info = dataset_info(NAME)
     cases = []
     for number, image in images.items():
         case = f"study_{number}"
         files = CaseFiles(image, infiltrate=masks.get(number), lung_labels={}, infiltrate_labels={1: 1})
-        cases.append(
-            Case(
-                NAME,
-                case,
-                case,
-                categories[number],
-                info.licence,
-                info.citation,
-                partial(load_case, case, files),
-                files=files,
-            )
-        )
-    return require_unique_cases(cases, str(root))
+        cases.append(make_case(NAME, case, partial(load_case, case, files), files, source=categories[number]))
+    return cases
 
 
 def published_category(number: int) -> str:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.case import Case, LabelledScan, require_unique_cases
+from pneumoscope.datasets.case import Case, LabelledScan, make_case
 from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.formats.mdai import Drawing, Export, read_mdai
-from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.errors import DatasetError, Finding
 from pneumoscope.io.dicom.index import ImageInfo, list_images
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
@@ -185,7 +184,6 @@ def read_ricord_cases(
         known = ", ".join(reader for reader in found.export.readers if reader) or "none"
         raise DatasetError(f"has no reader {readers!r}; expected union, majority or one of {known}", path=root)
     names = _case_names(list(found.series.values()))
-    info = dataset_info("ricord")
     cases = []
     for uid, series in found.series.items():
         drawn = found.export.drawings.get(uid, ())
@@ -201,14 +199,14 @@ def read_ricord_cases(
                 fill_gaps=fill_gaps,
                 notes=found.notes,
             )
-            cases.append(Case("ricord", names[uid], series.patient, series.site, info.licence, info.citation, load))
+            cases.append(make_case("ricord", names[uid], load, patient=series.patient, source=series.site))
     if not cases:
         raise DatasetError(
             f"holds {len(found.series)} CT series and none of the {len(found.export.drawings)} that are annotated; "
             "fetch the images and the annotations of RICORD 1a together",
             path=root,
         )
-    return require_unique_cases(sorted(cases, key=lambda case: case.case), str(root))
+    return sorted(cases, key=lambda case: case.case)
 
 
 def load_series(

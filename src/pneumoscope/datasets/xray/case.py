@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumoscope.datasets.formats.layout import refuse_links_out
-from pneumoscope.datasets.registry import dataset_info
+from pneumoscope.datasets.registry import dataset_info, require_unique
 from pneumoscope.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -82,13 +82,7 @@ def read_radiographs(name: str, root: str | Path) -> list[XrayCase]:
         raise DatasetError(f"{name} is no set of radiographs; known are {', '.join(READERS)}", path=root)
     module, _, function = READERS[name].partition(":")
     reader: Callable[[Path], list[XrayCase]] = getattr(import_module(module), function)
-    cases = reader(Path(root))
-    seen: set[str] = set()
-    for case in cases:
-        if case.case in seen:
-            raise DatasetError(f"names the picture {case.case!r} twice; names must be unique", path=root)
-        seen.add(case.case)
-    return cases
+    return require_unique(reader(Path(root)), root)
 
 
 def make(dataset: str, path: Path, case: str, patient: str, label: str, source: str, **more: str) -> XrayCase:

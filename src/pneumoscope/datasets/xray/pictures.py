@@ -1,4 +1,4 @@
-"""Radiographs of any size as one array of small squares in a file, made once and mapped into memory.
+"""Radiographs of any size as one array of small squares, made once and mapped into memory.
 
 What a network or a baseline is shown is a `PictureRecipe`: what is cut away, whether the histogram is equalised, and
 how the rest is brought to a square. Views that hide a part exist to ask what a classifier can do without it:
@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.cache import ArrayCache, Entry
 from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.io.files import atomic_path, read_json, sha256, write_json
+from pneumoscope.io.files import sha256
 from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import Progress, silent
 
@@ -164,7 +166,7 @@ def build_pictures(
 ) -> PictureSet:
     """The squares of `cases`, in their order, from `folder` when they were made before.
 
-    A file is made anew when the recipe, the list, or the content of a picture changed.
+    They are made anew when the recipe, the list, or the content of a picture changed; `folder` is an `ArrayCache`.
 
     Raises:
         InputError: no case.
@@ -172,42 +174,18 @@ def build_pictures(
     """
     if not cases:
         raise InputError("there is no picture to read; check the data sets and the draw")
-    folder = Path(folder)
     digest = pictures_content(cases, recipe)
-    path, facts = folder / f"{digest[:16]}.npy", folder / f"{digest[:16]}.json"
-    shape = (len(cases), recipe.side, recipe.side)
-    found = _mapped(path, shape) if _is_whole(path, facts) else None
-    if found is None:
-        with atomic_path(path) as temporary:
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for place, case in enumerate(cases):
-                pixels[place] = recipe.make(case.load().pixels)
-                progress("pictures", place + 1, len(cases))
-            pixels.flush()
-            del pixels
-        made = {"digest": digest, "pictures": len(cases), "recipe": asdict(recipe), "sha256": sha256(path)}
-        write_json(facts, made)
-        found = _mapped(path, shape)
-        if found is None:
-            raise ReadError("was written and cannot be read back; is the disk full?", path=path)
-    return PictureSet(found, digest, recipe)
+    cache = ArrayCache(folder)
 
+    def make() -> Entry:
+        with TemporaryFile(dir=cache.folder) as file:  # NIH's 112,120 pictures take 5.6 GB
+            pixels = np.memmap(file, np.uint8, "w+", shape=(len(cases), recipe.side, recipe.side))
+        for place, case in enumerate(cases):
+            pixels[place] = recipe.make(case.load().pixels)
+            progress("pictures", place + 1, len(cases))
+        return Entry({"pixels": pixels}, {"pictures": len(cases), "recipe": asdict(recipe)})
 
-def _is_whole(path: Path, facts: Path) -> bool:
-    """Whether the file is the one that was written."""
-    try:
-        return read_json(facts).get("sha256") == sha256(path)
-    except (InputError, OSError):
-        return False
-
-
-def _mapped(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
-    """The file's array when it is whole and of that shape."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    return PictureSet(cache.get(digest[:40], make).arrays["pixels"], digest, recipe)
 
 
 def pictures_content(cases: Sequence[XrayCase], recipe: PictureRecipe) -> str:
