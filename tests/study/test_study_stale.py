@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_hospitals import make_scan
-from made_up_systems import only, three_sites, tiny
 from test_study_grows import part_of
 
 from pneumoscope.datasets.case import Case, LabelledScan
@@ -23,8 +22,7 @@ from pneumoscope.progress import Noted
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.learners.threshold import make_threshold_stage
-from pneumoscope.study.strategies import Trainer
+from pneumoscope.study.learners.registry import StageMaker
 
 TABLES = (
     "per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv", "shift/calibration.csv", "shift/distances.csv",
@@ -108,39 +106,13 @@ def test_a_resumed_study_on_changed_scans_ends_as_a_new_one(
     assert tables(tmp_path / "kept") == tables(tmp_path / "new")
 
 
-def test_a_threshold_is_fitted_anew_on_a_changed_scan(find_all_lungs, tmp_path) -> None:
-    plan, cases = only(tiny(), "threshold"), three_sites()
-    stage = plan.stages.chain[0]
-
-    def made(noted: Noted | None = None):
-        n = stage.site
-        sets = {n: build_set(plan, plan.site(n), cases[n], tmp_path, lungs_for=find_all_lungs)}
-        return make_threshold_stage(plan, stage, sets, tmp_path, resume=True, progress=noted or Noted()), sets
-
-    first, sets = made()
-    assert first.trained_now
-    assert not made()[0].trained_now
-    split = sets[stage.site].split
-    taught = split.loc[split["part"] == "train", "case"].iloc[0]
-
-    def one_voxel(scan: LabelledScan) -> LabelledScan:
-        hu = scan.volume.hu.copy()
-        hu[0, 0, 0] += 1  # outside the lungs: no slice of the study shows it
-        return replace(scan, volume=replace(scan.volume, hu=hu))
-
-    cases[stage.site] = [changed_case(c, one_voxel) if c.case == taught else c for c in cases[stage.site]]
-    noted = Noted()
-    assert made(noted)[0].trained_now
-    assert noted.notes == [f"{stage.name}: training data changed since it was trained; it is trained anew"]
-
-
 def test_an_average_depends_on_the_scans_it_was_chosen_on(small, hospitals, find_all_lungs, tmp_path) -> None:
     """The validation masks of the earlier set choose the share; no training sees them."""
     plan = with_overrides(part_of(small, 2, 2), ["strategy.name=averaging"])
     sets = {n: build_set(plan, plan.site(n), hospitals[n], tmp_path, lungs_for=find_all_lungs) for n in (1, 2)}
 
     def made():
-        trainer = Trainer(plan, sets, tmp_path, device="cpu", resume=True)
+        trainer = StageMaker(plan, sets, tmp_path, device="cpu", resume=True)
         return [trainer.make(stage.name) for stage in plan.stages.chain]
 
     made()

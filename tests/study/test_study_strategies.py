@@ -21,9 +21,10 @@ from pneumoscope.recipes.registry import build_any
 from pneumoscope.study.analysis.lung_effect import lung_effect, mean_dice
 from pneumoscope.study.forecast import forecast, guard_steps
 from pneumoscope.study.grey import shrink, square, stack_of_case
+from pneumoscope.study.learners.registry import StageMaker
+from pneumoscope.study.learners.strategies import read_kept
 from pneumoscope.study.lungs import open_sets
 from pneumoscope.study.scores.predictions import predict_stage, read_predictions
-from pneumoscope.study.strategies import Trainer, read_kept
 
 TINY = [
     *(setting for setting in SMALL if not setting.startswith(("split", "stages"))),
@@ -53,7 +54,7 @@ def made(tmp_path_factory):
     plan = tiny()
     sets = open_sets(plan, folder, {}, device="cpu")
     seen = []
-    trainer = Trainer(plan, sets, folder, device="cpu", progress=lambda *args: seen.append(args))
+    trainer = StageMaker(plan, sets, folder, device="cpu", progress=lambda *args: seen.append(args))
     for stage in plan.stages.chain:
         trainer.make(stage.name)
     return trainer, seen
@@ -144,7 +145,7 @@ def test_a_store_is_bounded_and_joint_training_is_not(made):
 def test_a_resumed_trainer_takes_everything_from_the_folder(made):
     trainer, _ = made
     seen = []
-    again = Trainer(
+    again = StageMaker(
         trainer.experiment, trainer.sets, trainer.folder, device="cpu", resume=True,
         progress=lambda *args: seen.append(args[0]),
     )  # fmt: skip
@@ -162,11 +163,11 @@ def test_a_stage_that_fails_in_the_middle_goes_on_to_the_same_weights(made, tmp_
         if what == f"{name} epoch 1" and done == 2:
             raise RuntimeError("the disk is full")
 
-    broken = Trainer(trainer.experiment, trainer.sets, tmp_path, device="cpu", progress=fail)
+    broken = StageMaker(trainer.experiment, trainer.sets, tmp_path, device="cpu", progress=fail)
     broken.make("Tr1")
     with pytest.raises(RuntimeError, match="disk"):
         broken.make(name)
-    again = Trainer(trainer.experiment, trainer.sets, tmp_path, device="cpu", resume=True)
+    again = StageMaker(trainer.experiment, trainer.sets, tmp_path, device="cpu", resume=True)
     assert not again.make("Tr1").trained_now
     assert again.make(name).sha256 == trainer.models[name].sha256
 
@@ -175,7 +176,7 @@ def test_a_damaged_expert_is_made_again(made, tmp_path):
     trainer, _ = made
     own = trainer.folder / "stages" / "Tr1_R_2-adabn"
     (own / "set-1" / "model.safetensors").write_bytes(b"x")
-    again = Trainer(trainer.experiment, trainer.sets, trainer.folder, device="cpu", resume=True)
+    again = StageMaker(trainer.experiment, trainer.sets, trainer.folder, device="cpu", resume=True)
     for name in ("Tr1", "Tr1_R_2-plain", "Tr1_R_2-adabn"):
         again.make(name)
     assert sorted(read_kept(own).experts) == [1, 2]
@@ -217,7 +218,7 @@ def test_teachers_and_fisher_information_are_counted_beside_the_steps():
 def test_statistics_are_asked_of_a_network_that_has_some(made, tmp_path):
     trainer, _ = made
     plan = with_overrides(trainer.experiment, ["network.norm=instance"])
-    other = Trainer(plan, trainer.sets, tmp_path, device="cpu")
+    other = StageMaker(plan, trainer.sets, tmp_path, device="cpu")
     other.make("Tr1")
     with pytest.raises(InputError, match=r"network\.norm=batch"):
         other.make("Tr1_R_2-adabn")

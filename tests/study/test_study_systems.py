@@ -1,6 +1,7 @@
 """Stages of every system: what they see, that patients stay apart, and that what they say lands on the right pixels."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,10 @@ from pneumoscope.recipes.systems import volume_system
 from pneumoscope.study.data import StudySet, build_set
 from pneumoscope.study.folder import Meter, note_cost, read_cost
 from pneumoscope.study.forecast import count_steps, forecast, leader, needs
-from pneumoscope.study.learners import registry as systems
-from pneumoscope.study.learners.base import scan_of
+from pneumoscope.study.learners.base import StudyContext, scan_of
 from pneumoscope.study.learners.examples import Neighbours
 from pneumoscope.study.learners.registry import StageMaker
-from pneumoscope.study.learners.volumes import VolumeStage, scans_of
+from pneumoscope.study.learners.volumes import VolumeStage
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 pytestmark = pytest.mark.timeout(1200)  # long on a busy machine
@@ -136,7 +136,8 @@ def test_training_scans_of_a_volume_stage_hold_no_test_patient(sets, strategy):
     name = "Tr1_R_2_R_3-mueller"
     plan = tiny(f"stages.chain.{name}.strategy={strategy}")
     stage = plan.stage(name)
-    seen = {part: scans_of(plan, sets, stage, part) for part in ("train", "val")}
+    study = StudyContext(plan, sets, Path())
+    seen = {part: study.scans(stage, part) for part in ("train", "val")}
     assert {number for number, _ in seen["train"]} == ({3} if strategy == "plain" else {1, 2, 3})
     assert not set(seen["train"]) & set(seen["val"])
     for number, study_set in sets.items():
@@ -213,18 +214,3 @@ def test_strategies_work_with_neighbours(sets, tmp_path):
     found, expert = made[1].predict_scan(shown, site=1, device="cpu", precision="fp32")
     assert found.shape == sets[1].slices.target[rows].shape
     assert expert in (1, 2)
-
-
-def test_joint_trains_a_volume_stage_on_all_sets_seen(sets, tmp_path, monkeypatch):
-    asked = []
-
-    def make(experiment, stage, given, *args, **kwargs):
-        asked.append(scans_of(experiment, given, stage, "train"))
-        return VolumeStage(stage.name, tmp_path, "", False, None, None)
-
-    monkeypatch.setattr(systems, "make_volume_stage", make)
-    plan = only(tiny("stages.chain.Tr1_R_2-mueller.strategy=joint"), "mueller-2021-small", stages=2)
-    maker = StageMaker(plan, sets, tmp_path, device="cpu")
-    for stage in plan.stages.chain:
-        maker.make(stage.name)
-    assert [sorted({n for n, _ in scans}) for scans in asked] == [[1], [1, 2]]

@@ -22,11 +22,6 @@ from pneumoscope.study.scores.systems import COLUMNS
 pytestmark = pytest.mark.timeout(1200)  # whole studies, which take long on a busy machine
 
 
-def weights(folder):
-    """Every network of a study folder, by its place."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("stages/**/*.safetensors")}
-
-
 def quiet(patch, cases=None):
     """No cache, no pictures, and the made-up hospitals where given."""
     patch.delenv("PNEUMOSCOPE_CACHE", raising=False)
@@ -114,35 +109,6 @@ def test_the_threshold_is_the_one_of_its_training_scans(study):
     found = read_predictions(own, 1)
     assert set(np.unique(found.probability)) == {0, 255}
     assert study.matrix.set_index(["stage", "test"]).loc[("Tr1-threshold", 1), "dice"] > 0.5
-
-
-class Killed(BaseException):
-    """Ends a study as a killed process would."""
-
-
-@pytest.mark.slow
-def test_a_study_killed_between_and_within_stages_ends_with_the_same_weights(study, tmp_path, monkeypatch):
-    quiet(monkeypatch, three_sites())
-
-    def kill_at(*moments):
-        left = list(moments)
-
-        def progress(what, done, total, note=""):
-            if left and what == left[0]:
-                raise Killed
-
-        return progress
-
-    for moment in ("Tr1_R_2-mueller epoch 1", "Tr1_R_2-bressem-low", "Tr1_R_2-threshold", "predicting Tr1-mueller"):
-        with pytest.raises(Killed):
-            run_study(study.experiment, tmp_path, device="cpu", resume=True, progress=kill_at(moment), synthetic=True)
-    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("stages/*/model.safetensors")}
-    run_study(study.experiment, tmp_path, device="cpu", resume=True, synthetic=True)
-    assert {p: p.stat().st_mtime_ns for p in made} == made, "a finished stage was made again"
-    assert weights(tmp_path) == weights(study.folder)
-    for name in ("per_case.csv", "matrix.csv", "forgetting.csv"):
-        assert (tmp_path / name).read_bytes() == (study.folder / name).read_bytes(), name
-    assert pd.read_csv(tmp_path / "systems.csv")["resumed"].any()
 
 
 def test_other_numbers_of_a_system_are_another_study(study):

@@ -1,9 +1,10 @@
 """The systems that a stage of a transfer study can be made by: slices, slices with neighbours, volumes, a threshold.
 
-A stage names its system (`Stage.system`): ``slices``, ``slices-2.5d``, ``threshold``, or a recipe on volumes such as
-``mueller-2021``. Of such a recipe the preparation, network, augmentation, phases and training are taken; data, folds
-and scoring are the transfer study's. They stand in the experiment as a `VolumeSystem`, so that `study show` lists every
-number, `--set systems.mueller-2021.phases.fit.max_epochs=5` changes it, and a resumed study is compared with it.
+A stage names its system (`Stage.system`): ``slices``, ``slices-2.5d``, ``threshold``, a recipe on volumes such as
+``mueller-2021``, or ``MODULE:CLASS``, a learner of the user's own. Of a recipe on volumes the preparation, network,
+augmentation, phases and training are taken; data, folds and scoring are the transfer study's. They stand in the
+experiment as a `VolumeSystem`, so that `study show` lists every number,
+`--set systems.mueller-2021.phases.fit.max_epochs=5` changes it, and a resumed study is compared with it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ OWN_SYSTEMS: Mapping[str, str] = {
 
 ON_SLICES = (SLICES, NEIGHBOURS)
 """Systems that see what the study reads; all others load scans in Hounsfield units."""
+
+
+def is_own_learner(system: str) -> bool:
+    """Whether a system is ``MODULE:CLASS``: a learner of the user's own, imported when its stage is made."""
+    return ":" in system
+
 
 SIMPLE = frozenset({"plain", "joint"})
 """Strategies that every system can be retrained by."""
@@ -161,14 +168,16 @@ def settled_systems(experiment: Experiment) -> tuple[VolumeSystem, ...]:
     given = {system.name: system for system in experiment.systems}
     for stage in experiment.stages.chain:
         _require_possible(experiment, stage)
-    named = dict.fromkeys(s.system for s in experiment.stages.chain if s.system not in OWN_SYSTEMS)
+    chain = (stage.system for stage in experiment.stages.chain)
+    named = dict.fromkeys(s for s in chain if s not in OWN_SYSTEMS and not is_own_learner(s))
     return tuple(given.get(name) or volume_system(name) for name in named)
 
 
 def _require_possible(experiment: Experiment, stage: Stage) -> None:
     system, here = stage.system, f"stage {stage.name}"
-    if system not in OWN_SYSTEMS and system not in VOLUME_RECIPES:
-        raise InputError(f"{here}: unknown system {system!r}; known are {', '.join((*OWN_SYSTEMS, *VOLUME_RECIPES))}")
+    if system not in OWN_SYSTEMS and system not in VOLUME_RECIPES and not is_own_learner(system):
+        known = ", ".join((*OWN_SYSTEMS, *VOLUME_RECIPES))
+        raise InputError(f"{here}: unknown system {system!r}; known are {known}, and MODULE:CLASS of your own")
     before = experiment.stage(stage.start).system if stage.start else system
     if before != system:
         raise InputError(

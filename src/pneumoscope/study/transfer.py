@@ -29,7 +29,7 @@ from pneumoscope.study.data import (
 )
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import forecast
-from pneumoscope.study.learners.base import StageModel
+from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
 from pneumoscope.study.scores.forgetting import FORMULAS, forgetting_table, transfer
@@ -103,7 +103,7 @@ class SliceStudy(Study):
             resume=self.resume or jobs > 1,
             progress=self.progress,
         )
-        self.models: dict[str, StageModel] = {s.name: maker.make(s.name) for s in self.experiment.stages.chain}
+        self.models: dict[str, Predictor] = {s.name: maker.make(s.name) for s in self.experiment.stages.chain}
         self.lap("training")
 
     def score(self) -> dict[str, pd.DataFrame]:
@@ -159,7 +159,7 @@ class SliceStudy(Study):
         figures.redraw(self.experiment, self.folder, matrix, best_epochs(self.folder))
 
     def _example(
-        self, scorer: Scorer, model: StageModel, number: int, position: int, title: str, own: pd.DataFrame
+        self, scorer: Scorer, model: Predictor, number: int, position: int, title: str, own: pd.DataFrame
     ) -> figures.Example:
         study_set = self.sets[number]
         row = study_set.rows("test")[position]

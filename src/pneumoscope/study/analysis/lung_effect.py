@@ -18,7 +18,7 @@ from pneumoscope.io.files import write_text
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudySet
-from pneumoscope.study.learners.base import StageModel
+from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.scores.predictions import read_predictions
 
 LUNG_EFFECT_FILE = "supplied_lungs.csv"
@@ -27,7 +27,7 @@ COLUMNS = ("stage", "test", "n_patients", "dice_with", "dice_without", "differen
 
 def lung_effect(
     experiment: Experiment,
-    models: Mapping[str, StageModel],
+    models: Mapping[str, Predictor],
     sets: Mapping[int, StudySet],
     *,
     device: str = "auto",
@@ -58,7 +58,7 @@ def write_lung_effect(table: pd.DataFrame, folder: Path) -> None:
 
 
 def _row(
-    experiment: Experiment, name: str, model: StageModel, number: int, study_set: StudySet, device: str
+    experiment: Experiment, name: str, model: Predictor, number: int, study_set: StudySet, device: str
 ) -> dict[str, object]:
     emptied = _without_lungs(study_set, len(experiment.preprocessing.windows_hu))
     truth, table = emptied.slices.target > 0, emptied.slices.table

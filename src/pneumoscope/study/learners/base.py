@@ -1,22 +1,35 @@
-"""What every stage can be asked, whatever system made it: a scan of a set in, a probability per slice out."""
+"""What a learner is: it makes the stages of one system, and each stage predicts slices of scans.
+
+`Learner` is the one interface (see `registry` for the learners there are); `FittedLearner` does all but the numbers for
+learners without a network: stamp, resume, folder and predictions. What a stage is from then on is a `Predictor`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.case import Case
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, stamp, what_changed
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
+from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.volume import Volume
 
 if TYPE_CHECKING:
     from pneumoscope.study.data import StudySet
 
 
-class StageModel(Protocol):
+class Predictor(Protocol):
     """A finished stage."""
 
     @property
@@ -29,7 +42,7 @@ class StageModel(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of all that its answers depend on beside the scan: kept answers of another sum are made anew."""
+        """Of all that predictions depend on beside the scan: kept predictions of another sum are made again."""
 
     @property
     def trained_now(self) -> bool:
@@ -50,14 +63,96 @@ class StageModel(Protocol):
         """Probability of infiltrate (n, h, w) of such inputs, and the set whose network answered (0: the only one)."""
 
 
+@dataclass
+class StudyContext:
+    """What a learner works with.
+
+    Attributes:
+        experiment: the study.
+        sets: the sets by number.
+        folder: the study folder.
+        device: to train on.
+        resume: take finished stages, and resume the one that was stopped.
+        progress: called about every training.
+        models: the stages made so far, by name.
+    """
+
+    experiment: Experiment
+    sets: Mapping[int, StudySet]
+    folder: Path
+    device: str = "auto"
+    resume: bool = False
+    progress: Progress = silent
+    models: dict[str, Predictor] = field(default_factory=dict)
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage lies."""
+        return self.folder / "stages" / name
+
+    def earlier(self, stage: Stage) -> list[int]:
+        """Numbers of the sets that the lineage of a stage was trained on before, without its own."""
+        lineage = self.experiment.lineage(stage.name)[:-1]
+        return [site for site in dict.fromkeys(s.site for s in lineage) if site != stage.site]
+
+    def scans(self, stage: Stage, part: str) -> list[tuple[int, str]]:
+        """(set, case) of the scans of a part that a stage sees: of its own set; by ``joint`` of those before as well.
+
+        Patients are whole in one part, and so are scans. In the order of the sets and of the cases' names.
+        """
+        joint = "joint" in self.experiment.strategy_of(stage.name)
+        found = []
+        for number in (stage.site, *(self.earlier(stage) if joint else ())):
+            split = self.sets[number].split
+            found += [(number, case) for case in sorted(split.loc[split["part"] == part, "case"].astype(str).unique())]
+        return found
+
+
+class Learner(ABC):
+    """Makes the stages of one system in one study.
+
+    Attributes:
+        study: sets, folder, and the stages made so far.
+        system: as the stages name it.
+    """
+
+    def __init__(self, study: StudyContext, system: str) -> None:
+        self.study, self.system = study, system
+
+    @abstractmethod
+    def make(self, stage: Stage) -> Predictor:
+        """Train a stage into its folder, or take it from there when the study is resumed and nothing has changed.
+
+        The same data and seed give the same bytes, also after a stop. Stages that it starts from are in
+        `study.models`.
+        """
+
+
+def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress) -> bool:
+    """Make the folder of a stage ready for a training; whether one of the same stamp that was stopped is resumed.
+
+    What another training left there is removed; a resumed run says why it is trained again.
+    """
+    go_on = resume and is_started(own, wanted)
+    if go_on and is_done(own, wanted):
+        progress(NOTE, 1, 1, f"{own.name}: the kept weights are damaged or were replaced; restored from the checkpoint")
+    if not go_on:
+        changed = what_changed(own, **parts) if resume else []
+        if changed:
+            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained anew")
+        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
+            path.unlink(missing_ok=True)
+    mark_started(own, wanted, **parts)
+    return go_on
+
+
 @dataclass(frozen=True, eq=False)
 class ScanSlices:
-    """A scan, and the slices of it that are asked for.
+    """A scan, and the slices of it that are predicted.
 
     Attributes:
         volume: the scan.
         slices: (n) indices k from the feet up.
-        size: (h, w) of the answers.
+        size: (h, w) of the predictions.
     """
 
     volume: Volume
@@ -74,7 +169,108 @@ def scan_of(study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
     """The scan that rows of a set are slices of, loaded."""
     table = study_set.slices.table.iloc[rows]
     names = table["case"].unique()
-    assert len(names) == 1  # answers are made scan by scan
+    assert len(names) == 1  # predictions are made scan by scan
     height, width = study_set.slices.target.shape[1:]
     scan = study_set.scans[str(names[0])].load()
     return ScanSlices(scan.volume, table["slice"].to_numpy(np.int64), (height, width))
+
+
+@dataclass(frozen=True, eq=False)
+class ScanPredictor(ABC):
+    """A finished stage that sees whole scans in Hounsfield units; attributes as of `Predictor`."""
+
+    name: str
+    folder: Path
+    sha256: str
+    trained_now: bool
+    loads_scans: ClassVar[bool] = True
+    sees_lungs: ClassVar[bool] = False
+
+    @abstractmethod
+    def probability(self, volume: Volume, device: str) -> NDArray[Any]:
+        """Probability of infiltrate (i, j, k), 0 to 1, on the scan's grid."""
+
+    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+        """The scan that these slices are of."""
+        return scan_of(study_set, rows)
+
+    def predict_scan(
+        self, images: ScanSlices, *, site: int, device: str, precision: str
+    ) -> tuple[NDArray[np.float32], int]:
+        """See `Predictor`; a network computes in the precision of its recipe, whatever that of the study."""
+        return images.cut(self.probability(images.volume, device)), 0
+
+
+class FittedLearner(Learner):
+    """A learner whose stages are a few numbers fitted on scans: give `identity`, `fit` and `predict`."""
+
+    file: ClassVar[str] = "fitted.json"
+    """Name of the file in the stage's folder that holds the numbers."""
+
+    @abstractmethod
+    def identity(self) -> Any:
+        """JSON values of everything that shapes fit and predictions beside the scans; change them with the code."""
+
+    @abstractmethod
+    def fit(self, scans: Sequence[Case], start: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is learned from training scans with infiltrate masks, as JSON values.
+
+        `start` is what the stage before has learned; None for a first training.
+        """
+
+    @abstractmethod
+    def predict(self, fitted: Mapping[str, Any], volume: Volume) -> NDArray[Any]:
+        """Probability of infiltrate (i, j, k), 0 to 1, on the scan's grid."""
+
+    def make(self, stage: Stage) -> FittedStage:
+        """Fit a stage, or take it from its folder."""
+        study, own = self.study, self.study.stage_folder(stage.name)
+        scans = study.scans(stage, "train")
+        start: Any = study.models.get(stage.start or "")
+        parts = {
+            "training_data": [[number, case, study.sets[number].scan_content(case)] for number, case in scans],
+            "settings": self.identity(),
+            "starting_weights": start.sha256 if start else None,
+        }
+        wanted = stamp(f"{self.system} stage", revision=1, **parts)
+        fitted = self._kept(own) if study.resume and is_done(own, wanted) else None
+        if fitted is not None:
+            study.progress(stage.name, 1, 1, "taken from the folder")
+            return self._stage(stage, fitted, trained_now=False)
+        start_stage(own, wanted, parts, resume=study.resume, progress=study.progress)
+        since = time.perf_counter()
+        fitted = self.fit([study.sets[number].scans[case] for number, case in scans], start.fitted if start else None)
+        seconds = round(time.perf_counter() - since, 1)
+        write_json(own / self.file, {**fitted, "scans": [case for _, case in scans]})
+        mark_done(own, wanted, seconds=seconds)
+        study.progress(stage.name, 1, 1, "fitted")
+        return self._stage(stage, self._kept(own) or fitted, trained_now=True)
+
+    def _kept(self, own: Path) -> dict[str, Any] | None:
+        """The numbers in the folder; None where they cannot be read."""
+        try:
+            return {key: value for key, value in read_json(own / self.file).items() if key != "scans"}
+        except InputError:
+            return None
+
+    def _stage(self, stage: Stage, fitted: dict[str, Any], *, trained_now: bool) -> FittedStage:
+        sha256 = stamp(self.system, revision=1, fitted=fitted, settings=self.identity())
+        own = self.study.stage_folder(stage.name)
+        return FittedStage(stage.name, own, sha256, trained_now, self, fitted)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedStage(ScanPredictor):
+    """A stage of a `FittedLearner`.
+
+    Attributes:
+        learner: that made it.
+        fitted: its numbers.
+    """
+
+    learner: FittedLearner
+    fitted: Mapping[str, Any]
+
+    def probability(self, volume: Volume, device: str) -> NDArray[Any]:
+        """See `FittedLearner.predict`."""
+        return self.learner.predict(self.fitted, volume)

@@ -28,6 +28,7 @@ from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.study.analysis.mitigations import Arm
+from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.classifier_steps import (
     FeatureSource,
     ask,
@@ -36,7 +37,6 @@ from pneumoscope.study.learners.classifier_steps import (
     time_pictures,
     train_config,
 )
-from pneumoscope.study.learners.slices import start_stage
 from pneumoscope.study.xray_data import Supply, licences
 from pneumoscope.study.xray_trial import Lesson, Trial, table
 

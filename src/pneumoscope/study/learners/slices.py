@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import ModelError
-from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, read_done, stamp, what_changed
-from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.jobs.stamp import mark_done, read_done, stamp
+from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Budget, Experiment
+from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.examples import sources_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class StageJob:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A finished stage on slices; see `answers.StageModel`.
+    """A finished stage on slices; see `learners.base.Predictor`.
 
     Attributes:
         name: of the stage.
@@ -289,24 +290,6 @@ def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> d
         "validation_data": slices[1],
         "starting_weights": job.start.weights_sha256 if job.start else None,
     }
-
-
-def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress) -> bool:
-    """Make the folder of a stage ready for a training; whether one of the same stamp that was killed continues.
-
-    What another training left there is removed; a resumed run says why it is trained anew.
-    """
-    go_on = resume and is_started(own, wanted)
-    if go_on and is_done(own, wanted):
-        progress(NOTE, 1, 1, f"{own.name}: the kept weights are damaged or were replaced; restored from the checkpoint")
-    if not go_on:
-        changed = what_changed(own, **parts) if resume else []
-        if changed:
-            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained anew")
-        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
-            path.unlink(missing_ok=True)
-    mark_started(own, wanted, **parts)
-    return go_on
 
 
 def finished_stage(own: Path, wanted: str) -> TrainedModel | None:

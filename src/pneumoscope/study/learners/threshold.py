@@ -8,12 +8,10 @@ The two values are those of a few candidates with the best mean Dice on the trai
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +19,8 @@ from scipy import ndimage
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.patches import CLASS_NAMES
-from pneumoscope.errors import InputError
-from pneumoscope.io.files import read_json, write_json
-from pneumoscope.jobs.stamp import is_done, mark_done, stamp
 from pneumoscope.metrics.overlap import count, dice
-from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.study.data import StudySet
-from pneumoscope.study.learners import threshold as baseline
-from pneumoscope.study.learners.base import ScanSlices, scan_of
-from pneumoscope.study.learners.slices import start_stage
-from pneumoscope.study.learners.volumes import scans_of
+from pneumoscope.study.learners.base import FittedLearner
 from pneumoscope.volume import Volume
 
 AIR_HU = -400.0
@@ -123,85 +112,19 @@ def threshold_labels(volume: Volume, bounds: tuple[float, float], label: int) ->
     return np.where(between(smooth(volume), air_spaces(volume), bounds), label, 0).astype(np.uint8)
 
 
-THRESHOLD_FILE = "threshold.json"
+class ThresholdLearner(FittedLearner):
+    """Infection between two Hounsfield values; retraining fits them on the scans of the new stage."""
 
+    file = "threshold.json"
 
-@dataclass(frozen=True, eq=False)
-class ThresholdStage:
-    """A fitted threshold; see `answers.StageModel`.
+    def identity(self) -> list[Any]:
+        """All constants of this module."""
+        return [LOW_HU, HIGH_HU, AIR_HU, CLOSING_MM, SMOOTHING_MM, FIT_SCANS]
 
-    Attributes:
-        name, folder, sha256, trained_now: as there.
-        bounds: infection lies between these two values.
-    """
+    def fit(self, scans: Sequence[Case], start: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The two values, ``low_hu`` and ``high_hu``."""
+        return fitted("infiltrate", scans)[1]
 
-    name: str
-    folder: Path
-    sha256: str
-    trained_now: bool
-    bounds: tuple[float, float]
-
-    @property
-    def loads_scans(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def sees_lungs(self) -> bool:
-        """It finds the air spaces itself."""
-        return False
-
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
-        """The scan that these slices are of."""
-        return scan_of(study_set, rows)
-
-    def predict_scan(
-        self, images: ScanSlices, *, site: int, device: str, precision: str
-    ) -> tuple[NDArray[np.float32], int]:
+    def predict(self, fitted: Mapping[str, Any], volume: Volume) -> NDArray[Any]:
         """1 where the threshold finds infection, 0 elsewhere."""
-        return images.cut(baseline.threshold_labels(images.volume, self.bounds, 1)), 0
-
-
-def make_threshold_stage(
-    experiment: Experiment,
-    stage: Stage,
-    sets: Mapping[int, StudySet],
-    folder: Path,
-    *,
-    resume: bool = False,
-    progress: Progress = silent,
-) -> ThresholdStage:
-    """Fit the threshold of a stage, or take it from its folder."""
-    own = folder / "stages" / stage.name
-    scans = scans_of(experiment, sets, stage, "train")
-    way = [baseline.AIR_HU, baseline.CLOSING_MM, baseline.SMOOTHING_MM, baseline.FIT_SCANS]
-    parts = {
-        "training_data": [[number, case, sets[number].scan_content(case)] for number, case in scans],
-        "settings": {"low": baseline.LOW_HU, "high": baseline.HIGH_HU, "way": way},
-    }
-    wanted = stamp("threshold stage", revision=1, **parts)
-    bounds = _kept(own) if resume and is_done(own, wanted) else None
-    if bounds is not None:
-        progress(stage.name, 1, 1, "taken from the folder")
-        return ThresholdStage(stage.name, own, _sum(bounds, way), False, bounds)
-    start_stage(own, wanted, parts, resume=resume, progress=progress)
-    begun = time.perf_counter()
-    bounds = baseline.fit_threshold([sets[number].scans[case] for number, case in scans])
-    seconds = round(time.perf_counter() - begun, 1)
-    write_json(own / THRESHOLD_FILE, {"low_hu": bounds[0], "high_hu": bounds[1], "scans": [case for _, case in scans]})
-    mark_done(own, wanted, seconds=seconds)
-    progress(stage.name, 1, 1, f"{bounds[0]:g} to {bounds[1]:g} HU")
-    return ThresholdStage(stage.name, own, _sum(bounds, way), True, bounds)
-
-
-def _kept(own: Path) -> tuple[float, float] | None:
-    """The values in the folder; None where they cannot be read."""
-    try:
-        kept = read_json(own / THRESHOLD_FILE)
-        return float(kept["low_hu"]), float(kept["high_hu"])
-    except (InputError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _sum(bounds: tuple[float, float], way: list[float]) -> str:
-    return stamp("threshold", revision=1, bounds=bounds, way=way)
+        return threshold_labels(volume, (fitted["low_hu"], fitted["high_hu"]), 1)

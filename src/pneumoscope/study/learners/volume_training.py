@@ -13,7 +13,7 @@ from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
-from pneumoscope.study.learners.slices import start_stage
+from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 
 if TYPE_CHECKING:

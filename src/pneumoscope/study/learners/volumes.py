@@ -10,7 +10,6 @@ The trainings of the phases lie in ``stages/<stage>/training``, the network that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,135 +26,76 @@ from pneumoscope.errors import ModelError
 from pneumoscope.io.files import write_text
 from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
-from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.schema import Experiment, Stage
+from pneumoscope.recipes.schema import Stage
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.study.data import StudySet
-from pneumoscope.study.learners.base import ScanSlices, scan_of
+from pneumoscope.study.learners.base import Learner, ScanPredictor
 from pneumoscope.study.learners.volume_training import VolumeModel, stage_name, train_model
 from pneumoscope.study.scores.volumes import infection_probability, predictor
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
-
-Sets = Mapping[int, StudySet]
+from pneumoscope.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeStage:
-    """A finished stage on volumes; see `answers.StageModel`.
+class VolumeStage(ScanPredictor):
+    """A finished stage on volumes.
 
     Attributes:
-        name, folder, sha256, trained_now: as there.
         experiment: the recipe as this study has it.
         trained: its last phase, with the network.
     """
 
-    name: str
-    folder: Path
-    sha256: str
-    trained_now: bool
     experiment: VolumeExperiment
     trained: VolumeModel
 
-    @property
-    def loads_scans(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def sees_lungs(self) -> bool:
-        """Never the lung channel of the slices: it is shown Hounsfield units alone."""
-        return False
-
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
-        """The scan that these slices are of."""
-        return scan_of(study_set, rows)
-
-    def predict_scan(
-        self, images: ScanSlices, *, site: int, device: str, precision: str
-    ) -> tuple[NDArray[np.float32], int]:
-        """See `answers.StageModel`; computed in the precision of the recipe, whatever that of the study."""
+    def probability(self, volume: Volume, device: str) -> NDArray[np.float32]:
+        """Probability of infection (i, j, k)."""
         recipe, phase = self.experiment, self.trained.phase
         i, j, k = phase.size
-        found = infection_probability(
-            images.volume,
+        return infection_probability(
+            volume,
             [predictor(self.trained.model, device, recipe.training.precision)],
             volume_recipe(recipe, phase),
             (k, j, i),
             tuple(reversed(recipe.scoring.overlap)),
         )
-        return images.cut(found), 0
 
 
-def scans_of(experiment: Experiment, sets: Sets, stage: Stage, part: str) -> list[tuple[int, str]]:
-    """(set, case) of the scans of a part that a stage sees: of its own set; by ``joint`` of those before it as well.
+class VolumeLearner(Learner):
+    """A recipe on volumes, as it stands in the experiment's `systems`."""
 
-    Patients are whole in one part, and so are scans. In the order of the sets and of the cases' names.
-    """
-    numbers = [stage.site]
-    if "joint" in experiment.strategy_of(stage.name):
-        earlier = (s.site for s in experiment.lineage(stage.name)[:-1])
-        numbers += [n for n in dict.fromkeys(earlier) if n != stage.site]
-    found = []
-    for number in numbers:
-        split = sets[number].split
-        found += [(number, case) for case in sorted(split.loc[split["part"] == part, "case"].astype(str).unique())]
-    return found
+    def make(self, stage: Stage) -> VolumeStage:
+        """Train all phases of a stage, or take from its folder what is there already.
 
-
-def slices_of(experiment: Experiment, sets: Sets, stage: Stage) -> int:
-    """How many slices the training scans of a stage have in the study."""
-    numbers = {number for number, _ in scans_of(experiment, sets, stage, "train")}
-    return sum(len(sets[number].rows("train")) for number in numbers)
-
-
-def make_volume_stage(
-    experiment: Experiment,
-    stage: Stage,
-    sets: Sets,
-    start: VolumeStage | None,
-    folder: Path,
-    *,
-    device: str = "auto",
-    resume: bool = False,
-    progress: Progress = silent,
-) -> VolumeStage:
-    """Train a stage on volumes, or take from its folder what is there already.
-
-    Args:
-        experiment: the study; its `systems` hold the recipe.
-        stage: to be made.
-        sets: the sets by number.
-        start: the stage whose weights all phases begin from.
-        folder: the study folder.
-        device, resume, progress: as in `run_study`.
-
-    Raises:
-        NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
-    """
-    recipe = next(system for system in experiment.systems if system.name == stage.system).experiment()
-    train, val = (
-        tuple(_case(sets[number], case, recipe) for number, case in scans_of(experiment, sets, stage, part))
-        for part in ("train", "val")
-    )
-    own = folder / "stages" / stage.name
-    trained = train_model(
-        recipe,
-        ModelJob(stage.name, 1, 1, "full", train, val),
-        folder,
-        open_cache(),
-        device=device,
-        resume=resume,
-        progress=progress,
-        stages=own / "training",
-        start=None if start is None else start.trained,
-    )
-    weights = read_card(trained.folder)["weights"]["sha256"]
-    made = stamp("volume stage", revision=1, weights=weights, **_answering(recipe, trained))
-    if not (is_done(own, made) and _holds(own, weights)):
-        mark_started(own)
-        _keep(own, stage, recipe, trained, start, slices_of(experiment, sets, stage))
-        mark_done(own, made, sha256=weights)
-    return VolumeStage(stage.name, own, made, trained.trained_now, recipe, trained)
+        Raises:
+            NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
+        """
+        study = self.study
+        recipe = next(s for s in study.experiment.systems if s.name == self.system).experiment()
+        start = study.models[stage.start] if stage.start else None
+        assert start is None or isinstance(start, VolumeStage)  # stages start from their own system
+        scans = {part: study.scans(stage, part) for part in ("train", "val")}
+        train, val = (tuple(_case(study.sets[n], case, recipe) for n, case in found) for found in scans.values())
+        own = study.stage_folder(stage.name)
+        trained = train_model(
+            recipe,
+            ModelJob(stage.name, 1, 1, "full", train, val),
+            study.folder,
+            open_cache(),
+            device=study.device,
+            resume=study.resume,
+            progress=study.progress,
+            stages=own / "training",
+            start=None if start is None else start.trained,
+        )
+        weights = read_card(trained.folder)["weights"]["sha256"]
+        made = stamp("volume stage", revision=1, weights=weights, **_answering(recipe, trained))
+        if not (is_done(own, made) and _holds(own, weights)):
+            mark_started(own)
+            slices = sum(len(study.sets[n].rows("train")) for n in {n for n, _ in scans["train"]})
+            _keep(own, stage, recipe, trained, start, slices)
+            mark_done(own, made, sha256=weights)
+        return VolumeStage(stage.name, own, made, trained.trained_now, recipe, trained)
 
 
 def _holds(own: Path, weights: str) -> bool:

@@ -33,7 +33,7 @@ from pneumoscope.study.data import StudySet
 from pneumoscope.study.folder import Meter, note_cost
 
 if TYPE_CHECKING:
-    from pneumoscope.study.learners.base import StageModel
+    from pneumoscope.study.learners.base import Predictor
 
 PARTS = ("val", "test")
 """The parts of the split that are predicted."""
@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def predict_stage(
     experiment: Experiment,
-    model: StageModel,
+    model: Predictor,
     sets: Mapping[int, StudySet],
     *,
     device: str = "auto",
@@ -120,7 +120,7 @@ def predict_stage(
                              f"{', '.join(stale)} are made anew")  # fmt: skip
 
 
-def prediction_stamp(experiment: Experiment, model: StageModel, study_set: StudySet) -> str:
+def prediction_stamp(experiment: Experiment, model: Predictor, study_set: StudySet) -> str:
     """What the predictions of a stage on a set are made of: its weights, the slices (or scans), and the settings."""
     scans = sorted(study_set.scans) if model.loads_scans else []
     return stamp(
@@ -142,7 +142,7 @@ def _is_of(path: Path, wanted: str) -> bool:
 
 
 def _predict(
-    experiment: Experiment, model: StageModel, number: int, study_set: StudySet, device: str, made: str
+    experiment: Experiment, model: Predictor, number: int, study_set: StudySet, device: str, made: str
 ) -> tuple[bytes, list[float]]:
     """The file, and the seconds that each scan took without reading it."""
     rows = {part: study_set.rows(part) for part in PARTS}

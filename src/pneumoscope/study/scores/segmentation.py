@@ -22,7 +22,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.analysis.appearance import LESION_COLUMNS, lesion_rows
 from pneumoscope.study.data import StudySet
-from pneumoscope.study.learners.base import StageModel
+from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, new_model
 from pneumoscope.study.scores.cells import (
     SCORE_COLUMNS,
@@ -59,11 +59,11 @@ class Scorer:
     progress: Progress = silent
     computed: list[tuple[str, int]] = field(default_factory=list)
 
-    def predict(self, model: StageModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def predict(self, model: Predictor, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Infiltrate found in slices of a set, (n, h, w) bool."""
         return np.asarray(self.probability(model, number, rows) >= 255 * self.experiment.scoring.threshold)
 
-    def probability(self, model: StageModel, number: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def probability(self, model: Predictor, number: int, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """Probability of infiltrate in slices of a set, (n, h, w), in steps of 1/255; kept ones are read."""
         slices = self.sets[number].slices
         result = np.zeros((len(rows), *slices.target.shape[1:]), np.uint8)
@@ -82,7 +82,7 @@ class Scorer:
             result[chunk] = np.floor(p * 255 + 0.5).astype(np.uint8)
         return result
 
-    def _kept(self, model: StageModel, number: int) -> list[tuple[tuple[str, int], NDArray[np.uint8]]]:
+    def _kept(self, model: Predictor, number: int) -> list[tuple[tuple[str, int], NDArray[np.uint8]]]:
         """Kept predictions of these weights and data by case and slice; none where nothing was kept."""
         try:
             kept = read_predictions(model.folder, number)
@@ -93,7 +93,7 @@ class Scorer:
         names = zip(kept.case.tolist(), kept.slice.tolist(), strict=True)
         return list(zip(names, kept.probability, strict=True))
 
-    def stage(self, model: StageModel, folder: Path | None) -> pd.DataFrame:
+    def stage(self, model: Predictor, folder: Path | None) -> pd.DataFrame:
         """The rows of per_case.csv of one stage, on all sets; cells are kept in `folder` when one is given."""
         parts = []
         for done, number in enumerate(sorted(self.sets), start=1):
@@ -104,7 +104,7 @@ class Scorer:
                 self.progress(f"scoring {model.name}", done, len(self.sets), f"set {number}: {len(parts[-1])} slices")
         return pd.concat(parts, ignore_index=True)
 
-    def cell(self, model: StageModel, number: int, folder: Path | None = None) -> Cell:
+    def cell(self, model: Predictor, number: int, folder: Path | None = None) -> Cell:
         """One cell: from `folder` when its key still fits, else computed (and kept there)."""
         predictions = prediction_stamp(self.experiment, model, self.sets[number])
         key = cell_key(self.experiment, predictions, everything=self.scores_all(model.name, number))
@@ -118,7 +118,7 @@ class Scorer:
         write_cell(folder, cell)
         return read_cell(folder, model.name, number, key) or cell
 
-    def _compute(self, model: StageModel, number: int, key: str) -> Cell:
+    def _compute(self, model: Predictor, number: int, key: str) -> Cell:
         study_set = self.sets[number]
         parts = ("train", "val", "test") if self.scores_all(model.name, number) else ("val", "test")
         rows = np.sort(np.concatenate([study_set.rows(part) for part in parts]))

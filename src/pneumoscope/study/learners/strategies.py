@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card
-from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.study.data import StudySet, two_channel_target
+from pneumoscope.recipes.schema import Stage
+from pneumoscope.study.data import two_channel_target
+from pneumoscope.study.learners.base import Learner, StudyContext
+from pneumoscope.study.learners.examples import neighbours_of
 from pneumoscope.study.learners.slices import Guard, Slices, StageJob, TrainedModel, train_stage
 from pneumoscope.study.lungs import evenly
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.models.unet import UNet
-    from pneumoscope.study.learners.examples import Neighbours
     from pneumoscope.training.strategies.penalties import Penalty
 
 EXPERTS_FILE = "experts.json"
@@ -39,96 +39,82 @@ KEPT = frozenset({"averaging", "adabn", "site_norm", "selector"})
 """Parts that make more of a trained network than itself."""
 
 
-@dataclass
-class Trainer:
-    """Trains the stages of a study, each by its strategy.
+class SliceLearner(Learner):
+    """The experiment's U-Net on slices, alone or with their neighbours; each stage by its strategy.
 
     Attributes:
-        experiment: the study.
-        sets: the sets by number.
-        folder: the study folder.
-        device: to train on.
-        resume: take what is finished, and go on with what was begun.
-        progress: told about every training.
         near: neighbouring slices that its networks see; None for single slices.
-        models: the stages made so far, by name.
         trainings: where each training lies, by its stamp.
     """
 
-    experiment: Experiment
-    sets: Mapping[int, StudySet]
-    folder: Path
-    device: str = "auto"
-    resume: bool = False
-    progress: Progress = silent
-    near: Neighbours | None = None
-    models: dict[str, TrainedModel] = field(default_factory=dict)
-    trainings: dict[str, TrainedModel] = field(default_factory=dict)
+    def __init__(self, study: StudyContext, system: str) -> None:
+        super().__init__(study, system)
+        self.near = neighbours_of(study.experiment, system)
+        self.trainings: dict[str, TrainedModel] = {}
 
-    def make(self, name: str) -> TrainedModel:
+    def make(self, stage: Stage) -> TrainedModel:
         """One stage, trained and kept; the stages it starts from must be made before it."""
-        experiment = self.experiment
-        stage, parts = experiment.stage(name), experiment.strategy_of(name)
-        own = self.folder / "stages" / name
+        study, parts = self.study, self.study.experiment.strategy_of(stage.name)
+        own = study.stage_folder(stage.name)
         train, val = self.slices(stage.site, "train"), self.validation(stage, parts)
         job = guarded_job(self, stage, parts)
         apart = bool(parts & KEPT)
         trained = train_stage(
-            experiment,
+            study.experiment,
             job,
             train,
             val,
-            self.folder,
-            own=own / "training" / name if apart else own,
+            study.folder,
+            own=own / "training" / stage.name if apart else own,
             shared=self.trainings,
-            device=self.device,
-            resume=self.resume,
-            progress=self.progress,
+            device=study.device,
+            resume=study.resume,
+            progress=study.progress,
         )
         made = self._kept(stage, parts, trained, own) if apart or trained.folder != own else trained
-        self.models[name] = replace(made, near=self.near)
-        return self.models[name]
+        return replace(made, near=self.near)
+
+    def model(self, name: str) -> TrainedModel:
+        """A stage made before."""
+        found = self.study.models[name]
+        assert isinstance(found, TrainedModel)  # stages start from their own system
+        return found
 
     # -- what a training is shown ------------------------------------------------------------------------------
 
     def slices(self, number: int, part: str, most: int | None = None) -> Slices:
         """The slices of a part of a set; at most so many, evenly spaced."""
-        rows = self.sets[number].rows(part)
+        rows = self.study.sets[number].rows(part)
         return self.picked(number, rows[evenly(len(rows), most)] if most is not None else rows)
 
     def picked(self, number: int, rows: np.ndarray) -> Slices:
         """Rows of a set as a training takes them."""
-        slices = self.sets[number].slices
+        slices = self.study.sets[number].slices
         table = slices.table.iloc[rows]
         names = [f"{case} slice {k}" for case, k in zip(table["case"], table["slice"], strict=True)]
-        target = two_channel_target(slices.target[rows], self.experiment.network.out_channels)
-        images = slices.images[rows] if self.near is None else self.near.images(self.sets[number], rows)
+        target = two_channel_target(slices.target[rows], self.study.experiment.network.out_channels)
+        images = slices.images[rows] if self.near is None else self.near.images(self.study.sets[number], rows)
         return images, target, names
-
-    def earlier(self, stage: Stage) -> list[int]:
-        """Numbers of the sets that the lineage of a stage was trained on before, without its own."""
-        lineage = self.experiment.lineage(stage.name)[:-1]
-        return [site for site in dict.fromkeys(s.site for s in lineage) if site != stage.site]
 
     def validation(self, stage: Stage, parts: frozenset[str]) -> Slices:
         """Validation slices: the set's own; with earlier slices at hand, as many of every set seen."""
         if not parts & {"joint", "rehearsal"}:
             return self.slices(stage.site, "val")
-        most = self.experiment.strategy.validation_slices
-        return joined([self.slices(n, "val", most) for n in (stage.site, *self.earlier(stage))])
+        most = self.study.experiment.strategy.validation_slices
+        return joined([self.slices(n, "val", most) for n in (stage.site, *self.study.earlier(stage))])
 
     def store(self, number: int, parts: frozenset[str]) -> Slices:
         """What is kept of an earlier set's training slices: all, or the bounded store."""
         from pneumoscope.training.strategies.rehearsal import choose_store
 
-        rows = self.sets[number].rows("train")
+        rows = self.study.sets[number].rows("train")
         if "joint" in parts:
             return self.picked(number, rows)
-        table = self.sets[number].slices.table.iloc[rows]
+        table = self.study.sets[number].slices.table.iloc[rows]
         chosen = choose_store(
             table["patient"].astype(str).tolist(),
             table["has_infiltrate"].astype(bool).tolist(),
-            self.experiment.strategy.store_slices,
+            self.study.experiment.strategy.store_slices,
         )
         return self.picked(number, rows[chosen])
 
@@ -136,17 +122,17 @@ class Trainer:
 
     def _kept(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> TrainedModel:
         """The stage's folder from its training: taken as it is when it is there already."""
-        strategy = self.experiment.strategy
-        lineage = self.experiment.lineage(stage.name)
+        strategy = self.study.experiment.strategy
+        lineage = self.study.experiment.lineage(stage.name)
         wanted = stamp(
             "kept stage",
             revision=1,
             trained=trained.weights_sha256,
             parts=sorted(parts),
-            lineage=[self.models[s.name].sha256 for s in lineage[:-1]],
-            data=[self.sets[s.site].content for s in lineage],
+            lineage=[self.model(s.name).sha256 for s in lineage[:-1]],
+            data=[self.study.sets[s.site].content for s in lineage],
             numbers=[strategy.averaging_weights, strategy.validation_slices, strategy.adabn_slices],
-            scoring=[self.experiment.scoring.threshold, self.experiment.training.precision],
+            scoring=[self.study.experiment.scoring.threshold, self.study.experiment.training.precision],
         )
         done = read_done(own)
         if done.get("stamp") == wanted:
@@ -170,9 +156,9 @@ class Trainer:
     def _averaged(self, stage: Stage, trained: TrainedModel) -> tuple[UNet, str]:
         from pneumoscope.training.strategies.averaging import best_mix
 
-        alone = "selector" in self.experiment.strategy_of(stage.name)  # earlier sets keep networks of their own
-        numbers = [stage.site] if alone else [stage.site, *self.earlier(stage)]
-        most = self.experiment.strategy.validation_slices
+        alone = "selector" in self.study.experiment.strategy_of(stage.name)  # earlier sets keep networks of their own
+        numbers = [stage.site] if alone else [stage.site, *self.study.earlier(stage)]
+        most = self.study.experiment.strategy.validation_slices
         parts = [self.slices(n, "val", most) for n in numbers]
         start = self._start(stage)
         network = copy_of(trained.model)
@@ -180,11 +166,11 @@ class Trainer:
             network,
             start.model.state_dict(),
             trained.model.state_dict(),
-            self.experiment.strategy.averaging_weights,
+            self.study.experiment.strategy.averaging_weights,
             lambda model: float(np.mean([self._dice(model, part) for part in parts])),
         )
         scores = ", ".join(f"{key:g}: {value:.3f}" for key, value in tried.items())
-        self.progress(stage.name, 1, 1, f"{share:g} of the new weights")
+        self.study.progress(stage.name, 1, 1, f"{share:g} of the new weights")
         return network, (
             f"{share:g} of the new and {1 - share:g} of the weights of {start.name}; mean validation Dice over sets "
             f"{', '.join(map(str, numbers))} by share: {scores}"
@@ -194,25 +180,25 @@ class Trainer:
         """Dice pooled over some slices."""
         from pneumoscope.inference.slices import predict_probability
 
-        precision: Any = self.experiment.training.precision
-        found = predict_probability(model, part[0], batch_size=16, device=self.device, precision=precision)[:, 0]
-        hit, truth = found >= self.experiment.scoring.threshold, part[1][:, 0] > 0
+        precision: Any = self.study.experiment.training.precision
+        found = predict_probability(model, part[0], batch_size=16, device=self.study.device, precision=precision)[:, 0]
+        hit, truth = found >= self.study.experiment.scoring.threshold, part[1][:, 0] > 0
         total = int(hit.sum() + truth.sum())
         return 2 * int((hit & truth).sum()) / total if total else 1.0
 
     def _experts(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> dict[int, str]:
         """Folder of every set's network, relative to the stage's; empty where one network serves all."""
-        lineage = self.experiment.lineage(stage.name)
+        lineage = self.study.experiment.lineage(stage.name)
         if parts & {"selector", "site_norm"}:
             folders = {s.site: f"../{s.name}" for s in lineage[:-1]}
             return {**folders, stage.site: "."}
         if "adabn" not in parts:
             return {}
-        for number in (stage.site, *self.earlier(stage)):
+        for number in (stage.site, *self.study.earlier(stage)):
             write_stage(
                 own / f"set-{number}", trained, self._adapted(trained, number), f"{stage.name} for set {number}"
             )
-        return {number: f"set-{number}" for number in (stage.site, *self.earlier(stage))}
+        return {number: f"set-{number}" for number in (stage.site, *self.study.earlier(stage))}
 
     def _adapted(self, trained: TrainedModel, number: int) -> UNet:
         import torch
@@ -224,9 +210,9 @@ class Trainer:
         if not has_statistics(network):
             raise InputError(
                 "strategy adabn re-estimates batch statistics, and this network has none (network.norm="
-                f"{self.experiment.network.norm}); use --set network.norm=batch or another strategy"
+                f"{self.study.experiment.network.norm}); use --set network.norm=batch or another strategy"
             )
-        source = ArraySource(*self.slices(number, "train", self.experiment.strategy.adabn_slices))
+        source = ArraySource(*self.slices(number, "train", self.study.experiment.strategy.adabn_slices))
         with torch.inference_mode():
             take_statistics(network, source.batch(np.arange(len(source)), None).x)
         return network
@@ -234,24 +220,24 @@ class Trainer:
     def _write_experts(self, own: Path, stage: Stage, experts: Mapping[int, str]) -> None:
         from pneumoscope.training.strategies.selector import Selector
 
-        seen = {n: self.sets[n].slices.images[self.sets[n].rows("train")] for n in experts}
+        seen = {n: self.study.sets[n].slices.images[self.study.sets[n].rows("train")] for n in experts}
         selector = Selector.fit(seen)
         write_json(own / EXPERTS_FILE, {"experts": {str(n): p for n, p in experts.items()}, **selector.as_dict()})
 
     def _start(self, stage: Stage) -> TrainedModel:
         assert stage.start is not None  # only retrainings have a strategy
-        return self.models[stage.start]
+        return self.model(stage.start)
 
 
-def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJob:
+def guarded_job(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> StageJob:
     """The training of a stage with what its strategy adds."""
-    experiment, strategy = trainer.experiment, trainer.experiment.strategy
-    start = trainer.models[stage.start] if stage.start else None
+    experiment, strategy = learner.study.experiment, learner.study.experiment.strategy
+    start = learner.model(stage.start) if stage.start else None
     notes: list[str] = []
     frozen: tuple[str, ...] = ()
     earlier: tuple[Slices, ...] = ()
     if parts & {"joint", "rehearsal"}:
-        earlier = tuple(trainer.store(number, parts) for number in trainer.earlier(stage))
+        earlier = tuple(learner.store(number, parts) for number in learner.study.earlier(stage))
         notes.append(f"earlier slices {[len(part[2]) for part in earlier]}, their share {strategy.earlier_share}")
     if "frozen" in parts:
         frozen = strategy.frozen
@@ -264,11 +250,11 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
     if "lwf" in parts:
         notes.append(f"lwf weight {strategy.lwf_weight}, temperature {strategy.lwf_temperature}")
     before = [s.site for s in experiment.lineage(stage.name)[:-1]] if "ewc" in parts else []
-    penalties = penalties_of(trainer, stage, parts) if parts & {"ewc", "lwf"} else None
+    penalties = penalties_of(learner, stage, parts) if parts & {"ewc", "lwf"} else None
     lung = int(experiment.preprocessing.lung_channel)
     return StageJob(
         stage.name,
-        trainer.near.image_channels + lung if trainer.near else experiment.preprocessing.channels,
+        learner.near.image_channels + lung if learner.near else experiment.preprocessing.channels,
         experiment.network.out_channels,
         experiment.network.features,
         experiment.stages.first if start is None else experiment.stages.retrain,
@@ -280,28 +266,28 @@ def guarded_job(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> StageJ
             penalties,
             frozen,
             "; ".join(notes),
-            tuple(trainer.sets[number].content for number in before),
+            tuple(learner.study.sets[number].content for number in before),
         ),
-        trainer.near,
+        learner.near,
     )
 
 
-def penalties_of(trainer: Trainer, stage: Stage, parts: frozenset[str]) -> Callable[[UNet], tuple[Penalty, ...]]:
+def penalties_of(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> Callable[[UNet], tuple[Penalty, ...]]:
     """Makes the extra terms of the loss once the network is there; what they need is computed only then."""
 
     def make(model: UNet) -> tuple[Penalty, ...]:
         from pneumoscope.training.data import ArraySource
         from pneumoscope.training.strategies import penalties
 
-        strategy = trainer.experiment.strategy
+        strategy = learner.study.experiment.strategy
         terms: list[Penalty] = []
         if "lwf" in parts:
-            teacher = copy_of(trainer.models[stage.start or ""].model)
+            teacher = copy_of(learner.model(stage.start or "").model)
             terms.append(penalties.Distillation(teacher, strategy.lwf_weight, strategy.lwf_temperature))
         if "ewc" in parts:
-            for before in trainer.experiment.lineage(stage.name)[:-1]:
-                learnt = copy_of(trainer.models[before.name].model)
-                source = ArraySource(*trainer.slices(before.site, "train", strategy.ewc_slices))
+            for before in learner.study.experiment.lineage(stage.name)[:-1]:
+                learnt = copy_of(learner.model(before.name).model)
+                source = ArraySource(*learner.slices(before.site, "train", strategy.ewc_slices))
                 fisher = penalties.fisher_diagonal(learnt, source, np.arange(len(source)))
                 anchor = {name: p.detach().clone() for name, p in learnt.named_parameters()}
                 terms.append(penalties.WeightConsolidation(model, fisher, anchor, strategy.ewc_weight))
