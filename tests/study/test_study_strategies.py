@@ -22,7 +22,7 @@ from pneumoscope.study.analysis.lung_effect import lung_effect, mean_dice
 from pneumoscope.study.forecast import forecast, guard_steps
 from pneumoscope.study.grey import shrink, square, stack_of_case
 from pneumoscope.study.learners.registry import StageMaker
-from pneumoscope.study.learners.strategies import read_kept
+from pneumoscope.study.learners.strategies import SliceLearner, read_kept
 from pneumoscope.study.lungs import open_sets
 from pneumoscope.study.scores.predictions import predict_stage, read_predictions
 
@@ -132,10 +132,11 @@ def test_mixed_weights_say_what_was_tried(made):
 
 def test_a_store_is_bounded_and_joint_training_is_not(made):
     trainer, _ = made
-    assert len(trainer.store(1, frozenset({"rehearsal"}))[2]) == 4
-    assert len(trainer.store(1, frozenset({"joint"}))[2]) == len(trainer.sets[1].rows("train"))
+    learner = SliceLearner(trainer, "slices")
+    assert len(learner.store(1, frozenset({"rehearsal"}))[2]) == 4
+    assert len(learner.store(1, frozenset({"joint"}))[2]) == len(trainer.sets[1].rows("train"))
     stage = trainer.experiment.stage("Tr1_R_2_R_3-rehearsal")
-    names = {name.split(" ")[0] for name in trainer.validation(stage, frozenset({"rehearsal"}))[2]}
+    names = {name.split(" ")[0] for name in learner.validation(stage, frozenset({"rehearsal"}))[2]}
     parts = {n: set(s.slices.table["case"].iloc[s.rows("val")]) for n, s in trainer.sets.items()}
     assert all(names & cases for cases in parts.values())
     tested = {case for s in trainer.sets.values() for case in s.slices.table["case"].iloc[s.rows("test")]}
