@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -10,16 +13,16 @@ class Progress(Protocol):
 
     Args:
         what: the work, e.g. ``"Tr1_R_2"`` or ``"segment case_03"``; a new name starts a new bar.
-        done: units finished, 0..total.
+        done: units finished, 0..total; a fraction is of the unit at work.
         total: units in all, at least 1.
         note: a few words beside the bar, e.g. the validation loss.
     """
 
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
         """Take note of the advance."""
 
 
-def silent(what: str, done: int, total: int, note: str = "") -> None:
+def silent(what: str, done: float, total: int, note: str = "") -> None:
     """The default: say nothing."""
 
 
@@ -38,8 +41,57 @@ class Noted:
         self.progress = progress
         self.notes: list[str] = []
 
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
         """See `Progress`."""
         if what == NOTE and note not in self.notes:
             self.notes.append(note)
         self.progress(what, done, total, note)
+
+
+class OverJobs:
+    """A progress for the work inside a job that moves one bar over all jobs.
+
+    Steps named in `shares` become fractions of their job, ``note`` is then the job and its step; other work keeps a bar
+    of its own. The bar never goes back.
+
+    Args:
+        progress: gets the bar.
+        what: the bar's name.
+        total: jobs in all.
+        shares: step -> its usual share of a job's time, in the order of the steps.
+        done: jobs that were done before.
+    """
+
+    def __init__(self, progress: Progress, what: str, total: int, shares: Mapping[str, float], done: int = 0) -> None:
+        self.progress, self.what, self.total, self.done = progress, what, total, done
+        whole, before = sum(shares.values()), 0.0
+        self._spans: dict[str, tuple[float, float]] = {}
+        for step, share in shares.items():
+            self._spans[step] = before / whole, share / whole
+            before += share
+        self._name, self._far = "", 0.0
+
+    def begun(self, jobs: Iterable[tuple[str, T]]) -> Iterator[T]:
+        """Hand on jobs, given with their names, and show each as it is taken."""
+        for self._name, job in jobs:
+            self._far = 0.0
+            self._show()
+            yield job
+
+    def end(self, done: int, name: str) -> None:
+        """A job ended; `done` are ended in all."""
+        self.done, self._far = done, 0.0
+        self.progress(self.what, done, self.total, name)
+
+    def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
+        """See `Progress`."""
+        if what not in self._spans:
+            self.progress(what, done, total, note)
+            return
+        start, share = self._spans[what]
+        self._far = max(self._far, start + share * done / total)
+        self._show(what)
+
+    def _show(self, step: str = "") -> None:
+        note = f"{self._name}: {step}" if step else self._name
+        self.progress(self.what, min(self.done + self._far, self.total), self.total, note)

@@ -183,12 +183,12 @@ def test_tables_grow_and_an_interrupted_run_resumes(copied, tmp_path, monkeypatc
 
     measure, scans, out = quantify.quantify_case, find_scans(copied / "cases.csv"), tmp_path / "out"
 
-    def interrupted(scan, folder, options):
+    def interrupted(scan, folder, options, **more):
         if scan.case == "p1":
             with (out / "cases.csv").open() as stream:
                 assert [row["case"] for row in csv.DictReader(stream)] == ["p0"]
             raise KeyboardInterrupt
-        return measure(scan, folder, options)
+        return measure(scan, folder, options, **more)
 
     monkeypatch.setattr(quantify, "quantify_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -223,3 +223,18 @@ def test_no_run_is_mixed_with_the_run_of_another_verb(tmp_path, held, flags):
             with pytest.raises(InputError, match=rf"holds .* \({held}\); choose another folder"):
                 verb()
     assert [p.name for p in out.iterdir()] == [held]
+
+
+def test_one_bar_moves_over_cases_and_steps(work, tmp_path):
+    calls = []
+    quantify_cases(find_scans(work / "cases.csv"), tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert {call[0] for call in calls} == {"cases"}
+    done = [call[1] for call in calls]
+    assert done == sorted(done)
+    assert (done[0], done[-1], calls[-1][2]) == (0, 2, 2)
+    assert len(set(done)) > 8
+    notes = [call[3] for call in calls]
+    assert notes[0] == "loading"
+    for case in ("p0", "p1"):
+        steps = list(dict.fromkeys(note for note in notes if note.startswith(f"{case}: ")))
+        assert steps == [f"{case}: {step}" for step in ("reading", "measuring", "writing", "page")]

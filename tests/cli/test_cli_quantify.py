@@ -63,3 +63,61 @@ def test_unusable_calls(cli, files, tmp_path):
     cli("quantify", "-i", files["chest"], "-o", tmp_path / "out").refused("--infiltrate", "manifest")
     masks = ("--lungs", files["lungs"], "--infiltrate", tmp_path / "nowhere.nii.gz")
     cli("quantify", "-i", files["chest"], *masks, "-o", tmp_path / "out").refused("nowhere.nii.gz")
+
+
+def batch(files, tmp_path, broken):
+    """A manifest of the scan and of `broken` files cut off, as words of a call."""
+    lines = ["case,image,lungs,infiltrate", "good,chest.nii.gz,lungs.nii.gz,infiltrate.nii.gz"]
+    for number in range(broken):
+        (tmp_path / f"cut{number}.nii.gz").write_bytes(files["chest"].read_bytes()[:-200])
+        lines.append(f"bad{number},cut{number}.nii.gz,lungs.nii.gz,infiltrate.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
+    return "quantify", "-i", tmp_path / "cases.csv", "-o", tmp_path / "out", "--fast"
+
+
+def test_the_reason_that_all_failures_share_is_said_once(cli, files, tmp_path):
+    ran = cli(*batch(files, tmp_path, broken=3))
+    ran.refused("3 of 4 scans failed: [IN-", "cases.csv", code=1)
+    assert (ran.out + ran.err).count("[IN-") == 1
+    assert ran.out.count("bad") == 0
+
+
+def test_reasons_that_differ_are_said_with_their_cases(cli, files, tmp_path):
+    argv = batch(files, tmp_path, broken=2)
+    (tmp_path / "cut1.nii.gz").write_bytes(b"")
+    ran = cli(*argv)
+    ran.refused("2 of 3 scans failed; see ", code=1)
+    assert [line.split(":")[0] for line in ran.out.splitlines() if "failed" in line] == ["bad0", "bad1"]
+
+
+def test_states_are_words_and_each_is_explained_once(cli, files, tmp_path):
+    lungs = nib.load(files["lungs"]).get_fdata()
+    save(files["lungs"], lungs > 0, np.uint8)
+    argv = batch(files, tmp_path, broken=0)
+    with (tmp_path / "cases.csv").open("a") as table:
+        table.write("again,chest.nii.gz,lungs.nii.gz,infiltrate.nii.gz\n")
+    ran = cli(*argv)
+    assert ran.out.count("; lungs not sided") == 2
+    assert ran.out.count("The lung mask does not tell right from left") == 1
+    assert "lungs_not_sided" not in ran.out
+
+
+def test_a_terminal_says_what_was_found_before_the_work(cli, files, tmp_path, monkeypatch):
+    argv = batch(files, tmp_path, broken=1)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert "2 scans; first: good" in cli(*argv).err
+    assert "first:" not in cli(*argv, "--overwrite", "--quiet").err
+
+
+@pytest.mark.parametrize("name", ["picture.png", "slice.jpg"])
+def test_pictures_are_sent_to_the_verb_that_reads_them(cli, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    for given in (tmp_path / "in", tmp_path / "in" / name):
+        cli("segment", "-i", given, "-o", tmp_path / "out").refused("xray predict", "no Hounsfield units")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_slice_is_refused_with_what_to_give(cli, tmp_path):
+    flat = save(tmp_path / "flat.nii.gz", np.full((*SHAPE[:2], 1), -800.0), np.int16)
+    cli("segment", "-i", flat, "-o", tmp_path / "out").refused("single slice", "no volume to measure", "whole scan")

@@ -80,7 +80,7 @@ def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     listing = list_scans(tmp_path)
     assert [ref.case for ref in listing.scans] == ["a", "b", "c", "d", "e"]
-    assert listing.sentence() == "5 scans, 3 others ignored: 1 other files, 2 hidden or system files"
+    assert listing.sentence() == "5 scans, 3 others ignored: 1 other files, 2 hidden or system files; first: a"
 
 
 def test_a_cleaned_copy_below_its_scans_is_passed_over(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class CaseResult:
         return (
             f"{infiltrate:.0f} ml of infiltrate in {lung:.0f} ml of lung"
             + (f" ({share:.1f} %)" if share is not None else "")
-            + (f"; {states}" if states else "")
+            + (f"; {', '.join(states.split()).replace('_', ' ')}" if states else "")
         )
 
 
@@ -109,6 +109,7 @@ def run_batch(
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     begun = time.perf_counter()
+    progress("cases", 0, max(1, len(scans)), "loading")
     step = opener(1)
     private = Private(Path(out), key)
     require_no_other_run(out, "cases.csv")
@@ -138,6 +139,8 @@ def case_step(
     kind: str,
     work: Callable[[ScanRef, Path, Progress], CaseResult],
     files: Callable[[ScanRef], Mapping[str, Sequence[str | Path | None]]],
+    *,
+    shares: Mapping[str, float],
     **made_of: Any,
 ) -> Step:
     """The step of a verb that writes case folders.
@@ -146,6 +149,7 @@ def case_step(
         kind: of the verb.
         work: does one scan into its folder.
         files: of a scan, the files and folders besides it that shape the result, by what they are; None for none.
+        shares: of the steps of a case, see `Step`.
         made_of: what else shapes the result, by name, as JSON values.
     """
 
@@ -158,7 +162,7 @@ def case_step(
         result = work(job.item, job.folder, progress)
         return Outcome(job.name, facts=result.summary, seconds=result.seconds)
 
-    return Step(kind, 1, parts, one)
+    return Step(kind, 1, parts, one, shares=shares)
 
 
 def _result(outcome: Outcome, earlier: Mapping[str, dict[str, float]]) -> CaseResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.cases.options import CaseOptions
 from pneumoscope.errors import Finding
+from pneumoscope.progress import Progress, silent
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.zones import ZONES
 from pneumoscope.volume import Mask, Volume
@@ -100,8 +101,17 @@ class OutputOptions:
         return cls(probability=probability, save=options.save, fast=options.fast, deidentify=options.deidentify)
 
 
+WRITING, PAGE = "writing", "page"
+"""Steps that `write_case` reports: its files, then the page and `report.json`."""
+
+
 def write_case(
-    folder: Path, content: CaseContent, options: OutputOptions | None = None, *, spent: dict[str, float] | None = None
+    folder: Path,
+    content: CaseContent,
+    options: OutputOptions | None = None,
+    *,
+    spent: dict[str, float] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the files of a case into its folder, side by side, `report.html` and then `report.json` last.
 
@@ -111,6 +121,7 @@ def write_case(
         content: what to write.
         options: see `OutputOptions`.
         spent: takes the seconds of each step by name; steps overlap.
+        progress: called per file, or kind of files, that is written.
 
     Returns:
         What stands in `report.json`.
@@ -123,7 +134,8 @@ def write_case(
     options = options or OutputOptions()
     for name in (REPORT_FILE, *_optional_files()):
         (folder / name).unlink(missing_ok=True)
-    done = _side_by_side(_steps(folder, content, options), spent)
+    done = _side_by_side(_steps(folder, content, options), spent, progress)
+    progress(PAGE, 0, 1)
     shown = done.get("surfaces")
     return write_case_report(
         folder,
@@ -173,7 +185,9 @@ def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[s
     return steps | {"masks": lambda: _write_masks(folder, content, with_probability=options.probability)}
 
 
-def _side_by_side(steps: Mapping[str, Callable[[], Any]], spent: dict[str, float] | None) -> dict[str, Any]:
+def _side_by_side(
+    steps: Mapping[str, Callable[[], Any]], spent: dict[str, float] | None, progress: Progress
+) -> dict[str, Any]:
     """The results by name. NumPy, zlib and child processes let other threads run."""
 
     def timed(name: str) -> Any:
@@ -184,7 +198,10 @@ def _side_by_side(steps: Mapping[str, Callable[[], Any]], spent: dict[str, float
         return result
 
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return dict(zip(steps, pool.map(timed, steps), strict=True))
+        running = {pool.submit(timed, name): name for name in steps}
+        for number, _ in enumerate(as_completed(running), start=1):
+            progress(WRITING, number, len(steps))
+    return {name: future.result() for future, name in running.items()}
 
 
 def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_single, run_batch
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import (
+    PAGE,
     REPORT_FILE,
+    WRITING,
     CaseContent,
     OutputOptions,
     given_lobes,
@@ -79,13 +81,16 @@ def quantify_cases(
 def _open(options: QuantifyOptions, jobs: int) -> Step:
     return case_step(
         "quantify",
-        lambda scan, folder, progress: quantify_case(scan, folder, options),
+        lambda scan, folder, progress: quantify_case(scan, folder, options, progress=progress),
         lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate or options.infiltrate, options.lobes]},
+        shares={"reading": 30, "measuring": 10, WRITING: 50, PAGE: 10},
         options=without_files(options),
     )
 
 
-def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None = None) -> CaseResult:
+def quantify_case(
+    scan: ScanRef, folder: Path, options: QuantifyOptions | None = None, *, progress: Progress = silent
+) -> CaseResult:
     """Read a scan and its masks, measure and write; `report.json` comes last.
 
     Raises:
@@ -97,6 +102,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     options = options or QuantifyOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
+    progress("reading", 0, 1)
     volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
     lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate, options.threshold)
     if lungs is None or infiltrate is None:
@@ -104,6 +110,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
     lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - begun}
     begun = time.perf_counter()
+    progress("measuring", 0, 1)
     severity = assess(volume, lungs, infiltrate, lobes=lobes)
     seconds["measure"] = time.perf_counter() - begun
     begun = time.perf_counter()
@@ -117,7 +124,7 @@ def quantify_case(scan: ScanRef, folder: Path, options: QuantifyOptions | None =
         series=scan.series,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions.of(options), spent=spent)
+    write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
     seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_single, run_batch
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cases.outputs import (
+    PAGE,
     REPORT_FILE,
+    WRITING,
     CaseContent,
     OutputOptions,
     given_lobes,
@@ -135,6 +137,7 @@ def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int
             scan, folder, segmenter, options, reading=reading.pop(scan.case, None), progress=progress
         ),
         lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate, options.lobes]},
+        shares={"reading": 12, "lungs": 30, "infiltrate": 30, "measuring": 5, WRITING: 20, PAGE: 3},
         models=[content_of_model(model) for model in (*models, options.lungs_model)],
         options={**ways, "computed by": [pick_device(options.device).type, engine_of(options)]},
     )
@@ -165,13 +168,16 @@ def segment_case(
     options = options or SegmentOptions()
     begun = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
+    progress("reading", 0, 1)
     volume = _read(scan, options) if reading is None else reading.result()
+    progress("reading", 1, 1)
     lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
     lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - begun}
     found = segmenter.run(volume, lung_mask, progress=progress)
     seconds |= found.seconds
     begun = time.perf_counter()
+    progress("measuring", 0, 1)
     severity = assess_segmentation(volume, found, lobes)
     seconds["measure"] = time.perf_counter() - begun
     begun = time.perf_counter()
@@ -191,7 +197,7 @@ def segment_case(
         series=scan.series,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions.of(options), spent=spent)
+    write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
     seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

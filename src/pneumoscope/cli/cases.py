@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pneumoscope.cli.options import Common
-from pneumoscope.cli.output import say, say_json
-from pneumoscope.errors import InputError, RunError
+from pneumoscope.cli.output import progress_for, remark, say, say_json
+from pneumoscope.errors import InputError, RunError, printable
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
     from pneumoscope.io.scan_ref import ScanRef
 
-_log = logging.getLogger(__name__)
+SHOWN_NAMES = 3
+"""Of the cases that failed for one reason; all are in the table."""
 
 Scans = Annotated[
     list[str],
@@ -48,18 +49,19 @@ SeriesKey = Annotated[
 ]
 
 
-def list_given(paths: Sequence[str], series: str) -> tuple[ScanRef, ...]:
-    """The scans that are meant; what was ignored is reported."""
+def list_given(paths: Sequence[str], series: str, common: Common) -> tuple[ScanRef, ...]:
+    """The scans that are meant; how many, what was ignored and the first of several are said before the work."""
     from pneumoscope.io import list_scans
 
-    listing = list_scans(paths, series=series)
-    if listing.ignored:
-        _log.warning(listing.sentence())
+    with progress_for(common) as progress:
+        listing = list_scans(paths, series=series, progress=progress)
+    if not common.quiet and (listing.ignored or (len(listing.scans) > 1 and sys.stderr.isatty())):
+        remark(listing.sentence())
     return listing.scans
 
 
 def say_batch(batch: BatchResult, out: Path, common: Common) -> None:
-    """A line per case, or one JSON document.
+    """A line per case that is done and per reason of failures, or one JSON document.
 
     Raises:
         InputError: the only scan is unusable.
@@ -68,11 +70,56 @@ def say_batch(batch: BatchResult, out: Path, common: Common) -> None:
     failed = [case for case in batch.cases if case.status == "failed"]
     if common.json:
         say_json({"out": out, **batch.as_dict()})
-    elif len(batch.cases) > len(failed):
-        for case in batch.cases:
-            say(f"{case.case}: {'failed: ' if case.error else ''}{case.sentence()}{' (kept)' if case.kept else ''}")
-        say(f"written to {out}")
+    else:
+        done = [case for case in batch.cases if case not in failed]
+        for case in done:
+            say(f"{case.case}: {case.sentence()}{' (kept)' if case.kept else ''}")
+        say_states(name for case in done for name in str(case.summary.get("states") or "").split())
+        if done:
+            say(f"written to {out}")
     if failed and len(batch.cases) == 1:
         raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].sentence())
-    if failed:
-        raise RunError(f"{len(failed)} of {len(batch.cases)} scans failed; see {out / 'cases.csv'}")
+    end_with([(case.case, case.error or "") for case in failed], f"{len(batch.cases)} scans", out / "cases.csv", common)
+
+
+def say_states(names: Iterable[str]) -> None:
+    """What each state that occurs means, once."""
+    from pneumoscope.severity.states import STATES
+
+    for name in dict.fromkeys(names):
+        if name in STATES:
+            say(f"  {name.replace('_', ' ')}: {STATES[name]}")
+
+
+def end_with(failed: Sequence[tuple[str, str]], total: str, table: Path, common: Common) -> None:
+    """End a batch: the failed ones by their reason, each reason once.
+
+    Args:
+        failed: name and message of each.
+        total: of the batch, in words.
+        table: holds every message.
+        common: with ``json`` only the ending is said.
+
+    Raises:
+        RunError: any failed; a reason that all share is in it.
+    """
+    if not failed:
+        return
+    reasons: dict[str, list[str]] = {}
+    for name, message in failed:
+        reasons.setdefault(_without_place(message, name), []).append(name)
+    ending = f"{len(failed)} of {total} failed"
+    if len(reasons) == 1 and len(failed) > 1:
+        raise RunError(f"{ending}: {next(iter(reasons))}; see {table}")
+    for reason, names in reasons.items() if not common.json else ():
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        say(f"{', '.join(names[:SHOWN_NAMES])}{more}: failed: {printable(reason)}")
+    raise RunError(f"{ending}; see {table}")
+
+
+def _without_place(message: str, name: str) -> str:
+    """A message without the file or case that it begins with, so that one reason of many reads the same."""
+    code, bracket, rest = message.partition("] ") if message.startswith("[") else ("", "", message)
+    place, colon, reason = rest.partition(": ")
+    named = colon and (name in place or "/" in place)
+    return f"{code}{bracket}{reason if named else rest}"

@@ -21,6 +21,9 @@ MAX_BARS = 2
 SHORT = 24
 """Characters of a cell that is never wrapped: a name or a number."""
 
+LONG_SECONDS = 600.0
+"""The time left is told from the pace of so long; a case of a batch takes minutes."""
+
 
 def say(text: str = "") -> None:
     """One result line on stdout. A reader that has gone (``| head``) does not stop the work."""
@@ -109,7 +112,7 @@ def progress_for(common: Common) -> Iterator[Progress]:
     """
     with _bars(common) as bars:
 
-        def advance(what: str, done: int, total: int, note: str = "") -> None:
+        def advance(what: str, done: float, total: int, note: str = "") -> None:
             if what not in (FORECAST, NOTE):
                 bars(what, done, total, note)
             elif not common.quiet:
@@ -124,28 +127,35 @@ def _bars(common: Common) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[count]}", markup=False, table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bars:
+    with Bars(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, expand=True,
+        speed_estimate_period=LONG_SECONDS,
+    ) as bars:  # fmt: skip
         tasks: dict[str, TaskID] = {}  # the work that moved last stands last
 
-        def advance(what: str, done: int, total: int, note: str = "") -> None:
+        def advance(what: str, done: float, total: int, note: str = "") -> None:
+            fields: dict[str, Any] = {"note": printable(note), "count": f"{int(done)}/{total}"}
             if what not in tasks:
                 ended = {task.id for task in bars.tasks if task.finished}
                 stale = [name for name, task in tasks.items() if task in ended]
                 running = [name for name in tasks if name not in stale]
                 for name in [*stale, *running[: max(0, len(running) - MAX_BARS + 1)]]:
                     bars.remove_task(tasks.pop(name))
-                tasks[what] = bars.add_task(what, total=total, note=note)
+                tasks[what] = bars.add_task(what, total=total, **fields)
             tasks[what] = tasks.pop(what)
-            bars.update(tasks[what], completed=done, total=total, note=note)
+            bars.update(tasks[what], completed=done, total=total, **fields)
 
         yield advance

@@ -32,7 +32,7 @@ def quantify(
     """
     from pneumoscope.cases.quantify import quantify_cases
 
-    found = list_given([*scans, *(more_scans or [])], series)
+    found = list_given([*scans, *(more_scans or [])], series, common)
     with progress_for(common) as progress:
         batch = quantify_cases(
             found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,

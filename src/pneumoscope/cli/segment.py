@@ -32,7 +32,7 @@ def segment(
     """
     from pneumoscope.cases.segment import segment_cases
 
-    found = list_given([*scans, *(more_scans or [])], series)
+    found = list_given([*scans, *(more_scans or [])], series, common)
     with progress_for(common) as progress:
         batch = segment_cases(
             found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,

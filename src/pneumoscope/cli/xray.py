@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pneumoscope.cases.options import XrayOptions
+from pneumoscope.cli.cases import end_with
 from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_json
@@ -65,11 +66,11 @@ def _say(batch: XrayBatch, out: Path, common: Common) -> None:
         say_json({"out": out, **batch.as_dict()})
     elif len(batch.rows) > len(failed):
         for row in batch.rows:
-            say(f"{row.image}: {'failed: ' if row.status == 'failed' else ''}{row.sentence()}{row.kept * ' (kept)'}")
+            if row not in failed:
+                say(f"{row.image}: {row.sentence()}{row.kept * ' (kept)'}")
         if not batch.checked:
             say("not checked: this model's card does not tell what is no chest X-ray; it names a class for anything")
         say(f"written to {out}")
     if failed and len(batch.rows) == 1:
         raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].error)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(batch.rows)} pictures failed; see {out / 'predictions.csv'}")
+    end_with([(row.image, row.error) for row in failed], f"{len(batch.rows)} pictures", out / "predictions.csv", common)

@@ -216,7 +216,7 @@ def _labels(probability: NDArray[np.uint8], threshold: float, smallest_voxels: f
 
 
 def _named(progress: Progress, name: str) -> Progress:
-    def call(what: str, done: int, total: int, note: str = "") -> None:
+    def call(what: str, done: float, total: int, note: str = "") -> None:
         progress(name, done, total, note)
 
     return call

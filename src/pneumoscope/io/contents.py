@@ -13,6 +13,7 @@ from pneumoscope.io.kinds import IMAGE_SUFFIXES, case_name, is_scan_name, suffix
 from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
 from pneumoscope.io.walk import Walk, files_below
+from pneumoscope.progress import Progress, silent
 
 MAX_FILES = 100_000
 MAX_DEPTH = 32
@@ -88,15 +89,17 @@ class Contents:
     passed: Counter[str] = field(default_factory=Counter)
 
 
-def contents_of(folder: Path) -> Contents:
+def contents_of(folder: Path, progress: Progress = silent) -> Contents:
     """Look through a folder; images are told by name and not opened, DICOM by its first bytes.
+
+    `progress` is called per folder with the files seen so far.
 
     Raises:
         InputError: a folder that cannot be listed, or more than `MAX_FILES` files.
     """
     walk = Walk(folder)
     found = Contents()
-    _sort(_Scout(walk, folder).node(folder, 0), found, with_dicom=True)
+    _sort(_Scout(walk, folder, progress).node(folder, 0), found, with_dicom=True)
     found.passed.update(walk.passed)
     return found
 
@@ -122,8 +125,8 @@ def scan_files(path: Path) -> list[Path]:
 class _Scout:
     """Makes the tree of a folder."""
 
-    def __init__(self, walk: Walk, root: Path) -> None:
-        self._walk, self._root, self._seen = walk, root, 0
+    def __init__(self, walk: Walk, root: Path, progress: Progress) -> None:
+        self._walk, self._root, self._seen, self._progress = walk, root, 0, progress
 
     def node(self, folder: Path, depth: int) -> _Node:
         try:
@@ -135,6 +138,7 @@ class _Scout:
             raise InputError(
                 f"holds more than {MAX_FILES} files; give a folder of scans or a manifest", path=self._root
             )
+        self._progress("search", self._seen, MAX_FILES, f"{folder}, stop with Ctrl-C")
         if depth >= MAX_DEPTH and folders:
             self._walk.passed[f"folders deeper than {MAX_DEPTH}"] += len(folders)
             folders = []

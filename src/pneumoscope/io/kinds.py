@@ -18,6 +18,11 @@ Kind = Literal["nifti", "nrrd", "metaimage", "dicom", "zip"]
 IMAGE_SUFFIXES: dict[str, Kind] = {
     ".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage",
 }  # fmt: skip
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+NO_PICTURES = (
+    "a picture has no Hounsfield units and no third dimension: for chest X-rays use `pneumoscope xray predict`, for CT "
+    "give the DICOM or NIfTI scan that the picture was made from"
+)
 READABLE = ".nii, .nii.gz, .nrrd, .mha, .mhd, DICOM or a zip of one"
 
 MAX_CASE_BYTES = 120
@@ -103,7 +108,8 @@ def require_kind(path: str | Path) -> Kind:
     """
     kind = kind_of(path) or IMAGE_SUFFIXES.get(suffix_of(path))  # a damaged .nii is refused as such by its reader
     if kind is None:
-        raise ReadError(f"is no image that can be read; expected {READABLE}", code="IN-NII-053", path=path)
+        hint = f"; {NO_PICTURES}" if suffix_of(path) in PICTURES else ""
+        raise ReadError(f"is no image that can be read; expected {READABLE}{hint}", code="IN-NII-053", path=path)
     return kind
 
 

@@ -187,7 +187,9 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
     family = family_of(stored)
     place = Place(path, family)
     if min(stored.grid.shape) < 2:
-        raise place.error(59, f"is a single slice ({stored.grid.shape}), expected a volume; give the whole scan")
+        raise place.error(
+            59, f"is a single slice ({stored.grid.shape}), which has no volume to measure; give the whole scan"
+        )
     with np.errstate(all="ignore"):  # what does not fit float32 becomes infinite and is caught below
         hu = laid_out(stored.values(), stored.grid, np.float32)
     findings = stored.findings + hounsfield.fill_nonfinite(hu, stored.grid, family=family, path=path)

@@ -6,12 +6,24 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import DicomPlace, contents_of
-from pneumoscope.io.kinds import READABLE, case_name, is_scan_name, require_kind, short_hash, suffix_of
+from pneumoscope.io.kinds import (
+    NO_PICTURES,
+    PICTURES,
+    READABLE,
+    case_name,
+    is_scan_name,
+    require_kind,
+    short_hash,
+    suffix_of,
+)
 from pneumoscope.io.scan_ref import ScanRef, is_manifest, read_manifest
+from pneumoscope.io.walk import files_below
+from pneumoscope.progress import Progress, silent
 
 MANIFEST = "manifest.csv"
 
@@ -34,9 +46,10 @@ class Listing:
         return sum(self.passed.values())
 
     def sentence(self) -> str:
-        """``12 scans, 3 others ignored: 2 masks beside their scans, 1 other files``."""
+        """``12 scans, 3 others ignored: 2 masks beside their scans, 1 other files; first: chest_01``."""
         scans = f"{len(self.scans)} scan{'s' if len(self.scans) != 1 else ''}"
-        return f"{scans}, {self.ignored} others ignored: {_in_words(self.passed)}" if self.ignored else scans
+        ignored = f", {self.ignored} others ignored: {_in_words(self.passed)}" if self.ignored else ""
+        return f"{scans}{ignored}" + (f"; first: {self.scans[0].case}" if len(self.scans) > 1 else "")
 
 
 def find_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best") -> list[ScanRef]:
@@ -49,7 +62,9 @@ def find_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best"
     return list(list_scans(paths, series=series).scans)
 
 
-def list_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best") -> Listing:
+def list_scans(
+    paths: str | Path | Sequence[str | Path], *, series: str = "best", progress: Progress = silent
+) -> Listing:
     """As `find_scans`, with what was passed over.
 
     A file and a zip are one case each. A ``.csv`` file is a manifest, so is ``manifest.csv`` in a folder that is given.
@@ -62,6 +77,7 @@ def list_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best"
         paths: what the user gave.
         series: of each DICOM study ``best`` (by the rules of `pneumoscope.io.dicom.choice`), ``all`` (a case each), a
             number in the list of its series, or a SeriesInstanceUID.
+        progress: called per folder that is searched.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     if not given:
@@ -74,11 +90,12 @@ def list_scans(paths: str | Path | Sequence[str | Path], *, series: str = "best"
         if suffix_of(path) == ".csv" or (path.is_dir() and is_manifest(manifest)):
             found += [ref for row in read_manifest(manifest) for ref in _of_row(row, series)]
             continue
-        refs, left = _of_path(path, series)
+        refs, left = _of_path(path, series, progress)
         if not refs:
             hidden = any("DICOM" in what for what in left)  # its name may be a patient's
             words = f"; {left.total()} others ignored: {_in_words(left)}" if left.total() else ""
-            message = f"holds no scan, expected {READABLE}{words}"
+            pictures = path.is_dir() and any(suffix_of(p) in PICTURES for p in islice(files_below(path), 1000))
+            message = f"holds no scan, expected {READABLE}{words}" + f"; {NO_PICTURES}" * pictures
             raise InputError(message, path=f"input {number}" if hidden else path, file=path)
         passed += left
         for ref in refs:
@@ -94,7 +111,7 @@ def _in_words(passed: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in passed.items() if count)
 
 
-def _of_path(path: Path, series: str) -> tuple[list[ScanRef], Counter[str]]:
+def _of_path(path: Path, series: str, progress: Progress = silent) -> tuple[list[ScanRef], Counter[str]]:
     """The cases of one input, names not yet told apart, and what was passed over."""
     asked = None if series in ("best", "all") else series
     if not path.is_dir():
@@ -106,7 +123,7 @@ def _of_path(path: Path, series: str) -> tuple[list[ScanRef], Counter[str]]:
         if kind == "zip" and series == "all":
             return _of_zip(path), Counter()
         return [ScanRef(case_name(path), path, series=asked)], Counter()
-    inside = contents_of(path)
+    inside = contents_of(path, progress)
     places = [place for place in inside.found if isinstance(place, DicomPlace)]
     studies: dict[Path, list[ScanRef]] = {}
     if places:

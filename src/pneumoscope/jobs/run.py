@@ -26,7 +26,7 @@ from pneumoscope.io.files import clear_temporary, jsonable
 from pneumoscope.io.kinds import short_hash
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.processes import death_of, worker_pool, workers_of
-from pneumoscope.progress import Progress, silent
+from pneumoscope.progress import OverJobs, Progress, silent
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Step:
         made_of: of an item, everything that shapes its result, by name: settings, content sums of files, weights.
         work: does a job; an exception becomes its failed outcome.
         still: of an item and its kept facts, what they rest on that has changed besides; empty when nothing has.
+        shares: of the steps that `work` reports, the usual share of a job's time; one bar then shows jobs and steps.
         stream: does many, where that is quicker than one by one; outcomes in any order, and it guards its jobs itself.
     """
 
@@ -106,6 +107,7 @@ class Step:
     made_of: Callable[[Any], Mapping[str, Any]]
     work: Work | None = None
     still: Callable[[Any, Mapping[str, Any]], str] = lambda item, facts: ""
+    shares: Mapping[str, float] = field(default_factory=dict)
     stream: Stream | None = None
 
     def each(self, jobs: Iterable[Job], progress: Progress = silent) -> Generator[Outcome, None, None]:
@@ -223,14 +225,15 @@ def run_jobs(
     left = [job for job in jobs if job.name not in outcomes]
     for job in left:
         mark_started(job.folder)  # from here on a mark is one of this run
-    pace = _Pace()
+    pace, bar = _Pace(), OverJobs(progress, what, len(jobs), step.shares, len(outcomes))
 
     def so_far() -> list[Outcome]:
         return [outcomes[job.name] for job in jobs if job.name in outcomes]
 
     done: Generator[Outcome, None, None]
     if opener is None or side_by_side <= 1 or len(left) <= 1:
-        done = step.each(left, progress)
+        named = ((job.name, job) for job in left)
+        done = step.each(bar.begun(named) if step.shares else left, bar)
     else:
         done = _in_processes(left, opener, side_by_side)
     try:
@@ -239,7 +242,7 @@ def run_jobs(
                 if strict and outcome.problem is not None:
                     raise outcome.problem
                 outcomes[outcome.name] = outcome
-                progress(what, len(outcomes), len(jobs), outcome.name)
+                bar.end(len(outcomes), outcome.name)
                 if len(outcomes) < len(jobs) and not strict:
                     pace.now_and_then(lambda: write(so_far(), False))
     except BaseException as problem:

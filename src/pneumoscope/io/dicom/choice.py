@@ -304,7 +304,8 @@ def _nothing(folder: Folder, where: str) -> ReadError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.other.items()))
     others = set(folder.other) - {"DICOMDIR"}
     if others and others <= {"MR", "PT", "NM", "CR", "DX", "US", "MG", "XA", "RF", "OT", "SC"}:
-        message = f"holds no CT image ({kinds}); give a CT series"
+        xray = "; for radiographs use `pneumoscope xray predict`" if others & {"CR", "DX"} else ""
+        message = f"holds no CT image ({kinds}); give a CT series{xray}"
         return ReadError(message, code="IN-DCM-041", path=where)
     found = f"{kinds}; " if kinds else ""
     return ReadError(
