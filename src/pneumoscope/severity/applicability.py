@@ -27,6 +27,9 @@ DIFFUSE_PERCENT = 50.0
 MASS_RADIUS_MM, SOLID_HU, AERATED_HU, AERATED_RIM = 10.0, -150.0, -650.0, 0.6
 """A ball of at least this radius of solid tissue, most of whose surroundings in the lung are aerated."""
 
+REGION_RADIUS_MM = 15.0
+"""A solid ball of this radius is a state whatever lies around it."""
+
 
 def applicability_states(
     hu: NDArray[np.float32], lung: NDArray[np.bool_], infiltrate: NDArray[np.bool_], spacing_mm: tuple[float, ...]
@@ -52,9 +55,7 @@ def applicability_states(
         found.append("lung_dense_throughout")
     if 100 * np.mean(infiltrate[lung]) > DIFFUSE_PERCENT:
         found.append("infiltrate_diffuse")
-    if has_mass(smooth, lung, coarse_mm):
-        found.append("mass_in_lung")
-    return found
+    return found + solid_states(smooth, lung, coarse_mm)
 
 
 def blood_hu(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float | None:
@@ -73,17 +74,20 @@ def blood_hu(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: t
     return float(np.percentile(soft, 80)) if soft.size * float(np.prod(spacing_mm)) > 20_000 else None
 
 
-def has_mass(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> bool:
-    """Whether the lungs hold a solid ball that borders mostly on aerated lung.
+def solid_states(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> list[str]:
+    """``mass_in_lung`` for a solid ball that borders mostly on aerated lung, else ``solid_region`` for a large one.
 
-    Consolidation of pneumonia lies in ground-glass; the chest wall and the diaphragm are outside of the mask.
+    Consolidation of pneumonia lies in ground-glass mostly, but tumours do as well, with collapse behind them. The chest
+    wall and the diaphragm are outside of the mask.
     """
     solid = lung & (smooth > SOLID_HU)
     depth = ndimage.distance_transform_edt(np.pad(solid, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    pieces, number = ndimage.label(depth >= MASS_RADIUS_MM)
-    for piece in range(1, number + 1):
-        away = ndimage.distance_transform_edt(pieces != piece, sampling=spacing_mm)
-        rim = lung & (away > MASS_RADIUS_MM + 4) & (away < MASS_RADIUS_MM + 12)
-        if rim.any() and np.mean(smooth[rim] < AERATED_HU) >= AERATED_RIM:
-            return True
-    return False
+    pieces, _ = ndimage.label(depth >= MASS_RADIUS_MM)
+    margin = [int(np.ceil((MASS_RADIUS_MM + 12) / step)) for step in spacing_mm]
+    for piece, core in enumerate(ndimage.find_objects(pieces), 1):
+        box = tuple(slice(max(0, c.start - m), c.stop + m) for c, m in zip(core, margin, strict=True))
+        away = ndimage.distance_transform_edt(pieces[box] != piece, sampling=spacing_mm)
+        rim = lung[box] & (away > MASS_RADIUS_MM + 4) & (away < MASS_RADIUS_MM + 12)
+        if rim.any() and np.mean(smooth[box][rim] < AERATED_HU) >= AERATED_RIM:
+            return ["mass_in_lung"]
+    return ["solid_region"] if depth.max(initial=0) >= REGION_RADIUS_MM else []

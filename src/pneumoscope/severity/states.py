@@ -74,6 +74,8 @@ STATES: Mapping[str, str] = {
     "this as well; the share says nothing about the cause.",
     "mass_in_lung": "A solid mass borders on aerated lung, which is unlike pneumonia. It may be counted as "
     "infiltrate or left out; the model does not tell a tumour from consolidation.",
+    "solid_region": "A region of the lung more than 3 cm thick holds no air. Consolidation, collapse and tumour look "
+    "alike to the model; the share does not say which it is.",
     "unlike_training_scans": "The slices look unlike the chest CTs that the infiltrate model learnt from. Its numbers "
     "were not tested on such scans.",
 }
