@@ -65,17 +65,23 @@ def dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     Dice as Milletari et al. 2016 write it, with squares below: 2 sum(p g) / (sum(p^2) + sum(g^2)), per box and class.
     One voxel is added above and below: both empty costs 0.
     """
+    return (1 - _dice(logits, target)[0]).mean() + cross_entropy(logits, target)
+
+
+def _dice(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Dice (n, c - 1) of each box and foreground class as `dice_cross_entropy` has it, and whether the box holds it."""
     hot, stated = one_hot(target, logits.shape[1])
     p = (torch.softmax(logits, 1) * stated)[:, 1:]
     hot, area = hot[:, 1:], tuple(range(2, logits.ndim))
-    index = (2 * (p * hot).sum(area) + 1) / ((p * p).sum(area) + (hot * hot).sum(area) + 1)
-    return (1 - index).mean() + cross_entropy(logits, target)
+    size = hot.sum(area)
+    return (2 * (p * hot).sum(area) + 1) / ((p * p).sum(area) + size + 1), size > 0
 
 
 def dice_balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """`dice_cross_entropy` with the cross-entropy of a voxel weighted by one over the root of its class's share.
+    """1 - Dice of the classes that a box holds, and cross-entropy weighted by one over the root of a class's share.
 
-    Shares are those of the batch's stated voxels; weights are scaled to a mean of 1 over them, and none is above
+    Over all classes, as in `dice_cross_entropy`, the first voxel of a class in a box without it costs as much as a
+    class missed: one that most boxes lack (pleural fluid) is never learnt. Shares are those of the batch's stated voxels; weights are scaled to a mean of 1 over them, and none is above
     `MOST_WEIGHT` times the least. Classes of a few hundred voxels (airways among lungs) drown in plain means.
     """
     hot, stated = one_hot(target, logits.shape[1])
@@ -85,7 +91,8 @@ def dice_balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     weight = weight.clamp(max=MOST_WEIGHT * float(weight.min()))
     weight = weight / (weight * share).sum().clamp(min=1e-12)
     each = F.cross_entropy(logits, target[:, 0].clamp(min=0).long(), weight=weight, reduction="none") * stated[:, 0]
-    return dice_cross_entropy(logits, target) - cross_entropy(logits, target) + each.sum() / stated.sum().clamp(min=1)
+    dice, held = _dice(logits, target)
+    return ((1 - dice) * held).sum() / held.sum().clamp(min=1) + each.sum() / stated.sum().clamp(min=1)
 
 
 LOSSES: dict[str, MulticlassLoss] = {
