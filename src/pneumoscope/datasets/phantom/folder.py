@@ -275,7 +275,7 @@ def read_phantom_json(root: str | Path) -> dict[str, Any]:
     path = Path(root) / PHANTOM_FILE
     if not path.exists():
         raise DatasetError(
-            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; make it with pneumoscope data phantom",
+            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; make it by pneumoscope data phantom",
             path=root,
         )
     held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
