@@ -4,6 +4,9 @@
 
 Both networks get the same slices, batch, optimiser and loss, in turns, best of several. BasicUNet runs as it comes
 (InstanceNorm, NCHW, fp32); ours as `training.loop` runs it: channels-last, bf16 where the processor computes in it.
+
+The processor's limit stands beside it: for each convolution a plain matrix product of its size (pixels x 9 channels in
+x channels out), once for inference, three times for training (forward, backward to input and to weights).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,36 @@ def measure(
     return {"train_slices_per_s": training, "infer_slices_per_s": batch / timed(infer, repeats)}
 
 
+def _multiply(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.mm(a, b)
+
+
+def products(model: nn.Module, size: int, batch: int, *, bf16: bool, repeats: int) -> dict[str, float]:
+    """Slices a second if every convolution took as long as the matrix product of its size, and the rest no time."""
+    sizes: list[tuple[int, int, int]] = []
+
+    def note(layer: nn.Module, _: Any, out: torch.Tensor) -> None:
+        assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+        window = layer.kernel_size[0] * layer.kernel_size[1]
+        if isinstance(layer, nn.ConvTranspose2d):  # each output pixel is made of one input pixel
+            window = 1
+        sizes.append((out.shape[0] * out.shape[2] * out.shape[3], window * layer.in_channels, layer.out_channels))
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with torch.inference_mode():
+        model.eval()(torch.rand(1, 4, size, size))
+        for hook in hooks:
+            hook.remove()
+        seconds, kind = 0.0, torch.bfloat16 if bf16 else torch.float32
+        for m, k, n in sizes:
+            a, b = torch.rand(m * batch, k).to(kind), torch.rand(k, n).to(kind)
+            seconds += timed(partial(_multiply, a, b), repeats)
+    gflop = sum(2 * m * k * n for m, k, n in sizes) / 1e9
+    rates = {"train_slices_per_s": batch / (3 * seconds), "infer_slices_per_s": batch / seconds}
+    return {"gflop_per_slice": gflop, "gflop_per_s": gflop * batch / seconds, **rates}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=320)
@@ -101,6 +135,12 @@ def main() -> None:
             **measure(theirs, *common, channels_last=False, bf16=False),
         },
     }
+    for name, lower in (("fp32", False), ("bf16", True)):
+        if bf16 or not lower:
+            own = measure(UNet(UNetConfig(4, 2, WIDTHS)), *common, channels_last=True, bf16=lower)
+            bound = products(UNet(UNetConfig(4, 2, WIDTHS)), options.size, options.batch, bf16=lower, repeats=3)
+            reached = {key.replace("slices_per_s", "reached"): own[key] / bound[key] for key in own}
+            result[f"products_{name}"] = {**bound, **reached}
     result["ratio"] = {
         key: result["pneumoscope"][key] / result["monai_basicunet"][key]
         for key in ("train_slices_per_s", "infer_slices_per_s")
