@@ -80,9 +80,11 @@ LIMITS = [
     "Tumour, effusion, fibrosis, children and emphysema were not or hardly in the training data.",
     "Ground-glass and consolidation are not told apart; lesions lower than about 5 mm are smoothed away.",
 ]
+FINAL_STEPS = 1200
 FINAL_TRAINING = {
     "script": "scripts/train_infiltrate.py",
-    "steps": "fold 0, windows alone: 545 at two thirds of the size, 545 at full size; with the equalised channel 327",
+    "steps": "without the patients of fold 0: windows alone 545 at two thirds of the size and 545 at full size, with "
+    f"the equalised channel 327; then with all patients 440 and {FINAL_STEPS}",
     "batch_size": 12,
     "loss": appearance.LOSS,
     "augmentation": asdict(HounsfieldAugment()),
@@ -196,6 +198,15 @@ def train_hounsfield(data: Path, run: Path, fold: int) -> None:
     held_out = [stack for stack in all_stacks if of[stack.patient] == fold]
     back, _ = load_model(run / "back" / "model")
     score_fold("hounsfield", fold, held_out, lambda stack: predict_hounsfield(model, back, stack), run / "dice.csv")
+
+
+def train_final(data: Path, run: Path, start: Path) -> None:
+    """All patients and scans, from the weights of another model: no score of a slice is left, see the folds."""
+    own, examples = run / "all", hounsfield_examples(data, run, None)
+    model, _ = load_model(start)
+    trained(model, examples.source(HounsfieldAugment()), own / "fine", FINAL_STEPS, val=examples.source(None))
+    familiar = write_scan_space(own / "model", examples.scan_space())
+    save_model(own / "model", model, hounsfield_card(len(examples.names)) | {"familiar": familiar}, half=True)
 
 
 def publish(run: Path, fold: int, data: Path) -> None:
@@ -328,10 +339,13 @@ def predict_appearance(model: UNet, stack: SliceStack) -> NDArray[np.bool_]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("back", "fold", "publish", "table"))
+    parser.add_argument("what", choices=("back", "fold", "final", "publish", "table"))
     parser.add_argument("--recipe", choices=("appearance", "hounsfield"), default="hounsfield")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
     parser.add_argument("--data", type=Path, help="folder with ct-slices and ct-volumes")
+    parser.add_argument(
+        "--start", type=Path, default=appearance.SHIPPED / "infiltrate", help="model that `final` goes on"
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -341,6 +355,9 @@ def main() -> None:
         return
     if options.what == "back":
         train_back(options.data, options.run / "back")
+        return
+    if options.what == "final":
+        train_final(options.data, options.run, options.start)
         return
     if options.what == "publish":
         publish(options.run, options.fold, options.data)
