@@ -238,7 +238,7 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
     """Compare study folders: what each strategy gains on the new set against what it loses on the old ones.
 
     Args:
-        runs: study folders; those of one strategy with other seeds are one row.
+        runs: study folders of one kind; transfer studies of one strategy with other seeds are one row.
         out: the folder to write: comparison.csv, comparison.json, a picture and report.html.
         overwrite: write over a comparison that lies there.
 

@@ -218,7 +218,7 @@ def test_classes_come_back_on_a_tilted_grid(tilted_grid):
     def sees(boxes):
         return np.concatenate([1 - boxes, boxes], axis=1)
 
-    found = predict_labels(Volume(hu, tilted_grid, tilted_grid, "a"), [sees], recipe, (3, 4, 4), (0.5, 0.5, 0.5))
+    found = predict_labels(Volume(hu, tilted_grid, tilted_grid, "a"), [sees], recipe, (3, 4, 4), (0.5, 0.5, 0.5))[0]
     assert np.array_equal(found == 1, hu > 0)
 
 

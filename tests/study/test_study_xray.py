@@ -61,6 +61,20 @@ def opened(roots, tmp_path_factory) -> tuple[Trial, Supply]:
     return trial_of(small(), roots, tmp_path_factory.mktemp("opened"))
 
 
+def test_what_a_retrained_network_kept_is_asked_of_children_who_taught_it_nothing_new(roots, tmp_path):
+    """Dataset_0's test pictures of shared classes, without anybody of Dataset_1's training; by Dataset_1's numbers."""
+    trial, _ = trial_of(small("data.per_class_1=8,8,8"), roots, tmp_path)
+    assert trial.zero is not None
+    rows, labels = trial.tests_of("Model_2")["Dataset_0"]
+    assert len(rows)
+    assert set(rows) < set(trial.zero.part("test")[0])
+    assert [trial.one.classes[y] for y in labels] == [trial.pool.cases[i].label for i in rows]
+    teaching = trial.one.rows[trial.one.parts != "test"]
+    assert not set(trial.pool.group_of(rows)) & set(trial.pool.group_of(teaching))
+    assert "Dataset_0" not in trial.tests_of("Model_1")
+    assert list(trial.tests_of("Model_0")) == ["Dataset_0"]
+
+
 # -- the baseline ----------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     return write_sets(tmp_path_factory.mktemp("sets"), children=12)
 
 
-TABLES = ("per_case.csv", "matrix.csv", "remedies.csv", "probes.csv")
+TABLES = ("per_case.csv", "matrix.csv", "remedies.csv", "probes.csv", "scores.csv", "intervals.csv", "calibration.csv")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +23,11 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
 ) -> None:
-    """Compare study runs: gain on the new set, loss on the old.
+    """Compare study runs of one kind.
 
-    Runs of one strategy with other seeds are one line; intervals draw patients and seeds. Writes comparison.csv,
-    comparison.json, figures/gain_against_loss.png and report.html.
+    Transfer studies by gain on the new set and loss on the old: runs of one strategy with other seeds are one line, and
+    intervals draw patients and seeds. Studies on volumes and radiographs cell by cell, with the difference to the first
+    run on the cases that both have. Writes comparison.csv, comparison.json and report.html.
     """
     from pneumoscope.study.analysis.comparison import compare_studies
 
@@ -34,20 +35,22 @@ def compare(
     if common.json:
         say_json({**result, "report": out / "report.html"})
         return
-    say_table(
-        ("strategy", "sets", "runs", "gain", "loss", "mean f1", "95 % interval"),
-        [
-            (
-                row["strategy"],
-                row["sets"],
-                row["runs"],
-                number(row["gain"]),
-                number(row["loss"]),
-                number(row["mean_f1"]),
-                interval(row["mean_f1_low"], row["mean_f1_high"]),
-            )
-            for row in result["rows"]
-        ],
-    )
+    columns, line = (RETRAINING, _retraining) if "sets" in result else (CELLS, _cell)
+    say_table(columns, [line(row) for row in result["rows"]])
     say(result["sentence"])
     say(f"report: {out / 'report.html'}")
+
+
+RETRAINING = ("strategy", "sets", "runs", "gain", "loss", "mean f1", "95 % interval")
+CELLS = ("run", "stage", "test", "structure", "measure", "mean", "95 % interval", "less the first", "95 % interval")
+
+
+def _retraining(row: dict[str, Any]) -> tuple[Any, ...]:
+    ends = interval(row["mean_f1_low"], row["mean_f1_high"])
+    return row["strategy"], row["sets"], row["runs"], *(number(row[n]) for n in ("gain", "loss", "mean_f1")), ends
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    means = number(row["mean"]), interval(row["mean_low"], row["mean_high"])
+    gap = number(row["difference"]), interval(row["difference_low"], row["difference_high"])
+    return *(row[name] for name in ("run", "stage", "test", "structure", "metric")), *means, *gap

@@ -92,8 +92,8 @@ class Study(ABC):
     """One run of an experiment of one kind.
 
     Attributes:
-        takes: options that only some kinds understand and this one does: ``jobs``, ``lungs``,
-            ``accept_if_forgetting_below``, ``synthetic``.
+        takes: options that only some kinds understand and this one does: ``jobs``, ``lungs``, ``synthetic``,
+            ``accept_if_forgetting_below``.
         experiment, options: what is run and how.
         folder: the study folder, once it is open.
         left_out: what is not run, and why.
@@ -123,8 +123,17 @@ class Study(ABC):
         """What tables and figures say of the data: empty for real ones."""
 
     @abstractmethod
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Every stage in the order in which one process makes them, with those that must be made before it."""
+
+    @abstractmethod
+    def make_stage(self, name: str) -> None:
+        """Train a stage, or take it from its folder; those it needs are made."""
+
     def make(self) -> None:
-        """Train the models and let them predict."""
+        """Make all stages."""
+        for name in self.stages():
+            self.make_stage(name)
 
     @abstractmethod
     def score(self) -> dict[str, pd.DataFrame]:

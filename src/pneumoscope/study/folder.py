@@ -32,7 +32,8 @@ OWN_PARTS = ("data", "figures", "splits", "stages", "cases", "shift")
 OWN_FILES = (
     "per_case.csv", "untrained.csv", "matrix.csv", "matrix.json", "forgetting.csv", "folds.csv", "paper.csv",
     "remedies.csv", "probes.csv", "report.html", "study.json", "run.json", "environment.json", "guard.json",
-    "leakage.json", "supplied_lungs.csv", "systems.csv", "systems.json",
+    "leakage.json", "supplied_lungs.csv", "systems.csv", "systems.json", "scores.csv", "intervals.csv",
+    "calibration.csv",
 )  # fmt: skip
 """What studies of any kind write beside `EXPERIMENT_FILE`."""
 

@@ -8,6 +8,7 @@ tables (CPU, same thread count).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pneumoscope.study.data import (
     roots_of,
 )
 from pneumoscope.study.folder import mark_of
-from pneumoscope.study.forecast import forecast
+from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
@@ -69,21 +70,29 @@ class SliceStudy(Study):
         """See `Study`."""
         return mark_of("phantom" if study_set.synthetic else study_set.name for study_set in self.sets.values())
 
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """See `Study`."""
+        plan = self.experiment
+        return {stage.name: tuple(needs(plan, stage.name)) for stage in plan.stages.chain}
+
+    def make_stage(self, name: str) -> None:
+        """See `Study`."""
+        self.maker.resume = self.resume
+        self.maker.make(name)
+
+    @cached_property
+    def maker(self) -> StageMaker:
+        """Makes the stages, and knows those made."""
+        return StageMaker(
+            self.experiment, self.sets, self.folder, device=self.device, resume=self.resume, progress=self.progress
+        )
+
     def make(self) -> None:
         """Train all stages, then let each predict every validation and test slice; scores need no network after."""
         self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=self.options.jobs)
         self.progress(FORECAST, 1, 1, self.expected.sentence())
         self.lap("forecast")
-        self._train(self.expected.jobs)
-        for model in self.models.values():
-            predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
-        effect = lung_effect(self.experiment, self.models, self.sets, device=self.device, progress=self.progress)
-        write_lung_effect(effect, self.folder)
-        self.lap("predicting")
-
-    def _train(self, jobs: int) -> None:
-        """All stages in the order of the chain; with several jobs each as soon as those it needs are there."""
-        if jobs > 1:
+        if self.expected.jobs > 1:  # as many as memory holds
             from pneumoscope.study.parallel import train_in_parallel
 
             train_in_parallel(
@@ -91,20 +100,19 @@ class SliceStudy(Study):
                 self.folder,
                 self.roots,
                 self.masks,
-                jobs=jobs,
+                jobs=self.expected.jobs,
                 device=self.device,
                 progress=self.progress,
             )
-        maker = StageMaker(
-            self.experiment,
-            self.sets,
-            self.folder,
-            device=self.device,
-            resume=self.resume or jobs > 1,
-            progress=self.progress,
-        )
-        self.models: dict[str, Predictor] = {s.name: maker.make(s.name) for s in self.experiment.stages.chain}
+            self.resume = True  # all of them are there
+        super().make()
+        self.models = self.maker.models
         self.lap("training")
+        for model in self.models.values():
+            predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
+        effect = lung_effect(self.experiment, self.models, self.sets, device=self.device, progress=self.progress)
+        write_lung_effect(effect, self.folder)
+        self.lap("predicting")
 
     def score(self) -> dict[str, pd.DataFrame]:
         """See `Study`."""

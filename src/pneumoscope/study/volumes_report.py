@@ -12,6 +12,7 @@ from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.folder import read_result
+from pneumoscope.study.scores.table import read_rows
 from pneumoscope.study.scores.volumes import NETWORKS, headline, subject_of
 from pneumoscope.study.volumes_data import VALIDATION
 
@@ -40,6 +41,7 @@ def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any
         "costs": _costs(folder),
         "pictures": {name: data_uri(picture) for name, picture in pictures.items()},
         "environment": environment,
+        **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
     }
 
 
@@ -55,7 +57,7 @@ def _costs(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("stages/*/scored.json"), key=lambda p: p.stat().st_mtime_ns):
         cost = read_json(path)
-        cost.pop("stamp")
+        cost = {name: cost[name] for name in ("training_seconds", "seconds_per_scan", "process_peak_gigabytes")}
         found.append({"stage": path.parent.name, **cost})
     return found
 

@@ -7,6 +7,7 @@ adults without their set, a source that cannot be left out) is left out and said
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from pneumoscope.study.analysis.mitigations import AS_PAPER, all_arms, plain_rec
 from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
 from pneumoscope.study.base import Study
 from pneumoscope.study.learners.classifier import Job, stage_folder, train_job
-from pneumoscope.study.scores.classification import matrix, probe_means, remedies
+from pneumoscope.study.scores.classification import (
+    LINEAGES,
+    matrix,
+    picture_scores,
+    probe_means,
+    reliabilities,
+    remedies,
+)
+from pneumoscope.study.scores.table import write_scores
 from pneumoscope.study.xray_report import draw_all
 from pneumoscope.study.xray_trial import Trial, make_trial, write_splits
 
@@ -49,19 +58,38 @@ class XrayStudy(Study):
         """Never synthetic."""
         return ""
 
+    @cached_property
+    def networks(self) -> dict[str, tuple[Job, Trial]]:
+        """Every network of every draw by the name of its stage, those first that others begin with."""
+        return {
+            stage_folder(self.folder, job, trial).name: (job, trial)
+            for trial in self.trials
+            for job in self._jobs(trial, self.folder, self.weights)
+        }
+
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """See `Study`."""
+        return {name: (job.start.name,) if job.start else () for name, (job, _) in self.networks.items()}
+
+    def make_stage(self, name: str) -> None:
+        """Train a network and let it predict every test."""
+        job, trial = self.networks[name]
+        self.predicted[name] = train_job(
+            job, trial, self.supply, self.folder, device=self.device, progress=self.progress
+        )
+        self.lap(job.name)
+
     def make(self) -> None:
-        """Baselines and probes, then every network, draw by draw."""
-        per_case, probed = [], []
-        for trial in self.trials:
-            per_case.append(baselines(trial, self.supply, self.progress))
-            probed.append(probes(trial, self.supply, self.progress))
-            self.lap("baselines and probes")
-            for job in self._jobs(trial, self.folder, self.weights):
-                per_case.append(
-                    train_job(job, trial, self.supply, self.folder, device=self.device, progress=self.progress)
-                )
-                self.lap(job.name)
-        self.per_case, self.probed = pd.concat(per_case, ignore_index=True), pd.concat(probed)
+        """Baselines and probes, then every network."""
+        self.predicted: dict[str, pd.DataFrame] = {}
+        regressions = [baselines(trial, self.supply, self.progress) for trial in self.trials]
+        self.probed = pd.concat([probes(trial, self.supply, self.progress) for trial in self.trials])
+        self.lap("baselines and probes")
+        super().make()
+        parts = []
+        for trial, regression in zip(self.trials, regressions, strict=True):
+            parts += [regression, *(self.predicted[name] for name, (_, t) in self.networks.items() if t is trial)]
+        self.per_case = pd.concat(parts, ignore_index=True)
 
     def _note_left_out(self, trial: Trial, roots: Mapping[str, Path], weights: Path | None) -> None:
         stages = self.experiment.training.stages or ()
@@ -111,6 +139,16 @@ class XrayStudy(Study):
         for name, found in self.tables.items():
             text = found.to_csv(index=False, float_format="%.6f", lineterminator="\n")
             write_text(self.folder / f"{name}.csv", text)
+        scoring = self.experiment.scoring
+        write_scores(
+            self.folder,
+            picture_scores(self.per_case, self.experiment),
+            LINEAGES,
+            reliabilities(self.per_case, self.experiment),
+            n=scoring.interval_resamples,
+            seed=scoring.interval_seed,
+            level=scoring.interval_level,
+        )
         draw_all(self.experiment, self.folder, self.trials[0], self.supply, self.per_case, table)
         return {"remedies": table, "matrix": cells}
 

@@ -18,6 +18,7 @@ from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.analysis.mitigations import AS_PAPER, views
 from pneumoscope.study.figures import write_curves
 from pneumoscope.study.folder import read_result
+from pneumoscope.study.scores.table import read_rows
 from pneumoscope.study.xray_data import Supply
 from pneumoscope.study.xray_trial import HEALTHY, OWN_TEST, Trial
 
@@ -176,6 +177,7 @@ def xray_context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
         "limits": LIMITS,
         "cards": _cards(folder),
         "environment": environment,
+        **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
         "views": _picture(folder, "views.png"),
         "confusion": _picture(folder, "confusion.png"),
         "remedies_picture": _picture(folder, "remedies.png"),

@@ -107,6 +107,29 @@ class Trial:
         groups = self.pool.group_of(rows)
         return {int(i) for i, group in zip(rows, groups, strict=True) if group not in banned}
 
+    def kept_test(self) -> tuple[Rows, Rows]:
+        """Dataset_0's test rows and labels of classes that Dataset_1 has too, of nobody who is trained on there.
+
+        What a network trained on Dataset_0 and retrained on Dataset_1 has kept.
+        """
+        assert self.zero is not None
+        rows, labels = self.zero.part("test")
+        names = [self.zero.classes[int(y)] for y in labels]
+        teaching = set(self.pool.group_of(self.one.rows[self.one.parts != "test"]).tolist())
+        groups = self.pool.group_of(rows)
+        stays = np.array(
+            [n in self.one.classes and g not in teaching for n, g in zip(names, groups, strict=True)], bool
+        )
+        known = [self.one.classes.index(name) for name, stay in zip(names, stays, strict=True) if stay]
+        return rows[stays], np.array(known, np.int64)
+
+    def tests_of(self, model: str, without: str = "") -> dict[str, tuple[Rows, Rows]]:
+        """Rows and labels of every test of a classifier; see `tests`."""
+        if model == "Model_0" and self.zero is not None:
+            return {self.zero.name: self.zero.part("test")}
+        kept = self.kept_test() if model == "Model_2" and self.zero is not None else None
+        return {**self.tests(without), **({self.zero.name: kept} if kept and self.zero and len(kept[0]) else {})}
+
     def tests(self, without: str = "") -> dict[str, tuple[Rows, Rows]]:
         """Rows and labels by test; label -1 is a class that the classifier does not know."""
         found = {}
@@ -168,8 +191,7 @@ def table(
         classes: of the classifier.
     """
     frames = []
-    own = trial.zero if model == "Model_0" and trial.zero is not None else None
-    tests = {own.name: own.part("test")} if own is not None else trial.tests(without)
+    tests = trial.tests_of(model, without)
     for name, probability in said.items():
         rows, labels = tests[name]
         cases = [trial.pool.cases[int(i)] for i in rows]

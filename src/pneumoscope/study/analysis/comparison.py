@@ -1,4 +1,4 @@
-"""Several studies side by side: what each way of retraining gains on the new set and loses on the old ones.
+"""Several studies side by side; of transfer studies, what each way of retraining gains on the new set and loses.
 
 A run is a study folder; runs of the same strategy with other seeds are one line. All numbers are F1 per slice with
 infiltrate, as in the papers; gains and losses are taken slice by slice on the same test slices, and intervals draw
@@ -23,9 +23,11 @@ from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.strategy import STRATEGIES
 from pneumoscope.recipes.systems import SLICES
-from pneumoscope.study.folder import read_experiment, read_if_there
+from pneumoscope.reports.figures import data_uri
+from pneumoscope.study.folder import kind_of, read_experiment, read_if_there
 from pneumoscope.study.scores.cells import write_table
 from pneumoscope.study.scores.matrix import Matrix, PerPatient, read_matrix
+from pneumoscope.study.scores.table import INTERVAL_ROUNDS, compare_scores, read_scores
 
 COLUMNS = (
     "strategy", "sets", "runs", "seeds", "gain", "gain_low", "gain_high", "loss", "loss_low", "loss_high",
@@ -43,6 +45,12 @@ COLUMNS = (
 - ``never_seen_f1``: mean over the other sets.
 - ``ahead``: mean F1 over the sets learnt minus that of `BASELINE` with the same seed and order.
 """
+
+CELL_COLUMNS = (
+    "run", "stage", "test", "structure", "metric", "n_patients", "mean", "mean_low", "mean_high", "difference",
+    "difference_low", "difference_high",
+)  # fmt: skip
+"""Columns of comparison.csv for studies on volumes and on radiographs."""
 
 BASELINE = "plain"
 """Retraining on the new set alone, as the papers do: what every strategy is compared with."""
@@ -114,12 +122,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         InputError: no study, one given twice, one that is not scored, studies of other sets or scored in other ways,
             or a strategy with the same order of sets and seed in two folders.
     """
-    given = [Path(folder).resolve() for folder in folders]
-    twice = sorted({str(p) for p in given if given.count(p) > 1})
-    if not given or twice:
-        raise InputError(
-            f"{'given twice: ' + twice[0] if twice else 'no runs given'}; expected different study folders"
-        )
+    given = _different(folders)
     runs: list[Run] = []
     first: Experiment | None = None
     for folder in given:
@@ -137,6 +140,16 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, _synthetic(folder)))
     _require_once(runs)
     return runs
+
+
+def _different(folders: Sequence[str | Path]) -> list[Path]:
+    given = [Path(folder).resolve() for folder in folders]
+    twice = sorted({str(p) for p in given if given.count(p) > 1})
+    if not given or twice:
+        raise InputError(
+            f"{'given twice: ' + twice[0] if twice else 'no runs given'}; expected different study folders"
+        )
+    return given
 
 
 def _require_alike(first: Experiment, other: Experiment, folder: Path) -> None:
@@ -253,7 +266,10 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
 
 @locks("out")
 def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Compare study folders and write ``comparison.csv``, ``comparison.json``, a picture and ``report.html``.
+    """Compare study folders of one kind; writes ``comparison.csv``, ``comparison.json`` and ``report.html``.
+
+    Transfer studies are compared by what each way of retraining gains and loses, with a picture; studies on volumes and
+    on radiographs cell by cell with the first of them, see `scores.table.compare_scores`.
 
     Returns:
         What stands in ``comparison.json``.
@@ -261,40 +277,71 @@ def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite
     Raises:
         InputError: as `read_runs`, and when `out` holds a comparison and `overwrite` is not given.
     """
-    from pneumoscope.reports.figures import data_uri
     from pneumoscope.reports.page import write_page
+
+    given = _different(folders)
+    kinds = {kind_of(folder) for folder in given}
+    if len(kinds) > 1:
+        raise InputError(f"studies of {' and '.join(sorted(kinds))} cannot be compared; give studies of one kind")
+    result, columns, template, extra = (_retraining if kinds == {"slices"} else _cells)(given)
+    folder = prepare_folder(out, marker=MARKER, overwrite=overwrite)
+    flat = [{name: row[name] for name in columns} for row in result["rows"]]
+    write_table(pd.DataFrame(flat, columns=list(columns)), folder / "comparison.csv")
+    context = {"result": result, "synthetic": all(map(_synthetic, given)), **extra}
+    if "picture" in extra:
+        write_bytes(folder / "figures" / "gain_against_loss.png", extra["picture"])
+        context["picture"] = data_uri(extra["picture"])
+    write_page(folder / "report.html", template, context)
+    write_json(folder / MARKER, result)
+    found: dict[str, Any] = read_json(folder / MARKER)
+    return found
+
+
+Compared = tuple[dict[str, Any], Sequence[str], str, dict[str, Any]]
+"""What stands in comparison.json, columns of comparison.csv, template, and what the page is given beside."""
+
+
+def _retraining(folders: Sequence[Path]) -> Compared:
     from pneumoscope.study.shift_figures import comparison_png
 
     runs = read_runs(folders)
     if not runs:
-        raise InputError("none of these studies retrains a stage: nothing to compare", path=Path(folders[0]))
-    rows = compare(runs)
-    folder = prepare_folder(out, marker=MARKER, overwrite=overwrite)
-    experiment = runs[0].matrix.experiment
+        raise InputError("none of these studies retrains a stage: nothing to compare", path=folders[0])
+    rows, experiment = compare(runs), runs[0].matrix.experiment
     result = {
         "recipes": sorted({run.matrix.experiment.recipe for run in runs}),
-        "runs": [str(Path(f)) for f in folders],
+        "runs": [str(folder) for folder in folders],
         "sets": {str(s.number): s.label for s in experiment.data.sites},
         "measure": "F1 per test slice with infiltrate",
         "split_by": sorted({run.matrix.experiment.split.by for run in runs}),
         "rows": rows,
         "sentence": sentence(rows),
     }
-    flat = [{name: row[name] for name in COLUMNS} for row in rows]
-    write_table(pd.DataFrame(flat, columns=list(COLUMNS)), folder / "comparison.csv")
-    picture = comparison_png(rows)
-    write_bytes(folder / "figures" / "gain_against_loss.png", picture)
-    context = {
-        "title": "Ways of retraining compared",
-        "result": result,
-        "picture": data_uri(picture),
-        "level": experiment.scoring.interval_level * 100,
-        "synthetic": all(run.synthetic for run in runs),
+    level = experiment.scoring.interval_level * 100
+    extra = {"title": "Ways of retraining compared", "picture": comparison_png(rows), "level": level}
+    return result, COLUMNS, "comparison.html", extra
+
+
+MEASURES = {"volumes": ("dice", "nsd"), "xray": ("right", "called_positive")}
+"""What studies of other kinds are compared by."""
+
+
+def _cells(folders: Sequence[Path]) -> Compared:
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError("runs are called by the name of their folder, and two have the same; rename one of them")
+    tables = dict(zip(names, map(read_scores, folders), strict=True))
+    rows = compare_scores(tables, MEASURES[kind_of(folders[0])], n=INTERVAL_ROUNDS)
+    apart = [row for row in rows if row["difference_low"] > 0 or row["difference_high"] < 0]
+    measured = sum(not math.isnan(row["difference"]) for row in rows)
+    result = {
+        "recipes": sorted({read_experiment(folder).recipe for folder in folders}),
+        "runs": [str(folder) for folder in folders],
+        "rows": rows,
+        "sentence": f"{len(apart)} of {measured} cells differ from {names[0]} by an interval that leaves out 0"
+        + (f", {math.ceil(0.05 * measured)} of them expected by chance alone." if apart else "."),
     }
-    write_page(folder / "report.html", "comparison.html", context)
-    write_json(folder / MARKER, result)
-    found: dict[str, Any] = read_json(folder / MARKER)
-    return found
+    return result, CELL_COLUMNS, "scores_comparison.html", {"title": "Studies compared", "first": names[0]}
 
 
 def _synthetic(folder: Path) -> bool:

@@ -103,7 +103,7 @@ def train_job(
     here = stage_folder(folder, job, trial)
     lesson, classes = _lesson(job, trial)
     sources = [_source(supply, job, trial, *rows) for rows in _parts(lesson)]
-    tests = _tests(job, trial)
+    tests = trial.tests_of(job.model, job.without)
     parts = _shaping_parts(job, trial, [source.content for source in sources], tests)
     wanted = stamp("xray stage", revision=1, **parts)
     if _is_done(here, wanted):
@@ -127,13 +127,6 @@ def train_job(
     write_json(here / TIMING, time_pictures(model, made, where, trial.experiment.scoring.timed_pictures, device=device))
     mark_done(here, wanted, sha256=read_card(here)["weights"]["sha256"])
     return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
-
-
-def _tests(job: Job, trial: Trial) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows and classes of every test of a job."""
-    if job.model == "Model_0" and trial.zero is not None:
-        return {trial.zero.name: trial.zero.part("test")}
-    return trial.tests(job.without)
 
 
 def _lesson(job: Job, trial: Trial) -> tuple[Lesson, tuple[str, ...]]:

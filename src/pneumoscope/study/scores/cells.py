@@ -175,6 +175,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read such a table; names stay text, empty numbers become NaN."""
-    names: dict[str, Any] = dict.fromkeys(("stage", "case", "patient", "part", "kind"), str)
+    names: dict[str, Any] = dict.fromkeys(("stage", "case", "patient", "part", "kind", "structure", "metric"), str)
     numbers = [c for c in pd.read_csv(path, nrows=0).columns if c not in names]
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={name: [""] for name in numbers})

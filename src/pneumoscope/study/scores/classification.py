@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pneumoscope.metrics.calibration import Reliability, reliability
 from pneumoscope.metrics.classification import bootstrap_scores, score_decisions
 from pneumoscope.metrics.intervals import seeds_and_patients
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.analysis.mitigations import AS_PAPER
+from pneumoscope.study.scores.table import tidy
 from pneumoscope.study.xray_trial import HEALTHY, OWN_TEST, SICK, UNSEEN
 
 KEYS = ["model", "arm", "without", "test"]
@@ -44,13 +46,13 @@ def matrix(per_case: pd.DataFrame, experiment: XrayExperiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _classes(test: str, experiment: XrayExperiment) -> tuple[str, ...]:
-    return experiment.data.classes_0 if test == "Dataset_0" else experiment.data.classes_1
+def _classes(model: str, experiment: XrayExperiment) -> tuple[str, ...]:
+    return experiment.data.classes_0 if model == "Model_0" else experiment.data.classes_1
 
 
 def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayExperiment) -> dict[str, Any]:
     model, arm, without, test = key
-    classes, scoring = _classes(test, experiment), experiment.scoring
+    classes, scoring = _classes(model, experiment), experiment.scoring
     row: dict[str, Any] = {
         "name": _name(model, arm, without, test),
         "stage": model,
@@ -83,8 +85,42 @@ def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayE
 
 
 def _name(model: str, arm: str, without: str, test: str) -> str:
-    parts = [model, *([] if arm == AS_PAPER else [arm]), *([f"without {without}"] if without else [])]
-    return f"{', '.join(parts)} on {test}"
+    return f"{_stage(model, arm, without)} on {test}"
+
+
+def _stage(model: str, arm: str, without: str) -> str:
+    return ", ".join([model, *([] if arm == AS_PAPER else [arm]), *([f"without {without}"] if without else [])])
+
+
+LINEAGES = {"Model_2": (("Model_0",), ("Dataset_0",), ("right",))}
+"""Networks that start from another one: that one, the test of what it has learned, and the measure."""
+
+
+def picture_scores(per_case: pd.DataFrame, experiment: XrayExperiment) -> pd.DataFrame:
+    """Tidy rows, see `scores.table`: per picture whether it was named right, and whether it was called positive."""
+    table = _with_stages(per_case)
+    table["right"] = (table["label"] == table["said"]).astype(float)
+    known = [label in _classes(model, experiment) for model, label in zip(table["model"], table["label"], strict=True)]
+    table.loc[~np.array(known, bool), "right"] = np.nan
+    last = {model: _classes(model, experiment)[-1] for model in table["model"].unique()}
+    table["called_positive"] = (table["said"] == table["model"].map(last)).astype(float)
+    table["case"] = "draw " + table["seed"].astype(str) + " " + table["case"]
+    return tidy(table.rename(columns={"group": "patient"}), ("right", "called_positive"))
+
+
+def reliabilities(per_case: pd.DataFrame, experiment: XrayExperiment) -> dict[tuple[str, str], Reliability]:
+    """How often the class with the highest probability is the right one, by stage and test, over all draws."""
+    cells = {}
+    for (stage, model, test), part in _with_stages(per_case).groupby(["stage", "model", "test"], sort=False):
+        if part["label"].isin(_classes(str(model), experiment)).all():
+            right = (part["label"] == part["said"]).to_numpy()
+            cells[str(stage), str(test)] = reliability(part["confidence"].to_numpy(float), right)
+    return cells
+
+
+def _with_stages(per_case: pd.DataFrame) -> pd.DataFrame:
+    names = [_stage(*row) for row in per_case[["model", "arm", "without"]].itertuples(index=False)]
+    return per_case.drop(columns="patient").assign(stage=names)
 
 
 def _over_seeds(

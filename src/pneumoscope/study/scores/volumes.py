@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.patches import VolumeRecipe, prepare_image
 from pneumoscope.geometry import Grid
+from pneumoscope.metrics.calibration import Reliability, empty_reliability, reliability
 from pneumoscope.metrics.overlap import accuracy, count, dice, iou, precision, recall, specificity
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.models.cards import read_card
 from pneumoscope.preprocess.slices import from_slices
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.recipes.volumes import PaperValue, VolumeExperiment
+from pneumoscope.study.scores.table import tidy
 from pneumoscope.study.volumes_data import VALIDATION, ModelJob
 from pneumoscope.volume import Volume
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Labelled = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+"""Classes (i, j, k) of a scan, and the probability (i, j, k) of the last of them; None of what knows no probability."""
+BINS = 15
+"""Of the probability, for calibration."""
 METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "precision", "nsd")
 LUNGS = "lungs"
 """Both lungs together: a class of its own, or the mean of the two sides."""
@@ -59,8 +65,8 @@ def predict_labels(
     recipe: VolumeRecipe,
     patch: tuple[int, int, int],
     overlap: Sequence[float],
-) -> NDArray[np.uint8]:
-    """Classes (i, j, k) on the scan's grid: the mean of the members' probabilities, carried back, the largest wins.
+) -> Labelled:
+    """Classes on the scan's grid: the mean of the members' probabilities, carried back, the largest wins.
 
     Args:
         volume: the scan.
@@ -79,7 +85,7 @@ def predict_labels(
         wins = there > best
         labels[wins] = number
         np.maximum(best, there, out=best)
-    return labels
+    return labels, there
 
 
 def infection_probability(
@@ -160,10 +166,10 @@ def score_pair(
 def score_cases(
     experiment: VolumeExperiment,
     cases: Sequence[Case],
-    labels_of: Callable[[Volume], NDArray[np.uint8]],
+    labels_of: Callable[[Volume], Labelled],
     about: dict[str, Any],
     progress: Callable[[int, int], None],
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Reliability]:
     """Predict and score scans one after the other; each is loaded once and let go.
 
     Args:
@@ -171,22 +177,30 @@ def score_cases(
         cases: the scans.
         labels_of: classes of a scan on its own grid.
         about: stage, k, fold, setting, test.
-        progress: told (done, of how many).
+        progress: called with (done, of how many).
+
+    Returns:
+        The rows, and how well the probability of the last class is calibrated, inside the lungs where they are known.
     """
-    rows = []
-    tolerances = experiment.scoring
+    rows, calibrated = [], empty_reliability(BINS)
+    tolerances, classes = experiment.scoring, experiment.preparation.classes
     for done, case in enumerate(cases, start=1):
         scan = case.load()
-        begun = time.perf_counter()
-        labels = labels_of(scan.volume)
-        seconds = time.perf_counter() - begun
-        for name, (found, real) in structures(scan, labels, experiment.preparation.classes).items():
+        since = time.perf_counter()
+        labels, probability = labels_of(scan.volume)
+        seconds = time.perf_counter() - since
+        pairs = structures(scan, labels, classes)
+        for name, (found, real) in pairs.items():
             tolerance = tolerances.lesion_tolerance_mm if name == "infection" else tolerances.lung_tolerance_mm
             scores = score_pair(found, real, scan.volume.grid.affine, tolerance)
             rows.append({**about, "case": case.case, "patient": case.patient, "structure": name, **scores,
                          "seconds": seconds})  # fmt: skip
+        if probability is not None:
+            inside = scan.lungs.any if scan.lungs is not None and classes != "lungs" else np.ones(labels.shape, bool)
+            _, real = pairs.get("infection") or pairs[LUNGS]
+            calibrated += reliability(np.clip(probability[inside], 0, 1), real[inside], BINS)
         progress(done, len(cases))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)), calibrated
 
 
 CELL = ["k", "setting", "test", "structure"]
@@ -315,6 +329,14 @@ def _ours(value: PaperValue, matrix: pd.DataFrame, folds: pd.DataFrame, kept: pd
         return float(row[kind]), float(row["sd"]) if kind == "mean" else float("nan")
     pooled = value.test == VALIDATION and value.table == "1"
     return (float(row["median"]), float(row["sd"])) if pooled else (float(row["fold_mean"]), float(row["fold_sd"]))
+
+
+def method_scores(per_case: pd.DataFrame) -> pd.DataFrame:
+    """Tidy rows, see `scores.table`: of each method (``full-k5``) the mean over its models for every scan."""
+    methods = per_case["setting"] + "-k" + per_case["k"].astype(str)
+    keys = ["stage", "test", "patient", "case", "structure"]
+    means = per_case.assign(stage=methods).groupby(keys, sort=False)[list(METRICS)].mean().reset_index()
+    return tidy(means, METRICS)
 
 
 def subject_of(table: pd.DataFrame) -> str:
