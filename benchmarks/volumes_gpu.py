@@ -32,7 +32,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
-from pneumoscope.study.learners.volume_training import new_network, train_config, volume_augment
+from pneumoscope.study.learners.volume_training import new_network, phase_config, volume_augment
 from pneumoscope.training.data import PatchSource
 from pneumoscope.training.devices import make_fabric, pick_device, pick_precision
 from pneumoscope.training.loop import fit
@@ -102,7 +102,7 @@ def one_step(
 
     fabric = make_fabric(str(device), plan.training.precision)  # type: ignore[arg-type]
     network, _ = new_network(plan)
-    config = train_config(plan, phase, network, str(device))
+    config = phase_config(plan, phase, network, str(device))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not any(name.startswith(f + ".") for f in config.frozen))
     kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
@@ -161,7 +161,7 @@ def measure(plan: VolumeExperiment, phase: Phase, options: argparse.Namespace, d
             ends.append(now(device))
 
     config = replace(
-        train_config(plan, phase, network, str(device)), max_epochs=options.epochs, patience=None, schedule="constant"
+        phase_config(plan, phase, network, str(device)), max_epochs=options.epochs, patience=None, schedule="constant"
     )
     with tempfile.TemporaryDirectory() as folder:
         ends = [now(device)]

@@ -37,6 +37,7 @@ from pneumoscope.plans.score import (
 from pneumoscope.plans.setup import Setup, set_up
 from pneumoscope.plans.survey import TrainingPlan
 from pneumoscope.progress import NOTE, Noted, Progress, silent
+from pneumoscope.study.learners.networks import train_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,14 @@ def train_own(
         parts.write(folder / "split.csv")
         if remark := parts.remark(plan):
             progress(NOTE, 1, 1, remark)
-        config = _train_config(plan, device, max_minutes)
+        config = train_config(
+            plan,
+            max_epochs=plan.epochs,
+            schedule="cosine",
+            monitor="val_dice",
+            device=device,
+            max_minutes=max_minutes,
+        )
         progress("forecast", 1, 1, forecast_own(plan, setup, config, max_minutes))
         result = fit(setup.model, setup.task, setup.train, setup.val, config, folder, resume=go_on, progress=progress)
         card = save_own(folder, setup.model, setup.card, plan, result, setup.said, train)
@@ -176,23 +184,6 @@ def start_here(folder: Path, kind: str, parts: dict[str, Any], plan: TrainingPla
     mark_started(folder, wanted, **parts)
     write_plan(plan, folder / PLAN_FILE)
     return go_on
-
-
-def _train_config(plan: TrainingPlan, device: str, max_minutes: float | None) -> Any:
-    from pneumoscope.training.config import TrainConfig
-
-    return TrainConfig(
-        max_epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        schedule="cosine",
-        patience=plan.patience,
-        monitor="val_dice",
-        seed=plan.seed,
-        device=device,
-        precision=plan.precision,  # type: ignore[arg-type]
-        max_minutes=max_minutes,
-    )
 
 
 @locks("out")

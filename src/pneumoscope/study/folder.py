@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import shutil
 import sys
@@ -16,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
@@ -304,12 +305,8 @@ class Meter:
 
 
 def resident_gigabytes() -> float:
-    """What the process holds in memory now; 0 where the system does not tell."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    except (OSError, IndexError):
-        return 0.0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e9
+    """What the process holds in memory now."""
+    return psutil.Process().memory_info().rss / 1e9
 
 
 def _cuda(question: str) -> Any:

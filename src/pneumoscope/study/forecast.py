@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.systems import ON_SLICES
@@ -217,10 +217,5 @@ def peak_gigabytes() -> float:
 
 
 def available_gigabytes() -> float:
-    """Memory that is free for other processes; endless where the system does not tell."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
-    return kilobytes * 1024 / 1e9
+    """Memory that is free for other processes."""
+    return psutil.virtual_memory().available / 1e9

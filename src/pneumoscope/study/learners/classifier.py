@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ from pneumoscope.study.learners.classifier_steps import (
     head_of,
     resnet_frozen,
     time_pictures,
-    train_config,
 )
+from pneumoscope.study.learners.networks import train_config
 from pneumoscope.study.xray_data import Supply, licences
 from pneumoscope.study.xray_trial import Lesson, Trial, table
 
@@ -228,17 +228,15 @@ def _fit(
     from pneumoscope.training.loop import fit
     from pneumoscope.training.tasks import ClassificationTask
 
-    task, experiment = ClassificationTask(classes), trial.experiment
+    task, plan = ClassificationTask(classes), trial.experiment.training
     train, val = sources
+    config = train_config(plan, schedule="plateau", seed=trial.seed, device=device)
     if not job.two_steps:
-        return [
-            fit(model, task, train, val, train_config(experiment, trial, device), here, resume=True, progress=progress)
-        ]
+        return [fit(model, task, train, val, config, here, resume=True, progress=progress)]
     ours, theirs = (FeatureSource.of(model, source, device) for source in sources)
-    config = train_config(experiment, trial, device)
     first = fit(head_of(model), task, ours, theirs, config, here / "head", resume=True, progress=progress)
-    frozen = resnet_frozen(model, experiment.training.last_layers) if job.model == RESNET else ()
-    config = train_config(experiment, trial, device, rate=experiment.training.fine_rate, frozen=frozen)
+    frozen = resnet_frozen(model, plan.last_layers) if job.model == RESNET else ()
+    config = replace(config, learning_rate=plan.fine_rate, frozen=frozen)
     return [first, fit(model, task, train, val, config, here, resume=True, progress=progress)]
 
 

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.jobs.stamp import content_of_arrays, stamp
-from pneumoscope.recipes.xray import XrayExperiment
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pneumoscope.study.xray_trial import Trial
-    from pneumoscope.training.loop import TrainConfig
     from pneumoscope.training.tasks import PictureSource
 
 _ASK = 32
 """Pictures asked about at a time."""
-
-
-def train_config(
-    experiment: XrayExperiment, trial: Trial, device: str, *, rate: float | None = None, frozen: tuple[str, ...] = ()
-) -> TrainConfig:
-    """How one step of a training is done: at `rate` (None: the first one), with `frozen` modules as they are."""
-    from pneumoscope.training.loop import TrainConfig
-
-    plan = experiment.training
-    return TrainConfig(
-        max_epochs=plan.max_epochs,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate if rate is None else rate,
-        optimiser=cast(Literal["adam"], plan.optimiser),
-        schedule="plateau",
-        plateau_epochs=plan.plateau_epochs,
-        plateau_factor=plan.plateau_factor,
-        patience=plan.patience,
-        frozen=frozen,
-        seed=trial.seed,
-        device=device,
-        precision=cast(Literal["auto", "fp32", "bf16"], plan.precision),
-    )
 
 
 def head_of(model: nn.Module) -> nn.Module:

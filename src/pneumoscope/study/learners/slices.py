@@ -11,19 +11,18 @@ What a stage says about the validation and test slices of every set is kept as w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import ModelError
-from pneumoscope.jobs.stamp import mark_done, read_done, stamp
+from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Budget, Experiment
-from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.examples import sources_of
+from pneumoscope.study.learners.networks import NetworkTraining, train_config
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
@@ -201,31 +200,33 @@ def train_stage(
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    from pneumoscope.training.loop import fit
     from pneumoscope.training.strategies.penalties import GuardedTask
     from pneumoscope.training.tasks import SegmentationTask
 
-    own = own or folder / "stages" / job.name
     sources = sources_of(experiment, job, train, val)
-    parts = shaping_parts(experiment, job, [source.content for source in sources])
-    wanted = stamp("slices stage", revision=1, **parts)
+
+    def task(model: UNet) -> Task:
+        plain = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
+        penalties = job.guard.penalties
+        return plain if penalties is None else GuardedTask(plain, penalties(model), job.guard.note)
+
+    training = NetworkTraining(
+        own or folder / "stages" / job.name,
+        "slices stage",
+        shaping_parts(experiment, job, [source.content for source in sources]),
+        lambda: (new_model(experiment, job), "new weights"),
+        job.start,
+        task,
+        *sources,
+        lambda model: train_config(experiment.training, job.budget, frozen=job.guard.frozen, device=device),
+        lambda result, origin: model_card(experiment, job, result, origin, len(train[0])),
+    )
     known = shared if shared is not None else {}
-    if wanted in known:
-        return known[wanted]
-    if resume:
-        done = finished_stage(own, wanted)
-        if done is not None:
-            progress(job.name, 1, 1, "taken from the folder")
-            return known.setdefault(wanted, done)
-    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
-    model = new_model(experiment, job)
-    loaded = _begin_from(model, job.start)
-    task: Task = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
-    if job.guard.penalties is not None:
-        task = GuardedTask(task, job.guard.penalties(model), job.guard.note)
-    config = replace(train_config(experiment, job.budget, device), frozen=job.guard.frozen)
-    result = fit(model, task, *sources, config, own, resume=go_on, progress=progress)
-    return known.setdefault(wanted, _save(experiment, job, model, result, loaded, own, wanted, len(train[0])))
+    wanted = training.stamp
+    if wanted not in known:
+        made = training.run(resume=resume, progress=progress)
+        known[wanted] = TrainedModel(training.own.name, training.own, made.model, made.sha256, made.trained_now)
+    return known[wanted]
 
 
 def new_model(experiment: Experiment, job: StageJob) -> UNet:
@@ -238,40 +239,6 @@ def new_model(experiment: Experiment, job: StageJob) -> UNet:
     network = experiment.network
     config = UNetConfig(job.in_channels, job.out_channels, job.features, network.norm, network.dropout)  # type: ignore[arg-type]
     return UNet(config)
-
-
-def train_config(experiment: Experiment, budget: Budget, device: str) -> Any:
-    """The training settings of a stage as the loop takes them."""
-    from pneumoscope.training.loop import TrainConfig
-
-    common = experiment.training
-    return TrainConfig(
-        max_epochs=budget.max_epochs,
-        patience=budget.patience,
-        learning_rate=budget.learning_rate,
-        batch_size=common.batch_size,
-        optimiser=common.optimiser,  # type: ignore[arg-type]
-        weight_decay=common.weight_decay,
-        ema=common.ema,
-        schedule=common.schedule,  # type: ignore[arg-type]
-        monitor=common.monitor,
-        keep=common.keep,  # type: ignore[arg-type]
-        precision=common.precision,  # type: ignore[arg-type]
-        seed=common.seed,
-        device=device,
-    )
-
-
-def _begin_from(model: UNet, start: TrainedModel | None) -> str:
-    """Load the weights of the stage before; what was loaded, in words."""
-    from pneumoscope.models.weights import load_into
-
-    if start is None:
-        return "new weights"
-    report = load_into(model, start.model.state_dict())
-    if not report.complete:
-        raise ModelError(f"{start.name} does not fit the next stage: {report.sentence()}", path=start.folder)
-    return f"weights of {start.name}: {report.sentence()}"
 
 
 def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> dict[str, Any]:
@@ -290,32 +257,6 @@ def shaping_parts(experiment: Experiment, job: StageJob, slices: list[str]) -> d
         "validation_data": slices[1],
         "starting_weights": job.start.weights_sha256 if job.start else None,
     }
-
-
-def finished_stage(own: Path, wanted: str) -> TrainedModel | None:
-    """The stage in that folder if it is whole, was made in just this way, and holds the weights of then; else None."""
-    from pneumoscope.models.weights import load_model
-
-    done = read_done(own)
-    if done.get("stamp") != wanted:
-        return None
-    try:
-        model, card = load_model(own)
-    except ModelError:
-        return None  # damaged: it is taken from its last checkpoint, or trained again
-    sha256 = card["weights"]["sha256"]
-    return TrainedModel(own.name, own, model, sha256, trained_now=False) if sha256 == done.get("sha256") else None
-
-
-def _save(
-    experiment: Experiment, job: StageJob, model: UNet, result: Any, loaded: str, own: Path, made: str, n_train: int
-) -> TrainedModel:
-    from pneumoscope.models.weights import save_model
-
-    card = save_model(own, model, model_card(experiment, job, result, loaded, n_train))
-    digest = card["weights"]["sha256"]
-    mark_done(own, made, sha256=digest, seconds=round(result.seconds, 1))
-    return TrainedModel(job.name, own, model, digest, trained_now=True)
 
 
 def preprocessing_card(experiment: Experiment, *, lung_channel: bool, near: Neighbours | None = None) -> dict[str, Any]:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, prepare
-from pneumoscope.errors import ModelError
-from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
-from pneumoscope.study.learners.base import start_stage
+from pneumoscope.study.learners.networks import NetworkTraining, train_config
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.datasets.cache import ArrayCache
+    from pneumoscope.training.config import TrainConfig
     from pneumoscope.training.data import PatchSource
 
 
@@ -95,36 +95,23 @@ def _train_phase(
     resume: bool,
     progress: Progress,
 ) -> VolumeModel:
-    from pneumoscope.models.weights import load_into, load_model, save_model
-    from pneumoscope.training.loop import fit
     from pneumoscope.training.multiclass import MulticlassTask
 
     train, val = sources(experiment, job, phase, cache)
-    parts = shaping_parts(experiment, job, phase, train, val, start)
-    wanted = stamp("volume training", revision=1, **parts)
-    done = read_done(own)
-    if resume and done.get("stamp") == wanted:
-        try:
-            model, card = load_model(own)
-            if card["weights"]["sha256"] == done.get("sha256"):
-                progress(own.name, 1, 1, "taken from the folder")
-                return VolumeModel(job, phase, model, own, wanted, False, 0.0)
-        except ModelError:
-            pass  # damaged: taken from its last checkpoint, or trained again
-    go_on = start_stage(own, wanted, parts, resume=resume, progress=progress)
-    network, said = new_network(experiment)
-    if start is not None:
-        report = load_into(network, start.model.state_dict())
-        said = f"weights of {start.folder.name}: {report.sentence()}"
-    task = MulticlassTask(CLASS_NAMES[experiment.preparation.classes], experiment.training.loss)
-    result = fit(
-        network, task, train, val, train_config(experiment, phase, network, device), own, resume=go_on,
-        progress=progress,
-    )  # fmt: skip
-    card = save_model(own, network, _card(experiment, job, phase, result, said))
-    seconds = round(result.seconds, 2)
-    mark_done(own, wanted, sha256=card["weights"]["sha256"], seconds=seconds)
-    return VolumeModel(job, phase, network, own, wanted, True, seconds)
+    training = NetworkTraining(
+        own,
+        "volume training",
+        shaping_parts(experiment, job, phase, train, val, start),
+        lambda: new_network(experiment),
+        start,
+        lambda model: MulticlassTask(CLASS_NAMES[experiment.preparation.classes], experiment.training.loss),
+        train,
+        val,
+        lambda model: phase_config(experiment, phase, model, device),
+        lambda result, origin: _card(experiment, job, phase, result, origin),
+    )
+    made = training.run(resume=resume, progress=progress)
+    return VolumeModel(job, phase, made.model, own, training.stamp, made.trained_now, made.seconds)
 
 
 def sources(
@@ -190,31 +177,10 @@ def new_network(experiment: VolumeExperiment) -> tuple[Any, str]:
     return network, f"encoder: {report.sentence()}"
 
 
-def train_config(experiment: VolumeExperiment, phase: Phase, network: Any, device: str) -> Any:
+def phase_config(experiment: VolumeExperiment, phase: Phase, network: Any, device: str) -> TrainConfig:
     """A phase as the loop takes it."""
-    from pneumoscope.training.loop import TrainConfig
-
-    common = experiment.training
-    return TrainConfig(
-        max_epochs=phase.max_epochs,
-        batch_size=phase.batch_size,
-        learning_rate=phase.learning_rate,
-        optimiser=common.optimiser,  # type: ignore[arg-type]
-        weight_decay=phase.weight_decay,
-        schedule=phase.schedule,  # type: ignore[arg-type]
-        plateau_epochs=common.plateau_epochs,
-        plateau_factor=common.plateau_factor,
-        plateau_of="train_loss",
-        plateau_least=common.plateau_least,
-        plateau_rest=common.plateau_rest,
-        plateau_floor=common.plateau_floor,
-        patience=phase.patience,
-        monitor=phase.monitor,
-        frozen=network.frozen_parts() if phase.frozen == "encoder" else (),
-        seed=common.seed,
-        device=device,
-        precision=common.precision,  # type: ignore[arg-type]
-    )
+    frozen = network.frozen_parts() if phase.frozen == "encoder" else ()
+    return train_config(experiment.training, phase, plateau_of="train_loss", frozen=frozen, device=device)
 
 
 def shaping_parts(
