@@ -11,20 +11,31 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope._version import __version__
 
 if TYPE_CHECKING:
-    from pneumoscope.api import classify, compare, compare_studies, evaluate, quantify, read_scan, run_study, segment
+    from pneumoscope.api import (
+        audit,
+        classify,
+        compare,
+        compare_studies,
+        convert,
+        crossval,
+        evaluate,
+        quantify,
+        read_mask,
+        read_scan,
+        run_study,
+        segment,
+        train,
+    )
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.volume import Mask, Volume
 
+_CALLS = (
+    "audit", "classify", "compare", "compare_studies", "convert", "crossval", "evaluate", "quantify", "read_mask",
+    "read_scan", "run_study", "segment", "train",
+)  # fmt: skip
 _HOMES = {
-    "classify": "api",
-    "compare": "api",
-    "compare_studies": "api",
-    "evaluate": "api",
-    "read_scan": "api",
-    "segment": "api",
-    "quantify": "api",
-    "run_study": "api",
+    **dict.fromkeys(_CALLS, "api"),
     "Grid": "geometry",
     "Volume": "volume",
     "Mask": "volume",
@@ -38,14 +49,19 @@ __all__ = [
     "PneumoscopeError",
     "Volume",
     "__version__",
+    "audit",
     "classify",
     "compare",
     "compare_studies",
+    "convert",
+    "crossval",
     "evaluate",
     "quantify",
+    "read_mask",
     "read_scan",
     "run_study",
     "segment",
+    "train",
 ]
 
 

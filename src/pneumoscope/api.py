@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from pneumoscope.cases.audit import AuditResult
     from pneumoscope.cases.followup import Comparison
+    from pneumoscope.datasets.convert import Converted
     from pneumoscope.inference.radiographs import Answer
     from pneumoscope.inference.segmenter import Segmentation
     from pneumoscope.metrics.folders import Evaluation
+    from pneumoscope.plans.train import OwnResult
     from pneumoscope.recipes.schema import Experiment
     from pneumoscope.recipes.volumes import VolumeExperiment
     from pneumoscope.recipes.xray import XrayExperiment
@@ -22,30 +29,58 @@ if TYPE_CHECKING:
     from pneumoscope.volume import Mask, Radiograph, Volume
 
 
-def read_scan(path: str | Path, *, series: str | None = None) -> Volume:
-    """Read one chest CT: NIfTI, NRRD, MetaImage, or a DICOM file, folder or zip.
+def read_scan(scan: Any, *, series: str | None = None, case: str | None = None) -> Volume:
+    """One chest CT.
 
     Args:
-        path: the file or folder.
+        scan: NIfTI, NRRD, MetaImage, or a DICOM file, folder or zip; or a nibabel, SimpleITK, MONAI or TorchIO image,
+            or (array, affine), which are checked as files are. Ours is given back.
         series: of a DICOM study with several CT series ``best``, which None means (by written rules: chest, lung
             kernel, thin slices; a finding says what was left and why), its number, or its UID.
+        case: its name in outputs; None takes the file's stem, for DICOM a name that hides the patient.
 
     Returns:
         The scan in Hounsfield units, axes (i, j, k) turned to RAS+, with its findings.
 
     Raises:
         ReadError: it must not be read as a chest CT; the message has a code, the file and a remedy.
+        InputTypeError: a value of another type; the message says what is accepted.
     """
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.exchange import source_of
+    from pneumoscope.io.read import read_volume
+    from pneumoscope.volume import Volume
 
-    return read_volume(path, series=series)
+    if not isinstance(scan, Volume):
+        return read_volume(source_of(scan, "the scan", Volume), series=series, case=case)
+    if series is not None:
+        raise InputError("a series can be chosen when a path is given, not of a volume that is read already")
+    return scan
+
+
+def read_mask(mask: Any, *, names: Mapping[int, str] | None = None, threshold: float | None = None) -> Mask:
+    """One mask of labels.
+
+    Args:
+        mask: NIfTI, NRRD or MetaImage, or what `read_scan` takes of other libraries. Ours is given back.
+        names: label numbers that are allowed and what they mean; None takes the names in the file.
+        threshold: voxels above it become label 1, for masks of probabilities or grey levels.
+
+    Raises:
+        ReadError: it holds no whole labels from 0 to 255, or some that `names` lacks.
+        InputTypeError: a value of another type; the message says what is accepted.
+    """
+    from pneumoscope.io import read_mask
+    from pneumoscope.io.exchange import source_of
+    from pneumoscope.volume import Mask
+
+    return mask if isinstance(mask, Mask) else read_mask(source_of(mask, "the mask", Mask), names, threshold=threshold)
 
 
 def segment(
-    scan: str | Path | Volume,
+    scan: Any,
     *,
     model: str | Path | Sequence[str | Path] = "infiltrate",
-    lungs: str | Path | Mask | None = None,
+    lungs: Any = None,
     threshold: float | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
@@ -55,13 +90,13 @@ def segment(
     series: str | None = None,
     progress: Progress = silent,
 ) -> Segmentation:
-    """Lungs and infiltrates of one scan, on exactly its grid.
+    """Lungs and infiltrates of one scan, on exactly its grid; its `severity` and `save` measure and write them.
 
     Args:
-        scan: a path that `read_scan` takes, or a volume.
+        scan: what `read_scan` takes.
         model: a shipped model's name or a model folder; of several the answers are averaged.
-        lungs: a lung mask made elsewhere; in a file without label names 1 = right, 2 = left. None lets the model find
-            the lungs.
+        lungs: a lung mask made elsewhere, what `read_mask` takes; in one without label names 1 = right, 2 = left. None
+            lets the model find the lungs.
         threshold: cuts a lung mask of probabilities; one of labels is left as it is.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto takes bf16 where the hardware has it, else fp32.
@@ -76,7 +111,7 @@ def segment(
     """
     from pneumoscope.inference.segmenter import segment_volume
 
-    volume = _volume(scan, series)
+    volume = read_scan(scan, series=series)
     given = None if lungs is None else _lungs(lungs, volume, threshold)
     return segment_volume(
         volume,
@@ -92,17 +127,17 @@ def segment(
 
 
 def quantify(
-    scan: str | Path | Volume,
-    lungs: str | Path | Mask,
-    infiltrate: str | Path | Mask,
+    scan: Any,
+    lungs: Any,
+    infiltrate: Any,
     *,
-    lobes: str | Path | Mask | None = None,
+    lobes: Any = None,
     threshold: float | None = None,
     series: str | None = None,
 ) -> Severity:
-    """How much of the lungs is affected, from masks on the scan's grid.
+    """How much of the lungs is affected, from masks on the scan's grid; takes what `read_scan` and `read_mask` take.
 
-    In a lung file without label names, 1 and 2 are taken as right and left, and 1 alone as lung of no side.
+    In a lung mask without label names, 1 and 2 are taken as right and left, and 1 alone as lung of no side.
     Millilitres and shares per lung, zone and in all, densities, lesions and where they lie, and named states such as
     ``no_lung_found``; a share is None, never 0, when there is no lung to divide by. With `lobes`, five lobes by
     name or in lungmask's order, also the CT severity score of 0 to 25. Masks of
@@ -114,18 +149,17 @@ def quantify(
     """
     from pneumoscope.severity.assess import assess
 
-    volume = _volume(scan, series)
+    volume = read_scan(scan, series=series)
     lobe_mask = None if lobes is None else _mask(lobes, volume)
     return assess(volume, _lungs(lungs, volume, threshold), _mask(infiltrate, volume, threshold), lobes=lobe_mask)
 
 
-def compare(
-    baseline: str | Path, followup: str | Path, *more: str | Path, out: str | Path | None = None, **options: Any
-) -> Comparison:
+def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = None, **options: Any) -> Comparison:
     """What became of one patient's infiltrates: new, resolved, persistent, per lung and zone.
 
     Args:
-        baseline: a case folder of `segment` or `quantify`, or a scan (then `out` is needed: it is segmented first).
+        baseline: a case folder of `segment` or `quantify`, a result of `segment`, or what `read_scan` takes, which is
+            segmented first (a path only with `out`).
         followup: a later date, likewise.
         more: further dates.
         out: a folder to write masks and report into; None writes nothing.
@@ -134,9 +168,20 @@ def compare(
     Raises:
         InputError: the scans cannot be laid over each other; the message says which measure failed.
     """
+    from pneumoscope.cases.dates import write_dated
     from pneumoscope.cases.followup import compare_cases
+    from pneumoscope.inference.segmenter import Segmentation
 
-    return compare_cases([baseline, followup, *more], out, **options)
+    with ExitStack() as stack:
+        folders: list[str | Path] = []
+        for number, given in enumerate((baseline, followup, *more), start=1):
+            if isinstance(given, (str, Path)):
+                folders.append(given)
+                continue
+            found = given if isinstance(given, Segmentation) else segment(given)
+            root = Path(stack.enter_context(TemporaryDirectory(prefix="pneumoscope-")))
+            folders.append(write_dated(found, root / f"{number}"))
+        return compare_cases(folders, out, **options)
 
 
 def classify(
@@ -161,7 +206,12 @@ def classify(
     from pneumoscope.io.formats.radiograph import read_radiograph
     from pneumoscope.volume import Radiograph
 
-    given = [images] if isinstance(images, (str, Path, Radiograph)) else images
+    given = (
+        [images] if isinstance(images, (str, Path, Radiograph)) or not isinstance(images, Iterable) else list(images)
+    )
+    strange = [image for image in given if not isinstance(image, (str, Path, Radiograph))]
+    if strange:
+        raise InputTypeError(f"a picture is of type {type(strange[0]).__name__}, expected a path or a Radiograph")
     classifier = RadiographClassifier(model, device=device)
     least = classifier.least_side
     pictures = [i if isinstance(i, Radiograph) else read_radiograph(i, least_side=least) for i in given]
@@ -169,15 +219,15 @@ def classify(
 
 
 def evaluate(
-    prediction: str | Path,
-    reference: str | Path,
+    prediction: Any,
+    reference: Any,
     *,
     structure: Literal["infiltrate", "lungs"] = "infiltrate",
     spacing_mm: Sequence[float] | None = None,
     surface_tolerance_mm: float | None = None,
     threshold: float | None = None,
 ) -> Evaluation:
-    """Score masks against masks: two files, or two folders matched by case name.
+    """Score masks against masks: two files, two folders matched by case name, or two masks as `read_mask` takes them.
 
     Returns:
         A row per case and label, what could not be scored, and means with 95 % bootstrap intervals;
@@ -188,14 +238,119 @@ def evaluate(
     """
     from pneumoscope.metrics.folders import score_folders
 
-    return score_folders(
-        prediction,
-        reference,
-        structure=structure,
-        spacing_mm=spacing_mm,
-        surface_tolerance_mm=surface_tolerance_mm,
-        threshold=threshold,
-    )
+    with TemporaryDirectory(prefix="pneumoscope-") as folder:
+        sides = [
+            given if isinstance(given, (str, Path)) else _mask(given, None, threshold).save(f"{folder}/{n}.nii.gz")
+            for n, given in enumerate((prediction, reference))
+        ]
+        return score_folders(
+            *sides,
+            structure=structure,
+            spacing_mm=spacing_mm,
+            surface_tolerance_mm=surface_tolerance_mm,
+            threshold=threshold,
+        )
+
+
+def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = silent, **options: Any) -> AuditResult:
+    """Faults in the annotations of a dataset, and a cleaned copy with ``fix``.
+
+    Args:
+        name: of `pneumoscope data list`.
+        root: its folder, or the table of a manifest.
+        out: the folder to write: findings.csv, audit.html, audit.json.
+        progress: called as the work advances.
+        options: ``overwrite``, ``resume``, and fields of `pneumoscope.cases.audit.AuditOptions`.
+
+    Raises:
+        InputError: no such dataset, a folder that is not that, or a scan that cannot be read.
+    """
+    from pneumoscope.cases.audit import AuditOptions, audit_dataset
+
+    run = {key: options.pop(key) for key in ("overwrite", "resume") if key in options}
+    return audit_dataset(name, root, out, AuditOptions(**options), progress=progress, **run)
+
+
+def convert(
+    name: str, root: str | Path, *, out: str | Path, to: Literal["nnunet", "slices", "manifest"], **options: Any
+) -> Converted:
+    """Write a dataset in the layout of another tool.
+
+    `options` are those of `pneumoscope.datasets.convert.convert_dataset`: overwrite, progress, and the reader's own.
+
+    Raises:
+        InputError: an unknown layout, or a dataset that cannot be read.
+    """
+    from pneumoscope.datasets.convert import convert_dataset
+
+    return convert_dataset(name, root, out, to, **options)
+
+
+def train(
+    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    out: str | Path,
+    start: str | Path | None = None,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **plan: Any,
+) -> OwnResult:
+    """Train a model on your own scans, or go on from one with `start`; the folder is what `segment` takes as model.
+
+    Args:
+        data: a manifest, ``NAME=ROOT``, several of these, or a mapping from dataset names to folders.
+        out: the model folder.
+        start: a shipped model's name or a model folder to start from; None starts with new weights.
+        device: auto, cpu, cuda, cuda:N or mps.
+        max_minutes: stop after about so long.
+        resume: continue the training in `out`.
+        overwrite: start again in `out`.
+        progress: called as the work advances.
+        plan: ``plan`` (a file), ``dims``, and values of the plan such as ``epochs``, ``size`` or ``test_share``; see
+            `pneumoscope.plans.data.plan_for`.
+
+    Raises:
+        InputError: data that teach nothing, or a value that the plan does not have.
+        RunError: memory ran out; the message says what to change.
+    """
+    from pneumoscope.plans.data import plan_for, split_by_plan
+    from pneumoscope.plans.train import train_own
+
+    cases, made = plan_for(data, out, device=device, start=start, overwrite=overwrite, **plan)
+    parts = split_by_plan(cases, made)
+    return train_own(
+        parts.train, parts.val, made, out, test=parts.test, device=device, max_minutes=max_minutes, resume=resume,
+        overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+
+
+def crossval(
+    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    out: str | Path,
+    folds: int = 5,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **plan: Any,
+) -> pd.DataFrame:
+    """Train in folds, each judged on patients it has not seen; a row per scan with its Dice.
+
+    The arguments are those of `train`; `folds` parts the patients are dealt into, `max_minutes` is per fold.
+    """
+    from pneumoscope.plans.data import plan_for
+    from pneumoscope.plans.train import crossval_own
+
+    cases, made = plan_for(data, out, device=device, overwrite=overwrite, **plan)
+    return crossval_own(
+        cases, made, out, folds=folds, device=device, max_minutes=max_minutes, resume=resume, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
 
 
 def run_study(
@@ -253,25 +408,19 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
     return comparison.compare_studies(runs, out, overwrite=overwrite)
 
 
-def _volume(scan: str | Path | Volume, series: str | None) -> Volume:
-    if isinstance(scan, (str, Path)):
-        return read_scan(scan, series=series)
-    if series is not None:
-        raise InputError("a series can be chosen when a path is given, not of a volume that is read already")
-    return scan
-
-
-def _mask(mask: str | Path | Mask, scan: Volume, threshold: float | None = None) -> Mask:
+def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: Any = None) -> Mask:
+    """A mask of any kind; those of probabilities in files and in other libraries' images are cut at the threshold."""
+    from pneumoscope.io.exchange import source_of
     from pneumoscope.io.read import read_mask_or_probability
+    from pneumoscope.volume import Mask
 
-    return read_mask_or_probability(mask, threshold, scan=scan.grid) if isinstance(mask, (str, Path)) else mask
+    if isinstance(mask, Mask):
+        return mask
+    return read_mask_or_probability(source_of(mask, "the mask", Mask), threshold, read, scan=None if scan is None else scan.grid)
 
 
-def _lungs(mask: str | Path | Mask, scan: Volume, threshold: float | None = None) -> Mask:
+def _lungs(mask: Any, scan: Volume, threshold: float | None = None) -> Mask:
     from pneumoscope.io import read_lungs
-    from pneumoscope.io.read import read_mask_or_probability
     from pneumoscope.severity.sides import with_house_labels
 
-    if isinstance(mask, (str, Path)):
-        mask = read_mask_or_probability(mask, threshold, read_lungs, scan=scan.grid)
-    return with_house_labels(mask)
+    return with_house_labels(_mask(mask, scan, threshold, read_lungs))

@@ -5,6 +5,7 @@ The tree::
     PneumoscopeError             anything we say to a user; `exit_code` decides how the CLI ends
     |-- InputError          (2)  the call or the input is unusable
     |   |-- ReadError            a file or series that must not be read as a chest CT (code `IN-...`)
+    |   |-- InputTypeError       a Python value of a type that the call does not take; a TypeError too
     |   |-- GeometryError        grids that are invalid, or differ where they must agree
     |   |-- DatasetError         a folder that is not the data set it is said to be
     |   `-- ModelError           a model folder that is damaged, of another kind, or unknown
@@ -84,6 +85,10 @@ class InputError(PneumoscopeError):
 
 class ReadError(InputError):
     """A file or series that must not be read as a chest CT."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A value of a type that the call does not take."""
 
 
 class GeometryError(InputError):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, GeometryError
 from pneumoscope.geometry import Grid, Scalar, contiguous, reorient_array
+from pneumoscope.objects import Voxels
 
 RAS = ("R", "A", "S")
 
@@ -44,8 +45,8 @@ def _check(array: NDArray[np.generic], grid: Grid, what: str) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
+@dataclass(frozen=True, eq=False, repr=False)
+class Volume(Voxels):
     """A scan: Hounsfield units on a grid.
 
     Attributes:
@@ -71,6 +72,24 @@ class Volume:
             raise GeometryError(f"a volume holds float32 Hounsfield units, got {self.hu.dtype}")
         if not np.isfinite(self.hu).all():
             raise GeometryError("a volume must be finite; replace NaN and infinite voxels before")
+
+    def __repr__(self) -> str:
+        return f"Volume({self.case!r}, {self.native}, {self.hu.min():.0f} to {self.hu.max():.0f} HU)"
+
+    def _numbers(self) -> dict[str, str]:
+        spacing = " x ".join(f"{step:.3g}" for step in self.native.spacing_mm)
+        return {
+            "case": self.case,
+            "voxels": " x ".join(map(str, self.native.shape)),
+            "spacing": f"{spacing} mm",
+            "Hounsfield units": f"{self.hu.min():.0f} to {self.hu.max():.0f}",
+            **{f"finding {finding.code}": finding.message for finding in self.findings},
+        }
+
+    @property
+    def voxels(self) -> NDArray[np.float32]:
+        """`hu`."""
+        return self.hu
 
     @classmethod
     def from_native(
@@ -100,19 +119,21 @@ class Volume:
         return self.grid.spacing_mm
 
 
-@dataclass(frozen=True, eq=False)
-class Mask:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask(Voxels):
     """Named labels on a grid.
 
     Attributes:
         labels: (i, j, k) uint8; 0 is background.
         grid: the RAS+ grid of `labels`.
         names: what each label means, e.g. ``{1: "right lung", 2: "left lung"}``; each label present is named.
+        native: the grid of the scan's file, on which `save` and `to_nibabel` give the mask; None for that of `labels`.
     """
 
     labels: NDArray[np.uint8]
     grid: Grid
     names: Mapping[int, str]
+    native: Grid | None = None
 
     def __post_init__(self) -> None:
         _check(self.labels, self.grid, "a mask")
@@ -121,6 +142,17 @@ class Mask:
         unknown = [v for v in present_labels(self.labels) if v not in self.names]
         if unknown:
             raise GeometryError(f"the mask holds labels {unknown} that have no name; known are {dict(self.names)}")
+
+    def __repr__(self) -> str:
+        return f"Mask({', '.join(f'{name} {ml}' for name, ml in self._numbers().items()) or 'empty'}, {self.grid})"
+
+    def _numbers(self) -> dict[str, str]:
+        return {name: f"{self.volume_ml(number):.1f} ml" for number, name in sorted(self.names.items())}
+
+    @property
+    def voxels(self) -> NDArray[np.uint8]:
+        """`labels`."""
+        return self.labels
 
     @classmethod
     def from_native(cls, array: NDArray[np.generic], native: Grid, names: Mapping[int, str]) -> Mask:
@@ -132,7 +164,7 @@ class Mask:
         if not np.array_equal(labels, array):
             raise GeometryError("mask values must be whole numbers from 0 to 255; round or rescale them first")
         turned, grid = _to_ras(labels, native)
-        return cls(contiguous(turned), grid, dict(names))
+        return cls(contiguous(turned), grid, dict(names), native)
 
     @classmethod
     def empty(cls, grid: Grid, names: Mapping[int, str]) -> Mask:

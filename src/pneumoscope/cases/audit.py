@@ -34,9 +34,12 @@ from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.models.cards import content_of_model
+from pneumoscope.objects import Tabled, bars
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pneumoscope.inference.segmenter import Segmenter
 
 AUDIT_FILE = "audit.json"
@@ -73,8 +76,8 @@ class AuditOptions:
             raise InputError(f"no repair for {', '.join(unknown)}; there are repairs for {', '.join(REPAIRS)}")
 
 
-@dataclass(frozen=True, eq=False)
-class AuditResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AuditResult(Tabled):
     """What was found.
 
     Attributes:
@@ -84,6 +87,26 @@ class AuditResult:
 
     findings: list[AuditFinding]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"AuditResult({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+
+    def _numbers(self) -> dict[str, str]:
+        return {"cases": str(self.summary["cases"]), **{k: str(v) for k, v in self.summary["severities"].items()}}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        bars(axes[0], Counter(finding.kind for finding in self.findings), "findings")
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per finding: ``case,slice,kind,voxels,volume_ml,severity,detail``."""
+        import pandas as pd
+
+        names = ("case", "slice", "kind", "voxels", "volume_ml", "severity", "detail")
+        return pd.DataFrame([{n: getattr(f, n) for n in names} for f in self.findings], columns=list(names))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What stands in ``audit.json``."""
+        return self.summary
 
     @property
     def errors(self) -> int:

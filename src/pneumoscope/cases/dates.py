@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pneumoscope.cases.outputs import COPY_FILE, REPORT_FILE
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.files import read_json
 from pneumoscope.volume import Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.inference.segmenter import Segmentation
 
 CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
 """What a comparison reads of a case folder."""
@@ -65,3 +69,22 @@ def read_dated(folder: Path) -> Dated:
     lungs.grid.require_same_space(infiltrate.grid, "the infiltrate mask")
     native = read_stored(folder / "lungs.nii.gz", "nifti", sparse=True).grid
     return Dated(name, lungs, infiltrate, read_volume(folder / COPY_FILE, intensity="hu", case=name), native)
+
+
+def write_dated(found: Segmentation, folder: Path) -> Path:
+    """Write what a comparison reads of a segmentation that knows its scan; gives the folder.
+
+    Raises:
+        InputError: it has no scan, or no lung was found.
+    """
+    from pneumoscope.cases.outputs import write_copy
+    from pneumoscope.io.files import write_json
+
+    if found.scan is None or not found.lungs.any.any():
+        raise InputError("this segmentation has no scan or no lung, so it cannot be compared")
+    folder.mkdir(parents=True, exist_ok=True)
+    found.lungs.save(folder / "lungs.nii.gz")
+    found.infiltrate.save(folder / "infiltrate.nii.gz")
+    write_copy(folder / COPY_FILE, found.scan, found.lungs, found.infiltrate)
+    write_json(folder / REPORT_FILE, {"case": found.scan.case})
+    return folder

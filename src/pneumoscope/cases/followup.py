@@ -22,20 +22,23 @@ from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run,
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
+from pneumoscope.objects import Tabled
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
 from pneumoscope.severity.change import Change, read_change
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pneumoscope.cases.options import SegmentOptions
     from pneumoscope.preprocess.registration import RegistrationRules
 
 CHANGE_FILE = "change.json"
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabled):
     """A baseline and its follow-ups.
 
     Attributes:
@@ -45,6 +48,26 @@ class Comparison:
 
     changes: tuple[Change, ...]
     course: tuple[dict[str, Any], ...]
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+
+    def _numbers(self) -> dict[str, str]:
+        from pneumoscope.reports.compare import sentence
+
+        described = self.as_dict()["changes"]
+        return {change["followup"]: f"{change['verdict']}. {sentence(change)}" for change in described}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        axes[0].plot([row["case"] for row in self.course], [row["share_percent"] for row in self.course], "o-")
+        axes[0].set_ylabel("infiltrate, % of lung")
+        axes[0].set_ylim(bottom=0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per date, the baseline first: volumes, share, noise floor in percentage points, verdict."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.course))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: what stands in `change.json`."""

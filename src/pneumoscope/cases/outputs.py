@@ -177,7 +177,7 @@ def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[s
     if not options.fast:
         steps["surfaces"] = lambda: write_three_d(folder, content, mesh="mesh" in options.save)
         steps["picture"] = lambda: slices_png(*parts)
-        steps["copy"] = lambda: _write_copy(folder / COPY_FILE, *parts[:3])
+        steps["copy"] = lambda: write_copy(folder / COPY_FILE, *parts[:3])
     if "vti" in options.save:
         steps["vti"] = lambda: write_vti(folder / VOLUME_FILE, *parts)
     if "points" in options.save:
@@ -228,7 +228,7 @@ def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -
             write_image(scaled, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
 
 
-def _write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
+def write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
     """The coarse copy; none where there is no lung."""
     from pneumoscope.io import write_volume
     from pneumoscope.preprocess.registration import working_copy

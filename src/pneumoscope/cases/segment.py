@@ -242,3 +242,26 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
     severity = assess(volume, found.lungs, found.infiltrate, lobes=lobes, probability=probability)
     states = {*severity.states, *(STATE_OF_FINDING.get(finding.code) for finding in found.findings)}
     return replace(severity, states=tuple(name for name in STATES if name in states))
+
+
+def save_segmentation(found: Segmentation, folder: Path) -> Path:
+    """Write a segmentation that knows its scan as a case folder, with the pages."""
+    from pneumoscope.errors import InputError
+
+    if found.scan is None:
+        raise InputError("this segmentation has no scan; save its masks instead")
+    content = CaseContent(
+        volume=found.scan,
+        lungs=found.lungs,
+        infiltrate=found.infiltrate,
+        severity=found.severity,
+        probability=found.probability,
+        entropy=found.entropy,
+        variance=found.variance,
+        computing=computing_of(found),
+        findings=found.findings,
+        cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_case(folder, content, OutputOptions(probability=True))
+    return folder

@@ -170,9 +170,7 @@ def report(
 def print_study(result: StudyResult, common: Common) -> None:
     """The table that matters most, what was left out, and the page to open."""
     if common.json:
-        tables = {name: table.to_dict(orient="records") for name, table in result.tables.items()}
-        facts = {"left_out": list(result.left_out), "seconds": result.seconds}
-        say_json({"folder": result.folder, "report": result.report, "case": result.case_folder, **tables, **facts})
+        say_json(result.as_dict())
         return
     columns, rows = result.shown
     say_table(columns, [[number(value) if isinstance(value, float) else value for value in row] for row in rows])

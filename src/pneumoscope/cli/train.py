@@ -190,39 +190,10 @@ def _train(
 def _plan(
     data: Sequence[str], out: Path, common: Common, plan: Path | None, kind: dict[str, Any], wanted: dict[str, Any]
 ) -> tuple[list[Case], OwnPlan | VolumePlan]:
-    """The cases and the plan: from a file, of the folder, or made; what was given on the command line goes last."""
-    from pneumoscope.plans.data import read_own_cases
-    from pneumoscope.plans.plan import make_plan, plan_of_folder, read_plan, with_values
+    from pneumoscope.plans.data import plan_for
 
     wanted = {**wanted, "seed": common.seed, "precision": None if common.precision == "auto" else common.precision}
-    if plan is not None:
-        read = read_plan(plan)
-        if kind.get("dims", "auto") not in ("auto", read.dims):
-            raise typer.BadParameter(f"the plan {plan.name} is {read.dims}", param_hint="--dims")
-        return read_own_cases(_roots(data)), with_values(read, **wanted)
-    kept = None if common.overwrite else plan_of_folder(out, wanted, dims=kind.get("dims", "auto"))
-    cases = read_own_cases(_roots(data))
-    if kept is not None:
-        if kept.start != kind.get("start"):
-            raise typer.BadParameter(
-                f"holds a plan that starts from {kept.start or 'new weights'}; use another folder", param_hint="--out"
-            )
-        return cases, kept
-    from pneumoscope.training.devices import pick_device
-
-    return cases, make_plan(cases, device=pick_device(common.device).type, **kind, **wanted)
-
-
-def _roots(data: Sequence[str]) -> dict[str, Path]:
-    """``NAME=ROOT`` or a path to a manifest."""
-    roots: dict[str, Path] = {}
-    for value in data:
-        name, equals, root = value.partition("=")
-        name, root = (name, root) if equals and not Path(value).exists() else ("manifest", value)
-        if name in roots:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--data")
-        roots[name] = Path(root)
-    return roots
+    return plan_for(data, out, plan=plan, device=common.device, overwrite=common.overwrite, **kind, **wanted)
 
 
 def _only_the_plan(plan: OwnPlan | VolumePlan, out: Path, common: Common, only: bool, resume: bool) -> bool:

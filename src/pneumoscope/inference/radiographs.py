@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import Familiar, read_familiar
 from pneumoscope.metrics.temperature import softmax_at
 from pneumoscope.models.cards import find_model
+from pneumoscope.objects import Tabled, bars
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
     from pneumoscope.volume import Radiograph
@@ -38,8 +40,8 @@ OVERSAMPLED = 2
 """Pixels of a picture along a pixel of the square, at least, after it was shrunk while it was read."""
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, repr=False)
+class Answer(Tabled):
     """What is said of one picture.
 
     Attributes:
@@ -55,6 +57,28 @@ class Answer:
     probability: dict[str, float]
     familiar: bool
     scores: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"Answer({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+
+    def _numbers(self) -> dict[str, str]:
+        shares = {name: f"{value:.2f}" for name, value in self.probability.items()}
+        return {"prediction": self.prediction, **({"reason": self.reason} if self.reason else shares)}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        bars(axes[0], self.probability, "probability" if self.answered else "no class is named")
+        axes[0].set_xlim(0, 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: ``prediction,reason`` and ``p_CLASS`` of each class."""
+        import pandas as pd
+
+        row: dict[str, Any] = {"prediction": self.prediction, "reason": self.reason}
+        return pd.DataFrame([row | {f"p_{name}": value for name, value in self.probability.items()}])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
 
     @property
     def answered(self) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, ModelError
+from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput
@@ -20,8 +22,12 @@ from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
 from pneumoscope.inference.unlike import FINDING
+from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.severity.measure import Severity
 
 DEFAULT_MODEL = "infiltrate"
 DEFAULT_LUNGS_MODEL = "lungs"
@@ -29,8 +35,8 @@ STATE_OF_FINDING = {**LUNG_STATES, FINDING: "unlike_training_scans"}
 """Findings that a reader must know before believing the numbers, as `severity.states.STATES`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation(Shown):
     """What was found in a scan.
 
     Attributes:
@@ -44,6 +50,7 @@ class Segmentation:
         entropy: (i, j, k) uint8, see `maps.Maps`; None when not asked for.
         variance: likewise.
         mirrored: whether the infiltrate networks were also shown the scan mirrored left to right.
+        scan: the scan.
         distance: of the scan from those the model learnt from, see `unlike.ScanSpace`; None where its card has none.
     """
 
@@ -58,6 +65,47 @@ class Segmentation:
     variance: NDArray[np.uint8] | None = None
     mirrored: bool = False
     distance: float | None = None
+    scan: Volume | None = None
+
+    panels = 3
+
+    def __repr__(self) -> str:
+        return f"Segmentation({self.lungs}, {self.infiltrate})"
+
+    @cached_property
+    def severity(self) -> Severity:
+        """How much of the lungs is affected.
+
+        Raises:
+            InputError: the segmentation has no scan.
+        """
+        if self.scan is None:
+            raise InputError("this segmentation has no scan to measure; give both to quantify")
+        measured: Severity = import_module("pneumoscope.cases.segment").assess_segmentation(self.scan, self)
+        return measured
+
+    def _numbers(self) -> Mapping[str, str]:
+        masks = {**self.lungs._numbers(), **self.infiltrate._numbers()}
+        return masks if self.scan is None else self.severity._numbers()
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        import_module("pneumoscope.reports.figures").draw_object(axes, self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a case folder as the verb ``segment`` does: masks, report.json, report.html; gives the folder.
+
+        Raises:
+            InputError: the segmentation has no scan.
+        """
+        return Path(import_module("pneumoscope.cases.segment").save_segmentation(self, Path(folder)))
+
+    def to_nibabel(self) -> dict[str, Any]:
+        """``lungs`` and ``infiltrate`` as nibabel images on the grid of the scan's file."""
+        return {"lungs": self.lungs.to_nibabel(), "infiltrate": self.infiltrate.to_nibabel()}
+
+    def to_sitk(self) -> dict[str, Any]:
+        """``lungs`` and ``infiltrate`` as SimpleITK images, likewise."""
+        return {"lungs": self.lungs.to_sitk(), "infiltrate": self.infiltrate.to_sitk()}
 
 
 class Segmenter:
@@ -202,7 +250,9 @@ def segment_volume(
     **options: Any,
 ) -> Segmentation:
     """Segment one scan; `options` are those of `Segmenter`. For many scans make one `Segmenter`."""
-    return Segmenter(model, **options).run(volume, lungs, progress=progress)
+    found = Segmenter(model, **options).run(volume, lungs, progress=progress)
+    masks = {name: replace(getattr(found, name), native=volume.native) for name in ("lungs", "infiltrate")}
+    return replace(found, scan=volume, **masks)
 
 
 def _labels(probability: NDArray[np.uint8], threshold: float, smallest_voxels: float) -> NDArray[np.uint8]:

@@ -108,7 +108,9 @@ def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, 
     """The mask with names where its file has none: that of `single` for a label alone, else `several`."""
     names = several if len(mask.names) > 1 else dict.fromkeys(mask.names, single[1])
     unnamed = all(name == f"label {label}" for label, name in mask.names.items())
-    return Mask(mask.labels, mask.grid, dict(names)) if unnamed and set(mask.names) <= set(several) else mask
+    return (
+        Mask(mask.labels, mask.grid, dict(names), mask.native) if unnamed and set(mask.names) <= set(several) else mask
+    )
 
 
 def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
@@ -124,7 +126,7 @@ def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path
         ReadError: IN-MSK-069: another shape, mirrored, shifted (half a voxel is named), or another spacing.
     """
     if mask.grid.is_same_space(grid):
-        return Mask(mask.labels, grid, mask.names)
+        return Mask(mask.labels, grid, mask.names, mask.native)
     raise ReadError(
         f"{what} does not lie on its scan: {_difference(mask.grid, grid)}; redraw or resample it onto the scan",
         code=CODE,

@@ -25,14 +25,15 @@ MOST_LABELS = 25
 
 @names_failures
 def read_volume(
-    path: str | Path, *, series: str | None = None, intensity: Intensity = "auto", case: str | None = None
+    path: str | Path | Stored, *, series: str | None = None, intensity: Intensity = "auto", case: str | None = None
 ) -> Volume:
     """A chest CT in Hounsfield units, RAS+ float32.
 
     Voxels below -1024 HU are raised to -1024, blank voxels outside the body become air; both leave a finding.
 
     Args:
-        path: .nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM file or folder, a folder with one image, or a zip of one.
+        path: .nii, .nii.gz, .nrrd, .mha, .mhd, a DICOM file or folder, a folder with one image, or a zip of one; or
+            an image that is read already.
         series: which DICOM series of a study: ``best`` (None) by the rules of `pneumoscope.io.dicom.choice`, a number
             in the list of its series, or a SeriesInstanceUID.
         intensity: ``auto`` refuses values that do not look like HU, ``hu`` takes them as HU unchecked.
@@ -46,6 +47,8 @@ def read_volume(
         raise InputError(f'intensity must be "auto" or "hu", got {intensity!r}')
     if series == "all":
         raise InputError("all series are many scans, expected one: best, a number or a SeriesInstanceUID")
+    if isinstance(path, Stored):
+        return _to_volume(path, Path(path.format), intensity, case or "scan")
     start = Path(path)
     if start.is_dir():
         return _read_folder(start, series, intensity, case)
@@ -57,7 +60,7 @@ def read_volume(
 
 @names_failures
 def read_mask(
-    path: str | Path,
+    path: str | Path | Stored,
     names: Mapping[int, str] | None = None,
     *,
     threshold: float | None = None,
@@ -75,7 +78,7 @@ def read_mask(
     ``label 1`` and so on.
 
     Args:
-        path: the file, or a folder called ``X.nii`` that holds one.
+        path: the file, or a folder called ``X.nii`` that holds one; or an image that is read already.
         names: label numbers that are allowed, and what they mean.
         threshold: see rule 1.
         scan: the grid of its scan, when that is known: a mask of more than twice its voxels is refused unread.
@@ -83,11 +86,8 @@ def read_mask(
     Raises:
         ReadError: IN-MSK-069 for labels; IN-NII and IN-ITK codes for the file.
     """
-    start = Path(path)
-    kind = "nifti" if start.is_dir() else require_kind(start)
-    if kind in ("dicom", "zip"):
-        raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=path)
-    stored = read_stored(start, kind, sparse=True, scan=scan)
+    start = Path(path.format if isinstance(path, Stored) else path)
+    stored = path if isinstance(path, Stored) else _stored_mask(start, scan)
     labels = labels_of(stored, threshold, names or {}, start)
     present = present_labels(labels)
     known = names if names is not None else stored.labels
@@ -97,12 +97,19 @@ def read_mask(
     if unknown:
         expected = ", ".join(f"{k} = {v}" for k, v in sorted(known.items()))
         raise ReadError(
-            f"holds the labels {unknown[:8]}, expected 0, {expected}; relabel it", code=MASK_CODE, path=path
+            f"holds the labels {unknown[:8]}, expected 0, {expected}; relabel it", code=MASK_CODE, path=start
         )
     return Mask.from_native(laid_out(labels, stored.grid, np.uint8), stored.grid, {k: known[k] for k in sorted(known)})
 
 
-def read_lungs(path: str | Path, *, scan: Grid | None = None) -> Mask:
+def _stored_mask(start: Path, scan: Grid | None) -> Stored:
+    kind = "nifti" if start.is_dir() else require_kind(start)
+    if kind in ("dicom", "zip"):
+        raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=start)
+    return read_stored(start, kind, sparse=True, scan=scan)
+
+
+def read_lungs(path: str | Path | Stored, *, scan: Grid | None = None) -> Mask:
     """A lung mask; labels 1 and 2 without names in the file are taken as right and left, the house order.
 
     A mask with label 1 only stays a lung of no side. Masks of programs with another order must be relabelled before.
@@ -114,7 +121,7 @@ def read_lungs(path: str | Path, *, scan: Grid | None = None) -> Mask:
 
 
 def read_mask_or_probability(
-    path: str | Path,
+    path: str | Path | Stored,
     threshold: float | None,
     read: Callable[..., Mask] | None = None,
     *,

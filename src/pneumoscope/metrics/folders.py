@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,12 @@ from pneumoscope.metrics.overlap import Counts, SliceScores, mean_over_infected,
 from pneumoscope.metrics.pairs import Pair, find_pairs
 from pneumoscope.metrics.summary import summarise
 from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
+from pneumoscope.objects import Tabled
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """Layout of summary.json; grows when an entry changes its meaning."""
@@ -51,8 +55,8 @@ COLUMNS = (
 empty; they and nsd are empty cells where both are. note says why a case has the row `ANY` only."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabled):
     """What came out of scoring folders.
 
     Attributes:
@@ -64,6 +68,33 @@ class Evaluation:
     rows: tuple[Mapping[str, Any], ...]
     failures: tuple[Mapping[str, str], ...]
     summary: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value}" for name, value in self._numbers().items())
+        return f"Evaluation({len(self.rows)} rows, {len(self.failures)} failures, {shown})"
+
+    def _numbers(self) -> dict[str, str]:
+        means = {label: found["dice"]["mean"] for label, found in self.summary["labels"].items()}
+        return {f"Dice of {label}": "-" if mean is None else f"{mean:.3f}" for label, mean in means.items()}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        labels = sorted({str(row["label"]) for row in self.rows})
+        for number, label in enumerate(labels):
+            values = [row["dice"] for row in self.rows if str(row["label"]) == label]
+            axes[0].plot([number] * len(values), values, "o", alpha=0.6)
+        axes[0].set_xticks(range(len(labels)), labels)
+        axes[0].set_ylabel("Dice")
+        axes[0].set_ylim(0, 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per case and label, as in ``per_case.csv``."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows), columns=list(COLUMNS))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What stands in ``summary.json``."""
+        return dict(self.summary)
 
     def write(self, out: str | Path) -> None:
         """Write ``per_case.csv`` and ``summary.json`` into a folder."""

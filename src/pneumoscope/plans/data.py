@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from pneumoscope.datasets.splits.folds import group_members, members_of, share_f
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.inference.inputs import AppearanceInput, HuFrameInput, HuWindowInput, LungFrameInput, ModelInput
 from pneumoscope.io.files import write_csv
+from pneumoscope.plans.plan import OwnPlan, make_plan, plan_of_folder, read_plan, with_values
+from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.survey import TrainingPlan
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
@@ -128,6 +131,68 @@ def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
     if twice:
         raise InputError(f"{len(twice)} case names occur twice over the data sets, first {twice[0]}; rename them")
     return sorted(cases, key=lambda case: case.case)
+
+
+def data_roots(data: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Datasets by name from a manifest, ``NAME=ROOT``, several of these, or a mapping.
+
+    Raises:
+        InputError: a name is given twice.
+    """
+    if isinstance(data, Mapping):
+        return {name: Path(root) for name, root in data.items()}
+    roots: dict[str, Path] = {}
+    for value in [data] if isinstance(data, (str, Path)) else data:
+        name, equals, root = str(value).partition("=")
+        name, root = (name, root) if equals and not Path(value).exists() else ("manifest", str(value))
+        if name in roots:
+            raise InputError(f"{name} is given twice as data; give each dataset once")
+        roots[name] = Path(root)
+    return roots
+
+
+def plan_for(
+    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    plan: str | Path | None = None,
+    device: str = "auto",
+    dims: str = "auto",
+    start: str | Path | None = None,
+    overwrite: bool = False,
+    **wanted: Any,
+) -> tuple[list[Case], OwnPlan | VolumePlan]:
+    """The cases of `data`, and the plan: from a file, the one in `out`, or a new one; what is `wanted` replaces values.
+
+    Args:
+        data: see `data_roots`.
+        out: the folder of the training.
+        plan: a file.
+        device: that is planned for.
+        dims: ``auto``, ``2d`` or ``3d``.
+        start: the model to start from.
+        overwrite: make a new plan although `out` holds one.
+        wanted: fields of the plan; None leaves the plan's value.
+
+    Raises:
+        InputError: data that cannot be read, a plan of other dimensions, or a plan in `out` for another start.
+    """
+    from pneumoscope.training.devices import pick_device
+
+    roots = data_roots(data)
+    if plan is not None:
+        read = read_plan(plan)
+        if dims not in ("auto", read.dims):
+            raise InputError(f"the plan {Path(plan).name} is {read.dims}, but {dims} was asked for")
+        return read_own_cases(roots), with_values(read, **wanted)
+    kept = None if overwrite else plan_of_folder(out, wanted, dims=dims)
+    cases = read_own_cases(roots)
+    if kept is None:
+        more = {} if start is None else {"start": start}
+        return cases, make_plan(cases, device=pick_device(device).type, dims=dims, **more, **wanted)
+    if kept.start != (None if start is None else str(start)):
+        raise InputError(f"holds a plan that starts from {kept.start or 'new weights'}; use another folder", path=out)
+    return cases, kept
 
 
 def own_lungs(device: str, precision: str) -> LungFinder:

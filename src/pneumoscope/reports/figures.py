@@ -276,6 +276,27 @@ def case_views(
     return views
 
 
+def draw_object(axes: Sequence[Axes], image: Any) -> None:
+    """Draw slices of a scan, of a mask, or of a segmentation on its scan, one into each of the axes."""
+    scan = image if isinstance(image, Volume) else getattr(image, "scan", None)
+    own = [image, *(getattr(image, name, None) for name in ("lungs", "infiltrate"))]
+    masks = [mask for mask in own if isinstance(mask, Mask)]
+    grid = masks[0].grid if scan is None else scan.grid
+    if scan is None:
+        air = np.broadcast_to(np.float32(LUNG_WINDOW.low_hu), grid.shape)
+        scan = Volume(air, grid, grid)
+    lungs = next((mask for mask in masks if any("lung" in name for name in mask.names.values())), None)
+    infiltrate = next((mask for mask in masks if mask is not lungs), None)
+    none = Mask.empty(grid, {1: "none"})
+    chosen = choose_slices((lungs or none).labels, (infiltrate or none).labels, len(axes))
+    views = case_views(scan, lungs or none, infiltrate or none, slices=chosen)
+    for place, view in zip(axes, views, strict=False):
+        draw_slice(place, view)
+        place.set_title(view.title, fontsize=7)
+    for place in axes[len(views) :]:
+        place.set_axis_off()
+
+
 def _axial(array: NDArray[Any], k: int) -> NDArray[Any]:
     return np.ascontiguousarray(to_slices(array[:, :, k : k + 1])[0])
 

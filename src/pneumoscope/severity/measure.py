@@ -6,12 +6,14 @@ was marked in it. `measure` counts; `pneumoscope.severity.assess` adds zones, lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.objects import Tabled, bars
 from pneumoscope.severity.density import Densities
 from pneumoscope.severity.distribution import Distribution
 from pneumoscope.severity.interval import Interval
@@ -21,6 +23,9 @@ from pneumoscope.severity.sides import are_exchanged, sides_of
 from pneumoscope.severity.states import OUTSIDE_TOLERANCE, STATES
 from pneumoscope.severity.tally import LungPart, box_of, tally
 from pneumoscope.volume import Mask, Volume
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["CONSOLIDATION_FROM_HU", "STATES", "LungPart", "Severity", "measure"]
 
@@ -39,8 +44,8 @@ _EDGES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior")
 _SIDES = 3  # 0 outside the lungs, 1 right, 2 left (or all lung, when the mask has no sides)
 
 
-@dataclass(frozen=True)
-class Severity:
+@dataclass(frozen=True, repr=False)
+class Severity(Tabled):
     """The measured extent of one scan.
 
     Attributes:
@@ -83,7 +88,32 @@ class Severity:
     distribution: Distribution | None = None
     interval: Interval | None = None
 
-    def as_dict(self) -> dict[str, object]:
+    def __repr__(self) -> str:
+        return f"Severity({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+
+    def _numbers(self) -> dict[str, str]:
+        parts: dict[str, LungPart | None] = {"both lungs": self.total, "right lung": self.right, "left lung": self.left}
+        shown = {
+            name: f"{part.infiltrate_ml:.0f} of {part.lung_ml:.0f} ml"
+            + ("" if part.share_percent is None else f", {part.share_percent:.1f} %")
+            for name, part in parts.items()
+            if part is not None
+        }
+        return shown | {name.replace("_", " "): STATES.get(name, "") for name in self.states}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        parts: Mapping[str, LungPart | None] = self.zones or {"right lung": self.right, "left lung": self.left}
+        shares = {n.replace("_", " "): p.share_percent or 0.0 for n, p in parts.items() if p is not None}
+        bars(axes[0], shares or {"lungs": self.total.share_percent or 0.0}, "infiltrate, % of lung")
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per lung and zone: ``part`` and the fields of `LungPart`; what was not measured has no row."""
+        import pandas as pd
+
+        parts = {"total": self.total, "right": self.right, "left": self.left, **self.zones}
+        return pd.DataFrame([{"part": name, **asdict(part)} for name, part in parts.items() if part is not None])
+
+    def as_dict(self) -> dict[str, Any]:
         """Nested plain JSON values."""
         return {**asdict(self), "edges": list(self.edges), "states": list(self.states)}
 

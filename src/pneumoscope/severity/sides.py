@@ -38,7 +38,7 @@ def with_house_labels(lungs: Mask) -> Mask:
     sides = sides_of(lungs.names)
     if dict(lungs.names) == dict(LUNG_LABELS) or 2 not in sides:
         return lungs
-    return Mask(sides[lungs.labels], lungs.grid, dict(LUNG_LABELS))
+    return Mask(sides[lungs.labels], lungs.grid, dict(LUNG_LABELS), lungs.native)
 
 
 def exchanged_slices(labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import write_json
+from pneumoscope.objects import Tabled
 from pneumoscope.progress import Noted, Progress, silent
 from pneumoscope.reports.figures import marked
 from pneumoscope.study.folder import SYNTHETIC, mark_tables, start, write_environment, write_run
@@ -51,8 +53,8 @@ class StudyOptions:
     progress: Progress = silent
 
 
-@dataclass(frozen=True, eq=False)
-class StudyResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyResult(Tabled):
     """What a study found, and where it lies.
 
     Attributes:
@@ -76,6 +78,33 @@ class StudyResult:
     left_out: tuple[str, ...] = ()
     refusal: str = ""
     case_folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"StudyResult({self.experiment.recipe!r}, {len(self.matrix)} cells, {str(self.folder)!r})"
+
+    def _numbers(self) -> dict[str, str]:
+        return {"recipe": self.experiment.recipe, "cells": str(len(self.matrix)), "report": str(self.report)}
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        scores = [name for name in ("dice", "f1", "accuracy", "auc") if name in self.matrix]
+        score = next(name for name in scores if self.matrix[name].notna().any())
+        cells = self.matrix.pivot_table(index="stage", columns="test", values=score, sort=False)
+        axes[0].imshow(cells, vmin=0, vmax=1, aspect="auto")
+        axes[0].set_xticks(range(cells.shape[1]), cells.columns.astype(str))
+        axes[0].set_yticks(range(cells.shape[0]), cells.index.astype(str))
+        for (row, column), value in np.ndenumerate(cells.to_numpy()):
+            axes[0].text(column, row, f"{value:.2f}", ha="center", color="white" if value < 0.6 else "black")
+        axes[0].set(title=score, xlabel="tested on", ylabel="stage")
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table of `matrix.csv`; the others are in `tables`."""
+        return self.matrix
+
+    def as_dict(self) -> dict[str, Any]:
+        """Where it lies and its tables, by name, as lists of rows."""
+        tables = {name: table.to_dict(orient="records") for name, table in self.tables.items()}
+        where = {"folder": self.folder, "report": self.report, "case": self.case_folder}
+        return {**where, **tables, "left_out": list(self.left_out), "seconds": dict(self.seconds)}
 
     @property
     def matrix(self) -> pd.DataFrame:
