@@ -416,7 +416,9 @@ def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: 
 
     if isinstance(mask, Mask):
         return mask
-    return read_mask_or_probability(source_of(mask, "the mask", Mask), threshold, read, scan=None if scan is None else scan.grid)
+    return read_mask_or_probability(
+        source_of(mask, "the mask", Mask), threshold, read, scan=None if scan is None else scan.grid
+    )
 
 
 def _lungs(mask: Any, scan: Volume, threshold: float | None = None) -> Mask:
