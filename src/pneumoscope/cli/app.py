@@ -69,7 +69,7 @@ def _root(
 @app.command("version")
 @common_options()
 def version(common: Common) -> None:
-    """Print the version, with --json those of what it computes with."""
+    """Print the version; with --json those of the libraries."""
     if not common.json:
         say(f"pneumoscope {__version__}")
         return
