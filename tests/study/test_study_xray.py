@@ -16,15 +16,15 @@ from pneumoscope.models.resnet import ResNet50, ResNetConfig
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.analysis.mitigations import AS_PAPER, all_arms, balance, plain_recipe
+from pneumoscope.study.analysis.mitigations import AS_PAPER, all_mitigations, balance, plain_recipe
 from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.classifier_steps import resnet_frozen
 from pneumoscope.study.learners.logistic import choose_logistic, fit_logistic
 from pneumoscope.study.scores.classification import remedies
-from pneumoscope.study.xray_data import Supply, list_cases, read_pool
+from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool
+from pneumoscope.study.xray_repeat import HEALTHY, SICK, Repeat, make_repeat
 from pneumoscope.study.xray_report import findings, verdict
-from pneumoscope.study.xray_trial import HEALTHY, SICK, Trial, make_trial
 
 SMALL = (
     "data.per_class_1=28,28,28",
@@ -50,14 +50,14 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     return write_sets(tmp_path_factory.mktemp("sets"))
 
 
-def trial_of(experiment: XrayExperiment, roots: dict[str, Path], folder: Path) -> tuple[Trial, Supply]:
+def trial_of(experiment: XrayExperiment, roots: dict[str, Path], folder: Path) -> tuple[Repeat, ImageCache]:
     pool = read_pool(experiment, list_cases(roots), folder)
-    trial = make_trial(experiment, pool, 0)
-    return trial, Supply(pool, folder, np.arange(len(pool.cases)), plain_recipe(experiment))
+    trial = make_repeat(experiment, pool, 0)
+    return trial, ImageCache(pool, folder, np.arange(len(pool.cases)), plain_recipe(experiment))
 
 
 @pytest.fixture(scope="module")
-def opened(roots, tmp_path_factory) -> tuple[Trial, Supply]:
+def opened(roots, tmp_path_factory) -> tuple[Repeat, ImageCache]:
     return trial_of(small(), roots, tmp_path_factory.mktemp("opened"))
 
 
@@ -166,7 +166,7 @@ def test_a_real_sign_survives_every_control(opened):
 # -- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def groups_of(trial: Trial, rows: np.ndarray) -> set[str]:
+def groups_of(trial: Repeat, rows: np.ndarray) -> set[str]:
     return set(trial.pool.group_of(rows).tolist())
 
 
@@ -174,7 +174,7 @@ def groups_of(trial: Trial, rows: np.ndarray) -> set[str]:
 @pytest.mark.parametrize("without", ["", "cohen", "hannover"])
 def test_nobody_who_tests_teaches(opened, arm, without):
     trial, _ = opened
-    lesson = trial.lesson(all_arms(trial.experiment)[arm], without)
+    lesson = trial.lesson(all_mitigations(trial.experiment)[arm], without)
     teachers, judges = groups_of(trial, lesson.train), groups_of(trial, lesson.val)
     assert not teachers & judges
     for name, (rows, _) in trial.tests(without).items():
@@ -194,7 +194,7 @@ def test_copies_in_two_sources_are_one_group(tmp_path):
     group = {g for g, c in zip(trial.pool.groups, trial.pool.cases, strict=True) if c.case in ("c3_0", "h7_1")}
     assert len(group) == 1
     for without in ("cohen", "hannover"):
-        lesson = trial.lesson(all_arms(trial.experiment)[AS_PAPER], without)
+        lesson = trial.lesson(all_mitigations(trial.experiment)[AS_PAPER], without)
         assert not group & groups_of(trial, np.concatenate([lesson.train, lesson.val]))
 
 
@@ -272,10 +272,10 @@ def test_the_shortcut_is_there_in_the_real_pictures(tmp_path):
     }
     experiment = with_overrides(chest_xray(), ["pictures.side=64", "training.stages=none"])
     pool = read_pool(experiment, list_cases(roots), tmp_path)
-    trial = make_trial(experiment, pool, 0)
+    trial = make_repeat(experiment, pool, 0)
     assert trial.adults is not None
     used = np.unique(np.concatenate([trial.one.rows, trial.adults.rows, trial.sick]))
-    supply = Supply(pool, tmp_path, used, None)
+    supply = ImageCache(pool, tmp_path, used, None)
     table = remedies(baselines(trial, supply), pd.DataFrame(), experiment).set_index(["model", "arm"])
     plain = table.loc[("thumbnails", AS_PAPER)]
     assert plain["accuracy"] > 0.88

@@ -1,23 +1,23 @@
 """How to train on a user's own scans: a plan made from their sizes, the machine and its free memory.
 
 A plan is a small JSON file (`plan.json`) that can be read, changed and given back. Every value carries its reason.
-Plans are for a network on slices (`OwnPlan`, ``dims`` 2d) or on volumes (`own_plan3d.VolumePlan`, 3d).
+Plans are for a network on slices (`OwnPlan`, ``dims`` 2d) or on volumes (`plan3d.VolumePlan`, 3d).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import STARTED_FILE
-from pneumoscope.plans import plan3d as own_plan3d
 from pneumoscope.plans.plan3d import VolumePlan, plan_from_volumes_model, plan_volumes
 from pneumoscope.plans.survey import (
     MOST_GIGABYTES,
@@ -94,22 +94,17 @@ def read_plan(path: str | Path) -> OwnPlan | VolumePlan:
     dims = content.pop("dims", "2d")
     if dims not in ("2d", "3d"):
         raise InputError(f"dims is 2d or 3d, got {dims!r}", path=path)
-    known = own_plan3d.known_fields() if dims == "3d" else set(asdict(OwnPlan()))
+    kind: type[OwnPlan | VolumePlan] = VolumePlan if dims == "3d" else OwnPlan
+    known = {field.name for field in fields(kind)}
     if strange := sorted(set(content) - known):
         raise InputError(
             f"is no {dims} plan: {', '.join(strange)} is unknown; fields are {', '.join(sorted(known))}", path=path
         )
     try:
-        if dims == "3d":
-            return own_plan3d.from_json(content)
-        if "windows_hu" in content:
-            content["windows_hu"] = tuple((float(a), float(b)) for a, b in content["windows_hu"])
-        if "features" in content:
-            content["features"] = tuple(int(f) for f in content["features"])
-        return OwnPlan(**content)
+        return msgspec.convert(content, kind)
     except InputError as problem:
         raise InputError(problem.message, path=path) from problem
-    except (TypeError, ValueError, OverflowError) as problem:
+    except (msgspec.ValidationError, OverflowError) as problem:
         raise InputError(f"holds a value of the wrong kind ({problem})", path=path) from problem
 
 
@@ -156,7 +151,7 @@ def make_plan(
     """A plan from the scans and the machine.
 
     Args:
-        cases: of which `own_common.LOOKED_AT` are loaded.
+        cases: of which `survey.LOOKED_AT` are loaded.
         device: ``cpu`` plans smaller.
         start: the model whose weights are gone on with; it also says whether slices or volumes.
         dims: ``2d``, ``3d``, or ``auto``: slices, unless there is a graphics card and the scans are thin and deep.

@@ -11,7 +11,7 @@ In the spirit of nnU-Net's planner (Isensee et al. 2021, Nature Methods 18), wit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -238,21 +238,3 @@ def plan_from_volumes_model(plan: VolumePlan, start: str | Path, card: dict[str,
         features=tuple(card["architecture"]["features"]),
         reasons={**plan.reasons, "learning_rate": rate, **kept, **user},
     )
-
-
-def from_json(content: dict[str, Any]) -> VolumePlan:
-    """A plan from the values of its file; lists become tuples.
-
-    Raises:
-        TypeError, ValueError: a value of another kind.
-    """
-    values = dict(content)
-    for name, kind in (("spacing_mm", float), ("window_hu", float), ("patch", int), ("features", int)):
-        if name in values:
-            values[name] = tuple(kind(value) for value in values[name])
-    return VolumePlan(**values)
-
-
-def known_fields() -> set[str]:
-    """Names of the fields of a plan on volumes."""
-    return set(asdict(VolumePlan()))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
+import msgspec
 import numpy as np
 
 from pneumoscope.datasets.case import Case
@@ -35,21 +34,6 @@ def require(name: str, holds: bool, value: Any, wanted: str) -> None:
     """
     if not holds:
         raise InputError(f"{name} is {value!r} in the plan, expected {wanted}")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; whole numbers are floats, true and false are no numbers."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_is_a(value, part) for part in arguments)
-    if origin is tuple:
-        parts = [arguments[0]] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
-    if origin is dict:
-        return isinstance(value, dict)
-    if kind is float:
-        return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +83,14 @@ class TrainingPlan:
     def _require_types(self) -> None:
         """Whole numbers, finite numbers, text, true and false, and tuples of them: as declared."""
         for name, kind in get_type_hints(type(self)).items():
-            if name != "dims" and not _is_a(getattr(self, name), kind):
-                require(name, False, getattr(self, name), _KINDS.get(kind, "a value as `train --plan-only` writes it"))
+            value = getattr(self, name)
+            try:
+                sound = name == "dims" or msgspec.convert(value, kind) == value
+            except (msgspec.ValidationError, OverflowError):
+                sound = False
+            numbers = np.ravel(value) if sound and isinstance(value, (float, tuple)) else ()
+            wanted = _KINDS.get(kind, "a value as `train --plan-only` writes it")
+            require(name, sound and bool(np.isfinite(numbers).all()), value, wanted)
 
     def step_gigabytes(self, batch: int | None = None) -> float:
         """About what a step holds."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.io.files import write_bytes
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.reports.figures import INFILTRATE, TRUTH, new_figure, png
+from pneumoscope.reports.figures import INFILTRATE, TRUTH, data_uri, new_figure, png
 from pneumoscope.study.shift_figures import draw_shift
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ class Example:
     truth: NDArray[np.bool_]
     found: NDArray[np.bool_]
     title: str
+
+
+def picture_uri(folder: Path, name: str) -> str:
+    """A figure of a study as a data address; empty where it was never drawn."""
+    path = folder / "figures" / name
+    return data_uri(path.read_bytes()) if path.is_file() else ""
 
 
 def write_curves(history: pd.DataFrame, best_epoch: int, title: str, path: Path) -> None:

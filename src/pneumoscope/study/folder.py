@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
+from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.access import describe, differences, from_json
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.volumes import VolumeExperiment
@@ -152,6 +153,15 @@ def read_if_there(path: Path) -> dict[str, Any]:
     except InputError:
         return {}
     return content
+
+
+def stage_cards(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The cards of stages; those of stages without one, or moved away, are left out: the tables stand without them."""
+    cards = []
+    for name in names:
+        with suppress(ModelError):
+            cards.append(read_card(folder / "stages" / name))
+    return cards
 
 
 def mark_of(datasets: Iterable[str]) -> str:

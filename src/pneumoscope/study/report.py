@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.errors import ModelError
 from pneumoscope.io.files import jsonable
-from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.analysis.calibration import LEAKAGE_FILE
-from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE
+from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE, picture_uri
 from pneumoscope.study.findings import findings, main_stages, pattern
-from pneumoscope.study.folder import GUARD_FILE, read_experiment, read_if_there, read_result, usable_results
+from pneumoscope.study.folder import (
+    GUARD_FILE,
+    read_experiment,
+    read_if_there,
+    read_result,
+    stage_cards,
+    usable_results,
+)
 from pneumoscope.study.scores.systems import PICTURE, read_systems
+from pneumoscope.study.scores.table import read_rows
 from pneumoscope.study.volumes_report import volumes_context
 from pneumoscope.study.xray_report import xray_context
 
@@ -51,8 +58,15 @@ def write_report(folder: str | Path) -> Path:
     mark = str(read_if_there(folder / "study.json").get("mark") or "")
     title, template, context = PAGES[experiment.kind]
     with usable_results(folder), marked(mark):
-        about = {"title": f"{title} {experiment.recipe}" + (f" ({mark} data)" if mark else "")}
-        write_page(folder / REPORT_FILE, template, {**about, **context(experiment, folder)})
+        common = {
+            "title": f"{title} {experiment.recipe}" + (f" ({mark} data)" if mark else ""),
+            "experiment": experiment,
+            "numbers": describe(experiment),
+            "summary": read_result(folder, "study.json"),
+            "environment": read_result(folder, "environment.json"),
+            **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
+        }
+        write_page(folder / REPORT_FILE, template, {**common, **context(experiment, folder)})
     return folder / REPORT_FILE
 
 
@@ -60,13 +74,10 @@ def _context(experiment: Experiment, folder: Path) -> dict[str, Any]:
     tables, shift = read_result(folder, "matrix.json"), read_if_there(folder / "shift" / "shift.json")
     differences, guard = tables.get("differences", []), read_if_there(folder / GUARD_FILE)
     return {
-        "experiment": experiment,
-        "summary": read_result(folder, "study.json"),
         "matrix": tables["rows"],
         "forgetting": tables["forgetting"],
         "transfer": tables["transfer"],
         "formulas": list(tables["formulas"].items()),
-        "numbers": describe(experiment),
         "published": [site for site in experiment.data.sites if site.published],
         "headline": headline(experiment, tables["rows"]),
         "findings": findings(experiment, tables, shift),
@@ -84,7 +95,7 @@ def _context(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "good": GOOD_PERCENTILE,
         "bad": BAD_PERCENTILE,
         **_pictures(experiment, folder),
-        "cards": _cards(experiment, folder),
+        "cards": stage_cards(folder, [*(stage.name for stage in experiment.stages.chain), "lungs"]),
         "facts": _facts(folder),
         "cases": [page.relative_to(folder).as_posix() for page in sorted(folder.glob("cases/*/report.html"))],
     }
@@ -149,10 +160,7 @@ def limits(experiment: Experiment, summary: dict[str, Any]) -> list[str]:
 def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Figures as data addresses; those that were never drawn are left out."""
 
-    def uri(name: str) -> str:
-        path = folder / "figures" / name
-        return data_uri(path.read_bytes()) if path.is_file() else ""
-
+    uri = partial(picture_uri, folder)
     stages = [stage.name for stage in experiment.stages.chain]
     examples = [(name, uri(f"examples_{name}.png")) for name in stages]
     curves = [(name, uri(f"curves_{name}.png")) for name in (*stages, "lungs")]
@@ -164,16 +172,6 @@ def _pictures(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "examples": [(name, picture) for name, picture in examples if picture],
         "curves": [(name, picture) for name, picture in curves if picture],
     }
-
-
-def _cards(experiment: Experiment, folder: Path) -> list[dict[str, Any]]:
-    cards = []
-    for name in (*(stage.name for stage in experiment.stages.chain), "lungs"):
-        try:
-            cards.append(read_card(folder / "stages" / name))
-        except ModelError:
-            continue  # no lung network was needed, or a stage was moved away: the tables stand without it
-    return cards
 
 
 def _facts(folder: Path) -> list[tuple[str, str]]:

@@ -8,11 +8,8 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.io.files import read_json
-from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
-from pneumoscope.study.folder import read_result
-from pneumoscope.study.scores.table import read_rows
 from pneumoscope.study.scores.volumes import NETWORKS, headline, subject_of
 from pneumoscope.study.volumes_data import VALIDATION
 
@@ -23,7 +20,6 @@ SHORT = {"no-augmentation": "no\naugment.", "no-preprocessing": "no\nprepar."}
 
 def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any]:
     """What the page shows; also draws `figures/`."""
-    summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
     per_case, matrix = pd.read_csv(folder / "per_case.csv"), pd.read_csv(folder / "matrix.csv")
     paper = pd.read_csv(folder / "paper.csv")
     (folder / "figures").mkdir(exist_ok=True)
@@ -31,17 +27,12 @@ def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     return {
-        "experiment": experiment,
-        "numbers": describe(experiment),
-        "summary": summary,
         "rows": headline(matrix),
         "structures": _structures(matrix),
         "paper": paper.where(paper.notna(), None).to_dict(orient="records") if paper["ours"].notna().any() else [],
         "unmatched": int(paper["ours"].isna().sum()),
         "costs": _costs(folder),
         "pictures": {name: data_uri(picture) for name, picture in pictures.items()},
-        "environment": environment,
-        **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
     }
 
 

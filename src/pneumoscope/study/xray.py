@@ -16,7 +16,7 @@ import pandas as pd
 
 from pneumoscope.io.files import read_json, write_text
 from pneumoscope.study import xray_data
-from pneumoscope.study.analysis.mitigations import AS_PAPER, all_arms, plain_recipe
+from pneumoscope.study.analysis.mitigations import AS_PAPER, all_mitigations, plain_recipe
 from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
 from pneumoscope.study.base import Study
 from pneumoscope.study.learners.classifier import Job, stage_folder, train_job
@@ -29,8 +29,8 @@ from pneumoscope.study.scores.classification import (
     remedies,
 )
 from pneumoscope.study.scores.table import write_scores
+from pneumoscope.study.xray_repeat import Repeat, make_repeat, write_splits
 from pneumoscope.study.xray_report import draw_all
-from pneumoscope.study.xray_trial import Trial, make_trial, write_splits
 
 
 class XrayStudy(Study):
@@ -45,21 +45,21 @@ class XrayStudy(Study):
         """Read the pictures, draw, and split."""
         experiment = self.experiment
         pool = xray_data.read_pool(experiment, self.listed, self.folder, self.progress)
-        self.trials = trials = [make_trial(experiment, pool, repeat) for repeat in range(experiment.training.repeats)]
+        self.trials = trials = [make_repeat(experiment, pool, repeat) for repeat in range(experiment.training.repeats)]
         for trial in trials:
             write_splits(trial, self.folder / "splits")
         self._note_left_out(trials[0], self.roots, self.weights)
         rows = [part.rows for t in trials for part in (t.one, t.adults) if part is not None]
         few = np.unique(np.concatenate([*rows, *(t.sick for t in trials)]))
         plain = plain_recipe(experiment) if trials[0].zero is not None else None
-        self.supply = xray_data.Supply(pool, self.folder / "data", few, plain, self.progress)
+        self.supply = xray_data.ImageCache(pool, self.folder / "data", few, plain, self.progress)
 
     def mark(self) -> str:
         """Never synthetic."""
         return ""
 
     @cached_property
-    def networks(self) -> dict[str, tuple[Job, Trial]]:
+    def networks(self) -> dict[str, tuple[Job, Repeat]]:
         """Every network of every draw by the name of its stage, those first that others begin with."""
         return {
             stage_folder(self.folder, job, trial).name: (job, trial)
@@ -91,7 +91,7 @@ class XrayStudy(Study):
             parts += [regression, *(self.predicted[name] for name, (_, t) in self.networks.items() if t is trial)]
         self.per_case = pd.concat(parts, ignore_index=True)
 
-    def _note_left_out(self, trial: Trial, roots: Mapping[str, Path], weights: Path | None) -> None:
+    def _note_left_out(self, trial: Repeat, roots: Mapping[str, Path], weights: Path | None) -> None:
         stages = self.experiment.training.stages or ()
         if "Model_3" in stages and weights is None:
             from pneumoscope.models.published import PUBLISHED
@@ -109,9 +109,9 @@ class XrayStudy(Study):
             if source not in held_out(trial):
                 self.left_out.append(f"COVID-19 of {source} held out: too few pictures are left without it")
 
-    def _jobs(self, trial: Trial, folder: Path, weights: Path | None) -> list[Job]:
+    def _jobs(self, trial: Repeat, folder: Path, weights: Path | None) -> list[Job]:
         """Every network of a trial, those first that others begin with."""
-        arms, honest = all_arms(self.experiment), self.experiment.honest
+        arms, honest = all_mitigations(self.experiment), self.experiment.honest
         stages = self.experiment.training.stages or ()
         plain = arms[AS_PAPER]
         zero = Job("Model_0", plain)
@@ -185,11 +185,11 @@ class XrayStudy(Study):
         }
 
 
-def _sets(trial: Trial) -> list[xray_data.SplitSet]:
+def _sets(trial: Repeat) -> list[xray_data.SplitSet]:
     return [part for part in (trial.zero, trial.one, trial.adults) if part is not None]
 
 
-def _set_row(trial: Trial, part: xray_data.SplitSet) -> dict[str, Any]:
+def _set_row(trial: Repeat, part: xray_data.SplitSet) -> dict[str, Any]:
     return {
         "name": part.name,
         "seed": trial.repeat,

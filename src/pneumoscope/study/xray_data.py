@@ -27,7 +27,7 @@ PRINTS_FILE = "prints.npz"
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class ImagePool:
     """Every picture that can take part.
 
     Attributes:
@@ -112,7 +112,9 @@ def list_cases(roots: Mapping[str, Path]) -> list[XrayCase]:
     return [case for name in sorted(roots) for case in read_radiographs(name, roots[name])]
 
 
-def read_pool(experiment: XrayExperiment, cases: Sequence[XrayCase], folder: Path, progress: Progress = silent) -> Pool:
+def read_pool(
+    experiment: XrayExperiment, cases: Sequence[XrayCase], folder: Path, progress: Progress = silent
+) -> ImagePool:
     """Look at every picture once, and find those that are one.
 
     Raises:
@@ -130,7 +132,7 @@ def read_pool(experiment: XrayExperiment, cases: Sequence[XrayCase], folder: Pat
         if p.a in place and p.b in place
     ]
     unreadable = tuple((f"{cases[i].dataset}/{cases[i].case}", why) for i, why in sorted(prints.unreadable.items()))
-    return Pool(tuple(readable), tuple(patient_groups(readable, pairs)), tuple(pairs), unreadable)
+    return ImagePool(tuple(readable), tuple(patient_groups(readable, pairs)), tuple(pairs), unreadable)
 
 
 def _prints(cases: Sequence[XrayCase], path: Path, progress: Progress) -> Prints:
@@ -162,7 +164,7 @@ def _content(path: Path) -> str:
         return "absent"
 
 
-def dataset_1(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet:
+def dataset_1(experiment: XrayExperiment, pool: ImagePool, repeat: int) -> SplitSet:
     """Children without COVID-19 and adults with it: section 3.2 of the paper."""
     data, positive = experiment.data, experiment.data.classes_1[-1]
     own = [
@@ -174,7 +176,7 @@ def dataset_1(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet:
     return _make(experiment, pool, "Dataset_1", own, data.classes_1, data.per_class_1, repeat)
 
 
-def dataset_0(experiment: XrayExperiment, pool: Pool, repeat: int, later: SplitSet) -> SplitSet:
+def dataset_0(experiment: XrayExperiment, pool: ImagePool, repeat: int, later: SplitSet) -> SplitSet:
     """Children with their three classes, without patients whom `later` tests or validates on (``data.apart``)."""
     data = experiment.data
     kept_out = set(pool.group_of(later.rows[later.parts != "train"])) if data.apart else set()
@@ -183,7 +185,7 @@ def dataset_0(experiment: XrayExperiment, pool: Pool, repeat: int, later: SplitS
     return _make(experiment, pool, "Dataset_0", own, data.classes_0, counts, repeat)
 
 
-def adults(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet | None:
+def adults(experiment: XrayExperiment, pool: ImagePool, repeat: int) -> SplitSet | None:
     """The control set: healthy adults, split so that a remedy may learn from some and be tested on others."""
     own = [i for i, case in enumerate(pool.cases) if case.dataset == experiment.data.adults and case.label == "normal"]
     if len({pool.groups[i] for i in own}) < 3:
@@ -194,7 +196,7 @@ def adults(experiment: XrayExperiment, pool: Pool, repeat: int) -> SplitSet | No
 
 def _make(
     experiment: XrayExperiment,
-    pool: Pool,
+    pool: ImagePool,
     name: str,
     own: Sequence[int],
     classes: Sequence[str],
@@ -223,7 +225,7 @@ def _make(
 
 
 @dataclass(eq=False)
-class Supply:
+class ImageCache:
     """Squares of the pool's pictures, made when they are first asked for.
 
     Attributes:
@@ -233,7 +235,7 @@ class Supply:
         plain: but for this one, which is made of all (Dataset_0 is shown so); None: there is no such recipe.
     """
 
-    pool: Pool
+    pool: ImagePool
     folder: Path
     few: NDArray[np.int64]
     plain: PictureRecipe | None
@@ -254,7 +256,7 @@ class Supply:
         return made, where
 
 
-def licences(pool: Pool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+def licences(pool: ImagePool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Data sets of some rows with licence, citation and number of pictures, for model cards."""
     found: dict[tuple[str, str, str], int] = {}
     for i in rows:

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.errors import ModelError
 from pneumoscope.io.files import write_bytes
 from pneumoscope.models.cards import read_card
-from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.analysis.mitigations import AS_PAPER, views
-from pneumoscope.study.figures import write_curves
-from pneumoscope.study.folder import read_result
-from pneumoscope.study.scores.table import read_rows
-from pneumoscope.study.xray_data import Supply
-from pneumoscope.study.xray_trial import HEALTHY, OWN_TEST, Trial
+from pneumoscope.study.figures import picture_uri, write_curves
+from pneumoscope.study.folder import read_result, stage_cards
+from pneumoscope.study.xray_data import ImageCache
+from pneumoscope.study.xray_repeat import HEALTHY, OWN_TEST, Repeat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +28,8 @@ OURS, NETWORK, CHANCE = "#0b6bcb", "#e8650a", "#59626d"
 def draw_all(
     experiment: XrayExperiment,
     folder: Path,
-    trial: Trial,
-    supply: Supply,
+    trial: Repeat,
+    supply: ImageCache,
     per_case: pd.DataFrame,
     table: pd.DataFrame,
 ) -> None:
@@ -48,7 +45,7 @@ def draw_all(
         write_curves(found, int(card["training"]["best_epoch"]), name, folder / "figures" / f"curves_{name}.png")
 
 
-def write_views(experiment: XrayExperiment, trial: Trial, supply: Supply, path: Path) -> None:
+def write_views(experiment: XrayExperiment, trial: Repeat, supply: ImageCache, path: Path) -> None:
     """One picture of each source as every view shows it."""
     rows = np.concatenate([trial.one.rows, trial.adults.rows if trial.adults is not None else trial.one.rows[:0]])
     sources = trial.pool.sources(rows)
@@ -160,12 +157,10 @@ LIMITS = (
 
 def xray_context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
     """What the page shows."""
-    summary, environment = (read_result(folder, name) for name in ("study.json", "environment.json"))
+    summary = read_result(folder, "study.json")
     rows = summary["remedies"]
     shown = [row for row in summary["matrix"] if row["seed"] == "all"]
     return {
-        "experiment": experiment,
-        "summary": summary,
         "verdict": verdict(rows),
         "findings": findings(rows, summary["probes"], summary["sets"]),
         "remedies": rows,
@@ -173,14 +168,11 @@ def xray_context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
         "paper_rows": [r for r in shown if (r["arm"], r["without"], r["test"]) == (AS_PAPER, "", OWN_TEST)],
         "other_rows": [r for r in shown if (r["arm"], r["without"], r["test"]) != (AS_PAPER, "", OWN_TEST)],
         "probes": summary["probes"],
-        "numbers": describe(experiment),
         "limits": LIMITS,
-        "cards": _cards(folder),
-        "environment": environment,
-        **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
-        "views": _picture(folder, "views.png"),
-        "confusion": _picture(folder, "confusion.png"),
-        "remedies_picture": _picture(folder, "remedies.png"),
+        "cards": stage_cards(folder, sorted(path.parent.name for path in folder.glob("stages/*/card.json"))),
+        "views": picture_uri(folder, "views.png"),
+        "confusion": picture_uri(folder, "confusion.png"),
+        "remedies_picture": picture_uri(folder, "remedies.png"),
         "curves": [
             (p.stem.removeprefix("curves_"), data_uri(p.read_bytes()))
             for p in sorted((folder / "figures").glob("curves_*.png"))
@@ -267,18 +259,3 @@ def _split_words(sets: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _percent(value: float | None) -> str:
     return "not measured" if value is None or value != value else f"{100 * value:.1f} %"
-
-
-def _picture(folder: Path, name: str) -> str:
-    path = folder / "figures" / name
-    return data_uri(path.read_bytes()) if path.is_file() else ""
-
-
-def _cards(folder: Path) -> list[dict[str, Any]]:
-    cards = []
-    for path in sorted((folder / "stages").glob("*/card.json")):
-        try:
-            cards.append(read_card(path.parent))
-        except ModelError:
-            continue  # the tables stand without it
-    return cards

@@ -20,11 +20,11 @@ AS_PAPER = "as paper"
 
 
 @dataclass(frozen=True)
-class Arm:
+class Mitigation:
     """One way of showing and mixing pictures.
 
     Attributes:
-        name: ``as paper`` or a name of `experiments.xray_schema.ARMS`.
+        name: ``as paper`` or a name of `recipes.xray.ARMS`.
         about: in words.
         recipe: what is shown.
         balanced: every source of a class is drawn equally often, and every class.
@@ -66,18 +66,20 @@ def views(experiment: XrayExperiment) -> dict[str, PictureRecipe]:
     }
 
 
-def all_arms(experiment: XrayExperiment) -> dict[str, Arm]:
+def all_mitigations(experiment: XrayExperiment) -> dict[str, Mitigation]:
     """The paper's way and every remedy, by name."""
     plain, honest = plain_recipe(experiment), experiment.honest
     boxed = replace(plain, view="lung_box", equalise="clahe")
     arms = (
-        Arm(AS_PAPER, "the whole picture, as the paper", plain),
-        Arm("border", f"the outer {honest.border:.0%} of each edge cut off", replace(plain, border=honest.border)),
-        Arm("equalised", "local histogram equalisation (CLAHE)", replace(plain, equalise="clahe")),
-        Arm("lung_box", "only the fixed box where the lungs lie", replace(plain, view="lung_box")),
-        Arm("balanced", "every source of a class equally often", plain, balanced=True),
-        Arm("adults", "healthy adults of a third hospital learnt as normal", plain, adults=True),
-        Arm("all", "lung box, equalised, balanced, with healthy adults", boxed, balanced=True, adults=True),
+        Mitigation(AS_PAPER, "the whole picture, as the paper", plain),
+        Mitigation(
+            "border", f"the outer {honest.border:.0%} of each edge cut off", replace(plain, border=honest.border)
+        ),
+        Mitigation("equalised", "local histogram equalisation (CLAHE)", replace(plain, equalise="clahe")),
+        Mitigation("lung_box", "only the fixed box where the lungs lie", replace(plain, view="lung_box")),
+        Mitigation("balanced", "every source of a class equally often", plain, balanced=True),
+        Mitigation("adults", "healthy adults of a third hospital learnt as normal", plain, adults=True),
+        Mitigation("all", "lung box, equalised, balanced, with healthy adults", boxed, balanced=True, adults=True),
     )
     return {arm.name: arm for arm in arms}
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.xray.pictures import PictureRecipe, corners, thumbnails
 from pneumoscope.metrics.classification import bootstrap_scores
 from pneumoscope.progress import Progress, silent
-from pneumoscope.study.analysis.mitigations import AS_PAPER, Arm, all_arms, balance, plain_recipe, views
+from pneumoscope.study.analysis.mitigations import AS_PAPER, Mitigation, all_mitigations, balance, plain_recipe, views
 from pneumoscope.study.learners.logistic import choose_logistic
-from pneumoscope.study.xray_data import Supply
-from pneumoscope.study.xray_trial import Lesson, Trial, table
+from pneumoscope.study.xray_data import ImageCache
+from pneumoscope.study.xray_repeat import Repeat, TrainingSet, table
 
 THUMBNAILS, CORNERS, NO_LUNGS = "thumbnails", "corners", "no lungs"
 BASELINES = (THUMBNAILS, CORNERS, NO_LUNGS)
@@ -30,7 +30,7 @@ Features = NDArray[np.float32]
 class Shown:
     """Numbers of pictures under a recipe, computed once per recipe."""
 
-    def __init__(self, trial: Trial, supply: Supply) -> None:
+    def __init__(self, trial: Repeat, supply: ImageCache) -> None:
         self.trial, self.supply = trial, supply
         self._held: dict[tuple[PictureRecipe, str], tuple[Features, NDArray[np.int64]]] = {}
 
@@ -55,10 +55,10 @@ class Shown:
         return found[where]
 
 
-def baselines(trial: Trial, supply: Supply, progress: Progress = silent) -> pd.DataFrame:
+def baselines(trial: Repeat, supply: ImageCache, progress: Progress = silent) -> pd.DataFrame:
     """What every baseline says about every test, under every remedy and with each source of COVID-19 held out."""
     shown, frames = Shown(trial, supply), []
-    arms = all_arms(trial.experiment)
+    arms = all_mitigations(trial.experiment)
     # held out, the other sources must still give enough to learn and to stop by
     jobs = [(kind, arms[AS_PAPER], "") for kind in (CORNERS, NO_LUNGS)]
     jobs += [(THUMBNAILS, arm, without) for arm in arms.values() for without in ("", *held_out(trial))]
@@ -69,9 +69,9 @@ def baselines(trial: Trial, supply: Supply, progress: Progress = silent) -> pd.D
     return pd.concat(frames, ignore_index=True)
 
 
-def held_out(trial: Trial) -> list[str]:
+def held_out(trial: Repeat) -> list[str]:
     """Sources of COVID-19 that can be left out: there are others, with pictures to learn and to stop by."""
-    arm = all_arms(trial.experiment)[AS_PAPER]
+    arm = all_mitigations(trial.experiment)[AS_PAPER]
     positive, found = len(trial.one.classes) - 1, []
     for source in trial.covid_sources:
         lesson = trial.lesson(arm, source)
@@ -80,7 +80,7 @@ def held_out(trial: Trial) -> list[str]:
     return found
 
 
-def _baseline(trial: Trial, shown: Shown, kind: str, arm: Arm, without: str) -> pd.DataFrame:
+def _baseline(trial: Repeat, shown: Shown, kind: str, arm: Mitigation, without: str) -> pd.DataFrame:
     recipe = views(trial.experiment)["lungs cut out"] if kind == NO_LUNGS else arm.recipe
     lesson = trial.lesson(arm, without)
 
@@ -97,7 +97,7 @@ def _baseline(trial: Trial, shown: Shown, kind: str, arm: Arm, without: str) -> 
     return table(trial, kind, arm.name, without, said, trial.one.classes)
 
 
-def probes(trial: Trial, supply: Supply, progress: Progress = silent) -> pd.DataFrame:
+def probes(trial: Repeat, supply: ImageCache, progress: Progress = silent) -> pd.DataFrame:
     """How well the source is told from each view, beside what guessing would give.
 
     Questions: all sources together; and where one class comes from several sources, that class alone, so that no
@@ -122,10 +122,10 @@ def probes(trial: Trial, supply: Supply, progress: Progress = silent) -> pd.Data
     return pd.DataFrame(rows)
 
 
-Question = tuple[str, Lesson, NDArray[np.int64], NDArray[np.int64], list[str]]
+Question = tuple[str, TrainingSet, NDArray[np.int64], NDArray[np.int64], list[str]]
 
 
-def _questions(trial: Trial) -> list[Question]:
+def _questions(trial: Repeat) -> list[Question]:
     """Each question with its lesson, test rows, their sources by number, and the sources' names."""
     sets = [trial.one, *([trial.adults] if trial.adults is not None else [])]
     rows = np.concatenate([s.rows for s in sets])
@@ -143,13 +143,13 @@ def _questions(trial: Trial) -> list[Question]:
             continue
         train = np.flatnonzero(cells["train"])
         train = train[balance(number[train], ["" for _ in train], trial.seed)]
-        lesson = Lesson(rows[train], number[train], rows[cells["val"]], number[cells["val"]])
+        lesson = TrainingSet(rows[train], number[train], rows[cells["val"]], number[cells["val"]])
         questions.append((name, lesson, rows[cells["test"]], number[cells["test"]], names))
     return questions
 
 
 def _probe_row(
-    trial: Trial,
+    trial: Repeat,
     view: str,
     question: str,
     names: list[str],

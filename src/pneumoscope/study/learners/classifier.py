@@ -27,7 +27,7 @@ from pneumoscope.io.files import write_json, write_text
 from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import NOTE, Progress, silent
-from pneumoscope.study.analysis.mitigations import Arm
+from pneumoscope.study.analysis.mitigations import Mitigation
 from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.classifier_steps import (
     FeatureSource,
@@ -37,8 +37,8 @@ from pneumoscope.study.learners.classifier_steps import (
     time_pictures,
 )
 from pneumoscope.study.learners.networks import train_config
-from pneumoscope.study.xray_data import Supply, licences
-from pneumoscope.study.xray_trial import Lesson, Trial, table
+from pneumoscope.study.xray_data import ImageCache, licences
+from pneumoscope.study.xray_repeat import Repeat, TrainingSet, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,7 @@ class Job:
     """
 
     model: str
-    arm: Arm
+    arm: Mitigation
     without: str = ""
     start: Path | None = None
     weights: Path | None = None
@@ -80,15 +80,15 @@ class Job:
         return self.start is not None or self.weights is not None
 
 
-def stage_folder(folder: Path, job: Job, trial: Trial) -> Path:
+def stage_folder(folder: Path, job: Job, trial: Repeat) -> Path:
     """Where a job's stage lies."""
     return folder / "stages" / f"{job.name}_seed{trial.repeat}"
 
 
 def train_job(
     job: Job,
-    trial: Trial,
-    supply: Supply,
+    trial: Repeat,
+    supply: ImageCache,
     folder: Path,
     *,
     device: str = "auto",
@@ -129,19 +129,19 @@ def train_job(
     return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
 
 
-def _lesson(job: Job, trial: Trial) -> tuple[Lesson, tuple[str, ...]]:
+def _lesson(job: Job, trial: Repeat) -> tuple[TrainingSet, tuple[str, ...]]:
     if job.model == "Model_0":
         assert trial.zero is not None
-        return Lesson(*trial.zero.part("train"), *trial.zero.part("val")), trial.zero.classes
+        return TrainingSet(*trial.zero.part("train"), *trial.zero.part("val")), trial.zero.classes
     return trial.lesson(job.arm, job.without), trial.one.classes
 
 
-def _parts(lesson: Lesson) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
+def _parts(lesson: TrainingSet) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
     return (lesson.train, lesson.train_labels), (lesson.val, lesson.val_labels)
 
 
 def _source(
-    supply: Supply, job: Job, trial: Trial, rows: NDArray[np.int64], labels: NDArray[np.int64]
+    supply: ImageCache, job: Job, trial: Repeat, rows: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> PictureSource:
     from pneumoscope.training.tasks import PictureSource
 
@@ -153,7 +153,7 @@ def _source(
 
 
 def _shaping_parts(
-    job: Job, trial: Trial, sources: list[str], tests: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    job: Job, trial: Repeat, sources: list[str], tests: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 ) -> dict[str, Any]:
     """All that shapes the weights, and what is predicted."""
     settings = asdict(trial.experiment)
@@ -188,7 +188,7 @@ def _is_done(here: Path, wanted: str) -> bool:
     return check.ok and check.expected_sha256 == done.get("sha256")
 
 
-def _build(job: Job, trial: Trial, n_classes: int) -> tuple[nn.Module, str]:
+def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
     """The network with its starting weights, and where they come from."""
     import torch
 
@@ -216,7 +216,7 @@ def _build(job: Job, trial: Trial, n_classes: int) -> tuple[nn.Module, str]:
 
 def _fit(
     job: Job,
-    trial: Trial,
+    trial: Repeat,
     model: nn.Module,
     sources: list[PictureSource],
     classes: tuple[str, ...],
@@ -242,11 +242,11 @@ def _fit(
 
 def _save(
     job: Job,
-    trial: Trial,
+    trial: Repeat,
     model: nn.Module,
     origin: str,
     results: list[FitResult],
-    lesson: Lesson,
+    lesson: TrainingSet,
     classes: tuple[str, ...],
     here: Path,
 ) -> None:

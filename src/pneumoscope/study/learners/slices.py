@@ -38,7 +38,7 @@ Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class StrategyTerms:
     """What a strategy adds to a training so that earlier sets are not lost; nothing, as it stands.
 
     Attributes:
@@ -81,7 +81,7 @@ class StageJob:
     budget: Budget
     start: TrainedModel | None
     task: str
-    guard: Guard = Guard()
+    guard: StrategyTerms = StrategyTerms()
     near: Neighbours | None = None
 
     def image_channels(self, experiment: Experiment) -> int:

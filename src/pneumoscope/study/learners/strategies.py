@@ -23,7 +23,7 @@ from pneumoscope.recipes.schema import Stage
 from pneumoscope.study.data import two_channel_target
 from pneumoscope.study.learners.base import Learner, StudyContext
 from pneumoscope.study.learners.examples import neighbours_of
-from pneumoscope.study.learners.slices import Guard, Slices, StageJob, TrainedModel, train_stage
+from pneumoscope.study.learners.slices import Slices, StageJob, StrategyTerms, TrainedModel, train_stage
 from pneumoscope.study.lungs import evenly
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def guarded_job(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> S
         experiment.stages.first if start is None else experiment.stages.retrain,
         start,
         "infiltrate",
-        Guard(
+        StrategyTerms(
             earlier,
             strategy.earlier_share,
             penalties,

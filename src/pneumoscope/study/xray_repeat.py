@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.splits.draw import write_radiograph_split
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study import xray_data as data
-from pneumoscope.study.analysis.mitigations import Arm, balance
+from pneumoscope.study.analysis.mitigations import Mitigation, balance
 
 OWN_TEST, HEALTHY, SICK, UNSEEN = "Dataset_1", "healthy adults", "adults, other pneumonia", "unseen"
 """Names of the tests; `UNSEEN` is followed by the source."""
@@ -31,7 +31,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingSet:
     """What a classifier learns from.
 
     Attributes:
@@ -46,7 +46,7 @@ class Lesson:
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class Repeat:
     """A draw and split.
 
     Attributes:
@@ -60,7 +60,7 @@ class Trial:
     """
 
     experiment: XrayExperiment
-    pool: data.Pool
+    pool: data.ImagePool
     repeat: int
     one: data.SplitSet
     zero: data.SplitSet | None
@@ -78,7 +78,7 @@ class Trial:
         positive = self.one.rows[self.one.labels == len(self.one.classes) - 1]
         return sorted(set(self.pool.sources(positive).tolist()))
 
-    def lesson(self, arm: Arm, without: str = "") -> Lesson:
+    def lesson(self, arm: Mitigation, without: str = "") -> TrainingSet:
         """What teaches under a remedy, without the pictures and the groups of one source."""
         kept = self._may_teach(without)
         rows = {part: [self.one.part(part)] for part in ("train", "val")}
@@ -96,7 +96,7 @@ class Trial:
                 taken = balance(labels, self.pool.sources(own).tolist(), self.seed)
                 own, labels = own[taken], labels[taken]
             found += [own, labels]
-        return Lesson(*found)
+        return TrainingSet(*found)
 
     def _may_teach(self, without: str) -> set[int]:
         rows = np.concatenate([self.one.rows, self.adults.rows if self.adults is not None else self.one.rows[:0]])
@@ -146,7 +146,7 @@ class Trial:
         return found
 
 
-def make_trial(experiment: XrayExperiment, pool: data.Pool, repeat: int) -> Trial:
+def make_repeat(experiment: XrayExperiment, pool: data.ImagePool, repeat: int) -> Repeat:
     """Draw and split; a function of experiment, pictures and number."""
     one = data.dataset_1(experiment, pool, repeat)
     with_zero = {"Model_0", "Model_2"} & set(experiment.training.stages or ())
@@ -158,10 +158,10 @@ def make_trial(experiment: XrayExperiment, pool: data.Pool, repeat: int) -> Tria
         for i, case in enumerate(pool.cases)
         if case.dataset == experiment.data.adults and case.label == "pneumonia" and pool.groups[i] not in taught
     ]
-    return Trial(experiment, pool, repeat, one, zero, healthy, np.array(sick, np.int64))
+    return Repeat(experiment, pool, repeat, one, zero, healthy, np.array(sick, np.int64))
 
 
-def write_splits(trial: Trial, folder: str | Path) -> list[str]:
+def write_splits(trial: Repeat, folder: str | Path) -> list[str]:
     """Write `splits/<set>_seed<n>.csv`; returns the file names."""
     written = []
     for part in (trial.zero, trial.one, trial.adults):
@@ -175,7 +175,7 @@ def write_splits(trial: Trial, folder: str | Path) -> list[str]:
 
 
 def table(
-    trial: Trial,
+    trial: Repeat,
     model: str,
     arm: str,
     without: str,
@@ -187,7 +187,7 @@ def table(
     Args:
         trial: the draw.
         model, arm, without: which classifier.
-        said: probabilities (n, classes) by test, in the order of `Trial.tests`.
+        said: probabilities (n, classes) by test, in the order of `Repeat.tests`.
         classes: of the classifier.
     """
     frames = []
