@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from pneumoscope.datasets.case import Case
@@ -20,7 +17,7 @@ from pneumoscope.plans.data import LungFinder
 from pneumoscope.plans.setup import Setup
 from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
 from pneumoscope.progress import Progress
-from pneumoscope.study.forecast import peak_gigabytes
+from pneumoscope.study.forecast import measure_step, peak_gigabytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,13 +101,20 @@ def write_scores(
     return chosen_on
 
 
-TIMED = 2
-"""Steps that are made on a copy of the network."""
-
-
 def forecast_own(plan: TrainingPlan, setup: Setup, config: Any, max_minutes: float | None) -> str:
     """Time and memory to expect, in a sentence, from measured steps."""
-    drawing, computing, device = _seconds(plan, setup, config)
+    from pneumoscope.training.devices import pick_device
+
+    device = str(pick_device(config.device))
+    drawing, computing = measure_step(
+        setup.model,
+        setup.task,
+        setup.train,
+        plan.batch_size,
+        device=config.device,
+        precision=config.precision,
+        steps=1,
+    )
     steps, looks = (-(-len(source) // plan.batch_size) for source in (setup.train, setup.val))
     epoch = steps * (drawing + computing) + looks * (drawing + 0.4 * computing)
     minutes = epoch * plan.epochs / 60
@@ -121,34 +125,6 @@ def forecast_own(plan: TrainingPlan, setup: Setup, config: Any, max_minutes: flo
         f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
         f"{memory_at_hand(device):.1f} GB free"
     )
-
-
-def _seconds(plan: TrainingPlan, setup: Setup, config: Any) -> tuple[float, float, str]:
-    """Seconds to draw a batch and to learn from it, and the device."""
-    import torch
-
-    from pneumoscope.training.data import Batch
-    from pneumoscope.training.devices import make_fabric
-
-    model = deepcopy(setup.model).train()
-    fabric = make_fabric(config.device, config.precision)
-    model.to(fabric.device)
-    if fabric.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(fabric.device)
-    rows = np.resize(np.arange(len(setup.train)), plan.batch_size)
-    taken = []
-    for step in range(TIMED):
-        begun = time.perf_counter()
-        drawn = setup.train.batch(rows, np.random.default_rng(step))
-        middle = time.perf_counter()
-        batch = Batch(drawn.x.to(fabric.device), drawn.y.to(fabric.device), drawn.names)
-        with fabric.autocast():
-            output = model(batch.x)
-        setup.task.loss(output.float(), batch).backward()
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize(fabric.device)
-        taken.append((middle - begun, time.perf_counter() - middle))
-    return min(t[0] for t in taken), min(t[1] for t in taken), str(fabric.device)
 
 
 def _measured(device: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -14,6 +15,12 @@ import psutil
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.systems import ON_SLICES
 from pneumoscope.study.data import StudySet, two_channel_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.training.data import BatchSource
+    from pneumoscope.training.tasks import Task
 
 ONLY_KEPT = frozenset({"plain", "averaging", "adabn", "selector"})
 """Parts of a strategy that do not touch the training itself, only what is kept of it."""
@@ -165,13 +172,10 @@ def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: st
 
 def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -> float:
     """Wall time of an optimiser step on this machine, the fastest of a few."""
-    import torch
-
     from pneumoscope.study.learners.examples import make_augment
     from pneumoscope.study.learners.slices import StageJob, new_model
     from pneumoscope.training.data import ArraySource
-    from pneumoscope.training.devices import make_fabric
-    from pneumoscope.training.losses import make_loss
+    from pneumoscope.training.tasks import SegmentationTask
 
     job = StageJob(
         "forecast",
@@ -182,26 +186,54 @@ def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -
         None,
         "infiltrate",
     )
-    model = new_model(experiment, job)
-    fabric = make_fabric(device, experiment.training.precision)  # type: ignore[arg-type]
-    model.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    wrapped, optimiser = fabric.setup(model, torch.optim.Adam(model.parameters()))
-    chosen = np.resize(study_set.rows("train"), experiment.training.batch_size)
+    plan = experiment.training
+    chosen = np.resize(study_set.rows("train"), plan.batch_size)
     target = two_channel_target(study_set.slices.target[chosen], experiment.network.out_channels)
     names = [str(row) for row in chosen]
     source = ArraySource(study_set.slices.images[chosen], target, names, make_augment(experiment, job))
-    loss, taken = make_loss(experiment.training.loss), []
-    for step in range(STEPS + 1):
-        begun = time.perf_counter()
-        batch = source.batch(np.arange(len(chosen)), np.random.default_rng(step))
-        x = batch.x.to(fabric.device, memory_format=torch.channels_last)
+    model, task = new_model(experiment, job), SegmentationTask(plan.loss)
+    return sum(measure_step(model, task, source, plan.batch_size, device=device, precision=plan.precision))
+
+
+def measure_step(
+    model: nn.Module,
+    task: Task,
+    source: BatchSource,
+    batch_size: int,
+    *,
+    device: str,
+    precision: str,
+    steps: int = STEPS,
+) -> tuple[float, float]:
+    """Seconds to make a batch and to learn from it: the fastest of a few steps on a copy of the network.
+
+    One step more warms up; on a CUDA device the most memory seen is counted from here on.
+    """
+    import torch
+
+    from pneumoscope.training.data import Batch
+    from pneumoscope.training.devices import make_fabric
+
+    fabric = make_fabric(device, precision)  # type: ignore[arg-type]
+    if fabric.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(fabric.device)
+    copy = deepcopy(model).train().to(fabric.device)
+    rows, taken = np.resize(np.arange(len(source)), batch_size), []
+    if all(weight.ndim < 5 for weight in copy.parameters()):
+        copy = copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped, optimiser = fabric.setup(copy, torch.optim.Adam(copy.parameters()))
+    for step in range(steps + 1):
+        since = time.perf_counter()
+        made = source.batch(rows, np.random.default_rng(step))
+        middle = time.perf_counter()
+        batch = Batch(made.x.to(fabric.device), made.y.to(fabric.device), made.names)
         optimiser.zero_grad()
-        fabric.backward(loss(wrapped(x), batch.y.to(fabric.device)))
+        fabric.backward(task.loss(wrapped(batch.x).float(), batch))
         optimiser.step()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize(fabric.device)
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+        taken.append((middle - since, time.perf_counter() - middle))
+    return min(t[0] for t in taken[1:]), min(t[1] for t in taken[1:])
 
 
 def peak_gigabytes() -> float:
