@@ -168,7 +168,7 @@ def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = N
     Raises:
         InputError: the scans cannot be laid over each other; the message says which measure failed.
     """
-    from pneumoscope.cases.dates import write_dated
+    from pneumoscope.cases.compare import write_dated
     from pneumoscope.cases.followup import compare_cases
     from pneumoscope.inference.segmenter import Segmentation
 

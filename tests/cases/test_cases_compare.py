@@ -8,8 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pneumoscope.cases.compare import compare_dates, require_quality
-from pneumoscope.cases.dates import Dated, read_dated
+from pneumoscope.cases.compare import Dated, compare_dates, read_dated, require_quality
 from pneumoscope.cases.followup import compare_cases
 from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
 from pneumoscope.datasets.phantom.followup import LesionChange, Pose, scan_dates

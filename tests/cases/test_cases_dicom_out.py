@@ -13,8 +13,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from pneumoscope.cases.dicom_out import measured
 from pneumoscope.cases.options import QuantifyOptions
+from pneumoscope.cases.outputs import measured
 from pneumoscope.cases.quantify import quantify_case, quantify_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.io import list_scans, read_volume, write_mask

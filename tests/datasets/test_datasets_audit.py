@@ -15,13 +15,12 @@ from scipy import ndimage
 from grids import build_grid
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
 from pneumoscope.datasets.audit.anatomy import FLIPS, best_flip, look
-from pneumoscope.datasets.audit.case import judge_case
+from pneumoscope.datasets.audit.case import differences, judge_case
 from pneumoscope.datasets.audit.duplicates import content_hash, find_duplicates, fingerprint, similarity
 from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_pieces
 from pneumoscope.datasets.audit.raw import RawCase, RawMask
 from pneumoscope.datasets.audit.repair import file_index, repair_case
 from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditFinding, AuditRules, findings_csv, ranked, spotted
-from pneumoscope.datasets.audit.suspects import differences
 from pneumoscope.datasets.case import Case
 from pneumoscope.geometry import Grid, all_axis_codes, reorient_array
 from pneumoscope.volume import Volume, array_to_native

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from trees import EXPECTED, make_medseg, make_medseg_slices
 
-from pneumoscope.datasets.public.medseg import read_medseg_cases
-from pneumoscope.datasets.public.medseg_slices import read_medseg_slices_cases
+from pneumoscope.datasets.public.medseg import read_medseg_cases, read_medseg_slices_cases
 from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import DatasetError, ReadError
 from pneumoscope.io.write import write_mask

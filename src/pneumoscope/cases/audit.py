@@ -24,13 +24,14 @@ from pneumoscope.datasets.audit.duplicates import (
     unpack_print,
 )
 from pneumoscope.datasets.audit.raw import read_raw
-from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditFinding, AuditRules, findings_csv, ranked
+from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFinding, AuditRules, ranked
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
-from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_json, write_text
+from pneumoscope.io import read_mask, write_mask
+from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_csv, write_json
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.models.cards import content_of_model
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from pneumoscope.inference.segmenter import Segmenter
 
 AUDIT_FILE = "audit.json"
+MODEL_LUNGS = "lungs.nii.gz"
+"""In a case's job folder: the lungs that a model found on a scan without a lung mask, for the cleaned copy."""
+
 FORMAT = 1
 
 
@@ -57,7 +61,7 @@ class AuditOptions:
         device: where to compute.
         also: (name, folder) of further sets whose scans must not turn up in this one.
         fix: folder for the cleaned copy; None for none.
-        repairs: kinds that are mended in it.
+        repairs: kinds that are repaired in it.
         keep_going: make a finding of a scan that cannot be read, instead of refusing the data set.
     """
 
@@ -198,7 +202,7 @@ def audit_dataset(
     if options.fix is not None:
         with locked(options.fix):
             clear_temporary(options.fix)
-            repairs = write_copy(cases, options, segmenter, progress)
+            repairs = write_copy(cases, options, folder, progress)
     return _conclude(name, cases, outcomes, others, folder, options, repairs=repairs, finished=True)
 
 
@@ -308,7 +312,10 @@ def _judging(options: AuditOptions, segmenter: Segmenter | None) -> Step:
     shaping = {"thresholds": asdict(options.rules), "model": [*models, device]}
 
     def work(job: Job, progress: Progress) -> Outcome:
-        return Outcome(job.name, facts=judge_one(job.item, options, segmenter))
+        facts, lungs = judge_one(job.item, options, segmenter)
+        if lungs is not None:
+            write_mask(lungs, job.folder / MODEL_LUNGS, lungs.grid)
+        return Outcome(job.name, facts=facts)
 
     return Step("audit", 1, lambda case: {"case": content_of_case(case), **shaping}, work)
 
@@ -348,10 +355,10 @@ def _summary(
     }
 
 
-def write_copy(
-    cases: Sequence[Case], options: AuditOptions, segmenter: Segmenter | None, progress: Progress
-) -> dict[str, Any]:
+def write_copy(cases: Sequence[Case], options: AuditOptions, out: Path, progress: Progress) -> dict[str, Any]:
     """Write the cleaned copy case by case; ``manifest.csv`` comes last and says that it is whole.
+
+    The lungs that a model found while the cases were judged are read from the audit's folder `out`.
 
     Returns:
         What was changed, by kind, and what was left.
@@ -375,17 +382,16 @@ def write_copy(
             except PneumoscopeError:
                 left["unreadable"] += 1  # only with keep_going: it was refused before
                 continue
-            lungs = None
-            if segmenter is not None and raw.lungs is None and raw.hounsfield:
-                lungs = segmenter.run(raw.volume).lungs.labels
-            mended = repair_case(raw, options.repairs, options.rules, lungs=lungs, stacked=raw.sized)
-            rows.append(copy.write_case(folder, raw, mended, name))
-            stream.writelines(copy.change_rows(raw, mended))
-            voxels.update(copy.summary(mended))
-            left.update(f.kind for f in mended.left)
-            changed += bool(mended.changes)
+            found = job_folder(out, case.case) / MODEL_LUNGS
+            lungs = read_mask(found).labels if found.is_file() else None
+            repaired = repair_case(raw, options.repairs, options.rules, lungs=lungs, stacked=raw.sized)
+            rows.append(copy.write_case(folder, raw, repaired, name))
+            stream.writelines(copy.change_rows(raw, repaired))
+            voxels.update(copy.summary(repaired))
+            left.update(f.kind for f in repaired.left)
+            changed += bool(repaired.changes)
     progress("cleaned copy", len(cases), len(cases))
-    write_text(folder / copy.TABLE, copy.table_text([dict(row) for row in rows]))
+    write_csv(folder / copy.TABLE, copy.TABLE_COLUMNS, rows)
     return {
         "cases": len(rows),
         "cases_changed": changed,
@@ -403,7 +409,7 @@ def _write(
 
     title = f"Audit of {summary['dataset']}"
     (out / AUDIT_FILE).unlink(missing_ok=True)
-    write_text(out / "findings.csv", findings_csv(findings))
+    write_csv(out / "findings.csv", COLUMNS, [finding.row() for finding in findings])
     write_audit_page(
         out / "audit.html", title=title, findings=findings, pictures=pictures, summary=summary, rules=options.rules
     )  # fmt: skip

@@ -6,14 +6,14 @@ from base64 import b64encode
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.datasets.audit.case import Judged, judge_case
+from pneumoscope.datasets.audit.case import Judged, differences, judge_case
 from pneumoscope.datasets.audit.duplicates import fingerprint, pack_print
 from pneumoscope.datasets.audit.raw import RawCase, read_raw
 from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_files
-from pneumoscope.volume import present_labels
+from pneumoscope.volume import LUNG_LABELS, Mask, present_labels
 
 if TYPE_CHECKING:
     from pneumoscope.cases.audit import AuditOptions
@@ -39,8 +39,11 @@ def content_of_case(case: Case) -> dict[str, Any]:
     return {**about, "files": sums, "meaning": meaning}
 
 
-def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) -> dict[str, Any]:
-    """What is kept of one case, as JSON values: findings without their voxels, a picture of each, the fingerprint."""
+def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) -> tuple[dict[str, Any], Mask | None]:
+    """What is kept of one case, and the lungs that a model found where the case has no lung mask.
+
+    The first as JSON values: findings without their voxels, a picture of each, the fingerprint.
+    """
     from pneumoscope.reports.audit import finding_picture
 
     try:
@@ -50,11 +53,11 @@ def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) ->
             raise _unreadable(problem) from problem
         finding = AuditFinding(case.case, "unreadable", "error", str(problem))
         return {"findings": [vars(finding)], "pictures": [None], "print": None, "not_judged": [], "labels": {},
-                "masked": 0, "off_grid": 0}  # fmt: skip
+                "masked": 0, "off_grid": 0}, None  # fmt: skip
     for _, problem_text in raw.problems:
         if "[IN-MSK-" not in problem_text and not options.keep_going:
             raise DatasetError(f"{problem_text}; see `data check`, or give --keep-going")
-    judged, more = judge_with_model(raw, options, segmenter)
+    judged, more, seen = judge_with_model(raw, options, segmenter)
     masks = {"lungs": raw.lungs, "infiltrate": raw.infiltrate}
     pictures = []
     for finding in [*judged.findings, *more]:
@@ -64,7 +67,7 @@ def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) ->
             raw.volume, finding, judged.lungs if lungs is None and on_scan else lungs, drawn, hounsfield=raw.hounsfield
         )
         pictures.append(b64encode(picture).decode())
-    return {
+    facts = {
         "findings": [vars(replace(finding, where=None)) for finding in [*judged.findings, *more]],
         "pictures": pictures,
         "print": pack_print(fingerprint(raw.volume, dataset="", case=case.case, patient=case.patient)),
@@ -73,6 +76,7 @@ def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) ->
         "masked": (raw.lungs is not None) + (raw.infiltrate is not None),
         "off_grid": sum(finding.kind == "grid-differs" for finding in judged.findings),
     }
+    return facts, seen if raw.lungs is None else None
 
 
 def _unreadable(problem: PneumoscopeError) -> PneumoscopeError:
@@ -87,17 +91,14 @@ def _shown(mask: Any, raw: RawCase) -> Any:
 
 def judge_with_model(
     raw: RawCase, options: AuditOptions, segmenter: Segmenter | None
-) -> tuple[Judged, list[AuditFinding]]:
-    """A case judged by itself, and where model and reader differ (nothing without a model)."""
+) -> tuple[Judged, list[AuditFinding], Mask | None]:
+    """A case judged by itself, where model and reader differ, and the model's lungs; without a model neither."""
     if segmenter is None:
-        return judge_case(raw, options.rules, stacked=raw.sized), []
+        return judge_case(raw, options.rules, stacked=raw.sized), [], None
     if not raw.hounsfield:
         judged = judge_case(raw, options.rules, stacked=raw.sized)
         judged.not_judged["missing-annotation, unseen-lesion"] = f"no model for it: {raw.why_not}"
-        return judged, []
-    from pneumoscope.datasets.audit.suspects import differences
-    from pneumoscope.volume import LUNG_LABELS, Mask
-
+        return judged, [], None
     judged = judge_case(raw, options.rules)
     given = None if judged.lungs is None else Mask(judged.lungs, raw.volume.grid, LUNG_LABELS)
     seen = segmenter.run(raw.volume, given)
@@ -105,16 +106,18 @@ def judge_with_model(
         judged = judge_case(raw, options.rules, lungs=seen.lungs.labels)
     whole = {f.kind for f in judged.findings if f.mask == "infiltrate" and f.where is None}
     if judged.infiltrate is None or whole:
-        return judged, []
+        return judged, [], seen.lungs
     found = differences(
         raw.case.case, judged.infiltrate > 0, seen.infiltrate.any, seen.probability, seen.lungs.any, raw.volume.grid,
         options.rules,
     )  # fmt: skip
-    told = {tuple(v) for f in judged.findings if f.mask == "infiltrate" and f.where is not None for v in f.where[:1]}
-    return judged, [f for f in found if f.kind != "unseen-lesion" or not _known(f, told)]
+    reported = {
+        tuple(v) for f in judged.findings if f.mask == "infiltrate" and f.where is not None for v in f.where[:1]
+    }
+    return judged, [f for f in found if f.kind != "unseen-lesion" or not _known(f, reported)], seen.lungs
 
 
-def _known(finding: AuditFinding, told: set[tuple[int, ...]]) -> bool:
+def _known(finding: AuditFinding, reported: set[tuple[int, ...]]) -> bool:
     """Whether a lesion was reported already for another reason."""
     assert finding.where is not None
-    return any(tuple(v) in told for v in finding.where)
+    return any(tuple(v) in reported for v in finding.where)

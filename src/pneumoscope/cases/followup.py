@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumoscope._version import __version__
-from pneumoscope.cases.compare import Aligned, compare_dates, course_of
-from pneumoscope.cases.dates import CASE_FILES, Dated, is_case_folder, read_dated
+from pneumoscope.cases.compare import CASE_FILES, Aligned, Dated, compare_dates, course_of, is_case_folder, read_dated
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
 from pneumoscope.jobs.lock import locks

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.cases.batch import RUN_FILE, environment
 from pneumoscope.cases.options import XrayOptions
-from pneumoscope.cases.xray_inputs import Listed, listed
-from pneumoscope.cases.xray_rows import Status, XrayBatch, XrayRow
+from pneumoscope.cases.xray_rows import Listed, Status, XrayBatch, XrayRow, listed
 from pneumoscope.errors import Finding, InputError, PneumoscopeError
 from pneumoscope.inference.heatmaps import METHODS, Method, heat, on_picture, overlay, share_in_lung_box
 from pneumoscope.inference.radiographs import (

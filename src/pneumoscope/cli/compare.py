@@ -38,7 +38,7 @@ def compare(
     scans, which are segmented first. Scans that cannot be laid over each other (another patient, a mirrored scan, half
     of the lungs) are refused. A difference below the noise floor is called no measurable change.
     """
-    from pneumoscope.cases.dates import is_case_folder
+    from pneumoscope.cases.compare import is_case_folder
     from pneumoscope.cases.followup import compare_cases
 
     paths = [baseline, followup, *(more or [])]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pneumoscope.datasets.case import MASKS, SAME_LABELS, Case, in_subset
-from pneumoscope.datasets.formats.dataset_json import shown
+from pneumoscope.datasets.formats.decathlon import shown
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.progress import Progress, silent

@@ -203,7 +203,7 @@ PHANTOM_FILE = "phantom.json"
 READERS: Mapping[str, str] = {
     "phantom": "pneumoscope.datasets.phantom.folder:read_phantom",
     "medseg": "pneumoscope.datasets.public.medseg:read_medseg_cases",
-    "medseg-slices": "pneumoscope.datasets.public.medseg_slices:read_medseg_slices_cases",
+    "medseg-slices": "pneumoscope.datasets.public.medseg:read_medseg_slices_cases",
     "covid19ctseg": "pneumoscope.datasets.public.covid19ctseg:read_covid19ctseg_cases",
     "mosmed": "pneumoscope.datasets.public.mosmed:read_mosmed_cases",
     "covid1920": "pneumoscope.datasets.public.covid1920:read_covid1920_cases",

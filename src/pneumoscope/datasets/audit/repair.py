@@ -18,7 +18,7 @@ from pneumoscope.datasets.audit.case import Judged, judge_case
 from pneumoscope.datasets.audit.raw import RawCase, RawMask
 from pneumoscope.datasets.audit.rules import REPAIRS, AuditFinding, AuditRules
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.convert_layouts import write_values
+from pneumoscope.datasets.convert import write_values
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.files import atomic_path
@@ -275,15 +275,6 @@ def change_rows(raw: RawCase, repaired: Repaired) -> Iterator[str]:
 def begin_changes(stream: TextIO) -> None:
     """The head of ``changes.csv``."""
     stream.write(",".join(CHANGE_COLUMNS) + "\n")
-
-
-def table_text(rows: Iterable[dict[str, Any]]) -> str:
-    """``manifest.csv`` of the copy."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, TABLE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def summary(repaired: Repaired) -> dict[str, int]:

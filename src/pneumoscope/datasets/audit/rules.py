@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -111,15 +109,6 @@ def ranked(findings: Iterable[AuditFinding]) -> list[AuditFinding]:
     return sorted(
         findings, key=lambda f: (_ORDER.index(f.severity), kinds.index(f.kind), -f.confidence, f.case, f.slice or 0)
     )
-
-
-def findings_csv(findings: Iterable[AuditFinding]) -> str:
-    """The table as text, in the order given; a header alone when there are none."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(finding.row() for finding in findings)
-    return text.getvalue()
 
 
 Severity = Literal["error", "warning", "note"]

@@ -1,20 +1,205 @@
 """A folder in the layout of the Medical Segmentation Decathlon: ``dataset.json`` lists scans and masks, as cases.
 
+The same file describes nnU-Net's folders (v1 and v2). It is read without trust: paths in it must stay in its folder,
+labels may stand either way round.
+
 Its zips are full of ``._name`` files of macOS; they are in no list here, and entries that name them are passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pneumoscope.datasets.case import Case, CaseFiles, make_case
-from pneumoscope.datasets.formats.dataset_json import Description, read_description
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
+from pneumoscope.datasets.formats.layout import (
+    SCAN_SUFFIXES,
+    entries_of,
+    one_inside,
+    refuse_links_out,
+    require_folder,
+    require_inside,
+)
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.kinds import case_name
+from pneumoscope.io.kinds import case_name, suffix_of
+
+NAME = "dataset.json"
+MAX_DEPTH = 3
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a ``dataset.json`` says.
+
+    Attributes:
+        folder: where it lies.
+        labels: name -> labels on disk (several for a region).
+        channels: channel number -> name.
+        ending: suffix of the files, e.g. ``.nii.gz``.
+        licence, citation: as stated, "" where not.
+        raw: all of it.
+    """
+
+    folder: Path
+    labels: Mapping[str, tuple[int, ...]]
+    channels: Mapping[int, str]
+    ending: str
+    licence: str
+    citation: str
+    raw: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return self.folder / NAME
+
+    def inside(self, path: Any) -> Path:
+        """A path of the description as a file below its folder; ``X.nii`` for ``X.nii.gz`` and the reverse will do.
+
+        Raises:
+            DatasetError: it leads out of the folder, or there is nothing.
+        """
+        if not isinstance(path, str) or not path.strip():
+            raise DatasetError(f"names {path!r} where a file is expected; write it again", path=self.path)
+        target = self.folder / path.strip()
+        real = self.folder.resolve()
+        if ".." in Path(path).parts or not target.parent.resolve().is_relative_to(real):
+            raise DatasetError(f"names {path!r}, which leads out of its folder; copy the file into it", path=self.path)
+        found = files_of(target.parent, suffix_of(target), real)
+        stem = target.name.removesuffix(suffix_of(target))
+        if stem not in found:
+            raise DatasetError(
+                f"names {path!r}, which is not there: half a download? Copy or unzip the rest", path=self.path
+            )
+        return found[stem]
+
+
+def read_description(root: str | Path, kind: str) -> Description:
+    """The description of the one data set in a folder, at most three levels below it.
+
+    Args:
+        root: the data set's folder or one above.
+        kind: of layout, for messages.
+
+    Raises:
+        DatasetError: no folder, no description, several, a damaged one.
+    """
+    start = Path(root)
+    require_folder(start, f"{kind} with {NAME}")
+    refuse_links_out(start)
+    found = _search(start)
+    if not found:
+        raise DatasetError(f"holds no {NAME}; expected {kind}", path=start)
+    if len(found) > 1:
+        names = ", ".join(str(p.parent.relative_to(start)) for p in found[:4])
+        raise DatasetError(f"holds {len(found)} data sets ({names} ...); name the folder of one", path=start)
+    return _described(found[0])
+
+
+def files_of(folder: Path, ending: str, real: Path) -> dict[str, Path]:
+    """The files of a folder with an ending, by name without it; {} for a missing folder.
+
+    For NIfTI both endings and folders called ``X.nii`` with one file in them count. Hidden files (``._x`` of macOS) do
+    not. Links must stay below `real`.
+
+    Raises:
+        DatasetError: a link that leads out or nowhere, a folder ``X.nii`` without exactly one file, a name twice.
+    """
+    if not folder.is_dir():
+        return {}
+    endings = SCAN_SUFFIXES if ending in SCAN_SUFFIXES else (ending,)
+    found: dict[str, Path] = {}
+    for entry in entries_of(folder):
+        if suffix_of(entry.name) not in endings:
+            continue
+        path = Path(entry.path)
+        if entry.is_symlink():
+            require_inside(path, real)
+        stem = entry.name[: -len(suffix_of(entry.name))]
+        if stem in found:
+            raise DatasetError(f"is there twice, as {found[stem].name} and {path.name}; keep one", path=path)
+        found[stem] = one_inside(path, real) if entry.is_dir() else path
+    return found
+
+
+def _search(start: Path) -> list[Path]:
+    level = [start]
+    for _ in range(MAX_DEPTH + 1):
+        found = [folder / NAME for folder in level if (folder / NAME).is_file()]
+        if found:
+            return found
+        level = [Path(e.path) for folder in level for e in entries_of(folder) if e.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _described(path: Path) -> Description:
+    try:
+        data = path.read_bytes()
+        held = json.loads(data) if len(data) <= MAX_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        said = str(error).split(":")[0]
+        raise DatasetError(f"is no JSON or was cut off ({said}); fetch it again", path=path) from None
+    if not isinstance(held, dict) or not isinstance(held.get("labels"), dict):
+        raise DatasetError("is no description of a data set: expected JSON with labels", path=path)
+    ending = held.get("file_ending") or ".nii.gz"
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise DatasetError(f"has the file ending {ending!r}, expected one like .nii.gz", path=path)
+    return Description(
+        path.parent,
+        _labels(held["labels"], path),
+        _channels(held.get("channel_names") or held.get("modality") or {"0": "CT"}, path),
+        ending.lower(),
+        _text(held.get("licence") or held.get("license")),
+        _text(held.get("reference")),
+        held,
+    )
+
+
+def _labels(labels: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> labels, whichever of the two stands first: ``{"lung": 1}``, ``{"1": "lung"}``, ``{"lung": [1, 2]}``."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items():
+        numbers = [_whole(item) for item in (value if isinstance(value, list) else [value])]
+        if numbers and all(number is not None for number in numbers):
+            name, several = key, tuple(number for number in numbers if number is not None)
+        elif _whole(key) is not None and isinstance(value, str):
+            name, several = value, (_whole(key) or 0,)
+        else:
+            raise DatasetError(f"has the label {key!r}: {value!r}, expected a name and whole numbers", path=path)
+        found[name] = (*found.get(name, ()), *several)
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    """A label number from 0 to 255, also as text; None for anything else."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value.strip()[:9])
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 else None
+
+
+def _channels(channels: Any, path: Path) -> dict[int, str]:
+    if isinstance(channels, dict) and channels:
+        found = {_whole(key): str(value) for key, value in channels.items()}
+        if None not in found:
+            return {key: value for key, value in found.items() if key is not None}
+    raise DatasetError('has no usable channel names, expected {"0": "CT"}', path=path)
+
+
+def _text(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first of some names and how many more there are."""
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else f"{listed[0]} (and {len(listed) - 1} more)"
+
 
 KIND = "the Decathlon's layout (imagesTr, labelsTr)"
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
-from pneumoscope.datasets.formats.dataset_json import shown
+from pneumoscope.datasets.formats.decathlon import shown
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
 from pneumoscope.datasets.formats.layout import SCAN_SUFFIXES, Found, walk
 from pneumoscope.errors import DatasetError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
-from pneumoscope.datasets.formats.dataset_json import Description, files_of, read_description, shown
+from pneumoscope.datasets.formats.decathlon import Description, files_of, read_description, shown
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
 from pneumoscope.datasets.splits.folds import Fold, Member
 from pneumoscope.errors import DatasetError

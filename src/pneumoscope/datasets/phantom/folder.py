@@ -8,7 +8,6 @@ only the vessels branch differently.
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site, phanto
 from pneumoscope.datasets.phantom.tissue import lung_labels
 from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
+from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
@@ -186,8 +185,8 @@ def _write(
         rows.append(row)
         faults.extend(found)
     progress(f"phantom {name}", patients, patients)
-    write_text(folder / FAULTS, _table(FAULT_COLUMNS, faults))
-    write_text(folder / TABLE, _table(TABLE_COLUMNS, rows))
+    write_csv(folder / FAULTS, FAULT_COLUMNS, faults)
+    write_csv(folder / TABLE, TABLE_COLUMNS, rows)
     title = phantom_site(name).title
     info = dataset_info("phantom")
     write_json(
@@ -262,20 +261,12 @@ def _write_image(folder: Path, made: PhantomScan, plan: Mapping[str, Any]) -> st
     return f"images/{volume.case}"
 
 
-def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def read_phantom_json(root: str | Path) -> dict[str, Any]:
     """``phantom.json`` of a folder; DatasetError when there is none or it is damaged."""
     path = Path(root) / PHANTOM_FILE
     if not path.exists():
         raise DatasetError(
-            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; make it by pneumoscope data phantom",
+            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; run pneumoscope data phantom",
             path=root,
         )
     held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")

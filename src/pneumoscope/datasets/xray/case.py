@@ -1,26 +1,28 @@
-"""One radiograph of a data set: whose it is, what it is said to show, where it lies."""
+"""One radiograph of a dataset: whose it is, its label, where it lies; and the table of a user's own."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumoscope.datasets.formats.layout import refuse_links_out
+from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.registry import dataset_info, require_unique
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.formats.radiograph import SUFFIXES
+from pneumoscope.io.kinds import case_name
+from pneumoscope.io.walk import files_below
 
 if TYPE_CHECKING:
     from pneumoscope.volume import Radiograph
 
+
 LABELS = ("normal", "bacterial", "viral", "covid19", "pneumonia", "other")
 """Classes by name; ``pneumonia`` where the cause is not told, ``other`` for findings that are none of these."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm")
-_JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 MAX_FILES = 300_000
 
 READERS: Mapping[str, str] = {
@@ -28,7 +30,7 @@ READERS: Mapping[str, str] = {
     "cohen": "pneumoscope.datasets.public.cohen:read_cohen",
     "hannover": "pneumoscope.datasets.public.hannover:read_hannover",
     "nih": "pneumoscope.datasets.public.nih:read_nih",
-    "radiographs": "pneumoscope.datasets.formats.radiographs:read_table",
+    "radiographs": "pneumoscope.datasets.xray.case:read_table",
 }
 """Which function reads which data set, as ``module:function``; imported when it is asked for."""
 
@@ -107,24 +109,15 @@ def pictures_below(root: Path, expected: str) -> list[Path]:
     Raises:
         DatasetError: no folder, an archive, an empty folder, no picture, or a link out of the folder.
     """
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "no such folder"
-        hint = "; unzip it and name the folder that comes out" if root.suffix.lower() == ".zip" else ""
-        raise DatasetError(f"{what}, expected {expected}{hint}", path=root)
+    require_folder(root, expected)
     refuse_links_out(root)
-    found: list[Path] = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if not _is_junk(f))
-        found += [Path(folder) / f for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in PICTURES]
-        if len(found) > MAX_FILES:
-            raise DatasetError(f"holds more than {MAX_FILES} pictures; expected {expected}", path=root)
+    pictures = (path for path in files_below(root) if path.suffix.lower() in SUFFIXES)
+    found = list(islice(pictures, MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise DatasetError(f"holds more than {MAX_FILES} pictures; expected {expected}", path=root)
     if not found:
         raise DatasetError(f"holds no picture; expected {expected}", path=root)
     return found
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -150,5 +143,40 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
 def find_table(root: Path, names: Iterable[str]) -> Path | None:
     """The first file of one of these names (lower case), the nearest to the root."""
     wanted = set(names)
-    found = [p for p in root.rglob("*") if p.name.lower() in wanted and p.is_file() and "__MACOSX" not in p.parts]
+    found = [path for path in files_below(root) if path.name.lower() in wanted]
     return min(found, key=lambda p: (len(p.parts), str(p)), default=None)
+
+
+OWN_TABLE = "radiographs.csv"
+
+
+def read_table(path: Path) -> list[XrayCase]:
+    """The pictures of a CSV ``image,label[,patient,source,view]``, in its order; paths count from its folder.
+
+    A folder means its `radiographs.csv`.
+
+    A row without patient is a patient of its own.
+
+    Raises:
+        DatasetError: no such table, a row without image or label, a picture that is not there.
+    """
+    table = path / OWN_TABLE if path.is_dir() else path
+    if not table.is_file():
+        raise DatasetError(f"no such table; expected a CSV image,label[,patient,source,view] ({OWN_TABLE})", path=table)
+    cases, names = [], set()
+    for number, row in enumerate(read_rows(table, ("image", "label")), start=2):
+        if not row["image"] or not row["label"]:
+            raise DatasetError(f"line {number} has no image or no label", path=table)
+        picture = table.parent / row["image"]
+        if not picture.is_file():
+            raise DatasetError(f"line {number}: image {row['image']!r} does not exist", path=table)
+        name = case_name(picture.with_suffix(""))
+        if name in names:
+            name = f"{name}-{number}"
+        names.add(name)
+        patient = row.get("patient") or f"row{number}"
+        view = row.get("view", "")
+        cases.append(make("radiographs", picture, name, patient, row["label"], row.get("source", ""), view=view))
+    if not cases:
+        raise DatasetError("lists no picture; expected at least one line below the column names", path=table)
+    return cases

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io as streams
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
+from pneumoscope.io.dicom.files import sniff
 from pneumoscope.io.formats.radiograph_checks import require_content, require_size
 from pneumoscope.io.kinds import case_name
 from pneumoscope.io.stored import Place, names_failures, open_regular
+from pneumoscope.io.walk import files_below
 from pneumoscope.volume import Radiograph
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def read_radiograph(
 def find_radiographs(path: str | Path) -> list[Path]:
     """The pictures at or below a path, sorted by name: by suffix, or DICOM by its mark whatever it is called.
 
-    Hidden files, `__MACOSX` and `DICOMDIR` are passed over.
+    Hidden files, what operating systems leave behind and `DICOMDIR` are passed over.
 
     Raises:
         ReadError: IN-XRY-081, nothing there or no picture in the folder.
@@ -95,7 +96,7 @@ def find_radiographs(path: str | Path) -> list[Path]:
     start = Path(path)
     place = Place(start, FAMILY)
     if start.is_dir():
-        found = sorted(_pictures(start))
+        found = sorted(p for p in files_below(start) if p.suffix.lower() in SUFFIXES or _has_mark(p))
         if not found:
             raise place.error(81, f"is a folder without a picture; expected {READABLE}")
         return found
@@ -104,23 +105,9 @@ def find_radiographs(path: str | Path) -> list[Path]:
     return [start]
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    for inside in folder.rglob("*"):
-        parts = inside.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if not hidden and inside.is_file() and (inside.suffix.lower() in SUFFIXES or _has_mark(inside)):
-            yield inside
-
-
 def _has_mark(path: Path) -> bool:
     """Whether a file of another name, or of none, is DICOM: they are often called after their UID. No DICOMDIR."""
-    if path.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return path.name.upper() != "DICOMDIR" and sniff(path)[0] == "dicom"
 
 
 def _read_picture(place: Place, case: str, least_side: int | None) -> Radiograph:
