@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,8 @@ class Volume(Voxels):
         case: the name used in outputs; never a patient's name.
         findings: what the reader accepted or mended and wants reported.
         source: plain facts for reports (format, convolution kernel, ...), without personal data.
+        series: of a DICOM series, what its SEG and SR are made from (`pneumoscope.io.dicom.results`): JSON values that
+            may say who the patient is and are never printed; else None.
     """
 
     hu: NDArray[np.float32]
@@ -64,6 +67,7 @@ class Volume(Voxels):
     case: str = "scan"
     findings: tuple[Finding, ...] = ()
     source: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.hu, self.grid, "a volume")
@@ -100,6 +104,7 @@ class Volume(Voxels):
         case: str = "scan",
         findings: tuple[Finding, ...] = (),
         source: Mapping[str, str] | None = None,
+        series: Mapping[str, Any] | None = None,
     ) -> Volume:
         """A volume from an array in the order it is stored, on its own grid of any orientation."""
         if array.shape != native.shape:
@@ -107,7 +112,7 @@ class Volume(Voxels):
         turned, grid = _to_ras(array, native)
         with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite and is refused
             hu = contiguous(turned, np.float32)
-        return cls(hu, grid, native, case, findings, dict(source or {}))
+        return cls(hu, grid, native, case, findings, dict(source or {}), series)
 
     def with_findings(self, *more: Finding) -> Volume:
         """The same scan with findings added."""

@@ -20,7 +20,7 @@ from pneumoscope.datasets.audit.duplicates import content_hash, find_duplicates,
 from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_pieces
 from pneumoscope.datasets.audit.raw import RawCase, RawMask
 from pneumoscope.datasets.audit.repair import file_index, repair_case
-from pneumoscope.datasets.audit.rules import KINDS, REPAIRS, AuditFinding, AuditRules, findings_csv, ranked, spotted
+from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFinding, AuditRules, ranked, spotted
 from pneumoscope.datasets.case import Case
 from pneumoscope.geometry import Grid, all_axis_codes, reorient_array
 from pneumoscope.volume import Volume, array_to_native
@@ -348,14 +348,12 @@ def test_findings_as_a_table():
     where = np.array([[1, 1, 2], [2, 1, 2], [1, 1, 3]])
     small = spotted("b", "speck", "warning", 'odd, "quoted"', where, grid)
     whole = AuditFinding("a", "mirrored-mask", "error", "mirrored")
-    text = findings_csv(ranked([small, whole]))
-    rows = list(csv.DictReader(text.splitlines()))
-    assert text.splitlines()[0] == "case,slice,kind,voxels,volume_ml,x,y,z,severity,detail"
+    rows = [finding.row() for finding in ranked([small, whole])]
+    assert ",".join(COLUMNS) == ",".join(rows[0]) == "case,slice,kind,voxels,volume_ml,x,y,z,severity,detail"
     assert [row["case"] for row in rows] == ["a", "b"]
     assert (rows[0]["slice"], rows[0]["x"], rows[0]["volume_ml"]) == ("", "", "")
-    assert (rows[1]["slice"], rows[1]["x"], rows[1]["y"], rows[1]["z"]) == ("2", "1.33", "2.00", "7.00")
-    assert (rows[1]["voxels"], rows[1]["volume_ml"], rows[1]["detail"]) == ("3", "0.0180", 'odd, "quoted"')
-    assert findings_csv([]).count("\n") == 1
+    assert (str(rows[1]["slice"]), rows[1]["x"], rows[1]["y"], rows[1]["z"]) == ("2", "1.33", "2.00", "7.00")
+    assert (str(rows[1]["voxels"]), rows[1]["volume_ml"], rows[1]["detail"]) == ("3", "0.0180", 'odd, "quoted"')
 
 
 def test_every_threshold_has_a_reason_and_every_kind_a_sentence():

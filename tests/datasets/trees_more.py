@@ -21,7 +21,7 @@ from skimage.measure import find_contours
 from pneumoscope.datasets.case import LabelledScan
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.geometry import Grid
-from pneumoscope.io.dicom import read as dicom
+from pneumoscope.io.dicom import process as dicom_process
 from pneumoscope.io.dicom import worker as dicom_worker
 from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.write import write_image
@@ -283,12 +283,12 @@ def make_miscnn(root: Path, *, cases: int = 3, style: str = "nii.gz") -> Path:
 def in_process(monkeypatch: Any) -> None:
     """DICOM is read by the same code and the same JSON in this process: half a second faster per call."""
 
-    def exchange(asked: dict[str, Any], stream: Any) -> dict[str, Any]:
+    def exchange(asked: dict[str, Any], stream: Any = None) -> dict[str, Any]:
         reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(asked)), stream))
-        return dicom._understood(reply.encode(), 0, asked)
+        return dicom_process.understood(reply.encode(), 0, asked)
 
     monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
-    monkeypatch.setattr(dicom, "_exchange", exchange)
+    monkeypatch.setattr(dicom_process, "exchange", exchange)
 
 
 def make_ricord(root: Path) -> Path:

@@ -22,6 +22,7 @@ from border_files import chest, grid_of, nifti_bytes
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io import read_mask, read_volume, write_volume
+from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom import read as dicom
 from pneumoscope.io.dicom.radiograph import DicomReaders, _Child
 from pneumoscope.io.formats.radiograph import read_radiograph
@@ -88,7 +89,7 @@ class KeptProcess:
         self._child = _Child()
 
     def exchange(self, request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any]:
-        """What `dicom._exchange` does."""
+        """What `process.exchange` does."""
         if not self._child.alive:
             self._child.close()
             self._child = _Child()
@@ -108,7 +109,7 @@ def read_slices(path: Path) -> None:
     if _kept is None:
         _kept = KeptProcess()
         atexit.register(_kept.close)
-        dicom._exchange = _kept.exchange
+        process.exchange = _kept.exchange
     dicom.read_dicom(path, min_slices=1, any_modality=True)
 
 

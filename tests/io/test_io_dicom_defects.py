@@ -596,10 +596,10 @@ def test_too_large_for_the_limits(tmp_path: Path, in_process: None) -> None:
 
 
 def test_too_many_files(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pneumoscope.io.dicom import files as dicom_files
+    from pneumoscope.io import kinds
 
     folder = making.save(making.make_series(), tmp_path / "series")
-    monkeypatch.setattr(dicom_files, "MAX_FILES", 9)
+    monkeypatch.setattr(kinds, "MAX_FILES", 9)
     with pytest.raises(ReadError, match="IN-DCM-103"):
         read_dicom(folder)
 

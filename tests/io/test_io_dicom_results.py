@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from dicom_making import SERIES_UID, make_enhanced, make_series, save
 
-from pneumoscope.errors import InputError, ReadError
+from pneumoscope.errors import InputError
 from pneumoscope.geometry import LPS_TO_RAS
 from pneumoscope.io import read_volume
 from pneumoscope.io.dicom.results import write_dicom_results
@@ -48,7 +48,7 @@ def written(tmp_path: Path, slices, **options):
     volume = read_volume(folder, intensity="hu")
     masks = marked(volume)
     files = write_dicom_results(
-        folder, volume, masks, tmp_path, measured=MEASURED, states=("lung_incomplete",), models="lungs", **options
+        volume, masks, tmp_path, measured=MEASURED, states=("lung_incomplete",), models="lungs", **options
     )
     return volume, masks, files
 
@@ -126,7 +126,7 @@ def test_a_mask_without_voxels_leaves_its_file_out(tmp_path, kept, names):
     folder = save(make_series(), tmp_path / "series")
     volume = read_volume(folder, intensity="hu")
     masks = [m if n == kept else Mask.empty(m.grid, m.names) for n, m in enumerate(marked(volume))]
-    files = write_dicom_results(folder, volume, masks, tmp_path, measured=MEASURED)
+    files = write_dicom_results(volume, masks, tmp_path, measured=MEASURED)
     assert sorted(p.name for p in tmp_path.glob("*.dcm")) == sorted(p.name for p in files) == names
 
 
@@ -224,7 +224,7 @@ def test_an_enhanced_file_gets_the_same_points(tmp_path):
     make_enhanced().save_as(folder / "one.dcm", enforce_file_format=True)
     volume = read_volume(folder, intensity="hu")
     lungs, spots = marked(volume)
-    found = all_points(write_dicom_results(folder, volume, (lungs, spots), tmp_path, measured=MEASURED))
+    found = all_points(write_dicom_results(volume, (lungs, spots), tmp_path, measured=MEASURED))
     assert close(found["right lung"], points_in(lungs, 1))
     assert close(found["ground-glass"], points_in(spots, 1))
 
@@ -286,17 +286,30 @@ def test_no_voxel_no_segmentation(tmp_path):
     folder = save(make_series(), tmp_path / "series")
     volume = read_volume(folder, intensity="hu")
     nothing = Mask.empty(volume.grid, LUNG_LABELS)
-    assert write_dicom_results(folder, volume, (nothing,), tmp_path, measured={}) == ()
+    assert write_dicom_results(volume, (nothing,), tmp_path, measured={}) == ()
     assert not list(tmp_path.glob("*.dcm"))
 
 
-def test_masks_of_another_series_are_refused_and_nothing_is_left(tmp_path):
-    first = save(make_series(), tmp_path / "first")
-    other = save(make_series(count=8, uid="2.25.99"), tmp_path / "other")
-    volume = read_volume(first, intensity="hu")
-    with pytest.raises(ReadError, match="IN-DCM-105"):
-        write_dicom_results(other, volume, marked(volume), tmp_path / "out", measured={})
-    assert not list((tmp_path / "out").glob("*"))
+def test_what_became_of_the_files_after_reading_does_not_matter(tmp_path):
+    """Headers are parsed once, with the voxels: what is written belongs to what was read."""
+    folder = save(make_series(), tmp_path / "series")
+    volume = read_volume(folder, intensity="hu")
+    for path in folder.iterdir():
+        path.unlink()
+    _, spots = marked(volume)
+    file, report = write_dicom_results(volume, (spots,), tmp_path, measured={})
+    assert close(points_of(pydicom.dcmread(file))["ground-glass"], points_in(spots, 1))
+    assert pydicom.dcmread(report).PatientName == "SECRET^NAME"
+    assert "SECRET" not in repr(volume)
+
+
+def test_a_name_in_another_alphabet_stays_readable(tmp_path):
+    slices = make_series()
+    for one in slices:
+        one.SpecificCharacterSet = "ISO_IR 144"
+        one.PatientName = "Люкceмбypг"
+    _, _, files = written(tmp_path, slices)
+    assert str(pydicom.dcmread(files[0]).PatientName) == "Люкceмбypг"
 
 
 def test_other_formats_have_no_dicom_results(tmp_path):
@@ -304,4 +317,4 @@ def test_other_formats_have_no_dicom_results(tmp_path):
     volume = read_volume(folder, intensity="hu")
     plain = Volume(volume.hu, volume.grid, volume.native, source={"format": "NIfTI"})
     with pytest.raises(InputError, match="only a DICOM scan"):
-        write_dicom_results(folder, plain, marked(plain), tmp_path, measured={})
+        write_dicom_results(plain, marked(plain), tmp_path, measured={})

@@ -133,7 +133,7 @@ def test_the_dicom_segmentation_has_the_corner_there_too(tmp_path, name):
     write_dicom_series(Volume.from_native(stored, native), tmp_path / "series")
     volume = read_volume(tmp_path / "series", intensity="hu")
     there = Mask((volume.hu > 2000).astype(np.uint8), volume.grid, INFILTRATE_LABEL)
-    seg, _ = write_dicom_results(tmp_path / "series", volume, (there,), tmp_path, measured={})
+    seg, _ = write_dicom_results(volume, (there,), tmp_path, measured={})
     expected = native.world([n - 1 if c else 0 for n, c in zip(native.shape, corner, strict=True)])
     np.testing.assert_allclose(corner_from_seg(seg), expected, atol=2e-3)
 

@@ -374,7 +374,7 @@ def write_copy(cases: Sequence[Case], options: AuditOptions, out: Path, progress
     left: Counter[str] = Counter()
     changed = 0
     with atomic_path(folder / copy.CHANGES) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        copy.begin_changes(stream)
+        copy.write_head(stream)
         for number, (case, name) in enumerate(zip(cases, file_names(cases), strict=True)):
             progress("cleaned copy", number, len(cases), case.case)
             try:

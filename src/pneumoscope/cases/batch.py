@@ -108,7 +108,7 @@ def run_batch(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     progress("cases", 0, max(1, len(scans)), "loading")
     step = opener(1)
     private = Private(Path(out), key)
@@ -118,7 +118,7 @@ def run_batch(
 
     def result_of(outcomes: Sequence[Outcome]) -> BatchResult:
         cases = tuple(_result(outcome, earlier) for outcome in outcomes)
-        return BatchResult(cases, time.perf_counter() - begun)
+        return BatchResult(cases, time.perf_counter() - started)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         batch = result_of(outcomes)

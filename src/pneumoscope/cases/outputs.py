@@ -56,8 +56,6 @@ class CaseContent:
         truth: a reader's infiltrate to compare with, or None.
         findings: more findings, of the run.
         cards: cards of the models used; a ``name`` may be added.
-        scan: what the volume was read from; None where there is no file.
-        series: which DICOM series of it was asked for.
     """
 
     volume: Volume
@@ -71,8 +69,6 @@ class CaseContent:
     truth: Mask | None = None
     findings: tuple[Finding, ...] = ()
     cards: tuple[Mapping[str, Any], ...] = ()
-    scan: Path | None = None
-    series: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +188,10 @@ def _side_by_side(
     """The results by name. NumPy, zlib and child processes let other threads run."""
 
     def timed(name: str) -> Any:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         result = steps[name]()
         if spent is not None:
-            spent[name] = time.perf_counter() - begun
+            spent[name] = time.perf_counter() - started
         return result
 
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -344,20 +340,18 @@ def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tupl
     Returns:
         What there is to report: (), or why the files are not there.
     """
-    if content.scan is None or content.volume.source.get("format") != "DICOM":
+    if content.volume.series is None:
         return ()
     from pneumoscope.io.dicom.results import write_dicom_results
 
     try:
         written = write_dicom_results(
-            content.scan,
             content.volume,
             (content.lungs, content.infiltrate),
             folder,
             measured=measured(content.severity),
             states=content.severity.states,
             models=", ".join(str(card.get("name", "model")) for card in content.cards),
-            series=content.series,
             deidentify=deidentify,
         )
     except PneumoscopeError as problem:

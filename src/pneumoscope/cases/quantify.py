@@ -100,7 +100,7 @@ def quantify_case(
     from pneumoscope.severity.assess import assess
 
     options = options or QuantifyOptions()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     progress("reading", 0, 1)
     volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
@@ -108,23 +108,21 @@ def quantify_case(
     if lungs is None or infiltrate is None:
         raise InputError(f"{scan.case} needs a lung mask and an infiltrate mask; give both")
     lobes = given_lobes(volume, options.lobes)
-    seconds = {"read": time.perf_counter() - begun}
-    begun = time.perf_counter()
+    seconds = {"read": time.perf_counter() - started}
+    started = time.perf_counter()
     progress("measuring", 0, 1)
     severity = assess(volume, lungs, infiltrate, lobes=lobes)
-    seconds["measure"] = time.perf_counter() - begun
-    begun = time.perf_counter()
+    seconds["measure"] = time.perf_counter() - started
+    started = time.perf_counter()
     content = CaseContent(
         volume=volume,
         lungs=lungs,
         infiltrate=infiltrate,
         severity=severity,
         findings=scan.findings,
-        scan=Path(scan.path),
-        series=scan.series,
     )
     spent: dict[str, float] = {}
     write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
-    seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
+    seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

@@ -166,21 +166,21 @@ def segment_case(
         PneumoscopeError: as reader, models and writers say.
     """
     options = options or SegmentOptions()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     progress("reading", 0, 1)
     volume = _read(scan, options) if reading is None else reading.result()
     progress("reading", 1, 1)
     lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
     lobes = given_lobes(volume, options.lobes)
-    seconds = {"read": time.perf_counter() - begun}
+    seconds = {"read": time.perf_counter() - started}
     found = segmenter.run(volume, lung_mask, progress=progress)
     seconds |= found.seconds
-    begun = time.perf_counter()
+    started = time.perf_counter()
     progress("measuring", 0, 1)
     severity = assess_segmentation(volume, found, lobes)
-    seconds["measure"] = time.perf_counter() - begun
-    begun = time.perf_counter()
+    seconds["measure"] = time.perf_counter() - started
+    started = time.perf_counter()
     content = CaseContent(
         volume=volume,
         lungs=found.lungs,
@@ -193,12 +193,10 @@ def segment_case(
         truth=truth,
         findings=(*scan.findings, *found.findings),
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
-        scan=Path(scan.path),
-        series=scan.series,
     )
     spent: dict[str, float] = {}
     write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
-    seconds |= {"write": time.perf_counter() - begun, **{f"write {step}": spent[step] for step in sorted(spent)}}
+    seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
 

@@ -82,18 +82,18 @@ def classify_radiographs(
         raise InputError("there is no picture to classify; give a picture or a folder of pictures")
     if options.method not in METHODS:
         raise InputError(f"no heat map is called {options.method!r}; expected {' or '.join(METHODS)}")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     classifier = RadiographClassifier(options.model, device=options.device)
-    seconds = {"model": time.perf_counter() - begun}
+    seconds = {"model": time.perf_counter() - started}
     require_no_other_run(out, TABLE)
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     (folder / RUN_FILE).unlink(missing_ok=True)
     if overwrite:
         _clear(folder)
-    begun = time.perf_counter()
+    started = time.perf_counter()
 
     def batch_of(outcomes: Sequence[Outcome]) -> XrayBatch:
-        times = {**seconds, "pictures": time.perf_counter() - begun}
+        times = {**seconds, "pictures": time.perf_counter() - started}
         return XrayBatch(
             tuple(map(XrayRow.of, outcomes)), classifier.classes, times, classifier.familiar is not None
         )  # fmt: skip

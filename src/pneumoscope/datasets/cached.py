@@ -82,7 +82,7 @@ def entry_of(
 
 
 def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[str, Any] | None:
-    """What a loaded case depends on, as JSON values; None when that cannot be told.
+    """What a loaded case depends on, as JSON values; None when that is unknown.
 
     It cannot for cases without files, for headers with their voxels elsewhere, and for readers whose settings cannot be
     written down (a closure, an object without a lasting description). The files' paths are part of it where the reader

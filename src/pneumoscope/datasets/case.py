@@ -15,12 +15,12 @@ from pneumoscope.volume import Mask, Volume
 
 @dataclass(frozen=True, eq=False)
 class LabelledScan:
-    """A scan with the masks somebody drew on it, all on one grid.
+    """A scan with its annotated masks, all on one grid.
 
     Attributes:
         volume: the scan.
         lungs: 1 = right, 2 = left; None where the data set stores no lung masks.
-        infiltrate: what the reader drew; None where nobody drew (which is not the same as an empty mask).
+        infiltrate: what the reader annotated; None where nobody did (which is not the same as an empty mask).
         truth: the exact infiltrate, known for synthetic scans only; differs from `infiltrate` by the reader's style.
 
     Raises:
@@ -56,7 +56,7 @@ SAME_LABELS: Mapping[int, int] = {1: 1, 2: 2}
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where a case lies, as it lies there: what `data check` opens and `data audit` looks at before anything is mended.
+    """The files of a case, as stored: what `data check` opens and `data audit` judges before anything is corrected.
 
     Attributes:
         image: the scan: a file or a DICOM folder.
@@ -152,7 +152,7 @@ def make_case(
 
 
 MASKS = "masks"
-"""The subset of cases with a drawn infiltrate, see `in_subset`."""
+"""The subset of cases with an annotated infiltrate, see `in_subset`."""
 
 
 def in_subset(case: Case, subset: str) -> bool:

@@ -101,7 +101,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
          "scans@CT-4": 2, "scans@masks": 50, "slices@masks": 2049, "slices_with_lung@masks": 1748,
          "slices_with_infiltrate@masks": 785}, True,
         ("no lung masks exist", "masks belong to studies 0255 to 0304, all in CT-1; ground-glass and consolidation "
-         "are not told apart", "only every tenth slice is kept: 8 mm apart"),
+         "are not distinguished", "only every tenth slice is kept: 8 mm apart"),
     ),
     "ricord": DatasetInfo(
         "MIDRC-RICORD-1a: 120 COVID-19 chest CTs as DICOM with contours", "ct", "CC BY-NC 4.0",
@@ -126,14 +126,14 @@ DATASETS: Mapping[str, DatasetInfo] = {
     "nnunet": DatasetInfo(
         "A folder in nnU-Net's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN, _OWN_CITATION,
         "your own folder", {}, True,
-        ("versions 1 and 2; labels are told by their names, unknown ones need labels= or --label NAME=MEANING",
+        ("versions 1 and 2; labels are known by their names, unknown ones need labels= or --label NAME=MEANING",
          "the channel called CT is read where there are several",
          "lungsTr beside labelsTr (written by data convert) holds lung masks; nnU-Net passes over it"),
     ),
     "decathlon": DatasetInfo(
         "A folder in the Medical Segmentation Decathlon's layout (imagesTr, labelsTr, dataset.json)", "ct", _OWN,
         _OWN_CITATION, "your own folder", {}, True,
-        ("labels are told by their names, unknown ones need labels= or --label NAME=MEANING",
+        ("labels are known by their names, unknown ones need labels= or --label NAME=MEANING",
          "._ files of macOS are passed over"),
     ),
     "miscnn": DatasetInfo(

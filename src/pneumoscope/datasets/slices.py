@@ -7,7 +7,7 @@ Read layouts, below a root that holds the sources or is one of them::
     medseg/{ct,infection,classes}/N.{jpg,png}             one slice per scan, sizes vary, no lung masks
 
 Whatever the source, slices come out as a radiologist hangs them: front of the chest up, the patient's right at the
-left edge of the picture. How each source is stored was told from the pictures: vertebra, liver and aortic arch.
+left edge of the picture. How each source is stored was determined from the pictures: vertebra, liver and aortic arch.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class SliceStack:
         case: folder (or ``medseg-<N>``), unique within the source.
         patient: scans of one person share it.
         images: (n, h, w) uint8 grey values; not Hounsfield units.
-        lungs: (n, h, w) uint8, 1 = lung (sides are not told apart), or None where none are stored.
-        infiltrate: (n, h, w) uint8, 1 = infiltrate, or 1 = ground-glass and 2 = consolidation where told apart;
-            None where nobody drew.
+        lungs: (n, h, w) uint8, 1 = lung (without sides), or None where none are stored.
+        infiltrate: (n, h, w) uint8, 1 = infiltrate, or 1 = ground-glass and 2 = consolidation where distinguished;
+            None where nobody annotated.
         source: key of `SOURCES`.
         slices: file stems, e.g. ``("000", "001")``.
     """

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pneumoscope.errors import ReadError
+from pneumoscope.io.kinds import SYSTEM_NAME
 from pneumoscope.io.stored import Place, open_regular
-from pneumoscope.io.walk import SYSTEM_NAME
 
 CODE = "IN-ZIP-071"
 MAX_ENTRIES = 20_000

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.dicom.files import Found, look
-from pneumoscope.io.kinds import IMAGE_SUFFIXES, case_name, is_scan_name, suffix_of
+from pneumoscope.io.kinds import IMAGE_SUFFIXES, Found, Walk, case_name, files_below, is_scan_name, look, suffix_of
 from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
-from pneumoscope.io.walk import Walk, files_below
 from pneumoscope.progress import Progress, silent
 
 MAX_FILES = 100_000
@@ -90,7 +88,7 @@ class Contents:
 
 
 def contents_of(folder: Path, progress: Progress = silent) -> Contents:
-    """Look through a folder; images are told by name and not opened, DICOM by its first bytes.
+    """Look through a folder; images are recognised by name and not opened, DICOM by its first bytes.
 
     `progress` is called per folder with the files seen so far.
 

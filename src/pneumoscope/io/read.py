@@ -1,4 +1,4 @@
-"""Scans and masks in: one path of any readable kind to a `Volume` or a `Mask`, told apart by content."""
+"""Scans and masks in: one path of any readable kind to a `Volume` or a `Mask`, recognised by content."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from pneumoscope.io.kinds import (
     PICTURES,
     READABLE,
     case_name,
+    files_below,
     is_scan_name,
     require_kind,
     short_hash,
     suffix_of,
 )
 from pneumoscope.io.scan_ref import ScanRef, is_manifest, read_manifest
-from pneumoscope.io.walk import files_below
 from pneumoscope.progress import Progress, silent
 
 MANIFEST = "manifest.csv"
@@ -71,7 +71,7 @@ def list_scans(
     In any other folder every image is a case, and every DICOM study is one, however its files are spread over folders.
     Passed over are masks beside their scans, folders named after masks, images among DICOM slices, what this program
     wrote, files of operating systems, and links to what is listed anyway; other links are followed.
-    Images in folders are told by name and not opened, so a damaged one is listed, and refused by `read_volume`.
+    Images in folders are recognised by name and not opened, so a damaged one is listed, and refused by `read_volume`.
 
     Args:
         paths: what the user gave.
@@ -104,7 +104,7 @@ def list_scans(
             if key not in seen:
                 seen.add(key)
                 found.append(ref)
-    return Listing(tuple(_told_apart(found)), {what: count for what, count in passed.items() if count})
+    return Listing(tuple(_with_unique_names(found)), {what: count for what, count in passed.items() if count})
 
 
 def _in_words(passed: Mapping[str, int]) -> str:
@@ -112,7 +112,7 @@ def _in_words(passed: Mapping[str, int]) -> str:
 
 
 def _of_path(path: Path, series: str, progress: Progress = silent) -> tuple[list[ScanRef], Counter[str]]:
-    """The cases of one input, names not yet told apart, and what was passed over."""
+    """The cases of one input, names not yet unique, and what was skipped."""
     asked = None if series in ("best", "all") else series
     if not path.is_dir():
         kind = require_kind(path)
@@ -162,7 +162,7 @@ def _of_row(row: ScanRef, series: str) -> list[ScanRef]:
     ] or [row]
 
 
-def _told_apart(refs: Sequence[ScanRef]) -> list[ScanRef]:
+def _with_unique_names(refs: Sequence[ScanRef]) -> list[ScanRef]:
     """Names that are different on every file system: by their folders where stems repeat, else by a short hash.
 
     Of names that differ only in case or normal form the plainest stays; no name depends on how many others there are.

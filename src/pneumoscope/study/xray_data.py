@@ -127,7 +127,7 @@ def read_pool(
     place = {old: new for new, old in enumerate(kept)}
     readable = [cases[i] for i in kept]
     pairs = [
-        Pair(place[p.a], place[p.b], p.likeness, p.equal)
+        Pair(place[p.a], place[p.b], p.correlation, p.equal)
         for p in find_pairs(prints, experiment.split.likeness)
         if p.a in place and p.b in place
     ]

@@ -1,4 +1,4 @@
-"""Where the lung is, told from density alone: the yardstick that masks are held against. Coarse, and never a result.
+"""Where the lung is, by density alone: what masks are compared with. Coarse, and never a result.
 
 Everything here works on a thinned grid of about 2.5 mm in plane and a megabyte or two, whatever the scan's size.
 """

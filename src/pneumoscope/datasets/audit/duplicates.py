@@ -121,11 +121,11 @@ def _match(scan: Fingerprint, earlier: Sequence[Fingerprint], rules: AuditRules)
     return (best[1], best[0]) if best is not None and best[0] >= rules.near_correlation else None
 
 
-def _finding(scan: Fingerprint, known: Fingerprint, likeness: float) -> AuditFinding:
-    exact = likeness > 1
+def _finding(scan: Fingerprint, known: Fingerprint, correlation: float) -> AuditFinding:
+    exact = correlation > 1
     same_set, same_patient = known.dataset == scan.dataset, known.patient == scan.patient
     name = f"case {known.case}" if same_set else f"case {known.case} of {known.dataset}"
-    how = "voxel for voxel, flipped or repacked perhaps" if exact else f"nearly (correlation {likeness:.4f})"
+    how = "voxel for voxel, flipped or repacked perhaps" if exact else f"nearly (correlation {correlation:.4f})"
     if same_set and not same_patient:
         kind = "duplicate-patient"
         detail = f"the scan of patient {scan.patient} is that of patient {known.patient}, {name}, {how}"
@@ -133,7 +133,7 @@ def _finding(scan: Fingerprint, known: Fingerprint, likeness: float) -> AuditFin
         kind = "duplicate-scan" if exact else "near-duplicate"
         detail = f"the scan is {name}, {how}" + ("" if same_set else "; never train on one and test on the other")
     severity: Severity = "error" if exact else "warning"
-    return AuditFinding(scan.case, kind, severity, detail, confidence=min(likeness, 1.0), other=known.case)
+    return AuditFinding(scan.case, kind, severity, detail, confidence=min(correlation, 1.0), other=known.case)
 
 
 def similarity(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -83,7 +83,7 @@ def read_raw(case: Case) -> RawCase:
     """Read a case for the audit.
 
     With `Case.files` the files are read as they lie; without (contours, pictures) the reader's own loading is used, and
-    what it mends is not seen. A scan that is not in Hounsfield units is read all the same.
+    what it corrects is not seen. A scan that is not in Hounsfield units is read all the same.
 
     Raises:
         PneumoscopeError: the scan cannot be read.

@@ -40,7 +40,7 @@ class Change:
 
     Attributes:
         mask: ``lungs`` or ``infiltrate``.
-        kind: of the finding that is mended, or `NOT_CARRIED`.
+        kind: of the finding that is repaired, or `NOT_CARRIED`.
         where: (n, 3) voxel indices (i, j, k), RAS+.
         before: (n,) label on disk.
         after: (n,) label in the copy.
@@ -60,7 +60,7 @@ class Repaired:
     Attributes:
         lungs, infiltrate: (i, j, k) uint8, None where there is none to write.
         changes: every voxel that differs from the originals, in the order of the repairs.
-        left: findings about the repaired masks that were not mended.
+        left: findings about the repaired masks that were not repaired.
     """
 
     lungs: NDArray[np.uint8] | None
@@ -72,7 +72,7 @@ class Repaired:
 def is_repairable(
     finding: AuditFinding, kinds: Collection[str], raw: RawCase, judged: Judged, rules: AuditRules
 ) -> bool:
-    """Whether `--fix` mends this finding: a kind that is wanted, and a repair that takes nothing real away.
+    """Whether `--fix` repairs this finding: a kind that is wanted, and a repair that takes nothing real away.
 
     Infiltrate is removed by its place only where a lung mask or a model says where lung is, not by guess; an
     undeclared label only when it is a trace.
@@ -111,19 +111,19 @@ def repair_case(
     repairs: list[Change] = []
     judged = judge_case(now, rules, lungs=lungs, anatomy=anatomy, stacked=stacked)
     for _ in range(MAX_ROUNDS):
-        mend = [f for f in judged.findings if is_repairable(f, kinds, now, judged, rules)]
-        if not mend:
+        repairable = [f for f in judged.findings if is_repairable(f, kinds, now, judged, rules)]
+        if not repairable:
             break
-        for finding in mend:
-            now, change = _mended(now, finding)
+        for finding in repairable:
+            now, change = _with_repair(now, finding)
             repairs.append(change)
         judged = judge_case(now, rules, lungs=lungs, anatomy=anatomy, stacked=stacked)
     out = {what: _house(getattr(now, what), what, judged, repairs) for what in ("lungs", "infiltrate")}
     return Repaired(out["lungs"], out["infiltrate"], repairs, judged.findings)
 
 
-def _mended(raw: RawCase, finding: AuditFinding) -> tuple[RawCase, Change]:
-    """The case with one finding mended, and what that changed."""
+def _with_repair(raw: RawCase, finding: AuditFinding) -> tuple[RawCase, Change]:
+    """The case with one finding repaired, and what that changed."""
     mask = raw.lungs if finding.mask == "lungs" else raw.infiltrate
     assert mask is not None
     assert finding.where is not None
@@ -141,8 +141,8 @@ def _mended(raw: RawCase, finding: AuditFinding) -> tuple[RawCase, Change]:
     for label, here in mask.meaning.items():
         house[label] = here
     change = Change(finding.mask, finding.kind, finding.where, before, house[labels[at]])
-    mended = mask.relabelled(labels)
-    return (replace(raw, lungs=mended) if finding.mask == "lungs" else replace(raw, infiltrate=mended)), change
+    repaired = mask.relabelled(labels)
+    return (replace(raw, lungs=repaired) if finding.mask == "lungs" else replace(raw, infiltrate=repaired)), change
 
 
 def _house(mask: RawMask | None, what: str, judged: Judged, changes: list[Change]) -> NDArray[np.uint8] | None:
@@ -272,7 +272,7 @@ def change_rows(raw: RawCase, repaired: Repaired) -> Iterator[str]:
             yield text.getvalue()
 
 
-def begin_changes(stream: TextIO) -> None:
+def write_head(stream: TextIO) -> None:
     """The head of ``changes.csv``."""
     stream.write(",".join(CHANGE_COLUMNS) + "\n")
 

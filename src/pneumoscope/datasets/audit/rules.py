@@ -160,7 +160,7 @@ KINDS: Mapping[str, Kind] = {
 """In the order in which they are listed where severity is equal; what concerns a whole case comes first."""
 
 REPAIRS = tuple(name for name, kind in KINDS.items() if kind.repair)
-"""Kinds that `--fix` can mend; each can be switched."""
+"""Kinds that `--fix` can repair; each can be switched."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class LabelMap:
 
     Attributes:
         lung_labels, infiltrate_labels, ignored_labels: as in `CaseFiles`; a label of nested regions may be in all.
-        has_sides: whether right and left lung are told apart.
+        has_sides: whether right and left lung are distinguished.
     """
 
     lung_labels: Mapping[int, int]
@@ -79,7 +79,7 @@ def plain(name: str) -> str:
 
 
 def label_map(labels: Mapping[str, Sequence[int]], given: Mapping[str, str] | None, path: Path) -> LabelMap:
-    """What the labels of a set are, told by their names.
+    """What the labels of a set are, by their names.
 
     A name may stand for several labels (regions that lie in each other: ``lung`` = 1, 2, 3 and ``infection`` = 3).
 

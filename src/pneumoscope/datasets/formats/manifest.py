@@ -59,7 +59,7 @@ def load_scan(ref: ScanRef) -> LabelledScan:
 
 
 def _named(mask: Mask, path: Path, what: str) -> Mask:
-    """The mask with the house's names; keeps ``infiltrate`` and ``lung`` where kinds and sides are not told apart."""
+    """The mask with the names of this package; ``infiltrate`` and ``lung`` where kinds and sides are not distinguished."""
     highest = int(mask.labels.max(initial=0))
     if highest > 2:
         present = np.flatnonzero(np.bincount(mask.labels.ravel(order="K"))).tolist()
@@ -68,5 +68,5 @@ def _named(mask: Mask, path: Path, what: str) -> Mask:
         return mask
     if what == "lungs":
         return Mask(mask.labels, mask.grid, LUNG_LABELS)
-    told_apart = highest == 2 or 2 in mask.names
-    return Mask(mask.labels, mask.grid, INFILTRATE_LABELS if told_apart else INFILTRATE_LABEL)
+    with_kinds = highest == 2 or 2 in mask.names
+    return Mask(mask.labels, mask.grid, INFILTRATE_LABELS if with_kinds else INFILTRATE_LABEL)

@@ -32,7 +32,7 @@ from pneumoscope.preprocess.slices import from_slices, to_slices
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
 
 LUNG: dict[int, str] = {1: "lung"}
-"""Lung whose sides are not told apart."""
+"""Lung without sides."""
 
 NOT_HU = Finding(
     "IN-SET-131",

@@ -32,7 +32,7 @@ VOLUME = re.compile(r"(volume-covid19-[A-Z]-(\d{4}(?:_\d)?))(_ct|_seg)?", re.IGN
 def read_covid1920_cases(root: str | Path) -> list[Case]:
     """The scans as cases ``volume-covid19-A-NNNN``, source ``train``, ``validation`` or ``test``.
 
-    A scan's part is the folder it lies in; in a folder without such a name, validation is told by its number.
+    A scan's part is the folder it lies in; in a folder without such a name, validation is known by its number.
 
     Args:
         root: a folder that holds the scans, however deep.

@@ -92,8 +92,8 @@ def read_covid19ctseg_cases(
     Args:
         root: a folder that holds the unzipped archives, however deep.
         eight_bit: ``map`` turns 8-bit scans back into Hounsfield units, coarsely and saturated at both ends of the
-            window; ``refuse`` refuses them when they are loaded. Which scans are 8-bit is told from each file.
-        headers: ``mend`` puts the mirrored headers right; ``trust`` leaves them, for copies that were mended before.
+            window; ``refuse`` refuses them when they are loaded. Which scans are 8-bit is decided from each file.
+        headers: ``mend`` puts the mirrored headers right; ``trust`` leaves them, for copies that were corrected before.
 
     Raises:
         DatasetError: no scans, a scan of no known name, a scan twice, a scan without lungs or without infection.

@@ -26,7 +26,7 @@ def read_kermany(root: Path) -> list[XrayCase]:
     """Pictures of the outermost tree; a second tree nested in it is the same pictures again and is passed over.
 
     Raises:
-        DatasetError: not that data set; a picture in PNEUMONIA whose name tells no cause.
+        DatasetError: not that data set; a picture in PNEUMONIA whose name states no cause.
     """
     pictures = [(p, p.relative_to(root).parts) for p in pictures_below(root, EXPECTED)]
     placed = [(p, parts) for p, parts in pictures if len(parts) >= 2 and parts[-2].upper() in ("NORMAL", "PNEUMONIA")]
@@ -38,13 +38,13 @@ def read_kermany(root: Path) -> list[XrayCase]:
         if len(parts) != nearest:
             continue
         part = parts[-3].lower() if len(parts) >= 3 and parts[-3].lower() in _PARTS else ""
-        label, patient = _told(path, parts[-2].upper())
+        label, patient = _label_and_patient(path, parts[-2].upper())
         case = f"{part}_{path.stem}" if part else path.stem
         cases.append(make("kermany", path, case, patient, label, "guangzhou", part=part))
     return cases
 
 
-def _told(path: Path, folder: str) -> tuple[str, str]:
+def _label_and_patient(path: Path, folder: str) -> tuple[str, str]:
     """Class and patient by folder and name."""
     name = path.stem
     mendeley, person, normal = (p.fullmatch(name) for p in (_MENDELEY, _PERSON, _NORMAL))
@@ -57,7 +57,9 @@ def _told(path: Path, folder: str) -> tuple[str, str]:
     elif folder == "NORMAL":
         label, patient = "normal", name.lower()
     else:
-        raise DatasetError("its name tells neither bacteria nor virus; expected person<N>_bacteria_<M>.jpeg", path=path)
+        raise DatasetError(
+            "its name states neither bacteria nor virus; expected person<N>_bacteria_<M>.jpeg", path=path
+        )
     if (label == "normal") != (folder == "NORMAL"):
         raise DatasetError(f"lies in {folder} and is called {label}; put it in its own folder", path=path)
     return label, patient

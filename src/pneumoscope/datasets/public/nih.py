@@ -27,13 +27,15 @@ def read_nih(root: Path) -> list[XrayCase]:
     if not pictures:
         raise DatasetError(f"holds no picture called NNNNNNNN_MMM; expected {EXPECTED}", path=root)
     table = find_table(root, TABLES)
-    told: dict[str, tuple[str, str]] = {}
+    stated: dict[str, tuple[str, str]] = {}
     if table is not None:
         rows = read_rows(table, ("Image Index", "Finding Labels"))
-        told = {Path(r["Image Index"]).stem: (label_of(r["Finding Labels"]), r.get("View Position", "")) for r in rows}
+        stated = {
+            Path(r["Image Index"]).stem: (label_of(r["Finding Labels"]), r.get("View Position", "")) for r in rows
+        }
     cases = []
     for path in pictures:
-        label, view = told.get(path.stem) or (_by_folder(path, root), "")
+        label, view = stated.get(path.stem) or (_by_folder(path, root), "")
         match = _NAME.fullmatch(path.stem)
         assert match is not None
         cases.append(make("nih", path, path.stem, match[1], label, "nih", view=view))
@@ -56,4 +58,4 @@ def _by_folder(path: Path, root: Path) -> str:
             return "normal"
         if "pneumonia" in plain:
             return "pneumonia"
-    raise DatasetError("no table and no folder tells its finding; fetch Data_Entry_2017.csv too", path=path)
+    raise DatasetError("neither a table nor a folder states its finding; fetch Data_Entry_2017.csv too", path=path)

@@ -140,8 +140,8 @@ def find_annotations(folder: Path) -> Path:
 
 def _series(uid: str, images: list[ImageInfo]) -> Series:
     study = images[0].study_uid
-    told = next((part for part in reversed(images[0].file.parts) if SUBJECT.fullmatch(part)), images[0].subject)
-    match = SUBJECT.fullmatch(told.upper())
+    subject = next((part for part in reversed(images[0].file.parts) if SUBJECT.fullmatch(part)), images[0].subject)
+    match = SUBJECT.fullmatch(subject.upper())
     if match:
         return Series(uid, study, match[0], match[1], tuple(images))
     from pneumoscope.io.dicom.deidentify import case_name

@@ -13,15 +13,14 @@ from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.registry import dataset_info, require_unique
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.formats.radiograph import SUFFIXES
-from pneumoscope.io.kinds import case_name
-from pneumoscope.io.walk import files_below
+from pneumoscope.io.kinds import case_name, files_below
 
 if TYPE_CHECKING:
     from pneumoscope.volume import Radiograph
 
 
 LABELS = ("normal", "bacterial", "viral", "covid19", "pneumonia", "other")
-"""Classes by name; ``pneumonia`` where the cause is not told, ``other`` for findings that are none of these."""
+"""Classes by name; ``pneumonia`` where the cause is not stated, ``other`` for findings that are none of these."""
 
 MAX_FILES = 300_000
 

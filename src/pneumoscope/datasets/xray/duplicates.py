@@ -2,8 +2,8 @@
 
 Public collections feed each other, so that a picture of one set's training part lies in another set's test part under
 another name, size and compression. Two pictures are the same when their 8-bit pixels agree, and nearly the same when,
-cut to what is not border and shrunk to 32 x 32, they correlate above `LIKENESS`. Likeness of two chests of different
-people is lower: normal chests are alike, which is why the bar is so high.
+cut to what is not border and shrunk to 32 x 32, they correlate above `SAME_CORRELATION`. Two chests of different people
+correlate less: normal chests are alike, which is why the bar is so high.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pneumoscope.errors import ReadError
 from pneumoscope.volume import Radiograph
 
 SIDE = 32
-LIKENESS = 0.995
+SAME_CORRELATION = 0.995
 _CHUNK = 512
 
 
@@ -31,13 +31,13 @@ class Pair:
 
     Attributes:
         a, b: places in the list of cases, a before b.
-        likeness: correlation of the shrunken pictures; 1.0 for equal pixels.
+        correlation: correlation of the shrunken pictures; 1.0 for equal pixels.
         equal: whether the pixels are the same.
     """
 
     a: int
     b: int
-    likeness: float
+    correlation: float
     equal: bool
 
 
@@ -99,7 +99,7 @@ def trim(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def find_pairs(prints: Prints, likeness: float = LIKENESS) -> list[Pair]:
+def find_pairs(prints: Prints, least: float = SAME_CORRELATION) -> list[Pair]:
     """Every pair of pictures that are one, exact ones first.
 
     Compares all with all in chunks: 6 000 pictures take about a second and 25 MB.
@@ -116,7 +116,7 @@ def find_pairs(prints: Prints, likeness: float = LIKENESS) -> list[Pair]:
     for start in range(0, len(prints.small), _CHUNK):
         part = prints.small[start : start + _CHUNK]
         alike = part @ prints.small[start:].T  # (chunk, rest)
-        for i, j in np.argwhere(alike >= likeness):
+        for i, j in np.argwhere(alike >= least):
             a, b = start + int(i), start + int(j)
             if a < b and (a, b) not in known:
                 pairs.append(Pair(a, b, float(alike[i, j]), False))

@@ -237,12 +237,12 @@ def describe(number: str, one: Series) -> str:
 
 
 def choose(folder: Folder, series: str | None, min_slices: int, where: str) -> tuple[str, list[Finding]]:
-    """The UID of the series to read, and findings about what was set aside.
+    """The UID of the series to read, and findings about what was skipped.
 
     Args:
         folder: from `sort_out`.
         series: a number from the list of series (1 is the first), a SeriesInstanceUID, or ``best``, which None means.
-        min_slices: series with fewer images are set aside.
+        min_slices: series with fewer images are skipped.
         where: the input, for messages.
 
     Raises:
@@ -319,10 +319,10 @@ def _set_aside(folder: Folder, small: int, min_slices: int) -> list[Finding]:
     findings = []
     if folder.scouts:
         count = sum(map(len, folder.scouts.values()))
-        findings.append(Finding("IN-DCM-015", f"{count} scout image(s) set aside", "info"))
+        findings.append(Finding("IN-DCM-015", f"{count} scout image(s) skipped", "info"))
     if small:
         findings.append(
-            Finding("IN-DCM-013", f"{small} other CT series with fewer than {min_slices} images set aside", "info")
+            Finding("IN-DCM-013", f"{small} other CT series with fewer than {min_slices} images skipped", "info")
         )
     ignored = [f"{count} {kind}" for kind, count in sorted(folder.other.items())]
     ignored += [f"{folder.junk} not DICOM"] if folder.junk else []

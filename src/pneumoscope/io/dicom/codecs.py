@@ -174,7 +174,7 @@ def _damaged(name: str) -> ReadError:
 
 
 def codestream_shape(data: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream announces; None when it cannot be told."""
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream announces; None when unknown."""
     if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
         right, bottom, left, top = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
         return bottom - top, right - left

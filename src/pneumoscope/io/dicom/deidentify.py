@@ -12,11 +12,12 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.io.dicom.header import Header
+from pneumoscope.io.dicom.header import TAGS, Header, raw, sequence
 
 SALT_VARIABLE = "PNEUMOSCOPE_SALT"
 _NAME_DIGITS = 12
@@ -110,32 +111,51 @@ _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _GROUP_ITEMS = ("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence")
 
 
-def source_header(header: Header, key: bytes | None) -> Any:
+def pack_header(header: Header) -> dict[str, Any]:
+    """The elements of one header that `source_header` takes, as they are stored, in JSON values."""
+    groups = {
+        name: [{wrapper: [_stored_in(inner, _IMAGE) for inner in sequence(item, wrapper)] for wrapper in _GROUP_ITEMS}
+               for item in sequence(header.tags, name)]
+        for name in _GROUPS
+    }  # fmt: skip
+    return {
+        "name": header.name,
+        "syntax": header.syntax,
+        "little": not header.big_endian,
+        "elements": _stored_in(header.tags, [*_IDENTITY, *_UIDS, *_IMAGE]),
+        "groups": groups,
+    }
+
+
+def _stored_in(tags: Any, names: Sequence[str]) -> dict[str, str]:
+    return {name: data.decode("latin-1") for name in names if (data := raw(tags, name))}
+
+
+def source_header(packed: Mapping[str, Any], key: bytes | None) -> Any:
     """The header of one source image as pydicom data set, fit to be the source of a SEG or SR.
 
     Args:
-        header: the file.
+        packed: by `pack_header`.
         key: hashes UIDs and drops everything personal; None keeps identity as it is stored, as DICOM wants it of
             objects that belong to the same study.
     """
-    from pydicom import dcmread
     from pydicom.dataset import Dataset
     from pydicom.uid import UID, ImplicitVRLittleEndian
 
-    wanted = [*_IDENTITY, *_UIDS, *_IMAGE, *_GROUPS, "PositionReferenceIndicator"]
-    stored = dcmread(header.found.path, stop_before_pixels=True, force=True, specific_tags=list(wanted))
+    stored = _unpacked(packed["elements"], packed["little"])
     clean = Dataset()
     clean.file_meta = Dataset()  # type: ignore[assignment]
-    clean.file_meta.TransferSyntaxUID = UID(header.syntax) if header.syntax else ImplicitVRLittleEndian
+    clean.file_meta.TransferSyntaxUID = UID(packed["syntax"]) if packed["syntax"] else ImplicitVRLittleEndian
     for name in _IMAGE:
         if name in stored:
             setattr(clean, name, stored[name].value)
     for name in _UIDS:
         uid = str(stored.get(name) or "")
-        setattr(clean, name, UID(hashed_uid(key, uid) if key else uid or hashed_uid(b"missing", header.name + name)))
-    for name in _GROUPS:
-        if name in stored:
-            setattr(clean, name, [_places_only(item) for item in stored[name].value])
+        missing = hashed_uid(b"missing", packed["name"] + name)
+        setattr(clean, name, UID(hashed_uid(key, uid) if key else uid or missing))
+    for name, items in packed["groups"].items():
+        if items:
+            setattr(clean, name, [_places_only(item, packed["little"]) for item in items])
     for name in _BLANK:
         setattr(clean, name, "")
     clean.PositionReferenceIndicator = ""
@@ -146,14 +166,29 @@ def source_header(header: Header, key: bytes | None) -> Any:
     return clean
 
 
-def _places_only(item: Any) -> Any:
+def _unpacked(elements: Mapping[str, str], little: bool) -> Any:
+    """A data set of stored values; they are converted when they are asked for."""
+    from pydicom.charset import convert_encodings
+    from pydicom.dataelem import RawDataElement
+    from pydicom.dataset import Dataset
+    from pydicom.tag import Tag
+
+    values = {TAGS[name]: text.encode("latin-1") for name, text in elements.items()}
+    raws = {Tag(tag): RawDataElement(Tag(tag), None, len(data), data, 0, True, little) for tag, data in values.items()}
+    stored = Dataset(raws)  # type: ignore[arg-type]
+    charset = stored.get("SpecificCharacterSet")
+    stored.set_original_encoding(True, little, convert_encodings(charset) if charset else None)
+    return stored
+
+
+def _places_only(item: Mapping[str, Any], little: bool) -> Any:
     """A functional group with nothing but place, orientation and pixel size."""
     from pydicom.dataset import Dataset
 
     kept = Dataset()
-    for name in _GROUP_ITEMS:
-        if name in item:
-            setattr(kept, name, item[name].value)
+    for name, inner in item.items():
+        if inner:
+            setattr(kept, name, [_unpacked(elements, little) for elements in inner])
     return kept
 
 

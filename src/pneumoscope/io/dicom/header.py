@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from pneumoscope.errors import ReadError, is_of_machine
-from pneumoscope.io.dicom.files import Found
+from pneumoscope.io.kinds import Found
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -47,11 +47,17 @@ TAGS = {
     "CTImageFrameTypeSequence": 0x00189329, "FrameType": 0x00089007, "CTReconstructionSequence": 0x00189314,
     "DirectoryRecordSequence": 0x00041220, "ReferencedFileID": 0x00041500,
     "SeriesDescription": 0x0008103E, "ProtocolName": 0x00181030,
+    "FrameOfReferenceUID": 0x00200052, "InstanceNumber": 0x00200013,
     "StudyInstanceUID": 0x0020000D, "StudyDate": 0x00080020, "PatientID": 0x00100020,
+    "SpecificCharacterSet": 0x00080005, "StudyTime": 0x00080030, "AccessionNumber": 0x00080050,
+    "ReferringPhysicianName": 0x00080090, "StudyDescription": 0x00081030, "PatientName": 0x00100010,
+    "IssuerOfPatientID": 0x00100021, "PatientBirthDate": 0x00100030, "PatientSex": 0x00100040,
+    "PatientAge": 0x00101010, "StudyID": 0x00200010,
 }  # fmt: skip
-"""The only elements that are read. Those of the last two lines may say who the patient is and are never printed: the
-first two are searched for known words, the others tell studies apart and stand in the private key file. PatientID
-leaves `pneumoscope.io.dicom.index` only where it is a public data set's subject number."""
+"""The only elements that are read. Those from SeriesDescription on may say who the patient is and are never printed:
+the first two are searched for known words, the next three tell studies apart and stand in the private key file, the
+others go into SEG and SR. PatientID leaves `pneumoscope.io.dicom.index` only where it is a subject number of a public
+dataset."""
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)

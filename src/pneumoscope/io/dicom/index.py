@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom.header import BadValueError, Header, numbers
+from pneumoscope.io.dicom.process import ReadLimits, request_for
 
 if TYPE_CHECKING:
-    from pneumoscope.io.dicom.read import ReadLimits
     from pneumoscope.io.dicom.series import Folder
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -66,16 +67,14 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
 
     Args:
         path: the folder.
-        subjects: a regular expression; a PatientID that it matches whole is told, any other is not.
+        subjects: a regular expression; only a PatientID that it matches whole is returned.
         limits: time and memory of the reading process.
 
     Raises:
         ReadError: nothing there, more than 50 000 files, or a file that only an attacker writes.
     """
-    from pneumoscope.io.dicom.read import ReadLimits, _exchange, _request
-
-    request = _request(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
-    reply = _exchange(request, None)
+    request = request_for(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
+    reply = process.exchange(request)
     images = tuple(
         ImageInfo(
             file=Path(entry["file"]),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.io.dicom.deidentify import hashed_uid, mark_deidentified, source_header
+from pneumoscope.io.dicom.deidentify import hashed_uid, mark_deidentified, pack_header, source_header
 from pneumoscope.io.dicom.geometry import Stack
 
 MAKER = "pneumoscope"
@@ -109,24 +109,26 @@ class Source:
         return hashed_uid(self.key, "/".join((str(self.headers[0].SeriesInstanceUID), *parts)))
 
 
-def source_of(made: Stack, key: bytes, *, deidentify: bool, case: str) -> Source:
-    """The source images of a volume, in the order of its slices where each slice is one image."""
+def pack_series(made: Stack) -> dict[str, Any]:
+    """What `source_of` needs of a series, as JSON values; files in order of slices where each slice is one image."""
+    files = {frame.header.name: frame.header for frame in made.frames}
+    plain = all(step.weight in (0.0, 1.0) for step in made.steps)
+    one_to_one = plain and len(files) == len(made.frames) == len(made.steps)
+    order = [made.frames[s.above if s.weight else s.below].header.name for s in made.steps] if one_to_one else files
+    headers = [pack_header(files[name]) for name in order]
+    return {"headers": headers, "one_to_one": one_to_one, "slices": len(made.steps), "affine": made.affine.tolist()}
+
+
+def source_of(packed: Mapping[str, Any], key: bytes, *, deidentify: bool, case: str) -> Source:
+    """The source images of a volume that `pack_series` packed."""
     from pneumoscope.geometry import LPS_TO_RAS
 
-    plain = all(step.weight in (0.0, 1.0) for step in made.steps)
-    files = {frame.header.name: frame.header for frame in made.frames}
-    headers = {name: source_header(header, key if deidentify else None) for name, header in files.items()}
-    lps = LPS_TO_RAS @ made.affine
+    lps = LPS_TO_RAS @ np.array(packed["affine"])
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    one_to_one = plain and len(files) == len(made.frames) == len(made.steps)
-    ordered = (
-        [headers[made.frames[s.above if s.weight else s.below].header.name] for s in made.steps]
-        if one_to_one
-        else list(headers.values())
-    )
-    positions = lps[:3, 3] + np.arange(len(made.steps))[:, None] * lps[:3, 2]
+    one_to_one = packed["one_to_one"]
+    positions = lps[:3, 3] + np.arange(packed["slices"])[:, None] * lps[:3, 2]
     return Source(
-        ordered,
+        [source_header(header, key if deidentify else None) for header in packed["headers"]],
         None if one_to_one else positions,
         (lps[:3, :2] / spacing[:2]).T,
         (float(spacing[1]), float(spacing[0]), float(spacing[2])),

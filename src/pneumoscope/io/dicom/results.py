@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import contiguous
+from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom.deidentify import uid_key
-from pneumoscope.io.dicom.read import MIN_SLICES, ReadLimits, _exchange, _request, _scratch
+from pneumoscope.io.dicom.process import ReadLimits, request_for
 from pneumoscope.io.files import atomic_path
-from pneumoscope.io.kinds import require_kind
 from pneumoscope.volume import Mask, Volume
 
 MOST_BYTES = 4 * 2**30
@@ -22,7 +22,6 @@ MOST_BYTES = 4 * 2**30
 
 
 def write_dicom_results(
-    scan: str | Path,
     volume: Volume,
     masks: Sequence[Mask],
     folder: str | Path,
@@ -30,7 +29,6 @@ def write_dicom_results(
     measured: Mapping[str, Mapping[str, float]],
     states: Sequence[str] = (),
     models: str = "",
-    series: str | None = None,
     deidentify: bool = False,
 ) -> tuple[Path, ...]:
     """Write `seg.dcm` (lungs), `seg-infiltrate.dcm` and `report.dcm` into a folder.
@@ -40,29 +38,27 @@ def write_dicom_results(
     segments. All carry the patient of the source series, as DICOM wants it, unless `deidentify`.
 
     Args:
-        scan: what `volume` was read from: a DICOM file, folder or zip.
-        volume: the scan; its native grid is that of the series.
+        volume: the scan, read from DICOM; its native grid is that of the series.
         masks: on the grid of `volume`; label names as in `pneumoscope.volume` (others are left out).
         folder: where the files go.
         measured: label name -> ``volume_ml``, ``share_percent``, ``mean_hu`` -> value.
         states: of the severity report.
         models: names of the models; empty for masks made elsewhere.
-        series: which series, as for `read_volume`.
         deidentify: keep nothing that says who the patient is; UIDs become keyed hashes.
 
     Returns:
         The files; () when no mask has a voxel, because a segmentation without segments is no segmentation.
 
     Raises:
-        InputError: a zip or series that cannot be used.
-        ReadError: IN-DCM-105, the series is not the one the masks were made on; and those of `read_dicom`.
+        InputError: the scan was read from another format.
+        ReadError: IN-DCM-101 to -103, headers that cannot be used.
         GeometryError: a mask lies on another grid.
     """
     from pneumoscope._version import __version__
     from pneumoscope.io.dicom.objects import REPORT_FILE
 
     with ExitStack() as stack:
-        stream, name = stack.enter_context(_scratch())
+        stream, name = stack.enter_context(process.scratch())
         found: dict[str, list[str]] = {}
         for file, names, segments in _segments(volume, masks):
             stream.write(segments.data)
@@ -71,20 +67,13 @@ def write_dicom_results(
             return ()
         stream.flush()
         stream.seek(0)
-        place = Path(scan)
-        if place.is_file() and require_kind(place) == "zip":
-            from pneumoscope.io.archive import extracted
-
-            place = stack.enter_context(extracted(place))
         limits = ReadLimits(memory_mib=MOST_BYTES >> 20)
-        request = _request(place, "derive", limits, False, volume.case)
         targets = [Path(folder) / file for file in (*found, REPORT_FILE)]
         *segmentations, report = (str(stack.enter_context(atomic_path(path)).absolute()) for path in targets)
+        request = request_for(folder, "derive", limits, False, volume.case)
         request |= {
             "out": name,
-            "series": series,
-            "min_slices": MIN_SLICES,
-            "fill_gaps": False,
+            "series": volume.series,
             "shape": list(volume.native.shape[::-1]),
             "structures": found,
             "measured": {k: {q: float(v) for q, v in values.items()} for k, values in measured.items()},
@@ -97,7 +86,7 @@ def write_dicom_results(
             "segmentations": segmentations,
             "report": report,
         }
-        _exchange(request, stream)
+        process.exchange(request, stream)
     return tuple(targets)
 
 
@@ -108,7 +97,7 @@ def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list
     """
     from pneumoscope.io.dicom.objects import STRUCTURES
 
-    if volume.source.get("format") != "DICOM":
+    if volume.series is None:
         raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
     for mask in masks:
         stored = contiguous(mask.to_native(volume.native).transpose(2, 1, 0))

@@ -11,10 +11,10 @@ from pneumoscope.errors import ReadError
 from pneumoscope.io.contents import DicomPlace
 from pneumoscope.io.dicom.choice import ALL, BEST, Series, left_out, partition, ranked, series_of
 from pneumoscope.io.dicom.deidentify import case_name
-from pneumoscope.io.dicom.files import Found, look
 from pneumoscope.io.dicom.header import DEFLATED, Header, read_header, transfer_syntax
 from pneumoscope.io.dicom.read import MIN_SLICES
 from pneumoscope.io.dicom.series import Folder, place
+from pneumoscope.io.kinds import Found, look
 from pneumoscope.io.scan_ref import Identity, ScanRef
 
 NO_SCANS = frozenset(
@@ -48,7 +48,7 @@ class _Survey:
 def studies_of(places: Sequence[DicomPlace], series: str) -> tuple[dict[Path, list[ScanRef]], Counter[str]]:
     """The cases of places with DICOM, by place, and what was passed over.
 
-    Damaged, deflated and hostile files are left to the reading process; a place where nothing can be told is a case
+    Damaged, deflated and hostile files are left to the reading process; a place where nothing is known is a case
     all the same, so that it is refused by name and not lost.
 
     Args:

@@ -1,6 +1,6 @@
 """Which files are slices of which CT series.
 
-Pictures of other kinds (scouts, secondary captures, segmentations, reports, other modalities) are set aside;
+Pictures of other kinds (scouts, secondary captures, segmentations, reports, other modalities) are skipped;
 `pneumoscope.io.dicom.choice` says which of the series that are left is read.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom.files import Found, slice_like
 from pneumoscope.io.dicom.header import DICOMDIR_CLASS, TAGS, Header, raw, read_header, sequence, text
+from pneumoscope.io.kinds import Found, slice_like
 
 CT_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"})
 """CT, enhanced CT and legacy converted enhanced CT image storage."""

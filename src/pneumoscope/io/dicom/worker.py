@@ -1,15 +1,16 @@
-"""The process that touches untrusted DICOM, started by `pneumoscope.io.dicom.read`.
+"""The process that touches untrusted DICOM, started by `pneumoscope.io.dicom.process`.
 
-It takes one JSON request on standard input, writes the voxels to the file named in it, and answers with one JSON
-document on standard output. Limits are set before the first byte of DICOM is read, so that a decoder that
-crashes, hangs or swells ends this process and nothing else. Answers carry no values that identify a patient, except
-the series UID, which the parent turns into a keyed hash at once.
+It takes JSON requests on standard input, a line each, writes voxels to the file named in them, and answers with a line
+of JSON on standard output. Limits are set before the first byte of DICOM is read, so that a decoder that crashes, hangs
+or swells ends this process and nothing else. Replies carry no values that identify a patient, except the series UID,
+which the parent turns into a keyed hash at once, and the ``series`` of a scan, which it hands back for SEG and SR.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -21,15 +22,16 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError, is_of_machine
 from pneumoscope.io.dicom.choice import choose, listing
-from pneumoscope.io.dicom.files import Found, discover
 from pneumoscope.io.dicom.frames import Frame, frames_of
 from pneumoscope.io.dicom.geometry import Stack, Step, stack
 from pneumoscope.io.dicom.grey_levels import radiograph_of
 from pneumoscope.io.dicom.header import read_header
 from pneumoscope.io.dicom.hounsfield import Hounsfield
 from pneumoscope.io.dicom.index import index_of
+from pneumoscope.io.dicom.objects import pack_series
 from pneumoscope.io.dicom.pixels import is_lossy, read_frame
 from pneumoscope.io.dicom.series import Folder, sort_out
+from pneumoscope.io.kinds import Found, discover
 
 _MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "UIH", "UNITED IMAGING", "NEUSOFT", "HITACHI", "FUJIFILM")
 
@@ -46,6 +48,9 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if request["action"] == "derive":
+                assert out is not None
+                return _derive(request, out)
             files = discover(Path(request["path"]))
             if request["action"] == "radiograph":
                 assert out is not None
@@ -56,8 +61,6 @@ def answer(request: dict[str, Any], out: BinaryIO | None) -> dict[str, Any]:
             if request["action"] == "index":
                 return index_of(folder, request["subjects"])
             assert out is not None
-            if request["action"] == "derive":
-                return _derive(request, folder, out)
             return _read(request, folder, out)
     except ReadError as error:
         return {"error": {"message": error.message, "code": error.code, **_place(error.path, files, request)}}
@@ -80,7 +83,11 @@ def _place(named: str | None, files: list[Found], request: dict[str, Any]) -> di
 
 def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, Any]:
     where = request["where"]
-    uid, made, findings = _stacked(request, folder)
+    uid, findings = choose(folder, request["series"], request["min_slices"], where)
+    findings += _lost_files(folder, uid, request["fill_gaps"])
+    frames = [frame for header in folder.slices[uid] for frame in frames_of(header)]
+    _require_room(frames, request["max_voxels"], where)
+    made = stack(frames, _same_pixels, where=where, fill_gaps=request["fill_gaps"], min_slices=request["min_slices"])
     headers = folder.slices[uid]
     notes = Counter(row for header in headers for row in header.notes)
     other_modality = request["any_modality"] and headers[0].text("Modality") not in ("CT", "")
@@ -102,40 +109,25 @@ def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, A
         "findings": [finding.as_dict() for finding in findings],
         "series_uid": uid or ".".join(sorted(header.text("SOPInstanceUID") for header in headers)),
         "source": _source(made),
+        "series": pack_series(made),
     }
 
 
 _NOTES = {
     4: "without preamble and DICM mark were read as plain data sets",
-    5: "do not name their transfer syntax; it was told from the bytes and fits the pixels",
+    5: "do not name their transfer syntax; it was inferred from the bytes and fits the pixels",
 }
 
 
-def _stacked(request: dict[str, Any], folder: Folder) -> tuple[str, Stack, list[Finding]]:
-    """The series meant, its slices in order, and what there is to say about the choice."""
-    where = request["where"]
-    uid, findings = choose(folder, request["series"], request["min_slices"], where)
-    findings += _lost_files(folder, uid, request["fill_gaps"])
-    frames = [frame for header in folder.slices[uid] for frame in frames_of(header)]
-    _require_room(frames, request["max_voxels"], where)
-    made = stack(frames, _same_pixels, where=where, fill_gaps=request["fill_gaps"], min_slices=request["min_slices"])
-    return uid, made, findings
-
-
-def _derive(request: dict[str, Any], folder: Folder, labels: BinaryIO) -> dict[str, Any]:
+def _derive(request: dict[str, Any], labels: BinaryIO) -> dict[str, Any]:
     """SEGs and SR of masks on the series' own grid; which files were written."""
     from pneumoscope.io.dicom.objects import make_report, make_segmentation, source_of
 
-    _, made, _ = _stacked(request, folder)
-    shape = (len(made.steps), *made.frames[0].layout.shape)
-    if list(shape) != request["shape"]:
-        raise ReadError(
-            f"the masks have {request['shape']} slices, rows and columns, the series {list(shape)}",
-            code="IN-DCM-105",
-            path=request["where"],
-        )
     about = {"models": request["models"], "version": request["version"]}
-    source = source_of(made, bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"])
+    source = source_of(
+        request["series"], bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"]
+    )
+    shape = request["shape"]
     segs = []
     for target, (file, names) in zip(request["segmentations"], request["structures"].items(), strict=True):
         segments = np.frombuffer(labels.read(int(np.prod(shape))), np.uint8).reshape(shape)
@@ -262,17 +254,22 @@ def trouble(error: Exception) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Answer one request. Anything unforeseen is told by its class and place only: messages may quote tag values."""
-    request = json.load(sys.stdin)
-    limit_process(request["memory_mib"], request["wall_s"], request["max_voxels"] * 4)
+    """Answer requests, a line each, until standard input ends; limits are set anew for every one."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        spent = int(time.process_time()) + 1
+        limit_process(request["memory_mib"], spent + request["wall_s"], request["max_voxels"] * 4)
+        json.dump(_answered(request), sys.stdout)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _answered(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["out"] is None:
-            reply = answer(request, None)
-        else:
-            with Path(request["out"]).open("r+b") as out:
-                reply = answer(request, out)
+            return answer(request, None)
+        with Path(request["out"]).open("r+b") as out:
+            return answer(request, out)
     except Exception as error:
-        reply = trouble(error)
-    json.dump(reply, sys.stdout)
-    sys.stdout.flush()
-    return 0
+        return trouble(error)

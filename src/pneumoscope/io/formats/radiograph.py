@@ -1,4 +1,4 @@
-"""One radiograph in: PNG, JPEG, GIF, BMP, TIFF, WebP or DICOM, told apart by content, to a `Radiograph`.
+"""One radiograph in: PNG, JPEG, GIF, BMP, TIFF, WebP or DICOM, recognised by content, to a `Radiograph`.
 
 Pictures are opened only after their size has been read from the header: nothing is decoded that is no radiograph's
 size. What is refused and accepted is listed in docs/reference/input-codes.md under ``IN-XRY``.
@@ -9,18 +9,16 @@ from __future__ import annotations
 import io as streams
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
-from pneumoscope.io.dicom.files import sniff
-from pneumoscope.io.formats.radiograph_checks import require_content, require_size
-from pneumoscope.io.kinds import case_name
+from pneumoscope.io.kinds import case_name, files_below, sniff
 from pneumoscope.io.stored import Place, names_failures, open_regular
-from pneumoscope.io.walk import files_below
 from pneumoscope.volume import Radiograph
 
 if TYPE_CHECKING:
@@ -37,6 +35,12 @@ READABLE = "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM (CR, DX)"
 MAX_BYTES = 512 * 2**20
 BOMB_RATIO, BOMB_FLOOR_BYTES = 100, 64 * 2**20
 """A picture that unpacks more than 100-fold is refused once it is larger than 64 MiB."""
+
+MIN_SIDE = 64
+"""Pixels; smaller pictures show no lung."""
+
+MAX_PIXELS = 60_000_000
+"""Twice the largest detectors (about 4300 x 3500 would be 15 million)."""
 
 _TAIL_BYTES = 4096
 _BLOCK_ROWS = 256
@@ -58,7 +62,7 @@ def read_radiograph(
         path: the file.
         case: name for outputs; by default the file's stem.
         least_side: when given, larger pictures are shrunk by a whole number while they are read, so that neither side
-            falls below this: a JPEG is not even decoded in full. Sizes are checked, and findings told, as without it.
+            falls below this: a JPEG is not even decoded in full. Sizes are checked and findings reported all the same.
         readers: of DICOM, kept from file to file; without them one is started and ended.
 
     Raises:
@@ -77,12 +81,36 @@ def read_radiograph(
         from pneumoscope.io.dicom.search import single
 
         name = case or single(Path(path), None).case.replace("ct-", "xr-", 1)
-        if readers is not None:
-            return readers.read(place, name, least_side)
-        with DicomReaders() as own:
-            return own.read(place, name, least_side)
+        with nullcontext(readers) if readers is not None else DicomReaders() as kept:
+            return _read_dicom(Place(Path(name), FAMILY), kept.read(place.path, name, least_side))
     stem = Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path
     return _read_picture(place, case or case_name(stem), least_side)
+
+
+def _read_dicom(place: Place, answer: tuple[NDArray[np.float32] | None, dict[str, Any]]) -> Radiograph:
+    """The picture of a DICOM file; `place` is called after the case, for the file's name may be a patient's."""
+    pixels, reply = answer
+    require_size(place, *reply["stored_shape"])
+    if pixels is None:
+        raise place.error(82, "could not be read to its end; export it again")
+    require_content(place, pixels)
+    spacing = None if reply["spacing_mm"] is None else tuple(reply["spacing_mm"])
+    findings = tuple(Finding(**finding) for finding in reply["findings"])
+    return Radiograph(pixels, place.path.name, spacing, findings, {k: v for k, v in reply["source"].items() if v})
+
+
+def require_size(place: Place, rows: int, columns: int) -> None:
+    """Refuse what is smaller or larger than any radiograph: IN-XRY-083 and -084."""
+    if min(rows, columns) < MIN_SIDE:
+        raise place.error(83, f"has {rows} x {columns} pixels, expected at least {MIN_SIDE} along each side")
+    if rows * columns > MAX_PIXELS:
+        raise place.error(84, f"has {rows} x {columns} pixels, no radiograph has that many; make it smaller")
+
+
+def require_content(place: Place, pixels: NDArray[np.float32]) -> None:
+    """Refuse one grey level everywhere: IN-XRY-086."""
+    if float(np.ptp(pixels)) < 2 / 255:
+        raise place.error(86, "holds one grey level everywhere; it shows nothing")
 
 
 def find_radiographs(path: str | Path) -> list[Path]:
