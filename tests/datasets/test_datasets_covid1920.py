@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trees import AN_IDS, EXPECTED, TRAIN_IDS, VALIDATION_IDS, make_an2020, make_covid1920
+from trees import EXPECTED, TRAIN_IDS, VALIDATION_IDS, make_an2020, make_covid1920
 
 from pneumoscope.datasets.public.an2020 import read_an2020_cases
 from pneumoscope.datasets.public.covid1920 import VALIDATION, read_covid1920_cases
@@ -15,9 +15,8 @@ def names(keys):
     return [f"volume-covid19-A-{key}" for key in keys]
 
 
-@pytest.mark.parametrize("variant", ["original", "flat"])
-def test_parts_by_folder_or_by_number(tmp_path, variant):
-    cases = read_covid1920_cases(make_covid1920(tmp_path, variant=variant))
+def test_parts_by_folder(tmp_path):
+    cases = read_covid1920_cases(make_covid1920(tmp_path))
     by_part = {part: [c.case for c in cases if c.source == part] for part in ("train", "validation")}
     assert by_part == {"train": names(TRAIN_IDS), "validation": names(VALIDATION_IDS)}
     assert [c.case for c in cases if c.files.infiltrate is None] == names(VALIDATION_IDS)
@@ -92,16 +91,6 @@ def test_the_mask_is_binary_infiltrate(tmp_path):
     scan = read_covid1920_cases(make_covid1920(tmp_path))[0].load()
     assert dict(scan.infiltrate.names) == {1: "infiltrate"}
     assert scan.lungs is None
-
-
-@pytest.mark.parametrize("variant", ["original", "ct"])
-def test_an_et_al_under_both_names(tmp_path, variant):
-    cases = read_an2020_cases(make_an2020(tmp_path, variant=variant))
-    assert [c.case for c in cases] == names(AN_IDS)
-    assert {(c.files.lungs, c.files.infiltrate) for c in cases} == {(None, None)}
-    scan = cases[1].load()
-    np.testing.assert_array_equal(scan.volume.hu, EXPECTED["an2020"](cases[1].case).volume.hu)
-    assert scan.volume.native.axis_codes == ("L", "P", "S")
 
 
 def test_a_set_for_the_other(tmp_path):

@@ -72,15 +72,6 @@ def test_names(name, case):
     assert case_of(name) == case
 
 
-@pytest.mark.parametrize("variant", ["zenodo", "nested", "kaggle", "sevenzip", "mixed", "folders", "separate"])
-def test_every_way_of_unzipping(tmp_path, variant):
-    cases = read_covid19ctseg_cases(make_covid19ctseg(tmp_path, variant=variant, cases=SOME))
-    assert [case.case for case in cases] == list(SOME)
-    assert [case.source for case in cases] == ["coronacases"] * 2 + ["radiopaedia"] * 2
-    for case in cases:
-        same(case.load(), ma_scan(case.case))
-
-
 def test_pairs_go_by_name_where_sorting_would_mix_them(tmp_path):
     """Sorted, case009 comes first among the scans and ninth among the masks."""
     names = [f"coronacases_{n:03d}" for n in (1, 2, 9)]

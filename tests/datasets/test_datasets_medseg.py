@@ -40,15 +40,6 @@ def rewrite(path, change):
 # --- set 2 ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["plain", "nii", "nested", "folders", "outer"])
-def test_every_way_of_unzipping(tmp_path, variant):
-    cases = read_medseg_cases(make_medseg(tmp_path, variant=variant))
-    assert [case.case for case in cases] == [f"rp_{n}" for n in range(1, 10)]
-    assert [case.patient for case in cases] == [f"rp_{n}" for n in range(1, 10)]
-    for case in (cases[0], cases[8]):
-        same(case.load(), EXPECTED["medseg"](case.case))
-
-
 def test_kinds_of_infiltrate_are_told_apart_and_lungs_need_no_mapping(tmp_path):
     case = read_medseg_cases(make_medseg(tmp_path, cases=(1,)))[0]
     assert dict(case.load().infiltrate.names) == {1: "ground-glass", 2: "consolidation"}
@@ -141,13 +132,6 @@ def test_a_damaged_file_is_named_when_it_is_loaded(tmp_path):
 @pytest.fixture(scope="module")
 def stacks(tmp_path_factory):
     return make_medseg_slices(tmp_path_factory.mktemp("slices"))
-
-
-@pytest.mark.parametrize("variant", ["nii", "folders"])
-def test_every_way_of_unzipping_slices(tmp_path, variant):
-    cases = read_medseg_slices_cases(make_medseg_slices(tmp_path, variant=variant))
-    assert len(cases) == 110
-    same(cases[37].load(), EXPECTED["medseg-slices"]("tr_037"))
 
 
 def test_every_slice_is_a_patient_and_no_volume(stacks):

@@ -36,17 +36,11 @@ CATEGORY = {number: category for category, numbers in MOSMED.items() for number 
 # --- trees ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["original", "beside", "root", "flat", "flat-bare", "nii", "main"])
-def test_every_tree(tmp_path, variant):
-    cases = read_mosmed_cases(make_mosmed(tmp_path, variant=variant))
-    assert [case.case for case in cases] == [f"study_{number:04d}" for number in CATEGORY]
-    assert [case.source for case in cases] == list(CATEGORY.values())
-    assert [case.patient for case in cases] == [case.case for case in cases]
-    masked = [case for case in cases if in_subset(case, MASKS)]
-    assert [case.case for case in masked] == [f"study_{number:04d}" for number in MOSMED_MASKED]
-    scan, expected = masked[1].load(), EXPECTED["mosmed"](masked[1].case)
-    np.testing.assert_array_equal(scan.infiltrate.labels, expected.infiltrate.labels)
-    np.testing.assert_array_equal(scan.volume.hu, expected.volume.hu)
+def test_studies_classes_and_masks(tmp_path):
+    cases = read_mosmed_cases(make_mosmed(tmp_path))
+    assert [(case.case, case.source) for case in cases] == [(f"study_{n:04d}", name) for n, name in CATEGORY.items()]
+    masked = [case.case for case in cases if in_subset(case, MASKS)]
+    assert masked == [f"study_{number:04d}" for number in MOSMED_MASKED]
 
 
 def test_the_studies_folder_or_one_class_alone_can_be_named(tmp_path):

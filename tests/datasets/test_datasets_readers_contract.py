@@ -114,21 +114,47 @@ def test_right_is_right_and_the_back_is_behind(roots, name):
         assert spine[:, 1].mean() < y.mean() - 15, case.case
 
 
+def same(name, scan, expected, case):
+    """Voxels, masks and places of a scan are those that were stored."""
+    assert scan.volume.grid.shape == expected.volume.grid.shape, case
+    wanted_hu = np.maximum(expected.volume.hu, -1024)
+    np.testing.assert_allclose(scan.volume.hu, wanted_hu, rtol=0, atol=HU_TOLERANCE.get(name, 0.01))
+    for kind in ("lungs", "infiltrate"):
+        got, wanted = getattr(scan, kind), getattr(expected, kind)
+        assert (got is None) == (wanted is None), kind
+        if got is not None:
+            np.testing.assert_array_equal(got.labels, wanted.labels, err_msg=f"{kind} of {case}")
+    assert scan.volume.grid.is_same_space(expected.volume.grid), case
+    assert scan.volume.native.is_same_space(expected.volume.native), case
+
+
 def test_the_scan_and_its_masks_are_those_that_were_stored(roots, name):
     if name not in EXPECTED:
         pytest.skip(f"{name} has no phantom behind its cases")
     for case in some(read_dataset(name, roots[name])):
-        scan, expected = case.load(), EXPECTED[name](case.case)
-        assert scan.volume.grid.shape == expected.volume.grid.shape, case.case
-        wanted_hu = np.maximum(expected.volume.hu, -1024)
-        np.testing.assert_allclose(scan.volume.hu, wanted_hu, rtol=0, atol=HU_TOLERANCE.get(name, 0.01))
-        for kind in ("lungs", "infiltrate"):
-            got, wanted = getattr(scan, kind), getattr(expected, kind)
-            assert (got is None) == (wanted is None), kind
-            if got is not None:
-                np.testing.assert_array_equal(got.labels, wanted.labels, err_msg=f"{kind} of {case.case}")
-        assert scan.volume.grid.is_same_space(expected.volume.grid), case.case
-        assert scan.volume.native.is_same_space(expected.volume.native), case.case
+        same(name, case.load(), EXPECTED[name](case.case), case.case)
+
+
+VARIANTS = {
+    "medseg": "nii nested folders outer",
+    "medseg-slices": "nii folders",
+    "covid19ctseg": "nested kaggle sevenzip mixed folders separate",
+    "mosmed": "beside root flat flat-bare nii main",
+    "covid1920": "flat",
+    "an2020": "ct",
+}
+FEW = {
+    "covid19ctseg": {"cases": ("coronacases_001", "coronacases_009", "radiopaedia_4_85506_1", "radiopaedia_7_85703_0")}
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, some_ in VARIANTS.items() for v in some_.split()])
+def test_every_way_of_unpacking_is_the_same_set(roots, name, variant, tmp_path):
+    cases = read_dataset(name, TREES[name](tmp_path, variant=variant, **FEW.get(name, {})))
+    plain = [case for case in read_dataset(name, roots[name]) if name not in FEW or case.case in FEW[name]["cases"]]
+    assert [(c.case, c.patient, c.source) for c in cases] == [(c.case, c.patient, c.source) for c in plain]
+    for case in some(cases):
+        same(name, case.load(), EXPECTED[name](case.case), case.case)
 
 
 def test_a_mask_written_back_lies_on_the_file(roots, name, tmp_path):

@@ -33,7 +33,7 @@ from pneumoscope.inference.radiographs import (
     heeded,
 )
 from pneumoscope.io.dicom.radiograph import DicomReaders
-from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_json, write_text
+from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
@@ -264,13 +264,8 @@ def _write(
     from pneumoscope.reports.xray import write_xray_page
 
     columns = (*FIRST_COLUMNS, *(f"p_{name}" for name in batch.classes), *LAST_COLUMNS)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in batch.rows:
-        cells = row.values()
-        writer.writerow([_cell(cells.get(name)) for name in columns])
-    write_text(folder / TABLE, text.getvalue())
+    rows = [{name: _cell(cell) for name, cell in row.values().items()} for row in batch.rows]
+    write_csv(folder / TABLE, columns, rows)
     write_xray_page(folder / REPORT, batch.rows, batch.as_dict(), classifier.card, options.method)
     facts = {k: v for k, v in batch.as_dict().items() if k != "images"}
     weights = classifier.card["weights"]["sha256"]

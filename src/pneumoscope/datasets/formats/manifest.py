@@ -59,7 +59,7 @@ def load_scan(ref: ScanRef) -> LabelledScan:
 
 
 def _named(mask: Mask, path: Path, what: str) -> Mask:
-    """The mask with the names of this package; ``infiltrate`` and ``lung`` where kinds and sides are not distinguished."""
+    """The mask with the names used here; ``infiltrate`` and ``lung`` where kinds and sides are not distinguished."""
     highest = int(mask.labels.max(initial=0))
     if highest > 2:
         present = np.flatnonzero(np.bincount(mask.labels.ravel(order="K"))).tolist()
