@@ -10,7 +10,7 @@ import pytest
 
 from pneumoscope.cases.compare import Dated, compare_dates, read_dated, require_quality
 from pneumoscope.cases.followup import compare_cases
-from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
+from pneumoscope.cases.outputs import CaseContent, write_case
 from pneumoscope.datasets.phantom.followup import LesionChange, Pose, scan_dates
 from pneumoscope.errors import InputError
 from pneumoscope.preprocess.registration import RegistrationRules
@@ -58,7 +58,7 @@ def folders(quick, tmp_path_factory):
         volume = replace(scan.volume, case=f"day{n}")
         severity = assess(volume, scan.lungs, scan.truth)
         content = CaseContent(volume=volume, lungs=scan.lungs, infiltrate=scan.truth, severity=severity)
-        write_case(root / f"day{n}", content, OutputOptions(dicom=False))
+        write_case(root / f"day{n}", content)
     return [root / f"day{n}" for n in range(len(quick))]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.cases.options import SAVABLE, CaseOptions
-from pneumoscope.cases.outputs import CaseContent, OutputOptions, write_case
+from pneumoscope.cases.outputs import CaseContent, write_case
 from pneumoscope.cases.three_d import write_three_d
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
@@ -25,7 +25,7 @@ def content_of(volume, lungs, infiltrate, truth=None):
     return CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity, truth=truth)
 
 
-EVERYTHING = OutputOptions(save=SAVABLE)
+EVERYTHING = CaseOptions(save=SAVABLE)
 ALWAYS = {"lungs.nii.gz", "infiltrate.nii.gz", "report.json"}
 DEFAULT = ALWAYS | {"registration.nii.gz", "report.html", "view.html"}
 
@@ -70,10 +70,10 @@ def test_empty_masks_leave_no_file_but_a_reason_and_nothing_of_an_earlier_run(tm
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (OutputOptions(), DEFAULT),
-        (OutputOptions(save=("points",)), DEFAULT | {"points/lungs.csv", "points/infiltrate.csv"}),
-        (OutputOptions(save=("vti",)), DEFAULT | {"volume.vti"}),
-        (OutputOptions(fast=True), ALWAYS),
+        (CaseOptions(), DEFAULT),
+        (CaseOptions(save=("points",)), DEFAULT | {"points/lungs.csv", "points/infiltrate.csv"}),
+        (CaseOptions(save=("vti",)), DEFAULT | {"volume.vti"}),
+        (CaseOptions(fast=True), ALWAYS),
     ],
 )
 def test_only_what_was_asked_for_is_there_after_a_run_with_everything(tmp_path, phantom, options, expected):

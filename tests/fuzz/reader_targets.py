@@ -24,7 +24,7 @@ from pneumoscope.errors import ReadError
 from pneumoscope.io import read_mask, read_volume, write_volume
 from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom import read as dicom
-from pneumoscope.io.dicom.radiograph import DicomReaders, _Child
+from pneumoscope.io.dicom.process import DicomReaders, _Child
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.volume import Volume
 

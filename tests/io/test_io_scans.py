@@ -354,7 +354,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_volume(tmp_path)
     with pytest.raises(ReadError, match="no such file"):
         find_scans(tmp_path / "gone")
-    with pytest.raises(ReadError, match="no image that can be read"):
+    with pytest.raises(ReadError, match="not a readable image"):
         find_scans(tmp_path / "a.txt")
     with pytest.raises(InputError, match="no scan was given"):
         find_scans([])

@@ -7,7 +7,7 @@ but for the time of creation that DICOM asks for: the same scan and masks give t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.cases.options import CaseOptions
+from pneumoscope.cases.options import CaseOptions, SegmentOptions
 from pneumoscope.errors import Finding, PneumoscopeError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.severity.measure import Severity
@@ -71,34 +71,6 @@ class CaseContent:
     cards: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Which of the optional files are written.
-
-    Attributes:
-        probability: `probability.nii.gz`, when there is a probability.
-        save: names of `SAVABLE`: ``points`` (`points/*.csv`), ``vti`` (`volume.vti`), ``mesh`` (`mesh/*`,
-            `surfaces.vtp` and `render.png`).
-        fast: masks, maps and `report.json` only: no pages, no DICOM, no copy for `compare`.
-        max_points: rows of a point table at most.
-        dicom: `seg.dcm`, `seg-infiltrate.dcm` and `report.dcm`, where the scan was DICOM.
-        deidentify: leave out of them who the patient is.
-    """
-
-    probability: bool = False
-    save: Sequence[str] = ()
-    fast: bool = False
-    max_points: int = MAX_POINTS
-    dicom: bool = True
-    deidentify: bool = False
-
-    @classmethod
-    def of(cls, options: CaseOptions) -> OutputOptions:
-        """What a verb's options say of its files."""
-        probability = bool(getattr(options, "probability", False))
-        return cls(probability=probability, save=options.save, fast=options.fast, deidentify=options.deidentify)
-
-
 WRITING, PAGE = "writing", "page"
 """Steps that `write_case` reports: its files, then the page and `report.json`."""
 
@@ -106,7 +78,7 @@ WRITING, PAGE = "writing", "page"
 def write_case(
     folder: Path,
     content: CaseContent,
-    options: OutputOptions | None = None,
+    options: CaseOptions | None = None,
     *,
     spent: dict[str, float] | None = None,
     progress: Progress = silent,
@@ -117,7 +89,7 @@ def write_case(
         folder: made when missing; a `report.json` of an earlier run is removed before anything else is written, and
             so is every file of ours that these options leave out.
         content: what to write.
-        options: see `OutputOptions`.
+        options: which of the optional files are written.
         spent: takes the seconds of each step by name; steps overlap.
         progress: called per file, or kind of files, that is written.
 
@@ -129,7 +101,7 @@ def write_case(
     """
     from pneumoscope.reports.case import write_case_report
 
-    options = options or OutputOptions()
+    options = options or CaseOptions()
     for name in (REPORT_FILE, *_optional_files()):
         (folder / name).unlink(missing_ok=True)
     done = _side_by_side(_steps(folder, content, options), spent, progress)
@@ -160,7 +132,7 @@ def _optional_files() -> list[str]:
     return [COPY_FILE, *maps, *points, *three_d.three_d_files(), *DICOM_FILES, "report.html"]
 
 
-def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[str, Callable[[], Any]]:
+def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str, Callable[[], Any]]:
     """What is to be written, by name, the longest first; each on its own."""
     from pneumoscope.cases.three_d import VOLUME_FILE, write_three_d
     from pneumoscope.reports.case import slices_png
@@ -169,7 +141,7 @@ def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[s
 
     parts = content.volume, content.lungs, content.infiltrate, content.truth
     steps: dict[str, Callable[[], Any]] = {}
-    if options.dicom and not options.fast:
+    if not options.fast:
         steps["DICOM"] = lambda: write_dicom(folder, content, deidentify=options.deidentify)
     if not options.fast:
         steps["surfaces"] = lambda: write_three_d(folder, content, mesh="mesh" in options.save)
@@ -178,8 +150,12 @@ def _steps(folder: Path, content: CaseContent, options: OutputOptions) -> dict[s
     if "vti" in options.save:
         steps["vti"] = lambda: write_vti(folder / VOLUME_FILE, *parts)
     if "points" in options.save:
-        steps["points"] = lambda: write_case_points(folder, *parts, max_points=options.max_points)
-    return steps | {"masks": lambda: _write_masks(folder, content, with_probability=options.probability)}
+        steps["points"] = lambda: write_case_points(folder, *parts, max_points=MAX_POINTS)
+    return steps | {
+        "masks": lambda: _write_masks(
+            folder, content, with_probability=isinstance(options, SegmentOptions) and options.probability
+        )
+    }
 
 
 def _side_by_side(

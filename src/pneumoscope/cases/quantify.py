@@ -15,7 +15,6 @@ from pneumoscope.cases.outputs import (
     REPORT_FILE,
     WRITING,
     CaseContent,
-    OutputOptions,
     given_lobes,
     given_masks,
     summary_of,
@@ -122,7 +121,7 @@ def quantify_case(
         findings=scan.findings,
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
+    write_case(folder, content, options, spent=spent, progress=progress)
     seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)

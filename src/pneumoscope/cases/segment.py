@@ -25,7 +25,6 @@ from pneumoscope.cases.outputs import (
     REPORT_FILE,
     WRITING,
     CaseContent,
-    OutputOptions,
     given_lobes,
     given_masks,
     summary_of,
@@ -195,7 +194,7 @@ def segment_case(
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
     spent: dict[str, float] = {}
-    write_case(folder, content, OutputOptions.of(options), spent=spent, progress=progress)
+    write_case(folder, content, options, spent=spent, progress=progress)
     seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
     rounded = {k: round(v, 2) for k, v in seconds.items()}
     return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
@@ -261,5 +260,5 @@ def save_segmentation(found: Segmentation, folder: Path) -> Path:
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_case(folder, content, OutputOptions(probability=True))
+    write_case(folder, content, SegmentOptions(probability=True))
     return folder

@@ -20,8 +20,18 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.formats.manifest import case_of_row, load_scan
 from pneumoscope.datasets.phantom.patient import draw_patient
-from pneumoscope.datasets.phantom.reader import Fault, drawn_labels, overlook_small, plant_faults, true_labels
-from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, plan_scan
+from pneumoscope.datasets.phantom.scanner import (
+    Fault,
+    Protocol,
+    chunks,
+    drawn_labels,
+    expose,
+    overlook_small,
+    paint_slab,
+    plan_scan,
+    plant_faults,
+    true_labels,
+)
 from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site, phantom_size
 from pneumoscope.datasets.phantom.tissue import lung_labels
 from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.phantom.lesions import NO_LESION, LesionPlan, Lesions, place_lesions
 from pneumoscope.datasets.phantom.patient import Patient, draw_patient
-from pneumoscope.datasets.phantom.reader import true_labels
-from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab
+from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, true_labels
 from pneumoscope.datasets.phantom.shapes import Positions
 from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site
 from pneumoscope.datasets.phantom.tissue import lung_labels

@@ -1,28 +1,34 @@
-"""The reading process: started, asked, and ended when it crashes, hangs or swells. DICOM is parsed nowhere else.
+"""Reading processes: started, asked, and ended when they crash, hang or swell. DICOM is parsed nowhere else.
 
 Requests and replies are JSON, a line each (`pneumoscope.io.dicom.worker`); voxels and labels go through a file.
+For radiographs they are kept from file to file, because starting one takes half a second.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
+from types import TracebackType
 from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pneumoscope.errors import ReadError, shortage
 from pneumoscope.io.stored import machine_failure
 
 _LONGEST_REPLY = 2**28
 
-_CHILD = """
+_PROGRAM = """
 import sys
 sys.path.append(sys.argv[1])
 from pneumoscope.processes import end_with_parent
@@ -94,7 +100,7 @@ class ReadingProcess:
     def __init__(self, stream: BinaryIO | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, str(Path(__file__).resolve().parents[3]), str(os.getpid())],
+            [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).resolve().parents[3]), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -208,3 +214,62 @@ def understood(output: bytes, status: int, request: dict[str, Any], stderr: byte
             file=file,
         )
     return reply
+
+
+_LIMITS = ReadLimits(wall_s=60, memory_mib=2048, max_voxels=2**26)
+
+
+class DicomReaders:
+    """Reading processes, one per thread that asks at the same time; they end with the ``with`` block."""
+
+    def __init__(self) -> None:
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
+
+    def __enter__(self) -> DicomReaders:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+
+    def read(self, path: Path, case: str, least_side: int | None) -> tuple[NDArray[np.float32] | None, dict[str, Any]]:
+        """The picture (None when it is not whole) and the reply that describes it; errors name the case."""
+        try:
+            child = self._idle.get_nowait()
+        except queue.Empty:
+            child = _Child()
+        try:
+            reply = child.ask(request_for(path, "radiograph", _LIMITS, True, case) | {"least_side": least_side})
+            pixels = child.pixels(reply["shape"])
+        finally:
+            if child.alive:
+                self._idle.put(child)
+            else:
+                child.close()
+        return pixels, reply
+
+
+class _Child(ReadingProcess):
+    """One process and the file in which it leaves its pictures."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._picture, self._name = self._held.enter_context(scratch())
+        super().__init__(self._picture)
+
+    def ask(self, request: dict[str, Any], *, last: bool = False) -> dict[str, Any]:
+        """One file; see `ReadingProcess.ask`."""
+        self._picture.truncate(0)
+        return super().ask({**request, "out": self._name}, last=last)
+
+    def pixels(self, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+        """What the last reply speaks of (rows, columns); None when it is not whole."""
+        rows, columns = shape
+        self._picture.seek(0)
+        values = np.frombuffer(self._picture.read(rows * columns * 4), "<f4")
+        return values.reshape(rows, columns).astype(np.float32) if values.size == rows * columns else None
+
+    def close(self) -> None:
+        """End the process; the file goes with it."""
+        super().close()
+        self._held.close()
