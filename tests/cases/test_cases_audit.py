@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from pneumoscope.cases import audit
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
 from pneumoscope.datasets.audit.rules import AuditRules
-from pneumoscope.datasets.phantom.folder import write_phantom
+from pneumoscope.datasets.phantom.folder import scan_patient, write_phantom
 from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.read import read_mask
@@ -242,3 +243,29 @@ def test_a_resumed_audit_that_is_refused_or_finds_no_room_keeps_what_was_judged(
         audit_dataset("phantom", tree, out, AuditOptions(also=(("manifest", tree / "nowhere"),)), resume=True)
     audit_dataset("phantom", tree, out, resume=True)
     assert judged == ["A-000", "A-001", "A-002"]
+
+
+def test_a_scan_is_segmented_once_also_for_the_cleaned_copy(tmp_path, monkeypatch):
+    """Site C has no lung masks: what the model finds while a case is judged says in the copy where lung is."""
+    write_phantom(tmp_path / "C", "C", 3, seed=3, size="tiny")
+    lungs = {scan_patient("C", n, seed=3, size="tiny").scan.volume.case: scan_patient("C", n, seed=3, size="tiny").lungs
+             for n in range(3)}  # fmt: skip
+    asked = []
+
+    class Once:
+        def run(self, volume, given):
+            assert given is None
+            asked.append(volume.case)
+            empty = np.zeros(volume.grid.shape, np.uint8)
+            return SimpleNamespace(
+                lungs=lungs[volume.case], infiltrate=Mask(empty, volume.grid, {1: "infiltrate"}), probability=empty
+            )
+
+    monkeypatch.setattr("pneumoscope.cases.audit._segmenter", lambda options: Once())
+    options = AuditOptions(model="infiltrate", fix=tmp_path / "fixed")
+    result = audit_dataset("phantom", tmp_path / "C", tmp_path / "out", options)
+    assert sorted(asked) == sorted(lungs)
+    assert result.summary["repairs"]["voxels"], "the speck outside the lungs that were found is removed"
+    again = audit_dataset("phantom", tmp_path / "C", tmp_path / "out", options, resume=True)
+    assert len(asked) == 3
+    assert again.summary["repairs"] == result.summary["repairs"]

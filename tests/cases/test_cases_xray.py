@@ -215,7 +215,7 @@ def test_calls_that_cannot_work_write_nothing(model, pictures, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="no picture"):
         classify_radiographs([], out, XrayOptions(model=model))
-    with pytest.raises(ModelError, match="nor a shipped model"):
+    with pytest.raises(ModelError, match="there is no model"):
         classify_radiographs([pictures], out, XrayOptions(model="absent"))
     with pytest.raises(InputError, match="occlusion"):
         classify_radiographs([pictures], out, XrayOptions(model=model, method="lime"))  # type: ignore[arg-type]
