@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from pneumoscope.datasets.phantom.painted_chest import AIRWAY, GAS, Chest, on_grid
 from pneumoscope.inference.lungs import split_sides
-from pneumoscope.preprocess.coarse import coarse_size
 from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.preprocess.spatial import coarse_size
 from pneumoscope.volume import Mask, Volume
 
 REDUCED = ("LIDC-0050", "ACRIN-FLT-001", "CPTAC-C3N-00247")

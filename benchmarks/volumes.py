@@ -26,7 +26,7 @@ import torch
 
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import Engine, installed_engines, make_engine
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet3D, UNet3DConfig
 from pneumoscope.training.devices import has_fast_bf16
 
 

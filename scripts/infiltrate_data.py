@@ -23,9 +23,9 @@ from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.io import read_volume
 from pneumoscope.models.unet import UNet
-from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.lung_crop import LungCrop
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
+from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.volume import Mask, Volume
 
 FRAME = (144, 192)

@@ -45,10 +45,10 @@ from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io import read_volume
 from pneumoscope.models.cards import SHIPPED
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet3D, UNet3DConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.coarse import coarse_size
 from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.preprocess.spatial import coarse_size
 from pneumoscope.training.augment3d import VolumeAugment
 from pneumoscope.training.checkpoint import load_checkpoint
 from pneumoscope.training.data import PatchSource

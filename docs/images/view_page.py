@@ -19,7 +19,7 @@ from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.assess import assess
 from pneumoscope.surfaces.mesh import build_mesh
-from pneumoscope.surfaces.structures import structures
+from pneumoscope.surfaces.files import structures
 
 SIZE = (1640, 1330)
 

@@ -423,6 +423,6 @@ def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: 
 
 def _lungs(mask: Any, scan: Volume, threshold: float | None = None) -> Mask:
     from pneumoscope.io import read_lungs
-    from pneumoscope.severity.sides import with_house_labels
+    from pneumoscope.severity.regions import with_house_labels
 
     return with_house_labels(_mask(mask, scan, threshold, read_lungs))

@@ -8,7 +8,7 @@ import pytest
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.view import CHANGE_LOOKS, Table, ViewScan, write_case_view, write_change_view
 from pneumoscope.severity.measure import measure
-from pneumoscope.surfaces.structures import LOOKS
+from pneumoscope.surfaces.files import LOOKS
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])

@@ -16,7 +16,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, write_volume
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.appearance import Appearance
+from pneumoscope.preprocess.windows import Appearance
 
 SMALL = Appearance(size=64, tiles=4).as_dict()
 

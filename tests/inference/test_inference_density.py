@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pneumoscope.inference.density import HIGHEST_HU, LOWEST_HU, dense_enough, density_limit_hu, typical_lung_hu
+from pneumoscope.inference.maps import HIGHEST_HU, LOWEST_HU, dense_enough, density_limit_hu, typical_lung_hu
 
 RNG = np.random.default_rng(0)
 

@@ -10,15 +10,19 @@ import torch
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.inference import engines
-from pneumoscope.inference.engines import choose_engine, engine_label, installed_engines, make_engine
+from pneumoscope.inference.engines import (
+    choose_engine,
+    engine_label,
+    installed_engines,
+    make_engine,
+    predict_probability,
+)
 from pneumoscope.inference.lungs import lungs_input
-from pneumoscope.inference.slices import predict_probability
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan
 from pneumoscope.models.cards import find_model
 from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
-from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import load_model
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.preprocess.windows import HuWindow

@@ -17,7 +17,7 @@ from pneumoscope.inference.familiar import (
 )
 from pneumoscope.inference.heatmaps import METHODS, heat, on_picture, overlay, share_in_lung_box
 from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures, heeded
-from pneumoscope.metrics.temperature import softmax_at
+from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.volume import Radiograph
 
@@ -290,8 +290,7 @@ def test_folding_normalisation_changes_no_answer(rng):
     import torch
 
     from pneumoscope.inference.radiographs import _quickened
-    from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
-    from pneumoscope.models.resnet import ResNet50, ResNetConfig
+    from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
 
     x = torch.from_numpy(rng.random((3, 1, 64, 64)).astype(np.float32))
     for net in (ChestCNN(ChestCNNConfig(features=(4, 8))), ResNet50(ResNetConfig(width=4))):

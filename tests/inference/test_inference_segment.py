@@ -4,15 +4,13 @@ import torch
 
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.engines import installed_engines
+from pneumoscope.inference.engines import installed_engines, predict_probability
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
 from pneumoscope.inference.segmenter import Segmenter, _labels, segment_volume
-from pneumoscope.inference.slices import predict_probability
-from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.lung_crop import LungCrop
+from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 WINDOWS = {"kind": "hu_windows", "size": 32, "windows_hu": [[-970, -150], [-700, -450], [-450, -150]]}

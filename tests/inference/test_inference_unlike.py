@@ -11,8 +11,8 @@ from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
 from pneumoscope.inference.unlike import FINDING, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.severity.states import STATES
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 

@@ -14,7 +14,7 @@ from pneumoscope.geometry import Grid, all_axis_codes
 from pneumoscope.inference.engines import TorchEngine
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan
-from pneumoscope.models.unet3d import MUELLER_LABELS, UNet3D, UNet3DConfig
+from pneumoscope.models.unet import MUELLER_LABELS, UNet3D, UNet3DConfig
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.volume import Volume
 

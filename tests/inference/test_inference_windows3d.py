@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.inference.uncertainty import entropy, to_bytes, variance
+from pneumoscope.inference.volumes import entropy, to_bytes, variance
 from pneumoscope.inference.windows3d import WindowPlan, slide, softmax
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet3D, UNet3DConfig
 
 PLAN = WindowPlan((4, 6, 8))
 

@@ -9,7 +9,7 @@ import torch
 
 from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.inference.familiar import Limits, fit_familiar, write_familiar
-from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import save_model
 
 SIDE = 32

@@ -12,10 +12,9 @@ from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.io.files import sha256
 from pneumoscope.models import export
 from pneumoscope.models.cards import find_model
-from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.export import export_model, to_onnx
-from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
 
 needs_onnx = pytest.mark.skipif(not export.is_installed("onnx"), reason="onnx is not installed")

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pneumoscope.errors import InputError
-from pneumoscope.models.unet import parameter_count
-from pneumoscope.models.unet3d import MUELLER_LABELS, UNet3D, UNet3DConfig
+from pneumoscope.models.unet import MUELLER_LABELS, UNet3D, UNet3DConfig, parameter_count
 from pneumoscope.models.weights import load_model, save_model
 
 SMALL = UNet3DConfig(2, 3, (2, 4, 6))

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
 from pneumoscope.models.published import PUBLISHED, carry_published
-from pneumoscope.models.resnet import ResNet50, ResNetConfig
 
 
 def test_chest_cnn_shapes_and_parameters():

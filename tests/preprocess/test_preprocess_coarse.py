@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pneumoscope.preprocess.coarse import axis_weights, coarse_size, resample_axes
+from pneumoscope.preprocess.spatial import axis_weights, coarse_size, resample_axes
 
 
 def test_rows_of_weights_add_up_to_one():

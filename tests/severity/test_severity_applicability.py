@@ -5,9 +5,8 @@ import pytest
 
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.case import _banners
-from pneumoscope.severity.applicability import applicability_states, blood_hu
 from pneumoscope.severity.assess import assess
-from pneumoscope.severity.states import STATES
+from pneumoscope.severity.states import STATES, applicability_states, blood_hu
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 SPACING = (4.0, 5.0, 6.0)

@@ -14,12 +14,10 @@ from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.severity import tally
 from pneumoscope.severity.assess import assess
-from pneumoscope.severity.distribution import PERIPHERAL_MM
 from pneumoscope.severity.interval import ProbabilityMap
-from pneumoscope.severity.lesions import count_lesions
-from pneumoscope.severity.lobes import LOBES, lobe_lookup, lobe_score
+from pneumoscope.severity.lesions import PERIPHERAL_MM, count_lesions
+from pneumoscope.severity.regions import LEVELS, LOBES, ZONES, lobe_lookup, lobe_score
 from pneumoscope.severity.states import OUTSIDE_USE, STATES
-from pneumoscope.severity.zones import LEVELS, ZONES
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, RAS, Mask, Volume
 
 TILTED = build_grid(shape=(11, 9, 13), spacing_mm=(7.0, 5.0, 9.0), tilt_degrees=(12.0, -7.0, 5.0), shear=0.1)

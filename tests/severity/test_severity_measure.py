@@ -10,7 +10,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.severity import measure as counting
 from pneumoscope.severity import tally as module
 from pneumoscope.severity.measure import STATES, measure
-from pneumoscope.severity.sides import with_house_labels
+from pneumoscope.severity.regions import with_house_labels
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 ML = 0.5 * 0.8 * 1.2 / 1000

@@ -12,7 +12,7 @@ import pytest
 from made_up_radiographs import write_sets
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.models.resnet import ResNet50, ResNetConfig
+from pneumoscope.models.classifiers import ResNet50, ResNetConfig
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.xray import XrayExperiment

@@ -16,10 +16,9 @@ from grids import build_grid
 from pneumoscope.io import read_volume, write_mask, write_volume
 from pneumoscope.io.dicom.results import write_dicom_results
 from pneumoscope.io.dicom.write import write_dicom_series
+from pneumoscope.surfaces.files import RAS_MM_TO_GLTF, write_glb, write_stl, write_vti, write_vtp
 from pneumoscope.surfaces.mesh import build_mesh
-from pneumoscope.surfaces.mesh_files import RAS_MM_TO_GLTF, write_glb, write_stl
 from pneumoscope.surfaces.points import write_points
-from pneumoscope.surfaces.vtk_files import write_vti, write_vtp
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 GRIDS = {

@@ -10,11 +10,18 @@ from readers import enclosed_ml, read_glb_parts, read_stl, read_vti, read_vtp
 
 from pneumoscope.errors import GeometryError
 from pneumoscope.geometry import Grid
-from pneumoscope.surfaces import vtk_files
+from pneumoscope.surfaces import files
+from pneumoscope.surfaces.files import (
+    LOOKS,
+    ROOT_NODE,
+    STL_HEADER,
+    structures,
+    write_glb,
+    write_stl,
+    write_vti,
+    write_vtp,
+)
 from pneumoscope.surfaces.mesh import build_mesh
-from pneumoscope.surfaces.mesh_files import ROOT_NODE, STL_HEADER, write_glb, write_stl
-from pneumoscope.surfaces.structures import LOOKS, structures
-from pneumoscope.surfaces.vtk_files import write_vti, write_vtp
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 
@@ -87,7 +94,7 @@ def test_vtp_numbers_and_names_its_structures(tmp_path, two_meshes):
 
 @pytest.mark.parametrize("block_bytes", [64, 240, 1 << 21])
 def test_vti_blocks_of_any_size(tmp_path, monkeypatch, rng, block_bytes):
-    monkeypatch.setattr(vtk_files, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block_bytes)
     grid = Grid.from_spacing((7, 5, 19), (0.8, 0.8, 1.5), (-40.0, 20.0, 300.0))
     hu = rng.normal(0, 40000, grid.shape).astype(np.float32)
     labels = rng.integers(0, 3, grid.shape).astype(np.uint8)
@@ -123,7 +130,7 @@ def test_structures_by_side_and_without():
 
 def test_importing_the_room_loads_no_vtk():
     code = (
-        "import sys; from pneumoscope.surfaces import mesh, mesh_files, points, vtk_files\n"
+        "import sys; from pneumoscope.surfaces import files, mesh, points\n"
         "assert not [m for m in sys.modules if m.startswith(('vtk', 'torch', 'skimage', 'scipy'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

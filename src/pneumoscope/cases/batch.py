@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from pneumoscope.cases.outputs import SUMMARY_COLUMNS
 from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
-from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_json, write_text
+from pneumoscope.io.files import csv_text, prepare_folder, read_json, require_no_other_run, write_json, write_text
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
@@ -201,17 +199,15 @@ def _table(cases: Sequence[CaseResult], scans: Sequence[ScanRef]) -> str:
     first, more = SUMMARY_COLUMNS[:5], SUMMARY_COLUMNS[5:]
     given = {scan.case: dict(scan.columns) for scan in scans}
     own = list(dict.fromkeys(name for columns in given.values() for name in columns))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     ours = ("case", "status", *first, "error", *more)
-    writer.writerow((*ours, *(f"manifest_{name}" if name in ours else name for name in own)))
+    rows = []
     for case in cases:
         values = {c: "" if case.summary.get(c) is None else case.summary[c] for c in SUMMARY_COLUMNS}
         row = [values[c] for c in first], [values[c] for c in more]
-        writer.writerow(
+        rows.append(
             (case.case, case.status, *row[0], case.error or "", *row[1], *(given[case.case].get(c, "") for c in own))
         )
-    return stream.getvalue()
+    return csv_text((*ours, *(f"manifest_{name}" if name in ours else name for name in own)), rows)
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pneumoscope.cases.outputs import COPY_FILE, REPORT_FILE
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.files import read_json
+from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.preprocess.registration import (
     OUTSIDE_HU,
     Registration,
@@ -30,9 +31,9 @@ from pneumoscope.preprocess.registration import (
 )
 from pneumoscope.preprocess.spatial import Crop, Resample, crop_to
 from pneumoscope.progress import Progress, silent
-from pneumoscope.severity.aligned import Aligned
 from pneumoscope.severity.change import (
     FATES,
+    Aligned,
     Change,
     FateVolume,
     RegionChange,
@@ -41,8 +42,7 @@ from pneumoscope.severity.change import (
     region_change,
     surface_mm2,
 )
-from pneumoscope.severity.sides import sides_of
-from pneumoscope.severity.zones import ZONES, zone_map
+from pneumoscope.severity.regions import ZONES, sides_of, zone_map
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
 if TYPE_CHECKING:
@@ -211,9 +211,8 @@ def quality_of(registration: Registration, baseline: WorkingCopy, followup: Work
     lungs = registration.warp(followup.lungs, followup.volume.grid, registration.grid, order=1) > 0.5
     own = baseline.lungs > 0.5
     jacobian = registration.jacobian()[own]
-    sizes = int(np.count_nonzero(lungs)) + int(np.count_nonzero(own))
     return {
-        "lung_dice": 2 * int(np.count_nonzero(lungs & own)) / max(1, sizes),
+        "lung_dice": dice(count(lungs, own)),
         "similarity_affine": registration.stages["affine"],
         "similarity": registration.stages["deformable"],
         "jacobian_low": float(np.percentile(jacobian, 1)),

@@ -20,7 +20,7 @@ from pneumoscope.cases.options import CaseOptions, SegmentOptions
 from pneumoscope.errors import Finding, PneumoscopeError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.severity.measure import Severity
-from pneumoscope.severity.zones import ZONES
+from pneumoscope.severity.regions import ZONES
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str
     """What is to be written, by name, the longest first; each on its own."""
     from pneumoscope.cases.three_d import VOLUME_FILE, write_three_d
     from pneumoscope.reports.case import slices_png
+    from pneumoscope.surfaces.files import write_vti
     from pneumoscope.surfaces.points import write_case_points
-    from pneumoscope.surfaces.vtk_files import write_vti
 
     parts = content.volume, content.lungs, content.infiltrate, content.truth
     steps: dict[str, Callable[[], Any]] = {}
@@ -267,7 +267,7 @@ def given_masks(
     from pneumoscope.io import fit_mask, read_lungs
     from pneumoscope.io.masks import in_house_order
     from pneumoscope.io.read import read_mask_or_probability
-    from pneumoscope.severity.sides import with_house_labels
+    from pneumoscope.severity.regions import with_house_labels
     from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS
 
     where = scan.lungs or lungs

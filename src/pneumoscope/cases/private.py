@@ -7,14 +7,13 @@ scan a case was; it belongs beside the results, not into them.
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import atomic_path
+from pneumoscope.io.files import atomic_path, csv_text
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
@@ -88,11 +87,8 @@ def _rows(path: Path | None, columns: Sequence[str]) -> dict[str, tuple[str, ...
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table that only the user may read, from its first byte on."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with atomic_path(path) as temporary:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
-            stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
+            stream.write(csv_text(columns, list(rows)).encode("utf-8", "surrogateescape"))

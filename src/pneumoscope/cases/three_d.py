@@ -85,7 +85,7 @@ def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
 
 def three_d_files() -> list[str]:
     """Every name that `write_three_d` may write, and `volume.vti`."""
-    from pneumoscope.surfaces.structures import LOOKS
+    from pneumoscope.surfaces.files import LOOKS
 
     names = [f"mesh/{name}{suffix}" for name in LOOKS for suffix in (".stl", ".glb")]
     return [*names, SCENE_FILE, SURFACES_FILE, VOLUME_FILE, STILL_FILE, VIEW_FILE]
@@ -93,8 +93,8 @@ def three_d_files() -> list[str]:
 
 def _meshes(lungs: Mask, infiltrate: Mask, truth: Mask | None) -> tuple[dict[str, Mesh], dict[str, str]]:
     """The surfaces, and why others have none."""
+    from pneumoscope.surfaces.files import structures
     from pneumoscope.surfaces.mesh import build_mesh
-    from pneumoscope.surfaces.structures import structures
 
     meshes, missing = {}, {}
     for name, where in structures(lungs, infiltrate, truth).items():
@@ -107,8 +107,7 @@ def _meshes(lungs: Mask, infiltrate: Mask, truth: Mask | None) -> tuple[dict[str
 
 
 def _write_meshes(folder: Path, meshes: Mapping[str, Mesh]) -> list[str]:
-    from pneumoscope.surfaces.mesh_files import write_glb, write_stl
-    from pneumoscope.surfaces.vtk_files import write_vtp
+    from pneumoscope.surfaces.files import write_glb, write_stl, write_vtp
 
     files = []
     for name, mesh in meshes.items():

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from pneumoscope.errors import ModelError
 from pneumoscope.inference.windows3d import softmax
-from pneumoscope.preprocess.coarse import axis_weights, coarse_size, resample_axes
+from pneumoscope.preprocess.spatial import axis_weights, coarse_size, resample_axes
 
 if TYPE_CHECKING:
     from pneumoscope.inference.engines import Engine

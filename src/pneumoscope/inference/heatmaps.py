@@ -67,7 +67,7 @@ def _grad_cam(classifier: RadiographClassifier, square: NDArray[np.uint8], numbe
 
 
 def _occlusion(classifier: RadiographClassifier, square: NDArray[np.uint8], number: int) -> NDArray[np.float32]:
-    from pneumoscope.metrics.temperature import softmax_at
+    from pneumoscope.metrics.calibration import softmax_at
 
     side = len(square)
     patch = max(2, round(side * PATCH))

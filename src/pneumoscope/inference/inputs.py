@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import ModelError
-from pneumoscope.preprocess.appearance import Appearance
 from pneumoscope.preprocess.lung_crop import LungCrop
 from pneumoscope.preprocess.slices import resize_linear, resize_nearest
-from pneumoscope.preprocess.windows import HuWindow, model_input, window_channels
+from pneumoscope.preprocess.windows import Appearance, HuWindow, model_input, window_channels
 
 
 class ModelInput(Protocol):

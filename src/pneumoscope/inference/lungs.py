@@ -19,8 +19,8 @@ from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import KIND as CHEST_KIND
 from pneumoscope.inference.chest import ChestInput, ChestVotes, chest_votes
+from pneumoscope.inference.engines import predict_probability
 from pneumoscope.inference.inputs import ModelInput, input_from_card
-from pneumoscope.inference.slices import predict_probability
 from pneumoscope.preprocess.slices import from_slices, resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume

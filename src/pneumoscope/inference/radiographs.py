@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import Familiar, read_familiar
-from pneumoscope.metrics.temperature import softmax_at
+from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.models.cards import find_model
 from pneumoscope.objects import Tabled, bars
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
@@ -257,12 +258,7 @@ def segment_volume(
 
 def _labels(probability: NDArray[np.uint8], threshold: float, smallest_voxels: float) -> NDArray[np.uint8]:
     """Voxels (i, j, k) at or above the threshold, without pieces (26 neighbours) smaller than so many voxels."""
-    import cc3d
-
-    found = probability >= np.ceil(threshold * 255)
-    if smallest_voxels > 1 and found.any():
-        found = cc3d.dust(found, threshold=smallest_voxels, connectivity=26)
-    return found.astype(np.uint8)
+    return components.without_small(probability >= np.ceil(threshold * 255), smallest_voxels).astype(np.uint8)
 
 
 def _named(progress: Progress, name: str) -> Progress:

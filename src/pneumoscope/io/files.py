@@ -12,9 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pneumoscope.errors import InputError, PneumoscopeError, shortage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_JSON_DEPTH = 100
 MAX_JSON_BYTES = 256 << 20
@@ -198,11 +201,10 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> None:
-    """Write a whole CSV file or nothing; cells with commas, quotes or line ends are quoted, None is empty.
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> str:
+    """A table as CSV; cells with commas, quotes or line ends are quoted, None is empty.
 
     Args:
-        path: the file.
         columns: its header; of rows that are mappings these entries are written.
         rows: cells in the order of the columns, or by name.
     """
@@ -210,7 +212,17 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([row.get(name) for name in columns] if isinstance(row, Mapping) else row for row in rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> None:
+    """Write `csv_text`, a whole file or nothing."""
+    write_text(path, csv_text(columns, rows))
+
+
+def write_frame(path: str | Path, table: pd.DataFrame, number: str | None = "%.6f") -> None:
+    """Write a data frame as CSV, a whole file or nothing; missing values are empty, None writes floats in full."""
+    write_text(path, table.to_csv(index=False, float_format=number, lineterminator="\n"))
 
 
 def jsonable(value: Any) -> Any:

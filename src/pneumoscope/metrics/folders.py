@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -15,15 +13,14 @@ import numpy as np
 
 from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.io.files import prepare_folder, require_no_other_run, write_json, write_text
+from pneumoscope.io.files import prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.io.masks import require_threshold
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
-from pneumoscope.metrics.labels import Side, comparable_labels
+from pneumoscope.metrics.intervals import summarise
 from pneumoscope.metrics.overlap import Counts, SliceScores, mean_over_infected, score, scores_of, slice_scores
-from pneumoscope.metrics.pairs import Pair, find_pairs
-from pneumoscope.metrics.summary import summarise
+from pneumoscope.metrics.pairs import Pair, Side, comparable_labels, find_pairs
 from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
 from pneumoscope.objects import Tabled
 from pneumoscope.progress import Progress, silent
@@ -98,11 +95,8 @@ class Evaluation(Tabled):
 
     def write(self, out: str | Path) -> None:
         """Write ``per_case.csv`` and ``summary.json`` into a folder."""
-        stream = io.StringIO()
-        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: _cell(v) for k, v in row.items()} for row in self.rows)
-        write_text(Path(out) / "per_case.csv", stream.getvalue())
+        rows = ({k: _cell(v) for k, v in row.items()} for row in self.rows)
+        write_csv(Path(out) / "per_case.csv", COLUMNS, rows)
         write_json(Path(out) / "summary.json", dict(self.summary))
 
 

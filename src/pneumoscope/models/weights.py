@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import sha256, write_bytes
 from pneumoscope.models.cards import FORMAT, read_card, verify, write_card
-from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
 from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
-from pneumoscope.models.resnet import ResNet50, ResNetConfig
-from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 
 WEIGHTS_FILE = "model.safetensors"
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import RunError
-from pneumoscope.io.files import write_json, write_text
+from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.plans.data import LungFinder
 from pneumoscope.plans.setup import Setup
@@ -84,7 +84,7 @@ def write_scores(
         if table is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+            write_frame(folder / name, table)
     scored, chosen_on = (validation, ON_VALIDATION) if test is None else (test, ON_TEST)
     numbers: dict[str, Any] = {
         "held_out_scans": len(scored),

@@ -21,7 +21,7 @@ from pneumoscope.progress import Progress
 if TYPE_CHECKING:
     from torch import nn
 
-    from pneumoscope.models.unet3d import UNet3D
+    from pneumoscope.models.unet import UNet3D
     from pneumoscope.training.augment3d import VolumeAugment
     from pneumoscope.training.data import BatchSource
     from pneumoscope.training.tasks import Task
@@ -186,7 +186,7 @@ def start_of_volumes(plan: VolumePlan) -> tuple[UNet3D, dict[str, Any], str]:
 
     from pneumoscope.inference.volumes import class_meanings
     from pneumoscope.models.cards import find_model
-    from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+    from pneumoscope.models.unet import UNet3D, UNet3DConfig
     from pneumoscope.models.weights import load_model
 
     card: dict[str, Any] = {"preprocessing": preprocessing_card(plan), "labels": LABELS, "threshold": 0.5}

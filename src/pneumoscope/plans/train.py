@@ -17,7 +17,7 @@ import pandas as pd
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.splits.folds import group_folds, group_members, members_of
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import prepare_folder, require_no_other_run, write_json, write_text
+from pneumoscope.io.files import prepare_folder, require_no_other_run, write_frame, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.stamp import STARTED_FILE, is_started, mark_started, stamp, what_changed
 from pneumoscope.models.cards import CARD_FILE, find_model, read_card
@@ -214,7 +214,7 @@ def crossval_own(
         parts.append(result.scores.assign(fold=number))
     table = pd.concat(parts, ignore_index=True)
     table = table[["fold", *[name for name in table.columns if name != "fold"]]]
-    write_text(folder / "per_case.csv", table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    write_frame(folder / "per_case.csv", table)
     write_json(
         folder / "summary.json",
         {

@@ -14,7 +14,7 @@ from pneumoscope.reports.page import ml, number, percent, write_page
 from pneumoscope.reports.view import Table
 
 if TYPE_CHECKING:
-    from pneumoscope.severity.aligned import Aligned
+    from pneumoscope.severity.change import Aligned
 
 FATE_COLOURS = {
     "new": "#ff5252",

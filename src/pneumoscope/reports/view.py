@@ -20,8 +20,8 @@ from pneumoscope.io.files import atomic_path
 from pneumoscope.reports.page import environment, hu, ml, percent, render
 from pneumoscope.reports.view_data import BITS, STEPS_HU, Packed, PackedMesh, pack_mesh, pack_scan, text_of
 from pneumoscope.severity.measure import Severity
+from pneumoscope.surfaces.files import LOOKS, structures
 from pneumoscope.surfaces.mesh import Mesh, build_mesh
-from pneumoscope.surfaces.structures import LOOKS, structures
 from pneumoscope.volume import Mask, Volume
 
 WINDOWS: tuple[tuple[str, float, float], ...] = (

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.geometry import Grid
+from pneumoscope.surfaces.files import LOOKS
 from pneumoscope.surfaces.mesh import Mesh
-from pneumoscope.surfaces.structures import LOOKS
 from pneumoscope.volume import Mask, Volume
 
 STEPS_HU = np.concatenate([np.arange(-1100, -160, 10), np.arange(-160, 300, 5), np.arange(300, 2001, 25)])

@@ -7,17 +7,21 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.severity.applicability import applicability_states
-from pneumoscope.severity.density import density_classes
-from pneumoscope.severity.distribution import distribution_of
 from pneumoscope.severity.interval import ProbabilityMap, volume_interval
-from pneumoscope.severity.lesions import count_lesions
-from pneumoscope.severity.lobes import LOBES, lobe_lookup, scores_of
+from pneumoscope.severity.lesions import count_lesions, distribution_of
 from pneumoscope.severity.measure import CONSOLIDATION_FROM_HU, Severity, measure
-from pneumoscope.severity.sides import are_lobes_exchanged, sides_of
-from pneumoscope.severity.states import DENSE_PERCENT, STATES, use_states
-from pneumoscope.severity.tally import Box, LungPart, box_of, tally
-from pneumoscope.severity.zones import LEVELS, ZONES, zone_map
+from pneumoscope.severity.regions import (
+    LEVELS,
+    LOBES,
+    ZONES,
+    are_lobes_exchanged,
+    lobe_lookup,
+    scores_of,
+    sides_of,
+    zone_map,
+)
+from pneumoscope.severity.states import DENSE_PERCENT, STATES, applicability_states, use_states
+from pneumoscope.severity.tally import Box, LungPart, box_of, density_classes, tally
 from pneumoscope.volume import Mask, Volume
 
 

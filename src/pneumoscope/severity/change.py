@@ -20,6 +20,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.geometry import Grid
+from pneumoscope.preprocess.registration import WorkingCopy
+from pneumoscope.volume import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """A follow-up laid over its baseline.
+
+    Attributes:
+        change: the numbers.
+        fates: labels of `FATES` on the baseline's grid.
+        infiltrate: the follow-up's infiltrate on the baseline's grid.
+        baseline: the baseline's working copy, for pictures.
+        followup_hu: (i, j, k) the follow-up on the grid of that copy.
+    """
+
+    change: Change
+    fates: Mask
+    infiltrate: Mask
+    baseline: WorkingCopy
+    followup_hu: NDArray[np.float32]
+
 
 BORDER_MM = 0.25
 """Standard deviation of the mean place of a border drawn twice. Measured: 0.14 mm (root mean square) over eight

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
+
 STEP = 0.25
 """How far the cut is moved up and down; our choice."""
 
@@ -83,9 +85,5 @@ def volume_interval(
 
 
 def _volume(values: NDArray[np.uint8], cut: float, smallest_ml: float, voxel_ml: float) -> float:
-    found = values >= np.ceil(cut * 255)
-    if smallest_ml > voxel_ml and found.any():
-        import cc3d
-
-        found = cc3d.dust(found, threshold=smallest_ml / voxel_ml, connectivity=26)
+    found = components.without_small(values >= np.ceil(cut * 255), smallest_ml / voxel_ml)
     return float(np.count_nonzero(found)) * voxel_ml

@@ -14,14 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.objects import Tabled, bars
-from pneumoscope.severity.density import Densities
-from pneumoscope.severity.distribution import Distribution
 from pneumoscope.severity.interval import Interval
-from pneumoscope.severity.lesions import Lesions
-from pneumoscope.severity.lobes import LobeScores
-from pneumoscope.severity.sides import are_exchanged, sides_of
+from pneumoscope.severity.lesions import Distribution, Lesions
+from pneumoscope.severity.regions import LobeScores, are_exchanged, sides_of
 from pneumoscope.severity.states import OUTSIDE_TOLERANCE, STATES
-from pneumoscope.severity.tally import LungPart, box_of, tally
+from pneumoscope.severity.tally import Densities, LungPart, box_of, tally
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
@@ -61,7 +58,7 @@ class Severity(Tabled):
         consolidation_from_hu: the density limit used.
         edges: sides of the scan that the lungs reach, such as ``superior``.
         states: what a reader must know, keys of `STATES`.
-        zones: six zones by name (`pneumoscope.severity.zones`); empty when they were not asked for or there is no lung.
+        zones: six zones by name (`severity.regions`); empty when they were not asked for or there is no lung.
         lobes: the five lobes and their score; None without a lobe mask.
         densities: the whole lung by classes of density; None when not asked for.
         lesions: how many pieces of infiltrate there are, and how large; None when not asked for.
@@ -134,7 +131,7 @@ def measure(
 ) -> Severity:
     """Count volumes, shares and densities.
 
-    Sides are taken from the names of the labels (`pneumoscope.severity.sides.sides_of`); other labels of a lung mask
+    Sides are taken from the names of the labels (`pneumoscope.severity.regions.sides_of`); other labels of a lung mask
     that tells sides (an airway, say) are no lung. A mask without sides counts as a whole. Every label of the infiltrate
     mask is infiltrate.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
 from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
@@ -116,10 +117,7 @@ class LungSupply:
         found = self.network().predict(images, device=self.device, precision=self.experiment.training.precision)
         lungs = np.zeros(found[:, 0].shape, np.uint8)
         for k, plane in enumerate(found[:, 0] >= SURE):
-            pieces, n = ndimage.label(plane)
-            sizes = np.bincount(pieces.ravel(), minlength=n + 1)
-            large = np.flatnonzero(sizes >= SMALLEST_SHARE * plane.size)
-            lungs[k] = ndimage.binary_fill_holes(np.isin(pieces, large[large > 0]))
+            lungs[k] = ndimage.binary_fill_holes(components.without_small(plane, SMALLEST_SHARE * plane.size, 4))
         return lungs
 
     def _train(self) -> TrainedModel:

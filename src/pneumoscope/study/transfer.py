@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.io.files import write_json, write_text
+from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.progress import FORECAST
 from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
@@ -218,7 +218,7 @@ def write_tables(
 ) -> None:
     """Write matrix.csv, matrix.json and forgetting.csv. Missing numbers are empty in CSV and null in JSON."""
     for table, name in ((matrix, "matrix.csv"), (forgotten, "forgetting.csv")):
-        write_text(folder / name, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+        write_frame(folder / name, table)
     write_json(
         folder / "matrix.json",
         {

@@ -19,7 +19,7 @@ import pandas as pd
 from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import read_json, write_json, write_text
+from pneumoscope.io.files import read_json, write_frame, write_json
 from pneumoscope.jobs.stamp import stamp
 from pneumoscope.metrics.calibration import Reliability
 from pneumoscope.progress import NOTE
@@ -186,7 +186,7 @@ class VolumeStudy(Study):
             parts.append(table)
             reliabilities[test] = asdict(calibrated)
         table = pd.concat(parts, ignore_index=True)
-        write_text(own / SCORES, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+        write_frame(own / SCORES, table)
         per_scan = float(table.drop_duplicates(["test", "case"])["seconds"].median())
         cost = {"training_seconds": round(training_seconds, 2), "seconds_per_scan": round(per_scan, 3),
                 "process_peak_gigabytes": round(peak_gigabytes(), 3)}  # fmt: skip
@@ -203,8 +203,7 @@ class VolumeStudy(Study):
         )
         steady = per_case.drop(columns="seconds")  # times would differ between a resumed run and another
         for table, name in ((steady, "per_case"), (folds, "folds"), (matrix, "matrix"), (paper, "paper")):
-            text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-            write_text(self.folder / f"{name}.csv", text)
+            write_frame(self.folder / f"{name}.csv", table)
         write_json(self.folder / "matrix.json", {"recipe": self.experiment.recipe,
                                                  "rows": matrix.to_dict(orient="records"),
                                                  "paper": paper.to_dict(orient="records")})  # fmt: skip

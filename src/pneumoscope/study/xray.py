@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.io.files import read_json, write_text
+from pneumoscope.io.files import read_json, write_frame
 from pneumoscope.study import xray_data
 from pneumoscope.study.analysis.mitigations import AS_PAPER, all_mitigations, plain_recipe
 from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
@@ -137,8 +137,7 @@ class XrayStudy(Study):
         table = remedies(self.per_case, self.probed, self.experiment)
         self.tables = {"per_case": self.per_case, "matrix": cells, "remedies": table, "probes": self.probed}
         for name, found in self.tables.items():
-            text = found.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-            write_text(self.folder / f"{name}.csv", text)
+            write_frame(self.folder / f"{name}.csv", found)
         scoring = self.experiment.scoring
         write_scores(
             self.folder,

@@ -13,6 +13,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
 from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 
@@ -153,10 +154,8 @@ def _coarse_mesh(inside: NDArray[np.bool_], grid: Grid, triangles: int) -> Mesh 
 
     None where no blocks hold the volume.
     """
-    import cc3d
-
-    pieces = cc3d.connected_components(inside, connectivity=26)
-    exact = np.bincount(pieces.ravel()) * grid.voxel_volume_ml < _SMALL_PIECE_ML
+    pieces, sizes = components.label(inside)
+    exact = sizes * grid.voxel_volume_ml < _SMALL_PIECE_ML
     heights, size_mm = _heights(inside & ~exact[pieces], grid), _FINEST_BLOCK_MM
     target_mm3 = np.count_nonzero(heights > 0) * grid.voxel_volume_ml * 1000.0
     while True:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.surfaces.files import LOOKS
 from pneumoscope.surfaces.mesh import Mesh
-from pneumoscope.surfaces.structures import LOOKS
 
 SIZE = (1120, 560)
 """Width and height of the picture; the left half is seen from the front, the right half from the patient's left."""

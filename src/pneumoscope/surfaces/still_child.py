@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumoscope.processes import end_with_parent
+from pneumoscope.surfaces.files import LOOKS
 from pneumoscope.surfaces.mesh import Mesh, poly_data
 from pneumoscope.surfaces.still import BACKGROUND, SIZE, VIEWS, placed
-from pneumoscope.surfaces.structures import LOOKS
 
 if TYPE_CHECKING:
     from vtkmodules.vtkRenderingCore import vtkActor, vtkTextActor

@@ -27,10 +27,9 @@ from pneumoscope.io.files import clear_temporary, write_csv
 from pneumoscope.processes import signals_held
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
-from pneumoscope.training.config import TrainConfig
+from pneumoscope.training.config import TrainConfig, cycle, plateaus, rate_at
 from pneumoscope.training.data import Batch, BatchSource
 from pneumoscope.training.devices import make_fabric
-from pneumoscope.training.schedules import cycle, plateaus, rate_at
 from pneumoscope.training.tasks import Task, train_mode
 
 __all__ = ["FitResult", "TrainConfig", "cycle", "fit", "plateaus"]

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity, spotted
 from pneumoscope.geometry import Grid, Scalar
-from pneumoscope.severity.sides import exchanged_slices
+from pneumoscope.metrics.overlap import count, dice
+from pneumoscope.severity.regions import exchanged_slices
 from pneumoscope.volume import Volume
 
 STEP_MM = 2.5
@@ -90,13 +92,10 @@ def _outside(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Air that reaches the border of its slice: the room, never lung."""
     out = np.zeros_like(air)
     for k in range(air.shape[2]):
-        pieces, count = ndimage.label(air[:, :, k])
-        if count:
-            rim = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-            touching = np.zeros(count + 1, bool)
-            touching[rim] = True
-            touching[0] = False
-            out[:, :, k] = touching[pieces]
+        pieces, sizes = components.label(air[:, :, k], 4)
+        touching = np.zeros(len(sizes), bool)
+        touching[np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])] = True
+        out[:, :, k] = touching[pieces] & air[:, :, k]
     return out
 
 
@@ -104,22 +103,14 @@ def _gas(air: NDArray[np.bool_], hu: NDArray[np.float32], air_hu: float) -> NDAr
     """Pieces of a slice that are plain gas over half their area: stomach, gut and windpipe."""
     out = np.zeros_like(air)
     for k in range(air.shape[2]):
-        pieces, count = ndimage.label(air[:, :, k])
-        if count:
-            size = np.bincount(pieces.ravel())
-            plain = np.bincount(pieces.ravel(), weights=(hu[:, :, k] <= air_hu + GAS_ABOVE_AIR_HU).ravel())
-            gas = plain > 0.5 * size
-            gas[0] = False
-            out[:, :, k] = gas[pieces]
+        pieces, sizes = components.label(air[:, :, k], 4)
+        plain = np.bincount(pieces.ravel(), weights=(hu[:, :, k] <= air_hu + GAS_ABOVE_AIR_HU).ravel())
+        out[:, :, k] = (plain > 0.5 * sizes)[pieces] & air[:, :, k]
     return out
 
 
 def _large_pieces(air: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces, count = ndimage.label(air)
-    if not count:
-        return air
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
+    pieces, sizes = components.label(air, 6)
     return np.asarray((sizes >= LARGEST_SHARE * sizes.max())[pieces] & air)
 
 
@@ -146,12 +137,6 @@ def mirrored(array: NDArray[Scalar], flip: Flip) -> NDArray[Scalar]:
 def flip_words(flip: Flip) -> str:
     """``left-right and head-foot``."""
     return " and ".join(name for name, along in zip(AXES, flip, strict=True) if along)
-
-
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Dice of two masks; 0.0 when either is empty: nothing fits nothing."""
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2.0 * int(np.count_nonzero(a & b)) / total if a.any() and b.any() else 0.0
 
 
 def best_flip(score: dict[Flip, float]) -> Flip:
@@ -181,7 +166,7 @@ def lung_fit(
         return []
     assert anatomy is not None
     thin = anatomy.thin(lungs)
-    score = {flip: dice(mirrored(thin, flip), anatomy.lung) for flip in FLIPS}
+    score = {flip: dice(count(mirrored(thin, flip), anatomy.lung)) for flip in FLIPS}
     own, best = score[FLIPS[0]], best_flip(score)
     if score[best] >= max(rules.mirror_dice, own + rules.mirror_gain):
         detail = (

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.datasets.audit.anatomy import Anatomy, look, lung_fit, lung_sides
 from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_fit, infiltrate_pieces
 from pneumoscope.datasets.audit.raw import RawCase, RawMask
@@ -195,7 +196,7 @@ def differences(
     for axis, step in enumerate(grid.spacing_mm):
         width = 2 * max(1, round(rules.crumb_mm / step)) + 1
         near = ndimage.maximum_filter1d(near.view(np.uint8), width, axis=axis, mode="constant").view(bool)
-    for where in _pieces(found, rules.region_ml / voxel_ml):
+    for where in components.each(found, rules.region_ml / voxel_ml):
         if near[tuple(where.T)].any():
             continue
         sure = float(probability[tuple(where.T)].mean()) / 255
@@ -204,7 +205,7 @@ def differences(
             nothing = f"nothing is drawn within {rules.crumb_mm:.0f} mm"
             detail = f"the model is {sure:.0%} sure of {ml:.1f} ml of infiltrate, {nothing}"
             yield spotted(case, "missing-annotation", "warning", detail, where, grid, confidence=sure)
-    for where in _pieces(drawn, rules.region_ml / voxel_ml):
+    for where in components.each(drawn, rules.region_ml / voxel_ml):
         asked = lung[tuple(where.T)]
         highest = float(probability[tuple(where.T)].max()) / 255
         if highest < rules.unseen and asked.mean() > 0.5:
@@ -221,16 +222,3 @@ def _depth_mm(where: NDArray[np.integer], grid: Grid) -> float:
     x_mm, y_mm, _ = grid.spacing_mm
     flat = (ndimage.distance_transform_edt(block[:, :, k], (x_mm, y_mm)).max() for k in range(block.shape[2]))
     return float(max(flat))
-
-
-def _pieces(mask: NDArray[np.bool_], least: float) -> Iterator[NDArray[np.integer]]:
-    """Voxel indices of the connected pieces (26 neighbours) of at least so many voxels."""
-    if not mask.any():
-        return
-    import cc3d
-
-    numbered = cc3d.connected_components(mask, connectivity=26)
-    sizes = np.bincount(numbered.ravel())
-    for label, region in enumerate(ndimage.find_objects(numbered), start=1):
-        if region is not None and sizes[label] >= least:
-            yield np.argwhere(numbered[region] == label) + [axis.start for axis in region]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.datasets.audit.anatomy import FLIPS, Anatomy, best_flip, flip_words, mirrored
 from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity, spotted
 from pneumoscope.volume import Volume
@@ -83,8 +84,6 @@ def infiltrate_pieces(
     Tried in this order: on a slice without lung, speck, in air, in bone, away from the lung, on one slice only. An
     empty mask gives nothing.
     """
-    import cc3d
-
     if not drawn.any():
         return
     box, start = _box(drawn, margin=0)
@@ -93,11 +92,10 @@ def infiltrate_pieces(
     far = _distance(scene)
     bare = part & lungless[None, None, :]
     touching = part & ~lungless[None, None, :]
-    for piece in _pieces(bare):
+    for piece in components.each(bare):
         yield _without_lung(case, piece, start, touching, scene)
     part = touching
-    numbered = cc3d.connected_components(part, connectivity=26)
-    sizes = np.bincount(numbered.ravel())
+    numbered, sizes = components.label(part)
     reach = _reach(sizes, numbered, scene, rules)
     crumbs: list[NDArray[np.integer]] = []
     for label, region in enumerate(ndimage.find_objects(numbered), start=1):
@@ -156,7 +154,7 @@ def _outside(
     shape = tuple(index.max(axis=0) - low + 1)
     block, depth = np.zeros(shape, bool), np.zeros(shape, np.float32)
     block[tuple((index - low).T)], depth[tuple((index - low).T)] = True, away
-    for where in _gathered(list(_pieces(block)), rules.speck_voxels):
+    for where in _gathered(list(components.each(block)), rules.speck_voxels):
         dense = _by_density(case, where + low, scene, rules)
         if dense and len(where) > rules.speck_voxels:
             yield dense
@@ -294,18 +292,6 @@ def _reach(
     for axis, steps in enumerate(reach):
         grown = ndimage.maximum_filter1d(grown.view(np.uint8), 2 * steps + 1, axis=axis, mode="constant").view(bool)
     return np.asarray(grown)
-
-
-def _pieces(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.integer]]:
-    """Voxel indices (n, 3) of each connected piece, 26 neighbours."""
-    if not mask.any():
-        return
-    import cc3d
-
-    numbered = cc3d.connected_components(mask, connectivity=26)
-    for label, region in enumerate(ndimage.find_objects(numbered), start=1):
-        if region is not None:
-            yield np.argwhere(numbered[region] == label) + [axis.start for axis in region]
 
 
 def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[tuple[slice, slice, slice], NDArray[np.int64]]:

@@ -52,7 +52,7 @@ def _mask_of(case: str, root: Path) -> Path | None:
 
 def _load(case: Case, path: Path) -> LabelledScan:
     from pneumoscope.io import fit_mask, read_lungs
-    from pneumoscope.severity.sides import with_house_labels
+    from pneumoscope.severity.regions import with_house_labels
 
     scan = case.load()
     lungs = with_house_labels(

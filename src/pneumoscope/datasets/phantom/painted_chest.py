@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.preprocess.coarse import coarse_size, resample_axes
+from pneumoscope.preprocess.spatial import coarse_size, resample_axes
 
 CLASSES = ("background", "right lung", "left lung", "airway", "gas", "pleural fluid")
 """Names of the classes. Airway is trachea and bronchi; gas is any other air inside the body; -1 is not stated."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.files import write_csv, write_text
+from pneumoscope.io.files import write_csv, write_frame
 
 COLUMNS = ("case", "slice", "patient", "part")
 PARTS = ("train", "val", "test")
@@ -153,7 +153,7 @@ def leaking(parts: Iterable[str], groups: Iterable[str]) -> list[str]:
 def write_split(split: pd.DataFrame, path: str | Path) -> None:
     """Write ``case,slice,patient,part`` as CSV, whole or not at all."""
     _require(split, COLUMNS)
-    write_text(path, _sorted(split)[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
+    write_frame(path, _sorted(split)[list(COLUMNS)])
 
 
 def read_split(path: str | Path) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from pneumoscope.datasets.splits.folds import (
     untied,
 )
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.files import prepare_folder, write_json, write_text
+from pneumoscope.io.files import prepare_folder, write_frame, write_json
 from pneumoscope.progress import Progress, silent
 
 FORMAT = 1
@@ -120,7 +120,7 @@ def write_folds(
     tables = _slice_tables(cases, plan, folds, counts)
     folder = prepare_folder(out, marker="split.json", overwrite=overwrite)
     if folds:
-        write_text(folder / "folds.csv", _fold_table(folds, groups).to_csv(index=False, lineterminator="\n"))
+        write_frame(folder / "folds.csv", _fold_table(folds, groups))
     if plan.to == "nnunet":
         write_nnunet_splits(folds, folder / NNUNET_FILE)
     for n, by_dataset in enumerate(tables):

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import write_frame
+from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudySet
@@ -54,7 +55,7 @@ def write_lung_effect(table: pd.DataFrame, folder: Path) -> None:
     if table.empty:
         path.unlink(missing_ok=True)
     else:
-        write_text(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+        write_frame(path, table)
 
 
 def _row(
@@ -88,6 +89,5 @@ def mean_dice(found: NDArray[np.bool_], truth: NDArray[np.bool_], patients: NDAr
     for patient in dict.fromkeys(patients):
         here = patients == patient
         if truth[here].any():
-            hit = int((found[here] & truth[here]).sum())
-            scores.append(2 * hit / (int(found[here].sum()) + int(truth[here].sum())))
+            scores.append(dice(count(found[here], truth[here])))
     return float(np.mean(scores)) if scores else float("nan")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.pictures import pictures_content
 from pneumoscope.errors import ModelError
-from pneumoscope.io.files import write_json, write_text
+from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.progress import NOTE, Progress, silent
@@ -122,7 +122,7 @@ def train_job(
     _save(job, trial, model, origin, results, lesson, classes, here)
     said = {name: ask(model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()}
     found = table(trial, job.model, job.arm.name, job.without, said, classes)
-    write_text(here / PREDICTIONS, found.to_csv(index=False, lineterminator="\n"))
+    write_frame(here / PREDICTIONS, found, None)
     made, where = supply.get(job.arm.recipe, lesson.val)
     write_json(here / TIMING, time_pictures(model, made, where, trial.experiment.scoring.timed_pictures, device=device))
     mark_done(here, wanted, sha256=read_card(here)["weights"]["sha256"])
@@ -192,8 +192,7 @@ def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
     """The network with its starting weights, and where they come from."""
     import torch
 
-    from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
-    from pneumoscope.models.resnet import ResNet50, ResNetConfig
+    from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
 
     torch.manual_seed(int(hashlib.sha256(f"{trial.seed}/{job.model}".encode()).hexdigest()[:8], 16))
     network = trial.experiment.network

@@ -148,7 +148,7 @@ class TrainedModel:
         self, images: NDArray[np.generic], *, device: str, precision: str, batch_size: int = 16
     ) -> NDArray[np.float32]:
         """Probabilities (n, o, h, w) of images (n, c, h, w)."""
-        from pneumoscope.inference.slices import predict_probability
+        from pneumoscope.inference.engines import predict_probability
 
         kind = cast(Literal["auto", "fp32", "bf16"], precision)
         return predict_probability(self.model, images, batch_size=batch_size, precision=kind, device=device)
@@ -164,7 +164,7 @@ class TrainedModel:
             device: to compute on.
             precision: to compute in.
         """
-        from pneumoscope.inference.slices import predict_probability
+        from pneumoscope.inference.engines import predict_probability
 
         kind = cast(Literal["auto", "fp32", "bf16"], precision)
         expert = self.expert_for(images, site)

@@ -18,6 +18,7 @@ import numpy as np
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
+from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.schema import Stage
 from pneumoscope.study.data import two_channel_target
@@ -178,13 +179,12 @@ class SliceLearner(Learner):
 
     def _dice(self, model: nn.Module, part: Slices) -> float:
         """Dice pooled over some slices."""
-        from pneumoscope.inference.slices import predict_probability
+        from pneumoscope.inference.engines import predict_probability
 
         precision: Any = self.study.experiment.training.precision
         found = predict_probability(model, part[0], batch_size=16, device=self.study.device, precision=precision)[:, 0]
         hit, truth = found >= self.study.experiment.scoring.threshold, part[1][:, 0] > 0
-        total = int(hit.sum() + truth.sum())
-        return 2 * int((hit & truth).sum()) / total if total else 1.0
+        return dice(count(hit, truth))
 
     def _experts(self, stage: Stage, parts: frozenset[str], trained: TrainedModel, own: Path) -> dict[int, str]:
         """Folder of every set's network, relative to the stage's; empty where one network serves all."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.patches import CLASS_NAMES
 from pneumoscope.metrics.overlap import count, dice
@@ -40,11 +41,10 @@ def air_spaces(volume: Volume, air_hu: float = AIR_HU) -> NDArray[np.bool_]:
     least a tenth of the largest remain.
     """
     air = volume.hu < air_hu
-    pieces, n = ndimage.label(air)
+    pieces, sizes = components.label(air, 6)
     outside = np.unique(np.concatenate([pieces[side].ravel() for side in (0, -1)]
                                        + [pieces[:, side].ravel() for side in (0, -1)]))  # fmt: skip
-    sizes = np.bincount(pieces.ravel(), minlength=n + 1)
-    sizes[outside] = sizes[0] = 0
+    sizes[outside] = 0
     if not sizes.any():
         return np.zeros(air.shape, bool)
     largest = np.argsort(sizes)[-2:]

@@ -162,7 +162,7 @@ def new_network(experiment: VolumeExperiment) -> tuple[Any, str]:
     torch.manual_seed(experiment.training.seed)
     wanted, classes = experiment.network, len(CLASS_NAMES[experiment.preparation.classes])
     if wanted.kind == "unet3d":
-        from pneumoscope.models.unet3d import UNet3D, UNet3DConfig
+        from pneumoscope.models.unet import UNet3D, UNet3DConfig
 
         return UNet3D(UNet3DConfig(1, classes, wanted.features)), "new weights"
     from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig

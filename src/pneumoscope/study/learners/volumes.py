@@ -23,7 +23,7 @@ from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import LungFinder
 from pneumoscope.errors import ModelError
-from pneumoscope.io.files import write_text
+from pneumoscope.io.files import write_frame
 from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, stamp
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.recipes.schema import Stage
@@ -157,7 +157,7 @@ def _keep(
              "started_from": before + said, "training": training}  # fmt: skip
     save_model(own, trained.model, card)
     table = pd.concat(histories, ignore_index=True)
-    write_text(own / "history.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_frame(own / "history.csv", table, None)
 
 
 def _seconds(phase: Path) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.io.files import atomic_path, write_text
+from pneumoscope.io.files import atomic_path, write_frame
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.metrics.calibration import Reliability
 from pneumoscope.recipes.schema import Experiment
@@ -170,7 +170,7 @@ def write_cell(stage_folder: Path, cell: Cell) -> None:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, whole or not at all; what is not known is left empty."""
-    write_text(path, table.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+    write_frame(path, table, "%.8g")
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -1,11 +1,8 @@
-"""Files for ParaView, Slicer and VTK: ``volume.vti`` with the scan and its masks, ``surfaces.vtp`` with the meshes.
-
-Both lie in RAS+ millimetres; a tilted scan keeps its tilt through the image's Direction, which ParaView reads since
-5.9. Files are written here and not by VTK: a slab at a time, so that a large scan needs no second copy in memory.
-"""
+"""What is drawn in 3D, under which name and colour, and the files that hold it: STL, GLB, and VTK's for ParaView."""
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections import deque
@@ -19,10 +16,155 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.io.files import atomic_path
+from pneumoscope._version import __version__
+from pneumoscope.io.files import atomic_path, write_bytes
 from pneumoscope.surfaces.mesh import Mesh
-from pneumoscope.surfaces.structures import LOOKS
 from pneumoscope.volume import Mask, Volume
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a structure is shown.
+
+    Attributes:
+        title: for people.
+        colour: ``#rrggbb``; the colours of the report's pictures, which colour-blind readers can tell apart.
+        opacity: in 3D, 0 to 1.
+    """
+
+    title: str
+    colour: str
+    opacity: float
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        """The colour as sRGB parts, 0 to 1."""
+        red, green, blue = (int(self.colour[n : n + 2], 16) / 255 for n in (1, 3, 5))
+        return red, green, blue
+
+
+LOOKS: Mapping[str, Look] = {
+    "right_lung": Look("right lung", "#56b4e9", 0.22),
+    "left_lung": Look("left lung", "#2ee6a8", 0.22),
+    "lungs": Look("lungs", "#56b4e9", 0.22),
+    "infiltrate": Look("infiltrate", "#ff7f2a", 1.0),
+    "truth": Look("infiltrate of the reference", "#fff26b", 0.6),
+}
+"""Every structure by the stem of its files."""
+
+
+def structures(lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> dict[str, Callable[[], NDArray[np.bool_]]]:
+    """What makes each mask to draw, by the names of `LOOKS`; (i, j, k) bool, empty ones too.
+
+    A lung mask that does not tell sides gives ``lungs`` instead of ``right_lung`` and ``left_lung``. Masks are made
+    when called: on a large scan each takes 80 MB.
+    """
+    parts: dict[str, Callable[[], NDArray[np.bool_]]] = {}
+    if {"right lung", "left lung"} <= set(lungs.names.values()):
+        parts["right_lung"] = lambda: lungs.of("right lung")
+        parts["left_lung"] = lambda: lungs.of("left lung")
+    else:
+        parts["lungs"] = lambda: lungs.any
+    parts["infiltrate"] = lambda: infiltrate.any
+    if truth is not None:
+        parts["truth"] = lambda: truth.any
+    return parts
+
+
+STL_HEADER = b"pneumoscope surface, millimetres, SPACE=RAS"
+"""The first bytes of every STL file, padded to 80."""
+
+ROOT_NODE = "RAS millimetres to glTF metres"
+RAS_MM_TO_GLTF = np.array([[-1e-3, 0, 0, 0], [0, 0, 1e-3, 0], [0, 1e-3, 0, 0], [0, 0, 0, 1]])
+"""The root node's matrix: RAS+ millimetres to glTF's metres; its determinant is positive, nothing is mirrored."""
+
+_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+_JSON_CHUNK, _BINARY_CHUNK = 0x4E4F534A, 0x004E4942
+_FLOAT, _UINT = 5126, 5125
+_VERTICES, _INDICES = 34962, 34963
+
+
+def write_stl(path: str | Path, mesh: Mesh) -> None:
+    """Write a binary STL file, whole or not at all."""
+    corners = mesh.vertices_mm.astype(np.float32)[mesh.triangles]
+    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    lengths = np.linalg.norm(across, axis=1, keepdims=True)
+    table = np.zeros(len(corners), _TRIANGLE)
+    table["normal"] = np.divide(across, lengths, out=np.zeros_like(across), where=lengths > 0)
+    table["corners"] = corners
+    write_bytes(path, STL_HEADER.ljust(80) + struct.pack("<I", len(table)) + table.tobytes())
+
+
+def write_glb(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
+    """Write a GLB file with one named node, mesh and material per structure, whole or not at all.
+
+    Args:
+        path: the file.
+        meshes: by the names of `structures.LOOKS`, which give titles, colours and opacities; at least one.
+    """
+    binary = bytearray()
+    views: list[dict[str, int]] = []
+    accessors: list[dict[str, object]] = []
+
+    def add(array: NDArray[np.generic], target: int, **more: object) -> int:
+        views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": array.nbytes, "target": target})
+        binary.extend(array.tobytes())  # all parts are of four bytes: nothing to align
+        accessors.append({"bufferView": len(views) - 1, **more})
+        return len(accessors) - 1
+
+    materials: list[dict[str, object]] = []
+    parts: list[dict[str, object]] = []
+    nodes: list[dict[str, object]] = []
+    for name, mesh in meshes.items():
+        look = LOOKS[name]
+        vertices = mesh.vertices_mm.astype("<f4")
+        limits = {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
+        vector = {"componentType": _FLOAT, "count": len(vertices), "type": "VEC3"}
+        position = add(vertices, _VERTICES, **vector, **limits)
+        normal = add(_unit(mesh.normals()), _VERTICES, **vector)
+        flat = mesh.triangles.astype("<u4").ravel()
+        index = add(flat, _INDICES, componentType=_UINT, count=len(flat), type="SCALAR")
+        materials.append(_material(name))
+        attributes = {"POSITION": position, "NORMAL": normal}
+        primitive = {"attributes": attributes, "indices": index, "material": len(parts)}
+        parts.append({"name": look.title, "primitives": [primitive]})
+        nodes.append({"name": look.title, "mesh": len(parts) - 1})
+    root = {"name": ROOT_NODE, "matrix": RAS_MM_TO_GLTF.T.ravel().tolist(), "children": list(range(len(nodes)))}
+    document = {
+        "asset": {"version": "2.0", "generator": f"pneumoscope {__version__}"},
+        "scene": 0,
+        "scenes": [{"nodes": [len(nodes)]}],
+        "nodes": [*nodes, root],
+        "meshes": parts,
+        "materials": materials,
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": len(binary)}],
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), _JSON_CHUNK) + text
+    chunks += struct.pack("<II", len(binary), _BINARY_CHUNK) + binary
+    write_bytes(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+
+
+def _unit(normals: NDArray[np.float64]) -> NDArray[np.float32]:
+    """glTF wants each normal of length one; a vertex without area gets an arbitrary one."""
+    whole = normals.copy()
+    whole[np.linalg.norm(whole, axis=1) < 0.5] = (0.0, 0.0, 1.0)
+    return whole.astype("<f4")
+
+
+def _material(name: str) -> dict[str, object]:
+    look = LOOKS[name]
+    linear = [((part + 0.055) / 1.055) ** 2.4 if part > 0.04045 else part / 12.92 for part in look.rgb]  # sRGB
+    colour = [round(part, 5) for part in linear] + [look.opacity]
+    return {
+        "name": look.title,
+        "pbrMetallicRoughness": {"baseColorFactor": colour, "metallicFactor": 0.0, "roughnessFactor": 0.8},
+        "alphaMode": "BLEND" if look.opacity < 1 else "OPAQUE",
+    }
+
 
 _BLOCK_BYTES = 1 << 21
 _WAITING = 4  # blocks compressed ahead of the one being written

@@ -1,0 +1,48 @@
+"""Connected components of masks: numbered, counted, and those below a size taken out.
+
+Neighbours are named by `connectivity`: 6, 18 or 26 in three dimensions, 4 or 8 in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Connectivity = Literal[4, 6, 8, 18, 26]
+
+
+def label(mask: NDArray[np.bool_], connectivity: Connectivity = 26) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """Number the components of a mask of two or three dimensions.
+
+    Returns:
+        The number of each voxel's component from 1 on, 0 outside; and the voxels of each number, 0 for number 0.
+    """
+    import cc3d
+
+    if not mask.any():
+        return np.zeros(mask.shape, np.uint16), np.zeros(1, np.int64)
+    labels = cc3d.connected_components(mask, connectivity=connectivity)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels, sizes
+
+
+def without_small(mask: NDArray[np.bool_], least: float, connectivity: Connectivity = 26) -> NDArray[np.bool_]:
+    """The mask without components of fewer than `least` voxels."""
+    if least <= 1:
+        return mask
+    labels, sizes = label(mask, connectivity)
+    return np.asarray((sizes >= least)[labels] & mask)
+
+
+def each(mask: NDArray[np.bool_], least: float = 1, connectivity: Connectivity = 26) -> Iterator[NDArray[np.integer]]:
+    """Voxel indices (n, 3) of every component of at least so many voxels; none of an empty mask."""
+    from scipy import ndimage
+
+    labels, sizes = label(mask, connectivity)
+    for number, region in enumerate(ndimage.find_objects(labels), start=1):
+        if sizes[number] >= least:
+            yield np.argwhere(labels[region] == number) + [axis.start for axis in region]

@@ -1,0 +1,46 @@
+"""Connected components against scipy, on awkward arrays."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pneumoscope import components
+
+RANK = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}
+
+
+def masks():
+    random = np.random.default_rng(3).random((4, 5, 6)) > 0.7
+    diagonal = np.zeros((4, 5, 6), bool)
+    diagonal[0, 0, 0] = diagonal[1, 1, 1] = diagonal[1, 2, 1] = diagonal[3, 4, 5] = True
+    return [random, diagonal, np.asfortranarray(random), random[::-1, :, ::2], np.ones((4, 5, 6), bool)]
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26, 4, 8])
+@pytest.mark.parametrize("number", range(5))
+def test_components_are_those_of_scipy(connectivity, number):
+    mask = masks()[number] if connectivity in (6, 18, 26) else masks()[number][:, :, 1]
+    structure = ndimage.generate_binary_structure(mask.ndim, RANK[connectivity])
+    expected, n = ndimage.label(mask, structure)
+    labels, sizes = components.label(mask, connectivity)
+    assert len(sizes) == n + 1
+    assert sizes[0] == 0
+    assert len({*zip(expected.ravel().tolist(), labels.ravel().tolist(), strict=True)}) == len(np.unique(expected))
+    volumes = np.bincount(expected.ravel())[1:]
+    assert sorted(sizes[1:]) == sorted(volumes)
+    for least in (0.5, 2, 2.5):
+        kept = components.without_small(mask, least, connectivity)
+        assert np.array_equal(kept, mask & np.isin(expected, 1 + np.flatnonzero(volumes >= least)))
+        found = list(components.each(mask, least, connectivity))
+        assert sum(map(len, found)) == np.count_nonzero(kept)
+        assert all(mask[tuple(where.T)].all() and len(where) >= least for where in found)
+        assert len(found) == np.count_nonzero(volumes >= least)
+
+
+def test_an_empty_mask_has_no_components():
+    mask = np.zeros((4, 5, 6), bool)
+    labels, sizes = components.label(mask)
+    assert not labels.any()
+    assert sizes.tolist() == [0]
+    assert list(components.each(mask)) == []
+    assert not components.without_small(mask, 5).any()
