@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pneumoscope import components
 
@@ -143,6 +142,8 @@ def applicability_states(
     hu: NDArray[np.float32], lung: NDArray[np.bool_], infiltrate: NDArray[np.bool_], spacing_mm: tuple[float, ...]
 ) -> list[str]:
     """Signs found in the box of the lungs, arrays (i, j, k), RAS+; none without lung."""
+    from scipy import ndimage
+
     if not lung.any():
         return []
     found = []
@@ -171,6 +172,8 @@ def blood_hu(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: t
 
     None where less than 20 ml of soft tissue lies between the lungs.
     """
+    from scipy import ndimage
+
     before = np.logical_or.accumulate(lung, axis=0)
     behind = np.logical_or.accumulate(lung[::-1], axis=0)[::-1]
     between = ndimage.binary_erosion(before & behind & ~lung, np.ones((5, 3, 1)))
@@ -188,6 +191,8 @@ def solid_states(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_m
     Consolidation of pneumonia lies in ground-glass mostly, but tumours do as well, with collapse behind them. The chest
     wall and the diaphragm are outside of the mask.
     """
+    from scipy import ndimage
+
     solid = lung & (smooth > SOLID_HU)
     depth = ndimage.distance_transform_edt(np.pad(solid, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
     pieces, _ = components.label(depth >= MASS_RADIUS_MM, 6)
