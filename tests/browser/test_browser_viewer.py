@@ -64,13 +64,17 @@ def test_table_case_and_report(browser_without_gl, served):
     driver.get(served)
     wait(driver, "document.querySelectorAll('tbody tr').length === 2")
     assert "token" not in driver.current_url
-    driver.find_element("link text", "affected").click()
+    driver.find_element("link text", "involvement").click()
     wait(driver, "location.search.includes('share_percent')")
     first = driver.execute_script("return document.querySelector('tbody th').textContent")
-    driver.find_element("partial link text", "affected").click()
+    driver.find_element("partial link text", "involvement").click()
     wait(driver, f"document.querySelector('tbody th').textContent !== '{first}'")
     driver.find_element("link text", "one").click()
     wait(driver, "document.querySelector('iframe') !== null")
+    root = "document.documentElement"
+    assert driver.execute_script(f"return {root}.scrollHeight <= {root}.clientHeight"), (
+        "one bar to scroll, the report's"
+    )
     driver.switch_to.frame(driver.find_element("tag name", "iframe"))
     wait(driver, "document.documentElement.dataset.ready === 'yes'")
     assert driver.execute_script("return self.origin") == "null", "boxed in: an origin of its own"

@@ -112,7 +112,7 @@ def test_each_measure_of_quality_can_refuse():
 def test_what_is_no_date_is_refused(folders, tmp_path):
     with pytest.raises(InputError, match="a baseline and at least one follow-up"):
         compare_cases(folders[:1], tmp_path / "x")
-    with pytest.raises(InputError, match="is no finished case folder"):
+    with pytest.raises(InputError, match="is not a finished case folder"):
         compare_cases([folders[0], folders[0] / "lungs.nii.gz"])
     with pytest.raises(InputError, match="is missing; segment the scan first"):
         read_dated(tmp_path)

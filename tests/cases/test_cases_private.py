@@ -110,7 +110,7 @@ def test_the_key_lies_elsewhere_or_nowhere(work):
     assert [row["case"] for row in table(work / "safe" / "k-errors.csv")] == ["cut"]
     report = json.loads((work / "two" / "run.json").read_text())
     assert "k.csv" not in json.dumps(report)
-    with pytest.raises(InputError, match="is no key of a run"):
+    with pytest.raises(InputError, match="is not the key file of a run"):
         quantify_cases(scans, work / "three", key=work / "list.csv")
     assert not (work / "three").exists() or not [p for p in (work / "three").iterdir() if p.name[0] != "."]
     assert (work / "list.csv").read_text().startswith("case,image")

@@ -95,7 +95,8 @@ def test_bad_inputs_are_listed_and_the_rest_is_done(model, pictures, tmp_path, r
     rows = table(tmp_path / "out")
     assert batch.counts() == {"answered": 4, "abstained": 0, "failed": 6}
     for name, words in {
-        "cut": "cut off", "dot": "1 x 1", "huge": "more pixels", "text": "is no picture", "empty": "0 bytes",
+        "cut": "cut off", "dot": "1 x 1", "huge": "more pixels", "text": "cannot be read as an image",
+        "empty": "0 bytes",
         "absent": "no such file",
     }.items():  # fmt: skip
         assert rows[name]["status"] == "failed"
@@ -103,7 +104,7 @@ def test_bad_inputs_are_listed_and_the_rest_is_done(model, pictures, tmp_path, r
         assert "\n" not in rows[name]["error"]
         assert rows[name]["prediction"] == rows[name]["p_normal"] == ""
     assert not list((tmp_path / "out").glob("*.png"))
-    assert "is no picture" in (tmp_path / "out" / "report.html").read_text()
+    assert "cannot be read as an image" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_is_no_chest_is_abstained_from_without_a_heat_map(model, tmp_path, rng):
@@ -121,7 +122,7 @@ def test_what_is_no_chest_is_abstained_from_without_a_heat_map(model, tmp_path, 
     assert not list(out.glob("*_heatmap.png"))
     page = (out / "report.html").read_text()
     assert 'class="bar"' not in page
-    assert "No class is named" in page
+    assert "No class is given" in page
 
 
 def test_names_are_told_apart_and_a_picture_is_asked_once(model, tmp_path, rng):
@@ -213,7 +214,7 @@ def test_a_failure_inside_stays_with_its_picture(model, pictures, tmp_path, monk
 
 def test_calls_that_cannot_work_write_nothing(model, pictures, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image to classify"):
         classify_radiographs([], out, XrayOptions(model=model))
     with pytest.raises(ModelError, match="there is no model"):
         classify_radiographs([pictures], out, XrayOptions(model="absent"))

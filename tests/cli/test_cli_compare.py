@@ -29,7 +29,7 @@ def test_what_it_prints(cli, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(followup, "compare_cases", compare)
     ran = cli("compare", *folders, "-o", tmp_path / "out")
     assert ran.code == 0, ran
-    assert ran.out.startswith("b: more. From 4.0 % to 9.0 % of the lungs: +5.00 points, with a noise floor of 1.00 ")
+    assert ran.out.startswith("b: more. From 4.0 % to 9.0 % of the lungs: +5 percentage points, noise floor 1.")
     assert calls[0][0] == list(folders)
     assert calls[0][2]["options"] is None  # nothing to segment, so no model is asked for
     told = cli("compare", *folders, folders[0], "-o", tmp_path / "out", "--json").json

@@ -53,7 +53,7 @@ def test_json_is_one_document_and_agrees_with_python(cli, model, good, tmp_path)
 
 def test_endings(cli, model, good, bad, tmp_path):
     call = ("--model", model, "--device", "cpu", "--no-heatmaps")
-    cli("xray", "predict", "-i", bad, "-o", tmp_path / "a", *call).refused("bad.png", "is no picture")
+    cli("xray", "predict", "-i", bad, "-o", tmp_path / "a", *call).refused("bad.png", "cannot be read as an image")
     mixed = cli("xray", "predict", "-i", bad, good, "-o", tmp_path / "b", *call)
     assert mixed.code == 1
     assert mixed.err == f"error: 1 of 2 pictures failed; see {tmp_path / 'b' / 'predictions.csv'}\n"

@@ -396,9 +396,9 @@ def test_damaged_exports_are_refused_in_one_line(cases, tmp_path):
     assert "a program has changed it" in spoiled(eight_bit)
     assert "not a readable picture" in spoiled(lambda c: (c / "a" / "lungs" / "003.png").write_bytes(b"\x89PNG"))
     cut = (tmp_path / "good" / "slices.json").read_text()[:300]
-    assert "no description of exported slices" in spoiled(lambda c: (c / "slices.json").write_text(cut))
-    assert "no description of exported slices" in spoiled(lambda c: edit(c, case="../../etc"))
-    assert "no description of exported slices" in spoiled(lambda c: edit(c, grid={"shape": [1], "affine": 3}))
+    assert "not a description of exported slices" in spoiled(lambda c: (c / "slices.json").write_text(cut))
+    assert "not a description of exported slices" in spoiled(lambda c: edit(c, case="../../etc"))
+    assert "not a description of exported slices" in spoiled(lambda c: edit(c, grid={"shape": [1], "affine": 3}))
 
 
 def test_masks_written_by_hand_into_an_nnunet_folder(cases, tmp_path):

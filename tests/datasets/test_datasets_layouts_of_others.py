@@ -95,7 +95,7 @@ def test_nnunet_half_downloads(tmp_path):
     [
         ('{"labels": {"background": 0', "was cut off"),
         ("<!DOCTYPE html>", "is no JSON"),
-        ("[]", "no description of a data set"),
+        ("[]", "not a dataset description"),
         ('{"labels": {"infiltrate": "one"}}', "'infiltrate': 'one', expected a name and whole numbers"),
         ('{"labels": {"infiltrate": 300}}', "expected a name and whole numbers"),
         ('{"labels": {"infiltrate": []}}', "expected a name and whole numbers"),

@@ -194,7 +194,7 @@ def packed(path, **parts):
 @pytest.mark.parametrize(
     ("write", "match"),
     [
-        (lambda p: p.write_bytes(b"PK\x03\x04 cut off"), "no readable workbook"),
+        (lambda p: p.write_bytes(b"PK\x03\x04 cut off"), "not a readable workbook"),
         (lambda p: packed(p, sheet="<worksheet><row>"), "damaged"),
         (lambda p: packed(p, sheet="<worksheet/>"), "lists no study"),
         (lambda p: packed(p, sheet='<!DOCTYPE x [<!ENTITY a "b">]><worksheet/>'), "hostile"),
@@ -202,9 +202,9 @@ def packed(path, **parts):
         (lambda p: packed(p, sheet='<w><row><c t="s"><v>4</v></c></row></w>', strings="<sst/>"), "names string 4 of 0"),
         (
             lambda p: packed(p, sheet='<w><row><c t="s"><v>x</v></c></row></w>', strings="<sst/>"),
-            "no readable workbook",
+            "not a readable workbook",
         ),
-        (lambda p: p.mkdir(), "no readable workbook"),
+        (lambda p: p.mkdir(), "not a readable workbook"),
     ],
 )
 def test_workbooks_that_are_not_read(tmp_path, write, match):
@@ -225,5 +225,5 @@ def test_a_csv_that_is_no_text(tmp_path):
 def test_a_damaged_registry_matters_where_it_is_needed(tmp_path):
     root = make_mosmed(tmp_path, variant="flat")
     (root / "dataset_registry.xlsx").write_bytes(b"damaged")
-    with pytest.raises(DatasetError, match=r"dataset_registry\.xlsx: is no readable workbook"):
+    with pytest.raises(DatasetError, match=r"dataset_registry\.xlsx: is not a readable workbook"):
         read_mosmed_cases(root)

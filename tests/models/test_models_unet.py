@@ -118,7 +118,7 @@ def test_damaged_weights_with_a_right_sum_are_refused(tmp_path, damage):
     card = read_card(tmp_path)
     card["weights"] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_card(tmp_path, card)
-    with pytest.raises(ModelError, match=r"model\.safetensors: is no whole safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: is not a complete safetensors file"):
         load_model(tmp_path)
 
 

@@ -85,7 +85,7 @@ def test_old_files_lack_the_batch_counters(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04broken"])
 def test_foreign_files_are_refused(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(ModelError, match="no file of weights"):
+    with pytest.raises(ModelError, match="not a weights file"):
         carry_published(tiny(), "resnet50", tmp_path / "w.pth")
 
 
@@ -101,5 +101,5 @@ def test_pickled_code_is_not_run(tmp_path):
             return (exec, ("raise SystemExit('ran')",))
 
     torch.save({"a": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(ModelError, match="no file of weights"):
+    with pytest.raises(ModelError, match="not a weights file"):
         carry_published(tiny(), "resnet50", tmp_path / "trap.pth")

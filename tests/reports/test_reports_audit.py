@@ -75,4 +75,4 @@ def test_the_page_escapes_and_groups(tmp_path):
     assert "&lt;8 bit&gt;" in page
     assert page.index('id="duplicate-scan"') < page.index('id="crumbs"')
     write_audit_page(tmp_path / "q.html", title="Audit", findings=[], pictures={}, summary=summary, rules=AuditRules())
-    assert "Nothing was found" in (tmp_path / "q.html").read_text(encoding="utf-8")
+    assert "No findings" in (tmp_path / "q.html").read_text(encoding="utf-8")

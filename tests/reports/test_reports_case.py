@@ -11,7 +11,7 @@ import pytest
 from pneumoscope.errors import Finding, GeometryError
 from pneumoscope.geometry import Grid
 from pneumoscope.metrics.overlap import count, score
-from pneumoscope.reports import page
+from pneumoscope.reports import case, page
 from pneumoscope.reports.case import write_case_report
 from pneumoscope.severity.measure import STATES, measure
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask
@@ -42,10 +42,10 @@ class Page(HTMLParser):
 @pytest.fixture
 def written(tmp_path, small_case):
     def make(**changes):
-        case = {**small_case, **changes}
-        masks = (case["volume"], case["lungs"], case["infiltrate"])
-        case.setdefault("severity", measure(*masks))
-        report = write_case_report(tmp_path / "out", **case)
+        content = {**small_case, **changes}
+        masks = (content["volume"], content["lungs"], content["infiltrate"])
+        content.setdefault("severity", measure(*masks))
+        report = write_case_report(tmp_path / "out", **content)
         assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
         html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         return report, html, Page(html)
@@ -119,7 +119,25 @@ def test_states_are_banners(written, small_case):
     assert STATES["no_lung_found"] in shown.text
     assert "not measurable" in shown.text
     assert "none found" in shown.text
-    assert not re.search(r"\b0(\.0+)?\s(ml|%)", shown.text.split("Infiltrate marked outside")[0])
+    assert not re.search(r"\b0(\.0+)?\s(ml|%)", shown.text.split("Infiltrate outside")[0])
+
+
+def test_a_state_says_beside_its_numbers_what_it_means(written, small_case):
+    assert {*case._ON_LUNGS, *case._ON_INFILTRATE} <= {*STATES}
+    grid = small_case["volume"].grid
+    right = Mask(np.where(small_case["lungs"].labels == 1, 1, 0).astype(np.uint8), grid, LUNG_LABELS)
+    _, html, _ = written(lungs=right)
+    tiles = dict(re.findall(r'<div class="tile"><div[^>]*>([^<]+)(.*?)</div></div>', html))
+    assert "of one lung only" in tiles["Lung involvement"]
+    assert "of one lung only" in tiles["Lungs"]
+    assert "beside" not in tiles["Slices with infiltrate"]
+
+
+def test_the_key_is_named_where_it_is_kept(written, tmp_path):
+    assert "private/key.csv" not in written()[2].text
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key.csv").touch()
+    assert "row case-7 of ../private/key.csv" in " ".join(written()[2].text.split())
 
 
 def test_lung_at_the_edge_names_the_edge(written, small_case, monkeypatch):
@@ -134,7 +152,6 @@ def test_findings_come_once_and_errors_first(written, small_case):
     mild, grave = Finding("IN-2", "odd", "info"), Finding("IN-1", "withheld", "error", path="a.dcm")
     report, _, shown = written(volume=small_case["volume"].with_findings(mild), findings=[mild, grave])
     assert [f["code"] for f in report["findings"]] == ["IN-1", "IN-2"]
-    assert "Nothing odd" not in shown.text
     assert "a.dcm" in shown.text
 
 
@@ -145,14 +162,14 @@ def test_without_truth_findings_cards_or_sides(written, small_case):
     assert report["truth"] is None
     assert report["models"] == []
     assert report["timings_seconds"] is None
-    assert "Against the reference" not in shown.text
-    assert "Nothing odd was found" in shown.text
+    assert "Agreement with the reference" not in shown.text
+    assert "Findings about the scan None." in " ".join(shown.text.split())
     assert "sides not known" in shown.text
 
 
 @pytest.mark.parametrize(
     ("found", "drawn", "words"),
-    [(False, False, "they agree"), (False, True, "Nothing was found although"), (True, False, "marks no infiltrate")],
+    [(False, False, "they agree"), (False, True, "The prediction is empty"), (True, False, "The reference is empty")],
 )
 def test_empty_masks_against_the_reference_are_said_aloud(written, small_case, found, drawn, words):
     none = Mask.empty(small_case["volume"].grid, INFILTRATE_LABEL)

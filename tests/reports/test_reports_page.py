@@ -8,7 +8,8 @@ import pytest
 from jinja2 import UndefinedError
 
 from pneumoscope.reports import page
-from pneumoscope.reports.page import NOTICE, environment, flat, render, write_page
+from pneumoscope.reports.page import NOTICE, card_table, environment, flat, render, write_page
+from pneumoscope.reports.xray import wrong_on_unseen
 
 
 def test_every_page_forbids_loading_and_carries_the_notice(tmp_path):
@@ -44,9 +45,21 @@ def test_missing_values_are_errors():
         (page.percent(0.004), "< 0.1 %"),
         (page.percent(3.456), "3.5 %"),
         (page.percent(34.56), "35 %"),
-        (page.ml(4321.4), "4 321 ml"),
-        (page.ml(12.34), "12.3 ml"),
-        (page.ml(0.123), "0.12 ml"),
+        (page.ml(4326.4), "4 330 ml"),
+        (page.ml(321.4), "321 ml"),
+        (page.ml(12.34), "12 ml"),
+        (page.ml(9.96), "10 ml"),
+        (page.ml(1.234), "1.2 ml"),
+        (page.ml(0.04), "< 0.1 ml"),
+        (page.ml(0.0), "0 ml"),
+        (page.by_error(0.0312, 0.46), "0.0"),
+        (page.by_error(12.345, 3.4), "12"),
+        (page.by_error(1.2345, 0.001), "1.23"),
+        (page.by_error(1.2345, None), "1.23"),
+        (page.signed(0.29, 0.54, "ml"), "+0.3 ml"),
+        (page.signed(-0.89, 2.09), "−1"),
+        (page.signed(0.03, 0.46), "0.0"),
+        (page.signed(None), "not measurable"),
         (page.hu(-812.4), "−812 HU"),
         (page.hu(-0.2), "0 HU"),
         (page.seconds(0.123), "0.12 s"),
@@ -69,6 +82,25 @@ def test_cards_of_any_shape_become_lines():
     ]
     assert flat(card) == expected
     assert flat(["a", "b"], "names") == [("names", "a, b")]
+
+
+def test_a_card_says_first_what_a_reader_asks():
+    card = {"title": "m", "limits": ["a", "<b>"], "licence": "CC", "numbers": {"dice": 0.5}, "format": 2}
+    assert card_table(card) == {
+        "title": "m", "rows": [("licence", "CC"), ("limits", ["a", "<b>"])], "more": [("numbers / dice", "0.5")],
+    }  # fmt: skip
+
+
+def test_an_answer_comes_with_how_often_it_was_wrong_on_unseen_hospitals():
+    said = {"p": ("covid19", 200, {"covid19": 0.25, "normal": 0.1}), "q": ("normal", 50, {"covid19": 0.8})}
+    sources = {k: {"unseen": {"class": c, "pictures": n, "said": s}} for k, (c, n, s) in said.items()}
+    card = {"numbers": {"unseen_sources": sources}}
+    films = "On films of hospitals not in training (200 COVID-19, 50 Normal), this answer was"
+    plain = {name: wrong_on_unseen(card, name).replace("\xa0", " ") for name in ("covid19", "normal", "bacterial")}
+    assert plain["covid19"] == f"{films} wrong in 40 of 90 (44 %)."
+    assert plain["normal"] == f"{films} wrong in 20 of 20 (100 %)."
+    assert plain["bacterial"] == f"{films} never given."
+    assert wrong_on_unseen({}, "covid19") == ""
 
 
 def test_reports_are_imported_without_matplotlib_jinja_or_torch():

@@ -179,7 +179,7 @@ def test_the_page_holds_everything_and_names_its_one_script(tmp_path, case):
 def test_the_table_says_what_cannot_be_measured(case):
     table = severity_table(measure(case.volume, case.lungs, case.infiltrate))
     assert table.head == ("", "Right lung", "Left lung", "Both")
-    assert table.rows[0] == ("Volume", "2.05\u00a0ml", "2.05\u00a0ml", "4.10\u00a0ml")
+    assert table.rows[0] == ("Volume", "2.0\u00a0ml", "2.0\u00a0ml", "4.1\u00a0ml")
     unsided = Mask((case.lungs.labels > 0).astype(np.uint8), case.lungs.grid, {1: "lung"})
     table = severity_table(measure(case.volume, unsided, case.infiltrate))
     assert table.rows[0][1] == "sides not known"

@@ -66,7 +66,7 @@ def test_an_effect_within_the_spread_of_patients_is_not_told_from_chance():
     assert found.added.mean == pytest.approx(
         np.mean([level[p] for p in seen]) - np.mean([level[p] for p in unseen]), abs=1e-9
     )
-    assert "cannot be told from chance" in leakage_summary([found])["sentence"]
+    assert "cannot be distinguished from chance" in leakage_summary([found])["sentence"]
 
 
 def test_dice_per_patient():
@@ -93,7 +93,7 @@ def test_without_anybody_on_one_side_nothing_is_claimed():
     found = leakage(made_scores(split, lambda p, n: 0.9), split)
     assert math.isnan(found.added.mean)
     assert math.isnan(found.unseen.mean)
-    assert "cannot be told" in leakage_summary([found])["sentence"]
+    assert "cannot be measured" in leakage_summary([found])["sentence"]
     assert leakage_summary([]) == {}
 
 

@@ -99,7 +99,7 @@ def test_a_stage_whose_data_or_settings_changed_is_trained_anew_and_says_so(smal
     noted = Noted()
     again = train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted)
     assert again.trained_now
-    assert noted.notes == [f"Tr1: {said} changed since it was trained; it is trained anew"]
+    assert noted.notes == [f"Tr1: {said} changed since it was trained; it is trained again"]
     noted.notes = []
     assert not train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted).trained_now
     assert noted.notes == []

@@ -102,7 +102,7 @@ def test_without_the_file_model_3_is_left_out_and_said(done):
 
 def test_the_page_is_whole_offline_and_plain(done):
     page = (done / "report.html").read_text()
-    for words in ("What is left of the accuracy", "thumbnails", "guessing", "Not a medical device", "Guangzhou"):
+    for words in ("What is left of the accuracy", "thumbnails", "guessing", "not a medical device", "Guangzhou"):
         assert words in page
     assert "http-equiv" in page
     assert "<script" not in page
@@ -181,5 +181,5 @@ def test_model_3_from_a_local_file(roots, tmp_path):
     assert "some.pth, which is no published file" in card["begun_from"]
     assert not any("Model_3" in line for line in result.left_out)
     (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="no file of weights"):
+    with pytest.raises(ModelError, match="not a weights file"):
         run_study(experiment, tmp_path / "other", data={**roots, "resnet50": tmp_path / "bad.pth"}, device="cpu")

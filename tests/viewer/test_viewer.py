@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -162,14 +164,65 @@ def test_an_unknown_sort_key_is_the_name(known):
 def test_a_case_shows_its_report_and_offers_its_files(known):
     page = known.get("/show/a").text
     assert '<iframe src="/file/a/report.html"' in page
+    assert "/show/b" in page, "the next case"
+    page = known.get("/show/a?page=files").text
+    assert "<iframe" not in page
     assert "/file/a/lungs.nii.gz" in page
     assert "link.csv" not in page
-    assert "hidden" not in page
-    assert "/show/b" in page, "the next case"
+    assert ".hidden" not in page
+
+
+def test_cases_are_filtered_by_name_and_state(known):
+    assert "case-b" not in known.get("/?q=ASE-A").text
+    flagged = known.get("/?show=flagged").text
+    assert "case-b" in flagged
+    assert "case-a" not in flagged
+    assert "broken" in known.get("/?show=failed&q=brok").text
+    hostile = known.get('/?q="><script>&show="><script>&sort=title').text
+    assert "<script" not in hostile
+    assert "4 cases, 0 shown" in hostile
+
+
+def test_a_thumbnail_is_the_row_of_a_report_with_masks(run, known):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    picture = Image.new("RGB", (600, 400), "black")
+    picture.paste("white", (0, 200, 600, 400))
+    picture.save(stream, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    (run / "a" / "report.html").write_text(f'<figure><img src="{uri}"></figure>')
+    with Image.open(io.BytesIO(known.get("/thumb/a").content)) as small:
+        assert small.size == (240, 80)
+        assert small.convert("L").getextrema()[0] > 200
+    (run / "b" / "report.html").write_text('<img src="data:image/png;base64,AAAA">')
+    for place in ("b", "c", "study/..", "../out/a", "nothing"):
+        assert known.get(f"/thumb/{place}").status_code == 404
+
+
+def test_study_dates_come_from_the_key_that_is_not_served(run, known):
+    (run / "private").mkdir()
+    row = "a,/exports/DOE^JOHN,2.25.1,SECRET7,20200317"
+    (run / "private" / "key.csv").write_text(f"case,path,series_uid,patient,study_date\n{row}\n")
+    for page in (known.get("/"), known.get("/show/a")):
+        assert "20200317" in page.text
+        assert "SECRET7" not in page.text
+        assert "DOE" not in page.text
+    (run / "private" / "key.csv").write_text('case,"')
+    assert known.get("/").status_code == 200
+
+
+def test_audits_and_radiographs_are_results_too(run, known):
+    for name, marker, page in (("audit", "audit.json", "audit.html"), ("films", "predictions.csv", "report.html")):
+        (run / name).mkdir()
+        for file in (marker, page):
+            (run / name / file).write_text("{}")
+        assert f'href="/show/{name}"' in known.get("/").text
+        assert f'<iframe src="/file/{name}/{page}"' in known.get(f"/show/{name}").text
 
 
 def test_a_study_shows_its_matrix(known):
-    page = known.get("/show/study").text
+    page = known.get("/show/study?page=files").text
     assert "Tr1_R_None_Te1" in page
     assert "0.7032" in page
 
@@ -249,7 +302,7 @@ def test_a_damaged_table_is_a_row_that_says_so(run, known, content):
     assert page.status_code == 200
     assert "cases.csv cannot be read" in page.text
     (run / "study" / "matrix.csv").write_text(content)
-    page = known.get("/show/study")
+    page = known.get("/show/study?page=files")
     assert page.status_code == 200
     assert "matrix.csv cannot be read" in page.text
 
@@ -265,7 +318,7 @@ def test_texts_of_a_result_are_short_and_can_be_written(run, known):
     assert page.status_code == 200
     assert "z" * 1000 not in page.text
     assert "not UTF-8" in page.text
-    page = known.get("/show/a")
+    page = known.get("/show/a?page=files")
     assert page.status_code == 200
     assert "circle" not in page.text
 
@@ -274,7 +327,7 @@ def test_a_folder_that_is_gone_is_said(run, known):
     shutil.rmtree(run)
     answer = known.get("/")
     assert answer.status_code == 404
-    assert "is no folder" in answer.text
+    assert "is not a folder" in answer.text
 
 
 @pytest.mark.parametrize("key", ["title", "status", "flags", "share_percent"])
@@ -287,7 +340,7 @@ def test_sorting_keeps_every_row(run, key):
 def test_an_empty_folder_and_a_file_are_one_line(tmp_path):
     with pytest.raises(InputError, match="holds no results"):
         find_results(tmp_path)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         find_results(tmp_path / "nothing")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class Dated:
         infiltrate: on the scan's grid.
         scan: densities; a coarse copy around the lungs is enough, the whole scan serves as well.
         native: the scan's grid as it lies on disk; masks are written on it.
+        date: of the study, from the key file beside the case; None where there is none.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Dated:
     infiltrate: Mask
     scan: Volume
     native: Grid
+    date: date | None = None
 
 
 def is_case_folder(path: Path) -> bool:
@@ -93,7 +96,8 @@ def read_dated(folder: Path) -> Dated:
             path=folder,
         )
     if missing:
-        raise InputError(f"is no finished case: {', '.join(missing)} is missing; segment the scan first", path=folder)
+        what = ", ".join(missing)
+        raise InputError(f"is not a finished case: {what} is missing; segment the scan first", path=folder)
     name = read_json(folder / REPORT_FILE, remedy="segment the scan again").get("case")
     if not isinstance(name, str) or not name:
         raise InputError("names no case; segment the scan again", path=folder / REPORT_FILE)
@@ -101,7 +105,19 @@ def read_dated(folder: Path) -> Dated:
     infiltrate = read_mask(folder / "infiltrate.nii.gz")
     lungs.grid.require_same_space(infiltrate.grid, "the infiltrate mask")
     native = read_stored(folder / "lungs.nii.gz", "nifti", sparse=True).grid
-    return Dated(name, lungs, infiltrate, read_volume(folder / COPY_FILE, intensity="hu", case=name), native)
+    scan = read_volume(folder / COPY_FILE, intensity="hu", case=name)
+    return Dated(name, lungs, infiltrate, scan, native, study_date(folder, name))
+
+
+def study_date(folder: Path, case: str) -> date | None:
+    """The date of a case by the key file beside its folder; None without a key, a row or a date in it."""
+    from pneumoscope.cases.private import read_key
+
+    text = read_key(folder.resolve().parent).get(case, {}).get("study_date", "")
+    try:
+        return date.fromisoformat(text)  # 20200317 and 2020-03-17
+    except ValueError:
+        return None
 
 
 def write_dated(found: Segmentation, folder: Path) -> Path:
@@ -172,6 +188,7 @@ def compare_dates(
         density_change_hu=_mean_at(density, registration.grid, both, baseline.lungs.grid),
         healthy_change_hu=healthy_hu,
         registration=quality,
+        days=(followup.date - baseline.date).days if followup.date and baseline.date else None,
     )
     return Aligned(
         change,
@@ -383,13 +400,14 @@ def course_of(changes: Sequence[Change]) -> list[dict[str, Any]]:
     first = changes[0]
     total = first.regions["total"]
     rows: list[dict[str, Any]] = [
-        {"case": first.baseline, "lung_ml": first.lung_ml[0], "infiltrate_ml": total.baseline_ml,
+        {"case": first.baseline, "days": 0, "lung_ml": first.lung_ml[0], "infiltrate_ml": total.baseline_ml,
          "share_percent": total.baseline_percent, "noise_points": None, "verdict": None}
     ]  # fmt: skip
     for change in changes:
         region = change.regions["total"]
         rows.append(
-            {"case": change.followup, "lung_ml": change.lung_ml[1], "infiltrate_ml": region.followup_ml,
-             "share_percent": region.followup_percent, "noise_points": region.noise_points, "verdict": region.verdict}
+            {"case": change.followup, "days": change.days, "lung_ml": change.lung_ml[1],
+             "infiltrate_ml": region.followup_ml, "share_percent": region.followup_percent,
+             "noise_points": region.noise_points, "verdict": region.verdict}
         )  # fmt: skip
     return rows

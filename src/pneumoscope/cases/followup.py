@@ -1,6 +1,7 @@
 """`compare` from folders to folder: reads the dates, lays each follow-up over the baseline, writes what was found.
 
-`change.json` is written last. It holds no times or dates: the same cases give the same bytes.
+`change.json` is written last. It holds no times, and of dates only the days between them: the same cases give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumoscope._version import __version__
-from pneumoscope.cases.compare import CASE_FILES, Aligned, Dated, compare_dates, course_of, is_case_folder, read_dated
+from pneumoscope.cases.compare import (
+    CASE_FILES,
+    Aligned,
+    Dated,
+    compare_dates,
+    course_of,
+    is_case_folder,
+    read_dated,
+    study_date,
+)
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
 from pneumoscope.jobs.lock import locks
@@ -118,7 +128,7 @@ def compare_cases(
     scans = [path for path in where if not is_case_folder(path)]
     if out is None:
         if scans:
-            raise InputError("is no finished case folder; give case folders, or an output folder", path=scans[0])
+            raise InputError("is not a finished case folder; give case folders, or an output folder", path=scans[0])
         dates = [read_dated(path) for path in where]
         return _comparison([compare_dates(dates[0], later, rules, progress=progress).change for later in dates[1:]])
     require_no_other_run(out, CHANGE_FILE)
@@ -162,7 +172,8 @@ class _Pair:
 def _made_of(rules: RegistrationRules | None, pair: _Pair) -> dict[str, Any]:
     cases = {"baseline": pair.baseline, "follow-up": pair.followup}
     sums = {what: content_of_files(case / name for name in CASE_FILES) for what, case in cases.items()}
-    return {**sums, "rules": None if rules is None else asdict(rules), "place": pair.number}
+    dates = [str(study_date(case, case.name)) for case in cases.values()]
+    return {**sums, "dates": dates, "rules": None if rules is None else asdict(rules), "place": pair.number}
 
 
 def _compare(rules: RegistrationRules | None, job: Job, progress: Progress) -> Outcome:

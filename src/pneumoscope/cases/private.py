@@ -71,6 +71,15 @@ class Private:
             _write(self._errors, ERROR_COLUMNS, self._failed.values())
 
 
+def read_key(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of a run's own key file by case; empty where it was not kept or cannot be read."""
+    try:
+        rows = _rows(out / FOLDER / KEY_FILE, KEY_COLUMNS)
+    except InputError:
+        return {}
+    return {case: dict(zip(KEY_COLUMNS, row, strict=True)) for case, row in rows.items()}
+
+
 def _rows(path: Path | None, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Rows of an earlier run by case."""
     if path is None or not path.exists():
@@ -81,7 +90,8 @@ def _rows(path: Path | None, columns: Sequence[str]) -> dict[str, tuple[str, ...
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot be read as the key of a run ({error}); move it away", path=path) from None
     if table and table[0] != list(columns):
-        raise InputError(f"is no key of a run, which has the columns {','.join(columns)}; name another", path=path)
+        known = ",".join(columns)
+        raise InputError(f"is not the key file of a run, which has the columns {known}; name another", path=path)
     return {row[0]: tuple(row) for row in table[1:] if len(row) == len(columns)}
 
 

@@ -79,7 +79,7 @@ def classify_radiographs(
     """
     options = options or XrayOptions()
     if not inputs:
-        raise InputError("there is no picture to classify; give a picture or a folder of pictures")
+        raise InputError("there is no image to classify; give an image or a folder of images")
     if options.method not in METHODS:
         raise InputError(f"no heat map is called {options.method!r}; expected {' or '.join(METHODS)}")
     started = time.perf_counter()

@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     common: Common,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a demo that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a demo that was stopped.")] = False,
 ) -> None:
     """Show the main job on synthetic hospitals; no data needed.
 

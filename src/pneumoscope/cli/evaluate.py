@@ -23,7 +23,7 @@ def evaluate(
         Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")
     ],
     reference: Annotated[
-        Path, typer.Option("--reference", "-r", metavar="REF", help="The mask or folder of masks held to be true.")
+        Path, typer.Option("--reference", "-r", metavar="REF", help="The reference mask, or a folder of them.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,

@@ -182,11 +182,12 @@ class Familiar(PictureSpace):
         distance, upright = float(scores.distance[row]), float(scores.upright[row])
         far = f"(distance {distance:.2f}, limit {limits.distance:.2f})"
         if upright < 1:
-            return "none of these", f"is no upright frontal chest X-ray; nearest to one when {TURNS[scores.turn[row]]}"
+            turn = TURNS[scores.turn[row]]
+            return "none of these", f"is not an upright frontal chest X-ray; most like one when {turn}"
         if distance > FAR * limits.distance:
             return "none of these", f"does not look like a frontal chest X-ray {far}"
         if not distance <= limits.distance:
-            return "cannot say", f"does not look like the chest X-rays the model learnt from {far}"
+            return "cannot say", f"does not look like the chest X-rays the model was trained on {far}"
         if not upright >= limits.upright:
             return (
                 "cannot say",
@@ -194,13 +195,13 @@ class Familiar(PictureSpace):
             )
         if not scores.features[row] <= limits.features:
             return "cannot say", (
-                f"is unlike the pictures the model learnt from (distance {scores.features[row]:.2f}, "
+                f"is unlike the images the model was trained on (distance {scores.features[row]:.2f}, "
                 f"limit {limits.features:.2f})"
             )
         both = distance / limits.distance + float(scores.features[row]) / limits.features
         if not both <= limits.both:
             return "cannot say", (
-                f"lies at the edge of what the model learnt from, in looks and in features (together {both:.2f}, "
+                f"lies at the edge of the training images in appearance and features (together {both:.2f}, "
                 f"limit {limits.both:.2f})"
             )
         return "", ""

@@ -113,7 +113,7 @@ class RadiographClassifier:
         network, self.card = load_model(self.folder)
         if not hasattr(network, "classify") or not isinstance(self.card.get("classes"), list):
             raise ModelError(
-                "is no model for radiographs: its card names no classes; see 'pneumoscope model list'", path=self.folder
+                "is not a radiograph model: its card has no classes; see 'pneumoscope model list'", path=self.folder
             )
         self.network = _quickened(network).to(self.device)
         self.classes = tuple(str(name) for name in self.card["classes"])

@@ -60,7 +60,7 @@ class ScanSpace:
         if distance is None or distance <= self.limit:
             return ()
         message = (
-            f"the slices look unlike the chest CTs the infiltrate model learnt from (distance {distance:.2f}, limit "
+            f"the slices look unlike the chest CTs the infiltrate model was trained on (distance {distance:.2f}, limit "
             f"{self.limit:.2f}); look at orientation, body part and lung mask before believing its numbers"
         )
         return (Finding(FINDING, message),)

@@ -114,7 +114,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle raises nearly everything for damaged or foreign files
-            raise ModelError(f"is no file of weights ({type(error).__name__}); fetch it again", path=file) from None
+            raise ModelError(f"is not a weights file ({type(error).__name__}); fetch it again", path=file) from None
         if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
             loaded = loaded["state_dict"]
         state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}

@@ -95,7 +95,7 @@ def read_tensors(source: Path | bytes) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as problem:
         reason = f"{type(problem).__name__}: {problem}"
         raise ModelError(
-            f"is no whole safetensors file ({reason[:200]}); copy it again",
+            f"is not a complete safetensors file ({reason[:200]}); copy it again",
             path=source if isinstance(source, Path) else None,
         ) from problem
 

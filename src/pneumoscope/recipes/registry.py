@@ -50,7 +50,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "transfer-systems-small",
-            "the same road on tiny synthetic scans, with the small recipes: minutes",
+            "the same on tiny synthetic scans, with the small recipes: minutes",
             transfer_systems_small,
         ),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.rules import KINDS, AuditFinding, AuditRules
 from pneumoscope.preprocess.slices import nearest_indices, to_slices
-from pneumoscope.reports.figures import INFILTRATE, LEFT_LUNG, LUNG_WINDOW, RIGHT_LUNG
+from pneumoscope.reports.figures import INFILTRATE, LEFT_LUNG, LUNG_WINDOW, RIGHT_LUNG, data_uri
 from pneumoscope.reports.page import write_page
 from pneumoscope.volume import Volume
 
@@ -27,7 +27,7 @@ FOUND = "#ff2fd0"
 """Colour of the finding itself: to be seen on air, on tissue and on the other outlines."""
 
 LEGEND = (
-    ("right lung", RIGHT_LUNG), ("left lung", LEFT_LUNG), ("infiltrate as drawn", INFILTRATE), ("the finding", FOUND),
+    ("right lung", RIGHT_LUNG), ("left lung", LEFT_LUNG), ("annotated infiltrate", INFILTRATE), ("the finding", FOUND),
 )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def write_audit_page(
     cases: dict[str, dict[str, int]] = {}
     for number, finding in enumerate(findings):
         kinds.setdefault(finding.kind, []).append(
-            {**finding.row(), "number": number + 1, "picture": _uri(pictures.get(number))}
+            {**finding.row(), "number": number + 1, "picture": data_uri(pictures.get(number, b""))}
         )
         if not finding.case:  # about the set
             continue
@@ -117,12 +117,6 @@ def write_audit_page(
         "levels": {"error": "error", "warning": "warning", "note": "info"},
     }
     write_page(path, "audit.html", context)
-
-
-def _uri(picture: bytes | None) -> str:
-    import base64
-
-    return "" if picture is None else "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")
 
 
 def _slice_of(

@@ -16,7 +16,7 @@ from pneumoscope.io.files import jsonable, write_json
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
-from pneumoscope.reports.page import NOTICE, flat, seconds, words, write_page
+from pneumoscope.reports.page import NOTICE, card_table, flat, seconds, words, write_page
 from pneumoscope.reports.severity import severity_rows
 from pneumoscope.severity.measure import STATES, Severity
 from pneumoscope.volume import Mask, Volume
@@ -34,6 +34,34 @@ _ROWS = (
     ("Mean density of the lung", "lung_mean_hu", "HU"),
     ("Mean density of the infiltrate", "infiltrate_mean_hu", "HU"),
 )
+_ON_LUNGS = {
+    "one_lung_only": "of one lung only",
+    "lung_left_out": "lung may be missing from the mask",
+    "pleural_fluid": "pleural fluid is not counted as lung",
+    "pleural_air": "pleural air is not counted as lung",
+    "lung_dense": "the border of dense lung is uncertain",
+    "lung_thin": "density as in emphysema",
+    "lung_incomplete": "of the scanned part only",
+    "lungs_unequal": "a lung may be missing from the mask",
+    "lung_volume_implausible": "implausible for an adult",
+    "density_implausible": "the values may not be Hounsfield units",
+}
+"""States that bear on the lung volume, and what they mean beside it."""
+
+_ON_INFILTRATE = {
+    "infiltrate_outside_lungs": "a part lies outside the lung mask and is not counted",
+    "slices_too_thick": "rough, as slices lie far apart",
+    "density_implausible": "the values may not be Hounsfield units",
+    "metal_or_undiluted_contrast": "streaks may be counted or hide infiltrate",
+    "contrast_medium": "contrast-filled vessels may be counted",
+    "lung_dense_throughout": "faint ground-glass is uncertain",
+    "infiltrate_diffuse": "not specific to pneumonia",
+    "mass_in_lung": "a mass may be counted",
+    "solid_region": "consolidation, collapse or tumour",
+    "unlike_training_scans": "not tested on scans like this one",
+}
+"""Likewise for the infiltrate; all of both bear on the share."""
+
 _EDGE_WORDS = {
     "superior": "the top (head)",
     "inferior": "the bottom (feet)",
@@ -173,6 +201,8 @@ def _context(folder: Path, report: dict[str, Any], picture: bytes, still: bytes 
         "title": report["case"],
         "report": report,
         "banners": _banners(report),
+        "beside": _beside(report["severity"]["states"]),
+        "key": "../private/key.csv" if (folder.parent / "private" / "key.csv").is_file() else "",
         "picture": figures.data_uri(picture),
         "still": None if still is None else figures.data_uri(still),
         "legend": _legend(report),
@@ -182,7 +212,7 @@ def _context(folder: Path, report: dict[str, Any], picture: bytes, still: bytes 
         "severity_rows": severity_rows(report["severity"]),
         "chart": _chart(report),
         "truth_words": _empty_words(report["truth"]),
-        "cards": [_card(card) for card in report["models"]],
+        "cards": [card_table(card) for card in report["models"]],
         "short_cards": [_short_card(card) for card in report["models"]],
         "facts": _facts(report),
         "files": ["report.json", *_files(folder, report)],
@@ -195,15 +225,21 @@ def _files(folder: Path, report: dict[str, Any]) -> list[str]:
     return [name for name in _FILES if name not in stale and (folder / name).is_file()]
 
 
+def _beside(states: Sequence[str]) -> dict[str, list[str]]:
+    """What the states mean beside the three numbers on top of the page."""
+    lungs, infiltrate = ([said[s] for s in states if s in said] for said in (_ON_LUNGS, _ON_INFILTRATE))
+    return {"involvement": list(dict.fromkeys([*lungs, *infiltrate])), "infiltrate": infiltrate, "lungs": lungs}
+
+
 def _banners(report: dict[str, Any]) -> list[dict[str, str]]:
     """States of the measurement and findings of level error, the gravest first."""
     states = [
-        {"level": _LEVELS.get(state, "warning"), "title": words(state), "text": STATES[state]}
+        {"level": _LEVELS.get(state, "warning"), "title": words(state).capitalize(), "text": STATES[state]}
         for state in report["severity"]["states"]
     ]
     edges = [_EDGE_WORDS[edge] for edge in report["severity"]["edges"]]
     for banner in states:
-        if banner["title"] == "lung incomplete":
+        if banner["title"] == "Lung incomplete":
             banner["text"] += f" Reached: {', '.join(edges)}."
     errors = [
         {"level": "error", "title": finding["code"], "text": finding["message"]}
@@ -217,8 +253,8 @@ def _legend(report: dict[str, Any]) -> list[tuple[str, str]]:
     lungs = [("right lung", figures.RIGHT_LUNG), ("left lung", figures.LEFT_LUNG)]
     if report["severity"]["right"] is None:
         lungs = [("lungs", figures.RIGHT_LUNG)]
-    reference = [] if report["truth"] is None else [("infiltrate of the reference", figures.TRUTH)]
-    return [*lungs, ("infiltrate found", figures.INFILTRATE), *reference]
+    reference = [] if report["truth"] is None else [("reference infiltrate", figures.TRUTH)]
+    return [*lungs, ("infiltrate", figures.INFILTRATE), *reference]
 
 
 def _chart(report: dict[str, Any]) -> dict[str, Any] | None:
@@ -250,23 +286,9 @@ def _steps(heights: NDArray[np.floating[Any]]) -> str:
 def _empty_words(truth: dict[str, Any] | None) -> str:
     return {
         "both": "Neither the reference nor the prediction marks infiltrate; the scores of 1 say only that they agree.",
-        "prediction": "Nothing was found although the reference marks infiltrate.",
-        "reference": "The reference marks no infiltrate; everything found is wrong by it.",
+        "prediction": "The prediction is empty, the reference is not.",
+        "reference": "The reference is empty: all predicted infiltrate is false positive.",
     }.get((truth or {}).get("empty", ""), "")
-
-
-_CARD_FIRST = ("description", "task", "data", "licence", "numbers", "limits")
-
-
-def _card(card: dict[str, Any]) -> dict[str, Any]:
-    """A model card for the page: what a reader asks first, and the rest to unfold."""
-    first = [name for name in _CARD_FIRST if name in card]
-    rest = [name for name in card if name not in first and name not in ("title", "name", "format")]
-    return {
-        "title": str(card.get("title") or card.get("name") or "model"),
-        "rows": _lines(card, first),
-        "more": _lines(card, rest),
-    }
 
 
 def _short_card(card: dict[str, Any]) -> dict[str, str]:
@@ -277,10 +299,6 @@ def _short_card(card: dict[str, Any]) -> dict[str, str]:
         "licence": str(card.get("licence", "")),
         "limits": limits if isinstance(limits, str) else " ".join(str(limit) for limit in limits),
     }
-
-
-def _lines(card: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    return [line for name in names for line in flat(card[name], words(name)) if line[1]]
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
-from pneumoscope.reports.page import ml, number, percent, write_page
+from pneumoscope.reports.page import by_error, ml, percent, signed, write_page
 from pneumoscope.reports.view import Table
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _VERDICTS = {
     "no measurable change": "No measurable change",
     "not measurable": "Not measurable",
 }
+POINTS = "percentage points"
 _SHORT = {"more": "more", "less": "less", "no measurable change": "none", "not measurable": "\N{EN DASH}"}
 _REGIONS = {"total": "Both lungs", "right": "Right lung", "left": "Left lung"}
 
@@ -46,8 +47,10 @@ def write_compare_report(folder: Path, document: Mapping[str, Any], pictures: Se
         }
         for n, (change, picture) in enumerate(zip(document["changes"], pictures, strict=True), start=1)
     ]
+    days = [when(row) for row in document["course"]]
     context = {
         "title": f"Follow-up of {document['baseline']}",
+        "dates": days[1:] if all(days) else [],
         "document": document,
         "changes": changes,
         "colours": FATE_COLOURS,
@@ -62,14 +65,9 @@ def sentence(change: Mapping[str, Any]) -> str:
     if total["change_points"] is None:
         return "There is no share to compare."
     shares = f"{percent(total['baseline_percent'])} to {percent(total['followup_percent'])} of the lungs"
-    floor = number(total["noise_points"], 2, "points")
-    text = f"From {shares}: {signed(total['change_points'])} points, with a noise floor of {floor}."
+    floor = total["noise_points"]
+    text = f"From {shares}: {signed(total['change_points'], floor)} {POINTS}, noise floor {by_error(floor, floor)}."
     return " ".join(text.split())  # plain blanks: the text also goes to terminals
-
-
-def signed(value: float | None) -> str:
-    """A difference with its sign."""
-    return number(value) if value is None or value <= 0 else f"+{number(value)}"
 
 
 def region_name(name: str) -> str:
@@ -87,8 +85,13 @@ def view_table(change: Mapping[str, Any]) -> Table:
     return Table(("", "Baseline", "Follow-up", "Change"), tuple(rows))
 
 
+def when(row: Mapping[str, Any]) -> str:
+    """``day 61`` for an entry of the time course; empty where the study dates are not known."""
+    return "" if row.get("days") is None else f"day {row['days']}".replace("-", "\N{MINUS SIGN}")
+
+
 def change_png(found: Aligned, count: int = 3) -> bytes:
-    """Baseline, follow-up laid over it, and the fates, one row per slice.
+    """Baseline, follow-up laid over it, and the lesion status, one row per slice with its position.
 
     The pictures are those of the coarse copies that were registered; the slices are those with most change, spread over
     the scan.
@@ -102,24 +105,25 @@ def change_png(found: Aligned, count: int = 3) -> bytes:
     lungs = (found.baseline.lungs > 0.5).astype(np.uint8)
     chosen = figures.choose_slices(lungs, (fates > 0).astype(np.uint8), count)
     names = list(found.fates.names.values())
-    window = figures.LUNG_WINDOW
-    high, wide = to_slices(lungs[:, :, :1])[0].shape
-    figure = figures.new_figure(8.4, 0.25 + 2.8 * len(chosen) * high / wide)
+    spacing_mm = (grid.spacing_mm[1], grid.spacing_mm[0])
+    high, wide = (n * step for n, step in zip(to_slices(lungs[:, :, :1])[0].shape, spacing_mm, strict=True))
+    figure = figures.new_figure(8.4, (0.25 + 2.8 * high / wide) * len(chosen))
     axes = figure.subplots(len(chosen), 3, squeeze=False)
     figure.set_facecolor("#0b0d10")
+    titles = ("baseline", "follow-up, aligned", "lesion status")
     for row, k in zip(axes, sorted(chosen, reverse=True), strict=True):
+        z_mm = grid.world([(n - 1) / 2 for n in grid.shape[:2]] + [k])[2]
+        place = f", z = {z_mm:.0f} mm".replace("-", "\N{MINUS SIGN}")
         before, after = (to_slices(a[:, :, k : k + 1])[0] for a in (found.baseline.volume.hu, found.followup_hu))
+        for panel, hu, title in zip(row, (before, after, before), titles, strict=True):
+            figures.draw_slice(panel, figures.SliceView(hu, spacing_mm=spacing_mm))
+            panel.set_title(title + place, color="white", fontsize=8, pad=3)
         fate = to_slices(fates[:, :, k : k + 1])[0]
-        for panel, hu in zip(row, (before, after, before), strict=True):
-            panel.imshow(hu, cmap="gray", vmin=window.low_hu, vmax=window.high_hu, interpolation="bilinear")
-            panel.set_axis_off()
         paint = np.zeros((*fate.shape, 4))
         for label, name in enumerate(names, start=1):
             paint[fate == label] = to_rgba(FATE_COLOURS[name], 0.75)
-        row[2].imshow(paint, interpolation="nearest")
-    for panel, title in zip(axes[0], ("baseline", "follow-up, laid over it", "what became of it"), strict=True):
-        panel.set_title(title, color="white", fontsize=8)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.22 / figure.get_figheight(), 0.01, 0.01)
+        row[2].imshow(paint, extent=(0.0, wide, high, 0.0), interpolation="nearest")
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.22 / figure.get_figheight(), 0.01, 0.1)
     return figures.png(figure)
 
 
@@ -131,8 +135,9 @@ def course_png(course: Sequence[Mapping[str, Any]]) -> bytes:
     share = [np.nan if row["share_percent"] is None else row["share_percent"] for row in course]
     floor = [row["noise_points"] or 0.0 for row in course]
     axes.errorbar(at, share, yerr=floor, marker="o", color="#c2410c", ecolor="#8a8f98", capsize=4, linewidth=1.6)
-    axes.set_xticks(at, [f"{n}\n{row['case'][:18]}" for n, row in zip(at, course, strict=True)], fontsize=8)
-    axes.set_ylabel("share of the lungs, %", fontsize=9)
+    days = [when(row) or str(n) for n, row in zip(at, course, strict=True)]
+    axes.set_xticks(at, [f"{day}\n{row['case'][:18]}" for day, row in zip(days, course, strict=True)], fontsize=8)
+    axes.set_ylabel("lung involvement, %", fontsize=9)
     axes.set_ylim(0, max(1.0, 1.15 * np.nanmax(np.add(share, floor))))
     axes.grid(axis="y", alpha=0.3)
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""Severity in words: pieces, where they lie, and how sure the network is."""
+"""Severity in words: lesions, where they lie, and how sure the network is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def severity_rows(severity: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _lesions(lesions: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if lesions is None:
         return []
-    rows = [("Lesions", f"{lesions['count']} of at least {ml(lesions['smallest_ml'])}")]
+    smallest = ml(lesions["smallest_ml"])
+    rows = [("Lesions", f"{lesions['count']} of at least {smallest}")]
     if lesions["specks"]:
-        specks = f"{lesions['specks']}, together {ml(lesions['specks_ml'])}"
-        rows.append(("Smaller specks", specks))
+        rows.append((f"Below {smallest}", f"{lesions['specks']}, together {ml(lesions['specks_ml'])}"))
     if lesions["count"]:
-        rows.append(("Largest piece", ml(lesions["largest_ml"])))
-        rows.append(("Median piece", ml(lesions["median_ml"])))
+        rows.append(("Largest lesion", ml(lesions["largest_ml"])))
+        rows.append(("Median lesion", ml(lesions["median_ml"])))
     return rows
 
 
@@ -32,12 +32,12 @@ def _spread(spread: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     even = percent(spread["lung_peripheral_percent"])
     depth = f"{number(spread['peripheral_mm'], 0)} mm"
     rows = [
-        (f"Within {depth} of the surface", f"{percent(spread['peripheral_percent'])} (even spread: {even})"),
-        ("In the back half of the lungs", f"{percent(spread['dorsal_percent'])} (even spread: 50 %)"),
-        ("In the lower half of the lungs", f"{percent(spread['caudal_percent'])} (even spread: 50 %)"),
+        (f"Peripheral (within {depth} of the surface)", f"{percent(spread['peripheral_percent'])} (if even: {even})"),
+        ("Dorsal half of the lungs", f"{percent(spread['dorsal_percent'])} (if even: 50 %)"),
+        ("Caudal half of the lungs", f"{percent(spread['caudal_percent'])} (if even: 50 %)"),
     ]
     if spread["right_percent"] is not None:
-        rows.append(("In the right lung", percent(spread["right_percent"])))
+        rows.append(("Right lung", percent(spread["right_percent"])))
     return rows
 
 

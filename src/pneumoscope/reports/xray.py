@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pneumoscope.reports.page import flat, write_page
+from pneumoscope.reports.figures import data_uri
+from pneumoscope.reports.page import card_table, percent, words, write_page
 
 if TYPE_CHECKING:
     from pneumoscope.errors import Finding
@@ -20,7 +20,13 @@ METHOD_NAMES = {
     "grad-cam": "Grad-CAM (Selvaraju et al. 2017)",
     "occlusion": "occlusion (Zeiler and Fergus 2014)",
 }
-_CARD_ROWS = ("title", "licence", "warning")
+CLASS_NAMES = {
+    "normal": "Normal",
+    "bacterial": "Bacterial pneumonia",
+    "viral": "Viral pneumonia",
+    "covid19": "COVID-19",
+}
+"""Classes of our models as words; others lose their underscores."""
 
 
 class Row(Protocol):
@@ -59,13 +65,13 @@ def write_xray_page(
         method: of the heat maps.
     """
     done = [row for row in rows if row.answer is not None]
-    limits = card.get("limits", [])
     order = [*facts["classes"], "cannot say", "none of these"]
     groups = []
     for name in order:
         items = [_item(row) for row in done[:MOST_PICTURES] if row.answer is not None and row.answer.prediction == name]
         if items:
-            groups.append({"name": name, "abstained": name in order[-2:], "items": items})
+            unseen = wrong_on_unseen(card, name) if name in facts["classes"] else ""
+            groups.append({"name": class_name(name), "abstained": name in order[-2:], "items": items, "unseen": unseen})
     context = {
         "title": f"{len(rows)} radiograph{'' if len(rows) == 1 else 's'}",
         "groups": groups,
@@ -73,30 +79,43 @@ def write_xray_page(
         "failed": [row for row in rows if row.answer is None],
         "facts": facts,
         "method": METHOD_NAMES[method],
-        "limits": [limits] if isinstance(limits, str) else [str(limit) for limit in limits],
-        "card": {
-            "title": str(card.get("title", "model")),
-            "rows": [line for key in _CARD_ROWS if key in card and key != "title" for line in flat(card[key], key)],
-            "more": flat({k: v for k, v in card.items() if k not in (*_CARD_ROWS, "limits")}),
-        },
+        "card": card_table(card),
     }
     write_page(path, "xray.html", context)
 
 
+def class_name(name: str) -> str:
+    """A class of a model as a reader would say it."""
+    return CLASS_NAMES.get(name, words(name).capitalize())
+
+
+def wrong_on_unseen(card: Mapping[str, Any], name: str) -> str:
+    """How often this answer was wrong on films of hospitals that twins of the model had not been trained on.
+
+    From ``numbers.unseen_sources`` of the card; empty where a model has no such test.
+    """
+    tests = [source["unseen"] for source in card.get("numbers", {}).get("unseen_sources", {}).values()]
+    given = [(test["class"] == name, round(test["said"].get(name, 0) * test["pictures"])) for test in tests]
+    total, wrong = sum(n for _, n in given), sum(n for right, n in given if not right)
+    if not tests:
+        return ""
+    films = ", ".join(f"{test['pictures']} {class_name(test['class'])}" for test in tests)
+    share = f"wrong in {wrong} of {total} ({percent(100 * wrong / total)})" if total else "never given"
+    return f"On films of hospitals not in training ({films}), this answer was {share}."
+
+
 def _item(row: Row) -> dict[str, Any]:
     assert row.answer is not None
-    pictures = [("as it is", _uri(row.thumbnail))]
+    pictures = [("radiograph", data_uri(row.thumbnail))]
     if row.heat_thumbnail:
-        pictures.append((f"heat for {row.heat_class}", _uri(row.heat_thumbnail)))
+        pictures.append((f"heat map for {class_name(row.heat_class)}", data_uri(row.heat_thumbnail)))
     return {
         "image": row.image,
         "pictures": pictures,
-        "bars": list(row.answer.probability.items()) if row.answer.answered else [],
+        "bars": [(class_name(name), value) for name, value in row.answer.probability.items()]
+        if row.answer.answered
+        else [],
         "reason": row.answer.reason,
         "heat": row.heat_in_lung_box,
         "findings": [finding.message for finding in row.findings],
     }
-
-
-def _uri(picture: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode("ascii")

@@ -120,6 +120,7 @@ class Change:
         healthy_change_hu: density change of lung that is healthy on both dates.
         registration: measures of quality, see `pneumoscope.cases.compare`.
         repeat_mm: how far the map moved when it was made again (e above).
+        days: from the baseline's study date to the follow-up's; None where one is not known.
     """
 
     baseline: str
@@ -132,6 +133,7 @@ class Change:
     healthy_change_hu: float | None
     registration: Mapping[str, float]
     repeat_mm: float
+    days: int | None = None
 
     @property
     def verdict(self) -> Verdict:

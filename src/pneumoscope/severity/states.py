@@ -47,7 +47,7 @@ STATES: Mapping[str, str] = {
     "side and zone is exchanged; exchange the two labels of the mask.",
     "lung_left_out": "The lung network is sure of more lung than the mask holds; rules of density and shape left it "
     "out. Volumes and shares may miss it.",
-    "pleural_fluid": "The lung network sees fluid in the pleural space (effusion, or a side that was operated out). It "
+    "pleural_fluid": "The lung network sees fluid in the pleural space (effusion, or after pneumonectomy). It "
     "is no lung and in no share; a lung that is white as a whole may look like it.",
     "pleural_air": "The lung network sees air in the pleural space (pneumothorax). It is no lung and in no share.",
     "lung_dense": f"More than {DENSE_PERCENT:.0f} % of a lung is as dense as soft tissue. Consolidation, collapse and "
@@ -75,15 +75,16 @@ STATES: Mapping[str, str] = {
     "contrast_medium": "The blood is dense: contrast medium was given. Vessels and well perfused lung are denser than "
     "without it, and small vessels can be marked as infiltrate.",
     "lung_dense_throughout": "Lung without infiltrate is denser than in a held deep breath: expiration, free breathing "
-    "or a diffuse disease. Faint ground-glass cannot be told from it, and the share may be too large or too small.",
+    "or a diffuse disease. Faint ground-glass cannot be distinguished from it; the share may be too large or too "
+    "small.",
     "infiltrate_diffuse": "More than half of the lung is marked. Oedema, haemorrhage, ARDS and fibrosis look like "
     "this as well; the share says nothing about the cause.",
     "mass_in_lung": "A solid mass borders on aerated lung, which is unlike pneumonia. It may be counted as "
     "infiltrate or left out; the model does not tell a tumour from consolidation.",
     "solid_region": "A region of the lung more than 3 cm thick holds no air. Consolidation, collapse and tumour look "
     "alike to the model; the share does not say which it is.",
-    "unlike_training_scans": "The slices look unlike the chest CTs that the infiltrate model learnt from. Its numbers "
-    "were not tested on such scans.",
+    "unlike_training_scans": "The slices look unlike the chest CTs that the infiltrate model was trained on. Its "
+    "numbers were not tested on such scans.",
 }
 """What each state means, in a sentence for reports."""
 

@@ -411,8 +411,8 @@ def _keep_split(split: pd.DataFrame, path: Path) -> None:
         old = before[columns].astype(str).sort_values(["case", "slice"]).reset_index(drop=True)
         if not now.equals(old):
             raise InputError(
-                "differs from the split drawn now: the data or the lung masks have changed since the study was begun; "
-                "use --overwrite to begin anew",
+                "differs from the split of today: the data or the lung masks have changed since the study started; "
+                "--overwrite starts again",
                 path=path,
             )
         return

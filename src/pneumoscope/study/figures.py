@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.io.files import write_bytes
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.reports.figures import INFILTRATE, TRUTH, data_uri, new_figure, png
+from pneumoscope.reports.figures import INFILTRATE, TRUTH, data_uri, new_figure, png, vectors
 from pneumoscope.study.shift_figures import draw_shift
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def write_curves(history: pd.DataFrame, best_epoch: int, title: str, path: Path)
 
 
 def write_heat_map(matrix: pd.DataFrame, experiment: Experiment, path: Path) -> None:
-    """F1 of every stage on every test set: ours, and beside it the paper's where the recipe has its table."""
+    """F1 of every stage on every test set: ours, and beside it the paper's where the recipe has its table; as PNG, SVG
+    and PDF.
+    """
     stages = [stage.name for stage in experiment.stages.chain]
     tests = [site.number for site in experiment.data.sites]
     columns = ["f1", "paper_f1"] if experiment.paper else ["f1"]
@@ -83,6 +85,8 @@ def write_heat_map(matrix: pd.DataFrame, experiment: Experiment, path: Path) -> 
         axes.set_yticks(range(len(stages)), stages if axes is panels[0] else [""] * len(stages), fontsize=8)
     figure.tight_layout()
     write_bytes(path, png(figure))
+    for kind, drawn in vectors(figure).items():
+        write_bytes(path.with_suffix(f".{kind}"), drawn)
 
 
 def _heat(axes: Axes, values: NDArray[np.float64], experiment: Experiment) -> None:

@@ -35,6 +35,33 @@ def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, 
     return [{"title": title, "text": text} for title, text in found]
 
 
+def in_a_minute(experiment: Experiment, tables: Row) -> list[str]:
+    """The study in three sentences for a reader without statistics; sentences without numbers are left out."""
+    rows = [row for row in tables["rows"] if row["f1"] is not None]
+    known = {stage.name: [s.site for s in experiment.lineage(stage.name)] for stage in experiment.stages.chain}
+    names = ", ".join(f"{site.number} ({site.label})" for site in experiment.data.sites)
+    said = [
+        f"{len(known)} networks were trained, each on one or more of the datasets {names}, and each was tested on all "
+        "of them. The score (F1) is the overlap with the reader's mask: 0 is none, 1 is complete."
+    ]
+    own = [row["f1"] for row in rows if row["test"] == known[row["stage"]][-1]]
+    unseen = [row["f1"] for row in rows if row["test"] not in known[row["stage"]]]
+    if own and unseen:
+        said.append(
+            f"On the dataset a network was trained on last it scored {min(own):.2f} to {max(own):.2f}; on datasets it "
+            f"had never seen {min(unseen):.2f} to {max(unseen):.2f}."
+        )
+    last, first = main_stages(experiment)[-1], main_stages(experiment)[0]
+    cells = {(row["stage"], row["test"]): row["f1"] for row in rows}
+    site = known[first][0]
+    before, after = cells.get((first, site)), cells.get((last, site))
+    if first != last and before is not None and after is not None:
+        word = "fell" if after < before else "rose"
+        change = f"the score on dataset {site} {word} from {before:.2f} to {after:.2f}"
+        said.append(f"After retraining on the later datasets, {change}.")
+    return said
+
+
 def _changes(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """What each retraining of the main chain brought on its set, and what is lost since on the sets before."""
     result = []

@@ -107,7 +107,7 @@ def kind_of(folder: str | Path) -> str:
         raise InputError(f"holds no study ({EXPERIMENT_FILE} is missing); make one with study run", path=folder)
     kind = read_json(path, remedy="use --overwrite to start again").get("kind")
     if not isinstance(kind, str) or kind not in EXPERIMENTS:
-        raise InputError("is no experiment of this program; use --overwrite to start again", path=path)
+        raise InputError("is not an experiment of pneumoscope; use --overwrite to start again", path=path)
     return kind
 
 

@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.io.files import jsonable
+from pneumoscope._version import __version__
+from pneumoscope.io.files import jsonable, write_text
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.analysis.calibration import LEAKAGE_FILE
 from pneumoscope.study.figures import BAD_PERCENTILE, GOOD_PERCENTILE, picture_uri
-from pneumoscope.study.findings import findings, main_stages, pattern
+from pneumoscope.study.findings import findings, in_a_minute, main_stages, pattern
 from pneumoscope.study.folder import (
     GUARD_FILE,
     read_experiment,
@@ -28,7 +29,7 @@ from pneumoscope.study.scores.table import read_rows
 from pneumoscope.study.volumes_report import volumes_context
 from pneumoscope.study.xray_report import xray_context
 
-REPORT_FILE = "report.html"
+REPORT_FILE, LATEX_FILE = "report.html", "matrix.tex"
 
 SLICE_SPLIT_LIMIT = (
     "Slices are split as the paper does, without keeping patients apart: {leaking} of {patients} patients have slices "
@@ -66,7 +67,10 @@ def write_report(folder: str | Path) -> Path:
             "environment": read_result(folder, "environment.json"),
             **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},
         }
-        write_page(folder / REPORT_FILE, template, {**common, **context(experiment, folder)})
+        content = context(experiment, folder)
+        if "latex" in content:
+            write_text(folder / LATEX_FILE, content["latex"])
+        write_page(folder / REPORT_FILE, template, {**common, **content})
     return folder / REPORT_FILE
 
 
@@ -80,6 +84,9 @@ def _context(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "formulas": list(tables["formulas"].items()),
         "published": [site for site in experiment.data.sites if site.published],
         "headline": headline(experiment, tables["rows"]),
+        "sentences": in_a_minute(experiment, tables),
+        "latex": latex_matrix(experiment, tables["rows"]),
+        "bibtex": BIBTEX.format(version=__version__),
         "findings": findings(experiment, tables, shift),
         "pattern": pattern(tables["rows"], differences),
         "losses": [row for row in differences if row["kind"] == "loss"],
@@ -99,6 +106,34 @@ def _context(experiment: Experiment, folder: Path) -> dict[str, Any]:
         "facts": _facts(folder),
         "cases": [page.relative_to(folder).as_posix() for page in sorted(folder.glob("cases/*/report.html"))],
     }
+
+
+BIBTEX = """@software{{pneumoscope,
+  title = {{pneumoscope}}, author = {{{{The pneumoscope developers}}}}, version = {{{version}}}
+}}"""
+
+
+def latex_matrix(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
+    """F1 of every stage (rows) on every set (columns) with its interval, as a LaTeX table for ``booktabs``."""
+    sites = [site.number for site in experiment.data.sites]
+    cells = {(row["stage"], row["test"]): row for row in rows}
+
+    def cell(stage: str, site: int) -> str:
+        row = cells.get((stage, site))
+        if row is None or row["f1"] is None:
+            return "--"
+        low, high = row["f1_low"], row["f1_high"]
+        return f"{row['f1']:.2f}" + ("" if low is None else f" ({low:.2f}--{high:.2f})")
+
+    lines = [
+        " & ".join([stage.name.replace("_", r"\_"), *(cell(stage.name, site) for site in sites)]) + r" \\"
+        for stage in experiment.stages.chain
+    ]
+    head = " & ".join(["Stage", *(f"Set {site}" for site in sites)]) + r" \\"
+    level = f"{100 * experiment.scoring.interval_level:.0f}"
+    note = f"% F1 per slice with infiltrate, {level} % bootstrap interval over patients; {experiment.recipe}"
+    start = r"\begin{tabular}{l" + "r" * len(sites) + "}"
+    return "\n".join([note, start, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class VolumeStudy(Study):
         if before == identity and (own / SCORES).is_file():
             return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})
         if before is not None:
-            self.progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its scores are made anew")
+            self.progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its scores are recomputed")
         own.mkdir(parents=True, exist_ok=True)
         (own / SCORED).unlink(missing_ok=True)
         labels_of, training_seconds = make()

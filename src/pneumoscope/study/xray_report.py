@@ -145,7 +145,7 @@ TOLD_FROM = {
 
 LIMITS = (
     "Every child is from Guangzhou and every COVID-19 patient is an adult from elsewhere: with these sets nobody can "
-    "measure how well COVID-19 is told from other pneumonia. That needs both in adults of the same hospitals.",
+    "measure how well COVID-19 is distinguished from other pneumonia. That needs both in adults of the same hospitals.",
     "The adults of the control are from one hospital and their labels were mined from reports. Learnt as normal (the "
     "remedies 'adults' and 'all') their hospital becomes a mark of health, so a low share of false alarms among them "
     "is no proof; look at the sources that were left out.",

@@ -329,7 +329,7 @@ class _Run:
         changed = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in here.items() if before.get(k) != v]
         if changed:
             raise CheckpointError(
-                f"the run was begun with other settings or data: {'; '.join(changed)}; "
+                f"the run was started with other settings or data: {'; '.join(changed)}; "
                 "use the old ones, or start anew with --overwrite",
                 path=self.folder,
             )

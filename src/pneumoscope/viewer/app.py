@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pneumoscope.cases.private import FOLDER as PRIVATE
+from pneumoscope.cases.private import read_key
 from pneumoscope.errors import InputError
-from pneumoscope.viewer.contents import Result, as_text, find_results, read_rows, sort_results
+from pneumoscope.viewer.contents import Result, as_text, filter_results, find_results, read_rows, sort_results
 from pneumoscope.viewer.guard import DOCUMENT_POLICY, Guard
 
 if TYPE_CHECKING:
@@ -28,15 +32,22 @@ OFFERED = {
 MAX_FILES = 400
 """Files listed on one page."""
 
+THUMB_PX = 240
+MAX_PICTURE_BYTES, MAX_PICTURE_PX = 8 * 2**20, 40_000_000
+"""Of a picture in a report that becomes a thumbnail."""
+
+PAGES = {"view.html": "slices and 3D", "report.html": "report", "audit.html": "audit"}
+"""Pages of a result that are shown, the first first, and what their links are called."""
+
 COLUMNS = (
     ("title", "case", ""),
     ("status", "status", ""),
-    ("share_percent", "affected", "%"),
+    ("share_percent", "involvement", "%"),
     ("infiltrate_ml", "infiltrate", "ml"),
-    ("lung_ml", "lung", "ml"),
+    ("lung_ml", "lungs", "ml"),
     ("infiltrate_mean_hu", "mean density", "HU"),
     ("findings", "findings", ""),
-    ("flags", "flags", ""),
+    ("flags", "states", ""),
 )
 
 
@@ -57,6 +68,7 @@ def make_app(root: Path, guard: Guard) -> Starlette:
         Route("/", pages.index),
         Route("/show/{place:path}", pages.show),
         Route("/file/{place:path}", pages.file),
+        Route("/thumb/{place:path}", pages.thumb),
     ]
     return Starlette(
         routes=routes,
@@ -88,8 +100,14 @@ class _Pages:
         key = request.query_params.get("sort", "title")
         key = key if key in {name for name, _, _ in COLUMNS} else "title"
         descending = request.query_params.get("order") == "down"
-        cases = sort_results([r for r in results if r.kind == "case"], key, descending)
+        text, show = request.query_params.get("q", "")[:100], request.query_params.get("show", "all")
+        every = [r for r in results if r.kind == "case"]
+        cases = sort_results(filter_results(every, text, show), key, descending)
         context = {
+            "every": len(every),
+            "text": text,
+            "show": show,
+            "dates": self._dates(cases),
             "title": as_text(self.root.name or "results"),
             "cases": cases,
             "others": [r for r in results if r.kind != "case"],
@@ -109,15 +127,16 @@ class _Pages:
             return self._missing()
         at = results.index(mine[0])
         files = self._files(folder)
-        pages = [name for name in ("view.html", "report.html") if (folder / name).is_file()]
+        pages = [name for name in PAGES if (folder / name).is_file()]
         wanted = request.query_params.get("page")
-        page = wanted if wanted in pages else pages[0] if pages else None
+        page = wanted if wanted in pages else pages[0] if pages and wanted != "files" else None
         prefix = "" if place == "." else f"{place}/"
         context = {
             "title": mine[0].title,
             "result": mine[0],
-            "pages": pages,
+            "pages": [(name, PAGES[name]) for name in pages],
             "page": page,
+            "date": self._dates(mine).get(place, ""),
             "prefix": prefix,
             "files": [(name, name.removeprefix(prefix), (self.root / name).stat().st_size) for name in files],
             "before": results[at - 1] if at else None,
@@ -142,6 +161,40 @@ class _Pages:
         if path.suffix == ".html":
             response.headers["Content-Security-Policy"] = DOCUMENT_POLICY
         return response
+
+    def thumb(self, request: Request) -> Response:
+        """The masks' row of the first picture in a report, small, as JPEG."""
+        from PIL import Image
+        from starlette.responses import Response
+
+        folder = self._inside(request.path_params["place"].strip("/") or ".")
+        report = None if folder is None else self._inside(f"{folder.relative_to(self.root)}/report.html")
+        if report is None or not report.is_file():
+            return self._missing()
+        with report.open(encoding="utf-8", errors="replace") as stream:
+            found = re.search(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"', stream.read(MAX_PICTURE_BYTES))
+        try:
+            with Image.open(BytesIO(base64.b64decode(found[1] if found else "")), formats=["PNG"]) as picture:
+                if picture.width * picture.height > MAX_PICTURE_PX:
+                    return self._missing()
+                small = picture.convert("RGB").crop((0, picture.height // 2, picture.width, picture.height))
+        except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return self._missing()
+        small.thumbnail((THUMB_PX, THUMB_PX))
+        jpeg = BytesIO()
+        small.save(jpeg, "JPEG", quality=80)
+        return Response(jpeg.getvalue(), media_type="image/jpeg")
+
+    def _dates(self, results: list[Result]) -> dict[str, str]:
+        """Study dates by place, from the key files beside the cases: for the owner's eyes, and in no report."""
+        keys: dict[Path, dict[str, dict[str, str]]] = {}
+        dates = {}
+        for r in (r for r in results if r.place != "."):  # the key of a root that is a case lies outside of it
+            run = (self.root / r.place).parent
+            if run not in keys:
+                keys[run] = read_key(run)
+            dates[r.place] = as_text(keys[run].get(Path(r.place).name, {}).get("study_date", ""))
+        return {place: date for place, date in dates.items() if date}
 
     def _files(self, folder: Path) -> list[str]:
         """What is offered of a result, relative to the root."""

@@ -1,4 +1,4 @@
-"""What lies in a folder of results: cases, comparisons, studies; read as plain numbers and names, nothing else."""
+"""What lies in a folder of results (cases, comparisons, studies, audits, radiographs); reads names and numbers only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from typing import Any, Literal
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json
 
-Kind = Literal["case", "comparison", "study"]
+Kind = Literal["case", "comparison", "study", "audit", "radiographs"]
 
-MARKERS: dict[str, Kind] = {"report.json": "case", "change.json": "comparison", "experiment.json": "study"}
-"""The file that tells what a folder holds."""
+MARKERS: dict[str, Kind] = {
+    "report.json": "case",
+    "change.json": "comparison",
+    "experiment.json": "study",
+    "audit.json": "audit",
+    "predictions.csv": "radiographs",
+}
+"""The file that says what a folder holds."""
 
 MAX_DEPTH = 3
 MAX_FOLDERS = 20_000
@@ -33,7 +39,7 @@ class Result:
     """One thing to look at.
 
     Attributes:
-        kind: case, comparison or study.
+        kind: what it is.
         place: its folder below the root, ``.`` for the root itself; names it in addresses.
         title: what it is called.
         status: ``done``, or ``failed``: a case of `cases.csv` that has no results, or files that cannot be read.
@@ -58,7 +64,7 @@ def find_results(root: Path) -> list[Result]:
         InputError: no folder, or nothing of ours in it.
     """
     if not root.is_dir():
-        raise InputError("is no folder; give a case folder, a folder of cases, or a study folder", path=root)
+        raise InputError("is not a folder; give a case folder, a folder of cases, or a study folder", path=root)
     found: list[Result] = []
     for seen, folder in enumerate(_folders(root, MAX_DEPTH, found)):
         if seen > MAX_FOLDERS:
@@ -70,8 +76,8 @@ def find_results(root: Path) -> list[Result]:
         found += _failed(folder, place)
     if not found:
         raise InputError(
-            "holds no results (no report.json, change.json or experiment.json); "
-            "give the output folder of segment, quantify, compare, demo or study run",
+            f"holds no results (none of {', '.join(MARKERS)}); "
+            "give the output folder of segment, quantify, compare, data audit, xray predict, demo or study run",
             path=root,
         )
     return found
@@ -101,6 +107,8 @@ def _unreadable(path: Path, error: str, *, kind: Kind = "case", place: str = "",
 
 def _read(folder: Path, place: str, kind: Kind, marker: str) -> Result:
     title = folder.name if place == "." else place
+    if marker.endswith(".csv"):
+        return Result(kind, place, as_text(title))
     try:
         content = read_json(folder / marker, remedy="run it again")
     except InputError as problem:
@@ -108,8 +116,8 @@ def _read(folder: Path, place: str, kind: Kind, marker: str) -> Result:
     if kind == "study":
         recipe = content.get("recipe")
         return Result(kind, place, as_text(f"{title}: {recipe}") if isinstance(recipe, str) else title)
-    if kind == "comparison":
-        return Result(kind, place, title)
+    if kind != "case":
+        return Result(kind, place, as_text(title))
     severity = _entry(content, "severity", dict)
     total = _entry(severity, "total", dict)
     numbers = {
@@ -169,6 +177,14 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def filter_results(results: list[Result], text: str, show: str) -> list[Result]:
+    """Those whose title holds the text, whatever the case; `show` is ``flagged``, ``failed`` or everything else."""
+    wanted = [r for r in results if text.casefold() in r.title.casefold()]
+    if show == "flagged":
+        return [r for r in wanted if r.flags]
+    return [r for r in wanted if r.status == "failed"] if show == "failed" else wanted
 
 
 def sort_results(results: list[Result], key: str, descending: bool) -> list[Result]:

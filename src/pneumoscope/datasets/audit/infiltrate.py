@@ -205,7 +205,7 @@ def _without_lung(
     slices = sorted({int(k) + int(start[2]) for k in where[:, 2]})
     shown = f"slice {slices[0]}" if len(slices) == 1 else f"slices {slices[0]} to {slices[-1]}"
     detail = f"{len(where)} voxels on {shown}, which show{'s' if len(slices) == 1 else ''} no lung"
-    detail += "; it goes on from a lesion on the next slice" if goes_on else ""
+    detail += "; it continues a lesion of the next slice" if goes_on else ""
     index = where + start
     severity: Severity = "warning" if goes_on or scene.lung is None else "error"
     return spotted(case, "no-lung-slice", severity, detail, index, scene.volume.grid, sized=scene.sized)

@@ -146,7 +146,7 @@ def _described(path: Path) -> Description:
         said = str(error).split(":")[0]
         raise DatasetError(f"is no JSON or was cut off ({said}); fetch it again", path=path) from None
     if not isinstance(held, dict) or not isinstance(held.get("labels"), dict):
-        raise DatasetError("is no description of a data set: expected JSON with labels", path=path)
+        raise DatasetError("is not a dataset description: expected JSON with labels", path=path)
     ending = held.get("file_ending") or ".nii.gz"
     if not isinstance(ending, str) or not ending.startswith("."):
         raise DatasetError(f"has the file ending {ending!r}, expected one like .nii.gz", path=path)

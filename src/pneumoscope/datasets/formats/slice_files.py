@@ -192,7 +192,7 @@ def read_slice_export(root: str | Path) -> list[Case]:
         cases = [_case(entry, Path(root)) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PneumoscopeError) as error:
         said = " ".join(f"{type(error).__name__} {error}".split())
-        raise DatasetError(f"is no description of exported slices ({said}); convert again", path=path) from None
+        raise DatasetError(f"is not a description of exported slices ({said}); convert again", path=path) from None
     return cases
 
 

@@ -281,7 +281,7 @@ def read_phantom_json(root: str | Path) -> dict[str, Any]:
         )
     held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
     if not isinstance(held.get("cases"), list):
-        raise DatasetError("is no description of a synthetic data set; make the data set again", path=path)
+        raise DatasetError("is not the description of a synthetic dataset; make the dataset again", path=path)
     return held
 
 

@@ -5,7 +5,7 @@ stays exact. Arrays are in the house view (d, h, w): slices from the feet up, ro
 from the patient's right to the left. Sizes are in millimetres, so a condition looks alike on every grid.
 
 What counts as lung: everything inside the visceral pleura, however dense (consolidation, mass) or thin (emphysema,
-bulla). Fluid and air in the pleural space, and a side that was operated out, are not.
+bulla). Fluid and air in the pleural space, and after pneumonectomy, are not.
 """
 
 from __future__ import annotations

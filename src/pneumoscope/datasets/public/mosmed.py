@@ -75,7 +75,7 @@ def _workbook_rows(path: Path) -> list[list[str]]:
     except DatasetError as error:
         raise DatasetError(error.message, path=path) from None
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"is no readable workbook ({error}); fetch it again, or remove it", path=path) from None
+        raise DatasetError(f"is not a readable workbook ({error}); fetch it again, or remove it", path=path) from None
 
 
 def _part(book: zipfile.ZipFile, name: str) -> ElementTree.Element:

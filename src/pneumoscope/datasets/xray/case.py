@@ -80,7 +80,7 @@ def read_radiographs(name: str, root: str | Path) -> list[XrayCase]:
     """
     if name not in READERS:
         dataset_info(name)
-        raise DatasetError(f"{name} is no set of radiographs; known are {', '.join(READERS)}", path=root)
+        raise DatasetError(f"{name} is not a dataset of radiographs; known are {', '.join(READERS)}", path=root)
     module, _, function = READERS[name].partition(":")
     reader: Callable[[Path], list[XrayCase]] = getattr(import_module(module), function)
     return require_unique(reader(Path(root)), root)

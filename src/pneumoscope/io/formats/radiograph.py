@@ -152,7 +152,7 @@ def _read_picture(place: Place, case: str, least_side: int | None) -> Radiograph
     except ReadError:
         raise
     except UnidentifiedImageError:
-        raise place.error(81, f"is no picture; expected {READABLE}") from None
+        raise place.error(81, f"cannot be read as an image; expected {READABLE}") from None
     except Image.DecompressionBombError:
         raise place.error(84, "has more pixels than any radiograph; make it smaller") from None
     except Exception as error:  # Pillow raises nearly everything for damaged files

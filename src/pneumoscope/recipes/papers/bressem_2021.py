@@ -183,7 +183,7 @@ def bressem_small() -> VolumeExperiment:
     return replace(
         full,
         recipe="bressem-2021-small",
-        title="the road of bressem-2021 on tiny synthetic scans",
+        title="bressem-2021 on tiny synthetic scans",
         data=revise(replace(full.data, sets=sets), DEMO, phantom_size="tiny"),
         network=revise(full.network, DEMO, features=(8, 32, 16, 16, 8)),
         phases=phases,

@@ -226,7 +226,7 @@ def mueller_small() -> VolumeExperiment:
     return replace(
         full,
         recipe="mueller-2021-small",
-        title="the road of mueller-2021 on tiny synthetic scans",
+        title="mueller-2021 on tiny synthetic scans",
         data=revise(replace(full.data, sets=sets), DEMO, phantom_size="tiny"),
         preparation=revise(full.preparation, DEMO, spacing_mm=(6.0, 6.0, 26.0)),
         network=revise(full.network, DEMO, features=(8, 16, 32)),

@@ -97,7 +97,7 @@ def transfer_systems_small() -> Experiment:
     return replace(
         full,
         recipe="transfer-systems-small",
-        title="The road of transfer-systems on tiny synthetic scans, with the small recipes",
+        title="transfer-systems on tiny synthetic scans, with the small recipes",
         data=replace(revise(full.data, _SMALL, phantom_size="tiny"), sites=sites),
         preprocessing=revise(full.preprocessing, _SMALL, size=48),
         network=revise(full.network, _SMALL, features=(8, 16, 32), out_channels=1),

@@ -199,7 +199,7 @@ def sentence(found: Sequence[Leakage]) -> str:
     """What was measured, in words, for the stage and set with the most unseen patients; the first among equals."""
     told = [one for one in found if not math.isnan(one.added.mean)]
     if not told:
-        return "No test slice with infiltrate is left on one of the two sides: what the split adds cannot be told."
+        return "No test slice with infiltrate is left on one of the two sides: what the split adds cannot be measured."
     one = max(told, key=lambda item: item.unseen.n_patients)
     best = one.added if one.corrected is None or math.isnan(one.corrected.mean) else one.corrected
     way = "" if best is one.added else f", corrected for how hard the patients are by stage {one.control}"
@@ -210,7 +210,7 @@ def sentence(found: Sequence[Leakage]) -> str:
     elif best.high < 0:
         sure = "The interval lies below 0: nothing here says that the split by slices flatters the score."
     else:
-        sure = "The interval holds 0: with these patients an effect cannot be told from chance."
+        sure = "The interval holds 0: with these patients an effect cannot be distinguished from chance."
     name = NAMES[one.measure]
     return (
         f"Stage {one.stage} reaches a mean {name} of {one.seen.mean:.3f} on test slices of {one.seen.n_patients} "

@@ -101,8 +101,8 @@ def probes(trial: Repeat, supply: ImageCache, progress: Progress = silent) -> pd
     """How well the source is told from each view, beside what guessing would give.
 
     Questions: all sources together; and where one class comes from several sources, that class alone, so that no
-    disease can help. Sources are balanced in training, and the score is the mean over sources of the share told right
-    (chance is one over their number). Patients of the test part are not in training.
+    disease can help. Sources are balanced in training, and the score is the mean over sources of the share classified
+    correctly (chance is one over their number). Patients of the test part are not in training.
     """
     shown, rows = Shown(trial, supply), []
     questions = _questions(trial)

@@ -138,7 +138,7 @@ def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: boo
     if not go_on:
         changed = what_changed(own, **parts) if resume else []
         if changed:
-            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained anew")
+            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained again")
         for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
             path.unlink(missing_ok=True)
     mark_started(own, wanted, **parts)

@@ -152,7 +152,7 @@ def read_matrix(folder: str | Path, experiment: Experiment) -> Matrix:
 
     path = Path(folder) / "per_case.csv"
     if not path.is_file():
-        raise InputError("holds a study without per_case.csv: go on with study run --resume", path=folder)
+        raise InputError("holds a study without per_case.csv: continue it with study run --resume", path=folder)
     return Matrix(experiment, read_table(path))
 
 
