@@ -1,12 +1,12 @@
 """X-ray classification: images a second, and how often it abstains from pictures it should and should not answer.
 
     python benchmarks/xray.py speed       --model DIR [--images 1000] [--kinds "1024 PNG" ...] [--heatmaps]
-    python benchmarks/xray.py abstention  --model DIR --data ROOT
+    python benchmarks/xray.py abstention  --model DIR --data ROOT [--each 150]
 
 `speed` writes made-up radiographs of several sizes and formats and classifies each folder with one call. `abstention`
 asks about the real pictures of ROOT (``xray``, ``ct-slices``, ``ct-volumes``), training pictures among them, and about
-the kinds of `xray_kinds`. It sets no limit: those of the model's card were set on validation pictures of the training
-sources, and none of the pictures of another kind took part in that.
+the kinds of `xray_kinds`, real lateral films among them, with and without the card's view classifier. It sets no limit:
+those of the model's card were set on validation pictures, and none of the pictures of another kind took part in that.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", default=KINDS, metavar='"SIDE FORMAT"')
     parser.add_argument("--heatmaps", action="store_true")
+    parser.add_argument("--each", type=int, default=150, help="real pictures of a kind at most")
     options = parser.parse_args()
     if options.what == "speed":
         speed(options)
@@ -46,7 +47,7 @@ def main() -> None:
     elif options.data is None:
         parser.error("abstention needs --data")
     else:
-        print(json.dumps(abstention(options.model, options.data)))
+        print(json.dumps(abstention(options.model, options.data, options.each)))
 
 
 KINDS = ("320 JPEG", "1024 JPEG", "1024 PNG", "2500 JPEG", "2500 DICOM")
@@ -130,25 +131,27 @@ def write(path: Path, picture: np.ndarray, form: str) -> None:
     data.save_as(f"{path}.dcm", enforce_file_format=True)
 
 
-def abstention(model: str | Path, data: Path) -> dict[str, dict[str, float]]:
-    """Shares of each answer per kind of picture."""
-    classifier = RadiographClassifier(model, device="cpu")
+def abstention(model: str | Path, data: Path, each: int) -> dict[str, dict[str, float]]:
+    """Shares of each answer per kind of picture, and how often a class is named without the view classifier."""
+    classifier, plain = (RadiographClassifier(model, device="cpu") for _ in range(2))
+    plain.views = None
     own = {
-        "X-ray, kermany (children)": some(data, "xray/kermany/**/*.jp*g"),
-        "X-ray, cohen (adults, COVID-19)": some(data, "xray/cohen-covid/*.*"),
-        "X-ray, hannover (adults, COVID-19)": some(data, "xray/hannover-covid/*.*"),
-        "X-ray, nih, no finding": some(data, "xray/nih-no-finding/*.*"),
-        "X-ray, nih, pneumonia": some(data, "xray/nih-pneumonia/*.*"),
+        "X-ray, kermany (children)": some(data, "xray/kermany/**/*.jp*g", each),
+        "X-ray, cohen (adults, COVID-19)": some(data, "xray/cohen-covid/*.*", each),
+        "X-ray, hannover (adults, COVID-19)": some(data, "xray/hannover-covid/*.*", each),
+        "X-ray, nih, no finding": some(data, "xray/nih-no-finding/*.*", each),
+        "X-ray, nih, pneumonia": some(data, "xray/nih-pneumonia/*.*", each),
     }
     chests = [picture for pictures in own.values() for picture in pictures[:40]]
     found = {}
-    for kinds in (own, first_kinds(data, chests), fresh_kinds(data, chests)):
+    for kinds in (own, first_kinds(data, chests, each), fresh_kinds(data, chests, each)):
         for name, pictures in kinds.items():
             squares = np.stack([classifier.recipe.make(picture) for picture in pictures])
             answers = [a.prediction for a in classifier.answer(squares)]
             shares = {verdict: answers.count(verdict) / len(answers) for verdict in (NONE_OF_THESE, CANNOT_SAY)}
             found[name] = {"pictures": len(answers), **{k: round(v, 3) for k, v in shares.items()}}
             found[name]["answered"] = round(1 - sum(shares.values()), 3)
+            found[name]["answered_without_views"] = round(np.mean([a.answered for a in plain.answer(squares)]), 3)
             print(f"{name}: {found[name]}", flush=True)
     return found
 

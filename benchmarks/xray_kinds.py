@@ -18,11 +18,10 @@ from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.volume import Volume
 
 Picture = np.ndarray
-EACH = 150
 WINDOWS_HU = {"lung": (-1350, 150), "soft tissue": (-160, 240)}
 
 
-def some(data: Path, pattern: str, each: int = EACH, seed: int = 4) -> list[Picture]:
+def some(data: Path, pattern: str, each: int, seed: int = 4) -> list[Picture]:
     """Readable pictures below a folder, drawn at random."""
     paths = sorted(p for p in data.glob(pattern) if p.is_file() and p.suffix != ".csv")
     found = []
@@ -37,18 +36,19 @@ def some(data: Path, pattern: str, each: int = EACH, seed: int = 4) -> list[Pict
 def scans(data: Path) -> list[Volume]:
     """The whole CTs at hand."""
     folder = data / "ct-volumes"
-    paths = [folder / "nsclc-LUNG1-001", *sorted((folder / "imlab").glob("id???.nii.gz"))]
+    patients = sorted(p for p in (folder / "covid-ct-md").glob("*") if p.is_dir())
+    paths = [folder / "nsclc-LUNG1-001", *sorted((folder / "imlab").glob("id???.nii.gz")), *patients]
     return [read_volume(path) for path in paths if path.exists()]
 
 
-def first_kinds(data: Path, chests: list[Picture]) -> dict[str, list[Picture]]:
+def first_kinds(data: Path, chests: list[Picture], each: int) -> dict[str, list[Picture]]:
     """What decision 0017 reports on."""
     rng = np.random.default_rng(4)
     return {
-        "CT slices, coronacases": some(data, "ct-slices/coronacases/*/ct/*.png"),
-        "CT slices, radiopaedia (spine up)": some(data, "ct-slices/radiopaedia/*/ct/*.png"),
-        "CT slices, medseg": some(data, "ct-slices/medseg/ct/*.*"),
-        "noise": [rng.random((200, 200)).astype(np.float32) for _ in range(EACH)],
+        "CT slices, coronacases": some(data, "ct-slices/coronacases/*/ct/*.png", each),
+        "CT slices, radiopaedia (spine up)": some(data, "ct-slices/radiopaedia/*/ct/*.png", each),
+        "CT slices, medseg": some(data, "ct-slices/medseg/ct/*.*", each),
+        "noise": [rng.random((200, 200)).astype(np.float32) for _ in range(each)],
         "drawings": drawings(rng, 60),
         "smooth noise": smooth(rng, 60),
         "X-ray turned by 90 degrees": [np.rot90(c).copy() for c in chests],
@@ -61,11 +61,12 @@ def first_kinds(data: Path, chests: list[Picture]) -> dict[str, list[Picture]]:
     }
 
 
-def fresh_kinds(data: Path, chests: list[Picture]) -> dict[str, list[Picture]]:
+def fresh_kinds(data: Path, chests: list[Picture], each: int) -> dict[str, list[Picture]]:
     """What no limit and no method was chosen on."""
     rng = np.random.default_rng(5)
     volumes = scans(data)
     return {
+        "X-ray, lateral": some(data, "xray/lateral/*.*", each),
         "CT, axial, lung window": [p for v in volumes for p in planes(v, 2, "lung")],
         "CT, axial, soft tissue": [p for v in volumes for p in planes(v, 2, "soft tissue")],
         "CT, coronal, lung window": [p for v in volumes for p in planes(v, 1, "lung")],
@@ -76,7 +77,7 @@ def fresh_kinds(data: Path, chests: list[Picture]) -> dict[str, list[Picture]]:
         "oblique X-ray computed from CT": [p for v in volumes for p in projections(v, (35, 45, 55, 125, 135, 145))],
         "frontal X-ray computed from CT (borderline)": [p for v in volumes for p in projections(v, range(-9, 10, 3))],
         "photographs, scans, micrographs": photographs(),
-        "parts of photographs": parts_of(photographs(), rng, 150),
+        "parts of photographs": parts_of(photographs(), rng, each),
         "pages of text": [page_of_text(rng) for _ in range(60)],
         "screens with windows and curves": [screen(rng) for _ in range(60)],
         "X-ray turned by 45 degrees": [_turned(c, 45) for c in chests],
@@ -123,14 +124,12 @@ def projections(scan: Volume, angles: range | tuple[int, ...]) -> Iterator[Pictu
 
 
 def photographs() -> list[Picture]:
-    """Those that scikit-image, scikit-learn and matplotlib bring along, grey."""
+    """Those that scikit-image and matplotlib bring along, grey."""
     import matplotlib as mpl
     import skimage
-    import sklearn
 
     folders = [
         Path(skimage.__file__).parent / "data",
-        Path(sklearn.__file__).parent / "datasets" / "images",
         Path(mpl.__file__).parent / "mpl-data" / "sample_data",
     ]
     found = []

@@ -9,7 +9,7 @@ from pneumoscope.inference.radiographs import DEFAULT_MODEL, RadiographClassifie
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.models.cards import find_model, read_card
 
-MOST_BYTES = 1_500_000
+MOST_BYTES = 1_600_000
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import Familiar, read_familiar
+from pneumoscope.inference.views import Views, read_views
 from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.models.cards import find_model
 from pneumoscope.objects import Tabled, bars
@@ -49,7 +50,8 @@ class Answer(Tabled):
         reason: why no class is named; empty otherwise.
         probability: of each class, at the card's temperature, adding up to 1; means nothing where no class is named.
         familiar: whether the picture was compared with the training pictures at all.
-        scores: ``distance``, ``upright``, ``features`` of `inference.familiar`; empty when not compared.
+        scores: ``distance``, ``upright``, ``features`` of `inference.familiar`; empty when not compared. With a view
+            classifier ``frontal``, the probability of being a frontal film, as well.
     """
 
     prediction: str
@@ -127,6 +129,10 @@ class RadiographClassifier:
         self.temperature = _temperature(self.card, self.folder)
         entry = self.card.get("familiar")
         self.familiar: Familiar | None = None if not entry else read_familiar(self.folder, entry)
+        entry = self.card.get("views")
+        self.views: Views | None = None if not entry else read_views(self.folder, entry)
+        if self.views is not None:
+            self.views = replace(self.views, network=_quickened(self.views.network).to(self.device))
 
     @property
     def least_side(self) -> int:
@@ -169,6 +175,7 @@ class RadiographClassifier:
             raise InputError("the network gave a value that is not finite; check the model with 'pneumoscope model'")
         probability = softmax_at(logits, self.temperature)
         scores = None if self.familiar is None else self.familiar.score(squares, features)
+        seen = None if self.views is None else self.views.probability(squares)
         answers = []
         for row, values in enumerate(probability):
             said = {name: float(v) for name, v in zip(self.classes, values, strict=True)}
@@ -178,6 +185,11 @@ class RadiographClassifier:
                 measured = {n: float(getattr(scores, n)[row]) for n in ("distance", "upright", "features")}
                 verdict, reason = self.familiar.reason(scores, row)
                 prediction = verdict or leading
+            if self.views is not None and seen is not None:
+                measured["frontal"] = float(seen[row, 0])
+                view = self.views.reason(seen[row])
+                if view and prediction != NONE_OF_THESE:  # that it is turned or inverted says more than the view
+                    prediction, reason = NONE_OF_THESE, view
             if not reason and values.max() <= UNDECIDED:
                 prediction, reason = CANNOT_SAY, f"no class is more likely than not ({leading} {values.max():.2f})"
             answers.append(Answer(prediction, reason, said, scores is not None, measured))

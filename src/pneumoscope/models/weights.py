@@ -149,22 +149,30 @@ def load_model(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     check = verify(folder)
     if not check.ok:
         raise ModelError(check.sentence(), path=folder)
-    path = folder / check.file
-    if path.suffix != ".safetensors":
+    if Path(check.file).suffix != ".safetensors":
         raise ModelError(
             f"holds {check.file}, an export for other programs; give the model it was made of", path=folder
         )
-    state = {n: t.float() if t.is_floating_point() else t for n, t in read_tensors(path).items()}
+    return load_network(folder, check.file, card["architecture"]), card
+
+
+def load_network(folder: Path, file: str, architecture: Any) -> Any:
+    """A network in eval mode from a file of a model folder whose sum was compared (`load_model`).
+
+    Raises:
+        ModelError: unknown architecture, tensors that do not fit it or are not finite.
+    """
+    state = {n: t.float() if t.is_floating_point() else t for n, t in read_tensors(folder / file).items()}
     with torch.device("meta"):  # shapes alone: a card cannot ask for more memory than its weights have
-        blank = _build(card["architecture"], folder).state_dict()
+        blank = _build(architecture, folder).state_dict()
     report = _fit(blank, state)
     if not report.complete:
         raise ModelError(f"the weights do not fit the card's architecture: {report.sentence()[:500]}", path=folder)
-    model = _build(card["architecture"], folder)
+    model = _build(architecture, folder)
     model.load_state_dict(state)
     if not all(bool(torch.isfinite(t).all()) for t in state.values()):
         raise ModelError("the weights hold NaN or infinite values; train or copy the model again", path=folder)
-    return model.eval(), card
+    return model.eval()
 
 
 def _build(architecture: dict[str, Any], folder: Path) -> Any:
