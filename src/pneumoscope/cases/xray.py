@@ -48,7 +48,7 @@ TABLE, REPORT = "predictions.csv", "report.html"
 FIRST_COLUMNS = ("image", "status", "prediction", "probability")
 LAST_COLUMNS = (
     "reason", "distance", "upright", "features", "heatmap", "heat_class", "heat_in_lung_box", "lung_box_area",
-    "findings", "error",
+    "findings", "error", "frontal",
 )  # fmt: skip
 THUMB_PX = 176
 
