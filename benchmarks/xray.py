@@ -151,7 +151,8 @@ def abstention(model: str | Path, data: Path, each: int) -> dict[str, dict[str, 
             shares = {verdict: answers.count(verdict) / len(answers) for verdict in (NONE_OF_THESE, CANNOT_SAY)}
             found[name] = {"pictures": len(answers), **{k: round(v, 3) for k, v in shares.items()}}
             found[name]["answered"] = round(1 - sum(shares.values()), 3)
-            found[name]["answered_without_views"] = round(float(np.mean([a.answered for a in plain.answer(squares)])), 3)
+            before = np.mean([a.answered for a in plain.answer(squares)])
+            found[name]["answered_without_views"] = round(float(before), 3)
             print(f"{name}: {found[name]}", flush=True)
     return found
 

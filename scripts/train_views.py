@@ -28,7 +28,7 @@ from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.inference.views import FILE, REASONS, Views, shrunk
 from pneumoscope.io.files import sha256, write_bytes
 from pneumoscope.models.cards import SHIPPED, read_card, write_card
-from pneumoscope.models.chest_cnn import ChestCNN, ChestCNNConfig
+from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import Batch
 from pneumoscope.training.loop import TrainConfig, fit

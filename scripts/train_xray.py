@@ -61,7 +61,8 @@ LIMITS = [
     "Films of a hospital that it never saw often get no answer; those that it does answer are no more trustworthy.",
     "A picture mirrored left to right is not noticed.",
     "Abstention was tested on CT slices, projections of CT, photographs, drawings, noise, turned or inverted "
-    "radiographs and real lateral films. It is not complete; docs/decisions/0017-when-an-x-ray-gets-no-answer.md has the rates.",
+    "radiographs and real lateral films. It is not complete; "
+    "docs/decisions/0017-when-an-x-ray-gets-no-answer.md has the rates.",
 ]
 INPUTS = {
     "whole": {},
