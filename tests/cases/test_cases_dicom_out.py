@@ -190,3 +190,22 @@ def test_no_output_holds_a_trace_of_the_patient(phantom, tmp_path, deidentify):
     assert found - theirs == {"private/key.csv"}
     assert len(theirs) == (0 if deidentify else 3), "without the option they belong to their patient"
     assert {p.name for p in out.rglob("*.*")} >= {"view.html", "report.html", "volume.vti", "seg.dcm", "run.json"}
+
+
+@pytest.mark.parametrize("absent", ["FrameOfReferenceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_a_series_without_a_uid_gets_its_objects(phantom, tmp_path, absent):
+    """COVID-CT-MD has no frame of reference: each image got one of its own, and highdicom refused the series."""
+    import highdicom as hd
+
+    for path in (phantom[0] / "series").iterdir():
+        data = pydicom.dcmread(path)
+        delattr(data, absent)
+        (tmp_path / "series").mkdir(exist_ok=True)
+        data.save_as(tmp_path / "series" / path.name)
+    for name in ("lungs.nii.gz", "infiltrate.nii.gz"):
+        (tmp_path / name).write_bytes((phantom[0] / name).read_bytes())
+    out = tmp_path / "case"
+    out.mkdir()
+    assert [f["code"] for f in quantify(tmp_path, out)["findings"] if f["code"].startswith("OUT-DCM")] == []
+    assert hd.seg.segread(out / "seg.dcm").get(absent)
+    assert (out / "report.dcm").is_file()

@@ -131,13 +131,15 @@ def _stored_in(tags: Any, names: Sequence[str]) -> dict[str, str]:
     return {name: data.decode("latin-1") for name in names if (data := raw(tags, name))}
 
 
-def source_header(packed: Mapping[str, Any], key: bytes | None) -> Any:
+def source_header(packed: Mapping[str, Any], key: bytes | None, series: str) -> Any:
     """The header of one source image as pydicom data set, fit to be the source of a SEG or SR.
 
     Args:
         packed: by `pack_header`.
         key: hashes UIDs and drops everything personal; None keeps identity as it is stored, as DICOM wants it of
             objects that belong to the same study.
+        series: a name that all images of the series share; UIDs that are missing come from it where the series has
+            none, and from the file's own name for the image.
     """
     from pydicom.dataset import Dataset
     from pydicom.uid import UID, ImplicitVRLittleEndian
@@ -151,7 +153,8 @@ def source_header(packed: Mapping[str, Any], key: bytes | None) -> Any:
             setattr(clean, name, stored[name].value)
     for name in _UIDS:
         uid = str(stored.get(name) or "")
-        missing = hashed_uid(b"missing", packed["name"] + name)
+        whose = packed["name"] if name == "SOPInstanceUID" else str(stored.get("SeriesInstanceUID") or series)
+        missing = hashed_uid(b"missing", whose + name)
         setattr(clean, name, UID(hashed_uid(key, uid) if key else uid or missing))
     for name, items in packed["groups"].items():
         if items:

@@ -125,10 +125,10 @@ def source_of(packed: Mapping[str, Any], key: bytes, *, deidentify: bool, case: 
 
     lps = LPS_TO_RAS @ np.array(packed["affine"])
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    one_to_one = packed["one_to_one"]
+    one_to_one, series = packed["one_to_one"], str(packed["headers"][0]["name"])
     positions = lps[:3, 3] + np.arange(packed["slices"])[:, None] * lps[:3, 2]
     return Source(
-        [source_header(header, key if deidentify else None) for header in packed["headers"]],
+        [source_header(header, key if deidentify else None, series) for header in packed["headers"]],
         None if one_to_one else positions,
         (lps[:3, :2] / spacing[:2]).T,
         (float(spacing[1]), float(spacing[0]), float(spacing[2])),
