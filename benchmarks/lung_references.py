@@ -89,7 +89,8 @@ def by_density(hu: NDArray[np.float32]) -> NDArray[np.int8]:
     """Classes of a chest without dense lung: air below -400 HU in the body less the airways, large pieces, closed."""
     body = bodies(hu)
     air = (hu < -400) & body
-    top = int(np.flatnonzero((air & ndimage.binary_erosion(body, np.ones((1, 9, 9)))).sum(axis=(1, 2)) > 500)[-1])
+    inner = cc3d.largest_k(air & ndimage.binary_erosion(body, np.ones((1, 9, 9))), k=1, connectivity=6) > 0
+    top = int(np.flatnonzero(inner.sum(axis=(1, 2)) > 500)[-1])  # air between head and arms hangs together with none
     tube = airway(hu, body, min(top + 8, len(hu) - 1))
     around = ndimage.binary_dilation(tube, iterations=2)
     pieces = cc3d.connected_components(air & ~around, connectivity=6)

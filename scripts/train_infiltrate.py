@@ -27,6 +27,7 @@ from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.engines import predict_probability
 from pneumoscope.inference.inputs import LungFrameInput
 from pneumoscope.inference.unlike import ScanSpace, fit_scans, read_scan_space, write_scan_space
+from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
 from pneumoscope.preprocess.lung_crop import LungCrop
@@ -212,7 +213,7 @@ def publish(run: Path, fold: int, data: Path) -> None:
     """Write the model of a fold and its card into the package, with the numbers of `dice.csv` and `scans.json`."""
     source = run / f"hounsfield-{fold}" / "model"
     model, card = load_model(source)
-    folder, scans = appearance.SHIPPED / "infiltrate", json.loads((run / "scans.json").read_text())["hounsfield"]
+    folder, scans = SHIPPED / "infiltrate", json.loads((run / "scans.json").read_text())["hounsfield"]
     rows = [row for row in read_rows(run / "dice.csv") if row[:2] == ["hounsfield", str(fold)]]
     unseen = [name for name in scans if SCAN_FOLD.get(name, fold) == fold]
     kept = [patient for patient, own in folds_of(stacks(data)).items() if own == fold]
@@ -342,9 +343,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=("appearance", "hounsfield"), default="hounsfield")
     parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
     parser.add_argument("--data", type=Path, help="folder with ct-slices and ct-volumes")
-    parser.add_argument(
-        "--start", type=Path, default=appearance.SHIPPED / "infiltrate", help="model that `final` goes on"
-    )
+    parser.add_argument("--start", type=Path, default=SHIPPED / "infiltrate", help="model that `final` goes on")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and tables")
     options = parser.parse_args()
     torch.set_num_threads(1)

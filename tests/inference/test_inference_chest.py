@@ -7,7 +7,7 @@ from scipy import ndimage
 from pneumoscope.datasets.phantom.painted_chest import CLASSES
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.chest import ChestInput, chest_votes, one_side
+from pneumoscope.inference.chest import ChestInput, chest_votes, drop_strays, one_side
 from pneumoscope.inference.engines import Engine
 from pneumoscope.inference.lungs import STATE_OF_FINDING, find_lungs, lungs_input
 from pneumoscope.preprocess.slices import from_slices, to_slices
@@ -139,3 +139,19 @@ def test_a_card_is_read_back_and_others_are_refused():
     ):
         with pytest.raises(ModelError):
             lungs_input(damaged)
+
+
+def test_lung_in_foam_beside_the_body_is_none():
+    probability = np.zeros((len(CLASSES), 12, 20, 30), np.float32)
+    body = np.zeros(probability.shape[1:], bool)
+    body[:, 2:16, 2:28] = True
+    body[:, :, 20:] = False  # the field cuts the left side open
+    probability[1, 1:11, 4:14, 4:12] = 0.9
+    probability[2, 1:11, 4:14, 20:28] = 0.9
+    probability[1, 5, 8, 15] = 0.9  # a small piece in the body
+    probability[1, 4:6, 18:20, 4:7] = 0.9
+    before = probability.copy()
+    drop_strays(probability, CLASSES, body)
+    assert not probability[1, 4:6, 18:20, 4:7].any()
+    before[1, 4:6, 18:20, 4:7] = 0
+    assert (probability == before).all()

@@ -18,6 +18,7 @@ from pneumoscope.training.multiclass import (
     cross_entropy,
     dice_balanced_cross_entropy,
     dice_cross_entropy,
+    held_dice_cross_entropy,
     tversky_sum,
 )
 
@@ -322,3 +323,4 @@ def test_balanced_cross_entropy_weighs_rare_classes_by_the_root_of_their_share()
         dice_cross_entropy(logits[:, :2], even).item(), abs=1e-5
     )
     assert dice_balanced_cross_entropy(logits, torch.full_like(target, -1)).item() == 0
+    assert held_dice_cross_entropy(logits, target).item() == pytest.approx((1 - dice + each.mean()).item(), abs=1e-5)

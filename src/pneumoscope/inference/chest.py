@@ -27,6 +27,9 @@ KIND = "chest_volume"
 TISSUE_HU = -300.0
 """Denser voxels are body, table or bedding."""
 
+STRAY = 0.2
+"""Largest piece of lung outside the body, as a share of the largest piece; see `drop_strays`."""
+
 ISLAND = 0.2
 """Largest island of one lung inside the other, as a share of its lung; see `one_side`."""
 
@@ -86,20 +89,21 @@ class ChestInput:
         own = [n * step / out for n, step, out in zip(stack_hu.shape, spacing_mm, shape, strict=True)]
         return resample_axes(stack_hu, spacing_mm, shape, own)
 
-    def body_box(self, coarse_hu: NDArray[np.float32]) -> Box:
-        """The box of the largest piece of tissue with a margin; the whole field where there is none."""
+    def body(self, coarse_hu: NDArray[np.float32]) -> tuple[NDArray[np.bool_], Box]:
+        """The largest piece of tissue with what it surrounds in each slice, and its box with a margin.
+
+        The whole field where there is no tissue.
+        """
         import cc3d
 
         tissue = ndimage.binary_opening(coarse_hu > TISSUE_HU, iterations=2)
         if not tissue.any():
-            return slice(None), slice(None), slice(None)
-        pieces = cc3d.connected_components(tissue, connectivity=6)
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        body = ndimage.find_objects((pieces == sizes.argmax()).astype(np.uint8))[0]
+            return ~tissue, (slice(None), slice(None), slice(None))
+        body = cc3d.largest_k(tissue, k=1, connectivity=6) > 0
         margin = round(self.margin_mm / self.spacing_mm)
-        d, h, w = (slice(max(0, part.start - margin), part.stop + margin) for part in body)
-        return d, h, w
+        part = ndimage.find_objects(body.view(np.uint8))[0]
+        d, h, w = (slice(max(0, side.start - margin), side.stop + margin) for side in part)
+        return np.stack([ndimage.binary_fill_holes(plane) for plane in body]), (d, h, w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +141,11 @@ def chest_votes(
         preprocessing: from its card.
     """
     coarse_hu = preprocessing.coarse(stack_hu, spacing_mm)
-    box = preprocessing.body_box(coarse_hu)
+    body, box = preprocessing.body(coarse_hu)
     image = np.ascontiguousarray(preprocessing.curve(coarse_hu[box]))
     probability = softmax(engine.logits(image[None, None]))[0]
     one_side(probability, preprocessing.labels)
+    drop_strays(probability, preprocessing.labels, body[box])
     n, own = stack_hu.shape[0], stack_hu.shape[0] * spacing_mm[0] / coarse_hu.shape[0]
     weights = axis_weights(coarse_hu.shape[0], own, n, spacing_mm[0])
 
@@ -175,3 +180,20 @@ def one_side(probability: NDArray[np.float32], labels: tuple[str, ...]) -> None:
         where = np.isin(pieces, touching[touching > 0])
         right, left = (probability[row][where] for row in rows)
         probability[rows[0]][where], probability[rows[1]][where] = left, right
+
+
+def drop_strays(probability: NDArray[np.float32], labels: tuple[str, ...], body: NDArray[np.bool_]) -> None:
+    """Take lung out, in place, that lies in foam and blankets: small pieces of which most is outside the body.
+
+    Lung that the edge of the field cuts open is outside the body too, but no small piece.
+    """
+    import cc3d
+
+    rows = [labels.index("right lung"), labels.index("left lung")]
+    pieces = cc3d.connected_components(probability[rows].sum(axis=0) >= 0.5, connectivity=6)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    within = np.bincount(pieces[body], minlength=len(sizes))
+    stray = (sizes <= STRAY * sizes.max()) & (2 * within < sizes)
+    for row in rows:
+        probability[row][stray[pieces]] = 0

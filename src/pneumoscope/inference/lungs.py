@@ -1,6 +1,6 @@
 """Right and left lung of a scan: a network says what is lung, Hounsfield units say where exactly it ends.
 
-The shipped network sees the whole chest at once on voxels of 4.5 mm (`inference.chest`); it tells right from left, lung
+The shipped network sees the whole chest at once on voxels of 5.5 mm (`inference.chest`); it tells right from left, lung
 from airways, gas and pleural fluid, whatever the density, but cannot place an edge within a millimetre. Air can: of air
 the network only says whose it is. Networks on slices, such as those of studies, are joined in the same way.
 """
@@ -55,8 +55,8 @@ class LungRules:
     aerated_hu: float = -250.0
     aerated_probability: float = 0.5
     reach_mm: float = 9.0
-    dense_probability: float = 0.96
-    likely_probability: float = 0.7
+    dense_probability: float = 0.7
+    likely_probability: float = 0.5
     rim_mm: float = 3.0
     aerated_share: float = 0.1
     closing_mm: float = 4.0

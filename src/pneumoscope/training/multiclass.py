@@ -97,10 +97,20 @@ def dice_balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return ((1 - dice) * held).sum() / held.sum().clamp(min=1) + each.sum() / stated.sum().clamp(min=1)
 
 
+def held_dice_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of the classes that a box holds plus `cross_entropy`: `dice_balanced_cross_entropy` without weights.
+
+    Weights make a class of a small share larger than it is; a training ends with this loss where shares shall be right.
+    """
+    dice, held = _dice(logits, target)
+    return ((1 - dice) * held).sum() / held.sum().clamp(min=1) + cross_entropy(logits, target)
+
+
 LOSSES: dict[str, MulticlassLoss] = {
     "tversky_cross_entropy": tversky_cross_entropy,
     "dice_cross_entropy": dice_cross_entropy,
     "dice_balanced_cross_entropy": dice_balanced_cross_entropy,
+    "held_dice_cross_entropy": held_dice_cross_entropy,
     "cross_entropy": cross_entropy,
 }
 
