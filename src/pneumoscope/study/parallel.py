@@ -1,27 +1,22 @@
-"""Stages that do not wait for each other, trained in processes of their own.
+"""Stages that do not wait for each other, trained by workers: processes of this machine, or those of Dask and SLURM.
 
 A worker reads the sets again, takes the stages before from the folder, and leaves its stage there; the study then finds
-all of them done. So what is made does not depend on how many processes made it, but for the threads each has.
+all of them done. So what is made does not depend on how many workers made it, but for the threads each has.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
-from pneumoscope.errors import RunError
-from pneumoscope.processes import death_of, worker_pool, workers_of
+from pneumoscope.jobs.local import processors
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import NOTE, Noted, Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.forecast import needs
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import open_sets
-
-_MAKER: list[StageMaker] = []
-"""A worker's own maker of stages; empty in the main process."""
 
 
 def train_in_parallel(
@@ -37,51 +32,39 @@ def train_in_parallel(
     """Make all stages of a study whose sets and lung network are ready in `folder`.
 
     Raises:
-        RunError: a process died; everything finished is kept, and the study can be resumed.
+        RunError: a worker died over a stage twice; everything finished is kept, and the study can be resumed.
+        PneumoscopeError: as a training does.
     """
-    waiting = [stage.name for stage in experiment.stages.chain]
-    total, done = len(waiting), set[str]()
-    given = (experiment, folder, dict(roots), dict(masks), device, jobs)
-    running: dict[Future[tuple[str, list[str]]], str] = {}
-    with worker_pool(jobs, _open, given) as pool:
-        while waiting or running:
-            ready = [name for name in waiting if set(needs(experiment, name)) <= done]
-            for name in ready[: jobs - len(running)]:
-                running[pool.submit(_make, name)] = name
-                waiting.remove(name)
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                name = running.pop(future)
-                try:
-                    made, notes = future.result()
-                except BrokenProcessPool as problem:
-                    raise RunError(
-                        f"{name} is not trained: {death_of(workers_of(pool))}; continue with --resume and fewer --jobs",
-                        path=folder,
-                    ) from problem
-                done.add(made)
-                for note in notes:
-                    progress(NOTE, 1, 1, note)
-                progress("stages", len(done), total, name)
+    stages = [
+        Job(stage.name, stage.name, folder / "stages" / stage.name, tuple(needs(experiment, stage.name)), marked=False)
+        for stage in experiment.stages.chain
+    ]
+    opener = partial(_open, experiment, folder, dict(roots), dict(masks), device)
+    outcomes = run_jobs(
+        stages, None, lambda *_: None, opener=opener, side_by_side=jobs, strict=True, what="stages", progress=progress
+    )
+    for outcome in outcomes:
+        for note in outcome.facts["notes"]:
+            progress(NOTE, 1, 1, note)
 
 
 def _open(
     experiment: Experiment, folder: Path, roots: dict[int, Path], masks: dict[int, Path], device: str, jobs: int
-) -> None:
+) -> Step:
     """Make a worker ready: its share of the processors, the sets, a maker of stages."""
     import torch
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
+    if jobs > 1:
+        torch.set_num_threads(max(1, processors() // jobs))
     sets = open_sets(experiment, folder, roots, device=device, masks=masks)
-    _MAKER[:] = [StageMaker(experiment, sets, folder, device=device, resume=True, progress=Noted())]
+    noted = Noted()
+    maker = StageMaker(experiment, sets, folder, device=device, resume=True, progress=noted)
 
+    def make(job: Job, progress: Progress) -> Outcome:
+        for stage in (*needs(experiment, job.name), job.name):
+            if stage not in maker.models:
+                maker.make(stage)
+        notes, noted.notes = noted.notes, []
+        return Outcome(job.name, facts={"notes": notes})
 
-def _make(name: str) -> tuple[str, list[str]]:
-    """Make a stage; its name, and the notes of it."""
-    maker = _MAKER[0]
-    for stage in (*needs(maker.experiment, name), name):
-        if stage not in maker.models:
-            maker.make(stage)
-    assert isinstance(maker.progress, Noted)  # as `_open` made it
-    notes, maker.progress.notes = maker.progress.notes, []
-    return name, notes
+    return Step("stage", 1, work=make)
