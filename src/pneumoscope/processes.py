@@ -89,6 +89,14 @@ class WorkerProcess:
         if self._pool is not None:
             self._pool.shutdown()
 
+    def terminate(self) -> None:
+        """Send it SIGTERM, and do not wait."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        for process in self.processes:
+            process.terminate()
+
 
 def end_workers(workers: Sequence[WorkerProcess], *, at_once: bool) -> None:
     """End processes; `at_once` gives each SIGTERM and `GRACE_SECONDS` to reach a place where it can stop."""
@@ -96,14 +104,10 @@ def end_workers(workers: Sequence[WorkerProcess], *, at_once: bool) -> None:
         for worker in workers:
             worker.close()
         return
-    processes = [process for worker in workers for process in worker.processes]
     for worker in workers:
-        if worker._pool is not None:
-            worker._pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
+        worker.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
+    for process in (process for worker in workers for process in worker.processes):
         process.join(max(0, deadline - time.monotonic()))
         process.kill()
 

@@ -15,7 +15,10 @@ from pneumoscope.jobs.stamp import DONE_FILE
 
 distributed = pytest.importorskip("distributed")
 
-pytestmark = pytest.mark.enable_socket
+pytestmark = [
+    pytest.mark.enable_socket,
+    pytest.mark.filterwarnings("ignore:Creating scratch directories is taking"),  # a busy machine
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +34,12 @@ def scheduler():
     params=[1, 2, "dask", pytest.param("slurm", marks=[pytest.mark.slurm, pytest.mark.timeout(600)])],
     ids=lambda value: f"local-{value}" if isinstance(value, int) else value,
 )
-def on(request, tmp_path):
+def on(request, monkeypatch):
     """Keywords of `run_jobs`, inside the machines of an executor."""
     if isinstance(request.param, int):
         yield {"side_by_side": request.param}
         return
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     where = request.getfixturevalue("scheduler") if request.param == "dask" else "slurm"
     settings = [] if request.param == "dask" else ["cpus=1", "memory=500MB", "walltime=00:10:00"]
     with machines(where, jobs=2, cluster=settings):

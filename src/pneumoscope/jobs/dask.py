@@ -13,6 +13,7 @@ import pickle
 import secrets
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -38,6 +39,9 @@ PROBE_SECONDS = 15.0
 
 QUIET_SECONDS = 60.0
 """After so long without any worker the user is told what the cluster says."""
+
+LOGS = ".slurm"
+"""Where the output of SLURM jobs goes, in the output folder."""
 
 SETTINGS = {
     "distributed.worker.daemon": False,  # workers have processes of their own
@@ -82,8 +86,8 @@ class DaskWorkers(Executor):
         super().__init__()
         self._where, self._opener, self._folder = where, opener, folder
         self._stack = ExitStack()
-        self._seen = self._looked = 0.0
-        self._width = 0
+        self._begun = self._seen = self._looked = 0.0
+        self._width, self._any = 0, False
         self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
 
     def __enter__(self) -> DaskWorkers:
@@ -105,15 +109,16 @@ class DaskWorkers(Executor):
             self._stack = stack.pop_all()
         if _has("bokeh") and self._client.dashboard_link:
             self.notes.append(f"dashboard: {self._client.dashboard_link}")
-        self._seen = time.monotonic()
+        self._begun = self._seen = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if problem is not None:
-            for future in self._running:
-                future.cancel()
+        for future in self._running:
+            future.cancel()
+        with suppress(Exception):  # workers that are gone need not end
+            self._client.run(release, self._run.probe, on_error="ignore")
         self._stack.close()
 
     def _start(self, stack: ExitStack) -> Any:
@@ -159,17 +164,30 @@ class DaskWorkers(Executor):
             except (OSError, TypeError, KeyError):
                 self._width = 0
             if self._width:
-                self._seen = now
-            elif now - self._seen > QUIET_SECONDS:
-                self._seen = now
-                logging.getLogger(__name__).warning("waiting for workers: %s", self._state())
-        limit = self._where.jobs or self._width
-        return min(self._width, limit)
+                self._seen, self._any = now, True
+            else:
+                self._complain(now)
+        return min(self._width, self._where.jobs or self._width)
+
+    def _complain(self, now: float) -> None:
+        """Say why there is no worker, from time to time.
+
+        Raises:
+            RunError: none has ever been there, and patience is over.
+        """
+        patience = self._where.patience_seconds
+        if not self._any and patience is not None and now - self._begun > patience:
+            raise RunError(f"no worker has started in {patience:.0f} s: {self._state()}")
+        if now - self._seen > QUIET_SECONDS:
+            self._seen = now
+            logging.getLogger(__name__).warning("waiting for workers: %s", self._state())
 
     def _state(self) -> str:
         if self._where.on != "slurm":
             return f"{self._where.on} has none"
-        return queue_state()
+        errors = sorted((self._folder / LOGS).glob("*.err"))
+        last = errors[-1].read_text(errors="replace").strip().splitlines()[-1:] if errors else []
+        return queue_state() + "".join(f"; a worker ended with: {line}" for line in last)
 
     def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
         """See `Executor`."""
@@ -199,8 +217,7 @@ def slurm_cluster(settings: Cluster, folder: Path) -> Any:
         gpu = " --nv" if settings.gpus else ""
         python = f"apptainer exec{gpu} {shlex.quote(settings.container)} python3"
     directives = [*settings.directives, *([f"--gres=gpu:{settings.gpus}"] if settings.gpus else [])]
-    logs = folder.resolve() / ".slurm"
-    return SLURMCluster(
+    cluster = SLURMCluster(
         queue=settings.partition,
         account=settings.account,
         walltime=settings.walltime,
@@ -211,16 +228,37 @@ def slurm_cluster(settings: Cluster, folder: Path) -> Any:
         interface=settings.interface,
         job_extra_directives=directives,
         job_script_prologue=["export DASK_DISTRIBUTED__WORKER__DAEMON=False", *settings.preamble],
-        log_directory=str(logs),
+        log_directory=str(folder.resolve() / LOGS),
         scheduler_options={"dashboard_address": ":0"},
         name="pneumoscope",
     )
+    try:
+        _require_accepted(cluster.job_script())
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def _require_accepted(script: str) -> None:
+    """Let SLURM judge a job script without running it.
+
+    Raises:
+        InputError: it would refuse it; says why.
+    """
+    try:
+        judged = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise InputError(f"SLURM cannot be asked ({problem}); use --on slurm where sbatch works") from problem
+    if judged.returncode:
+        lines = [line.removeprefix("sbatch: error: ") for line in judged.stderr.strip().splitlines()]
+        raise InputError(f"SLURM refuses the job: {'; '.join(lines) or judged.returncode}; change it with --cluster")
 
 
 def queue_state() -> str:
     """What SLURM says of this user's jobs of ours."""
-    import subprocess
-
     call = ["squeue", "--me", "--noheader", "--name=pneumoscope,dask-worker", "--format=%T %r"]
     with suppress(OSError, subprocess.SubprocessError):
         lines = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
@@ -246,14 +284,19 @@ def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
     with _lock:
         if run.probe not in _mine:
             check_sight(run)
-            for other in _mine.values():
-                other.close()
-            _mine.clear()
+            for other in list(_mine):
+                release(other)
             _mine[run.probe] = _process(run)
         process = _mine[run.probe]
         outcomes, seconds = result_of(process, process.submit(do_jobs, jobs, again))
     host = socket.gethostname()
     return [replace(outcome, host=host) for outcome in outcomes], seconds
+
+
+def release(probe: str) -> None:
+    """End the process that works for a run, and what it is doing."""
+    if process := _mine.pop(probe, None):
+        process.terminate()
 
 
 def _process(run: Run) -> WorkerProcess:

@@ -70,12 +70,14 @@ class Machines:
         jobs: processes or workers; None for what the kind takes by itself.
         cluster: settings of SLURM.
         part: number and count of the part of the jobs that is done, from ``(1, 1)``.
+        patience_seconds: how long the first worker may take to start; None waits, and says why from time to time.
     """
 
     on: str = "local"
     jobs: int | None = None
     cluster: Cluster = field(default_factory=Cluster)
     part: tuple[int, int] = (1, 1)
+    patience_seconds: float | None = None
 
     @property
     def remote(self) -> bool:
@@ -120,6 +122,16 @@ def machines(
     )
     try:
         yield current()
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Give up when no worker has started after so long."""
+    token = _current.set(replace(current(), patience_seconds=seconds))
+    try:
+        yield
     finally:
         _current.reset(token)
 

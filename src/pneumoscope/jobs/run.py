@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pneumoscope.errors import InputError, PneumoscopeError, RunError
+from pneumoscope.errors import PneumoscopeError, RunError
 from pneumoscope.io.files import clear_temporary
 from pneumoscope.jobs.graph import FOLDER, Job, Opener, Outcome, Queue, Step, failure, job_folder
 from pneumoscope.jobs.local import Executor, LocalWorkers, OpeningError, WorkerLostError
@@ -209,21 +209,27 @@ def _on_workers(
                             outcomes.append(Outcome(job.name, "failed", error=text, exit_code=1))
                 except OpeningError as problem:
                     if executor.remote and not did:
-                        raise problem.problem from None
+                        raise _known(problem.problem) from problem
                     outcomes = [failure(job.name, problem.problem) for job in part]
                 except PneumoscopeError:  # what ends the run: other machines see other files, say
                     raise
                 except Exception as problem:  # no process can be started, a job cannot be pickled
                     if executor.remote and not did:
-                        raise InputError(
-                            f"the workers cannot do it ({problem}); install pneumoscope there"
-                        ) from problem
+                        raise _known(problem) from problem
                     outcomes = [failure(job.name, problem) for job in part]
                 for outcome in outcomes:
                     yield from queue.ended(outcome if resume else replace(outcome, kept=False))
             if forecast and did and did >= executor.width():
                 forecast = False
                 _say_forecast(spent / did * (len(jobs) - did), len(jobs), executor, what, progress)
+
+
+def _known(problem: Exception) -> PneumoscopeError:
+    """Why no worker can do anything, for users."""
+    if isinstance(problem, PneumoscopeError):
+        return problem
+    text = f"workers cannot do the work ({type(problem).__name__}: {problem}); install the same pneumoscope there"
+    return RunError(text)
 
 
 def _how_many(queue: Queue, width: int, spent: float, did: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from pneumoscope.io.files import write_json, write_text
+from pneumoscope.jobs.machines import current
 from pneumoscope.progress import FORECAST
 from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
@@ -92,7 +93,7 @@ class SliceStudy(Study):
         self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=self.options.jobs)
         self.progress(FORECAST, 1, 1, self.expected.sentence())
         self.lap("forecast")
-        if self.expected.jobs > 1:  # as many as memory holds
+        if self.expected.jobs > 1 or current().remote:  # here as many as memory holds
             from pneumoscope.study.parallel import train_in_parallel
 
             train_in_parallel(
