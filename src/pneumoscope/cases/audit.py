@@ -177,7 +177,7 @@ def audit_dataset(
         file_names(cases)
     folder = Path(out)
     _require_free(folder, options, [Path(root), *(path for _, path in options.also)], overwrite or resume)
-    segmenter = _segmenter(options) if not current().remote or options.fix else None
+    segmenter = None if current().remote else _segmenter(options)
     clear_temporary(folder)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:

@@ -132,11 +132,11 @@ def _line_a_minute() -> Progress:
     """For log files: how far the work is, with the time of day."""
     due = time.monotonic() + LINE_SECONDS
 
-    def advance(what: str, done: int, total: int, note: str = "") -> None:
+    def advance(what: str, done: float, total: int, note: str = "") -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + LINE_SECONDS
-            remark(f"{time.strftime('%H:%M:%S')} {what}: {done} of {total} {printable(note)}".rstrip())
+            remark(f"{time.strftime('%H:%M:%S')} {what}: {int(done)} of {total} {printable(note)}".rstrip())
 
     return advance
 
