@@ -64,6 +64,18 @@ def test_parts_in_any_order_are_the_whole(made, table, tmp_path, capsys):
     assert contents(out) == contents(made / "whole")
 
 
+@pytest.mark.enable_socket
+@pytest.mark.filterwarnings("ignore:Creating scratch directories is taking")  # a busy machine
+def test_two_dask_workers_make_the_whole(made, table, tmp_path, capfd):
+    pytest.importorskip("distributed")
+    assert quantify(table, tmp_path / "out", "--on", "dask", "--jobs", "2") == 1
+    assert contents(tmp_path / "out") == contents(made / "whole")
+    state = json.loads((tmp_path / "out/run.json").read_text())
+    assert state["on"] == "dask"
+    assert all(case["host"] and case["memory_mib"] > 10 for case in state["cases"])
+    assert capfd.readouterr().err == "error: 1 of 7 scans failed; see " + str(tmp_path / "out/cases.csv") + "\n"
+
+
 def test_parts_that_do_not_fit_are_refused(made, table, tmp_path):
     one, two, three = (made / f"part-{n}" for n in (1, 2, 3))
     quantify(table, tmp_path / "other", "--part", "2/3", "--threshold", "0.5")

@@ -12,6 +12,7 @@ import os
 import pickle
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,7 +88,7 @@ class DaskWorkers(Executor):
         self._where, self._opener, self._folder = where, opener, folder
         self._stack = ExitStack()
         self._begun = self._seen = self._looked = 0.0
-        self._width, self._any = 0, False
+        self._width, self._any, self._ended_well = 0, False, False
         self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
 
     def __enter__(self) -> DaskWorkers:
@@ -115,6 +116,7 @@ class DaskWorkers(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended_well = problem is None
         for future in self._running:
             future.cancel()
         with suppress(Exception):  # workers that are gone need not end
@@ -129,6 +131,7 @@ class DaskWorkers(Executor):
             return where.on.replace("dask://", "tcp://")
         if where.on == "slurm":
             self._threads, self._share = where.cluster.cpus, 1
+            stack.push(self._clear_logs)
             cluster = stack.enter_context(slurm_cluster(where.cluster, self._folder))
             count = where.jobs or where.cluster.workers
             cluster.adapt(minimum_jobs=count, maximum_jobs=count)  # replaces workers that are lost
@@ -143,6 +146,11 @@ class DaskWorkers(Executor):
                 n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
             )
         )
+
+    def _clear_logs(self, kind: object, problem: object, trace: object) -> None:
+        """What SLURM jobs printed is kept where the run failed."""
+        if self._ended_well:
+            shutil.rmtree(self._folder / LOGS, ignore_errors=True)
 
     def _probed(self, stack: ExitStack) -> Run:
         """What workers have to know, with a file that they must see."""
