@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.jobs.graph import Job, Opener, Outcome, Step, failure
+from pneumoscope.jobs.graph import Job, Opener, Outcome, Step
 from pneumoscope.processes import WorkerProcess, end_workers
 
 Done = tuple[list[Outcome], float]
@@ -180,7 +181,7 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
     outcomes = [outcome for outcome in kept.values() if outcome is not None]
     for outcome in _step.each(left):
         problem = outcome.problem
-        outcomes.append(outcome if problem is None else failure(outcome.name, _portable(problem)))
+        outcomes.append(outcome if problem is None else replace(outcome, problem=_portable(problem)))
     return outcomes, time.perf_counter() - begun
 
 

@@ -219,9 +219,11 @@ def _on_workers(
                     outcomes = [failure(job.name, problem) for job in part]
                 for outcome in outcomes:
                     yield from queue.ended(outcome if resume else replace(outcome, kept=False))
-            if forecast and did and did >= executor.width():
+            if forecast and did >= (width := max(1, executor.width())):
                 forecast = False
-                _say_forecast(spent / did * (len(jobs) - did), len(jobs), executor, what, progress)
+                seconds = spent / did * (len(jobs) - did) / width
+                if executor.remote or seconds > LONG_SECONDS:
+                    progress(FORECAST, 1, 1, f"{len(jobs)} {what}, about {_duration(seconds)} on {width} workers")
 
 
 def _known(problem: Exception) -> PneumoscopeError:
@@ -236,13 +238,9 @@ def _how_many(queue: Queue, width: int, spent: float, did: int) -> int:
     """Jobs for one call: one until their time is known, and never so many that workers are left without."""
     if not did:
         return 1
-    fair = math.ceil(len(queue.ready) / (2 * width))
+    fair = math.ceil(len(queue.ready) / (2 * max(1, width)))
     return max(1, min(MOST_JOBS, fair, int(TASK_SECONDS * did / max(spent, 1e-6))))
 
 
-def _say_forecast(seconds: float, jobs: int, executor: Executor, what: str, progress: Progress) -> None:
-    """How long it will take, where that is worth a line."""
-    seconds /= executor.width()
-    if executor.remote or seconds > LONG_SECONDS:
-        text = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
-        progress(FORECAST, 1, 1, f"{jobs} {what}, about {text} on {executor.width()} workers")
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
