@@ -65,7 +65,6 @@ def test_parts_in_any_order_are_the_whole(made, table, tmp_path, capsys):
 
 
 @pytest.mark.enable_socket
-@pytest.mark.filterwarnings("ignore:Creating scratch directories is taking")  # a busy machine
 def test_two_dask_workers_make_the_whole(made, table, tmp_path, capfd):
     pytest.importorskip("distributed")
     assert quantify(table, tmp_path / "out", "--on", "dask", "--jobs", "2") == 1

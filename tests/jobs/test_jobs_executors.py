@@ -15,10 +15,7 @@ from pneumoscope.jobs.stamp import DONE_FILE
 
 distributed = pytest.importorskip("distributed")
 
-pytestmark = [
-    pytest.mark.enable_socket,
-    pytest.mark.filterwarnings("ignore:Creating scratch directories is taking"),  # a busy machine
-]
+pytestmark = pytest.mark.enable_socket
 
 
 @pytest.fixture(scope="module")
