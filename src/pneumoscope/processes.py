@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -47,30 +48,68 @@ def end_with_parent(parent: int | None = None) -> None:
         threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-@contextmanager
-def worker_pool(size: int, start: Callable[..., None], given: tuple[Any, ...]) -> Iterator[ProcessPoolExecutor]:
-    """Fresh worker processes, each prepared by ``start(*given)``; they end with the block.
+class WorkerProcess:
+    """A fresh process, prepared by ``start(*given)``, that makes one call at a time; one that died is replaced."""
 
-    When the block is left by an exception, work that has not started is dropped, and each worker gets SIGTERM and
-    `GRACE_SECONDS` to reach a place where it can stop.
-    """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+    def __init__(self, start: Callable[..., None], *given: Any) -> None:
+        self._prepare = (start, given)
+        self._pool: ProcessPoolExecutor | None = None
+        self.processes: list[BaseProcess] = []
 
-    pool = ProcessPoolExecutor(size, get_context("spawn"), _start, (start, given))
-    try:
-        yield pool
-    except BaseException:
-        workers = workers_of(pool)
-        pool.shutdown(wait=False, cancel_futures=True)
+    def submit(self, call: Callable[..., Any], *given: Any) -> Future[Any]:
+        """Call in the process; where none can be started, the future has the OSError."""
+        try:
+            try:
+                future = self._running().submit(call, *given)
+            except BrokenExecutor:  # it died while idle
+                self._pool = None
+                future = self._running().submit(call, *given)
+        except OSError as problem:
+            self._pool, future = None, Future()
+            future.set_exception(problem)
+        else:  # these outlast the pool's own record of them
+            self.processes = list((self._running()._processes or {}).values())
+        return future
+
+    def _running(self) -> ProcessPoolExecutor:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, self._prepare)
+        return self._pool
+
+    def death(self) -> str:
+        """Why the process ended; the next call is made in another."""
+        self._pool = None
+        return death_of(self.processes)
+
+    def close(self) -> None:
+        """End the process when its call has ended."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def terminate(self) -> None:
+        """Send it SIGTERM, and do not wait."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        for process in self.processes:
+            process.terminate()
+
+
+def end_workers(workers: Sequence[WorkerProcess], *, at_once: bool) -> None:
+    """End processes; `at_once` gives each SIGTERM and `GRACE_SECONDS` to reach a place where it can stop."""
+    if not at_once:
         for worker in workers:
-            worker.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for worker in workers:
-            worker.join(max(0, deadline - time.monotonic()))
-            worker.kill()
-        raise
-    pool.shutdown()
+            worker.close()
+        return
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in (process for worker in workers for process in worker.processes):
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
 
 
 def _start(start: Callable[..., None], given: tuple[Any, ...]) -> None:
@@ -80,11 +119,6 @@ def _start(start: Callable[..., None], given: tuple[Any, ...]) -> None:
     parent = parent_process()
     end_with_parent(None if parent is None else parent.pid)
     start(*given)
-
-
-def workers_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
-    """The processes of a pool that were started; they outlast the pool's own record of them."""
-    return list((pool._processes or {}).values())
 
 
 def death_of(workers: Sequence[BaseProcess]) -> str:

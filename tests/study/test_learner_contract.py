@@ -13,6 +13,7 @@ import pytest
 from made_up_systems import VOLUMES, only, three_sites, tiny
 
 from pneumoscope.errors import InputError
+from pneumoscope.jobs.machines import machines
 from pneumoscope.progress import Noted
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD
@@ -147,8 +148,12 @@ class TestLearnerContract:
             assert np.allclose(turned[::-1], p, atol=1e-6)
 
 
+@pytest.mark.enable_socket
 def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch):
-    """With the settings of the page, in two processes: matrix and forgetting; a resumed study fits nothing again."""
+    """With the settings of the page, in two processes: matrix and forgetting; a resumed study fits nothing again.
+
+    Two Dask workers make the same.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("redraw", "write_examples"):
         monkeypatch.setattr(f"pneumoscope.study.figures.{name}", lambda *args: None)
@@ -164,6 +169,11 @@ def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch):
     assert len(made) == 3
     run_study(plan, tmp_path, device="cpu", synthetic=True, resume=True)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    pytest.importorskip("distributed")
+    with machines("dask", jobs=2):
+        run_study(plan, tmp_path / "dask", device="cpu", synthetic=True)
+    for name in ("matrix.csv", "per_case.csv", *(path.relative_to(tmp_path) for path in made)):
+        assert (tmp_path / "dask" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize(("name", "said"), [("nowhere:X", "cannot be imported"), ("json:loads", "no subclass")])

@@ -104,7 +104,7 @@ def test_a_study_of_another_kind_is_not_resumed(small, tmp_path: Path, recipe: s
 @pytest.mark.parametrize(
     ("recipe", "options", "words"),
     [
-        ("mueller-2021-small", {"jobs": 2}, "jobs is not for mueller-2021-small"),
+        ("mueller-2021-small", {"lungs": {"1": "x"}}, "lungs is not for mueller-2021-small"),
         ("katsamenis-2020", {"lungs": {"1": "x"}}, "lungs is not for katsamenis-2020"),
         ("maganaris-2022b-demo", {"seeds": 2}, "seeds is for studies of radiographs"),
         ("maganaris-2022b-demo", {"accept_if_forgetting_below": 1.5}, "from 0 to 1, got 1.5"),

@@ -149,6 +149,18 @@ def test_study_folder_is_whole(finished):
 
 
 @pytest.mark.slow
+def test_folds_trained_by_two_processes_are_those_of_one(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    seen = []
+    run_study(
+        finished.experiment, tmp_path, device="cpu", jobs=2, synthetic=True, progress=lambda *a: seen.append(a[0])
+    )
+    assert not [what for what in seen if "epoch" in what]  # none was trained in this process
+    for name in ("per_case.csv", "matrix.csv", "scores.csv", "calibration.csv"):
+        assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_weights_and_scores(finished, tmp_path):
     def kill_in_the_second_model(what, done, total, note=""):
         if what.startswith("k2-f2 epoch 2"):

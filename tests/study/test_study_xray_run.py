@@ -183,3 +183,13 @@ def test_model_3_from_a_local_file(roots, tmp_path):
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="not a weights file"):
         run_study(experiment, tmp_path / "other", data={**roots, "resnet50": tmp_path / "bad.pth"}, device="cpu")
+
+
+@pytest.mark.slow
+def test_networks_trained_by_two_processes_are_those_of_one(done, roots, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    seen = []
+    run_study(small(), tmp_path, data=roots, device="cpu", jobs=2, progress=lambda what, *rest: seen.append(what))
+    assert not [what for what in seen if "epoch" in what]  # none was trained in this process
+    for name in TABLES:
+        assert (tmp_path / name).read_bytes() == (done / name).read_bytes(), name

@@ -33,6 +33,7 @@ from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io import read_mask, write_mask
 from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_csv, write_json
 from pneumoscope.jobs.lock import locked, locks
+from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.models.cards import content_of_model
 from pneumoscope.objects import Tabled, bars
@@ -171,12 +172,12 @@ def audit_dataset(
     options = options or AuditOptions()
     if options.fix is not None and dataset_info(name).kind == "slices":
         raise InputError(f"{name} holds single slices; a cleaned copy is written of scans only, leave out --fix")
-    cases = _cases(name, root)
+    cases = part_of(_cases(name, root))
     if options.fix is not None:
         file_names(cases)
     folder = Path(out)
     _require_free(folder, options, [Path(root), *(path for _, path in options.also)], overwrite or resume)
-    segmenter = _segmenter(options)
+    segmenter = None if current().remote else _segmenter(options)
     clear_temporary(folder)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
@@ -187,7 +188,10 @@ def audit_dataset(
         others = _prints_of(options, folder, resume, progress)
         jobs = [Job(case.case, case, job_folder(folder, case.case)) for case in cases]
         step = _judging(options, segmenter)
-        outcomes = run_jobs(jobs, step, write, resume=resume, strict=True, what="audit", progress=progress)
+        outcomes = run_jobs(
+            jobs, step, write, opener=partial(_open, options), side_by_side=current().jobs or 1, resume=resume,
+            strict=True, what="audit", progress=progress,
+        )  # fmt: skip
         masked, off_grid = (sum(o.facts[count] for o in outcomes) for count in ("masked", "off_grid"))
         if masked > 1 and off_grid == masked:
             raise DatasetError(
@@ -304,6 +308,10 @@ def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progres
 
 def _scan_of_set(label: str, case: Case) -> dict[str, Any]:
     return {"scan": content_of_case(case), "set": label}
+
+
+def _open(options: AuditOptions, jobs: int) -> Step:
+    return _judging(options, _segmenter(options))
 
 
 def _judging(options: AuditOptions, segmenter: Segmenter | None) -> Step:

@@ -15,6 +15,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
 from pneumoscope.io.files import csv_text, prepare_folder, read_json, require_no_other_run, write_json, write_text
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
@@ -37,6 +38,8 @@ class CaseResult:
         summary: plain numbers for `cases.csv` (severity), empty when it failed.
         seconds: wall time by step.
         kept: whether it was resumed from an earlier run.
+        memory_mib: the most memory that the process which did it had held by then.
+        host: that process's machine, where the run had several.
     """
 
     case: str
@@ -46,6 +49,8 @@ class CaseResult:
     summary: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     kept: bool = False
+    memory_mib: int | None = None
+    host: str | None = None
 
     def sentence(self) -> str:
         """One line for people."""
@@ -91,7 +96,8 @@ def run_batch(
     Args:
         scans: from `io.find_scans`.
         out: refused when it holds a run, unless `overwrite` or `resume`.
-        opener: see `case_step`; also called before anything is written, so that it can refuse.
+        opener: see `case_step`; also called before anything is written, so that it can refuse, unless other machines
+            do the work.
         options: what goes into `run.json`.
         jobs: scans worked on at the same time, each in its own process.
         overwrite: do every case again.
@@ -102,13 +108,14 @@ def run_batch(
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
+    scans = part_of(scans)
     names = [scan.case for scan in scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     started = time.perf_counter()
     progress("cases", 0, max(1, len(scans)), "loading")
-    step = opener(1)
+    step = None if current().remote else opener(1)
     private = Private(Path(out), key)
     require_no_other_run(out, "cases.csv")
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
@@ -121,7 +128,7 @@ def run_batch(
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         batch = result_of(outcomes)
         done = sum(case.status == "done" for case in batch.cases)
-        state = {"finished": finished, "scans": len(scans), "results": done}
+        state = {"finished": finished, "scans": len(scans), "results": done, **current().recorded()}
         private.write_errors(outcomes)
         write_text(folder / "cases.csv", _table(batch.cases, scans))
         write_json(folder / RUN_FILE, {**environment(), **state, "options": dict(options), **batch.as_dict()})
@@ -166,8 +173,9 @@ def case_step(
 def _result(outcome: Outcome, earlier: Mapping[str, dict[str, float]]) -> CaseResult:
     seconds = earlier.get(outcome.name, {}) if outcome.kept else dict(outcome.seconds)
     return CaseResult(
-        outcome.name, outcome.status, outcome.error, outcome.exit_code, dict(outcome.facts), seconds, outcome.kept
-    )
+        outcome.name, outcome.status, outcome.error, outcome.exit_code, dict(outcome.facts), seconds, outcome.kept,
+        outcome.memory_mib, outcome.host,
+    )  # fmt: skip
 
 
 def _seconds_before(folder: Path) -> dict[str, dict[str, float]]:

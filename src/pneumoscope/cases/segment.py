@@ -31,6 +31,7 @@ from pneumoscope.cases.outputs import (
     write_case,
 )
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
+from pneumoscope.jobs.machines import current
 from pneumoscope.options import recorded, single_scan_values, without_files
 from pneumoscope.progress import Progress, silent
 
@@ -96,12 +97,13 @@ def segment_cases(
     options = options or SegmentOptions()
     require_single(scans, single_scan_values(options), "segment")
     with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
-        reading = {} if jobs > 1 or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
+        elsewhere = jobs > 1 or current().remote or current().part[0] > 1
+        reading = {} if elsewhere or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
         return run_batch(
             scans,
             out,
             partial(_open, options, reading),
-            options={**recorded(options), "engine": engine_of(options)},
+            options=recorded(options) | ({} if current().remote else {"engine": engine_of(options)}),
             jobs=jobs,
             overwrite=overwrite,
             resume=resume,

@@ -36,6 +36,7 @@ from pneumoscope.io.dicom.process import DicomReaders
 from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import content_of_model
@@ -83,7 +84,7 @@ def classify_radiographs(
     if options.method not in METHODS:
         raise InputError(f"no heat map is called {options.method!r}; expected {' or '.join(METHODS)}")
     started = time.perf_counter()
-    classifier = RadiographClassifier(options.model, device=options.device)
+    classifier = RadiographClassifier(options.model, device="cpu" if current().remote else options.device)
     seconds = {"model": time.perf_counter() - started}
     require_no_other_run(out, TABLE)
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
@@ -99,12 +100,17 @@ def classify_radiographs(
         )  # fmt: skip
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
-        state = {"finished": finished, "results": sum(outcome.status == "done" for outcome in outcomes)}
+        done = sum(outcome.status == "done" for outcome in outcomes)
+        state = {"finished": finished, "results": done, **current().recorded()}
         _write(folder, batch_of(outcomes), classifier, options, state)
 
-    jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in listed(inputs)]
-    step = _step(classifier, folder, options)
-    return batch_of(run_jobs(jobs, step, write, resume=resume, what="pictures", progress=progress))
+    jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in part_of(listed(inputs))]
+    step, opener = _step(classifier, folder, options), partial(_open, folder, options)
+    return batch_of(run_jobs(jobs, step, write, opener=opener, resume=resume, what="pictures", progress=progress))
+
+
+def _open(folder: Path, options: XrayOptions, jobs: int) -> Step:
+    return _step(RadiographClassifier(options.model, device=options.device), folder, options)
 
 
 def _step(classifier: RadiographClassifier, folder: Path, options: XrayOptions) -> Step:

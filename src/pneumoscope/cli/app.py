@@ -19,6 +19,7 @@ import typer
 from pneumoscope._version import __version__
 from pneumoscope.cli import (
     cache,
+    cluster,
     compare,
     data,
     demo,
@@ -94,6 +95,7 @@ for verb_group in (
     view,
     model,
     cache,
+    cluster,
     doctor,
 ):
     verb_group.add_to(app)

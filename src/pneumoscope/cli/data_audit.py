@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, DatasetName, common_options, pairs
+from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options, pairs
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pneumoscope.datasets.audit.rules import AuditRules
 
 
-@common_options("device", "overwrite", "resume")
+@common_options("device", *WHERE, "overwrite", "resume")
 def audit(
     name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, Threshold, common_options
+from pneumoscope.cli.options import WHERE, Common, Threshold, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 
 
@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
 
 
-@common_options("overwrite", "resume")
+@common_options(*WHERE, "overwrite", "resume")
 def evaluate(
     prediction: Annotated[
         Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")

@@ -21,7 +21,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Models": ("model", "lungs_model", "mirror", "method", "start", "plan", "plan_only", "dims", "patch", "size"),
     "Settings": (),
-    "Computing": ("device", "precision", "engine", "jobs", "seed", "max_minutes", "batch_size"),
+    "Computing": (
+        "device", "precision", "engine", "jobs", "on", "cluster", "part", "seed", "max_minutes", "batch_size",
+    ),
     "Help": ("help", "version", "install_completion", "show_completion"),
 }  # fmt: skip
 """Options by their parameters' names; arguments are input, and what is named nowhere is a setting."""
@@ -30,7 +32,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "Scans": ("segment", "quantify", "compare", "evaluate", "view"),
     "Datasets and studies": ("data", "study", "train", "finetune", "crossval", "demo"),
     "X-rays and models": ("xray", "model"),
-    "This machine": ("doctor", "cache", "version"),
+    "This machine and others": ("doctor", "cache", "cluster", "merge", "version"),
 }
 
 EXAMPLES: Mapping[str, str] = {
@@ -62,6 +64,8 @@ EXAMPLES: Mapping[str, str] = {
     "model info": "model info infiltrate",
     "model verify": "model verify",
     "model export": "model export infiltrate --to onnx -o infiltrate-onnx",
+    "merge": "merge results results/part-*",
+    "cluster check": "cluster check --cluster partition=gpu --cluster gpus=1",
     "cache show": "cache show",
     "cache clear": "cache clear",
 }

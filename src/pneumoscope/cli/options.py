@@ -48,7 +48,10 @@ class Common:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int | None = None
-    jobs: int = 1
+    jobs: int | None = None
+    on: str = "local"
+    cluster: Sequence[str] | None = None
+    part: str | None = None
     overwrite: bool = False
     resume: bool = False
     json: bool = False
@@ -101,7 +104,31 @@ _ANNOTATIONS: dict[str, Any] = {
     "seed": Annotated[
         int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of everything drawn at random.")
     ],
-    "jobs": Annotated[int, typer.Option("--jobs", min=1, metavar="N", help="Cases worked on side by side.")],
+    "jobs": Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, metavar="N", help="Cases or stages worked on side by side; with --on, workers."),
+    ],
+    "on": Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="local|dask|dask://HOST:PORT|slurm",
+            help="Where to work: here, on a Dask cluster of this machine or one that runs, or on SLURM.",
+        ),
+    ],
+    "cluster": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cluster",
+            metavar="FILE|NAME=VALUE",
+            help="With --on slurm: settings (partition, memory, ...), from a TOML file or one by one; repeatable. "
+            "Default: ~/.config/pneumoscope/cluster.toml.",
+        ),
+    ],
+    "part": Annotated[
+        str | None,
+        typer.Option("--part", metavar="K/N", help="Every N-th case from the K-th; merge makes one run of all parts."),
+    ],
     "overwrite": Annotated[
         bool, typer.Option("--overwrite", help="Write into an output folder that already holds a run.")
     ],
@@ -113,6 +140,8 @@ _ANNOTATIONS: dict[str, Any] = {
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and library warnings.")],
 }
 ALWAYS = ("json", "quiet", "debug")
+WHERE = ("jobs", "on", "cluster", "part")
+"""Of verbs whose jobs can be done by other machines."""
 
 
 def common_options(*names: str, options: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

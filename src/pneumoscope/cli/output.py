@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +15,11 @@ from typing import Any
 from pneumoscope.cli.options import Common
 from pneumoscope.errors import printable
 from pneumoscope.io.files import jsonable
+from pneumoscope.jobs.machines import machines
 from pneumoscope.progress import FORECAST, NOTE, Progress, silent
+
+LINE_SECONDS = 60.0
+"""Between two lines about how far the work is, where no person watches."""
 
 MAX_BARS = 2
 """Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room."""
@@ -106,11 +111,13 @@ def interval(low: float | None, high: float | None) -> str:
 
 @contextmanager
 def progress_for(common: Common) -> Iterator[Progress]:
-    """A bar on stderr when it is a terminal and ``--quiet`` was not given. NO_COLOR is honoured.
+    """A bar on stderr when it is a terminal, else a line a minute; nothing with ``--quiet``. NO_COLOR is honoured.
 
-    Forecasts and notes (what was made anew, and why) are lines on stderr, terminal or not, but for ``--quiet``.
+    Forecasts and notes (what was made anew, and why) are lines on stderr, terminal or not, but for ``--quiet``. The
+    block runs where ``--on`` says, and does the part of ``--part``.
     """
-    with _bars(common) as bars:
+    where = machines(common.on, jobs=common.jobs, cluster=common.cluster or (), part=common.part)
+    with where, _bars(common) as bars:
 
         def advance(what: str, done: float, total: int, note: str = "") -> None:
             if what not in (FORECAST, NOTE):
@@ -121,10 +128,23 @@ def progress_for(common: Common) -> Iterator[Progress]:
         yield advance
 
 
+def _line_a_minute() -> Progress:
+    """For log files: how far the work is, with the time of day."""
+    due = time.monotonic() + LINE_SECONDS
+
+    def advance(what: str, done: float, total: int, note: str = "") -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + LINE_SECONDS
+            remark(f"{time.strftime('%H:%M:%S')} {what}: {int(done)} of {total} {printable(note)}".rstrip())
+
+    return advance
+
+
 @contextmanager
 def _bars(common: Common) -> Iterator[Progress]:
     if common.quiet or not sys.stderr.isatty():
-        yield silent
+        yield silent if common.quiet else _line_a_minute()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn

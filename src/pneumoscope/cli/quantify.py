@@ -6,7 +6,7 @@ import typer
 
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cli.cases import MoreScans, Out, Scans, Series, SeriesKey, list_given, say_batch
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import progress_for
 
 
@@ -15,7 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("quantify")(quantify)
 
 
-@common_options("jobs", "overwrite", "resume", options=QuantifyOptions)
+@common_options(*WHERE, "overwrite", "resume", options=QuantifyOptions)
 def quantify(
     scans: Scans,
     out: Out,
@@ -35,7 +35,7 @@ def quantify(
     found = list_given([*scans, *(more_scans or [])], series, common)
     with progress_for(common) as progress:
         batch = quantify_cases(
-            found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            found, out, options, jobs=common.jobs or 1, overwrite=common.overwrite, resume=common.resume,
             key=series_key, progress=progress,
         )  # fmt: skip
     say_batch(batch, out, common)

@@ -6,7 +6,7 @@ import typer
 
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cli.cases import MoreScans, Out, Scans, Series, SeriesKey, list_given, say_batch
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import progress_for
 
 
@@ -15,7 +15,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("segment")(segment)
 
 
-@common_options("device", "precision", "seed", "jobs", "overwrite", "resume", options=SegmentOptions)
+@common_options("device", "precision", "seed", *WHERE, "overwrite", "resume", options=SegmentOptions)
 def segment(
     scans: Scans,
     out: Out,
@@ -35,7 +35,7 @@ def segment(
     found = list_given([*scans, *(more_scans or [])], series, common)
     with progress_for(common) as progress:
         batch = segment_cases(
-            found, out, options, jobs=common.jobs, overwrite=common.overwrite, resume=common.resume,
+            found, out, options, jobs=common.jobs or 1, overwrite=common.overwrite, resume=common.resume,
             key=series_key, progress=progress,
         )  # fmt: skip
     say_batch(batch, out, common)

@@ -71,7 +71,7 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
 
 
 @group.command("run")
-@common_options("device", "precision", "seed", "overwrite")
+@common_options("device", "precision", "seed", "jobs", "on", "cluster", "overwrite", "resume")
 def run(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The study folder to write.")],
@@ -104,16 +104,6 @@ def run(
             "--seeds", min=1, metavar="N", help="Trainings of a study of radiographs, each with its own draw and split."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs",
-            min=1,
-            metavar="N",
-            help="Processes for stages that do not wait for each other; fewer where memory is short.",
-        ),
-    ] = 1,
     accept_if_forgetting_below: Annotated[
         float | None,
         typer.Option(
@@ -139,10 +129,10 @@ def run(
             out,
             data=pairs(data or [], "--data"),
             synthetic=synthetic,
-            resume=resume,
+            resume=common.resume,
             overwrite=common.overwrite,
             device=common.device,
-            jobs=jobs,
+            jobs=common.jobs or 1,
             lungs=pairs(lungs or [], "--lungs"),
             accept_if_forgetting_below=accept_if_forgetting_below,
             progress=progress,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import number, progress_for, remark, say, say_json, say_table
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def finetune(
     _train(data, out, common, plan, plan_only, max_minutes, resume, {"start": start}, wanted)
 
 
-@common_options("device", "precision", "seed", "overwrite")
+@common_options("device", "precision", "seed", *WHERE, "overwrite")
 def crossval(
     data: Data, out: Out, common: Common,
     folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="Parts the patients are dealt into.")] = 5,

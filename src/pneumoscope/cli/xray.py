@@ -11,7 +11,7 @@ import typer
 from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cli.cases import end_with
 from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_json
 from pneumoscope.errors import InputError, RunError
 
@@ -32,7 +32,7 @@ def _xray() -> None:
 
 
 @group.command("predict")
-@common_options("device", "jobs", "overwrite", "resume", options=XrayOptions)
+@common_options("device", *WHERE, "overwrite", "resume", options=XrayOptions)
 def predict(
     images: Annotated[
         list[str],
@@ -51,7 +51,7 @@ def predict(
     """
     from pneumoscope.cases.xray import classify_radiographs
 
-    options = replace(options, threads=max(2, common.jobs))
+    options = replace(options, threads=max(2, common.jobs or 1))
     with progress_for(common) as progress:
         batch = classify_radiographs(
             [*images, *(more_images or [])], out, options, overwrite=common.overwrite, resume=common.resume,

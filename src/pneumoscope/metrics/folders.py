@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.io.masks import require_threshold
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.metrics.intervals import summarise
@@ -200,14 +202,18 @@ def evaluate_folders(
         RunError: the disk is full.
     """
     terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
-    jobs, step = _jobs(prediction, reference, terms, Path(out))
+    every, step = _jobs(prediction, reference, terms, Path(out))
+    jobs = part_of(every)
     require_no_other_run(out, "summary.json")
     folder = prepare_folder(out, marker="summary.json", overwrite=overwrite, resume=resume)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         _evaluation(prediction, reference, outcomes, finished=finished).write(folder)
 
-    outcomes = run_jobs(jobs, step, write, resume=resume, what="evaluate", progress=progress)
+    outcomes = run_jobs(
+        jobs, step, write, opener=partial(_open, prediction, reference, terms), side_by_side=current().jobs or 1,
+        resume=resume, what="evaluate", progress=progress,
+    )  # fmt: skip
     result = _evaluation(prediction, reference, outcomes)
     if result.failures:
         first = result.failures[0]
@@ -218,6 +224,10 @@ def evaluate_folders(
         problem.summary = result.summary
         raise problem
     return dict(result.summary)
+
+
+def _open(prediction: str | Path, reference: str | Path, terms: _Terms, jobs: int) -> Step:
+    return _jobs(prediction, reference, terms, Path())[1]
 
 
 def _jobs(prediction: str | Path, reference: str | Path, terms: _Terms, out: Path) -> tuple[list[Job], Step]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.splits.folds import group_folds, group_members, members_of
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, require_no_other_run, write_frame, write_json
+from pneumoscope.jobs.local import processors
 from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.machines import current, part_of
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import STARTED_FILE, is_started, mark_started, stamp, what_changed
 from pneumoscope.models.cards import CARD_FILE, find_model, read_card
 from pneumoscope.plans.data import Parts, own_lungs
@@ -193,6 +198,8 @@ def crossval_own(
 ) -> pd.DataFrame:  # fmt: skip
     """k trainings, each judged on the patients it has not seen; every scan is scored once.
 
+    Folds are trained where `pneumoscope.jobs.machines` says; of a part of them no tables are written.
+
     The weights of a fold are chosen on the same scans it is judged by: with few epochs to choose from this flatters a
     little, and is said in `summary.json`.
 
@@ -206,14 +213,20 @@ def crossval_own(
     dealt = group_folds(group_members(members_of(cases)), folds, plan.seed, validation=False)
     scans = [[case.dataset, case.case, case.patient] for case in cases]
     start_here(folder, "crossval", {"plan": plan.shaping(), "folds": folds, "scans": scans}, plan, resume)
-    parts = []
-    for number, fold in enumerate(dealt, start=1):
-        held = {member.case for member in fold.test}
-        train, val = [c for c in cases if c.case not in held], [c for c in cases if c.case in held]
-        result = train_own(train, val, plan, folder / f"fold-{number}", resume=resume, **options)
-        parts.append(result.scores.assign(fold=number))
-    table = pd.concat(parts, ignore_index=True)
-    table = table[["fold", *[name for name in table.columns if name != "fold"]]]
+    progress = options.pop("progress", silent)
+    jobs = [
+        Job(f"fold-{number}", {member.case for member in fold.test}, folder / f"fold-{number}", marked=False)
+        for number, fold in part_of(list(enumerate(dealt, start=1)))
+    ]
+    opener = partial(_open_folds, list(cases), plan, options)
+    outcomes = run_jobs(
+        jobs, opener(1), lambda *_: None, opener=opener, side_by_side=current().jobs or 1, strict=True, what="folds",
+        progress=progress,
+    )  # fmt: skip
+    rows = [{"fold": int(o.name.removeprefix("fold-")), **row} for o in outcomes for row in o.facts["scores"]]
+    table = pd.DataFrame(rows)
+    if current().part != (1, 1):
+        return table
     write_frame(folder / "per_case.csv", table)
     write_json(
         folder / "summary.json",
@@ -227,6 +240,22 @@ def crossval_own(
         },
     )
     return table
+
+
+def _open_folds(cases: list[Case], plan: OwnPlan | VolumePlan, options: dict[str, Any], side_by_side: int) -> Step:
+    """Trainings with the cases of a job's name held out; one that was killed continues."""
+    if side_by_side > 1:
+        import torch
+
+        torch.set_num_threads(max(1, processors() // side_by_side))
+
+    def fold(job: Job, progress: Progress) -> Outcome:
+        train, val = [c for c in cases if c.case not in job.item], [c for c in cases if c.case in job.item]
+        free = unwrap(train_own)  # the run holds the lock of the whole; one of another host could outlive its worker
+        result = free(train, val, plan, job.folder, resume=True, progress=progress, **options)
+        return Outcome(job.name, facts={"scores": result.scores.to_dict(orient="records")})
+
+    return Step("fold", 1, work=fold)
 
 
 OWN_FILES = (

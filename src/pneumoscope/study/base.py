@@ -18,6 +18,7 @@ import pandas as pd
 
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import write_json
+from pneumoscope.jobs.machines import current
 from pneumoscope.objects import Tabled
 from pneumoscope.progress import Noted, Progress, silent
 from pneumoscope.reports.figures import marked
@@ -121,10 +122,11 @@ class Study(ABC):
     """One run of an experiment of one kind.
 
     Attributes:
-        takes: options that only some kinds understand and this one does: ``jobs``, ``lungs``, ``synthetic``,
+        takes: options that only some kinds understand and this one does: ``lungs``, ``synthetic``,
             ``accept_if_forgetting_below``.
         experiment, options: what is run and how.
         folder: the study folder, once it is open.
+        processes: how many make stages at a time.
         left_out: what is not run, and why.
     """
 
@@ -132,7 +134,7 @@ class Study(ABC):
 
     def __init__(self, experiment: Any, options: StudyOptions) -> None:
         self.experiment, self.options = experiment, options
-        self.device, self.resume = options.device, options.resume
+        self.device, self.resume, self.processes = options.device, options.resume, options.jobs
         self.progress = Noted(options.progress)
         self.folder = Path()
         self.left_out: list[str] = []
@@ -159,8 +161,19 @@ class Study(ABC):
     def make_stage(self, name: str) -> None:
         """Train a stage, or take it from its folder; those it needs are made."""
 
+    def open(self, folder: Path) -> None:
+        """Read the data of a study that lies in a folder, as a worker does."""
+        self.folder = folder
+        self.check()
+        self.prepare()
+
     def make(self) -> None:
-        """Make all stages."""
+        """Make all stages; with several jobs each as soon as those it needs are there."""
+        if self.processes > 1 or current().remote:
+            from pneumoscope.study.parallel import make_in_parallel
+
+            make_in_parallel(self, self.processes)
+            self.resume = True  # all of them are there
         for name in self.stages():
             self.make_stage(name)
 
@@ -227,7 +240,6 @@ class Study(ABC):
     def _require_understood(self) -> None:
         options = self.options
         given = {
-            "jobs": options.jobs > 1,
             "lungs": bool(options.lungs),
             "accept_if_forgetting_below": options.accept_if_forgetting_below is not None,
             "synthetic": options.synthetic,

@@ -1,87 +1,62 @@
-"""Stages that do not wait for each other, trained in processes of their own.
+"""Stages that do not wait for each other, made by workers: processes of this machine, or those of Dask and SLURM.
 
-A worker reads the sets again, takes the stages before from the folder, and leaves its stage there; the study then finds
-all of them done. So what is made does not depend on how many processes made it, but for the threads each has.
+A worker reads the data again, takes the stages before from the folder, and leaves its stage there; the study then finds
+all of them done. So what is made does not depend on how many workers made it, but for the threads each has.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pneumoscope.errors import RunError
-from pneumoscope.processes import death_of, worker_pool, workers_of
-from pneumoscope.progress import NOTE, Noted, Progress, silent
-from pneumoscope.recipes.schema import Experiment
-from pneumoscope.study.forecast import needs
-from pneumoscope.study.learners.registry import StageMaker
-from pneumoscope.study.lungs import open_sets
+from pneumoscope.jobs.local import processors
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.progress import NOTE, Progress, silent
 
-_MAKER: list[StageMaker] = []
-"""A worker's own maker of stages; empty in the main process."""
+if TYPE_CHECKING:
+    from pneumoscope.study.base import Study, StudyOptions
 
 
-def train_in_parallel(
-    experiment: Experiment,
-    folder: Path,
-    roots: Mapping[int, Path],
-    masks: Mapping[int, Path],
-    *,
-    jobs: int,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> None:
-    """Make all stages of a study whose sets and lung network are ready in `folder`.
+def make_in_parallel(study: Study, jobs: int) -> None:
+    """Make all stages of a study of any kind whose data are ready in its folder.
 
     Raises:
-        RunError: a process died; everything finished is kept, and the study can be resumed.
+        RunError: a worker died over a stage twice; everything finished is kept, and the study can be resumed.
+        PneumoscopeError: as a training does.
     """
-    waiting = [stage.name for stage in experiment.stages.chain]
-    total, done = len(waiting), set[str]()
-    given = (experiment, folder, dict(roots), dict(masks), device, jobs)
-    running: dict[Future[tuple[str, list[str]]], str] = {}
-    with worker_pool(jobs, _open, given) as pool:
-        while waiting or running:
-            ready = [name for name in waiting if set(needs(experiment, name)) <= done]
-            for name in ready[: jobs - len(running)]:
-                running[pool.submit(_make, name)] = name
-                waiting.remove(name)
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                name = running.pop(future)
-                try:
-                    made, notes = future.result()
-                except BrokenProcessPool as problem:
-                    raise RunError(
-                        f"{name} is not trained: {death_of(workers_of(pool))}; continue with --resume and fewer --jobs",
-                        path=folder,
-                    ) from problem
-                done.add(made)
-                for note in notes:
-                    progress(NOTE, 1, 1, note)
-                progress("stages", len(done), total, name)
+    stages = [
+        Job(name, name, study.folder / "stages" / name, needs, marked=False) for name, needs in study.stages().items()
+    ]
+    options = replace(study.options, resume=True, overwrite=False, jobs=1, progress=silent)
+    opener = partial(_open, type(study), study.experiment, options, study.folder)
+    outcomes = run_jobs(
+        stages, None, lambda *_: None, opener=opener, side_by_side=jobs, strict=True, what="stages",
+        progress=study.progress,
+    )  # fmt: skip
+    for outcome in outcomes:
+        for note in outcome.facts["notes"]:
+            study.progress(NOTE, 1, 1, note)
 
 
-def _open(
-    experiment: Experiment, folder: Path, roots: dict[int, Path], masks: dict[int, Path], device: str, jobs: int
-) -> None:
-    """Make a worker ready: its share of the processors, the sets, a maker of stages."""
+def _open(kind: type[Study], experiment: Any, options: StudyOptions, folder: Path, jobs: int) -> Step:
+    """Make a worker ready: its share of the processors, and the study with its data."""
     import torch
 
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs if hasattr(os, "sched_getaffinity") else 1))
-    sets = open_sets(experiment, folder, roots, device=device, masks=masks)
-    _MAKER[:] = [StageMaker(experiment, sets, folder, device=device, resume=True, progress=Noted())]
+    if jobs > 1:
+        torch.set_num_threads(max(1, processors() // jobs))
+    study = kind(experiment, options)
+    study.open(folder)
+    needs, made = study.stages(), set[str]()
+    study.progress.notes = []
 
+    def make(job: Job, progress: Progress) -> Outcome:
+        for name in (*needs[job.name], job.name):
+            if name not in made:
+                study.make_stage(name)
+                made.add(name)
+        notes, study.progress.notes = study.progress.notes, []
+        return Outcome(job.name, facts={"notes": notes})
 
-def _make(name: str) -> tuple[str, list[str]]:
-    """Make a stage; its name, and the notes of it."""
-    maker = _MAKER[0]
-    for stage in (*needs(maker.experiment, name), name):
-        if stage not in maker.models:
-            maker.make(stage)
-    assert isinstance(maker.progress, Noted)  # as `_open` made it
-    notes, maker.progress.notes = maker.progress.notes, []
-    return name, notes
+    return Step("stage", 1, work=make)

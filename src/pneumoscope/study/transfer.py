@@ -43,7 +43,7 @@ from pneumoscope.study.scores.systems import write_systems
 class SliceStudy(Study):
     """The transfer study: stages one after the other on slices (or by another system), each scored on every set."""
 
-    takes = frozenset({"jobs", "lungs", "accept_if_forgetting_below", "synthetic"})
+    takes = frozenset({"lungs", "accept_if_forgetting_below", "synthetic"})
 
     def check(self) -> None:
         """See `Study`."""
@@ -92,19 +92,7 @@ class SliceStudy(Study):
         self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=self.options.jobs)
         self.progress(FORECAST, 1, 1, self.expected.sentence())
         self.lap("forecast")
-        if self.expected.jobs > 1:  # as many as memory holds
-            from pneumoscope.study.parallel import train_in_parallel
-
-            train_in_parallel(
-                self.experiment,
-                self.folder,
-                self.roots,
-                self.masks,
-                jobs=self.expected.jobs,
-                device=self.device,
-                progress=self.progress,
-            )
-            self.resume = True  # all of them are there
+        self.processes = self.expected.jobs  # as many as memory holds
         super().make()
         self.models = self.maker.models
         self.lap("training")

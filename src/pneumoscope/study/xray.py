@@ -40,6 +40,7 @@ class XrayStudy(Study):
         """See `Study`."""
         self.roots, self.weights = xray_data.check_roots(self.experiment, self.options.data)
         self.listed = xray_data.list_cases(self.roots)
+        self.predicted: dict[str, pd.DataFrame] = {}
 
     def prepare(self) -> None:
         """Read the pictures, draw, and split."""
@@ -81,7 +82,6 @@ class XrayStudy(Study):
 
     def make(self) -> None:
         """Baselines and probes, then every network."""
-        self.predicted: dict[str, pd.DataFrame] = {}
         regressions = [baselines(trial, self.supply, self.progress) for trial in self.trials]
         self.probed = pd.concat([probes(trial, self.supply, self.progress) for trial in self.trials])
         self.lap("baselines and probes")

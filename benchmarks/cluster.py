@@ -1,0 +1,174 @@
+"""What many machines cost and keep: the same bytes everywhere, two workers against one, empty jobs, kills.
+
+python benchmarks/cluster.py same --scans 24 [--slurm]     case folders and cases.csv by local, Dask and SLURM
+python benchmarks/cluster.py speed --scans 24              segment by one and by two Dask workers, one thread each
+python benchmarks/cluster.py empty --jobs 1000 100000      seconds and memory of jobs that do nothing, through Dask
+python benchmarks/cluster.py kills --workers 40 --submits 10
+For SLURM without one: scripts/slurm_node.sh python benchmarks/cluster.py same --slurm
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def scans(root: Path, count: int) -> Path:
+    """A manifest of small scans with masks, each a little denser than the one before."""
+    from pneumoscope.datasets.phantom.folder import scan_patient
+    from pneumoscope.io import write_mask, write_volume
+
+    made = scan_patient("B", 0, size="tiny")
+    volume = made.scan.volume
+    write_mask(made.lungs, root / "lungs.nii.gz", volume.native)
+    write_mask(made.scan.truth, root / "infiltrate.nii.gz", volume.native)
+    lines = ["case,image,lungs,infiltrate"]
+    for number in range(count):
+        write_volume(replace(volume, hu=volume.hu + np.float32(number)), root / f"s{number:02}.nii.gz")
+        lines.append(f"s{number:02},s{number:02}.nii.gz,lungs.nii.gz,infiltrate.nii.gz")
+    (root / "cases.csv").write_text("\n".join(lines) + "\n")
+    return root / "cases.csv"
+
+
+def call(verb: str, table: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pneumoscope", verb, "-i", str(table), "-o", str(out), "--fast", *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but those that hold times."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {n: p.read_bytes() for n, p in sorted(files.items()) if n not in ("run.json", ".lock") and ".tmp-" not in n}
+
+
+def same(root: Path, options: argparse.Namespace) -> None:
+    table = scans(root, options.scans)
+    ways = {"local": [], "local --jobs 2": ["--jobs", "2"], "dask": ["--on", "dask", "--jobs", "2"]}
+    if options.slurm:
+        settings = ["cpus=1", "memory=1500MB", "walltime=01:00:00"]
+        ways["slurm"] = ["--on", "slurm", "--jobs", "2", *(f"--cluster={value}" for value in settings)]
+    first: dict[str, bytes] = {}
+    for name, more in ways.items():
+        begun = time.perf_counter()
+        subprocess.run(call(options.verb, table, root / name, *more), check=True, env=one_thread(), **QUIET)
+        made = contents(root / name)
+        first = first or made
+        differing = [file for file in first.keys() | made.keys() if first.get(file) != made.get(file)]
+        spent = time.perf_counter() - begun
+        print(
+            f"{name}: {len(made)} files, {len(differing)} differ from local {differing[:3]}, {spent:.0f} s", flush=True
+        )
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def speed(root: Path, options: argparse.Namespace) -> None:
+    table = scans(root, options.scans)
+    spent = {}
+    for count in (1, 2, 1, 2):
+        begun = time.perf_counter()
+        more = ["--on", "dask", "--jobs", str(count), "--overwrite"]
+        subprocess.run(call("segment", table, root / "out", *more), check=True, env=one_thread(), **QUIET)
+        spent[count] = min(spent.get(count, 1e9), time.perf_counter() - begun)
+    busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} processors"
+    print(
+        f"{options.scans} scans: 1 worker {spent[1]:.1f} s, 2 workers {spent[2]:.1f} s, {spent[1] / spent[2]:.2f} times"
+    )
+    print(busy)
+
+
+def nothing(side_by_side: int) -> object:
+    from pneumoscope.jobs.run import Outcome, Step
+
+    return Step("nothing", 1, work=lambda job, progress: Outcome(job.name))
+
+
+def empty(root: Path, options: argparse.Namespace) -> None:
+    from pneumoscope.jobs.machines import machines
+    from pneumoscope.jobs.run import Job, run_jobs
+
+    for count in options.jobs:
+        jobs = [Job(f"job {n:07}", n, root / f"{n}", marked=False) for n in range(count)]
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        begun = time.perf_counter()
+        with machines("dask", jobs=2):
+            outcomes = run_jobs(jobs, None, lambda *_: None, opener=nothing)
+        spent, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+        assert [o.name for o in outcomes] == [job.name for job in jobs]
+        own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"{count} jobs: {spent:.1f} s, {own:.1f} s of processor here, {1000 * own / count:.3f} ms a job, "
+              f"{after.ru_maxrss / 1024:.0f} MiB", flush=True)  # fmt: skip
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Processes that compute, and the Dask workers around them."""
+    with suppress(psutil.Error):
+        return [p for p in process.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    return []
+
+
+def kills(root: Path, options: argparse.Namespace) -> None:
+    table = scans(root, options.scans)
+    subprocess.run(call("quantify", table, root / "whole"), check=True, **QUIET)
+    whole, chance, out = contents(root / "whole"), random.Random(1), root / "out"
+    more = ["--on", "dask", "--jobs", "2", "--resume"]
+    left = {"worker": options.workers, "submit": options.submits}
+    runs = 0
+    while left["worker"] or left["submit"] or runs == 0:
+        process = subprocess.Popen(call("quantify", table, out, *more), **QUIET)
+        runs += 1
+        while process.poll() is None:
+            time.sleep(chance.uniform(0.5, 3.0))
+            kind = chance.choice([name for name, count in left.items() if count] or ["none"])
+            targets = workers_of(psutil.Process(process.pid)) if kind == "worker" and process.poll() is None else []
+            if targets:
+                with suppress(psutil.Error):
+                    chance.choice(targets).kill()
+                    left["worker"] -= 1
+            elif kind == "submit" and chance.random() < 0.3 and process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                left["submit"] -= 1
+        half = [
+            n for n, data in contents(out).items() if n != "cases.csv" and "private" not in n and data != whole.get(n)
+        ]
+        print(
+            f"run {runs} ended with {process.returncode}; kills left {left}; files with other bytes: {half}", flush=True
+        )
+    subprocess.run(call("quantify", table, out, *more), check=True, **QUIET)
+    print("at the end the same bytes:", contents(out) == whole)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["same", "speed", "empty", "kills"])
+    parser.add_argument("--scans", type=int, default=24)
+    parser.add_argument("--verb", choices=["segment", "quantify"], default="segment")
+    parser.add_argument("--slurm", action="store_true")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 10000, 100000])
+    parser.add_argument("--workers", type=int, default=40)
+    parser.add_argument("--submits", type=int, default=10)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        {"same": same, "speed": speed, "empty": empty, "kills": kills}[options.what](Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""Jobs on Dask and SLURM: each Dask worker hands them to a worker process of its own, as this machine does.
+
+So a scan that crashes its process is reported in the same words everywhere, libraries that block do not make a worker
+miss its heartbeats, and a training gets SIGTERM in its main thread. SLURM jobs are Dask workers (dask-jobqueue).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pneumoscope._version import __version__
+from pneumoscope.errors import InputError, RunError
+from pneumoscope.io.files import make_folder
+from pneumoscope.jobs.graph import Job, Opener
+from pneumoscope.jobs.local import Done, Executor, WorkerLostError, do_jobs, open_step, processors, result_of
+from pneumoscope.jobs.machines import Cluster, Machines
+from pneumoscope.processes import WorkerProcess
+
+CONNECT_SECONDS = 15
+PROBE_SECONDS = 15.0
+"""How long a file may take to be seen by another machine: network file systems keep lists of names for a while."""
+
+QUIET_SECONDS = 60.0
+"""After so long without any worker the user is told what the cluster says."""
+
+LOGS = ".slurm"
+"""Where the output of SLURM jobs goes, in the output folder."""
+
+SETTINGS = {
+    "distributed.worker.daemon": False,  # workers have processes of their own
+    "distributed.scheduler.allowed-failures": 0,  # the runner counts, job by job
+    "distributed.nanny.pre-spawn-environ": {},  # threads are set below
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    "logging": {"distributed": "critical", "distributed.nanny": "critical", "distributed.worker": "critical"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a worker has to know of a run.
+
+    Attributes:
+        given: of `open_step`.
+        threads: of each worker; 0 takes those of the Dask worker.
+        probe: a file in the output folder.
+        content: its SHA-256.
+        version: of pneumoscope.
+    """
+
+    given: bytes
+    threads: int
+    probe: str
+    content: str
+    version: str = __version__
+
+
+class DaskWorkers(Executor):
+    """Workers of Dask: started on this machine, by SLURM, or there already.
+
+    Args:
+        where: which of these.
+        opener: prepares each worker.
+        folder: that all must see.
+    """
+
+    remote = True
+
+    def __init__(self, where: Machines, opener: Opener, folder: Path) -> None:
+        super().__init__()
+        self._where, self._opener, self._folder = where, opener, folder
+        self._stack = ExitStack()
+        self._begun = self._seen = self._looked = 0.0
+        self._width, self._any, self._ended_well = 0, False, False
+        self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
+
+    def __enter__(self) -> DaskWorkers:
+        import dask
+        from distributed import Client
+
+        with self._stack as stack:
+            stack.enter_context(dask.config.set(SETTINGS))
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
+            address = self._start(stack)
+            try:
+                self._client = stack.enter_context(Client(address, timeout=CONNECT_SECONDS, set_as_default=False))
+            except OSError as problem:
+                raise InputError(
+                    f"no Dask scheduler answers at {self._where.on}; start one, or use --on dask"
+                ) from problem
+            self._calls = self._client.get_executor(pure=False)
+            self._run = self._probed(stack)
+            self._stack = stack.pop_all()
+        if _has("bokeh") and self._client.dashboard_link:
+            self.notes.append(f"dashboard: {self._client.dashboard_link}")
+        self._begun = self._seen = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended_well = problem is None
+        for future in self._running:
+            future.cancel()
+        with suppress(Exception):  # workers that are gone need not end
+            self._client.run(release, self._run.probe, on_error="ignore")
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> Any:
+        """The cluster, or the address of one."""
+        where = self._where
+        if where.on.startswith("dask://"):
+            self._threads, self._share = 0, 1
+            return where.on.replace("dask://", "tcp://")
+        if where.on == "slurm":
+            self._threads, self._share = where.cluster.cpus, 1
+            stack.push(self._clear_logs)
+            cluster = stack.enter_context(slurm_cluster(where.cluster, self._folder))
+            count = where.jobs or where.cluster.workers
+            cluster.adapt(minimum_jobs=count, maximum_jobs=count)  # replaces workers that are lost
+            self._cluster = cluster
+            return cluster
+        from distributed import LocalCluster
+
+        count = where.jobs or processors()
+        self._threads, self._share = max(1, processors() // count), count
+        return stack.enter_context(
+            LocalCluster(
+                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
+            )
+        )
+
+    def _clear_logs(self, kind: object, problem: object, trace: object) -> None:
+        """What SLURM jobs printed is kept where the run failed."""
+        if self._ended_well:
+            shutil.rmtree(self._folder / LOGS, ignore_errors=True)
+
+    def _probed(self, stack: ExitStack) -> Run:
+        """What workers have to know, with a file that they must see."""
+        make_folder(self._folder)
+        data = secrets.token_hex(512)
+        probe = self._folder.resolve() / f".tmp-{os.getpid()}-probe"
+        probe.write_text(data, encoding="ascii")
+        stack.callback(probe.unlink, missing_ok=True)
+        given = pickle.dumps((self._opener, self._share))
+        return Run(given, self._threads, str(probe), hashlib.sha256(data.encode()).hexdigest())
+
+    def width(self) -> int:
+        """See `Executor`; looked up once a second."""
+        now = time.monotonic()
+        if now - self._looked > 1:
+            self._looked = now
+            try:
+                self._width = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            except (OSError, TypeError, KeyError):
+                self._width = 0
+            if self._width:
+                self._seen, self._any = now, True
+            else:
+                self._complain(now)
+        return min(self._width, self._where.jobs or self._width)
+
+    def _complain(self, now: float) -> None:
+        """Say why there is no worker, from time to time.
+
+        Raises:
+            RunError: none has ever been there, and patience is over.
+        """
+        patience = self._where.patience_seconds
+        if not self._any and patience is not None and now - self._begun > patience:
+            raise RunError(f"no worker has started in {patience:.0f} s: {self._state()}")
+        if now - self._seen > QUIET_SECONDS:
+            self._seen = now
+            logging.getLogger(__name__).warning("waiting for workers: %s", self._state())
+
+    def _state(self) -> str:
+        if self._where.on != "slurm":
+            return f"{self._where.on} has none"
+        errors = sorted((self._folder / LOGS).glob("*.err"))
+        last = errors[-1].read_text(errors="replace").strip().splitlines()[-1:] if errors else []
+        return queue_state() + "".join(f"; a worker ended with: {line}" for line in last)
+
+    def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
+        """See `Executor`."""
+        call: Future[Any] = self._calls.submit(work, self._run, list(jobs), again)
+        return call
+
+    def outcomes(self, future: Future[Any]) -> Done:
+        """See `Executor`."""
+        from distributed import KilledWorker
+
+        try:
+            done: Done = future.result()
+        except KilledWorker as problem:
+            raise WorkerLostError("its worker was lost") from problem
+        except CancelledError as problem:
+            where = "scheduler of this run" if self._where.on in ("dask", "slurm") else f"scheduler at {self._where.on}"
+            raise RunError(f"the {where} was lost; what is done is kept, continue with --resume") from problem
+        return done
+
+
+def slurm_cluster(settings: Cluster, folder: Path) -> Any:
+    """SLURM jobs that are Dask workers; none is submitted yet."""
+    from dask_jobqueue import SLURMCluster
+
+    python = sys.executable
+    if settings.container:
+        gpu = " --nv" if settings.gpus else ""
+        python = f"apptainer exec{gpu} {shlex.quote(settings.container)} python3"
+    directives = [*settings.directives, *([f"--gres=gpu:{settings.gpus}"] if settings.gpus else [])]
+    cluster = SLURMCluster(
+        queue=settings.partition,
+        account=settings.account,
+        walltime=settings.walltime,
+        memory=settings.memory,
+        cores=settings.cpus,
+        processes=1,
+        python=python,
+        interface=settings.interface,
+        job_extra_directives=directives,
+        job_script_prologue=["export DASK_DISTRIBUTED__WORKER__DAEMON=False", *settings.preamble],
+        log_directory=str(folder.resolve() / LOGS),
+        scheduler_options={"dashboard_address": ":0"},
+        name="pneumoscope",
+    )
+    try:
+        _require_accepted(cluster.job_script())
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
+
+
+def _require_accepted(script: str) -> None:
+    """Let SLURM judge a job script without running it.
+
+    Raises:
+        InputError: it would refuse it; says why.
+    """
+    try:
+        judged = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise InputError(f"SLURM cannot be asked ({problem}); use --on slurm where sbatch works") from problem
+    if judged.returncode:
+        lines = [line.removeprefix("sbatch: error: ") for line in judged.stderr.strip().splitlines()]
+        raise InputError(f"SLURM refuses the job: {'; '.join(lines) or judged.returncode}; change it with --cluster")
+
+
+def queue_state() -> str:
+    """What SLURM says of this user's jobs of ours."""
+    call = ["squeue", "--me", "--noheader", "--name=pneumoscope,dask-worker", "--format=%T %r"]
+    with suppress(OSError, subprocess.SubprocessError):
+        lines = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
+        states = sorted({line.strip() for line in lines if line.strip()})
+        return f"SLURM says {'; '.join(states)}" if states else "SLURM has no job of this run"
+    return "squeue does not answer"
+
+
+# -- in a Dask worker --------------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_mine: dict[str, WorkerProcess] = {}
+"""The process that does the jobs of the run at hand, by the run's probe."""
+
+
+def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
+    """Do jobs in the process of this worker.
+
+    Raises:
+        InputError: this machine does not see the run's files, or has another version.
+        WorkerLostError, OpeningError: see `Executor.outcomes`.
+    """
+    with _lock:
+        if run.probe not in _mine:
+            check_sight(run)
+            for other in list(_mine):
+                release(other)
+            _mine[run.probe] = _process(run)
+        process = _mine[run.probe]
+        outcomes, seconds = result_of(process, process.submit(do_jobs, jobs, again))
+    host = socket.gethostname()
+    return [replace(outcome, host=host) for outcome in outcomes], seconds
+
+
+def release(probe: str) -> None:
+    """End the process that works for a run, and what it is doing."""
+    if process := _mine.pop(probe, None):
+        process.terminate()
+
+
+def _process(run: Run) -> WorkerProcess:
+    from multiprocessing import current_process
+
+    from distributed import get_worker
+
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # Dask's default forbids children
+    threads = run.threads or get_worker().state.nthreads
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return WorkerProcess(open_step, run.given)
+
+
+def check_sight(run: Run) -> None:
+    """Require that this machine sees the run's output folder and may write there, and has the same pneumoscope.
+
+    Raises:
+        InputError: not so.
+    """
+    host, probe = socket.gethostname(), Path(run.probe)
+    if run.version != __version__:
+        raise InputError(
+            f"{host} has pneumoscope {__version__}, the run was started by {run.version}; install one version"
+        )
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            seen = hashlib.sha256(probe.read_bytes()).hexdigest()
+            break
+        except OSError as problem:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"is not seen by the worker on {host} ({problem.strerror}); write to a file system that all "
+                    "machines share, under the same name",
+                    path=probe.parent,
+                ) from problem
+            time.sleep(0.5)
+    if seen != run.content:
+        raise InputError(
+            f"is another folder on {host}; write to a file system that all machines share", path=probe.parent
+        )
+    mine = probe.with_name(f"{probe.name}-{host}-{os.getpid()}")
+    try:
+        mine.write_bytes(b"")
+        mine.unlink()
+    except OSError as problem:
+        raise InputError(f"cannot be written to by {host} ({problem.strerror})", path=probe.parent) from problem
+
+
+def _has(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None

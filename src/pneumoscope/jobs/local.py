@@ -1,0 +1,201 @@
+"""Executors, and the one of this machine: worker processes, each prepared once; one that dies is replaced."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from pneumoscope.errors import PneumoscopeError
+from pneumoscope.jobs.graph import Job, Opener, Outcome, Step
+from pneumoscope.processes import WorkerProcess, end_workers
+
+Done = tuple[list[Outcome], float]
+"""Outcomes of some jobs, and the seconds they took."""
+
+
+class WorkerLostError(Exception):
+    """A worker ended in the middle of its jobs; says why."""
+
+
+class OpeningError(Exception):
+    """A worker could not be prepared; carries what was raised."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class Executor(ABC):
+    """Does jobs in other processes, a few at a time in each.
+
+    Attributes:
+        remote: whether workers may be other machines than this one.
+        advice: what to do about jobs whose workers end.
+        notes: what the user should know once it has started.
+    """
+
+    remote = False
+    advice = "try --jobs 1"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._running: dict[Future[Any], list[Job]] = {}
+
+    @abstractmethod
+    def __enter__(self) -> Executor:
+        """Start."""
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all workers; after an exception at once."""
+
+    @abstractmethod
+    def width(self) -> int:
+        """Workers that are there now."""
+
+    @abstractmethod
+    def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
+        """Give jobs to a worker; `again` keeps those that are done."""
+
+    @abstractmethod
+    def outcomes(self, future: Future[Any]) -> Done:
+        """What became of the jobs of an ended call.
+
+        Raises:
+            WorkerLostError: its worker ended.
+            OpeningError: its worker could not be prepared.
+        """
+
+    def submit(self, jobs: list[Job], again: bool) -> None:
+        """Give jobs to a free worker."""
+        self._running[self.start(jobs, again)] = jobs
+
+    def free(self) -> int:
+        """Workers without jobs."""
+        return self.width() - len(self._running)
+
+    def busy(self) -> bool:
+        """Whether any worker has jobs."""
+        return bool(self._running)
+
+    def ended(self, seconds: float) -> Iterator[tuple[list[Job], Future[Any]]]:
+        """Calls that have ended, after waiting up to so long for the first."""
+        if not self._running:
+            time.sleep(seconds)
+        for future in wait(self._running, seconds, FIRST_COMPLETED).done:
+            yield self._running.pop(future), future
+
+
+class LocalWorkers(Executor):
+    """Processes of this machine.
+
+    Args:
+        opener: prepares each.
+        width: how many.
+    """
+
+    def __init__(self, opener: Opener, width: int) -> None:
+        super().__init__()
+        given = pickle.dumps((opener, width))  # unpickled where a failure has an outcome
+        self._workers = [WorkerProcess(open_step, given) for _ in range(width)]
+        self._idle = list(self._workers)
+        self._used: dict[Future[Any], WorkerProcess] = {}
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end_workers(self._workers, at_once=problem is not None)
+
+    def width(self) -> int:
+        """See `Executor`."""
+        return len(self._workers)
+
+    def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
+        """See `Executor`."""
+        worker = self._idle.pop()
+        future = worker.submit(do_jobs, jobs, again)
+        self._used[future] = worker
+        return future
+
+    def outcomes(self, future: Future[Any]) -> Done:
+        """See `Executor`."""
+        worker = self._used.pop(future)
+        self._idle.append(worker)
+        return result_of(worker, future)
+
+
+def result_of(worker: WorkerProcess, future: Future[Done]) -> Done:
+    """What a worker process made of its jobs; waits for it.
+
+    Raises:
+        WorkerLostError: it ended, or could not be started.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise WorkerLostError(worker.death()) from None
+
+
+_step: Step | Exception | None = None
+
+
+def open_step(given: bytes) -> None:
+    """Prepare a worker process once; what fails here is the outcome of every job."""
+    global _step
+    try:
+        opener, side_by_side = pickle.loads(given)
+        _step = opener(side_by_side)
+    except Exception as problem:
+        _step = problem
+
+
+def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
+    """Do jobs in a prepared process.
+
+    Args:
+        jobs: in any number.
+        again: keep those whose mark is valid.
+
+    Raises:
+        OpeningError: it could not be prepared.
+    """
+    if isinstance(_step, Exception):
+        raise OpeningError(_portable(_step))
+    assert _step is not None
+    begun = time.perf_counter()
+    kept = {job.name: _step.kept(job)[0] for job in jobs} if again else {}
+    left = [job for job in jobs if kept.get(job.name) is None]
+    outcomes = [outcome for outcome in kept.values() if outcome is not None]
+    for outcome in _step.each(left):
+        problem = outcome.problem
+        outcomes.append(outcome if problem is None else replace(outcome, problem=_portable(problem)))
+    return outcomes, time.perf_counter() - begun
+
+
+def _portable(problem: Exception) -> Exception:
+    """The exception as it goes to another process: ours as they are, of others what can be pickled."""
+    if isinstance(problem, PneumoscopeError):
+        return problem
+    try:
+        pickle.loads(pickle.dumps(problem))
+    except Exception:
+        return RuntimeError(f"{type(problem).__name__}: {problem}")
+    return problem
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
