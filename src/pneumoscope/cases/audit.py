@@ -70,12 +70,14 @@ class AuditOptions:
     model: str | Path | None = None
     lungs_model: str | Path = "lungs"
     device: str = "auto"
-    also: tuple[tuple[str, Path], ...] = ()
+    also: Sequence[tuple[str, Path]] = ()
     fix: Path | None = None
     repairs: tuple[str, ...] = REPAIRS
     keep_going: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fix", None if self.fix is None else Path(self.fix))
+        object.__setattr__(self, "also", tuple((name, Path(root)) for name, root in self.also))
         unknown = sorted(set(self.repairs) - set(REPAIRS))
         if unknown:
             raise InputError(f"no repair for {', '.join(unknown)}; there are repairs for {', '.join(REPAIRS)}")

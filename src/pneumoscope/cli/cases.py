@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pneumoscope.cli.options import Common
-from pneumoscope.cli.output import progress_for, remark, say, say_json
+from pneumoscope.cli.output import progress_for, remark, say, say_json, wrapped
 from pneumoscope.errors import InputError, RunError, printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def list_given(paths: Sequence[str], series: str, common: Common) -> tuple[ScanR
     with progress_for(common) as progress:
         listing = list_scans(paths, series=series, progress=progress)
     if not common.quiet and (listing.ignored or (len(listing.scans) > 1 and sys.stderr.isatty())):
-        remark(listing.sentence())
+        remark(wrapped(listing.sentence()))
     return listing.scans
 
 
@@ -73,7 +73,7 @@ def say_batch(batch: BatchResult, out: Path, common: Common) -> None:
     else:
         done = [case for case in batch.cases if case not in failed]
         for case in done:
-            say(f"{case.case}: {case.sentence()}{' (kept)' if case.kept else ''}")
+            say(wrapped(f"{case.case}: {case.sentence()}{' (kept)' if case.kept else ''}"))
         say_states(name for case in done for name in str(case.summary.get("states") or "").split())
         if done:
             say(f"written to {out}")
@@ -88,7 +88,7 @@ def say_states(names: Iterable[str]) -> None:
 
     for name in dict.fromkeys(names):
         if name in STATES:
-            say(f"  {name.replace('_', ' ')}: {STATES[name]}")
+            say(wrapped(f"  {name.replace('_', ' ')}: {STATES[name]}"))
 
 
 def end_with(failed: Sequence[tuple[str, str]], total: str, table: Path, common: Common) -> None:
@@ -113,7 +113,7 @@ def end_with(failed: Sequence[tuple[str, str]], total: str, table: Path, common:
         raise RunError(f"{ending}: {next(iter(reasons))}; see {table}")
     for reason, names in reasons.items() if not common.json else ():
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-        say(f"{', '.join(names[:SHOWN_NAMES])}{more}: failed: {printable(reason)}")
+        say(wrapped(f"{', '.join(names[:SHOWN_NAMES])}{more}: failed: {printable(reason)}"))
     raise RunError(f"{ending}; see {table}")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,15 @@ def remark(text: str) -> None:
     """A line beside the results, on stderr. A reader that has gone does not stop the work."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str) -> str:
+    """A line for people, broken between words where a terminal is narrower; in a pipe it stays one line."""
+    if not sys.stdout.isatty():
+        return text
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def mute() -> None:
@@ -175,6 +185,7 @@ def _bars(common: Common) -> Iterator[Progress]:
                 for name in [*stale, *running[: max(0, len(running) - MAX_BARS + 1)]]:
                     bars.remove_task(tasks.pop(name))
                 tasks[what] = bars.add_task(what, total=total, **fields)
+                bars.refresh()  # at once, because what follows may keep the interpreter busy
             tasks[what] = tasks.pop(what)
             bars.update(tasks[what], completed=done, total=total, **fields)
 

@@ -30,10 +30,11 @@ def segment(
     Each scan gets a folder with masks on exactly its grid, report.json and report.html. A scan that fails is listed in
     cases.csv and the others are still written; the exit code is then 1.
     """
-    from pneumoscope.cases.segment import segment_cases
-
     found = list_given([*scans, *(more_scans or [])], series, common)
     with progress_for(common) as progress:
+        progress("cases", 0, max(1, len(found)), "loading")  # the networks' libraries take seconds
+        from pneumoscope.cases.segment import segment_cases
+
         batch = segment_cases(
             found, out, options, jobs=common.jobs or 1, overwrite=common.overwrite, resume=common.resume,
             key=series_key, progress=progress,

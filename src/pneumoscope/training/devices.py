@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -66,6 +67,7 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision stands in the run's own files
     picked = pick_device(device)
     kind = pick_precision(precision, picked)
     devices = [picked.index or 0] if picked.type == "cuda" else 1
