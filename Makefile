@@ -12,15 +12,15 @@ DATA := $(or $(PNEUMOSCOPE_DATA),../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Tests work on small arrays, where several threads only wait for each other.
-test test-slow test-real test-slurm test-all: export OMP_NUM_THREADS ?= 1
+test test-slow test-real test-slurm test-peers test-all: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-real test-slurm test-all lint format docs bench clean
+.PHONY: help demo test test-slow test-real test-slurm test-peers test-all lint format docs bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '2,4s/^# //p' Makefile
-	@echo "  also: lint, format, docs, bench, test-slow, test-real, test-slurm, test-all, clean"
+	@echo "  also: lint, format, docs, bench, test-slow, test-real, test-slurm, test-peers, test-all, clean"
 
 # pip knows dependency groups since 25.1; where the system's venv lacks ensurepip, the system's pip fills it.
 $(VENV)/.made:
@@ -65,6 +65,17 @@ test-real: $(VENV)/.test
 # On Debian as root: installs SLURM, starts one node with ports and folders of its own, and stops it again.
 test-slurm: $(VENV)/.test
 	scripts/slurm_node.sh $(RUN) pytest -m slurm --timeout 900
+
+$(VENV)/.peers: pyproject.toml $(VENV)/.test
+	$(RUN) pip install --quiet --no-deps nnunetv2 dynamic-network-architectures timm lungmask acvl-utils \
+		batchgenerators batchgeneratorsv2
+	$(RUN) pip install --quiet fill-voids graphviz seaborn scikit-learn yacs einops tqdm future blosc2 unittest2 \
+		more-itertools requests threadpoolctl imageio tifffile fastremap
+	@touch $@
+
+# Models of other programs beside these programs themselves. Not through the extra: timm would bring torchvision.
+test-peers: $(VENV)/.peers
+	$(RUN) pytest -m peers --timeout 3000
 
 test-all: $(VENV)/.test
 	$(RUN) pytest $(SIDE_BY_SIDE) -m "slow or not slow" --timeout 1800

@@ -17,7 +17,6 @@ class Rules:
         metavar: what stands for the value in the help; made from the type where empty.
         flags: names on the command line; made from the field's name where empty.
         file: the value is a path of the user's machine; records hold its last part only.
-        single: the value is for one scan and refused with several.
         low, high: inclusive bounds of a number.
         commas: a list may also be given as one value with commas.
     """
@@ -26,7 +25,6 @@ class Rules:
     metavar: str = ""
     flags: tuple[str, ...] = ()
     file: bool = False
-    single: bool = False
     low: float | None = None
     high: float | None = None
     commas: bool = False
@@ -40,11 +38,6 @@ def option(default: Any, help_text: str, **rules: Any) -> Any:
 def options_of(kind: Any) -> dict[str, tuple[Field[Any], Rules]]:
     """The options of a dataclass, or of an instance, by name in their order; other fields are left out."""
     return {f.name: (f, f.metadata["option"]) for f in fields(kind) if "option" in f.metadata}
-
-
-def single_scan_values(options: Any) -> dict[str, Any]:
-    """Values of the options that are for one scan, by name."""
-    return {name: getattr(options, name) for name, (_, rules) in options_of(options).items() if rules.single}
 
 
 def recorded(options: Any) -> dict[str, Any]:

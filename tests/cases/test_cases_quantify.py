@@ -78,7 +78,7 @@ def test_masks_that_are_missing_or_lie_elsewhere_are_refused(work, tmp_path):
     scans = find_scans(work / "p0.nii.gz")
     with pytest.raises(InputError, match="comes without a mask of infiltrate"):
         quantify_cases(scans, tmp_path / "a", QuantifyOptions(lungs=work / "p0-l.nii.gz"))
-    with pytest.raises(InputError, match="--lungs is for one scan"):
+    with pytest.raises(InputError, match="--lungs is one mask, but there are"):
         quantify_cases(find_scans(work / "cases.csv"), tmp_path / "a", QuantifyOptions(lungs=work / "p0-l.nii.gz"))
     assert not (tmp_path / "a").exists()
     moved = nib.load(work / "p0-i.nii.gz")

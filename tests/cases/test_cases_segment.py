@@ -126,8 +126,8 @@ def test_a_finished_run_is_not_written_over_unasked(work, tmp_path):
 def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
     with pytest.raises(InputError, match="no scan"):
         segment_cases([], tmp_path / "out")
-    with pytest.raises(InputError, match="--lungs is for one scan, but there are 2 scans"):
-        run(work, tmp_path / "out", lungs=work / "x.nii.gz")
+    with pytest.raises(InputError, match="--lungs is one mask, but there are 2 scans; give a folder"):
+        run(work, tmp_path / "out", lungs=work / "scans" / "p0.nii.gz")
     twice = [*find_scans(work / "scans"), *find_scans(work / "scans")]
     with pytest.raises(InputError, match="'p0'"):
         segment_cases(twice, tmp_path / "out")

@@ -81,7 +81,7 @@ def test_export_writes_a_graph_and_says_what_it_is(cli, tmp_path):
     assert ran.json["size"] == [16, 24, 32]
     assert json.loads((tmp_path / "out" / "card.json").read_text())["export"]["size"] == [16, 24, 32]
     cli("model", "export", "lungs", "--to", "onnx", "-o", tmp_path / "out").refused("--overwrite")
-    assert "for pictures of 56 x 40 x 56" in cli("model", "export", "lungs", "--to", "monai", "-o", tmp_path / "b").out
+    assert "for pictures of 56 x 40 x 56" in cli("model", "export", "lungs", "--to", "bundle", "-o", tmp_path / "b").out
 
 
 @pytest.mark.parametrize("size", ["32", "0x8", "axb", "1x2x3x4"])

@@ -1,6 +1,7 @@
 """Models for other programs: the file computes what the network does, or is not kept."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError, ModelError, RunError
+from pneumoscope.geometry import Grid
 from pneumoscope.io.files import sha256
 from pneumoscope.models import export
 from pneumoscope.models.cards import find_model
@@ -100,7 +102,7 @@ def test_without_onnx_the_remedy_is_named(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"need the package onnx; run `pip install 'pneumoscope\[fast\]'`"):
         export_model(folder, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
-    assert export_model(folder, tmp_path / "bundle", "monai").files
+    assert export_model(folder, tmp_path / "bundle", "bundle").files
 
 
 @needs_onnx
@@ -114,14 +116,13 @@ def test_shipped_models_can_be_exported(name, tmp_path):
 
 def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     bundle = pytest.importorskip("monai.bundle")
-    done = export_model(folder, tmp_path / "out", "monai")
-    assert done.files == ("configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt")
+    done = export_model(folder, tmp_path / "out", "bundle")
+    assert done.files == ("configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.ts")
     parser = bundle.ConfigParser()
     parser.read_config(str(tmp_path / "out" / "configs" / "inference.json"))
     parser.read_meta(str(tmp_path / "out" / "configs" / "metadata.json"))
     parser["bundle_root"] = str(tmp_path / "out")
     network = parser.get_parsed_content("network")
-    parser.get_parsed_content("run")
     x = torch.from_numpy(rng.random((1, 2, 24, 24), np.float32))
     with torch.inference_mode():
         mine = load_model(folder)[0](x)
@@ -135,6 +136,60 @@ def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()
 
 
+def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path, rng):
+    pytest.importorskip("monai.bundle")
+    import nibabel as nib
+
+    from pneumoscope.inference.external import Access, open_external
+    from pneumoscope.inference.segmenter import Segmenter
+    from pneumoscope.io import read_volume
+    from pneumoscope.volume import Mask
+
+    torch.manual_seed(2)
+    network = UNet3D(UNet3DConfig(1, 2, (2, 4)))
+    card = {"task": "infiltrate", "labels": {"0": "background", "1": "infiltrate"}}
+    fields = {"kind": "hu_volume", "window_hu": [-1000, 400], "patch": [8, 8, 8], "blend": "gaussian"}
+    save_model(tmp_path / "model", network, {**card, "preprocessing": fields})
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 7], [0, 0, 3.0, 1], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(rng.uniform(-1000, 400, (11, 9, 8)).astype(np.int16), affine), tmp_path / "scan.nii.gz")
+    export_model(tmp_path / "model", tmp_path / "out", "bundle")
+    root = tmp_path / "out"
+    code = (
+        "import sys; sys.modules['pneumoscope'] = None; from monai.bundle import run; "
+        f"run(config_file={str(root / 'configs' / 'inference.json')!r}, bundle_root={str(root)!r}, "
+        f"image={str(tmp_path / 'scan.nii.gz')!r}, output_dir={str(tmp_path / 'masks')!r})"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+    theirs = np.asarray(nib.load(next((tmp_path / "masks").rglob("*.nii.gz"))).dataobj).squeeze()
+    volume = read_volume(tmp_path / "scan.nii.gz", intensity="hu")
+    everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
+    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    assert np.array_equal(own.infiltrate.to_native(volume.native), theirs)
+    assert 0 < theirs.mean() < 1
+    again = open_external(f"bundle:{root}", Access(trust=True, device="cpu"), task="infiltrate").predict(volume)
+    assert np.array_equal(again.infiltrate.labels, own.infiltrate.labels)
+
+
+def test_an_exported_graph_is_a_model_that_segment_takes(tmp_path, rng):
+    from pneumoscope.inference.external import Access, open_external
+    from pneumoscope.inference.graphs import describe_export
+    from pneumoscope.inference.segmenter import Segmenter
+    from pneumoscope.volume import Mask, Volume
+
+    torch.manual_seed(2)
+    fields = {"kind": "hu_volume", "window_hu": [-1000, 400], "patch": [8, 6, 4], "spacing_mm": [1.1, 1.3, 2.0]}
+    card = {"task": "infiltrate", "labels": {"0": "background", "1": "infiltrate"}, "preprocessing": fields}
+    save_model(tmp_path / "model", UNet3D(UNet3DConfig(1, 2, (2, 4))), card)
+    done = describe_export(export_model(tmp_path / "model", tmp_path / "out", "torchscript"))
+    assert done.files == ("card.json", "model.toml", "model.ts")
+    volume = Volume.from_native(rng.uniform(-1000, 400, (9, 8, 11)), Grid.from_spacing((9, 8, 11), (1.5, 1.0, 2.5)))
+    found = open_external(f"torchscript:{tmp_path / 'out' / 'model.ts'}", Access(device="cpu"), task="infiltrate")
+    everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
+    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    assert np.array_equal(found.predict(volume).probability, own.probability)
+    assert len(np.unique(own.probability)) > 10
+
+
 @needs_onnx
 def test_a_3d_network_takes_its_patch(tmp_path):
     card = {"preprocessing": {"kind": "hu_volume", "window_hu": [-1250, 250], "patch": [4, 8, 12]}}
@@ -145,14 +200,14 @@ def test_a_3d_network_takes_its_patch(tmp_path):
         export_model(tmp_path / "model", tmp_path / "other", "onnx", size=(8, 8))
 
 
-@pytest.mark.parametrize("to", [pytest.param("onnx", marks=needs_onnx), "monai"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=needs_onnx), "bundle"])
 def test_a_classifier_of_radiographs_can_be_exported(tmp_path, to):
     names, licences = ["normal", "bacterial", "viral"], ["CC BY 4.0", "CC0-1.0"]
     card = {"preprocessing": {"size": 32}, "labels": names, "licence": licences}
     save_model(tmp_path / "model", ChestCNN(ChestCNNConfig(features=(2, 4))), card)
     done = export_model(tmp_path / "model", tmp_path / "out", to)
     assert done.size == (32, 32)
-    if to == "monai":
+    if to == "bundle":
         meta = json.loads((tmp_path / "out" / "configs" / "metadata.json").read_text())
         assert meta["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
         assert meta["copyright"] == "CC BY 4.0, CC0-1.0"

@@ -107,10 +107,10 @@ def judge_with_model(
     whole = {f.kind for f in judged.findings if f.mask == "infiltrate" and f.where is None}
     if judged.infiltrate is None or whole:
         return judged, [], seen.lungs
+    sure = seen.infiltrate.any.astype("uint8") * 255 if seen.probability is None else seen.probability
     found = differences(
-        raw.case.case, judged.infiltrate > 0, seen.infiltrate.any, seen.probability, seen.lungs.any, raw.volume.grid,
-        options.rules,
-    )  # fmt: skip
+        raw.case.case, judged.infiltrate > 0, seen.infiltrate.any, sure, seen.lungs.any, raw.volume.grid, options.rules
+    )
     reported = {
         tuple(v) for f in judged.findings if f.mask == "infiltrate" and f.where is not None for v in f.where[:1]
     }

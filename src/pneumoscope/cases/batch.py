@@ -187,19 +187,14 @@ def _seconds_before(folder: Path) -> dict[str, dict[str, float]]:
         return {}
 
 
-def require_single(scans: Sequence[ScanRef], given: Mapping[str, object], verb: str) -> None:
-    """Refuse an empty list, and options meant for one scan when there are several.
+def require_scans(scans: Sequence[ScanRef], verb: str) -> None:
+    """Refuse an empty list.
 
     Raises:
-        InputError: either.
+        InputError: there is no scan.
     """
     if not scans:
         raise InputError(f"there is no scan to {verb}; give a file, a DICOM folder, or a folder of scans")
-    for name, value in given.items():
-        if value is not None and len(scans) > 1:
-            raise InputError(
-                f"--{name} is for one scan, but there are {len(scans)} scans; use a manifest or one call each"
-            )
 
 
 def _table(cases: Sequence[CaseResult], scans: Sequence[ScanRef]) -> str:

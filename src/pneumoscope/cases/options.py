@@ -24,12 +24,17 @@ class CaseOptions:
 
     lungs: str | Path | None = option(
         None,
-        "A lung mask made elsewhere (1 right, 2 left), for a single scan; a manifest's own goes before it.",
-        metavar="MASK", file=True, single=True,
+        "Lung masks made elsewhere (1 right, 2 left, or by name): a mask, a folder with one per case, or a pattern "
+        "such as masks/{case}.nii.gz; a manifest's own go before them.",
+        metavar="MASK|DIR|PATTERN", file=True,
     )  # fmt: skip
     lobes: str | Path | None = option(
-        None, "A mask of the five lobes, for a single scan; adds their score.", metavar="MASK", file=True, single=True
+        None, "Masks of the five lobes, likewise; adds their score.", metavar="MASK|DIR|PATTERN", file=True
     )
+    infiltrate: str | Path | None = option(
+        None, "Infiltrate masks, likewise: what quantify measures, and what segment compares its own with.",
+        metavar="MASK|DIR|PATTERN", file=True,
+    )  # fmt: skip
     threshold: float | None = option(
         None, "Cut masks of probabilities at T; masks of labels are left as they are.", metavar="T"
     )
@@ -63,10 +68,21 @@ class SegmentOptions(CaseOptions):
 
     model: str | Path | Sequence[str | Path] = option(
         "infiltrate",
-        "A shipped model's name, or a model folder. Given several times, the answers are averaged.",
-        metavar="NAME|DIR", file=True,
+        "A shipped model's name, a model folder, or a model of another program: nnunet:DIR[@fold][@checkpoint], "
+        "bundle:PATH, onnx:FILE or torchscript:FILE. Given several times, the answers are averaged.",
+        metavar="NAME|DIR|KIND:PATH", file=True,
     )  # fmt: skip
-    lungs_model: str | Path = option("lungs", "The model that finds the lungs.", metavar="NAME|DIR", file=True)
+    lungs_model: str | Path = option(
+        "lungs", "The model that finds the lungs, likewise, or lungmask:NAME[@FILE].", metavar="NAME|DIR|KIND:PATH",
+        file=True,
+    )  # fmt: skip
+    label: Sequence[str] = option(
+        (), "What a label of a model of another program is: a name or number, and right lung, left lung, lung, "
+        "ground-glass, consolidation, infiltrate, ignore or a lobe. Repeatable.", metavar="NAME=MEANING",
+    )  # fmt: skip
+    trust: bool = option(
+        False, "Read models of other programs whose format can run code: pickled checkpoints, bundles with expressions."
+    )
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = option(
         "auto",
         "What computes the networks on the CPU; the report names it. auto: the fastest with the same masks.",
@@ -84,12 +100,7 @@ class SegmentOptions(CaseOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantifyOptions(CaseOptions):
-    """Where the masks are."""
-
-    infiltrate: str | Path | None = option(
-        None, "The infiltrate mask of a single scan; a manifest's own goes before it.",
-        metavar="MASK", file=True, single=True,
-    )  # fmt: skip
+    """How masks made elsewhere are measured; see `CaseOptions`."""
 
 
 @dataclass(frozen=True, kw_only=True)

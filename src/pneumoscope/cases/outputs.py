@@ -24,7 +24,6 @@ from pneumoscope.severity.regions import ZONES
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
-    from pneumoscope.io.scan_ref import ScanRef
     from pneumoscope.severity.measure import Severity
 
 
@@ -248,55 +247,6 @@ def _number(part: Any, name: str, digits: int) -> float | None:
     """A rounded number of a part; None where part or number is missing. No digits: a whole number."""
     value = getattr(part, name, None)
     return None if value is None else round(value, digits or None)
-
-
-def given_masks(
-    volume: Volume, scan: ScanRef, lungs: str | Path | None, infiltrate: str | Path | None,
-    threshold: float | None = None,
-) -> tuple[Mask | None, Mask | None]:  # fmt: skip
-    """Masks that came with a scan, on its grid: the manifest's own go before those of the call.
-
-    Those of probabilities are cut at the `threshold`, see `io.read.read_mask_or_probability`.
-
-    Returns:
-        Lungs and infiltrate, each None where there is none.
-
-    Raises:
-        ReadError: a mask cannot be read or does not lie on its scan.
-    """
-    from pneumoscope.io import fit_mask, read_lungs
-    from pneumoscope.io.masks import in_house_order
-    from pneumoscope.io.read import read_mask_or_probability
-    from pneumoscope.severity.regions import with_house_labels
-    from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS
-
-    where = scan.lungs or lungs
-    marked = scan.infiltrate or infiltrate
-    lung_mask = drawn = None
-    if where is not None:
-        lung_mask = read_mask_or_probability(where, threshold, read_lungs, scan=volume.grid)
-        lung_mask = with_house_labels(fit_mask(lung_mask, volume.grid, what="the lung mask", path=where))
-        lung_mask = in_house_order(lung_mask, LUNG_LABELS, LUNG_LABEL)
-    if marked is not None:
-        drawn = read_mask_or_probability(marked, threshold, scan=volume.grid)
-        drawn = fit_mask(drawn, volume.grid, what="the infiltrate mask", path=marked)
-        drawn = in_house_order(drawn, INFILTRATE_LABELS, INFILTRATE_LABEL)
-    return lung_mask, drawn
-
-
-def given_lobes(volume: Volume, path: str | Path | None) -> Mask | None:
-    """A lobe mask on the scan's grid, or None where none is given.
-
-    Raises:
-        ReadError: it cannot be read or does not lie on the scan.
-    """
-    from pneumoscope.io import fit_mask, read_mask
-
-    return (
-        None
-        if path is None
-        else fit_mask(read_mask(path, scan=volume.grid), volume.grid, what="the lobe mask", path=path)
-    )
 
 
 DICOM_FILES = ("seg.dcm", "seg-infiltrate.dcm", "report.dcm")

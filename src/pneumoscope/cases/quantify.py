@@ -8,20 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_single, run_batch
+from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_scans, run_batch
+from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import (
     PAGE,
     REPORT_FILE,
     WRITING,
     CaseContent,
-    given_lobes,
-    given_masks,
     summary_of,
     write_case,
 )
 from pneumoscope.errors import InputError
-from pneumoscope.options import recorded, single_scan_values, without_files
+from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -56,9 +55,10 @@ def quantify_cases(
         InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
     """
     options = options or QuantifyOptions()
-    require_single(scans, single_scan_values(options), "quantify")
+    require_scans(scans, "quantify")
+    scans = with_masks(scans, options)
     for scan in scans:
-        missing = [what for what in ("lungs", "infiltrate") if not (getattr(scan, what) or getattr(options, what))]
+        missing = [what for what in ("lungs", "infiltrate") if not getattr(scan, what)]
         if missing:
             raise InputError(
                 f"{scan.case} comes without a mask of {' and of '.join(missing)}; give --lungs and --infiltrate, or a "
@@ -81,7 +81,7 @@ def _open(options: QuantifyOptions, jobs: int) -> Step:
     return case_step(
         "quantify",
         lambda scan, folder, progress: quantify_case(scan, folder, options, progress=progress),
-        lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate or options.infiltrate, options.lobes]},
+        lambda scan: {"masks": [scan.lungs, scan.infiltrate, scan.lobes]},
         shares={"reading": 30, "measuring": 10, WRITING: 50, PAGE: 10},
         options=without_files(options),
     )
@@ -103,10 +103,10 @@ def quantify_case(
     (folder / REPORT_FILE).unlink(missing_ok=True)
     progress("reading", 0, 1)
     volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
-    lungs, infiltrate = given_masks(volume, scan, options.lungs, options.infiltrate, options.threshold)
+    given = read_given(volume, with_masks([scan], options)[0], options.threshold)
+    lungs, infiltrate, lobes = given.lungs, given.infiltrate, given.lobes
     if lungs is None or infiltrate is None:
         raise InputError(f"{scan.case} needs a lung mask and an infiltrate mask; give both")
-    lobes = given_lobes(volume, options.lobes)
     seconds = {"read": time.perf_counter() - started}
     started = time.perf_counter()
     progress("measuring", 0, 1)
@@ -118,7 +118,7 @@ def quantify_case(
         lungs=lungs,
         infiltrate=infiltrate,
         severity=severity,
-        findings=scan.findings,
+        findings=(*scan.findings, *given.findings),
     )
     spent: dict[str, float] = {}
     write_case(folder, content, options, spent=spent, progress=progress)

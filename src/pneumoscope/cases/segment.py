@@ -18,21 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_single, run_batch
+from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_scans, run_batch
+from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cases.outputs import (
     PAGE,
     REPORT_FILE,
     WRITING,
     CaseContent,
-    given_lobes,
-    given_masks,
     summary_of,
     write_case,
 )
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.jobs.machines import current
-from pneumoscope.options import recorded, single_scan_values, without_files
+from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ def segmenter_of(options: SegmentOptions) -> Segmenter:
         engine=options.engine,
         mirror=options.mirror,
         uncertainty=options.uncertainty,
+        trust=options.trust,
+        labels=options.label,
     )
 
 
@@ -95,7 +96,8 @@ def segment_cases(
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
     options = options or SegmentOptions()
-    require_single(scans, single_scan_values(options), "segment")
+    require_scans(scans, "segment")
+    scans = with_masks(scans, options)
     with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
         elsewhere = jobs > 1 or current().remote or current().part[0] > 1
         reading = {} if elsewhere or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
@@ -126,7 +128,7 @@ def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    from pneumoscope.models.cards import content_of_model
+    from pneumoscope.inference.external import content_of
     from pneumoscope.training.devices import pick_device
 
     segmenter = segmenter_of(options)
@@ -137,9 +139,9 @@ def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int
         lambda scan, folder, progress: segment_case(
             scan, folder, segmenter, options, reading=reading.pop(scan.case, None), progress=progress
         ),
-        lambda scan: {"masks": [scan.lungs or options.lungs, scan.infiltrate, options.lobes]},
+        lambda scan: {"masks": [scan.lungs, scan.infiltrate, scan.lobes]},
         shares={"reading": 12, "lungs": 30, "infiltrate": 30, "measuring": 5, WRITING: 20, PAGE: 3},
-        models=[content_of_model(model) for model in (*models, options.lungs_model)],
+        models=[content_of(model) for model in (*models, options.lungs_model)],
         options={**ways, "computed by": [pick_device(options.device).type, engine_of(options)]},
     )
 
@@ -172,14 +174,13 @@ def segment_case(
     progress("reading", 0, 1)
     volume = _read(scan, options) if reading is None else reading.result()
     progress("reading", 1, 1)
-    lung_mask, truth = given_masks(volume, scan, options.lungs, None, options.threshold)
-    lobes = given_lobes(volume, options.lobes)
+    given = read_given(volume, with_masks([scan], options)[0], options.threshold)
     seconds = {"read": time.perf_counter() - started}
-    found = segmenter.run(volume, lung_mask, progress=progress)
+    found = segmenter.run(volume, given.lungs, progress=progress)
     seconds |= found.seconds
     started = time.perf_counter()
     progress("measuring", 0, 1)
-    severity = assess_segmentation(volume, found, lobes)
+    severity = assess_segmentation(volume, found, given.lobes)
     seconds["measure"] = time.perf_counter() - started
     started = time.perf_counter()
     content = CaseContent(
@@ -191,8 +192,8 @@ def segment_case(
         entropy=found.entropy,
         variance=found.variance,
         computing=computing_of(found),
-        truth=truth,
-        findings=(*scan.findings, *found.findings),
+        truth=given.infiltrate,
+        findings=(*scan.findings, *given.findings, *found.findings),
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
     spent: dict[str, float] = {}
@@ -235,9 +236,11 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
     from pneumoscope.severity.states import STATES
 
     card = found.cards["infiltrate"]
-    probability = ProbabilityMap(
-        found.probability, float(card.get("threshold", 0.5)), float(card.get("smallest_ml", 0.0))
-    )
+    probability = None
+    if found.probability is not None:
+        limits = float(card.get("threshold", 0.5)), float(card.get("smallest_ml", 0.0))
+        probability = ProbabilityMap(found.probability, *limits)
+    lobes = lobes or found.lobes
     severity = assess(volume, found.lungs, found.infiltrate, lobes=lobes, probability=probability)
     states = {*severity.states, *(STATE_OF_FINDING.get(finding.code) for finding in found.findings)}
     return replace(severity, states=tuple(name for name in STATES if name in states))

@@ -29,6 +29,7 @@ class Checkup:
 
     Attributes:
         versions: package -> version, or "missing"; Python and the system beside them.
+        optional: package of an optional part -> version, or how to install it.
         devices: device name as `--device` takes it -> what it is.
         precisions: precision as `--precision` takes it -> on which devices, and why not elsewhere.
         memory: free and total memory, free disk in the current folder, in GB (10^9 bytes), processor cores.
@@ -38,6 +39,7 @@ class Checkup:
     """
 
     versions: dict[str, str]
+    optional: dict[str, str]
     devices: dict[str, str]
     precisions: dict[str, str]
     memory: dict[str, float]
@@ -62,7 +64,7 @@ def doctor(common: Common) -> None:
     if common.json:
         say_json(asdict(found))
     else:
-        for title in ("versions", "devices", "precisions", "memory", "models"):
+        for title in ("versions", "optional", "devices", "precisions", "memory", "models"):
             say_fields({title: getattr(found, title)})
         for note in found.notes:
             say(f"note: {note}")
@@ -95,6 +97,7 @@ def examine() -> Checkup:
     }
     return Checkup(
         versions=_versions(problems),
+        optional=_optional(),
         devices=devices,
         precisions=precisions,
         memory=memory,
@@ -113,6 +116,24 @@ def _versions(problems: list[str]) -> dict[str, str]:
             versions[name] = "missing"
             problems.append(f"the package {name} is missing; run `pip install {name}`")
     return versions
+
+
+OPTIONAL = {
+    "onnx": "fast", "onnxruntime": "fast", "openvino": "fast", "nnunetv2": "nnunet", "monai": "monai",
+    "lungmask": "lungmask",
+}  # fmt: skip
+"""Packages of optional parts, and the extra that brings each."""
+
+
+def _optional() -> dict[str, str]:
+    """Engines and programs whose models are run where they are there; none of them is imported."""
+    found = {}
+    for name, extra in OPTIONAL.items():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = f"not here; pip install 'pneumoscope[{extra}]'"
+    return found
 
 
 def _requirements() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options, model_names
+from pneumoscope.cli.options import Common, common_options, model_names, pairs
 from pneumoscope.cli.output import say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
@@ -27,7 +27,8 @@ class Target(StrEnum):
     """Formats that other programs read."""
 
     ONNX = "onnx"
-    MONAI = "monai"
+    TORCHSCRIPT = "torchscript"
+    BUNDLE = "bundle"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -111,7 +112,7 @@ def verify(
 @common_options("overwrite")
 def export(
     model: Model,
-    to: Annotated[Target, typer.Option("--to", metavar="onnx|monai", help="An ONNX graph, or a MONAI bundle.")],
+    to: Annotated[Target, typer.Option("--to", metavar="onnx|torchscript|bundle", help="A graph, or a MONAI bundle.")],
     common: Common,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to write; default MODEL-FORMAT here.")
@@ -123,13 +124,18 @@ def export(
 ) -> None:
     """Write a model for other programs.
 
-    The ONNX graph takes `image` (n, c, ...) and gives `logits`; it is compared with the network before it is kept.
+    None of them needs pneumoscope. A graph takes pictures (n, c, ...) and gives logits; it is compared with the network
+    before it is kept. Of a network on volumes, model.toml says how a scan is shown to the graph (`model describe`).
     """
     from pneumoscope.models.export import export_model
 
     sizes = _sizes(size)
     folder = out or Path(f"{cards.find_model(model).resolve().name}-{to.value}")
     done = export_model(model, folder, to.value, size=sizes, overwrite=common.overwrite)
+    if to is not Target.BUNDLE:
+        from pneumoscope.inference.graphs import describe_export
+
+        done = describe_export(done)
     if common.json:
         say_json({**asdict(done), "size": list(done.size), "files": list(done.files)})
         return
@@ -148,3 +154,103 @@ def _sizes(text: str | None) -> tuple[int, ...] | None:
     if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is no size; expected e.g. 320x320 or 80x160x160", param_hint="--size")
     return tuple(int(part) for part in parts)
+
+
+@group.command("describe")
+@common_options("overwrite")
+def describe(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX or TorchScript model.")],
+    common: Common,
+    patch: Annotated[
+        str | None, typer.Option("--patch", metavar="DxHxW", help="Voxels of a window; 1xHxW for slices.")
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--window", metavar="LOW:HIGH", help="Hounsfield units of an input channel. Repeatable, in order."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="N=NAME", help="What output channel N is. Repeatable.")
+    ] = None,
+    orientation: Annotated[
+        str, typer.Option("--orientation", metavar="SPL", help="Where the axes of the picture run to, first to last.")
+    ] = "SPL",
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", metavar="AxBxC", help="Millimetres along these axes; default the scan's.")
+    ] = None,
+    overlap: Annotated[float, typer.Option("--overlap", help="Share of a window that the next one covers.")] = 0.5,
+    to_range: Annotated[str, typer.Option("--range", metavar="LOW:HIGH", help="What a window is spread over.")] = "0:1",
+    normalise: Annotated[
+        str,
+        typer.Option("--normalise", metavar="unit|zscore", help="zscore: less the scan's mean, over its deviation."),
+    ] = "unit",
+    channels: Annotated[
+        str, typer.Option("--channels", metavar="first|last", help="Where the channels stand in the tensors.")
+    ] = "first",
+    activation: Annotated[
+        str,
+        typer.Option("--activation", metavar="softmax|sigmoid|none", help="What makes probabilities of the output."),
+    ] = "softmax",
+    check: Annotated[Path | None, typer.Option("--check", metavar="SCAN", help="Also run it on a scan.")] = None,
+) -> None:
+    """Describe how scans are shown to an ONNX or TorchScript file.
+
+    Writes FILE.toml. What is needed and not given is asked for on a terminal. The model must answer to a window before
+    anything is written.
+    """
+    from pneumoscope.inference.graphs import Description, write_description
+
+    sides = _given(patch, "--patch", "Voxels of a window along the axes, e.g. 48x128x128", common).split("x")
+    windows = window or _given(None, "--window", "Hounsfield units of each channel, e.g. -1000:400", common).split()
+    names = label or _given(None, "--label", "Output channels, e.g. 0=background 1=infiltrate", common).split()
+    try:
+        description = Description(
+            patch=tuple(int(n) for n in sides), labels={int(k): v for k, v in pairs(names, "--label").items()},
+            window_hu=tuple(_two(text) for text in windows), orientation=orientation,
+            spacing_mm=None if spacing is None else tuple(float(n) for n in spacing.split("x")),
+            overlap=overlap, range=_two(to_range), normalise=normalise, channels=channels,  # type: ignore[arg-type]
+            slices=sides[0] == "1", activation=activation,  # type: ignore[arg-type]
+        )  # fmt: skip
+    except ValueError as problem:
+        raise typer.BadParameter(f"a number is needed ({problem}); see `pneumoscope model describe --help`") from None
+    written = write_description(file, description, overwrite=common.overwrite)
+    found = _checked(file, check) if check else {}
+    if common.json:
+        say_json({"file": written, "found_ml": found})
+        return
+    say(f"wrote {written}")
+    for name, ml in found.items():
+        say(f"{name}: {ml:.1f} ml in {check}")
+
+
+def _given(value: str | None, flag: str, question: str, common: Common) -> str:
+    """A value, asked for on a terminal where it was not given."""
+    import sys
+
+    if value is None and (common.json or common.quiet or not sys.stdin.isatty()):
+        raise typer.BadParameter(f"is needed: {question}", param_hint=flag)
+    return value if value is not None else str(typer.prompt(question))
+
+
+def _two(text: str) -> tuple[float, float]:
+    """``-1000:400`` as numbers."""
+    low, _, high = text.partition(":")
+    return float(low), float(high)
+
+
+def _checked(file: Path, scan: Path) -> dict[str, float]:
+    """Millilitres of each label of the model in a scan."""
+    import numpy as np
+
+    from pneumoscope.inference.external import Access
+    from pneumoscope.inference.graphs import read as read_graph
+    from pneumoscope.io import read_volume
+
+    network = read_graph("onnx" if file.suffix.lower() == ".onnx" else "torchscript", str(file), Access())
+    volume = read_volume(scan)
+    labels, _ = network.predict(volume, ())
+    return {
+        name: float(np.isin(labels, values).sum()) * volume.grid.voxel_volume_ml
+        for name, values in network.labels.items()
+    }

@@ -175,3 +175,45 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_shown(item) for item in value) + "]"
     return "none" if value is None else str(value)
+
+
+@group.command("score")
+@common_options("device", "overwrite")
+def score(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The study folder to write.")],
+    common: Common,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", metavar="SET=ROOT", help="A test set: a reader of `data list`, or READER:LABEL. May be repeated."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=MODEL", help="A row: what `segment --model` takes. May be repeated."),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predictions", metavar="NAME=DIR", help="A row: a folder with a mask per case. May be repeated."
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read models of other programs whose format can run code.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
+) -> None:
+    """Score models and masks as they are on many test sets.
+
+    A transfer matrix without training: matrix.csv with a row per model and set, per_case.csv, calibration where there
+    are probabilities, and report.html.
+    """
+    from pneumoscope.study.engine import score_study
+
+    with progress_for(common) as progress:
+        result = score_study(
+            out, data=pairs(data, "--data"), models=pairs(model or [], "--model"),
+            predictions=pairs(predictions or [], "--predictions"), trust=trust, resume=resume,
+            overwrite=common.overwrite, device=common.device, progress=progress,
+        )  # fmt: skip
+    print_study(result, common)

@@ -110,12 +110,13 @@ def load_for(model: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
     return network, card
 
 
-def joint_card(members: Sequence[Member]) -> dict[str, Any]:
+def joint_card(members: Sequence[Member], external: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The card of one network as it is; of several one that names them all.
 
-    Their threshold is the mean of theirs, the smallest piece kept and the smoothing the largest of theirs.
+    Their threshold is the mean of theirs, the smallest piece kept and the smoothing the largest of theirs. `external`
+    are cards of models of other programs.
     """
-    cards = [member.card for member in members]
+    cards = [*(member.card for member in members), *external]
     if len(cards) == 1:
         return cards[0]
     licences = [text for card in cards for text in _texts(card.get("licence"))]
@@ -129,7 +130,8 @@ def joint_card(members: Sequence[Member]) -> dict[str, Any]:
         "licence": list(dict.fromkeys(licences)),
         "limits": list(dict.fromkeys(limits)),
         "members": [
-            {"name": m.name, "title": m.card.get("title"), "sha256": m.card["weights"]["sha256"]} for m in members
+            *({"name": m.name, "title": m.card.get("title"), "sha256": m.card["weights"]["sha256"]} for m in members),
+            *external,
         ],
     }
 

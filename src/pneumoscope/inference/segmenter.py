@@ -17,6 +17,7 @@ from pneumoscope import components
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
+from pneumoscope.inference.external import Access, External, ExternalPrediction, is_external, open_external
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
@@ -42,8 +43,10 @@ class Segmentation(Shown):
 
     Attributes:
         lungs: 1 = right, 2 = left.
-        infiltrate: 1 = infiltrate, inside the lungs only.
-        probability: (i, j, k) uint8, the network's probability of infiltrate times 255; 0 outside the lungs.
+        infiltrate: 1 = infiltrate, inside the lungs only; of one model of another program exactly what it said, 1 =
+            ground-glass and 2 = consolidation where it tells them apart.
+        probability: (i, j, k) uint8, the network's probability of infiltrate times 255; 0 outside the lungs. None for a
+            model of another program that gives labels only.
         findings: what there is to report.
         cards: cards of the models used, by task (``lungs`` is absent when a mask was given).
         seconds: wall time by step.
@@ -53,11 +56,12 @@ class Segmentation(Shown):
         mirrored: whether the infiltrate networks were also shown the scan mirrored left to right.
         scan: the scan.
         distance: of the scan from those the model learnt from, see `unlike.ScanSpace`; None where its card has none.
+        lobes: of a model of another program that finds them.
     """
 
     lungs: Mask
     infiltrate: Mask
-    probability: NDArray[np.uint8]
+    probability: NDArray[np.uint8] | None
     findings: tuple[Finding, ...]
     cards: dict[str, dict[str, Any]]
     seconds: dict[str, float]
@@ -67,6 +71,7 @@ class Segmentation(Shown):
     mirrored: bool = False
     distance: float | None = None
     scan: Volume | None = None
+    lobes: Mask | None = None
 
     panels = 3
 
@@ -113,18 +118,21 @@ class Segmenter:
     """A lung model and an infiltrate model, loaded once.
 
     Args:
-        model: infiltrate model, a shipped name or a model folder; of several the answers are averaged.
-        lungs_model: lung model, likewise; loaded only when a scan comes without a lung mask.
+        model: infiltrate model, a shipped name, a model folder or KIND:PATH (`pneumoscope.inference.external`); of
+            several the answers are averaged.
+        lungs_model: lung model, likewise; loaded only when a scan comes without a lung mask and `model` finds no lungs.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``auto``, ``fp32`` or ``bf16``.
         batch_size: slices at a time.
         engine: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``; see `pneumoscope.inference.engines`.
         mirror: also show the scan mirrored left to right and average, twice the time; None does as the card says.
         uncertainty: also make the maps of entropy and variance.
+        trust: read models of other programs whose format can run code.
+        labels: ``NAME=MEANING`` for labels of models of other programs.
 
     Raises:
         ModelError: a model is unknown, damaged, made for another task, or does not go with the others.
-        InputError: the device or the engine is not on this machine.
+        InputError: the device, the engine or a model's program is not on this machine.
     """
 
     def __init__(
@@ -138,21 +146,28 @@ class Segmenter:
         engine: str = "auto",
         mirror: bool | None = None,
         uncertainty: bool = False,
+        trust: bool = False,
+        labels: Sequence[str] = (),
     ) -> None:
         chosen = choose_engine(engine, device=device, precision=precision)
         self.compute: dict[str, Any] = {"batch_size": batch_size}
         self._ready: dict[str, Any] = {"engine": chosen, "device": device, "precision": precision}
         models = [model] if isinstance(model, (str, Path)) else list(model)
-        self.members = load_members(models, **self._ready)
-        self.card = joint_card(self.members)
+        own = [one for one in models if not is_external(one)]
+        if uncertainty and len(own) < len(models):
+            raise InputError("uncertainty needs networks of pneumoscope; leave it out with models of other programs")
+        self._access = Access(trust, device, precision, mirror, tuple(labels))
+        self.external = tuple(open_external(one, self._access, task="infiltrate") for one in models if is_external(one))
+        self.members = load_members(own, **self._ready) if own or not models else ()
+        self.card = joint_card(self.members, [one.card for one in self.external])
         self.mirror, self.uncertainty = mirror, uncertainty
         self._lungs_name = lungs_model
-        self._lungs: tuple[Engine, dict[str, Any], ModelInput | ChestInput] | None = None
+        self._lungs: tuple[Engine, dict[str, Any], ModelInput | ChestInput] | External | None = None
 
     @property
     def input(self) -> ModelInput:
         """The slices' preprocessing of the first network; one on volumes has `Member.volumes` instead."""
-        if self.members[0].slices is None:
+        if not self.members or self.members[0].slices is None:
             raise ModelError("this model looks at volumes and has no preprocessing of slices")
         return self.members[0].slices
 
@@ -168,34 +183,59 @@ class Segmenter:
             GeometryError: the lung mask lies on another grid.
         """
         seconds: dict[str, float] = {}
-        cards, engines = {"infiltrate": self.card}, {"infiltrate": self.members[0].engine.label}
-        findings: tuple[Finding, ...] = ()
+        cards, engines = {"infiltrate": self.card}, {"infiltrate": ", ".join(self._engines())}
+        findings: tuple[Finding, ...] = tuple(finding for one in self.external for finding in one.findings)
         begun = time.perf_counter()
-        if lungs is None:
-            model, cards["lungs"], lung_input = self._lung_model()
-            engines["lungs"] = model.label
-            lungs, findings = find_lungs(volume, model, lung_input, progress=_named(progress, "lungs"), **self.compute)
-        else:
+        said = [one.predict(volume, _named(progress, "infiltrate")) for one in self.external]
+        spent = time.perf_counter() - begun
+        begun = time.perf_counter()
+        lobes = next((one.lobes for one in said if one.lobes is not None), None)
+        if lungs is not None:
             volume.grid.require_same_space(lungs.grid, "the lung mask")
+        elif (lungs := _sided_lungs(said)) is None:
+            lungs, more, own_lobes, card, engines["lungs"] = self._find_lungs(volume, _named(progress, "lungs"))
+            cards["lungs"], findings, lobes = card, (*findings, *more), lobes or own_lobes
         seconds["lungs"] = time.perf_counter() - begun
         begun = time.perf_counter()
         distance, more = self._distance(volume, lungs)
-        findings = (*findings, *more)
-        maps = self._maps(volume, lungs, _named(progress, "infiltrate"))
-        threshold = float(self.card.get("threshold", 0.5))
-        smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
-        found = Mask(_labels(maps.probability, threshold, smallest), volume.grid, dict(INFILTRATE_LABEL))
-        seconds["infiltrate"] = time.perf_counter() - begun
+        maps = self._maps(volume, lungs, _named(progress, "infiltrate")) if self.members else None
+        probability = self._joint(said, maps)
+        found = said[0].infiltrate if len(said) == 1 and maps is None else None
+        if found is None:
+            assert probability is not None  # `_joint` gives one for several
+            smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
+            labels = _labels(probability, float(self.card.get("threshold", 0.5)), smallest)
+            found = Mask(labels, volume.grid, dict(INFILTRATE_LABEL))
+        seconds["infiltrate"] = time.perf_counter() - begun + spent
         mirrored = any(is_mirrored(member, self.mirror) for member in self.members)
         return Segmentation(
-            lungs, found, maps.probability, findings, cards, seconds, engines, maps.entropy, maps.variance, mirrored,
-            distance,
+            lungs, found, probability, (*findings, *more), cards, seconds, engines, maps.entropy if maps else None,
+            maps.variance if maps else None, mirrored or any(one.network.mirrored for one in self.external), distance,
+            volume, lobes,
         )  # fmt: skip
+
+    def _engines(self) -> list[str]:
+        own = [self.members[0].engine.label] if self.members else []
+        return [*own, *(one.network.engine for one in self.external)]
+
+    def _joint(self, said: Sequence[ExternalPrediction], maps: Maps | None) -> NDArray[np.uint8] | None:
+        """The mean of all models' probabilities, where a model that gives labels only is sure of them."""
+        if len(said) == 1 and maps is None:
+            return said[0].probability
+        if not said:
+            return None if maps is None else maps.probability
+        total = np.zeros(said[0].infiltrate.labels.shape, np.float32)  # type: ignore[union-attr]
+        for one in said:
+            assert one.infiltrate is not None  # `open_external` saw to it
+            total += one.probability if one.probability is not None else np.float32(255) * one.infiltrate.any
+        if maps is not None:
+            total += np.float32(len(self.members)) * maps.probability
+        return np.rint(total / np.float32(len(said) + (len(self.members) if maps else 0))).astype(np.uint8)
 
     def _distance(self, volume: Volume, lungs: Mask) -> tuple[float | None, tuple[Finding, ...]]:
         """How far the scan lies from those the first network learnt from, and what there is to report of it."""
-        first = self.members[0]
-        if first.scans is None or not isinstance(first.slices, HuFrameInput):
+        first = self.members[0] if self.members else None
+        if first is None or first.scans is None or not isinstance(first.slices, HuFrameInput):
             return None, ()
         distance = first.scans.of_scan(first.slices, volume, lungs)
         return distance, first.scans.findings(distance)
@@ -206,11 +246,28 @@ class Segmenter:
             return volume_maps(volume, lungs, self.members, **wanted)
         return slice_maps(volume, lungs, self.members, **self.compute, **wanted)
 
-    def _lung_model(self) -> tuple[Engine, dict[str, Any], ModelInput | ChestInput]:
+    def _find_lungs(
+        self, volume: Volume, progress: Progress
+    ) -> tuple[Mask, tuple[Finding, ...], Mask | None, dict[str, Any], str]:
+        """Lungs by the lung model: mask, findings, lobes where it finds them, its card, and what computed it."""
         if self._lungs is None:
-            model, card = load_for(self._lungs_name, "lungs")
-            self._lungs = make_engine(model, **self._ready), card, lungs_input(card)
-        return self._lungs
+            if is_external(self._lungs_name):
+                self._lungs = open_external(self._lungs_name, self._access, task="lungs")
+            else:
+                model, card = load_for(self._lungs_name, "lungs")
+                self._lungs = make_engine(model, **self._ready), card, lungs_input(card)
+        if isinstance(self._lungs, External):
+            said = self._lungs.predict(volume, progress)
+            assert said.lungs is not None  # `open_external` saw to it
+            return said.lungs, self._lungs.findings, said.lobes, self._lungs.card, self._lungs.network.engine
+        engine, card, lung_input = self._lungs
+        lungs, findings = find_lungs(volume, engine, lung_input, progress=progress, **self.compute)
+        return lungs, findings, None, card, engine.label
+
+
+def _sided_lungs(said: Sequence[ExternalPrediction]) -> Mask | None:
+    """Lungs that an infiltrate model found itself, where it tells right from left."""
+    return next((one.lungs for one in said if one.lungs is not None and 2 in one.lungs.names), None)
 
 
 class LungFinder:

@@ -199,7 +199,7 @@ def predict_volume(
     preprocessing: VolumeInput,
     *,
     uncertainty: bool = False,
-    probability_of: int | None = None,
+    probability_of: int | Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> VolumePrediction:
     """Classes of a scan from one network or the average of several trained on the same preprocessing.
@@ -209,7 +209,7 @@ def predict_volume(
         members: networks in their engines; probabilities are averaged with equal weights.
         preprocessing: see `VolumeInput`.
         uncertainty: also make the maps of entropy and variance.
-        probability_of: the class whose probability is kept as well.
+        probability_of: the class, or the classes, whose (joint) probability is kept as well.
         progress: called per batch of windows.
 
     Raises:
@@ -229,7 +229,7 @@ def predict_volume(
         rows = slice(slab.start, slab.start + len(slab.variance))
         maps["classes"][rows] = slab.probability.argmax(axis=0)
         if probability_of is not None:
-            maps["probability"][rows] = to_bytes(slab.probability[probability_of])
+            maps["probability"][rows] = to_bytes(slab.probability[np.atleast_1d(probability_of)].sum(axis=0))
         if uncertainty:
             maps["entropy"][rows] = to_bytes(entropy(slab.probability))
             maps["variance"][rows] = to_bytes(slab.variance)

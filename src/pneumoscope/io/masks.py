@@ -113,6 +113,58 @@ def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, 
     )
 
 
+LATTICE_TOLERANCE = 0.02
+"""Voxels that a crop's lattice may lie beside the scan's."""
+
+
+def pasted(mask: Mask, scan: Grid) -> Mask | None:
+    """A mask on a part of the scan's own lattice, on the whole scan; None where it lies on another one or beyond it.
+
+    Voxels outside the scan may only be background.
+    """
+    step = np.abs(mask.grid.affine[:3, :3] - scan.affine[:3, :3]) * max(mask.grid.shape)
+    start = scan.index(mask.grid.world((0, 0, 0)))
+    first = np.rint(start).astype(int)
+    if step.max() > LATTICE_TOLERANCE * min(scan.spacing_mm) or np.abs(start - first).max() > LATTICE_TOLERANCE:
+        return None
+    own, whole = [], []
+    for begin, size, room in zip(first.tolist(), mask.grid.shape, scan.shape, strict=True):
+        low, high = max(0, begin), min(room, begin + size)
+        if low >= high:
+            return None
+        whole.append(slice(low, high))
+        own.append(slice(low - begin, high - begin))
+    inside = mask.labels[tuple(own)]
+    if np.count_nonzero(inside) != np.count_nonzero(mask.labels):
+        return None
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[tuple(whole)] = inside
+    return Mask(labels, scan, mask.names)
+
+
+def place_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
+    """`fit_mask` for masks of other programs: a crop of the scan's own lattice is pasted onto the whole scan.
+
+    Raises:
+        ReadError: IN-MSK-069; the message names both grids.
+    """
+    if mask.grid.is_same_space(grid):
+        return Mask(mask.labels, grid, mask.names)
+    whole = pasted(mask, grid)
+    if whole is not None:
+        return whole
+    raise ReadError(
+        f"{what} does not lie on its scan: {_difference(mask.grid, grid)}; the mask is {_where(mask.grid)}, the scan "
+        f"{_where(grid)}; redraw or resample it onto the scan",
+        code=CODE,
+        path=path,
+    )
+
+
+def _where(grid: Grid) -> str:
+    return f"{grid} from {np.round(grid.world((0, 0, 0)), 2).tolist()} mm"
+
+
 def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:
     """The mask on exactly `grid`, when it lies there within tolerance; otherwise a refusal that says how it is off.
 

@@ -41,6 +41,7 @@ class ScanRef:
         path: file, DICOM folder or zip, for `read_volume`.
         lungs: lung mask that came with it, or None.
         infiltrate: infiltrate mask that came with it, or None.
+        lobes: lobe mask that came with it, or None. Masks may be folders with one file per structure.
         patient: patient id as the manifest gives it (groups scans of one person), or None.
         date: date or day as the manifest gives it, or None.
         source: hospital, data set or scanner as the manifest gives it, or None.
@@ -54,6 +55,7 @@ class ScanRef:
     path: Path
     lungs: Path | None = None
     infiltrate: Path | None = None
+    lobes: Path | None = None
     patient: str | None = None
     date: str | None = None
     source: str | None = None

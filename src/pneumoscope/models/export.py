@@ -1,8 +1,8 @@
-"""Networks for other programs: ONNX, and a MONAI bundle. Nothing is sent or fetched.
+"""Networks for other programs, none of which needs pneumoscope to run: ONNX, TorchScript, a MONAI bundle.
 
-ONNX files are traced at one size of the picture (any number of pictures at a time), because several of the networks pad
-inside. The `onnx` package must be there; with a runtime beside it the file is checked against the network before it is
-kept.
+Nothing is sent or fetched. Graphs are traced at one size of the picture (any number of pictures at a time), because
+several of the networks pad inside. The `onnx` package must be there; with a runtime beside it the file is checked
+against the network before it is kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pneumoscope.errors import InputError, ModelError, RunError
-from pneumoscope.io.files import atomic_path, prepare_folder, sha256, write_bytes, write_json, write_text
+from pneumoscope.io.files import prepare_folder, sha256, write_bytes, write_json, write_text
 from pneumoscope.models.cards import CARD_FILE, find_model, write_card
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-ONNX_FILE = "model.onnx"
+ONNX_FILE, SCRIPT_FILE = "model.onnx", "model.ts"
 IMAGE, LOGITS = "image", "logits"
 """Names of the graph's input (n, c, *size) and output (n, o, *size), float32."""
 
@@ -34,7 +34,7 @@ OPSET = 18
 TOLERANCE = 1e-3
 """Largest difference of logits between the network and its export that is let pass; see `check_onnx`."""
 
-Format = Literal["onnx", "monai"]
+Format = Literal["onnx", "torchscript", "bundle"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,27 @@ def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
     return buffer.getvalue()
 
 
+def to_torchscript(model: nn.Module, size: Sequence[int]) -> bytes:
+    """A network as TorchScript of float32 tensors, traced at `size` and compared on two random pictures.
+
+    Raises:
+        RunError: the traced network computes something else.
+    """
+    import torch
+
+    plain = deepcopy(model).to("cpu", torch.float32).eval()
+    images = torch.rand(2, _channels(model), *size, generator=torch.Generator().manual_seed(0))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer is announced to go, and warns of every shape it reads
+        traced = torch.jit.trace(plain, torch.zeros(1, _channels(model), *size), check_trace=False)
+        torch.jit.save(traced, buffer)
+        difference = float((traced(images) - plain(images)).abs().max())
+    if not difference <= TOLERANCE:
+        raise RunError(f"the traced network differs by {difference:.3g} in its logits; nothing was written")
+    return buffer.getvalue()
+
+
 def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str | None, float | None]:
     """Which runtime computed the same from the graph, and the largest difference of two random pictures' logits.
 
@@ -125,9 +146,9 @@ def export_model(
 ) -> Exported:
     """Write a model folder for other programs.
 
-    ``onnx``: `model.onnx` with the card beside it. ``monai``: a bundle of `configs/metadata.json`,
-    `configs/inference.json`, `models/model.pt` (a plain state dict) and `docs/README.md`; its network is built by
-    pneumoscope's own class.
+    ``onnx``: `model.onnx` with the card beside it; ``torchscript``: `model.ts` likewise. ``bundle``: a MONAI bundle of
+    `configs/metadata.json`, `configs/inference.json`, `models/model.ts` and `docs/README.md`; of a network on volumes
+    it takes a scan to a mask, of others it holds network and inferer.
 
     Args:
         name_or_dir: a shipped model's name or a model folder.
@@ -143,20 +164,21 @@ def export_model(
     """
     from pneumoscope.models.weights import load_model
 
-    if to not in ("onnx", "monai"):
-        raise InputError(f"unknown format {to!r}; known are onnx, monai")
+    if to not in get_args(Format):
+        raise InputError(f"unknown format {to!r}; known are {', '.join(get_args(Format))}")
     source = find_model(name_or_dir)
     model, card = load_model(source)
     picture = _size(model, card, size, source)
-    if to == "onnx":
-        graph = to_onnx(model, picture)
-        checked, difference = check_onnx(model, graph, picture)
-        folder = prepare_folder(out, marker=ONNX_FILE, overwrite=overwrite)
-        write_bytes(folder / ONNX_FILE, graph)
-        facts = {"format": "onnx", "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture)}
-        sums = {"file": ONNX_FILE, "bytes": len(graph), "sha256": sha256(folder / ONNX_FILE)}
+    if to != "bundle":
+        graph = to_onnx(model, picture) if to == "onnx" else to_torchscript(model, picture)
+        checked, difference = check_onnx(model, graph, picture) if to == "onnx" else ("torch", None)
+        file = ONNX_FILE if to == "onnx" else SCRIPT_FILE
+        folder = prepare_folder(out, marker=file, overwrite=overwrite)
+        write_bytes(folder / file, graph)
+        facts = {"format": to, "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture)}
+        sums = {"file": file, "bytes": len(graph), "sha256": sha256(folder / file)}
         write_card(folder, {**card, "weights": sums, "export": facts})
-        return Exported(folder, (CARD_FILE, ONNX_FILE), picture, checked, difference)
+        return Exported(folder, (CARD_FILE, file), picture, checked, difference)
     folder = prepare_folder(out, marker="configs/metadata.json", overwrite=overwrite)
     return Exported(folder, _write_bundle(folder, model, card, picture), picture, None, None)
 
@@ -226,38 +248,56 @@ def openvino_core() -> Any:
 
 def _write_bundle(folder: Path, model: nn.Module, card: dict[str, Any], size: tuple[int, ...]) -> tuple[str, ...]:
     """The files of a MONAI bundle; what is written last is what marks it as whole."""
-    import torch
-
-    kind, config = type(model), model.config
-    architecture = {k: v for k, v in card["architecture"].items() if k != "name"}
-    network = {
-        "_target_": f"{kind.__module__}.{kind.__qualname__}",
-        "config": {"_target_": f"{type(config).__module__}.{type(config).__qualname__}", **architecture},
-    }
+    fields = card.get("preprocessing") or {}
+    gaussian = fields.get("blend", "mean") == "gaussian"
     inference = {
         "imports": ["$import torch"],
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": network,
-        "network": "$@network_def.to(@device)",
-        "checkpoint": "$@bundle_root + '/models/model.pt'",
+        "network": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device).eval()",
         "inferer": {
             "_target_": "SlidingWindowInferer",
             "roi_size": list(size),
-            "overlap": 0.5 if len(size) == 3 else 0,
-            "mode": "constant",
+            "overlap": list(fields.get("overlap", [0.5] * 3)) if len(size) == 3 else 0,
+            "mode": "gaussian" if gaussian else "constant",
         },
-        "run": [
-            "$@network.load_state_dict(torch.load(@checkpoint, map_location=@device, weights_only=True))",
-            "$@network.eval()",
-        ],
+        **(_scan_to_mask(fields) if fields.get("kind") == "hu_volume" and not fields.get("grey_levels") else {}),
     }
-    with atomic_path(folder / "models" / "model.pt") as temporary:
-        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary)
+    write_bytes(folder / "models" / SCRIPT_FILE, to_torchscript(model, size))
     write_json(folder / "configs" / "inference.json", inference)
     write_text(folder / "docs" / "README.md", _readme(card))
     write_json(folder / "configs" / "metadata.json", _metadata(card, model.config, size))
-    return "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"
+    return "configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.ts"
+
+
+def _scan_to_mask(fields: dict[str, Any]) -> dict[str, Any]:
+    """What takes a scan in Hounsfield units to a mask on its grid, for a network on volumes (S, P, L)."""
+    low, high = fields["window_hu"]
+    spacing = fields.get("spacing_mm")
+    before: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": "image"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "SPL"},
+        {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": low, "a_max": high, "b_min": 0, "b_max": 1,
+         "clip": True},
+        *([{"_target_": "Spacingd", "keys": "image", "pixdim": spacing[::-1], "mode": "bilinear"}] if spacing else []),
+        *([{"_target_": "NormalizeIntensityd", "keys": "image"}] if fields.get("normalise") == "zscore" else []),
+    ]  # fmt: skip
+    after = [
+        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image",
+         "nearest_interp": False, "to_tensor": True},
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", "separate_folder": False},
+    ]  # fmt: skip
+    step = "{'image': x['image'], 'pred': @inferer(x['image'][None].to(@device), @network)[0].detach().cpu()}"
+    return {
+        "image": "scan.nii.gz",
+        "output_dir": "out",
+        "preprocessing": {"_target_": "Compose", "transforms": before},
+        "postprocessing": {"_target_": "Compose", "transforms": after},
+        "run": [f"$[@postprocessing({step}) for x in [@preprocessing({{'image': @image}})]]"],
+    }
 
 
 def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[str, Any]:
@@ -278,7 +318,9 @@ def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[
         "monai_version": version("monai"),
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
-        "required_packages_version": {"pneumoscope": version("pneumoscope")},
+        "changelog": {str(card.get("version", "1")): "exported by pneumoscope"},
+        "required_packages_version": {},
+        "authors": "see the card",
         "task": str(card.get("task", "")),
         "description": str(card.get("title") or card.get("task") or ""),
         "intended_use": "Research only; not a medical device.",
@@ -301,8 +343,9 @@ def _readme(card: dict[str, Any]) -> str:
     lines = [
         f"# {card.get('title') or card.get('task') or 'A pneumoscope model'}",
         "",
-        "Exported by pneumoscope, whose package builds the network. The input is what the card in",
-        "`configs/metadata.json` says under `preprocessing`; the output are logits.",
+        "Exported by pneumoscope, which is not needed to run it. The input of `models/model.ts` is what the card in",
+        "`configs/metadata.json` says under `preprocessing`; the output are logits. Where `configs/inference.json` has",
+        "`run`: python -m monai.bundle run --config_file configs/inference.json --bundle_root . --image scan.nii.gz",
         "",
         f"Licence: {_licence(card) or 'not stated'}",
         "",

@@ -134,7 +134,8 @@ class Split(Settings):
 
     Attributes:
         by: ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
-            ``patient`` keeps patients whole and draws no balance.
+            ``patient`` keeps patients whole and draws no balance; ``none`` tests on every patient, for stages that are
+            trained elsewhere.
         train_slices: drawn for training (by patient: only its ratio to `validation_slices` counts).
         validation_slices: drawn for validation.
         shortage: a set with too few slices is refused (``error``) or drawn in proportion.
@@ -145,7 +146,7 @@ class Split(Settings):
         judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
     """
 
-    by: str = setting(choices=("slice", "patient"))
+    by: str = setting(choices=("slice", "patient", "none"))
     train_slices: int = setting("slices", low=2)
     validation_slices: int = setting("slices", low=2)
     shortage: str = setting(choices=("error", "proportional"))

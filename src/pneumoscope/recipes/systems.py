@@ -1,7 +1,8 @@
 """The systems that a stage of a transfer study can be made by: slices, slices with neighbours, volumes, a threshold.
 
 A stage names its system (`Stage.system`): ``slices``, ``slices-2.5d``, ``threshold``, a recipe on volumes such as
-``mueller-2021``, or ``MODULE:CLASS``, a learner of the user's own. Of a recipe on volumes the preparation, network,
+``mueller-2021``, ``external:MODEL`` or ``predictions:DIR`` for what is trained elsewhere, or ``MODULE:CLASS``, a
+learner of the user's own. Of a recipe on volumes the preparation, network,
 augmentation, phases and training are taken; data, folds and scoring are the transfer study's. They stand in the
 experiment as a `VolumeSystem`, so that `study show` lists every number,
 `--set systems.mueller-2021.phases.fit.max_epochs=5` changes it, and a resumed study is compared with it.
@@ -46,6 +47,16 @@ ON_SLICES = (SLICES, NEIGHBOURS)
 def is_own_learner(system: str) -> bool:
     """Whether a system is ``MODULE:CLASS``: a learner of the user's own, imported when its stage is made."""
     return ":" in system
+
+
+EXTERNAL, PREDICTIONS = "external", "predictions"
+"""Stages that are trained elsewhere: ``external:MODEL`` and ``predictions:DIR``."""
+
+
+def split_external(system: str) -> tuple[str, str]:
+    """Kind and path of a system that is trained elsewhere; two empty texts for any other."""
+    kind, _, path = system.partition(":")
+    return (kind, path) if kind in (EXTERNAL, PREDICTIONS) and path else ("", "")
 
 
 SIMPLE = frozenset({"plain", "joint"})
@@ -177,7 +188,10 @@ def _require_possible(experiment: Experiment, stage: Stage) -> None:
     system, here = stage.system, f"stage {stage.name}"
     if system not in OWN_SYSTEMS and system not in VOLUME_RECIPES and not is_own_learner(system):
         known = ", ".join((*OWN_SYSTEMS, *VOLUME_RECIPES))
-        raise InputError(f"{here}: unknown system {system!r}; known are {known}, and MODULE:CLASS of your own")
+        raise InputError(
+            f"{here}: unknown system {system!r}; known are {known}, external:MODEL, predictions:DIR, and MODULE:CLASS "
+            "of your own"
+        )
     before = experiment.stage(stage.start).system if stage.start else system
     if before != system:
         raise InputError(
@@ -186,6 +200,8 @@ def _require_possible(experiment: Experiment, stage: Stage) -> None:
         )
     if system == SLICES:
         return
+    if split_external(system)[0] and stage.start is not None:
+        raise InputError(f"{here}: system {system} is trained elsewhere and starts from no stage; leave start out")
     if experiment.split.by == "slice":
         raise InputError(
             f"{here}: system {system} sees several slices of a scan at once, and split.by=slice puts slices of one "

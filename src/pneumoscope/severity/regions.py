@@ -74,7 +74,7 @@ def lobe_lookup(lobes: Mask) -> NDArray[np.uint8]:
         InputError: no label is a lobe, or two labels are the same one.
     """
     unnamed = all(name == f"label {label}" for label, name in lobes.names.items())
-    meaning = {label: _lobe_of(name) for label, name in lobes.names.items()}
+    meaning = {label: lobe_of(name) for label, name in lobes.names.items()}
     if unnamed:
         known = TOTALSEGMENTATOR_ORDER if set(lobes.names) & set(TOTALSEGMENTATOR_ORDER) else LUNGMASK_ORDER
         meaning = {label: known.get(label) for label in lobes.names}
@@ -89,7 +89,8 @@ def lobe_lookup(lobes: Mask) -> NDArray[np.uint8]:
     return lookup
 
 
-def _lobe_of(name: str) -> str | None:
+def lobe_of(name: str) -> str | None:
+    """Which of `LOBES` a name is by its words, or None."""
     words = set(name.lower().replace("_", " ").replace("-", " ").split())
     side = [s for s in ("right", "left") if s in words]
     level = [v for v in ("upper", "middle", "lower") if v in words]

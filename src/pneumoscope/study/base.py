@@ -40,6 +40,7 @@ class StudyOptions:
         jobs: processes for stages that do not wait for each other; fewer where memory does not hold them.
         lungs: dataset name or number -> folder of lung masks made elsewhere, for sets without their own.
         accept_if_forgetting_below: refuse retrained models that lost as much F1 on an earlier set, or more.
+        trust: read models of other programs whose format can run code.
         progress: called about every part.
     """
 
@@ -51,6 +52,7 @@ class StudyOptions:
     jobs: int = 1
     lungs: Mapping[str, str | Path] = field(default_factory=dict)
     accept_if_forgetting_below: float | None = None
+    trust: bool = False
     progress: Progress = silent
 
 

@@ -285,7 +285,8 @@ def build_set(
     scans = {c.case: _in_hounsfield_units(c, site) for c in cases if isinstance(c, Case)}
     leaks = tuple(leaking(split["part"], split["patient"]))
     study_set = StudySet(site, slices, split, leaks, name, supplied, scans, lungs_for)
-    if not (slices.target[study_set.rows("train")] > 0).any():
+    learns = experiment.split.by != "none"
+    if learns and not (slices.target[study_set.rows("train")] > 0).any():
         raise InputError(
             f"set {site.number} ({name}) has no infiltrate in its {len(study_set.rows('train'))} training slices; "
             "there is nothing to learn from it: check its masks, or split with another split.seed"
@@ -378,6 +379,8 @@ def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()
     Patients that are `unfit` to be judged by train only; by slice they are treated like any other.
     """
     rows = table[table["has_lung"].astype(bool)]
+    if split.by == "none":
+        return rows[["case", "slice", "patient"]].assign(part="test").reset_index(drop=True)
     if split.by == "slice":
         shortage = cast(Shortage, split.shortage)
         sizes = (split.train_slices, split.validation_slices, split.seed)

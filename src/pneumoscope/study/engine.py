@@ -17,6 +17,33 @@ STUDIES: Mapping[str, type[Study]] = {"slices": SliceStudy, "volumes": VolumeStu
 """What runs an experiment, by its `kind`."""
 
 
+def score_study(
+    out: str | Path,
+    *,
+    data: Mapping[str, str | Path],
+    models: Mapping[str, str | Path] | None = None,
+    predictions: Mapping[str, str | Path] | None = None,
+    **options: Any,
+) -> StudyResult:
+    """A transfer matrix of models as they are, without training: `matrix.csv` and the report of a study.
+
+    Args:
+        out: the study folder.
+        data: name of a set -> folder; see `learners.external.score_experiment`.
+        models: name of a row -> what `segment` takes as model.
+        predictions: name of a row -> folder with a mask per case.
+        options: other fields of `StudyOptions`.
+
+    Raises:
+        InputError: nothing to score, a set or a mask is not there, or a model is refused.
+    """
+    from pneumoscope.study.learners.external import score_experiment
+
+    named = [{name: str(value) for name, value in (given or {}).items()} for given in (data, models, predictions)]
+    roots = {str(number): root for number, root in enumerate(data.values(), start=1)}
+    return run_study(score_experiment(*named), out, data=roots, **options)
+
+
 @locks("out")
 def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
     """Run an experiment or a recipe into a study folder.

@@ -84,8 +84,9 @@ class SliceStudy(Study):
     def maker(self) -> StageMaker:
         """Makes the stages, and knows those made."""
         return StageMaker(
-            self.experiment, self.sets, self.folder, device=self.device, resume=self.resume, progress=self.progress
-        )
+            self.experiment, self.sets, self.folder, device=self.device, resume=self.resume, progress=self.progress,
+            trust=self.options.trust,
+        )  # fmt: skip
 
     def make(self) -> None:
         """Train all stages, then let each predict every validation and test slice; scores need no network after."""

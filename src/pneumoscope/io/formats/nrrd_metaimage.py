@@ -169,7 +169,7 @@ def read_nrrd(path: str | Path, *, sparse: bool = False, scan: Grid | None = Non
             shape=_sizes(fields.get("sizes", ""), fields.get("dimension", ""), place),
             dtype=_dtype(NRRD_DTYPES.get(fields.get("type", "").lower()), fields.get("endian", ""), place),
             affine=_nrrd_affine(fields, place),
-            labels=parse_labels(fields.get(f"={LABELS_KEY}", "")),
+            labels=parse_labels(fields.get(f"={LABELS_KEY}", "")) or _segments(fields, place),
             sparse=sparse,
             scan=scan,
         )
@@ -268,6 +268,16 @@ def _nrrd_fields(stream: BinaryIO, place: Place) -> dict[str, str]:
         if mark:
             fields[key.strip().lower()] = value.strip()
     raise place.error(51, "is cut off inside the header; fetch it again")
+
+
+def _segments(fields: Mapping[str, str], place: Place) -> dict[int, str] | None:
+    """Names of 3D Slicer's segmentations (.seg.nrrd) by their labels; None for other files."""
+    numbers = [key[8:-5] for key in fields if re.fullmatch(r"=Segment\d+_Name", key)]
+    try:
+        names = {int(fields.get(f"=Segment{n}_LabelValue", int(n) + 1)): fields[f"=Segment{n}_Name"] for n in numbers}
+    except ValueError:
+        raise place.error(54, "has segments whose label is no number; save the segmentation again") from None
+    return {label: name for label, name in names.items() if 0 < label < 256} or None
 
 
 def _meta_fields(stream: BinaryIO, place: Place) -> dict[str, str]:

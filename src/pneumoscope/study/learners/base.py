@@ -75,6 +75,7 @@ class StudyContext:
         resume: take finished stages, and resume the one that was stopped.
         progress: called about every training.
         models: the stages made so far, by name.
+        trust: read models of other programs whose format can run code.
     """
 
     experiment: Experiment
@@ -84,6 +85,7 @@ class StudyContext:
     resume: bool = False
     progress: Progress = silent
     models: dict[str, Predictor] = field(default_factory=dict)
+    trust: bool = False
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage lies."""

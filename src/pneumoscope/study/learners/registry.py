@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD, is_own_learner
+from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD, is_own_learner, split_external
 from pneumoscope.study.folder import Meter, note_cost
 from pneumoscope.study.learners.base import Learner, Predictor, StudyContext
 from pneumoscope.study.learners.strategies import SliceLearner
@@ -24,6 +24,10 @@ def learner_class(system: str) -> type[Learner]:
     Raises:
         InputError: ``MODULE:CLASS`` names no learner that can be imported.
     """
+    if split_external(system)[0]:
+        from pneumoscope.study.learners.external import ExternalLearner
+
+        return ExternalLearner
     if not is_own_learner(system):
         return LEARNERS.get(system, VolumeLearner)
     module, _, name = system.partition(":")

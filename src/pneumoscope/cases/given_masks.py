@@ -1,0 +1,267 @@
+"""Masks made elsewhere for many scans: a file, a folder or a pattern matched by case name, of any usual program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from pneumoscope.datasets.formats.label_names import SYNONYMS, plain
+from pneumoscope.errors import Finding, InputError, ReadError
+from pneumoscope.io.kinds import IMAGE_SUFFIXES, suffix_of
+from pneumoscope.io.masks import CODE, in_house_order, place_mask
+from pneumoscope.severity.regions import LUNGMASK_ORDER, TOTALSEGMENTATOR_ORDER, lobe_of, with_house_labels
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.io.scan_ref import ScanRef
+
+Part = Literal["lungs", "lobes", "infiltrate"]
+SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".dcm")
+ENDINGS = ("", "_{part}", "-{part}", "_lung", "_mask", "_seg", "-mask", "-seg", "_segmentation")
+"""What may stand between a case's name and the suffix of its mask."""
+
+INSIDE = re.compile(r"lung_(upper|middle|lower)_lobe_(right|left)|lung_(right|left)|lung")
+NODULES = "lung_nodules"
+_LUNGS = ("right lung", "left lung", "lung")
+_KINDS = {"ground-glass": 1, "infiltrate": 1, "consolidation": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class GivenMasks:
+    """Masks on the scan's grid; None where there is none.
+
+    Attributes:
+        lungs: 1 = right, 2 = left, or labels of its own names.
+        infiltrate: 1 = ground-glass, 2 = consolidation, or 1 = infiltrate.
+        lobes: five lobes.
+        findings: what was done to lay them on the scan.
+    """
+
+    lungs: Mask | None
+    infiltrate: Mask | None
+    lobes: Mask | None
+    findings: tuple[Finding, ...]
+
+
+def with_masks(scans: Sequence[ScanRef], options: object) -> list[ScanRef]:
+    """The scans with the masks that the options `lungs`, `lobes` and `infiltrate` name; a manifest's own go first.
+
+    Raises:
+        InputError: a case without a mask, or one file for several scans.
+    """
+    scans = list(scans)
+    for part in get_args(Part):
+        source = getattr(options, part, None)
+        if source is not None:
+            find = _Finder(str(source), part, len(scans))
+            scans = [s if getattr(s, part) else replace(s, **{part: find(s)}) for s in scans]  # type: ignore[arg-type]
+    return scans
+
+
+class _Finder:
+    """Where the mask of a case lies in a file, a folder or a pattern (``{case}``, or ``*`` for the case's name)."""
+
+    def __init__(self, source: str, part: Part, scans: int) -> None:
+        self.source, self.part = source, part
+        self.is_pattern = "{case}" in source or "*" in source
+        path = Path(source)
+        if not self.is_pattern and not path.exists():
+            raise InputError(f"--{part}: no such file or folder; give a mask, a folder or a pattern", path=source)
+        self.single = not self.is_pattern and (path.is_file() or _is_structures(path, part))
+        if self.single and scans > 1:
+            raise InputError(
+                f"--{part} is one mask, but there are {scans} scans; give a folder with a mask per case, or a pattern "
+                "such as masks/{case}.nii.gz",
+                path=source,
+            )
+        self._by_series: dict[str, Path] | None = None
+
+    def __call__(self, scan: ScanRef) -> Path:
+        if self.single:
+            return Path(self.source)
+        tried = [scan.case, re.sub(r"_0000$", "", scan.case)]
+        found = next((path for name in tried for path in self._candidates(name) if path.exists()), None)
+        found = found or self._of_series(scan)
+        if found is None:
+            raise InputError(
+                f"--{self.part}: there is no mask of {scan.case}; looked for {self._said(scan.case)}", path=self.source
+            )
+        return found
+
+    def _candidates(self, case: str) -> Iterator[Path]:
+        if self.is_pattern:
+            yield Path(
+                self.source.replace("{case}", case) if "{case}" in self.source else self.source.replace("*", case)
+            )
+            return
+        root = Path(self.source)
+        for ending in ENDINGS:
+            for suffix in SUFFIXES:
+                yield root / f"{case}{ending.format(part=self.part)}{suffix}"
+        if _is_structures(root / case, self.part):
+            yield root / case
+        for suffix in SUFFIXES:
+            yield root / case / f"{self.part}{suffix}"
+
+    def _of_series(self, scan: ScanRef) -> Path | None:
+        """In a folder, the SEG or RTSTRUCT that refers to the scan's series."""
+        if self.is_pattern or not scan.identity.series_uid:
+            return None
+        if self._by_series is None:
+            from pneumoscope.io.dicom.masks import series_of_mask
+
+            files = sorted(path for path in Path(self.source).rglob("*") if path.is_file())
+            self._by_series = {
+                uid: path for path in files if suffix_of(path) not in IMAGE_SUFFIXES for uid in series_of_mask(path)
+            }
+        return self._by_series.get(scan.identity.series_uid)
+
+    def _said(self, case: str) -> str:
+        if self.is_pattern:
+            return str(next(self._candidates(case)))
+        return f"{case}.nii.gz, {case}_{self.part}.nii.gz, {case}/ with one file per structure, and the like"
+
+
+def _is_structures(folder: Path, part: Part) -> bool:
+    """Whether a folder holds one file per structure, as TotalSegmentator writes them, or is a case folder of ours."""
+    return folder.is_dir() and any(True for _ in _structures(folder, part))
+
+
+def _structures(folder: Path, part: Part) -> Iterator[tuple[str, Path]]:
+    """Name and file of each structure of this part; of infiltrates, nodules only where there is nothing else."""
+    files = {
+        path.name[: -len(suffix_of(path))]: path
+        for path in sorted(folder.iterdir())
+        if suffix_of(path) in IMAGE_SUFFIXES
+    }
+    if part == "infiltrate":
+        known = [n for n in files if n != "infiltrate" and SYNONYMS.get(plain(n)) in _KINDS]
+        names = known or [n for n in (NODULES,) if n in files]
+    else:
+        lobes = [n for n in files if lobe_of(n)]
+        lungs = [n for n in files if INSIDE.fullmatch(n) and not lobe_of(n)]
+        names = lobes if part == "lobes" or lobes else [n for n in lungs if n != "lung"] or lungs
+    yield from ((name, files[name]) for name in names)
+
+
+def mask_of_case(volume: Volume, folder: str | Path) -> Mask:
+    """The infiltrate mask of `volume.case` in a folder or pattern, on the scan's grid.
+
+    Raises:
+        InputError: there is none.
+        ReadError: as `read_given`.
+    """
+    from pneumoscope.io.scan_ref import ScanRef
+
+    path = _Finder(str(folder), "infiltrate", 1)(ScanRef(volume.case, Path(volume.case)))
+    return _read(path, "infiltrate", volume, None, [])
+
+
+def read_given(volume: Volume, scan: ScanRef, threshold: float | None = None) -> GivenMasks:
+    """The masks that came with a scan, on its grid.
+
+    Masks of probabilities are cut at the `threshold`, see `io.read.read_mask_or_probability`; crops of the scan's own
+    lattice are pasted.
+
+    Raises:
+        ReadError: a mask cannot be read, does not lie on its scan, or has no label of its part.
+    """
+    findings: list[Finding] = []
+    read: dict[str, Mask | None] = {}
+    for part in get_args(Part):
+        path = getattr(scan, part)
+        read[part] = None if path is None else _read(Path(path), part, volume, threshold, findings)
+    lungs, infiltrate = read["lungs"], read["infiltrate"]
+    if lungs is not None:
+        lungs = in_house_order(with_house_labels(lungs), LUNG_LABELS, LUNG_LABEL)
+    if infiltrate is not None:
+        infiltrate = in_house_order(infiltrate, INFILTRATE_LABELS, INFILTRATE_LABEL)
+    return GivenMasks(lungs, infiltrate, read["lobes"], tuple(findings))
+
+
+def _read(path: Path, part: Part, volume: Volume, threshold: float | None, findings: list[Finding]) -> Mask:
+    from pneumoscope.io import read_mask
+    from pneumoscope.io.kinds import kind_of
+    from pneumoscope.io.read import read_lungs, read_mask_or_probability
+
+    grid, what = volume.grid, f"the {part.removesuffix('s') if part != 'infiltrate' else part} mask"
+
+    def one(file: Path) -> Mask:
+        if kind_of(file) == "dicom":
+            from pneumoscope.io.dicom.masks import read_dicom_mask
+
+            mask = read_dicom_mask(file, grid)
+        else:
+            read = read_lungs if part == "lungs" else read_mask
+            mask = read_mask_or_probability(file, threshold, read, scan=grid)
+        if not mask.grid.is_same_space(grid):
+            shape = " x ".join(map(str, mask.grid.shape))
+            findings.append(
+                Finding("IN-MSK-072", f"{what} is a crop of {shape} voxels and was laid onto the scan", "info")
+            )
+        return place_mask(mask, grid, what=what, path=file)
+
+    if not path.is_dir():
+        return _selected(one(path), part, path)
+    labels, names = np.zeros(grid.shape, np.uint8), dict[int, str]()
+    for number, (name, file) in enumerate(_structures(path, part), start=1):
+        labels[one(file).any] = number
+        names[number] = name
+    return _selected(Mask(labels, grid, names), part, path)
+
+
+def _selected(mask: Mask, part: Part, path: Path) -> Mask:
+    """The labels of a part, by their names; a mask without names is taken as it is, with the orders of known programs.
+
+    Raises:
+        ReadError: the labels have names, several of them, and none belongs to the part.
+    """
+    names = _names_of(mask, path)
+    if part == "lobes" or names is None:
+        return mask if names is None else Mask(mask.labels, mask.grid, names)
+    if part == "lungs":
+        kept = [n for n, name in names.items() if lobe_of(name) or SYNONYMS.get(plain(name)) in _LUNGS]
+        numbers = {n: n for n in kept}
+        called = {n: names[n] if lobe_of(names[n]) else str(SYNONYMS[plain(names[n])]) for n in kept}
+    else:
+        meanings = {n: str(SYNONYMS.get(plain(name), "infiltrate" if plain(name) == "lung nodules" else ""))
+                    for n, name in names.items()}  # fmt: skip
+        kept = [n for n, meaning in meanings.items() if meaning in _KINDS]
+        apart = all(meanings[n] != "infiltrate" for n in kept)
+        numbers = {n: _KINDS[meanings[n]] if apart else 1 for n in kept}
+        called = dict(INFILTRATE_LABELS if apart else INFILTRATE_LABEL)
+    if not kept:
+        if len(names) == 1:
+            return mask
+        raise ReadError(
+            f"has the labels {', '.join(names.values())}, none of which is known as {part}; rename them or keep one",
+            code=CODE,
+            path=path,
+        )
+    lookup = np.zeros(256, np.uint8)
+    for old, new in numbers.items():
+        lookup[old] = new
+    return Mask(lookup[mask.labels], mask.grid, called)
+
+
+def _names_of(mask: Mask, path: Path) -> Mapping[int, str] | None:
+    """Names of the file itself, of nnU-Net's dataset.json beside it, or the order of lungmask or TotalSegmentator."""
+    if any(name != f"label {label}" for label, name in mask.names.items()):
+        return mask.names
+    beside = path.parent / "dataset.json"
+    if beside.is_file():
+        from pneumoscope.io.files import read_json
+
+        given = read_json(beside).get("labels")
+        if isinstance(given, dict) and all(isinstance(value, int) for value in given.values()):
+            named = {value: str(name) for name, value in given.items() if value}
+            if set(mask.names) <= set(named):
+                return named
+    if set(TOTALSEGMENTATOR_ORDER) <= set(mask.names):
+        return {n: TOTALSEGMENTATOR_ORDER.get(n, f"label {n}") for n in mask.names}
+    return dict(LUNGMASK_ORDER) if set(mask.names) == set(LUNGMASK_ORDER) else None

@@ -1,0 +1,298 @@
+"""MONAI bundles through `monai.bundle`: ``bundle:FOLDER`` or ``bundle:FILE.zip``.
+
+What is used of `configs/inference.json` (or .yaml) is the network, the preprocessing, the inferer and the
+postprocessing without what saves files; the scan goes in as a NIfTI file, as with `monai.bundle run`. Expressions
+(``$...``) are Python and need `--trust`; without it only networks, transforms and inferers of MONAI with plain values
+are built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import re
+import shutil
+import tempfile
+import warnings
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
+from pneumoscope.geometry import reorient_array
+from pneumoscope.inference.external import Access, Network
+from pneumoscope.inference.volumes import to_bytes
+from pneumoscope.models.export import is_installed
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import RAS, Volume
+
+CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
+PARTS = ("preprocessing", "inferer", "postprocessing")
+SAFE_TARGET = re.compile(r"monai\.(networks\.(nets|layers)|transforms|inferers)(\.\w+)*|[A-Z]\w+")
+"""What `_target_` may name without `--trust`; a bare name is looked up in MONAI and checked again."""
+
+FETCHES = re.compile(r"https?://|download|hf_hub|from_pretrained|load_from_mmar|from_ngc", re.IGNORECASE)
+SAVES = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
+MAX_UNPACKED_BYTES = 4 * 2**30
+_REFERENCE = re.compile(r"[@%]([\w:#./-]+)")
+
+
+def files_of(kind: str, path: str) -> list[Path]:
+    """See `external.content_of`."""
+    return [Path(path)]
+
+
+def read(kind: str, path: str, access: Access) -> Bundle:
+    """Open a MONAI bundle; see `external.open_external`."""
+    if not is_installed("monai"):
+        raise InputError("MONAI bundles need the package monai; run `pip install 'pneumoscope[monai]'`")
+    if access.mirror:
+        raise InputError("a bundle shows a scan as its own configuration says; leave --mirror out")
+    place = Path(path)
+    if not place.is_dir() and not zipfile.is_zipfile(place):
+        raise ModelError("is no MONAI bundle; expected its folder, or a zip of it", path=place)
+    return Bundle(place, access)
+
+
+def _unpacked(place: Path, owner: object) -> Path:
+    """The folder with ``configs``; of a zip in a temporary one that is removed with its `owner`."""
+    if place.is_dir():
+        root = place
+    else:
+        root = Path(tempfile.mkdtemp(prefix="pneumoscope-"))
+        weakref.finalize(owner, shutil.rmtree, root, ignore_errors=True)
+        with zipfile.ZipFile(place) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_UNPACKED_BYTES:
+                raise ModelError(f"unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; unpack it yourself", path=place)
+            try:
+                archive.extractall(root)
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as problem:
+                raise ModelError(f"is a damaged zip ({problem}); copy it again", path=place) from problem
+    found = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+    inside = next((p for p in found if any((p / name).is_file() for name in CONFIGS)), None)
+    if inside is None:
+        raise ModelError(f"is no MONAI bundle; expected {CONFIGS[0]} in it", path=place)
+    return inside
+
+
+class Bundle(Network):
+    """A bundle's own parts, run one after the other as its evaluator does."""
+
+    def __init__(self, place: Path, access: Access) -> None:
+        from pneumoscope.training.devices import pick_device
+
+        self.path = place
+        self.engine = f"monai {metadata.version('monai')}"
+        self._device = pick_device(access.device)
+        root = _unpacked(place, self)
+        with _quietly():
+            from monai.bundle import ConfigParser
+
+            parser = ConfigParser()
+            try:
+                parser.read_config(next(root / name for name in CONFIGS if (root / name).is_file()))
+                if (root / "configs" / "metadata.json").is_file():
+                    parser.read_meta(root / "configs" / "metadata.json")
+            except Exception as problem:  # of JSON, YAML or MONAI
+                raise ModelError(f"its configuration cannot be read: {_reason(problem)}", path=place) from problem
+            config: dict[str, Any] = parser.config  # type: ignore[assignment]
+            config |= {"bundle_root": str(root), "device": str(self._device)}
+            self.labels = _labels(config.get("_meta_"))
+            network = next((key for key in ("network_def", "network") if key in config), None)
+            missing = [key for key in ("preprocessing", "inferer") if key not in config]
+            if network is None or missing:
+                what = ", ".join([*missing, *([] if network else ["network_def"])])
+                raise ModelError(f"its inference configuration has no {what}; expected MONAI's usual names", path=place)
+            _drop_savers(config.get("postprocessing"))
+            self._check(config, (network, *(part for part in PARTS if part in config)), access.trust)
+            weights = self._weights(root, config[network])
+            try:
+                self._network = parser.get_parsed_content(network).to(self._device).eval()
+                self._parts = {part: parser.get_parsed_content(part) for part in PARTS if part in config}
+            except Exception as problem:  # whatever a configuration can name
+                raise ModelError(f"cannot be built by {self.engine}: {_reason(problem)}", path=place) from problem
+        if weights is not None:
+            self._load(weights, access.trust)
+
+    def _check(self, config: dict[str, Any], parts: Sequence[str], trust: bool) -> None:
+        """Refuse what fetches, and without trust what runs Python or builds anything but parts of networks."""
+        for text, is_target in _reached(config, parts):
+            if FETCHES.search(text) or text == "pretrained=True":
+                raise ModelError(f"needs the network ({text[:80]}); nothing is fetched here", path=self.path)
+            if trust:
+                continue
+            if text.startswith("$"):
+                raise ModelError(
+                    f"its configuration runs Python ({text[:60]}); give --trust if you trust whoever made it",
+                    path=self.path,
+                )
+            if is_target and not _is_safe(text):
+                raise ModelError(
+                    f"its configuration builds {text[:60]}, which is no network, transform or inferer of MONAI; give "
+                    "--trust if you trust whoever made it",
+                    path=self.path,
+                )
+
+    def _weights(self, root: Path, network: Any) -> Path | None:
+        """The weights that bundles have in `models`; None where the network is a TorchScript file itself."""
+        if isinstance(network, str) and "jit.load" in network and (root / "models" / "model.ts").is_file():
+            return None
+        named = [root / "models" / name for name in ("model.pt", "model.pth", "model.ckpt")]
+        found = next((file for file in named if file.is_file()), None)
+        if found is None:
+            raise ModelError(
+                "has no models/model.pt; download the whole bundle, nothing is fetched here", path=self.path
+            )
+        return found
+
+    def _load(self, weights: Path, trust: bool) -> None:
+        import torch
+
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=not trust)
+        except pickle.UnpicklingError as problem:
+            raise ModelError(
+                "models/model.pt holds pickled Python objects, which run code when they are read; give --trust if you "
+                "trust whoever made them",
+                path=self.path,
+            ) from problem
+        except (RuntimeError, EOFError, ValueError, OSError) as problem:
+            raise ModelError("models/model.pt cannot be read; copy the bundle again", path=self.path) from problem
+        for key in ("model", "state_dict", "network"):
+            state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+        try:
+            self._network.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as problem:
+            raise ModelError(
+                f"models/model.pt does not fit its network: {_reason(problem)}", path=self.path
+            ) from problem
+
+    def predict(
+        self, volume: Volume, probable: Sequence[str], progress: Progress = silent
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """See `Network.predict`."""
+        progress("windows", 0, 1)
+        try:
+            with _quietly(), tempfile.TemporaryDirectory(prefix="pneumoscope-") as folder:
+                found = self._run(volume, Path(folder))
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
+            raise RunError(f"{self.engine} failed: {_reason(problem)}", path=self.path) from problem
+        progress("windows", 1, 1)
+        if found.shape[1:] != volume.native.shape:
+            raise GeometryError(
+                f"gave {list(found.shape[1:])} voxels for a scan of {list(volume.native.shape)}; its postprocessing "
+                "lacks Invertd",
+                path=self.path,
+            )
+        turned = reorient_array(np.moveaxis(found, 0, -1), *volume.native.reorientation(RAS))
+        return self._labelled(np.moveaxis(turned, -1, 0), probable)
+
+    def _run(self, volume: Volume, folder: Path) -> NDArray[np.float32]:
+        """The bundle's prediction (c, i, j, k) in the order of the file."""
+        import torch
+        from monai.data import decollate_batch, list_data_collate
+
+        from pneumoscope.io import write_image
+
+        file = folder / "scan.nii.gz"
+        write_image(volume.hu, volume.native, file)
+        item = self._parts["preprocessing"]({"image": str(file)})
+        batch = list_data_collate([item])
+        with torch.inference_mode():
+            batch["pred"] = self._parts["inferer"](batch["image"].to(self._device), self._network)
+        item = decollate_batch(batch)[0]
+        if "postprocessing" in self._parts:
+            item = self._parts["postprocessing"](item)
+        return np.asarray(item["pred"].float().cpu(), np.float32)
+
+    def _labelled(
+        self, found: NDArray[np.float32], probable: Sequence[str]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """A label map, probabilities of classes, or of one class or several that may lie in each other."""
+        numbers = [value for name in probable for value in self.labels[name]]
+        if len(found) == 1 and np.array_equal(found, np.rint(found)) and found.max() <= 255:
+            return np.ascontiguousarray(found[0].astype(np.uint8)), None
+        if found.min() < -1e-3 or found.max() > 1 + 1e-3:
+            raise RunError("gave logits, expected labels or probabilities; its postprocessing lacks Activationsd",
+                           path=self.path)  # fmt: skip
+        if len(found) > 1 and np.allclose(found.sum(axis=0), 1, atol=1e-2):
+            labels = found.argmax(axis=0).astype(np.uint8)
+            return labels, to_bytes(found[numbers].sum(axis=0)) if numbers else None
+        labels = np.zeros(found.shape[1:], np.uint8)
+        for n, channel in enumerate(found, start=1):
+            labels[channel >= 0.5] = n
+        return labels, to_bytes(found[[n - 1 for n in numbers]].max(axis=0)) if numbers else None
+
+
+def _labels(meta: Any) -> dict[str, tuple[int, ...]]:
+    """Names of the output's channels in the bundle's metadata."""
+    try:
+        given = meta["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {str(name): (int(number),) for number, name in given.items() if int(number)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {"label 1": (1,)}
+
+
+def _drop_savers(post: Any) -> None:
+    """Take transforms that write files out of a configuration."""
+    if isinstance(post, dict) and isinstance(post.get("transforms"), list):
+        post["transforms"] = [
+            t for t in post["transforms"]
+            if not (isinstance(t, dict) and str(t.get("_target_")).rpartition(".")[2] in SAVES)
+        ]  # fmt: skip
+
+
+def _reached(config: Mapping[str, Any], parts: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Every text that building these parts comes across, through references too, and whether it is a ``_target_``."""
+    stack: list[tuple[Any, bool]] = [(config[part], False) for part in parts]
+    seen: set[str] = set()
+    while stack:
+        item, is_target = stack.pop()
+        if isinstance(item, Mapping):
+            stack += [(value, key == "_target_") for key, value in item.items()]
+            if item.get("pretrained") is True:
+                yield "pretrained=True", False
+        elif isinstance(item, (list, tuple)):
+            stack += [(value, False) for value in item]
+        elif isinstance(item, str):
+            yield item, is_target
+            for reference in _REFERENCE.findall(item):
+                name = re.split(r"::|#", reference)[0]
+                if name in config and name not in seen:
+                    seen.add(name)
+                    stack.append((config[name], False))
+
+
+def _is_safe(target: str) -> bool:
+    """Whether a ``_target_`` is a network, transform or inferer of MONAI."""
+    if not SAFE_TARGET.fullmatch(target):
+        return False
+    if "." in target:
+        return True
+    from monai.bundle.config_item import ComponentLocator
+
+    modules = ComponentLocator().get_component_module_name(target) or ""
+    named = [modules] if isinstance(modules, str) else modules
+    return all(SAFE_TARGET.fullmatch(f"{name}.{target}") and "." in name for name in named)
+
+
+def _reason(problem: BaseException) -> str:
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """MONAI's warnings are not for users, and stdout is for results."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

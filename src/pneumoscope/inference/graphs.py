@@ -1,0 +1,372 @@
+"""ONNX and TorchScript files with a TOML beside them that says how a scan is shown to them.
+
+Neither runs Python. `lesion.onnx` has its `lesion.toml`, written by `pneumoscope model describe` or by hand::
+
+    orientation = "SPL"           # where the three axes of the picture run to, first to last
+    spacing_mm = [2.5, 0.8, 0.8]  # along these axes; left out: the scan's own
+    patch = [48, 128, 128]        # voxels of a window along these axes; a first side of 1 for networks on slices
+    overlap = 0.5                 # share of a window that the next one covers again, or one per axis
+    blend = "gaussian"            # or "mean"
+    window_hu = [[-1000, 400]]    # one input channel each, in this order
+    range = [0.0, 1.0]            # what each window is spread over
+    normalise = "unit"            # or "zscore": the window, less the scan's mean, over its deviation
+    channels = "first"            # or "last": where the channels stand in the tensors
+    slices = false                # true: tensors without a depth axis
+    activation = "softmax"        # what makes probabilities of the output; or "sigmoid", "none"
+
+    [labels]                      # one per output channel; with sigmoid the background has none
+    0 = "background"
+    1 = "infiltrate"
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
+from pneumoscope.geometry import require_axis_codes
+from pneumoscope.inference.engines import Engine
+from pneumoscope.inference.external import Access, Network
+from pneumoscope.inference.volumes import VolumeInput, predict_volume
+from pneumoscope.inference.windows3d import WindowPlan, softmax
+from pneumoscope.io.files import write_text
+from pneumoscope.models.export import Exported, is_installed
+from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import Volume
+
+HOUSE = "SPL"
+"""Axes of (d, h, w) in `VolumeInput`: from the feet up, from front to back, from the patient's right to the left."""
+
+_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """How a scan is shown to a network and what its channels mean; the fields are those of the TOML.
+
+    Raises:
+        InputError: a value that cannot be, named with what was expected.
+    """
+
+    patch: tuple[int, ...]
+    labels: Mapping[int, str]
+    window_hu: tuple[tuple[float, float], ...]
+    orientation: str = HOUSE
+    spacing_mm: tuple[float, ...] | None = None
+    overlap: float | Sequence[float] = 0.5
+    blend: Literal["gaussian", "mean"] = "gaussian"
+    range: tuple[float, float] = (0.0, 1.0)
+    normalise: Literal["unit", "zscore"] = "unit"
+    channels: Literal["first", "last"] = "first"
+    slices: bool = False
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    plan: VolumeInput = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        set_as = {
+            "patch": tuple(map(int, self.patch)),
+            "labels": {int(n): str(name) for n, name in dict(self.labels).items()},
+            "window_hu": tuple((float(low), float(high)) for low, high in self.window_hu),
+            "spacing_mm": None if self.spacing_mm is None else tuple(map(float, self.spacing_mm)),
+            "range": tuple(map(float, self.range)),
+            "overlap": tuple(np.broadcast_to(self.overlap, 3).tolist()),
+        }
+        for name, value in set_as.items():
+            object.__setattr__(self, name, value)
+        try:
+            require_axis_codes(self.orientation)
+        except GeometryError as problem:
+            raise InputError(
+                f"orientation is {self.orientation!r}, expected three letters such as SPL or RAS"
+            ) from problem
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, choices))}")
+        sides, spacing = len(self.patch), self.spacing_mm
+        if sides != 3 or (self.slices and self.patch[0] != 1):
+            raise InputError(
+                f"patch is {list(self.patch)}, expected three sides along {self.orientation}, the first 1 for slices"
+            )
+        if spacing is not None and (len(spacing) != 3 or not all(0 < s < math.inf for s in spacing)):
+            raise InputError(f"spacing_mm is {list(spacing)}, expected three positive numbers along {self.orientation}")
+        first = 1 if self.activation == "sigmoid" else 0
+        if sorted(self.labels) != list(range(first, first + len(self.labels))) or len(self.labels) < 2 - first:
+            raise InputError(
+                f"labels are numbered {sorted(self.labels)}, expected one per output channel, counted from {first}"
+            )
+        if not self.window_hu or (self.normalise == "zscore" and len(self.window_hu) > 1):
+            raise InputError(
+                f"window_hu has {len(self.window_hu)} windows, expected one per channel, with zscore only one"
+            )
+        if not self.range[0] < self.range[1]:
+            raise InputError(f"range is {list(self.range)}, expected the lower number first")
+        hull = HuWindow(min(low for low, _ in self.window_hu), max(high for _, high in self.window_hu))
+        patch = self._in_house(self.patch)
+        shares = self._in_house(self.overlap)  # type: ignore[arg-type]
+        overlap = [0.0 if side == 1 else share for side, share in zip(patch, shares, strict=True)]
+        mm = None if spacing is None else self._in_house(spacing)[::-1]
+        windows = WindowPlan(tuple(patch), tuple(overlap), self.blend)  # type: ignore[arg-type]
+        object.__setattr__(self, "plan", VolumeInput(hull, windows, mm, normalise=self.normalise))  # type: ignore[arg-type]
+
+    @property
+    def _order(self) -> list[int]:
+        """For each axis of (d, h, w) the axis of the network's picture that runs along it."""
+        return [next(n for n, c in enumerate(self.orientation) if c in (code, _OPPOSITE[code])) for code in HOUSE]
+
+    def _in_house(self, values: Sequence[Any]) -> list[Any]:
+        return [values[axis] for axis in self._order]
+
+    def shown(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Windows (n, 1, d, h, w) in [0, 1] as the network takes them."""
+        if self.normalise == "unit":
+            low, width = self.plan.window.low_hu, self.plan.window.width_hu
+            if len(self.window_hu) > 1:
+                hu = patches * np.float32(width) + np.float32(low)
+                patches = np.concatenate([HuWindow(*pair).scale(hu) for pair in self.window_hu], axis=1)
+            patches = patches * np.float32(self.range[1] - self.range[0]) + np.float32(self.range[0])
+        turned = self._flipped(patches).transpose(0, 1, *(2 + i for i in np.argsort(self._order)))
+        turned = turned[:, :, 0] if self.slices else turned
+        return np.ascontiguousarray(np.moveaxis(turned, 1, -1) if self.channels == "last" else turned)
+
+    def back(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The network's output as (n, c, d, h, w)."""
+        output = np.moveaxis(output, -1, 1) if self.channels == "last" else output
+        output = output[:, :, None] if self.slices else output
+        return self._flipped(output.transpose(0, 1, *(2 + i for i in self._order)))
+
+    def _flipped(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        flips = tuple(2 + n for n, axis in enumerate(self._order) if self.orientation[axis] != HOUSE[n])
+        return np.flip(array, flips)
+
+    def probabilities(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Class probabilities (n, classes, ...), the background first; see `activation`."""
+        if self.activation == "softmax":
+            return softmax(output)
+        if self.activation == "sigmoid":
+            found = 1 / (1 + np.exp(-output))
+            output = np.concatenate((1 - found.max(axis=1, keepdims=True), found), axis=1)
+        if output.min() < -1e-3 or output.max() > 1 + 1e-3:
+            raise RunError(
+                f"the network gave values up to {output.max():.3g}, expected probabilities; change activation"
+            )
+        return output / np.maximum(output.sum(axis=1, keepdims=True), np.float32(1e-6))
+
+    def as_toml(self) -> str:
+        """The text that `read_description` reads."""
+        lines = [f"{name} = {_toml(value)}" for name, value in asdict(self).items()
+                 if name not in ("labels", "plan") and value is not None]  # fmt: skip
+        names = [f"{number} = {json.dumps(name)}" for number, name in sorted(self.labels.items())]
+        return "\n".join(
+            ["# How pneumoscope shows a scan to the model beside this file.", *lines, "", "[labels]", *names, ""]
+        )
+
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "blend": ("gaussian", "mean"), "normalise": ("unit", "zscore"), "channels": ("first", "last"),
+    "activation": ("softmax", "sigmoid", "none"), "slices": (True, False),
+}  # fmt: skip
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def toml_beside(model: str | Path) -> Path:
+    """Where the description of a file lies."""
+    return Path(model).with_suffix(".toml")
+
+
+def read_description(model: str | Path) -> Description:
+    """The description beside a model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read; the message names what was expected.
+    """
+    path = toml_beside(model)
+    if not path.is_file():
+        raise ModelError(
+            f"there is no {path.name} beside it that says how a scan is shown to it; write it with "
+            f"`pneumoscope model describe {Path(model).name}`",
+            path=model,
+        )
+    try:
+        given = tomllib.loads(path.read_text("utf-8"))
+        known = {item.name for item in fields(Description) if item.init}
+        wrong = sorted(set(given) - known)
+        if wrong:
+            raise InputError(f"has the entries {', '.join(wrong)}; known are {', '.join(sorted(known))}")
+        return Description(**given)
+    except (InputError, TypeError, ValueError, AttributeError, OSError) as problem:
+        raise ModelError(f"cannot be read as a description: {problem}", path=path) from problem
+
+
+def write_description(model: str | Path, description: Description, *, overwrite: bool = False) -> Path:
+    """Write the TOML beside a model, after the model has answered to a window of the right shape.
+
+    Raises:
+        ModelError: the model cannot be read, or its channels are others.
+        InputError: a description is there already.
+    """
+    path = toml_beside(model)
+    if path.exists() and not overwrite:
+        raise InputError("is there already; use --overwrite to write it anew", path=path)
+    kind = "onnx" if Path(model).suffix.lower() == ".onnx" else "torchscript"
+    GraphEngine(kind, Path(model), description, Access())
+    write_text(path, description.as_toml())
+    return path
+
+
+def describe_export(done: Exported) -> Exported:
+    """Write the description of an exported graph of a network on volumes; of others, whose preparation it cannot say,
+    there is none."""
+    from pneumoscope.models.cards import read_card
+
+    card = read_card(done.folder)
+    fields, labels = card.get("preprocessing") or {}, card.get("labels") or {}
+    named = {int(n): str(name) for n, name in (labels.items() if isinstance(labels, dict) else enumerate(labels))}
+    if fields.get("kind") != "hu_volume" or fields.get("grey_levels") or len(named) < 2:
+        return done
+    spacing = fields.get("spacing_mm")
+    said = Description(
+        patch=done.size, labels=named, window_hu=(tuple(fields["window_hu"]),),
+        normalise=fields.get("normalise", "unit"),
+        spacing_mm=None if spacing is None else tuple(spacing[::-1]), blend=fields.get("blend", "mean"),
+        overlap=fields.get("overlap", 0.5),
+    )  # fmt: skip
+    path = toml_beside(done.folder / str(card["weights"]["file"]))
+    write_text(path, said.as_toml())
+    return replace(done, files=tuple(sorted((*done.files, path.name))))
+
+
+def files_of(kind: str, path: str) -> list[Path]:
+    """See `external.content_of`."""
+    return [Path(path), toml_beside(path)]
+
+
+def read(kind: str, path: str, access: Access) -> Graph:
+    """Open an ONNX or TorchScript file; see `external.open_external`."""
+    if not Path(path).is_file():
+        raise ModelError("no such file; expected an ONNX or TorchScript model", path=path)
+    description = read_description(path)
+    return Graph(Path(path), GraphEngine(kind, Path(path), description, access), description, access)
+
+
+class GraphEngine(Engine):
+    """A file as an engine on windows (n, 1, d, h, w): windows and the way back are those of our own networks."""
+
+    def __init__(self, kind: str, path: Path, description: Description, access: Access) -> None:
+        self.path, self.description, self.precision = path, description, "fp32"
+        self.name = "onnxruntime" if kind == "onnx" else "torchscript"
+        self._run = _onnx(path) if kind == "onnx" else _torchscript(path, access.device)
+        self._try()
+
+    @property
+    def out_channels(self) -> int:
+        """Classes with the background."""
+        return len(self.description.labels) + (self.description.activation == "sigmoid")
+
+    def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logarithms of the probabilities; see `Engine.logits`."""
+        found = self.description.probabilities(self.description.back(self._answer(self.description.shown(images))))
+        return np.log(np.maximum(found, np.float32(1e-12)), dtype=np.float32)
+
+    def _answer(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(self._run(images), np.float32)
+        except Exception as problem:  # each runtime has errors of its own
+            reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+            raise ModelError(
+                f"cannot be run on a tensor of {list(images.shape)} ({self.name}: {reason}); correct "
+                f"{toml_beside(self.path).name} (patch, window_hu, channels, slices)",
+                path=self.path,
+            ) from problem
+
+    def _try(self) -> None:
+        """Refuse channels and sizes other than the description's before anything is written."""
+        said = self.description
+        shown = said.shown(np.zeros((1, 1, *said.plan.plan.patch), np.float32))
+        output = self._answer(shown)
+        axes = list(shown.shape)
+        axes[-1 if said.channels == "last" else 1] = len(said.labels)
+        if list(output.shape) != axes:
+            raise ModelError(
+                f"makes {list(output.shape)} of {list(shown.shape)}, expected {axes}: a channel for each of the "
+                f"labels {', '.join(said.labels.values())}; correct {toml_beside(self.path).name}",
+                path=self.path,
+            )
+
+
+def _onnx(path: Path) -> Any:
+    if not is_installed("onnxruntime"):
+        raise InputError("ONNX models need the package onnxruntime; run `pip install 'pneumoscope[fast]'`")
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    onnxruntime.disable_telemetry_events()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime's own classes
+        raise ModelError(f"is no ONNX model: {' '.join(str(problem).split())[:160]}", path=path) from problem
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ModelError(f"takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), expected one", path=path)
+    return lambda images: session.run(None, {inputs[0].name: images})[0]
+
+
+def _torchscript(path: Path, device: str) -> Any:
+    import torch
+
+    from pneumoscope.training.devices import pick_device
+
+    target = pick_device(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            network = torch.jit.load(str(path), map_location=target).eval()
+        except (RuntimeError, ValueError) as problem:
+            raise ModelError("is no TorchScript file; save it with torch.jit.save", path=path) from problem
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            output = network(torch.from_numpy(images).to(target))
+        return np.asarray((output[0] if isinstance(output, (tuple, list)) else output).float().cpu())
+
+    return run
+
+
+class Graph(Network):
+    """A file with its description."""
+
+    def __init__(self, path: Path, engine: GraphEngine, description: Description, access: Access) -> None:
+        self.path, self._engine, self._said = path, engine, description
+        self.engine = engine.label
+        self.mirrored = bool(access.mirror)
+        self.labels = {name: (number,) for number, name in description.labels.items() if number}
+
+    def predict(
+        self, volume: Volume, probable: Sequence[str], progress: Progress = silent
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """See `Network.predict`."""
+        shown = self._said.plan
+        if self.mirrored:
+            shown = replace(shown, plan=replace(shown.plan, mirror=(2,)))
+        numbers = [value for name in probable for value in self.labels[name]]
+        found = predict_volume(volume, [self._engine], shown, probability_of=numbers or None, progress=progress)
+        return found.classes, found.probability

@@ -1,0 +1,147 @@
+"""Stages that nobody trains here: a model as it is, or the masks that one made.
+
+The system of such a stage is ``external:MODEL``, with what `segment --model` takes, or ``predictions:DIR`` with a mask
+per case. `score_study` makes a study of nothing but these: a transfer matrix without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumoscope.datasets.registry import DATASETS
+from pneumoscope.errors import InputError
+from pneumoscope.io.kinds import case_name
+from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, stamp
+from pneumoscope.recipes.papers.transfer_systems import transfer_systems
+from pneumoscope.recipes.schema import Experiment, Site, Stage
+from pneumoscope.recipes.settings import OUR_CHOICE, all_from, revise
+from pneumoscope.recipes.systems import PREDICTIONS, split_external
+from pneumoscope.study.learners.base import Learner, ScanPredictor, ScanSlices, scan_of, start_stage
+from pneumoscope.volume import Volume
+
+if TYPE_CHECKING:
+    from pneumoscope.study.data import StudySet
+
+GIVEN = OUR_CHOICE + "as given in the call"
+
+
+class ExternalLearner(Learner):
+    """Takes models and masks as they are; nothing is trained."""
+
+    def make(self, stage: Stage) -> ExternalStage:
+        """Note in the stage's folder what it is; the model is loaded when the first scan is predicted."""
+        own, content = self.study.stage_folder(stage.name), content_of_system(self.system)
+        wanted = stamp("external stage", revision=1, model=content)
+        kept = self.study.resume and is_done(own, wanted)
+        if not kept:
+            start_stage(own, wanted, {"model": content}, resume=self.study.resume, progress=self.study.progress)
+            mark_done(own, wanted)
+        return ExternalStage(stage.name, own, wanted, not kept, self.system, self.study.trust)
+
+
+def content_of_system(system: str) -> str:
+    """Hex SHA-256 over the model or the masks of a system.
+
+    Raises:
+        InputError: no such folder of masks.
+    """
+    from pneumoscope.inference.external import content_of
+
+    kind, path = split_external(system)
+    if kind != PREDICTIONS:
+        return content_of(path)
+    if not Path(path).is_dir():
+        raise InputError("no such folder of masks; expected one mask per case", path=path)
+    return content_of_files([path])
+
+
+@dataclass(frozen=True, eq=False)
+class ExternalStage(ScanPredictor):
+    """A model, or a folder of masks, as a stage.
+
+    Attributes:
+        system: ``external:MODEL`` or ``predictions:DIR``.
+        trust: as for `inference.external.Access`.
+    """
+
+    system: str
+    trust: bool
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        """The segmenter by device, once it is loaded."""
+        return {}
+
+    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+        """The scan that these slices are of, under the name of its case."""
+        case = str(study_set.slices.table["case"].iloc[int(rows[0])])
+        shown = scan_of(study_set, rows)
+        return replace(shown, volume=replace(shown.volume, case=case))
+
+    def probability(self, volume: Volume, device: str) -> NDArray[Any]:
+        """The model's; 0 and 1 where it gives labels only."""
+        kind, path = split_external(self.system)
+        if kind == PREDICTIONS:
+            from pneumoscope.cases.given_masks import mask_of_case
+
+            return mask_of_case(volume, path).any.astype(np.float32)
+        if device not in self._models:
+            from pneumoscope.inference.segmenter import Segmenter
+
+            self._models[device] = Segmenter(path, device=device, trust=self.trust)
+        found = self._models[device].run(volume)
+        if found.probability is None:
+            return found.infiltrate.any.astype(np.float32)
+        return np.asarray(found.probability, np.float32) / np.float32(255)
+
+
+def score_experiment(data: Mapping[str, str], models: Mapping[str, str], predictions: Mapping[str, str]) -> Experiment:
+    """The study of `score_study`: every model on every patient of every set, in Hounsfield units.
+
+    Args:
+        data: name of a set -> folder. The name is a reader's (`pneumoscope data list`), or ``READER:LABEL`` where
+            several sets have one reader.
+        models: name of a row -> what `segment --model` takes.
+        predictions: name of a row -> folder of masks.
+
+    Raises:
+        InputError: no set, no row, a row twice, or no such reader.
+    """
+    rows = [*((name, f"external:{model}") for name, model in models.items()),
+            *((name, f"{PREDICTIONS}:{folder}") for name, folder in predictions.items())]  # fmt: skip
+    if not data or not rows:
+        raise InputError(
+            "there is nothing to score; give --data SET=ROOT, and --model NAME=MODEL or --predictions NAME=DIR"
+        )
+    twice = [name for name, _ in rows if [n for n, _ in rows].count(name) > 1 or case_name(name) != name]
+    if twice:
+        raise InputError(f"{twice[0]!r} cannot name a row; give each model a name of its own, of letters and digits")
+    sites = []
+    for number, name in enumerate(data, start=1):
+        reader, _, label = name.partition(":")
+        if reader not in DATASETS:
+            raise InputError(f"--data {name}: there is no reader {reader!r}; known are {', '.join(DATASETS)}")
+        sites.append(
+            all_from(GIVEN, Site, number=number, dataset=reader, label=label or reader, cases="*", phantom_site="A",
+                     phantom_patients=3)
+        )  # fmt: skip
+    base = transfer_systems()
+    chain = tuple(all_from(GIVEN, Stage, name=name, site=1, start=None, system=system) for name, system in rows)
+    return replace(
+        base,
+        recipe="score",
+        title="Models as they are, each on every set; nothing is trained",
+        citation="our own",
+        notes=("Nothing is trained: every patient of every set is tested on, and no set is a model's own.",),
+        data=replace(base.data, sites=tuple(sites)),
+        split=revise(base.split, OUR_CHOICE + "nothing is trained", by="none"),
+        lung=replace(revise(base.lung, OUR_CHOICE + "nothing is trained", supply="shipped"), sites=(1,)),
+        stages=replace(base.stages, chain=chain),
+    )

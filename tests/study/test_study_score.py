@@ -1,0 +1,95 @@
+"""A transfer matrix without training: models and masks as they are, on several sets."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from inference.external_models import graph
+from pneumoscope.datasets.phantom.folder import write_phantom
+from pneumoscope.errors import InputError
+from pneumoscope.inference.graphs import Description
+from pneumoscope.study.engine import score_study
+from pneumoscope.study.learners.external import score_experiment
+
+LABELS = {0: "background", 1: "infiltrate"}
+
+
+class Dense(torch.nn.Module):
+    """Infiltrate is what lies between two Hounsfield values, here -700 and 50."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = type("Config", (), {"in_channels": 1, "out_channels": 2})()
+
+    def forward(self, x):
+        found = 40 * (0.27 - (x - 0.48).abs())
+        return torch.cat((-found, found), dim=1)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    root = tmp_path_factory.mktemp("score")
+    for site in "AB":
+        write_phantom(root / site, site, 3, size="tiny")
+        for file in (root / site / "infiltrate").glob("*.nii.gz"):
+            (root / "drawn").mkdir(exist_ok=True)
+            shutil.copy(file, root / "drawn")
+    said = Description(patch=(8, 32, 32), labels=LABELS, window_hu=((-1000.0, 400.0),))
+    graph(root, "torchscript", Dense(), said, "dense")
+    return root
+
+
+@pytest.fixture(scope="module")
+def scored(work):
+    data = {"phantom:first": work / "A", "phantom:second": work / "B"}
+    models = {"dense": f"torchscript:{work / 'dense.pt'}"}
+    return score_study(work / "out", data=data, models=models, predictions={"drawn": work / "drawn"}, device="cpu")
+
+
+def test_the_matrix_has_a_row_per_model_and_set(scored, work):
+    matrix = pd.read_csv(work / "out" / "matrix.csv")
+    assert list(zip(matrix["stage"], matrix["test"], strict=True)) == [
+        ("dense", 1), ("dense", 2), ("drawn", 1), ("drawn", 2)
+    ]  # fmt: skip
+    assert (matrix["n_patients"] == 3).all()  # every patient is tested on
+    drawn = matrix[matrix["stage"] == "drawn"]
+    assert np.allclose(drawn["dice"], 1)
+    assert matrix[matrix["stage"] == "dense"]["dice"].between(0.01, 0.99).all()
+    page = (work / "out" / "report.html").read_text()
+    assert "dense" in page
+    assert "drawn" in page
+    assert "first" in page
+    splits = [pd.read_csv(file) for file in (work / "out" / "splits").glob("*.csv")]
+    assert {part for split in splits for part in split["part"]} == {"test"}
+    systems = [
+        stage["system"] for stage in json.loads((work / "out" / "experiment.json").read_text())["stages"]["chain"]
+    ]
+    assert [system.split(":")[0] for system in systems] == ["external", "predictions"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {}}, "nothing to score"),
+        ({"models": {}, "predictions": {}}, "nothing to score"),
+        ({"data": {"mosmet": "x"}}, "no reader 'mosmet'"),
+        ({"models": {"a/b": "infiltrate"}}, "cannot name a row"),
+        ({"models": {"drawn": "infiltrate"}}, "'drawn' cannot name a row"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_refused(changes, words):
+    given = {"data": {"phantom": "x"}, "models": {}, "predictions": {"drawn": "y"}, **changes}
+    with pytest.raises(InputError, match=words):
+        score_experiment(given["data"], given["models"], given["predictions"])
+
+
+def test_a_set_without_masks_of_a_case_is_refused(work, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there is no mask of"):
+        score_study(
+            tmp_path / "out", data={"phantom": work / "A"}, predictions={"none": tmp_path / "empty"}, device="cpu"
+        )
