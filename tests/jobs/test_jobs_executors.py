@@ -161,7 +161,7 @@ def test_times_memory_and_host_are_known(run):
 
 def test_the_first_failure_of_a_strict_run_is_raised(run):
     with pytest.raises(InputError, match="b: is bad"):
-        run({"a": "1", "b": "bad", "c": "2"}, strict=True)
+        run({"a": "1", "b": "bad", "c": "2"}, needs={"b": ("a",)}, strict=True)
     assert (run.root / "out/a" / DONE_FILE).exists()
 
 
