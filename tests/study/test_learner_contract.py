@@ -148,8 +148,8 @@ class TestLearnerContract:
             assert np.allclose(turned[::-1], p, atol=1e-6)
 
 
-@pytest.mark.enable_socket
-def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch):
+@pytest.mark.parametrize("on", ["local", pytest.param("dask", marks=[pytest.mark.slow, pytest.mark.enable_socket])])
+def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch, on):
     """With the settings of the page, in two processes: matrix and forgetting; a resumed study fits nothing again.
 
     Two Dask workers make the same.
@@ -169,8 +169,9 @@ def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch):
     assert len(made) == 3
     run_study(plan, tmp_path, device="cpu", synthetic=True, resume=True)
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    pytest.importorskip("distributed")
-    with machines("dask", jobs=2):
+    if on == "local":
+        return
+    with machines(on, jobs=2):
         run_study(plan, tmp_path / "dask", device="cpu", synthetic=True)
     for name in ("matrix.csv", "per_case.csv", *(path.relative_to(tmp_path) for path in made)):
         assert (tmp_path / "dask" / name).read_bytes() == (tmp_path / name).read_bytes()

@@ -58,7 +58,7 @@ def check(
         float, typer.Option("--wait", min=1, metavar="SECONDS", help="How long a worker may take to start.")
     ] = 300.0,
 ) -> None:
-    """Do a tiny job on a worker and say what it sees, or what is wrong.
+    """Try a worker and say what it sees, or what is wrong.
 
     The worker must start, see DIR and be able to write there, and have the same pneumoscope; without --on this is
     tried on SLURM.
