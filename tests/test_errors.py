@@ -5,7 +5,7 @@ import pytest
 from pneumoscope import errors
 from pneumoscope.errors import Finding, InputError, PneumoscopeError, ReadError, RunError, printable
 
-INPUT = ["InputError", "ReadError", "GeometryError", "DatasetError", "ModelError"]
+INPUT = ["InputError", "ReadError", "InputTypeError", "GeometryError", "DatasetError", "ModelError"]
 RUN = ["RunError", "NonFiniteLossError", "CheckpointError"]
 
 

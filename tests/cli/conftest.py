@@ -30,7 +30,10 @@ class Ran:
 
 
 @pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """The console in this process, into a pipe: a width that other tests left behind is none of its terminal's."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
     def call(*argv: object) -> Ran:
         capfd.readouterr()
         code = run([str(a) for a in argv])

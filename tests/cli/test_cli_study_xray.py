@@ -16,7 +16,6 @@ NAME = "katsamenis-2020"
     [
         (["run", NAME, "-o", "{out}"], "needs --data kermany=ROOT"),
         (["run", NAME, "-o", "{out}", "--data", "mosmed=x"], "reads kermany, cohen, hannover, nih"),
-        (["run", NAME, "-o", "{out}", "--jobs", "2"], "another kind"),
         (["run", NAME, "-o", "{out}", "--accept-if-forgetting-below", "0.1"], "another kind"),
         (["run", "maganaris-2022b", "-o", "{out}", "--seeds", "2"], "studies of radiographs"),
         (["run", NAME, "-o", "{out}", "--data", "kermany={out}x", "--data", "cohen={out}x"], "no such folder"),

@@ -237,7 +237,7 @@ def test_an_overlay_leaves_cold_places_grey_and_bands_leave_no_seam(rng):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": None}, "names no classes"),
+        ({"classes": None}, "has no classes"),
         ({"classes": ["a", "b", "c"]}, "names 3"),
         ({"input": {}}, "input.recipe"),
         ({"input": {"recipe": {"side": 2}}}, "input.recipe"),

@@ -71,19 +71,25 @@ def say_json(value: Any) -> None:
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under column names, aligned; a terminal wraps long cells to its width, in a pipe a row is a line."""
+    """Rows under column names, aligned; a terminal wraps long cells between words, in a pipe a row is a line.
+
+    Names and numbers stay whole: a table of many columns is wider than a narrow terminal.
+    """
     from rich.console import Console
     from rich.table import Table
 
     cells = [[str(cell) if cell is not None else "" for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    least = []
     for index, name in enumerate(columns):
-        short = all(len(row[index]) <= SHORT for row in cells)
-        table.add_column(name.upper(), no_wrap=short, overflow="fold")
+        column = [name, *(row[index] for row in cells)]
+        short = all(len(cell) <= SHORT for cell in column)
+        least.append(max(len(part) for cell in column for part in ([cell] if short else [*cell.split(), ""])))
+        table.add_column(name.upper(), no_wrap=short, overflow="fold", min_width=least[-1])
     for row in cells:
         table.add_row(*row)
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
-    width = shutil.get_terminal_size().columns if fits else 10**5
+    width = max(shutil.get_terminal_size().columns, sum(least) + 2 * len(least)) if fits else 10**5
     stream = io.StringIO()
     Console(file=stream, width=width, markup=False, emoji=False, highlight=False, color_system=None).print(table)
     for line in stream.getvalue().splitlines():
