@@ -84,12 +84,12 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for index, name in enumerate(columns):
         column = [name, *(row[index] for row in cells)]
         short = all(len(cell) <= SHORT for cell in column)
-        least.append(max(len(part) for cell in column for part in ([cell] if short else [*cell.split(), ""])))
-        table.add_column(name.upper(), no_wrap=short, overflow="fold", min_width=least[-1])
+        least.append(max(len(cell) for cell in column) if short or index == 0 else 0)
+        table.add_column(name.upper(), no_wrap=bool(least[-1]), overflow="fold", min_width=least[-1] or None)
     for row in cells:
         table.add_row(*row)
     fits = sys.stdout.isatty() or "COLUMNS" in os.environ
-    width = max(shutil.get_terminal_size().columns, sum(least) + 2 * len(least)) if fits else 10**5
+    width = max(shutil.get_terminal_size().columns, sum(n or SHORT for n in least) + 2 * len(least)) if fits else 10**5
     stream = io.StringIO()
     Console(file=stream, width=width, markup=False, emoji=False, highlight=False, color_system=None).print(table)
     for line in stream.getvalue().splitlines():
