@@ -31,8 +31,8 @@ SETTING = re.compile(r"--set ([a-z_.0-9]+)=")
 WITHOUT_A_SWITCH = re.compile(r"allow (?:any|gaps)|give a threshold|any_modality|set draw\.shortage")
 
 
-OF_OTHER_PROGRAMS = {"--nv", "--gres", "--test-only", "--me", "--name", "--noheader", "--format"}
-"""What `jobs/dask.py` calls Apptainer and SLURM with."""
+OF_OTHER_PROGRAMS = {"--nv", "--gres", "--test-only", "--me", "--name", "--noheader", "--format", "--image"}
+"""What Apptainer, SLURM and MONAI are called with."""
 
 
 def texts() -> Iterator[tuple[str, str]]:

@@ -114,6 +114,7 @@ def test_shipped_models_can_be_exported(name, tmp_path):
     assert done.checked_with is None or done.difference < export.TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")  # MONAI calls it
 def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     bundle = pytest.importorskip("monai.bundle")
     done = export_model(folder, tmp_path / "out", "bundle")
@@ -136,6 +137,13 @@ def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()
 
 
+def decided(network):
+    """The network with an output far from one half on both sides."""
+    with torch.no_grad():
+        network.head.weight.mul_(40)
+    return network
+
+
 def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path, rng):
     pytest.importorskip("monai.bundle")
     import nibabel as nib
@@ -145,8 +153,8 @@ def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path,
     from pneumoscope.io import read_volume
     from pneumoscope.volume import Mask
 
-    torch.manual_seed(2)
-    network = UNet3D(UNet3DConfig(1, 2, (2, 4)))
+    torch.manual_seed(10)
+    network = decided(UNet3D(UNet3DConfig(1, 2, (2, 4))))
     card = {"task": "infiltrate", "labels": {"0": "background", "1": "infiltrate"}}
     fields = {"kind": "hu_volume", "window_hu": [-1000, 400], "patch": [8, 8, 8], "blend": "gaussian"}
     save_model(tmp_path / "model", network, {**card, "preprocessing": fields})
@@ -176,10 +184,10 @@ def test_an_exported_graph_is_a_model_that_segment_takes(tmp_path, rng):
     from pneumoscope.inference.segmenter import Segmenter
     from pneumoscope.volume import Mask, Volume
 
-    torch.manual_seed(2)
+    torch.manual_seed(10)
     fields = {"kind": "hu_volume", "window_hu": [-1000, 400], "patch": [8, 6, 4], "spacing_mm": [1.1, 1.3, 2.0]}
     card = {"task": "infiltrate", "labels": {"0": "background", "1": "infiltrate"}, "preprocessing": fields}
-    save_model(tmp_path / "model", UNet3D(UNet3DConfig(1, 2, (2, 4))), card)
+    save_model(tmp_path / "model", decided(UNet3D(UNet3DConfig(1, 2, (2, 4)))), card)
     done = describe_export(export_model(tmp_path / "model", tmp_path / "out", "torchscript"))
     assert done.files == ("card.json", "model.toml", "model.ts")
     volume = Volume.from_native(rng.uniform(-1000, 400, (9, 8, 11)), Grid.from_spacing((9, 8, 11), (1.5, 1.0, 2.5)))

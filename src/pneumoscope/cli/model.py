@@ -179,7 +179,9 @@ def describe(
     spacing: Annotated[
         str | None, typer.Option("--spacing", metavar="AxBxC", help="Millimetres along these axes; default the scan's.")
     ] = None,
-    overlap: Annotated[float, typer.Option("--overlap", help="Share of a window that the next one covers.")] = 0.5,
+    overlap: Annotated[
+        float, typer.Option("--overlap", metavar="SHARE", help="Share of a window that the next one covers.")
+    ] = 0.5,
     to_range: Annotated[str, typer.Option("--range", metavar="LOW:HIGH", help="What a window is spread over.")] = "0:1",
     normalise: Annotated[
         str,
