@@ -433,7 +433,7 @@ def test_manifest(tmp_path: Path) -> None:
     )
     told = (("patient", "P1"), ("date", "2020-03-01"), ("source", "site A"))
     assert find_scans(path) == [
-        ScanRef("one", a, b, None, "P1", "2020-03-01", "site A", (*told, ("Notes", "hello"))),
+        ScanRef("one", a, b, None, None, "P1", "2020-03-01", "site A", (*told, ("Notes", "hello"))),
         ScanRef("two_x", b, columns=tuple((name, "") for name in ("patient", "date", "source", "Notes"))),
     ]
 
