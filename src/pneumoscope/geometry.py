@@ -226,19 +226,6 @@ class Grid:
 _BLOCK = 32
 
 
-def reordered(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """A C-contiguous copy of (i, j, k) voxels with turned axes; in blocks, several times faster than NumPy's copy."""
-    out = np.empty(array.shape, array.dtype if dtype is None else dtype)
-    first, _, last = array.shape
-    for i in range(0, first, _BLOCK):
-        for k in range(0, last, _BLOCK):
-            out[i : i + _BLOCK, :, k : k + _BLOCK] = array[i : i + _BLOCK, :, k : k + _BLOCK]
-    return out
-
-
-_BLOCK = 32
-
-
 def contiguous(array: NDArray[Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
     """`array` (i, j, k) in C order as `dtype`: itself where it is so already, else a copy.
 

@@ -15,7 +15,7 @@ import pytest
 
 from pneumoscope.datasets import cached
 from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
-from pneumoscope.datasets.cached import cached_scan, content_of, key_of, remembered_content
+from pneumoscope.datasets.cached import content_of, key_of, remembered_content
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
@@ -392,30 +392,6 @@ def test_lungs_of_a_network_are_cached_under_its_name_only(own, cache, old_files
 
 def load_without_lungs(ref):
     return replace(load_scan(ref), lungs=None)
-
-
-def test_scans_come_back_as_they_were(own, cache, old_files):
-    (case,) = read_manifest_cases(own)
-    plain = case.load()
-    cached_scan(cache, case)
-    again = cached_scan(cache, replace(case, load=fails_to_load(case)))
-    assert cache.counts.hits == 1
-    for name in ("lungs", "infiltrate"):
-        one, two = getattr(plain, name), getattr(again, name)
-        assert one.labels.tobytes() == two.labels.tobytes()
-        assert (one.grid, dict(one.names)) == (two.grid, dict(two.names))
-    assert plain.volume.hu.tobytes() == again.volume.hu.tobytes()
-    assert isinstance(again.volume.hu.base, np.memmap)
-    for name in ("grid", "native", "case", "findings"):
-        assert getattr(plain.volume, name) == getattr(again.volume, name), name
-    assert dict(plain.volume.source) == dict(again.volume.source)
-    assert cached_scan(None, case).volume.case == plain.volume.case
-
-
-def test_scans_with_an_exact_infiltrate_are_loaded_each_time(phantom, cache, old_files):
-    case = read_phantom(phantom)[0]
-    for _ in range(2):
-        assert cached_scan(cache, case).truth is not None
 
 
 def test_keys_tell_kinds_and_order_apart():

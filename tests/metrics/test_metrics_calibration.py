@@ -24,7 +24,6 @@ def test_ece_and_brier_by_hand():
     assert found.confidence == pytest.approx([0.2, 0.8])
     assert found.frequency == pytest.approx([0.5, 2 / 3])
     assert found.ece == pytest.approx((2 * 0.3 + 3 * (0.8 - 2 / 3)) / 5)
-    assert found.largest_gap == pytest.approx(0.3)
     assert found.brier == pytest.approx((0.81 + 0.09 + 0.01 + 0.09 + 0.64) / 5)
     assert found.overconfidence == pytest.approx((2.8 - 3) / 5)
 
@@ -68,7 +67,7 @@ def test_sums_add_over_patients():
 def test_nothing_has_no_calibration():
     none = reliability(np.zeros(0), np.zeros(0, bool))
     assert none.n == 0
-    assert all(math.isnan(v) for v in (none.ece, none.brier, none.largest_gap, none.overconfidence))
+    assert all(math.isnan(v) for v in (none.ece, none.brier, none.overconfidence))
     assert math.isnan(log_loss(np.zeros(0), np.zeros(0, bool)))
 
 

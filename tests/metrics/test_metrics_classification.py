@@ -11,7 +11,6 @@ from pneumoscope.errors import InputError
 from pneumoscope.metrics.classification import (
     bootstrap_scores,
     confusion_matrix,
-    one_against_rest,
     score_confusion,
     score_decisions,
 )
@@ -69,15 +68,6 @@ def test_intervals_draw_patients_not_pictures():
     alone = bootstrap_scores(truth, said, ["p"] * 300, CLASSES)
     assert np.isnan(alone["f1"].low)
     assert alone["f1"].n_patients == 1
-
-
-def test_roc_of_each_class():
-    truth = np.array([0, 0, 1, 1, 2])
-    probability = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.1, 0.1, 0.8]])
-    found = one_against_rest(probability, truth, CLASSES)
-    assert found["normal"].auc == 1.0
-    assert found["bacterial"].auc == pytest.approx((3 + 2) / 6)
-    assert set(one_against_rest(probability[:2], truth[:2], CLASSES)) == set()
 
 
 def test_wrong_calls():

@@ -183,18 +183,10 @@ def segment_case(
     severity = assess_segmentation(volume, found, given.lobes)
     seconds["measure"] = time.perf_counter() - started
     started = time.perf_counter()
-    content = CaseContent(
-        volume=volume,
-        lungs=found.lungs,
-        infiltrate=found.infiltrate,
-        severity=severity,
-        probability=found.probability,
-        entropy=found.entropy,
-        variance=found.variance,
-        computing=computing_of(found),
+    content = replace(
+        _content_of(found, volume, severity),
         truth=given.infiltrate,
         findings=(*scan.findings, *given.findings, *found.findings),
-        cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
     spent: dict[str, float] = {}
     write_case(folder, content, options, spent=spent, progress=progress)
@@ -246,17 +238,13 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
     return replace(severity, states=tuple(name for name in STATES if name in states))
 
 
-def save_segmentation(found: Segmentation, folder: Path) -> Path:
-    """Write a segmentation that knows its scan as a case folder, with the pages."""
-    from pneumoscope.errors import InputError
-
-    if found.scan is None:
-        raise InputError("this segmentation has no scan; save its masks instead")
-    content = CaseContent(
-        volume=found.scan,
+def _content_of(found: Segmentation, volume: Volume, severity: Severity) -> CaseContent:
+    """What a case folder holds of a segmentation."""
+    return CaseContent(
+        volume=volume,
         lungs=found.lungs,
         infiltrate=found.infiltrate,
-        severity=found.severity,
+        severity=severity,
         probability=found.probability,
         entropy=found.entropy,
         variance=found.variance,
@@ -264,6 +252,15 @@ def save_segmentation(found: Segmentation, folder: Path) -> Path:
         findings=found.findings,
         cards=tuple({"name": task, **card} for task, card in sorted(found.cards.items())),
     )
+
+
+def save_segmentation(found: Segmentation, folder: Path) -> Path:
+    """Write a segmentation that knows its scan as a case folder, with the pages."""
+    from pneumoscope.errors import InputError
+
+    if found.scan is None:
+        raise InputError("this segmentation has no scan; save its masks instead")
+    content = _content_of(found, found.scan, found.severity)
     folder.mkdir(parents=True, exist_ok=True)
     write_case(folder, content, SegmentOptions(probability=True))
     return folder

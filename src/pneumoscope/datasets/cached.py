@@ -18,20 +18,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pneumoscope.datasets.cache import ArrayCache, Entry
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan
-from pneumoscope.errors import Finding, InputError
-from pneumoscope.geometry import Grid
+from pneumoscope.datasets.case import Case, CaseFiles
+from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json, sha256, write_text
 from pneumoscope.jobs.stamp import stamp
-from pneumoscope.volume import Mask, Volume
 
 RACY_NS = 2_000_000_000
 """A file younger than this may change again without its stamp showing it."""
@@ -178,66 +174,3 @@ def _recall(memory: Path) -> dict[str, list[Any]]:
         }
     except (InputError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def cached_scan(cache: ArrayCache | None, case: Case) -> LabelledScan:
-    """A case's scan and masks, mapped from disk and read-only where the cache holds them: nothing is inflated again.
-
-    Synthetic scans that know their exact infiltrate are loaded each time.
-    """
-    kept: list[LabelledScan] = []
-
-    def make() -> Entry:
-        scan = case.load()
-        kept.append(scan)
-        return _pack_scan(scan)
-
-    entry = entry_of(cache, case, "scan", {}, make)
-    if entry.facts["has_truth"]:
-        return kept[0] if kept else case.load()
-    return _unpack_scan(entry)
-
-
-def _pack_scan(scan: LabelledScan) -> Entry:
-    if scan.truth is not None:
-        return Entry({}, {"has_truth": True})
-    volume = scan.volume
-    masks = {name: mask for name in ("lungs", "infiltrate") if (mask := getattr(scan, name)) is not None}
-    facts: dict[str, Any] = {
-        "has_truth": False,
-        "case": volume.case,
-        "grid": _pack_grid(volume.grid),
-        "native": _pack_grid(volume.native),
-        "findings": [asdict(finding) for finding in volume.findings],
-        "source": dict(volume.source),
-        "masks": {
-            name: {"grid": _pack_grid(mask.grid), "names": {str(n): text for n, text in mask.names.items()}}
-            for name, mask in masks.items()
-        },
-    }
-    return Entry({"hu": volume.hu, **{name: mask.labels for name, mask in masks.items()}}, facts)
-
-
-def _unpack_scan(entry: Entry) -> LabelledScan:
-    facts = entry.facts
-    masks = {
-        name: Mask(entry.arrays[name], _unpack_grid(of["grid"]), {int(n): text for n, text in of["names"].items()})
-        for name, of in facts["masks"].items()
-    }
-    volume = Volume(
-        entry.arrays["hu"],
-        _unpack_grid(facts["grid"]),
-        _unpack_grid(facts["native"]),
-        facts["case"],
-        tuple(Finding(**finding) for finding in facts["findings"]),
-        facts["source"],
-    )
-    return LabelledScan(volume, masks.get("lungs"), masks.get("infiltrate"))
-
-
-def _pack_grid(grid: Grid) -> dict[str, Any]:
-    return {"shape": list(grid.shape), "affine": grid.affine.tolist()}  # floats come back from JSON as they were
-
-
-def _unpack_grid(stored: dict[str, Any]) -> Grid:
-    return Grid(stored["shape"], np.asarray(stored["affine"]))

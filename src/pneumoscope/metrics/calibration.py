@@ -69,11 +69,6 @@ class Reliability:
         return float(np.abs(self.said - self.true).sum() / self.n) if self.n else math.nan
 
     @property
-    def largest_gap(self) -> float:
-        """Maximum calibration error: the largest gap of any bin (Guo et al. 2017, equation 5). NaN without voxels."""
-        return float(np.nanmax(np.abs(self.confidence - self.frequency))) if self.n else math.nan
-
-    @property
     def brier(self) -> float:
         """Brier score: mean squared gap between probability and truth, in [0, 1]; NaN without voxels."""
         return self.squared / self.n if self.n else math.nan

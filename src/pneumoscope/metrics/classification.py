@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import Roc, roc
 from pneumoscope.metrics.intervals import Interval
 
 IntArray = NDArray[np.integer[Any]]
@@ -151,16 +150,6 @@ def bootstrap_scores(
     for name in names:
         low, high = np.nanpercentile([getattr(d, name) for d in drawn], (tail, 100 - tail))
         found[name] = Interval(getattr(whole, name), float(low), float(high), len(who), len(truth))
-    return found
-
-
-def one_against_rest(probability: NDArray[np.floating[Any]], truth: IntArray, classes: Sequence[str]) -> dict[str, Roc]:
-    """ROC of each class that has pictures and is not alone; probability (n, classes)."""
-    found = {}
-    for i, name in enumerate(classes):
-        marked = np.asarray(truth) == i
-        if marked.any() and not marked.all():
-            found[name] = roc(np.asarray(probability[:, i], np.float64), marked)
     return found
 
 

@@ -162,15 +162,6 @@ class Appearance:
             out[i] = self._equalise(_min_max_8bit(resized))
         return out
 
-    def of_8bit(self, stack: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Equalised slices (n, size, size) of 8-bit slices (n, h, w) that were never equalised."""
-        import cv2
-
-        size = (self.size, self.size)
-        resized = (cv2.resize(plane, size, interpolation=cv2.INTER_CUBIC) for plane in stack)
-        planes = [self._equalise(_min_max_8bit(plane.astype(np.float32))) for plane in resized]
-        return np.stack(planes) if planes else np.empty((0, *size), np.uint8)
-
     def _equalise(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
         import cv2
 

@@ -114,17 +114,6 @@ class Severity(Tabled):
         """Nested plain JSON values."""
         return {**asdict(self), "edges": list(self.edges), "states": list(self.states)}
 
-    def as_row(self) -> dict[str, object]:
-        """Flat columns for a table of cases: ``right_share_percent``, ..., states joined by ``;``."""
-        row: dict[str, object] = {}
-        for side in ("total", "right", "left"):
-            part = getattr(self, side)
-            for name in LungPart.__dataclass_fields__:
-                row[f"{side}_{name}"] = None if part is None else getattr(part, name)
-        for name in ("infiltrate_outside_ml", "slices", "slices_with_lung", "slices_with_infiltrate"):
-            row[name] = getattr(self, name)
-        return {**row, "states": ";".join(self.states)}
-
 
 def measure(
     volume: Volume, lungs: Mask, infiltrate: Mask, *, consolidation_from_hu: float = CONSOLIDATION_FROM_HU
