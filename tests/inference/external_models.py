@@ -46,11 +46,11 @@ def graph(folder: Path, kind: str, network: nn.Module, description: Description,
     return f"{kind}:{file}"
 
 
-def bundle(folder: Path, weights: nn.Module, network: dict, patch=(16, 16, 8), **changes) -> Path:
+def bundle(folder: Path, trained: nn.Module, network: dict, patch=(16, 16, 8), **changes) -> Path:
     """A MONAI bundle without expressions; `changes` are entries of its inference configuration."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    torch.save(weights.state_dict(), folder / "models" / "model.pt")
+    torch.save(trained.state_dict(), folder / "models" / "model.pt")
     pre = [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
