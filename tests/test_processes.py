@@ -108,6 +108,22 @@ def test_the_end_of_a_worker_has_a_reason(codes, words):
     assert death_of([Ended(code) for code in codes]).endswith(words)
 
 
+def test_a_status_that_another_thread_is_still_taking_is_waited_for():
+    class Late(Ended):
+        looks = 0
+
+        @property
+        def exitcode(self):
+            self.looks += 1
+            return None if self.looks < 5 else -9
+
+        @exitcode.setter
+        def exitcode(self, code):
+            pass
+
+    assert "SIGKILL" in death_of([Late(None)])
+
+
 def test_a_limit_on_address_space_is_the_likeliest_reason(monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda kind: (512 << 20, -1))
     assert death_of([Ended(1)]).endswith("most likely for want of address space (512 MiB by ulimit -v)")

@@ -25,6 +25,9 @@ LOOK_SECONDS = 0.5
 GRACE_SECONDS = 60.0
 """How long a worker may take to save what it has when the run is ended: a step of a training on a busy machine."""
 
+REAP_SECONDS = 10.0
+"""How long the status of a process that has ended may be in coming."""
+
 
 def end_with_parent(parent: int | None = None) -> None:
     """End this process soon after its parent has ended, however that ended; called once, early, in a child.
@@ -122,10 +125,18 @@ def _start(start: Callable[..., None], given: tuple[Any, ...]) -> None:
 
 
 def death_of(workers: Sequence[BaseProcess]) -> str:
-    """Why one of some worker processes ended, as far as the system says."""
-    for worker in workers:
-        worker.join(5)
-    codes = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)]
+    """Why one of some worker processes ended, as far as the system says.
+
+    A pool's own thread may have waited for the process already and not yet noted its status, so it is asked for again.
+    """
+    deadline = time.monotonic() + REAP_SECONDS
+    while True:
+        for worker in workers:
+            worker.join(0.01)
+        codes = [code for worker in workers if (code := worker.exitcode) not in (None, 0, -signal.SIGTERM)]
+        if codes or time.monotonic() > deadline or None not in [worker.exitcode for worker in workers]:
+            break
+        time.sleep(0.01)
     if not codes or codes[0] is None:
         return "its process ended without a reason"
     if codes[0] > 0:
