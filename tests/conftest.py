@@ -136,16 +136,23 @@ def _terminal_signals() -> None:
 
 
 @pytest.fixture
-def group_ends() -> Callable[[int], None]:
-    """Wait until no process is left of a group that `start` began."""
+def until() -> Callable[..., None]:
+    """Wait until a condition holds, as long as a busy machine needs; at once an error where `process` ends first."""
 
-    def wait(group: int) -> None:
-        deadline = time.monotonic() + 60
-        while left := [p for p in psutil.process_iter() if _group_of(p) == group]:
-            assert time.monotonic() < deadline, f"still there: {[(p.pid, p.cmdline()) for p in left]}"
-            time.sleep(0.05)
+    def wait(holds: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+        deadline = time.monotonic() + 240
+        while not holds():
+            assert process is None or process.poll() is None, f"ended with {process.returncode} before that"
+            assert time.monotonic() < deadline, "never came true"
+            time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def group_ends(until: Callable[..., None]) -> Callable[[int], None]:
+    """Wait until no process is left of a group that `start` began."""
+    return lambda group: until(lambda: not [p for p in psutil.process_iter() if _group_of(p) == group])
 
 
 def _group_of(process: psutil.Process) -> int | None:

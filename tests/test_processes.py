@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -56,28 +55,25 @@ def test_an_ignored_signal_stays_ignored():
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time\\nfrom pneumoscope.processes import end_with_parent\\n"
-    "end_with_parent()\\nprint('up', flush=True)\\ntime.sleep(60)"], stdout=subprocess.PIPE)
+    "end_with_parent()\\nprint('up', flush=True)\\ntime.sleep(600)"], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def test_a_child_whose_parent_is_gone_before_it_looks_ends():
     """A worker that was just being started when its parent was killed has another parent already."""
     code = "import time; from pneumoscope.processes import end_with_parent; end_with_parent(2**22); time.sleep(60)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == 1
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
 
 
-def test_a_child_ends_soon_after_its_parent_was_killed():
+def test_a_child_ends_soon_after_its_parent_was_killed(until):
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         try:
             os.kill(parent.pid, signal.SIGKILL)
-            deadline = time.monotonic() + 20
-            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+            until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             pass
         finally:

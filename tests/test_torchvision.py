@@ -24,7 +24,7 @@ def test_every_module_imports_beside_a_broken_torchvision(tmp_path):
     names = [module.name for module in found if not module.name.endswith("__main__")]
     assert "pneumoscope.training.loop" in names
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, str(tmp_path), *names], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", CHECK, str(tmp_path), *names], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"imported {len(names)}"

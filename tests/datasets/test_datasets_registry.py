@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -79,14 +78,7 @@ def test_radiographs_are_pointed_to_their_own_reader(name, tmp_path):
         read_dataset(name, tmp_path)
 
 
-def test_listing_needs_neither_torch_nor_pandas_nor_time():
-    code = (
-        "import sys, time; t = time.process_time(); import pneumoscope.datasets.registry; "
-        "print(time.process_time() - t, bool({'torch', 'pandas', 'scipy'} & set(sys.modules)))"
-    )
-    began = time.perf_counter()
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    seconds, heavy = said.split()
-    assert heavy == "False"
-    assert float(seconds) < 0.3
-    assert time.perf_counter() - began < 20
+def test_listing_needs_neither_torch_nor_pandas():
+    code = "import sys, pneumoscope.datasets.registry; print({'torch', 'pandas', 'scipy'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"

@@ -270,7 +270,7 @@ except OSError:
 
 def test_nothing_leaves_the_machine():
     """A fresh process without any socket ban: no connection, look-up, datagram or child process while engines run."""
-    ran = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == f"{len(installed_engines())} [] []\nTrue", "and the watch itself works"
 
@@ -279,7 +279,7 @@ def test_nothing_leaves_the_machine():
 def test_openvinos_telemetry_is_not_even_loaded():
     code = "import sys; from pneumoscope.models.export import openvino_core; openvino_core(); " \
            "print([m for m in sys.modules if m.startswith('openvino_telemetry')])"  # fmt: skip
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
 
@@ -304,5 +304,5 @@ signal.raise_signal(signal.SIGINT)
 @pytest.mark.skipif("openvino" not in installed_engines(), reason="openvino is not installed")
 def test_an_interrupt_after_engines_were_freed():
     """Two networks freed in the order they came left OpenVINO's signal stack behind, unmapped: Ctrl-C crashed."""
-    ran = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.strip()) == (0, "interrupted"), ran.stderr

@@ -236,7 +236,6 @@ def measured(shape, spacing):
         capture_output=True,
         text=True,
         check=True,
-        timeout=280,
     )
     return json.loads(ran.stdout)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,13 +173,11 @@ REFUSED: dict[str, tuple[str, Build]] = {
 def test_refused_with_its_code(tmp_path: Path, row: str) -> None:
     code, build = REFUSED[row]
     path = build(tmp_path)
-    start = time.monotonic()
     with pytest.raises(ReadError) as caught:
         read_volume(path)
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
-    assert time.monotonic() - start < 5
 
 
 def four_d(folder: Path) -> Path:

@@ -492,7 +492,7 @@ def test_killed_twenty_times_ends_with_the_same_files(tmp_path, start):
     def train(folder: Path) -> subprocess.Popen:
         return start([sys.executable, "-c", KILL_SCRIPT, Path(__file__).parent, folder])
 
-    assert train(tmp_path / "a").wait(timeout=200) == 0
+    assert train(tmp_path / "a").wait() == 0
     rng = np.random.default_rng(0)
     kills = 0
     while kills < 20:
@@ -504,7 +504,7 @@ def test_killed_twenty_times_ends_with_the_same_files(tmp_path, start):
             process.kill()
             process.wait()
             kills += 1
-    assert train(tmp_path / "b").wait(timeout=200) == 0
+    assert train(tmp_path / "b").wait() == 0
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
     for name in names:

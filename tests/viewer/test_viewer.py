@@ -358,15 +358,15 @@ def test_the_command_serves_on_loopback_and_stops_on_interrupt(run, start):
         address = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", address)
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), urllib.request.ProxyHandler({}))
-        with opener.open(address, timeout=20) as answer:
+        with opener.open(address) as answer:
             assert b"case-b" in answer.read()
             assert "server" not in answer.headers
         plain = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with pytest.raises(urllib.error.HTTPError, match="403") as refused:
-            plain.open(address, timeout=20)
+            plain.open(address)
         refused.value.close()
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait()
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
     finally:
         process.kill()
@@ -422,21 +422,21 @@ def test_half_open_connections_are_closed_and_stop_nobody(run, many_files):
             port = int(address.split(":")[2].split("/")[0])
             opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), urllib.request.ProxyHandler({}))
             for number in range(1200):
-                idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+                idle.append(socket.create_connection(("127.0.0.1", port)))
                 with suppress(ConnectionError):  # closed already: too many ask for nothing
                     idle[-1].sendall((b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET", b"\0\0\r\n\r\n")[number % 4])
-            with opener.open(address, timeout=20) as answer:
+            with opener.open(address) as answer:
                 assert b"case-b" in answer.read()
             for asked in (b"", b"GET / HTTP/1.1\r\nHost: x\r\n"):  # few enough: only the time limit closes these
-                idle.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+                idle.append(socket.create_connection(("127.0.0.1", port)))
                 idle[-1].sendall(asked)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             for connection in idle:
                 connection.settimeout(max(0.1, deadline - time.monotonic()))
                 with suppress(ConnectionError):
                     while connection.recv(4096):
                         pass
-            with opener.open(address.split("?")[0], timeout=20) as answer:
+            with opener.open(address.split("?")[0]) as answer:
                 assert b"case-b" in answer.read()
         finally:
             for connection in idle:
