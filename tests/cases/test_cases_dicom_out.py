@@ -22,6 +22,13 @@ from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.severity.assess import assess
 
 
+@pytest.fixture(autouse=True)
+def _in_process(request):
+    """All but the first test read and write DICOM in this process."""
+    if request.node.name != "test_a_dicom_case_has_both_and_they_agree_with_the_report":
+        request.getfixturevalue("in_process")
+
+
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     """A phantom as DICOM series with its masks on the series' grid."""

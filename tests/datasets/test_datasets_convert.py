@@ -225,8 +225,7 @@ def test_real_layouts_convert_too(to, tmp_path):
         assert not done.failed
 
 
-def test_dicom_with_contours_converts(tmp_path, monkeypatch):
-    trees.in_process(monkeypatch)
+def test_dicom_with_contours_converts(tmp_path, in_process):
     (made,) = trees.ricord(tmp_path / "data", patients=1)
     convert_dataset("ricord", tmp_path / "data", tmp_path / "out", "nnunet")
     (back,) = read_dataset("nnunet", tmp_path / "out")

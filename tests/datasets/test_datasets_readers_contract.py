@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trees import EXPECTED, HU_TOLERANCE, TREES
-from trees_more import in_process
 
 from pneumoscope.datasets.formats.labelled import filed_grid, write_as_filed
 from pneumoscope.datasets.registry import DATASETS, READERS, read_dataset
@@ -18,6 +17,8 @@ from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import require_kind
 from pneumoscope.io.read import read_stored
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 NAMES = [name for name in TREES if name in READERS]
 
@@ -31,11 +32,6 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(params=NAMES)
 def name(request) -> str:
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _quick_dicom(monkeypatch):
-    in_process(monkeypatch)
 
 
 @pytest.fixture

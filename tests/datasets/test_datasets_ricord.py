@@ -16,10 +16,10 @@ from pneumoscope.errors import DatasetError, ReadError
 
 
 @pytest.fixture(autouse=True)
-def _in_process(request, monkeypatch):
-    """All but the first tests read in this process."""
-    if not request.node.name.startswith("test_contours_of_the_truth"):
-        trees.in_process(monkeypatch)
+def _in_process(request):
+    """All but the first test read in this process."""
+    if not request.node.name.endswith("truth[tcia]"):
+        request.getfixturevalue("in_process")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,6 @@ from skimage.measure import find_contours
 from pneumoscope.datasets.case import LabelledScan
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.geometry import Grid
-from pneumoscope.io.dicom import process as dicom_process
-from pneumoscope.io.dicom import worker as dicom_worker
 from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.write import write_image
 from pneumoscope.preprocess.slices import to_slices
@@ -278,17 +276,6 @@ def make_miscnn(root: Path, *, cases: int = 3, style: str = "nii.gz") -> Path:
             path = folder / f"{name}.nii.gz" / f"{name}.nii" if style == "folder" else folder / f"{name}.{style}"
             save(path, array, scan.volume.native)
     return root
-
-
-def in_process(monkeypatch: Any) -> None:
-    """DICOM is read by the same code and the same JSON in this process: half a second faster per call."""
-
-    def exchange(asked: dict[str, Any], stream: Any = None) -> dict[str, Any]:
-        reply = json.dumps(dicom_worker.answer(json.loads(json.dumps(asked)), stream))
-        return dicom_process.understood(reply.encode(), 0, asked)
-
-    monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
-    monkeypatch.setattr(dicom_process, "exchange", exchange)
 
 
 def make_ricord(root: Path) -> Path:

@@ -56,7 +56,7 @@ def assert_as_itk(volume: Volume, folder: Path) -> None:
     np.testing.assert_array_equal(native_kji(volume), np.maximum(sitk.GetArrayFromImage(image), -1024))
 
 
-def test_clean_series_is_read_in_hu_on_the_grid_of_simpleitk(tmp_path: Path, in_process: None) -> None:
+def test_clean_series_is_read_in_hu_on_the_grid_of_simpleitk(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     volume = read_dicom(folder)
     assert volume.findings == ()
@@ -86,7 +86,7 @@ def _turned() -> tuple[float, ...]:
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 @pytest.mark.parametrize("orientation", [*_axis_orientations(), _turned()])
 def test_all_48_orientations_and_an_oblique_one(
-    orientation: tuple[float, ...], backwards: bool, tmp_path: Path, in_process: None
+    orientation: tuple[float, ...], backwards: bool, tmp_path: Path
 ) -> None:
     """24 image orientations (prone, feet first, decubitus, sagittal, coronal), files stored in either direction."""
     normal = np.cross(orientation[:3], orientation[3:])
@@ -109,7 +109,7 @@ def test_all_48_orientations_and_an_oblique_one(
     + [f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 90)],
 )  # fmt: skip
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-def test_coded_twins_are_bit_equal(syntax: str, signed: bool, tmp_path: Path, in_process: None) -> None:
+def test_coded_twins_are_bit_equal(syntax: str, signed: bool, tmp_path: Path) -> None:
     slices = making.make_series()
     if signed:
         for k, data in enumerate(slices):
@@ -121,14 +121,14 @@ def test_coded_twins_are_bit_equal(syntax: str, signed: bool, tmp_path: Path, in
         assert volume.findings == ()
 
 
-def test_lossy_12_bit_jpeg_is_read_and_flagged(tmp_path: Path, in_process: None) -> None:
+def test_lossy_12_bit_jpeg_is_read_and_flagged(tmp_path: Path) -> None:
     slices = [making.code_as(data, "1.2.840.10008.1.2.4.51") for data in making.make_series()]
     volume = read_dicom(making.save(slices, tmp_path / "series"))
     assert np.abs(native_kji(volume) - clean_hu()).max() < 60
     assert "IN-DCM-050" in {finding.code for finding in volume.findings}
 
 
-def test_enhanced_multi_frame_file_equals_its_classic_twin(tmp_path: Path, in_process: None) -> None:
+def test_enhanced_multi_frame_file_equals_its_classic_twin(tmp_path: Path) -> None:
     classic = read_dicom(making.save(making.make_series(), tmp_path / "classic"))
     data = making.make_enhanced(order=[3, 0, 1, 2, 9, 8, 7, 6, 5, 4])
     making.save([data], tmp_path / "enhanced")
@@ -140,7 +140,7 @@ def test_enhanced_multi_frame_file_equals_its_classic_twin(tmp_path: Path, in_pr
 
 
 @pytest.mark.parametrize("syntax", [making.RLE, "1.2.840.10008.1.2.4.90", making.DEFLATED])
-def test_coded_enhanced_file(syntax: str, tmp_path: Path, in_process: None) -> None:
+def test_coded_enhanced_file(syntax: str, tmp_path: Path) -> None:
     from pydicom.encaps import encapsulate
 
     data = making.make_enhanced()
@@ -166,12 +166,12 @@ NAMES = {
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_file_names_do_not_matter(kind: str, tmp_path: Path, in_process: None) -> None:
+def test_file_names_do_not_matter(kind: str, tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series", NAMES[kind])
     np.testing.assert_array_equal(native_kji(read_dicom(folder)), clean_hu())
 
 
-def test_intercepts_per_slice_garbage_bits_and_slopes(tmp_path: Path, in_process: None) -> None:
+def test_intercepts_per_slice_garbage_bits_and_slopes(tmp_path: Path) -> None:
     slices = making.make_series()
     slices[3].RescaleIntercept = "-1000"
     making.set_pixels(slices[3], making.hu_of(3) + 1000)
@@ -183,7 +183,7 @@ def test_intercepts_per_slice_garbage_bits_and_slopes(tmp_path: Path, in_process
     assert volume.findings == ()
 
 
-def test_jitter_and_rounded_positions_pass(tmp_path: Path, in_process: None) -> None:
+def test_jitter_and_rounded_positions_pass(tmp_path: Path) -> None:
     slices = making.make_series()
     for k, data in enumerate(slices):
         data.ImagePositionPatient[2] = f"{-310 + 2.5 * k + 0.004 * (-1) ** k:.4f}"
@@ -195,7 +195,7 @@ def test_jitter_and_rounded_positions_pass(tmp_path: Path, in_process: None) -> 
     assert volume.spacing_mm[2] == pytest.approx(0.625, abs=0.01)
 
 
-def test_one_case_name_per_series_and_salt(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_case_name_per_series_and_salt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     one, two = read_dicom(folder).case, read_dicom(folder).case
     assert one == two
@@ -205,7 +205,7 @@ def test_one_case_name_per_series_and_salt(tmp_path: Path, in_process: None, mon
     assert read_dicom(folder).case != one
 
 
-def test_nothing_identifying_leaves_the_reader(tmp_path: Path, in_process: None) -> None:
+def test_nothing_identifying_leaves_the_reader(tmp_path: Path) -> None:
     slices = making.make_series()
     for data in slices:
         for name in ("InstitutionName", "SeriesDescription", "StudyDescription", "ProtocolName", "StationName"):
@@ -226,7 +226,7 @@ def test_nothing_identifying_leaves_the_reader(tmp_path: Path, in_process: None)
         assert word not in told
 
 
-def test_series_are_listed_and_chosen(tmp_path: Path, in_process: None) -> None:
+def test_series_are_listed_and_chosen(tmp_path: Path) -> None:
     making.save(making.make_series(), tmp_path / "all" / "a")
     making.save(making.make_series(6, uid="2.25.99"), tmp_path / "all" / "b")
     listed = list_series(tmp_path / "all")
@@ -256,7 +256,7 @@ def test_is_dicom(tmp_path: Path) -> None:
     assert not is_dicom(tmp_path)
 
 
-def test_public_five_slice_series_equals_pydicom_and_simpleitk(in_process: None) -> None:
+def test_public_five_slice_series_equals_pydicom_and_simpleitk() -> None:
     folder = Path(get_testdata_file("CT_small.dcm")).parent / "dicomdirtests" / "98892001" / "CT5N"
     volume = read_dicom(folder)
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
@@ -267,7 +267,7 @@ def test_public_five_slice_series_equals_pydicom_and_simpleitk(in_process: None)
 
 
 @pytest.mark.parametrize("name", ["RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "expb", "implicit", "padded"])
-def test_public_picture_in_eight_codings(name: str, in_process: None) -> None:
+def test_public_picture_in_eight_codings(name: str) -> None:
     """The same MR picture everywhere: a check of the decoders, with the modality allowed and one slice taken."""
     pictures = [
         read_dicom(get_testdata_file(f"{n}.dcm"), any_modality=True, min_slices=1).hu
@@ -277,7 +277,7 @@ def test_public_picture_in_eight_codings(name: str, in_process: None) -> None:
 
 
 @pytest.mark.parametrize(("name", "row"), [("693_J2KI", 21), ("J2K_pixelrep_mismatch", 24)])
-def test_public_single_slices(name: str, row: int, in_process: None) -> None:
+def test_public_single_slices(name: str, row: int) -> None:
     path = get_testdata_file(f"{name}.dcm")
     with pytest.raises(ReadError, match="IN-DCM-016"):
         read_dicom(path)
@@ -291,7 +291,7 @@ def test_public_single_slices(name: str, row: int, in_process: None) -> None:
     np.testing.assert_array_equal(native_kji(volume)[0], np.maximum(wanted, -1024))
 
 
-def test_hostile_strings_and_a_polyglot_preamble_are_read_and_kept_out(tmp_path: Path, in_process: None) -> None:
+def test_hostile_strings_and_a_polyglot_preamble_are_read_and_kept_out(tmp_path: Path) -> None:
     slices = making.make_series()
     for data in slices:
         data.SeriesDescription = '<script>alert(1)</script>"=cmd|x'
@@ -313,7 +313,7 @@ def test_the_search_tells_a_series_without_pixels_or_inflating(tmp_path: Path) -
 # The reading process
 
 
-def test_real_process_reads_and_refuses(tmp_path: Path) -> None:
+def test_real_process_reads_and_refuses(tmp_path: Path, own_process: None) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     np.testing.assert_array_equal(native_kji(read_dicom(folder)), clean_hu())
     assert [entry.images for entry in list_series(folder)] == [10]
@@ -322,7 +322,7 @@ def test_real_process_reads_and_refuses(tmp_path: Path) -> None:
         read_dicom(folder)
 
 
-def test_deep_nesting_is_refused_at_once(tmp_path: Path) -> None:
+def test_deep_nesting_is_refused_at_once(tmp_path: Path, own_process: None) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     (folder / "IM0099.dcm").write_bytes(making.nested(40_000))
     start = time.monotonic()
@@ -331,13 +331,13 @@ def test_deep_nesting_is_refused_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - start < 100  # under a second on an idle machine
 
 
-def test_a_hanging_process_is_ended(tmp_path: Path) -> None:
+def test_a_hanging_process_is_ended(tmp_path: Path, own_process: None) -> None:
     making.save(making.make_series(), tmp_path / "series")
     with pytest.raises(ReadError, match="IN-DCM-101"):
         read_dicom(tmp_path / "series", limits=ReadLimits(wall_s=0))
 
 
-def test_a_crashing_process_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crashing_process_is_one_error(tmp_path: Path, own_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\nread line\nkill -{signal.SIGSEGV.value} $$\n")
@@ -347,7 +347,7 @@ def test_a_crashing_process_is_one_error(tmp_path: Path, monkeypatch: pytest.Mon
         read_dicom(folder)
 
 
-def test_memory_limit_is_one_error(tmp_path: Path) -> None:
+def test_memory_limit_is_one_error(tmp_path: Path, own_process: None) -> None:
     data = making.code_as(making.make_slice(0), making.DEFLATED)
     data.add_new(0x00091010, "OB", bytes(100 << 20))
     data.add_new(0x00090010, "LO", "pneumoscope")

@@ -87,7 +87,7 @@ WORSE: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "folders"])
 @pytest.mark.parametrize("name", WORSE)
-def test_the_best_is_read_and_the_finding_says_why(tmp_path: Path, in_process: None, name: str, flat: bool) -> None:
+def test_the_best_is_read_and_the_finding_says_why(tmp_path: Path, name: str, flat: bool) -> None:
     better, worse, why = WORSE[name]
     study = tmp_path / "DOE JOHN"
     swapped = name != "nothing"  # of equal ones the lower number is read; else the order of files must not matter
@@ -127,7 +127,7 @@ def hospital(study: Path) -> list[str]:
     ]
 
 
-def test_a_hospitals_study_is_one_case(tmp_path: Path, in_process: None) -> None:
+def test_a_hospitals_study_is_one_case(tmp_path: Path) -> None:
     uids = hospital(tmp_path / "export" / "DOE")
     for given in (tmp_path, tmp_path / "export", tmp_path / "export" / "DOE"):
         listing = list_scans(given)
@@ -143,7 +143,7 @@ def test_a_hospitals_study_is_one_case(tmp_path: Path, in_process: None) -> None
     assert note.message.count("not axial") == 1
 
 
-def test_all_number_and_uid(tmp_path: Path, in_process: None) -> None:
+def test_all_number_and_uid(tmp_path: Path) -> None:
     uids = hospital(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in (tmp_path / "b").rglob("*"):
@@ -162,7 +162,7 @@ def test_all_number_and_uid(tmp_path: Path, in_process: None) -> None:
         read_volume(tmp_path / "a", series="all")
 
 
-def test_patients_of_one_folder_are_told_apart(tmp_path: Path, in_process: None) -> None:
+def test_patients_of_one_folder_are_told_apart(tmp_path: Path) -> None:
     """All slices of two patients, or of two dates of one, in one folder: a case each, never one of the two."""
     other = {"two dates": tags(StudyInstanceUID="2.25.70"), "two patients": tags(PatientID="SECOND")}
     for name, change in other.items():
@@ -172,7 +172,7 @@ def test_patients_of_one_folder_are_told_apart(tmp_path: Path, in_process: None)
             read_volume(tmp_path / name)
 
 
-def test_one_study_uid_over_many_patients_does_not_join_them(tmp_path: Path, in_process: None) -> None:
+def test_one_study_uid_over_many_patients_does_not_join_them(tmp_path: Path) -> None:
     """Made anonymous with one constant UID and id: folders whose series nothing tells apart are patients."""
     for patient in ("a", "b", "c"):
         for number in (1, 2):
@@ -187,7 +187,7 @@ def test_one_study_uid_over_many_patients_does_not_join_them(tmp_path: Path, in_
         read_volume(tmp_path)
 
 
-def test_damage_in_a_folder_of_another_series_does_not_matter(tmp_path: Path, in_process: None) -> None:
+def test_damage_in_a_folder_of_another_series_does_not_matter(tmp_path: Path) -> None:
     save(tmp_path, "lung", 1, change=tags(ConvolutionKernel="B60f"))
     save(tmp_path, "soft", 2)
     (tmp_path / "soft" / "DOE-JOHN2-003").write_bytes(b"")

@@ -98,7 +98,7 @@ CODECS: dict[str, tuple[str, Encoder, int]] = {
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("bits", [12, 16])
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
-def test_codecs(name: str, bits: int, signed: bool, tmp_path: Path, in_process: None) -> None:
+def test_codecs(name: str, bits: int, signed: bool, tmp_path: Path) -> None:
     syntax, encode, off = CODECS[name]
     words = words_of(bits, signed=signed)
     plain = slice_of(words, bits, signed=signed)
@@ -110,7 +110,7 @@ def test_codecs(name: str, bits: int, signed: bool, tmp_path: Path, in_process: 
     assert wrapped or np.abs(read - hu_in(plain, tmp_path / "b")).max() <= off
 
 
-def test_htj2k(in_process: None, tmp_path: Path) -> None:
+def test_htj2k(tmp_path: Path) -> None:
     words = words_of(12, signed=False)
     frame = imagecodecs.htj2k_encode(words)
     plain = slice_of(words, 12, signed=False)
@@ -160,7 +160,7 @@ def test_padding_behind_run_length_code(tail: bytes) -> None:
 
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_frames_in_fragments(extended: bool, pieces: int, tmp_path: Path, in_process: None) -> None:
+def test_frames_in_fragments(extended: bool, pieces: int, tmp_path: Path) -> None:
     """Several frames in one file, found by offset table, extended offset table or end marks."""
     data = making.make_enhanced(4)
     words = np.frombuffer(data.PixelData, "<u2").reshape(4, data.Rows, data.Columns)
@@ -178,6 +178,6 @@ def test_frames_in_fragments(extended: bool, pieces: int, tmp_path: Path, in_pro
 
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("syntax", [making.IMPLICIT, making.BIG, making.DEFLATED])
-def test_uncompressed_encodings(syntax: str, signed: bool, tmp_path: Path, in_process: None) -> None:
+def test_uncompressed_encodings(syntax: str, signed: bool, tmp_path: Path) -> None:
     coded = making.code_as(slice_of(words_of(12, signed=signed), 12, signed=signed), syntax)
     np.testing.assert_array_equal(hu_in(coded, tmp_path), hu_by_gdcm(tmp_path))

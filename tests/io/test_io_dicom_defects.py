@@ -306,9 +306,7 @@ REFUSED: list[tuple[str, int, Callable[[Slices], None], str]] = [
 
 
 @pytest.mark.parametrize(("row", "spoil", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_refused_by_code_and_name(
-    row: int, spoil: Callable[[Slices], None], words: str, tmp_path: Path, in_process: None
-) -> None:
+def test_refused_by_code_and_name(row: int, spoil: Callable[[Slices], None], words: str, tmp_path: Path) -> None:
     slices = making.make_series()
     spoil(slices)
     folder = making.save(slices, tmp_path / "series")
@@ -364,9 +362,7 @@ FILES: list[tuple[str, int, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("row", "spoil", "words"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
-def test_damaged_files_are_named(
-    row: int, spoil: Callable[[Path], object], words: str, tmp_path: Path, in_process: None
-) -> None:
+def test_damaged_files_are_named(row: int, spoil: Callable[[Path], object], words: str, tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     spoil(folder)
     with pytest.raises(ReadError) as caught:
@@ -375,7 +371,7 @@ def test_damaged_files_are_named(
     assert re.search(words, str(caught.value)), caught.value
 
 
-def test_truncation_anywhere_is_refused(tmp_path: Path, in_process: None) -> None:
+def test_truncation_anywhere_is_refused(tmp_path: Path) -> None:
     """A slice cut at any of 40 places is never dropped."""
     folder = making.save(making.make_series(), tmp_path / "series")
     whole = (folder / "IM0004.dcm").read_bytes()
@@ -464,7 +460,7 @@ ACCEPTED: list[tuple[str, int, Callable[[Slices], None]]] = [
 
 
 @pytest.mark.parametrize(("row", "change"), [case[1:] for case in ACCEPTED], ids=[case[0] for case in ACCEPTED])
-def test_accepted_with_a_finding(row: int, change: Callable[[Slices], None], tmp_path: Path, in_process: None) -> None:
+def test_accepted_with_a_finding(row: int, change: Callable[[Slices], None], tmp_path: Path) -> None:
     slices = making.make_series()
     change(slices)
     volume = read_dicom(making.save(slices, tmp_path / "series"))
@@ -475,14 +471,14 @@ def test_accepted_with_a_finding(row: int, change: Callable[[Slices], None], tmp
     np.testing.assert_array_equal(native_kji(volume), wanted)
 
 
-def test_thick_slices(tmp_path: Path, in_process: None) -> None:
+def test_thick_slices(tmp_path: Path) -> None:
     slices = making.make_series(step=(0, 0, 10))
     on_all(SliceThickness="10")(slices)
     volume = read_dicom(making.save(slices, tmp_path / "thick"))
     assert codes(volume) == {"IN-DCM-050"}
 
 
-def test_gantry_tilt_keeps_true_places_and_volume(tmp_path: Path, in_process: None) -> None:
+def test_gantry_tilt_keeps_true_places_and_volume(tmp_path: Path) -> None:
     slices = making.make_series()
     lean(slices)
     volume = read_dicom(making.save(slices, tmp_path / "series"))
@@ -494,7 +490,7 @@ def test_gantry_tilt_keeps_true_places_and_volume(tmp_path: Path, in_process: No
         np.testing.assert_allclose(volume.native.world((0, 0, k)), place, atol=1e-4)
 
 
-def test_missing_slice_is_filled_only_when_asked(tmp_path: Path, in_process: None) -> None:
+def test_missing_slice_is_filled_only_when_asked(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     (folder / "IM0004.dcm").write_bytes(b"")
     volume = read_dicom(folder, fill_gaps=True)
@@ -510,7 +506,7 @@ def test_missing_slice_is_filled_only_when_asked(tmp_path: Path, in_process: Non
         read_dicom(making.save(slices, tmp_path / "jump"), fill_gaps=True)
 
 
-def test_uneven_slices_are_resampled_only_when_asked(tmp_path: Path, in_process: None) -> None:
+def test_uneven_slices_are_resampled_only_when_asked(tmp_path: Path) -> None:
     slices = making.make_series()
     move(4, -299.5)(slices)
     volume = read_dicom(making.save(slices, tmp_path / "series"), fill_gaps=True)
@@ -520,7 +516,7 @@ def test_uneven_slices_are_resampled_only_when_asked(tmp_path: Path, in_process:
     assert native_kji(volume)[4, 0, 0] == round(corner)
 
 
-def test_file_without_meta_header(tmp_path: Path, in_process: None) -> None:
+def test_file_without_meta_header(tmp_path: Path) -> None:
     folder = tmp_path / "series"
     folder.mkdir()
     for k, data in enumerate(making.make_series()):
@@ -532,7 +528,7 @@ def test_file_without_meta_header(tmp_path: Path, in_process: None) -> None:
     np.testing.assert_array_equal(native_kji(volume), clean_hu())
 
 
-def test_missing_transfer_syntax(tmp_path: Path, in_process: None) -> None:
+def test_missing_transfer_syntax(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     for path in folder.iterdir():
         data = path.read_bytes()
@@ -544,7 +540,7 @@ def test_missing_transfer_syntax(tmp_path: Path, in_process: None) -> None:
     np.testing.assert_array_equal(native_kji(volume), clean_hu())
 
 
-def test_junk_is_counted_and_ignored(tmp_path: Path, in_process: None) -> None:
+def test_junk_is_counted_and_ignored(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" * 40)
     (folder / ".DS_Store").touch()
@@ -564,7 +560,7 @@ def test_junk_is_counted_and_ignored(tmp_path: Path, in_process: None) -> None:
         assert words in finding.message
 
 
-def test_a_small_other_series_is_set_aside_by_rule(tmp_path: Path, in_process: None) -> None:
+def test_a_small_other_series_is_set_aside_by_rule(tmp_path: Path) -> None:
     making.save(making.make_series(), tmp_path / "all" / "a")
     making.save(making.make_series(1, uid="2.25.99"), tmp_path / "all" / "b")
     volume = read_dicom(tmp_path / "all")
@@ -572,7 +568,7 @@ def test_a_small_other_series_is_set_aside_by_rule(tmp_path: Path, in_process: N
     assert volume.native.shape[2] == 10
 
 
-def test_damage_in_another_series_does_not_matter(tmp_path: Path, in_process: None) -> None:
+def test_damage_in_another_series_does_not_matter(tmp_path: Path) -> None:
     making.save(making.make_series(), tmp_path / "all" / "a")
     other = making.make_series(5, uid="2.25.99")
     del other[2].PixelData
@@ -582,20 +578,20 @@ def test_damage_in_another_series_does_not_matter(tmp_path: Path, in_process: No
         read_dicom(tmp_path / "all", series="2")
 
 
-def test_other_modality_only_when_allowed(tmp_path: Path, in_process: None) -> None:
+def test_other_modality_only_when_allowed(tmp_path: Path) -> None:
     slices = making.make_series()
     other_class(MR, "MR")(slices)
     volume = read_dicom(making.save(slices, tmp_path / "series"), any_modality=True)
     assert codes(volume) == {"IN-DCM-041"}
 
 
-def test_too_large_for_the_limits(tmp_path: Path, in_process: None) -> None:
+def test_too_large_for_the_limits(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     with pytest.raises(ReadError, match=r"IN-DCM-031.*1920 voxels"):
         read_dicom(folder, limits=ReadLimits(max_voxels=1919))
 
 
-def test_too_many_files(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pneumoscope.io import kinds
 
     folder = making.save(making.make_series(), tmp_path / "series")
@@ -604,7 +600,7 @@ def test_too_many_files(tmp_path: Path, in_process: None, monkeypatch: pytest.Mo
         read_dicom(folder)
 
 
-def test_deflated_bomb(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deflated_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pneumoscope.io.dicom import header as dicom_header
 
     slices = [making.code_as(data, making.DEFLATED) for data in making.make_series()]
@@ -623,13 +619,13 @@ PUBLIC_REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "row"), PUBLIC_REFUSED, ids=[name for name, _ in PUBLIC_REFUSED])
-def test_public_files_nobody_here_wrote(name: str, row: int, in_process: None) -> None:
+def test_public_files_nobody_here_wrote(name: str, row: int) -> None:
     with pytest.raises(ReadError) as caught:
         read_dicom(PUBLIC / name)
     assert caught.value.code == f"IN-DCM-{row:03d}", caught.value
 
 
-def test_pipe_does_not_block(tmp_path: Path, in_process: None) -> None:
+def test_pipe_does_not_block(tmp_path: Path) -> None:
     folder = making.save(making.make_series(), tmp_path / "series")
     os.mkfifo(folder / "pipe")
     assert is_dicom(folder)
@@ -644,7 +640,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_rescale_type_in_any_spelling(words: str, tmp_path: Path, in_process: None) -> None:
+def test_rescale_type_in_any_spelling(words: str, tmp_path: Path) -> None:
     slices = making.make_series()
     on_all(RescaleType=words)(slices)
     volume = read_dicom(making.save(slices, tmp_path))
@@ -655,9 +651,7 @@ def test_rescale_type_in_any_spelling(words: str, tmp_path: Path, in_process: No
 @pytest.mark.parametrize(
     "spoil", [on_all(RescaleType="Z_EFF"), on_all(RescaleType="MGML"), on_all(RescaleIntercept=None)], ids=range(3)
 )
-def test_other_units_are_hu_by_the_word_of_the_user(
-    spoil: Callable[[Slices], None], tmp_path: Path, in_process: None
-) -> None:
+def test_other_units_are_hu_by_the_word_of_the_user(spoil: Callable[[Slices], None], tmp_path: Path) -> None:
     slices = making.make_series()
     for data in slices:
         data.RescaleIntercept, data.PixelRepresentation = "0", 1
@@ -690,7 +684,7 @@ def placed(slices: Slices, z: list[float], thickness: float | None, form: str = 
     ],
 )  # fmt: skip
 def test_positions_rounded_by_the_writer(
-    step: float, unit: float, thickness: float | None, tolerance: float, form: str, tmp_path: Path, in_process: None
+    step: float, unit: float, thickness: float | None, tolerance: float, form: str, tmp_path: Path
 ) -> None:
     slices = making.make_series()
     placed(slices, rounded(step, unit), thickness, form)
@@ -708,9 +702,7 @@ def test_positions_rounded_by_the_writer(
         ([0, 2, 4, 6, 8, 11, 13, 15, 17, 19], 2), (rounded(0.625, 0.1, 11, without=4), 0.625),
     ],
 )  # fmt: skip
-def test_rounding_hides_no_missing_slice(
-    z: list[float], thickness: float | None, tmp_path: Path, in_process: None
-) -> None:
+def test_rounding_hides_no_missing_slice(z: list[float], thickness: float | None, tmp_path: Path) -> None:
     slices = making.make_series()
     placed(slices, z, thickness)
     with pytest.raises(ReadError) as caught:
@@ -724,7 +716,7 @@ def test_rounding_hides_no_missing_slice(
     ids=["zeros", "ones", "64 KiB", "leftovers"],
 )
 @pytest.mark.parametrize("syntax", [making.EXPLICIT, making.DEFLATED])
-def test_padding_behind_the_pixels(padding: bytes, syntax: str, tmp_path: Path, in_process: None) -> None:
+def test_padding_behind_the_pixels(padding: bytes, syntax: str, tmp_path: Path) -> None:
     slices = making.make_series()
     for data in slices:
         making.set_pixels(data, making.get_pixels(data)[:15, :11])

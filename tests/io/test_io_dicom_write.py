@@ -30,7 +30,7 @@ def ct_like(grid: Grid) -> Volume:
 
 
 @pytest.mark.parametrize("kind", ["upright", "turned"])
-def test_written_series_reads_back_and_suits_simpleitk(kind: str, tmp_path: Path, in_process: None) -> None:
+def test_written_series_reads_back_and_suits_simpleitk(kind: str, tmp_path: Path) -> None:
     affine = np.diag([0.5, 0.8, 1.2, 1.0])
     if kind == "turned":
         from scipy.spatial.transform import Rotation
@@ -124,7 +124,7 @@ def test_the_secret_is_made_once_and_only_for_the_user(tmp_path: Path, monkeypat
 
 
 def test_without_a_place_for_the_secret_names_last_for_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = tmp_path / "file"
     blocked.touch()

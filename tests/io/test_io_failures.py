@@ -77,7 +77,7 @@ def test_a_disk_that_fails(name: str, code: int, tmp_path: Path, monkeypatch: py
     assert "damaged" not in str(caught.value)
 
 
-def test_a_disk_that_fails_under_dicom(tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_under_dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pneumoscope.io.dicom import header as dicom_header
 
     def fail(*_: object) -> None:

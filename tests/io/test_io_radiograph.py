@@ -284,7 +284,7 @@ def test_a_png_whose_last_rows_were_never_written_is_refused_and_a_black_end_is_
     assert read_radiograph(tmp_path / "black.png").pixels[-3:].max() == 0
 
 
-def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monkeypatch):
+def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monkeypatch, own_process):
     from pneumoscope.io.dicom import process
     from pneumoscope.io.dicom.process import DicomReaders
 
@@ -316,7 +316,7 @@ def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monk
     assert not any(child.alive for child in began)
 
 
-def test_a_file_that_takes_too_long_ends_its_process(tmp_path, monkeypatch):
+def test_a_file_that_takes_too_long_ends_its_process(tmp_path, monkeypatch, own_process):
     from pneumoscope.io.dicom import process
     from pneumoscope.io.dicom.read import ReadLimits
 
