@@ -53,9 +53,6 @@ def test_errors_travel_between_processes():
 def test_a_finding_as_plain_values():
     finding = Finding("IN-NII-051", "the file says nothing of units", "info", "scan.nii")
     assert finding.as_dict() == {
-        "code": "IN-NII-051",
-        "message": "the file says nothing of units",
-        "severity": "info",
-        "path": "scan.nii",
-    }
+        "code": "IN-NII-051", "message": "the file says nothing of units", "severity": "info", "path": "scan.nii",
+    }  # fmt: skip
     assert Finding("X", "y").severity == "warning"

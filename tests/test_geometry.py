@@ -284,15 +284,12 @@ def test_an_impossible_shape_is_refused(shape):
 @pytest.mark.parametrize(
     ("affine", "message"),
     [
-        (np.eye(3), "4 x 4 and finite"),
-        (np.diag([1, 1, np.nan, 1]), "4 x 4 and finite"),
-        (np.diag([1, np.inf, 1, 1]), "4 x 4 and finite"),
-        (np.diag([1, 1, 1, 2]), "last row"),
-        (np.diag([1, 0, 1, 1]), "singular"),
-        ([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "singular"),
+        (np.eye(3), "4 x 4 and finite"), (np.diag([1, 1, np.nan, 1]), "4 x 4 and finite"),
+        (np.diag([1, np.inf, 1, 1]), "4 x 4 and finite"), (np.diag([1, 1, 1, 2]), "last row"),
+        (np.diag([1, 0, 1, 1]), "singular"), ([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "singular"),
         (np.zeros((4, 4)), "last row"),
     ],
-)
+)  # fmt: skip
 def test_an_impossible_affine_is_refused(affine, message):
     with pytest.raises(GeometryError, match=message):
         Grid((4, 5, 6), affine)
@@ -301,13 +298,10 @@ def test_an_impossible_affine_is_refused(affine, message):
 @pytest.mark.parametrize(
     ("start", "shape"),
     [
-        ((-1, 0, 0), (1, 1, 1)),
-        ((0, 0, 0), (5, 1, 1)),
-        ((3, 0, 0), (2, 1, 1)),
-        ((0, 0, 0), (0, 1, 1)),
+        ((-1, 0, 0), (1, 1, 1)), ((0, 0, 0), (5, 1, 1)), ((3, 0, 0), (2, 1, 1)), ((0, 0, 0), (0, 1, 1)),
         ((0,), (1, 1, 1)),
     ],
-)
+)  # fmt: skip
 def test_a_crop_outside_is_refused(grid, start, shape):
     with pytest.raises(GeometryError, match="crop"):
         grid.crop(start, shape)

@@ -38,18 +38,9 @@ def table(tmp_path_factory):
 
 def call(table, out, *more):
     return [
-        sys.executable,
-        "-m",
-        "pneumoscope",
-        "quantify",
-        "-i",
-        table,
-        "-o",
-        out,
-        "--fast",
-        "--resume",
+        sys.executable, "-m", "pneumoscope", "quantify", "-i", table, "-o", out, "--fast", "--resume",
         *" ".join(map(str, more)).split(),
-    ]
+    ]  # fmt: skip
 
 
 def contents(folder):

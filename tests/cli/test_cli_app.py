@@ -35,21 +35,17 @@ def test_bare_call_shows_the_help(cli):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["modell"], "modell"),
-        (["model"], "Missing command"),
-        (["model", "info"], "MODEL"),
+        (["modell"], "modell"), (["model"], "Missing command"), (["model", "info"], "MODEL"),
         (["model", "list", "--nope"], "--nope"),
         (["data", "phantom", "-o", "x", "--site", "A", "--patients", "0"], "--patients"),
         (["data", "phantom", "-o", "x", "--site", "A", "--patients", "many"], "--patients"),
-        (["demo", "--device", "cuda:x"], "cuda:x"),
-        (["demo", "--precision", "fp8"], "fp8"),
-        (["demo", "--seed", "-1"], "--seed"),
-        (["segment", "-i", "x", "-o", "y", "--jobs", "0"], "--jobs"),
+        (["demo", "--device", "cuda:x"], "cuda:x"), (["demo", "--precision", "fp8"], "fp8"),
+        (["demo", "--seed", "-1"], "--seed"), (["segment", "-i", "x", "-o", "y", "--jobs", "0"], "--jobs"),
         (["study", "run", "maganaris-2022b", "-o", "x", "--data", "medseg"], "NAME=VALUE"),
         (["study", "run", "maganaris-2022b", "-o", "x", "--data", "a=b", "--data", "a=c"], "twice"),
         (["study", "run", "maganaris-2022b"], "--out"),
     ],
-)
+)  # fmt: skip
 def test_unusable_calls_end_in_one_line_and_code_2(cli, argv, words):
     cli(*argv).refused(words, "--help")
 

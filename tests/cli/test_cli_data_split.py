@@ -50,16 +50,12 @@ def test_data_sets_that_may_share_patients(cli, phantom, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--folds", "7"], "7 folds need at least 7 patients"),
-        (["--by", "ma"], "20 scans of covid19ctseg"),
-        (["--by", "age"], "age"),
-        (["--to", "monai"], "monai"),
-        (["--folds", "1"], "--folds"),
-        (["--from", "nowhere.json"], "nowhere.json"),
-        (["--links", "nowhere.csv"], "nowhere.csv"),
+        (["--folds", "7"], "7 folds need at least 7 patients"), (["--by", "ma"], "20 scans of covid19ctseg"),
+        (["--by", "age"], "age"), (["--to", "monai"], "monai"), (["--folds", "1"], "--folds"),
+        (["--from", "nowhere.json"], "nowhere.json"), (["--links", "nowhere.csv"], "nowhere.csv"),
         (["--with", "phantom=x"], "twice"),
     ],
-)
+)  # fmt: skip
 def test_unusable_calls(cli, phantom, tmp_path, argv, words):
     cli("data", "split", "phantom", phantom, "-o", tmp_path / "out", *argv).refused(words)
     assert not (tmp_path / "out").exists()

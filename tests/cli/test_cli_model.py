@@ -16,12 +16,9 @@ def shipped(tmp_path, monkeypatch):
     (folder / "model.safetensors").write_bytes(b"tensors")
     weights = {"file": "model.safetensors", "bytes": 7, "sha256": sha256(folder / "model.safetensors")}
     card = {
-        "format": cards.FORMAT,
-        "architecture": {"name": "unet"},
-        "licence": "CC BY 4.0",
-        "task": "lungs",
+        "format": cards.FORMAT, "architecture": {"name": "unet"}, "licence": "CC BY 4.0", "task": "lungs",
         "weights": weights,
-    }
+    }  # fmt: skip
     cards.write_card(folder, card)
     monkeypatch.setattr(cards, "SHIPPED", tmp_path / "shipped")
     return folder

@@ -13,19 +13,11 @@ from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
 
 TINY = [
-    "data.phantom_size=tiny",
-    *(f"data.sites.{n}.phantom_patients=2" for n in (1, 2, 3)),
-    "preprocessing.size=16",
-    "network.features=4,8",
-    "split.train_slices=4",
-    "split.validation_slices=2",
-    "stages.first.max_epochs=1",
-    "stages.retrain.max_epochs=1",
-    "lung.budget.max_epochs=1",
-    "lung.features=4,8",
-    "lung.max_slices=8",
+    "data.phantom_size=tiny", *(f"data.sites.{n}.phantom_patients=2" for n in (1, 2, 3)), "preprocessing.size=16",
+    "network.features=4,8", "split.train_slices=4", "split.validation_slices=2", "stages.first.max_epochs=1",
+    "stages.retrain.max_epochs=1", "lung.budget.max_epochs=1", "lung.features=4,8", "lung.max_slices=8",
     "scoring.interval_resamples=20",
-]
+]  # fmt: skip
 RUN = ("study", "run", "maganaris-2022b-demo", "--synthetic")
 SET = [word for setting in TINY for word in ("--set", setting)]
 

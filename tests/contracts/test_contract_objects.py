@@ -68,14 +68,10 @@ def as_torchio(array: np.ndarray[Any, Any], folder: Path) -> Any:
 
 
 WAYS = {
-    "path": as_path,
-    "text": lambda array, folder: str(as_path(array, folder)),
-    "nibabel": lambda array, folder: nib.Nifti1Image(array, AFFINE),
-    "sitk": as_sitk,
-    "array": lambda array, folder: (array, AFFINE),
-    "monai": as_monai,
-    "torchio": as_torchio,
-}
+    "path": as_path, "text": lambda array, folder: str(as_path(array, folder)),
+    "nibabel": lambda array, folder: nib.Nifti1Image(array, AFFINE), "sitk": as_sitk,
+    "array": lambda array, folder: (array, AFFINE), "monai": as_monai, "torchio": as_torchio,
+}  # fmt: skip
 
 
 @pytest.fixture(params=WAYS)
@@ -106,13 +102,10 @@ def test_the_calls_take_every_way(given):
 def test_another_type_is_a_type_error_that_says_what_is_accepted(wrong):
     good = (arrays()["lungs"], AFFINE)
     calls = [
-        lambda: ps.read_scan(wrong),
-        lambda: ps.read_mask(wrong),
-        lambda: ps.segment(wrong),
-        lambda: ps.quantify((arrays()["scan"], AFFINE), good, wrong),
-        lambda: ps.evaluate(wrong, good),
+        lambda: ps.read_scan(wrong), lambda: ps.read_mask(wrong), lambda: ps.segment(wrong),
+        lambda: ps.quantify((arrays()["scan"], AFFINE), good, wrong), lambda: ps.evaluate(wrong, good),
         lambda: ps.compare("a", wrong),
-    ]
+    ]  # fmt: skip
     for call in calls:
         with pytest.raises(TypeError, match="nibabel") as caught:
             call()

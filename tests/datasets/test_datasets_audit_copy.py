@@ -74,17 +74,12 @@ def folder_of_one(folder, image):
 
 
 WRITERS = {
-    "two files": detached,
-    "another stem": lambda folder, image: detached(folder, image, raw="voxels.bin"),
+    "two files": detached, "another stem": lambda folder, image: detached(folder, image, raw="voxels.bin"),
     "packed": lambda folder, image: detached(folder, image, raw="other.zraw", compress=True),
-    "big endian": big_endian,
-    "mha without voxels": mha_with_its_voxels_elsewhere,
-    "mha": single("image.mha"),
-    "nrrd": single("image.nrrd"),
-    "nii": single("image.nii"),
-    "nii.gz": single("image.nii.gz"),
+    "big endian": big_endian, "mha without voxels": mha_with_its_voxels_elsewhere, "mha": single("image.mha"),
+    "nrrd": single("image.nrrd"), "nii": single("image.nii"), "nii.gz": single("image.nii.gz"),
     "folder": folder_of_one,
-}
+}  # fmt: skip
 
 
 def table_of(root, rows):

@@ -87,11 +87,8 @@ def publish(monkeypatch, expected):
 def test_counts_against_published_ones(tree, monkeypatch):
     whole = counts(check_dataset("manifest", tree))
     expected = {
-        "scans": 3,
-        "slices": whole["slices"],
-        "scans@B": 3,
-        "slices_with_lung@masks": whole["slices_with_lung"],
-    }
+        "scans": 3, "slices": whole["slices"], "scans@B": 3, "slices_with_lung@masks": whole["slices_with_lung"],
+    }  # fmt: skip
     monkeypatch.setattr(module, "dataset_info", lambda name: replace(DATASETS[name], expected=expected))
     assert check_dataset("manifest", tree).whole
     monkeypatch.setattr(

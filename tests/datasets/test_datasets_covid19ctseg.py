@@ -56,18 +56,14 @@ def test_a_case_is_known_by_all_its_names(case):
 @pytest.mark.parametrize(
     ("name", "case"),
     [
-        ("coronacases_org_001", "coronacases_001"),
-        ("coronacases_org_case007", "coronacases_007"),
-        ("coronacases_case010", "coronacases_010"),
-        ("case009", "coronacases_009"),
+        ("coronacases_org_001", "coronacases_001"), ("coronacases_org_case007", "coronacases_007"),
+        ("coronacases_case010", "coronacases_010"), ("case009", "coronacases_009"),
         ("coronacases_3", "coronacases_003"),
         ("radiopaedia_org_covid-19-pneumonia-10_85902_3-dcm", "radiopaedia_10_85902_3"),
-        ("radiopaedia_org_covid-19-pneumonia-23_86359_0-dcm", "radiopaedia_23_86359_0"),
-        ("rp_1", None),
-        ("001", None),
-        ("study_0001", None),
+        ("radiopaedia_org_covid-19-pneumonia-23_86359_0-dcm", "radiopaedia_23_86359_0"), ("rp_1", None),
+        ("001", None), ("study_0001", None),
     ],
-)
+)  # fmt: skip
 def test_names(name, case):
     assert case_of(name) == case
 
@@ -108,15 +104,11 @@ def test_the_extra_scan_of_another_collection_has_no_masks_and_says_so(tmp_path)
 @pytest.mark.parametrize(
     ("kept", "missing"),
     [
-        ({"Lung_and_Infection_Mask"}, ""),
-        ({"Lung_Mask", "Infection_Mask"}, ""),
-        ({"Lung_Mask", "Lung_and_Infection_Mask"}, ""),
-        ({"Infection_Mask", "Lung_and_Infection_Mask"}, ""),
-        ({"Lung_Mask"}, "infection mask"),
-        ({"Infection_Mask"}, "lung mask"),
-        (set(), "lung mask"),
+        ({"Lung_and_Infection_Mask"}, ""), ({"Lung_Mask", "Infection_Mask"}, ""),
+        ({"Lung_Mask", "Lung_and_Infection_Mask"}, ""), ({"Infection_Mask", "Lung_and_Infection_Mask"}, ""),
+        ({"Lung_Mask"}, "infection mask"), ({"Infection_Mask"}, "lung mask"), (set(), "lung mask"),
     ],
-)
+)  # fmt: skip
 def test_any_folders_that_suffice(tmp_path, kept, missing):
     root = make_covid19ctseg(tmp_path, cases=SOME[:1])
     for folder in ("Lung_Mask", "Infection_Mask", "Lung_and_Infection_Mask"):

@@ -132,13 +132,10 @@ def test_the_scan_and_its_masks_are_those_that_were_stored(roots, name):
 
 
 VARIANTS = {
-    "medseg": "nii nested folders outer",
-    "medseg-slices": "nii folders",
-    "covid19ctseg": "nested kaggle sevenzip mixed folders separate",
-    "mosmed": "beside root flat flat-bare nii main",
-    "covid1920": "flat",
-    "an2020": "ct",
-}
+    "medseg": "nii nested folders outer", "medseg-slices": "nii folders",
+    "covid19ctseg": "nested kaggle sevenzip mixed folders separate", "mosmed": "beside root flat flat-bare nii main",
+    "covid1920": "flat", "an2020": "ct",
+}  # fmt: skip
 FEW = {
     "covid19ctseg": {"cases": ("coronacases_001", "coronacases_009", "radiopaedia_4_85506_1", "radiopaedia_7_85703_0")}
 }

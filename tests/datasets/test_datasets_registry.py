@@ -10,25 +10,9 @@ from pneumoscope.datasets.xray.case import READERS as XRAY_READERS
 from pneumoscope.errors import DatasetError
 
 NAMES = [
-    "medseg",
-    "medseg-slices",
-    "covid19ctseg",
-    "mosmed",
-    "ricord",
-    "covid1920",
-    "an2020",
-    "nnunet",
-    "decathlon",
-    "miscnn",
-    "manifest",
-    "slices",
-    "phantom",
-    "kermany",
-    "cohen",
-    "hannover",
-    "nih",
-    "radiographs",
-]
+    "medseg", "medseg-slices", "covid19ctseg", "mosmed", "ricord", "covid1920", "an2020", "nnunet", "decathlon",
+    "miscnn", "manifest", "slices", "phantom", "kermany", "cohen", "hannover", "nih", "radiographs",
+]  # fmt: skip
 
 
 def test_every_name_of_the_interface_is_there():

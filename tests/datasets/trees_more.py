@@ -322,12 +322,9 @@ def save_picture(plane: np.ndarray, path: Path) -> None:
 
 
 TREES_MORE: dict[str, Callable[[Path], Path]] = {
-    "ricord": make_ricord,
-    "nnunet": make_nnunet,
-    "decathlon": make_decathlon,
-    "miscnn": make_miscnn,
+    "ricord": make_ricord, "nnunet": make_nnunet, "decathlon": make_decathlon, "miscnn": make_miscnn,
     "slices": make_slices,
-}
+}  # fmt: skip
 
 
 def _expected_nnunet(case: str) -> LabelledScan:

@@ -34,18 +34,9 @@ EXTREMES = (
 """Whole numbers and floats at the ends of their ranges, NaN and infinity."""
 
 WORDS = (
-    b"0",
-    b"-1",
-    b"1e308",
-    b"nan",
-    b"inf",
-    b"-inf",
-    b"99999999999999999999",
-    b"2147483648",
-    b"1,5",
-    b"''",
+    b"0", b"-1", b"1e308", b"nan", b"inf", b"-inf", b"99999999999999999999", b"2147483648", b"1,5", b"''",
     b"\xff\xfe",
-)
+)  # fmt: skip
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 
 

@@ -57,15 +57,11 @@ def test_what_is_no_upright_chest_gets_no_class(classifier, rng, how):
     squares, _ = chests(rng, 20, classifier.recipe)
     r, c = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     made = {
-        "quarter": np.rot90(squares, 1, (1, 2)),
-        "half": np.rot90(squares, 2, (1, 2)),
-        "three quarters": np.rot90(squares, 3, (1, 2)),
-        "flipped": squares[:, ::-1],
-        "inverted": 255 - squares,
-        "noise": rng.integers(0, 256, squares.shape),
-        "ramp": np.broadcast_to(255 * c, squares.shape),
+        "quarter": np.rot90(squares, 1, (1, 2)), "half": np.rot90(squares, 2, (1, 2)),
+        "three quarters": np.rot90(squares, 3, (1, 2)), "flipped": squares[:, ::-1], "inverted": 255 - squares,
+        "noise": rng.integers(0, 256, squares.shape), "ramp": np.broadcast_to(255 * c, squares.shape),
         "disc": np.broadcast_to(200.0 * (np.hypot(r - 0.5, c - 0.5) < 0.4), squares.shape),
-    }[how]
+    }[how]  # fmt: skip
     answers = classifier.answer(np.ascontiguousarray(made, np.uint8))
     assert [a.prediction for a in answers] == ["none of these"] * 20
     assert all(a.reason and not a.answered for a in answers)
@@ -188,13 +184,10 @@ def test_heat_depends_on_the_weights_and_the_class(classifier, model, rng):
 @pytest.mark.parametrize(
     "recipe",
     [
-        PictureRecipe(side=64),
-        PictureRecipe(side=64, fit="pad"),
-        PictureRecipe(side=64, border=0.1),
-        PictureRecipe(side=64, view="lung_box", border=0.05),
-        PictureRecipe(side=64, view="lung_box", fit="pad"),
+        PictureRecipe(side=64), PictureRecipe(side=64, fit="pad"), PictureRecipe(side=64, border=0.1),
+        PictureRecipe(side=64, view="lung_box", border=0.05), PictureRecipe(side=64, view="lung_box", fit="pad"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("shape", [(120, 200), (203, 97)])
 def test_a_map_goes_back_to_where_the_picture_came_from(recipe, shape):
     pixels = np.zeros(shape, np.float32)
@@ -237,16 +230,13 @@ def test_an_overlay_leaves_cold_places_grey_and_bands_leave_no_seam(rng):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": None}, "has no classes"),
-        ({"classes": ["a", "b", "c"]}, "names 3"),
-        ({"input": {}}, "input.recipe"),
-        ({"input": {"recipe": {"side": 2}}}, "input.recipe"),
-        ({"temperature": 0}, "temperature"),
-        ({"temperature": "warm"}, "temperature"),
+        ({"classes": None}, "has no classes"), ({"classes": ["a", "b", "c"]}, "names 3"),
+        ({"input": {}}, "input.recipe"), ({"input": {"recipe": {"side": 2}}}, "input.recipe"),
+        ({"temperature": 0}, "temperature"), ({"temperature": "warm"}, "temperature"),
         ({"familiar": {"file": "../x", "sha256": ""}}, "x was changed"),
         ({"familiar": {"file": FILE, "sha256": "0" * 64}}, FILE),
     ],
-)
+)  # fmt: skip
 def test_cards_that_cannot_be_right_are_refused(model, tmp_path, change, words):
     import shutil
 

@@ -92,14 +92,11 @@ def test_no_square_gives_no_row():
 @pytest.mark.parametrize(
     "change",
     [
-        {"side": "x"},
-        {"limits": {"lateral": 0.5}},
-        {"limits": {"lateral": 0.5, "other": float("nan")}},
-        {"classes": ["frontal"]},
-        {"file": "../a"},
+        {"side": "x"}, {"limits": {"lateral": 0.5}}, {"limits": {"lateral": 0.5, "other": float("nan")}},
+        {"classes": ["frontal"]}, {"file": "../a"},
         {"architecture": {"name": "chest_cnn", "classes": 3, "features": [4]}},
     ],
-)
+)  # fmt: skip
 def test_an_entry_that_does_not_fit_is_refused(shipped, change):
     with pytest.raises(ModelError):
         read_views(shipped.folder, {**shipped.card["views"], **change})

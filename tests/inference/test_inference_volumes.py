@@ -19,14 +19,9 @@ from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.volume import Volume
 
 MUELLER = {
-    "kind": "hu_volume",
-    "window_hu": [-1250, 250],
-    "spacing_mm": [1.58, 1.58, 2.70],
-    "normalise": "zscore",
-    "grey_levels": 256,
-    "patch": [80, 160, 160],
-    "overlap": [0.375, 0.5, 0.5],
-}
+    "kind": "hu_volume", "window_hu": [-1250, 250], "spacing_mm": [1.58, 1.58, 2.70], "normalise": "zscore",
+    "grey_levels": 256, "patch": [80, 160, 160], "overlap": [0.375, 0.5, 0.5],
+}  # fmt: skip
 LABELS = dict(enumerate(MUELLER_LABELS))
 SMALL = VolumeInput(HuWindow(-1000, 1000), WindowPlan((4, 4, 4)))
 
@@ -120,12 +115,8 @@ def test_unreadable_cards_are_refused(fields):
 
 def test_a_scan_squeezed_as_a_whole():
     fields = {
-        "kind": "whole_volume",
-        "window_hu": [-2000, 500],
-        "scale": "unit",
-        "shape": [5, 6, 3],
-        "patch": [3, 6, 5],
-    }
+        "kind": "whole_volume", "window_hu": [-2000, 500], "scale": "unit", "shape": [5, 6, 3], "patch": [3, 6, 5],
+    }  # fmt: skip
     ours = VolumeInput.from_card({"preprocessing": fields})
     volume = scan(("L", "P", "S"), shape=(20, 18, 12))
     assert ours.image(volume).shape == (1, 3, 6, 5)

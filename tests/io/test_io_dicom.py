@@ -154,15 +154,11 @@ def test_coded_enhanced_file(syntax: str, tmp_path: Path) -> None:
 
 
 NAMES = {
-    "no extension": lambda n: f"IM{n:04d}",
-    "shuffled": lambda n: f"{(n * 7) % 10:03d}.dcm",
-    "nested": lambda n: f"disk{n % 3}/a b/{n:03d}.ima",
-    "unicode": lambda n: f"Lunge-ü中-{n}.dcm",
-    "newline": lambda n: f"a\nb{n}.dcm",
-    "long": lambda n: f"{'x' * 240}{n}.dcm",
-    "uid": lambda n: f"1.2.840.{n}.99.{n * 31}",
-    "escape": lambda n: f"\x1b[31m<script>{n}=1+1",
-}
+    "no extension": lambda n: f"IM{n:04d}", "shuffled": lambda n: f"{(n * 7) % 10:03d}.dcm",
+    "nested": lambda n: f"disk{n % 3}/a b/{n:03d}.ima", "unicode": lambda n: f"Lunge-ü中-{n}.dcm",
+    "newline": lambda n: f"a\nb{n}.dcm", "long": lambda n: f"{'x' * 240}{n}.dcm",
+    "uid": lambda n: f"1.2.840.{n}.99.{n * 31}", "escape": lambda n: f"\x1b[31m<script>{n}=1+1",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", NAMES)

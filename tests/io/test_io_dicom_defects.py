@@ -443,20 +443,16 @@ def signed_codestream(slices: Slices) -> None:
 
 
 ACCEPTED: list[tuple[str, int, Callable[[Slices], None]]] = [
-    ("duplicate with equal pixels", 8, double),
-    ("scout in the series", 15, scout),
-    ("no rescale, but HU", 17, signed_without_rescale),
-    ("padding value", 20, padding),
-    ("padding beyond the stored bits", 20, unsigned_padding),
-    ("padding value that tissue has", 20, tissue_padding),
+    ("duplicate with equal pixels", 8, double), ("scout in the series", 15, scout),
+    ("no rescale, but HU", 17, signed_without_rescale), ("padding value", 20, padding),
+    ("padding beyond the stored bits", 20, unsigned_padding), ("padding value that tissue has", 20, tissue_padding),
     ("sign only in the codestream", 24, signed_codestream),
     ("SliceThickness contradicts", 37, on_all(SliceThickness="5")),
     ("SpacingBetweenSlices contradicts", 37, on_all(SpacingBetweenSlices="7")),
     ("MONOCHROME1", 39, on_all(PhotometricInterpretation="MONOCHROME1")),
     ("another body part", 49, on_all(BodyPartExamined="KNEE")),
-    ("lossy flag", 50, on_all(LossyImageCompression="01")),
-    ("bone kernel", 50, on_all(ConvolutionKernel="BONEPLUS")),
-]
+    ("lossy flag", 50, on_all(LossyImageCompression="01")), ("bone kernel", 50, on_all(ConvolutionKernel="BONEPLUS")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "change"), [case[1:] for case in ACCEPTED], ids=[case[0] for case in ACCEPTED])

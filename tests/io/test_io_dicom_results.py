@@ -19,12 +19,9 @@ from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 C, S = np.cos(np.radians(12)), np.sin(np.radians(12))
 ORIENTATIONS = {
-    "upright": (1, 0, 0, 0, 1, 0),
-    "mirrored": (-1, 0, 0, 0, 1, 0),
-    "coronal": (1, 0, 0, 0, 0, -1),
-    "oblique": (C, S, 0, -S, C, 0),
-    "tipped": (1, 0, 0, 0, C, S),
-}
+    "upright": (1, 0, 0, 0, 1, 0), "mirrored": (-1, 0, 0, 0, 1, 0), "coronal": (1, 0, 0, 0, 0, -1),
+    "oblique": (C, S, 0, -S, C, 0), "tipped": (1, 0, 0, 0, C, S),
+}  # fmt: skip
 MEASURED = {
     "right lung": {"volume_ml": 1234.5, "share_percent": 7.25, "mean_hu": -801.5},
     "consolidation": {"volume_ml": 0.5},

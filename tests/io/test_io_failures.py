@@ -40,13 +40,10 @@ def picture(folder: Path) -> Path:
 
 
 SCANS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "NIfTI": (lambda folder: scan_file(folder, "scan.nii"), read_volume),
-    "gzip": (scan_file, read_volume),
-    "mask": (scan_file, read_mask),
-    "zip": (zip_of, read_volume),
-    "DICOM": (series, read_volume),
+    "NIfTI": (lambda folder: scan_file(folder, "scan.nii"), read_volume), "gzip": (scan_file, read_volume),
+    "mask": (scan_file, read_mask), "zip": (zip_of, read_volume), "DICOM": (series, read_volume),
     "picture": (picture, read_radiograph),
-}
+}  # fmt: skip
 
 
 class Failing(io.FileIO):

@@ -106,35 +106,19 @@ def test_text_and_bytes_are_written_as_they_are(tmp_path):
 
 def test_json_holds_only_json(tmp_path):
     value = {
-        "nan": float("nan"),
-        "inf": -np.inf,
-        "float32": np.float32(0.5),
-        "not a number": np.float64("nan"),
-        "array": np.array([[1, 2], [3, 4]], np.uint8),
-        "holes": np.array([1.0, np.nan]),
-        "flag": np.bool_(True),
-        "path": Path("a") / "b",
-        "set": {3},
-        "tuple": (1, "zwei", None),
-        5: "a number as key",
-    }
+        "nan": float("nan"), "inf": -np.inf, "float32": np.float32(0.5), "not a number": np.float64("nan"),
+        "array": np.array([[1, 2], [3, 4]], np.uint8), "holes": np.array([1.0, np.nan]), "flag": np.bool_(True),
+        "path": Path("a") / "b", "set": {3}, "tuple": (1, "zwei", None), 5: "a number as key",
+    }  # fmt: skip
     write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()
     assert text.endswith("}\n")
     assert "NaN" not in text
     assert json.loads(text) == {
-        "nan": None,
-        "inf": None,
-        "float32": 0.5,
-        "not a number": None,
-        "array": [[1, 2], [3, 4]],
-        "holes": [1.0, None],
-        "flag": True,
-        "path": str(Path("a") / "b"),
-        "set": [3],
-        "tuple": [1, "zwei", None],
+        "nan": None, "inf": None, "float32": 0.5, "not a number": None, "array": [[1, 2], [3, 4]],
+        "holes": [1.0, None], "flag": True, "path": str(Path("a") / "b"), "set": [3], "tuple": [1, "zwei", None],
         "5": "a number as key",
-    }
+    }  # fmt: skip
 
 
 def test_json_keeps_the_order_and_foreign_letters(tmp_path):
@@ -207,21 +191,14 @@ def test_leftovers_of_a_dead_process_are_cleared_and_those_of_a_living_one_stay(
 
 
 HOSTILE_JSON = {
-    "nothing": b"",
-    "half": b'{"a": [1, 2',
-    "list": b"[1, 2]",
-    "null": b"null",
+    "nothing": b"", "half": b'{"a": [1, 2', "list": b"[1, 2]", "null": b"null",
     "nested for the parser": b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
-    "nested for its readers": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
-    "nan": b'{"dice": NaN}',
-    "infinity": b'{"dice": -Infinity}',
-    "infinite by exponent": b'{"dice": 1e999}',
-    "400 digits": b'{"n": ' + b"7" * 400 + b"}",
-    "5000 digits": b'{"n": ' + b"7" * 5000 + b"}",
-    "half a character": b'{"case": "\\ud800"}',
-    "latin": '{"case": "Jürgen"}'.encode("latin-1"),
+    "nested for its readers": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "nan": b'{"dice": NaN}',
+    "infinity": b'{"dice": -Infinity}', "infinite by exponent": b'{"dice": 1e999}',
+    "400 digits": b'{"n": ' + b"7" * 400 + b"}", "5000 digits": b'{"n": ' + b"7" * 5000 + b"}",
+    "half a character": b'{"case": "\\ud800"}', "latin": '{"case": "Jürgen"}'.encode("latin-1"),
     "binary": bytes(range(256)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE_JSON)

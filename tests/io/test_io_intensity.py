@@ -50,20 +50,15 @@ NOT_HU: dict[str, tuple[str, np.ndarray]] = {
 }
 
 REAL_HU: dict[str, np.ndarray] = {
-    "whole": HU,
-    "clipped [-1024, 600]": np.clip(HU, -1024, 600),
-    "clipped [-1000, 400]": np.clip(HU, -1000, 400),
-    "clipped [-1250, 250]": np.clip(HU, -1250, 250),
-    "lung only": HU[12:16, 16:24, 10:22],
-    "lung without a vessel": normal(-850, 40),
-    "dense lung": np.where(HU < -700, HU + 300, HU),
+    "whole": HU, "clipped [-1024, 600]": np.clip(HU, -1024, 600), "clipped [-1000, 400]": np.clip(HU, -1000, 400),
+    "clipped [-1250, 250]": np.clip(HU, -1250, 250), "lung only": HU[12:16, 16:24, 10:22],
+    "lung without a vessel": normal(-850, 40), "dense lung": np.where(HU < -700, HU + 300, HU),
     "padded with -2000": np.where(HU < -950, -2000, HU),
     "padded with -3024, cubic overshoot": np.where(HU < -950, -3024, HU) + normal(0, 60),
-    "padded with 0 outside the body": np.where(HU < -950, 0, HU),
-    "metal": np.where(HU > 420, 30_000, HU),
+    "padded with 0 outside the body": np.where(HU < -950, 0, HU), "metal": np.where(HU > 420, 30_000, HU),
     "mostly consolidated": np.where((HU > -900) & (HU < -700) & (normal(0, 1) < 1.5), 30, HU),
     "int16": HU.astype(np.int16),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NOT_HU)

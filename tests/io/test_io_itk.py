@@ -27,16 +27,10 @@ LPS = np.diag([-1, -1, 1, 1]) @ AFFINE
 def nrrd(folder: Path, data: bytes | None = None, *, drop: str = "", **fields: str) -> Path:
     """A .nrrd with header fields replaced (underscores for blanks) or one dropped."""
     header = {
-        "type": "short",
-        "dimension": "3",
-        "space": "left-posterior-superior",
-        "sizes": "24 20 16",
-        "space directions": "(0.5,0,0) (0,0.75,0) (0,0,1.25)",
-        "kinds": "domain domain domain",
-        "endian": "little",
-        "encoding": "gzip",
-        "space origin": "(-12,-20,-300)",
-    } | {name.replace("_", " "): value for name, value in fields.items()}
+        "type": "short", "dimension": "3", "space": "left-posterior-superior", "sizes": "24 20 16",
+        "space directions": "(0.5,0,0) (0,0.75,0) (0,0,1.25)", "kinds": "domain domain domain", "endian": "little",
+        "encoding": "gzip", "space origin": "(-12,-20,-300)",
+    } | {name.replace("_", " "): value for name, value in fields.items()}  # fmt: skip
     lines = ["NRRD0004", "# a comment", *(f"{k}: {v}" for k, v in header.items() if k != drop), "patient:=DOE^JOHN"]
     if data is None:
         data = {"gzip": gzip.compress(RAW), "raw": RAW, "bzip2": bz2.compress(RAW)}.get(header["encoding"], RAW)
@@ -48,18 +42,11 @@ def nrrd(folder: Path, data: bytes | None = None, *, drop: str = "", **fields: s
 def meta(folder: Path, data: bytes | None = None, *, drop: str = "", name: str = "scan.mha", **fields: str) -> Path:
     """A .mha with header fields replaced or one dropped."""
     header = {
-        "ObjectType": "Image",
-        "NDims": "3",
-        "BinaryData": "True",
-        "BinaryDataByteOrderMSB": "False",
-        "CompressedData": "False",
-        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
-        "Offset": "-12 -20 -300",
-        "CenterOfRotation": "0 0 0",
-        "ElementSpacing": "0.5 0.75 1.25",
-        "DimSize": "24 20 16",
+        "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "False", "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "-12 -20 -300",
+        "CenterOfRotation": "0 0 0", "ElementSpacing": "0.5 0.75 1.25", "DimSize": "24 20 16",
         "ElementType": "MET_SHORT",
-    } | fields
+    } | fields  # fmt: skip
     header["ElementDataFile"] = header.pop("ElementDataFile", "LOCAL")  # always last
     if data is None:
         data = zlib.compress(RAW) if header["CompressedData"] == "True" else RAW

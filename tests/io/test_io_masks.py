@@ -177,12 +177,9 @@ def test_scaled_bytes_are_rounded(tmp_path: Path) -> None:
 
 
 STRANGE = {
-    "fractions": np.array([0, 0.3, 1]),
-    "NaN": np.array([0, np.nan, 1]),
-    "negative": np.array([0, -1, 1]),
-    "too large": np.array([0, 256, 1]),
-    "label without a name": np.array([0, 3, 1]),
-}
+    "fractions": np.array([0, 0.3, 1]), "NaN": np.array([0, np.nan, 1]), "negative": np.array([0, -1, 1]),
+    "too large": np.array([0, 256, 1]), "label without a name": np.array([0, 3, 1]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STRANGE)

@@ -118,11 +118,8 @@ def test_cases_that_fail_are_named_and_the_others_written(folders, tmp_path):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert caught.value.summary["failures"] == summary["failures"]
     assert [(f["case"], f["kind"]) for f in summary["failures"]] == [
-        ("b", "InputError"),
-        ("c", "GeometryError"),
-        ("d", "InputError"),
-        ("e", "ReadError"),
-    ]
+        ("b", "InputError"), ("c", "GeometryError"), ("d", "InputError"), ("e", "ReadError"),
+    ]  # fmt: skip
     assert "another grid" in summary["failures"][1]["message"]
     assert "no reference for the prediction" in summary["failures"][2]["message"]
     assert summary["cases"] == 1
@@ -294,12 +291,9 @@ def test_pairs_without_mask_endings_where_unmistakable(tmp_path):
     pred = touch(tmp_path / "p", "x.nii", "y.nii", "z.nii")
     ref = touch(tmp_path / "r", "x_mask.nii", "y_mask.nii", "y_seg.nii", "z.nii")
     assert names(find_pairs(pred, ref), tmp_path) == [
-        ("x", "p/x.nii", "r/x_mask.nii"),
-        ("y", "p/y.nii", None),
-        ("y_mask", None, "r/y_mask.nii"),
-        ("y_seg", None, "r/y_seg.nii"),
-        ("z", "p/z.nii", "r/z.nii"),
-    ]
+        ("x", "p/x.nii", "r/x_mask.nii"), ("y", "p/y.nii", None), ("y_mask", None, "r/y_mask.nii"),
+        ("y_seg", None, "r/y_seg.nii"), ("z", "p/z.nii", "r/z.nii"),
+    ]  # fmt: skip
 
 
 def test_unusable_folders_are_refused(tmp_path):
@@ -325,12 +319,8 @@ def test_a_case_name_is_never_taken_for_a_formula(folders, tmp_path):
 
 
 LOBES = {
-    1: "right upper lobe",
-    2: "right middle lobe",
-    3: "right lower lobe",
-    4: "left upper lobe",
-    5: "left lower lobe",
-}
+    1: "right upper lobe", 2: "right middle lobe", 3: "right lower lobe", 4: "left upper lobe", 5: "left lower lobe",
+}  # fmt: skip
 SIDES_OF_LOBES = np.array([0, 1, 1, 1, 2, 2], np.uint8)
 
 

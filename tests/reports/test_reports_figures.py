@@ -112,15 +112,12 @@ def stack(areas):
 @pytest.mark.parametrize(
     ("lung", "infiltrate", "expected"),
     [
-        ([9] * 9, [0, 1, 2, 1, 5, 4, 9, 8, 0], [2, 4, 6]),
-        ([9] * 9, [0, 0, 0, 0, 3, 0, 0, 0, 0], [2, 4, 6]),
-        ([0, 0, 9, 9, 9, 9, 9, 0, 0], [0] * 9, [3, 4, 5]),
-        ([0] * 9, [0] * 9, [2, 4, 6]),
-        ([9, 9], [0, 1], [0, 1]),
+        ([9] * 9, [0, 1, 2, 1, 5, 4, 9, 8, 0], [2, 4, 6]), ([9] * 9, [0, 0, 0, 0, 3, 0, 0, 0, 0], [2, 4, 6]),
+        ([0, 0, 9, 9, 9, 9, 9, 0, 0], [0] * 9, [3, 4, 5]), ([0] * 9, [0] * 9, [2, 4, 6]), ([9, 9], [0, 1], [0, 1]),
         ([9], [0], [0]),
     ],
     ids=["worst of each third", "one infected", "no infiltrate", "nothing", "two slices", "one slice"],
-)
+)  # fmt: skip
 def test_choice_of_slices(lung, infiltrate, expected):
     assert choose_slices(stack(lung), stack(infiltrate)) == expected
 

@@ -38,35 +38,18 @@ def test_missing_values_are_errors():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (page.percent(None), "not measurable"),
-        (page.ml(None), "not measurable"),
-        (page.hu(math.nan), "not measurable"),
-        (page.percent(0.0), "0 %"),
-        (page.percent(0.004), "< 0.1 %"),
-        (page.percent(3.456), "3.5 %"),
-        (page.percent(34.56), "35 %"),
-        (page.ml(4326.4), "4 330 ml"),
-        (page.ml(321.4), "321 ml"),
-        (page.ml(12.34), "12 ml"),
-        (page.ml(9.96), "10 ml"),
-        (page.ml(1.234), "1.2 ml"),
-        (page.ml(0.04), "< 0.1 ml"),
-        (page.ml(0.0), "0 ml"),
-        (page.by_error(0.0312, 0.46), "0.0"),
-        (page.by_error(12.345, 3.4), "12"),
-        (page.by_error(1.2345, 0.001), "1.23"),
-        (page.by_error(1.2345, None), "1.23"),
-        (page.signed(0.29, 0.54, "ml"), "+0.3 ml"),
-        (page.signed(-0.89, 2.09), "−1"),
-        (page.signed(0.03, 0.46), "0.0"),
-        (page.signed(None), "not measurable"),
-        (page.hu(-812.4), "−812 HU"),
-        (page.hu(-0.2), "0 HU"),
-        (page.seconds(0.123), "0.12 s"),
-        (page.seconds(12.34), "12.3 s"),
-        (page.words("one_lung_only"), "one lung only"),
+        (page.percent(None), "not measurable"), (page.ml(None), "not measurable"),
+        (page.hu(math.nan), "not measurable"), (page.percent(0.0), "0 %"), (page.percent(0.004), "< 0.1 %"),
+        (page.percent(3.456), "3.5 %"), (page.percent(34.56), "35 %"), (page.ml(4326.4), "4 330 ml"),
+        (page.ml(321.4), "321 ml"), (page.ml(12.34), "12 ml"), (page.ml(9.96), "10 ml"), (page.ml(1.234), "1.2 ml"),
+        (page.ml(0.04), "< 0.1 ml"), (page.ml(0.0), "0 ml"), (page.by_error(0.0312, 0.46), "0.0"),
+        (page.by_error(12.345, 3.4), "12"), (page.by_error(1.2345, 0.001), "1.23"),
+        (page.by_error(1.2345, None), "1.23"), (page.signed(0.29, 0.54, "ml"), "+0.3 ml"),
+        (page.signed(-0.89, 2.09), "−1"), (page.signed(0.03, 0.46), "0.0"), (page.signed(None), "not measurable"),
+        (page.hu(-812.4), "−812 HU"), (page.hu(-0.2), "0 HU"), (page.seconds(0.123), "0.12 s"),
+        (page.seconds(12.34), "12.3 s"), (page.words("one_lung_only"), "one lung only"),
     ],
-)
+)  # fmt: skip
 def test_numbers_with_units(text, expected):
     assert text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ") == expected
 
@@ -74,12 +57,9 @@ def test_numbers_with_units(text, expected):
 def test_cards_of_any_shape_become_lines():
     card = {"data": [{"name": "a"}, {"name": "b"}], "filters": [16, 32], "x": None, "deep": {"dice_lung": 0.98765}}
     expected = [
-        ("data 1 / name", "a"),
-        ("data 2 / name", "b"),
-        ("filters", "16, 32"),
-        ("x", ""),
+        ("data 1 / name", "a"), ("data 2 / name", "b"), ("filters", "16, 32"), ("x", ""),
         ("deep / dice lung", "0.9877"),
-    ]
+    ]  # fmt: skip
     assert flat(card) == expected
     assert flat(["a", "b"], "names") == [("names", "a, b")]
 

@@ -79,12 +79,9 @@ def mass(hu, lung):
 
 
 SIGNS = {
-    "metal_or_undiluted_contrast": metal,
-    "contrast_medium": contrast,
-    "lung_dense_throughout": expiration,
-    "infiltrate_diffuse": everywhere,
-    "mass_in_lung": mass,
-}
+    "metal_or_undiluted_contrast": metal, "contrast_medium": contrast, "lung_dense_throughout": expiration,
+    "infiltrate_diffuse": everywhere, "mass_in_lung": mass,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("state", SIGNS)

@@ -82,14 +82,10 @@ def test_one_lung_only(scan, tilted):
 @pytest.mark.parametrize(
     ("index", "edge"),
     [
-        ((0, 2, 2), "left"),
-        ((3, 2, 2), "right"),
-        ((1, 0, 2), "posterior"),
-        ((1, 4, 2), "anterior"),
-        ((1, 2, 0), "inferior"),
-        ((1, 2, 5), "superior"),
+        ((0, 2, 2), "left"), ((3, 2, 2), "right"), ((1, 0, 2), "posterior"), ((1, 4, 2), "anterior"),
+        ((1, 2, 0), "inferior"), ((1, 2, 5), "superior"),
     ],
-)
+)  # fmt: skip
 def test_lung_at_any_edge_is_incomplete_but_counted(scan, index, edge, monkeypatch):
     volume, lungs, infiltrate = scan()
     labels = lungs.labels.copy()

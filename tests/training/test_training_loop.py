@@ -293,14 +293,11 @@ def test_content_that_is_wrong_under_a_right_sum_falls_back(toy, tmp_path, damag
     (tmp_path / PREVIOUS).write_bytes((tmp_path / LAST).read_bytes())
     plain, _, tensors = (tmp_path / LAST).read_bytes().split(b"\n", 2)[2].partition(b"\n")
     payloads = {
-        "tensors": plain + b"\n" + b"\xff" * 8 + tensors[8:],
-        "cut": plain + b"\n" + tensors[:-5],
-        "deep": b"[" * 100_000 + b"\n" + tensors,
-        "list": b"[1, 2]\n" + tensors,
-        "no JSON": plain[:-3] + b"\n" + tensors,
-        "name": plain.replace(b'"000000"', b'["x"]', 1) + b"\n" + tensors,
+        "tensors": plain + b"\n" + b"\xff" * 8 + tensors[8:], "cut": plain + b"\n" + tensors[:-5],
+        "deep": b"[" * 100_000 + b"\n" + tensors, "list": b"[1, 2]\n" + tensors,
+        "no JSON": plain[:-3] + b"\n" + tensors, "name": plain.replace(b'"000000"', b'["x"]', 1) + b"\n" + tensors,
         "pairs": b'{"pairs": 7}\n' + tensors,
-    }
+    }  # fmt: skip
     (tmp_path / LAST).write_bytes(sealed(payloads[damage]))
     kept = load_checkpoint(tmp_path)
     assert kept.note.startswith("last.ckpt is damaged")

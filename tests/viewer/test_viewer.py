@@ -100,16 +100,12 @@ def test_the_token_works_once(run, guard):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"host": "evil.example:8765"},
-        {"host": "127.0.0.1:1"},
-        {"host": "127.0.0.1"},
-        {"origin": "http://evil.example"},
-        {"origin": "null"},
-        {"sec-fetch-site": "cross-site"},
+        {"host": "evil.example:8765"}, {"host": "127.0.0.1:1"}, {"host": "127.0.0.1"},
+        {"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_other_pages_and_names_are_refused(known, headers):
     assert known.get("/").status_code == 200
     assert known.get("/", headers=headers).status_code == 403
@@ -123,21 +119,11 @@ def test_nothing_can_be_sent(known, method):
 @pytest.mark.parametrize(
     "path",
     [
-        "/file/../secret.csv",
-        "/file/%2e%2e/secret.csv",
-        "/file/a/..%2f..%2fsecret.csv",
-        "/file//etc/passwd",
-        "/file/%2fetc%2fpasswd",
-        "/file/a/link.csv",
-        "/file/a/.hidden.csv",
-        "/file/a/model.safetensors",
-        "/file/a",
-        "/file/a/%00",
-        "/file/nothing.csv",
-        "/show/%2e%2e",
-        "/show/nothing",
+        "/file/../secret.csv", "/file/%2e%2e/secret.csv", "/file/a/..%2f..%2fsecret.csv", "/file//etc/passwd",
+        "/file/%2fetc%2fpasswd", "/file/a/link.csv", "/file/a/.hidden.csv", "/file/a/model.safetensors", "/file/a",
+        "/file/a/%00", "/file/nothing.csv", "/show/%2e%2e", "/show/nothing",
     ],
-)
+)  # fmt: skip
 def test_paths_cannot_leave_the_folder(known, path):
     answer = known.get(path)
     assert answer.status_code == 404
@@ -261,16 +247,11 @@ def test_wrong_types_in_a_report_are_no_numbers(run):
 
 
 BAD_REPORTS = {
-    "deep": "[" * 100_000,
-    "digits": '{"severity": {"total": {"share_percent": 1' + "0" * 400 + "}}}",
-    "more digits": '{"a": ' + "9" * 5000 + "}",
-    "NaN": '{"severity": {"total": {"share_percent": NaN}}}',
-    "half a character": r'{"case": "\ud800"}',
-    "cut": '{"case": "b", "sev',
-    "list": "[1, 2]",
-    "empty": "",
+    "deep": "[" * 100_000, "digits": '{"severity": {"total": {"share_percent": 1' + "0" * 400 + "}}}",
+    "more digits": '{"a": ' + "9" * 5000 + "}", "NaN": '{"severity": {"total": {"share_percent": NaN}}}',
+    "half a character": r'{"case": "\ud800"}', "cut": '{"case": "b", "sev', "list": "[1, 2]", "empty": "",
     "bytes": b"\xff\xfe\x00",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BAD_REPORTS.values(), ids=BAD_REPORTS)

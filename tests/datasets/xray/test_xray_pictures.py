@@ -65,14 +65,10 @@ def test_equalising_takes_a_brightness_away(equalise):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"side": 2},
-        {"border": 0.5},
-        {"fit": "crop"},
-        {"view": "lungs"},
-        {"lung_box": (0.8, 0.2, 0, 1)},
+        {"side": 2}, {"border": 0.5}, {"fit": "crop"}, {"view": "lungs"}, {"lung_box": (0.8, 0.2, 0, 1)},
         {"equalise": "x"},
     ],
-)
+)  # fmt: skip
 def test_nonsense_is_refused(bad):
     with pytest.raises(InputError):
         PictureRecipe(**bad)

@@ -111,12 +111,9 @@ def radiographs(root: Path) -> Path:
 
 
 TREES = {
-    "kermany": kaggle,
-    "cohen": lambda root: cohen(root, LATE),
-    "hannover": hannover,
-    "nih": nih,
+    "kermany": kaggle, "cohen": lambda root: cohen(root, LATE), "hannover": hannover, "nih": nih,
     "radiographs": radiographs,
-}
+}  # fmt: skip
 
 
 def test_there_is_a_tree_for_every_reader():
@@ -195,28 +192,19 @@ def test_cohen_early_table(tmp_path):
 def test_cohen_late_table(tmp_path):
     cases = read_radiographs("cohen", cohen(tmp_path, LATE))
     assert [(c.path.name, c.label) for c in cases] == [
-        ("a.jpg", "covid19"),
-        ("b.jpg", "viral"),
-        ("c.png", "normal"),
-        ("lateral.jpg", "other"),
-    ]
+        ("a.jpg", "covid19"), ("b.jpg", "viral"), ("c.png", "normal"), ("lateral.jpg", "other"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("finding", "label"),
     [
-        ("COVID-19, ARDS", "covid19"),
-        ("ARDS", "other"),
-        ("Pneumonia/Viral/COVID-19", "covid19"),
-        ("Pneumonia/Bacterial/Staphylococcus/MRSA", "bacterial"),
-        ("Pneumonia/Fungal/Pneumocystis", "pneumonia"),
-        ("Pneumonia", "pneumonia"),
-        ("Pneumonia/Viral/Influenza/H1N1", "viral"),
-        ("No Finding", "normal"),
-        ("Unknown", None),
-        ("todo", None),
+        ("COVID-19, ARDS", "covid19"), ("ARDS", "other"), ("Pneumonia/Viral/COVID-19", "covid19"),
+        ("Pneumonia/Bacterial/Staphylococcus/MRSA", "bacterial"), ("Pneumonia/Fungal/Pneumocystis", "pneumonia"),
+        ("Pneumonia", "pneumonia"), ("Pneumonia/Viral/Influenza/H1N1", "viral"), ("No Finding", "normal"),
+        ("Unknown", None), ("todo", None),
     ],
-)
+)  # fmt: skip
 def test_cohen_findings(finding, label):
     assert label_of(finding) == label
 
