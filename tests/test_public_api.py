@@ -77,19 +77,6 @@ def test_quantify_takes_files_and_objects(files, by):
     assert severity.left.share_percent == 0.0
 
 
-def test_quantify_of_lungs_without_sides(files):
-    lungs = nib.load(files["lungs"]).get_fdata() > 0
-    severity = ps.quantify(files["scan"], save(files["lungs"], lungs, np.uint8), files["infiltrate"])
-    assert "lungs_not_sided" in severity.states
-    assert severity.total.share_percent == pytest.approx(100 * 16 / 320)
-
-
-def test_a_mask_on_another_grid_is_refused(files, tmp_path):
-    other = save(tmp_path / "other.nii.gz", np.ones((4, 5, 6)), np.uint8)
-    with pytest.raises(ps.PneumoscopeError, match="lung mask"):
-        ps.quantify(files["scan"], other, files["infiltrate"])
-
-
 def test_evaluate(files):
     result = ps.evaluate(files["infiltrate"], files["infiltrate"])
     assert result.rows[0]["dice"] == 1.0

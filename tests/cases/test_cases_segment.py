@@ -116,13 +116,6 @@ def test_a_broken_scan_does_not_stop_the_others(work, tmp_path):
     assert not (tmp_path / "out" / "bad" / "lungs.nii.gz").exists()
 
 
-def test_a_finished_run_is_not_written_over_unasked(work, tmp_path):
-    run(work, tmp_path / "out")
-    with pytest.raises(InputError, match="--overwrite"):
-        run(work, tmp_path / "out")
-    run(work, tmp_path / "out", overwrite=True)
-
-
 def test_calls_that_cannot_be_meant_are_refused(work, tmp_path):
     with pytest.raises(InputError, match="no scan"):
         segment_cases([], tmp_path / "out")

@@ -79,10 +79,3 @@ def test_unusable_calls_are_one_line(cli, phantom, tmp_path):
         "labels of its own"
     )
     assert not (tmp_path / "o").exists()
-
-
-def test_help_is_there(cli):
-    ran = cli("data", "convert", "--help")
-    assert ran.code == 0
-    for word in ("--to", "--label", "--overwrite", "nnunet|slices|manifest"):
-        assert word in ran.out

@@ -69,13 +69,6 @@ def test_a_case_that_fails_ends_in_1_and_the_others_are_scored(cli, folders):
     assert (folders / "out" / "per_case.csv").is_file()
 
 
-def test_an_earlier_evaluation_is_kept_without_overwrite(cli, folders):
-    argv = ("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out")
-    assert cli(*argv).code == 0
-    cli(*argv).refused("--overwrite")
-    assert cli(*argv, "--overwrite").code == 0
-
-
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

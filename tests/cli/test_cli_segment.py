@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pneumoscope.inference import segmenter as library
-from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 
@@ -110,22 +109,6 @@ def test_an_ensemble_writes_how_unsure_it_is_and_the_report_says_so(cli, scan, l
     assert not (out / "chest_01" / "uncertainty-entropy.nii.gz").exists()
     assert "uncertainty" not in json.loads((out / "chest_01" / "report.json").read_text())["computing"]
     assert json.loads((out / "run.json").read_text())["options"]["model"] == "model"
-
-
-def test_a_network_of_a_study_on_pictures_is_refused_in_one_line(cli, scan, lungs, model, tmp_path):
-    card = read_card(model)
-    card["preprocessing"]["kind"] = "grey8"
-    write_card(model, card)
-    ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
-    ran.refused("8-bit pictures", str(model))
-
-
-def test_text_has_a_line_per_scan(cli, scan, lungs, model, tmp_path):
-    ran = cli("segment", "-i", scan, "-o", tmp_path / "out", "--model", model, "--lungs", lungs)
-    assert ran.code == 0, ran
-    assert ran.out.startswith("chest_01: ")
-    assert "ml" in ran.out
-    assert not (tmp_path / "out" / "chest_01" / "probability.nii.gz").exists()
 
 
 def test_several_scans_after_one_i_and_one_that_fails(cli, scan, lungs, model, tmp_path):
