@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.errors import InputError, ModelError
+from pneumoscope.errors import ModelError
 from pneumoscope.io.files import sha256
 from pneumoscope.models.cards import read_card, seal, write_card
 from pneumoscope.models.unet import UNet, UNetConfig, parameter_count
@@ -17,18 +17,6 @@ SMALL = UNetConfig(3, 2, (4, 8, 12))
 def net(config=SMALL, seed=0) -> UNet:
     torch.manual_seed(seed)
     return UNet(config).eval()
-
-
-@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
-@pytest.mark.parametrize("size", [(16, 16), (17, 23), (5, 4), (1, 1)])
-def test_any_size_comes_back_at_its_size(norm, size):
-    if norm == "instance" and size == (1, 1):
-        size = (8, 8)  # a single pixel has no variance
-    model = net(dataclasses.replace(SMALL, norm=norm))
-    out = model(torch.randn(2, 3, *size))
-    assert out.shape == (2, 2, *size)
-    out.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_parameter_count_by_hand():
@@ -43,45 +31,6 @@ def test_the_papers_input_and_output():
     model = net(UNetConfig(4, 2, (4, 8, 16, 32, 64)))
     assert model.config.stride == 16  # four encoding levels
     assert model(torch.zeros(1, 4, 64, 64)).shape == (1, 2, 64, 64)
-
-
-def test_padding_does_not_leak_into_the_picture():
-    model = net()
-    image = torch.randn(1, 3, 20, 20)
-    padded = torch.nn.functional.pad(image, (0, 0, 0, 0))
-    assert torch.equal(model(image), model(padded))
-    batch = torch.cat((image, torch.randn(1, 3, 20, 20)))
-    assert torch.allclose(model(batch)[:1], model(image), atol=1e-5)
-
-
-def test_wrong_channels_are_named():
-    with pytest.raises(InputError, match=r"\(n, 3, h, w\), got \(1, 4, 8, 8\)"):
-        net()(torch.zeros(1, 4, 8, 8))
-
-
-@pytest.mark.parametrize(
-    "fields", [{"features": (4,)}, {"features": (0, 4)}, {"in_channels": 0}, {"norm": "layer"}, {"dropout": 1.0}]
-)
-def test_impossible_configurations_are_refused(fields):
-    with pytest.raises(InputError):
-        UNetConfig(**fields)
-
-
-def test_configuration_round_trip():
-    assert UNetConfig(**json.loads(json.dumps(SMALL.as_dict()))) == SMALL
-
-
-def test_save_and_load(tmp_path):
-    model = net()
-    card = save_model(tmp_path, model, {"task": "infiltrate", "licence": "CC0-1.0"})
-    again, read = load_model(tmp_path)
-    assert read == card
-    assert not again.training
-    x = torch.randn(1, 3, 16, 16)
-    assert torch.equal(model(x), again(x))
-    first = (tmp_path / "model.safetensors").read_bytes(), (tmp_path / "card.json").read_bytes()
-    save_model(tmp_path, again, {"task": "infiltrate", "licence": "CC0-1.0"})
-    assert first == ((tmp_path / "model.safetensors").read_bytes(), (tmp_path / "card.json").read_bytes())
 
 
 def test_half_precision_storage_is_half_the_size_and_close(tmp_path):
