@@ -13,6 +13,8 @@ from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, fit_mask, list_scans, read_volume, write_mask, write_volume
 from pneumoscope.io.dicom.write import write_dicom_series
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 
 @pytest.fixture
 def work(tmp_path):
@@ -28,11 +30,8 @@ def work(tmp_path):
         files = sorted(folder.iterdir())
         for n, path in enumerate(files):
             data = pydicom.dcmread(path)
-            data.PatientID, data.StudyDate, data.SeriesInstanceUID = (
-                "SECRET7",
-                "20200317",
-                {"cut": "2.25.311", "gap": "2.25.312"}[name],
-            )
+            data.PatientID, data.StudyDate = "SECRET7", "20200317"
+            data.SeriesInstanceUID = {"cut": "2.25.311", "gap": "2.25.312"}[name]
             data.save_as(folder / f"DOE^JOHN {n:03d}")
             path.unlink()
         files = sorted(folder.iterdir())
@@ -62,9 +61,7 @@ def test_key_errors_and_a_manifests_own_columns(work):
         data = pydicom.dcmread(next((work / f"DOE^JOHN {name}").iterdir()))
         assert key[name]["series_uid"] == data.SeriesInstanceUID
         assert (key[name]["patient"], key[name]["study_date"]) == ("SECRET7", "20200317")
-    assert key["sound"] == dict(
-        zip(key["cut"], ("sound", str(work / "p0.nii.gz"), "", "P-0", ""), strict=True)
-    )  # the manifest's patient
+    assert [*key["sound"].values()] == ["sound", str(work / "p0.nii.gz"), "", "P-0", ""]  # the manifest's patient
     errors = {row["case"]: row for row in table(out / "private" / "errors.csv")}
     assert errors["cut"]["file"] == str(work / "DOE^JOHN cut" / "DOE^JOHN 004")
     assert errors["gap"]["file"] == str(work / "DOE^JOHN gap")

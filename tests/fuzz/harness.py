@@ -49,7 +49,7 @@ class Target:
         attempt: reads the file (its neighbours are sound); may raise `PneumoscopeError`, nothing else.
         fields: where the fields of a file lie; lines by default.
         unwrapped: the bytes inside and how they are put back, e.g. for gzip; half of the mutants are made inside.
-        seconds: a mutant that takes longer hangs.
+        seconds: of the processor; a mutant that takes more hangs.
         memory_mib: what the process may grow by.
     """
 
@@ -215,16 +215,16 @@ def attempts(name: str, target: Target, folder: Path, start: int, count: int) ->
     def late(number: int, frame: FrameType | None) -> None:
         raise HangError
 
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     files = list(target.make(folder))
     sound = {path: path.read_bytes() for path in files}
     outcomes: Counter[str] = Counter()
     for number in range(start, start + count):
         path = files[number % len(files)]
         path.write_bytes(mutant_of(target, sound[path], f"{name} {number}"))
-        (folder / "at").write_text(f"{number} of {path.name}")
-        faulthandler.dump_traceback_later(2 * target.seconds, exit=True)
-        signal.alarm(target.seconds)
+        (folder.parent / "at").write_text(f"{name} {number} of {path.name}")
+        faulthandler.dump_traceback_later(20 * target.seconds, exit=True)  # by the clock
+        signal.setitimer(signal.ITIMER_PROF, target.seconds)
         try:
             target.attempt(path)
             outcomes["read"] += 1
@@ -235,30 +235,28 @@ def attempts(name: str, target: Target, folder: Path, start: int, count: int) ->
         except Exception as error:
             raise AssertionError(f"{name} {number} ({path.name}): {type(error).__name__}: {error}") from error
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
         path.write_bytes(sound[path])
     return outcomes
 
 
-def run(module: str | Path, name: str, count: int, *, start: int = 0) -> Counter[str]:
-    """Read `count` mutants of the target `name` of a module in a process of its own.
+def run(module: str | Path, names: Sequence[str], count: int, *, start: int = 0) -> None:
+    """Read `count` mutants of each target of a module in one process of their own.
 
     Raises:
         AssertionError: see `attempts`; the process died; it grew by more than the target may; an error of several
             lines; all mutants were read or all refused, which means that nothing was tried.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, str(module), name, "--start", str(start), "--count", str(count)]
+        command = [sys.executable, __file__, str(module), *names, "--start", str(start), "--count", str(count)]
         done = subprocess.run([*command, "--keep", folder], capture_output=True, text=True, check=False)
         at = Path(folder, "at")
         where = f"mutant {at.read_text()}" if at.exists() else "before the first mutant"
-        assert done.returncode == 0, f"{name}: status {done.returncode} at {where}\n{done.stderr[-3000:]}"
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["grown_mib"] <= said["allowed_mib"], f"{name} grew by {said['grown_mib']} MiB"
-    outcomes = Counter(said["outcomes"])
-    assert set(outcomes) == {"read", "refused"}, f"{name}: {outcomes}"
-    return outcomes
+        assert done.returncode == 0, f"{names}: status {done.returncode} at {where}\n{done.stderr[-3000:]}"
+    for name, said in zip(names, map(json.loads, done.stdout.splitlines()[-len(names) :]), strict=True):
+        assert said["grown_mib"] <= said["allowed_mib"], f"{name} grew by {said['grown_mib']} MiB"
+        assert set(said["outcomes"]) == {"read", "refused"}, f"{name}: {said['outcomes']}"
 
 
 def _main() -> None:
@@ -266,7 +264,7 @@ def _main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("module", type=Path)
-    parser.add_argument("target")
+    parser.add_argument("targets", nargs="+")
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--keep", type=Path, required=True, help="folder for the files")
@@ -278,16 +276,17 @@ def _main() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    target: Target = module.TARGETS[given.target]
-    given.keep.mkdir(parents=True, exist_ok=True)
-    for path in target.make(given.keep):  # imports and caches are no growth
-        target.attempt(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = attempts(given.target, target, given.keep, given.start, given.count)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    sys.stdout.write(
-        json.dumps({"outcomes": outcomes, "grown_mib": grown >> 10, "allowed_mib": target.memory_mib}) + "\n"
-    )
+    for name in given.targets:
+        target: Target = module.TARGETS[name]
+        folder = given.keep / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in target.make(folder):  # imports and caches are no growth
+            target.attempt(path)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        outcomes = attempts(name, target, folder, given.start, given.count)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        told = {"outcomes": outcomes, "grown_mib": grown >> 10, "allowed_mib": target.memory_mib}
+        sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pneumoscope.surfaces.mesh import build_mesh
 from pneumoscope.surfaces.points import write_points
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
+pytestmark = pytest.mark.usefixtures("in_process")
+
 GRIDS = {
     "upright": build_grid(),
     "flipped and tilted": build_grid(("L", "P", "I"), tilt_degrees=(6.0, 2.0, -3.0)),
