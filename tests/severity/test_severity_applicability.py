@@ -6,7 +6,7 @@ import pytest
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.case import _banners
 from pneumoscope.severity.assess import assess
-from pneumoscope.severity.states import STATES, applicability_states, blood_hu
+from pneumoscope.severity.states import STATES, applicability_states, blood_hu, has_sternal_wires
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 SPACING = (4.0, 5.0, 6.0)
@@ -62,7 +62,7 @@ def expiration(hu, lung):
 
 
 def emphysema(hu, lung):
-    hu[5:20, 7:24, 3:20] = -985
+    hu[5:20, 7:34, 3:20] = -985
     return
 
 
@@ -73,15 +73,26 @@ def everywhere(hu, lung):
     return infiltrate
 
 
+def breath(hu, lung):
+    hu[8:18, 6:38, 6:8] = 40  # the dome of the diaphragm a second time
+    lung[8:18, 6:38, 6:8] = False
+    return
+
+
 def mass(hu, lung):
     hu[ball((13, 22, 12), 22)] = 45
     return
 
 
 SIGNS = {
-    "metal_or_undiluted_contrast": metal, "contrast_medium": contrast, "lung_dense_throughout": expiration,
-    "infiltrate_diffuse": everywhere, "mass_in_lung": mass,
-}  # fmt: skip
+    "metal_or_undiluted_contrast": metal,
+    "contrast_medium": contrast,
+    "lung_dense_throughout": expiration,
+    "lung_thin": emphysema,
+    "breathing_motion": breath,
+    "infiltrate_diffuse": everywhere,
+    "mass_in_lung": mass,
+}
 
 
 @pytest.mark.parametrize("state", SIGNS)
@@ -109,10 +120,46 @@ def test_consolidation_in_ground_glass_is_no_mass(chest):
     assert states(hu, lung) == []
 
 
+def test_a_lobe_without_air_is_no_mass(chest):
+    hu, lung = chest
+    hu[4:22, 6:26, 2:14] = 45  # 518 ml with sharp borders
+    assert states(hu, lung) == ["solid_region"]
+
+
+def test_metal_beside_a_vessel_is_no_mass(chest):
+    hu, lung = chest
+    hu[12:15, 21:24, 11:14] = 3071
+    hu[10:17, 19:26, 10:15:4] = -500
+    assert states(hu, lung) == ["metal_or_undiluted_contrast"]
+
+
+def test_wires_of_the_sternum_are_distinguished_from_contrast_medium_in_a_vein(chest):
+    hu, lung = chest
+    box = (slice(4, 56), slice(6, 38), slice(2, 22))
+    assert not has_sternal_wires(hu, box, SPACING)
+    hu[30, 36, 4:20] = 3000
+    assert not has_sternal_wires(hu, box, SPACING)
+    hu[30, 36, 5:20:2] = 40
+    assert has_sternal_wires(hu, box, SPACING)
+    grid = Grid.from_spacing(SHAPE, SPACING)
+    none = Mask(np.zeros(SHAPE, np.uint8), grid, INFILTRATE_LABEL)
+    assert (
+        "sternal_wires" in assess(Volume(hu, grid, grid), Mask(lung.astype(np.uint8), grid, {1: "lung"}), none).states
+    )
+
+
 def test_a_small_nodule_and_a_clip_are_no_sign(chest):
     hu, lung = chest
     hu[ball((13, 22, 12), 9)] = 45
     hu[30, 30, 5:9] = 3071  # 0.5 ml
+    assert states(hu, lung) == []
+
+
+def test_a_noisy_lung_and_a_small_bulla_are_not_thin(chest):
+    hu, lung = chest
+    hu += np.random.default_rng(1).normal(0, 90, SHAPE).astype(np.float32)
+    assert np.mean(hu[lung] < -950) > 0.15
+    hu[ball((13, 22, 12), 22)] = -990
     assert states(hu, lung) == []
 
 

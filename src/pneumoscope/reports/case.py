@@ -53,6 +53,8 @@ _ON_INFILTRATE = {
     "slices_too_thick": "rough, as slices lie far apart",
     "density_implausible": "the values may not be Hounsfield units",
     "metal_or_undiluted_contrast": "streaks may be counted or hide infiltrate",
+    "sternal_wires": "effusion and collapse after surgery may be counted",
+    "breathing_motion": "blurred lung may be counted",
     "contrast_medium": "contrast-filled vessels may be counted",
     "lung_dense_throughout": "faint ground-glass is uncertain",
     "infiltrate_diffuse": "not specific to pneumonia",

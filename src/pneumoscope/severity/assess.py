@@ -20,7 +20,7 @@ from pneumoscope.severity.regions import (
     sides_of,
     zone_map,
 )
-from pneumoscope.severity.states import DENSE_PERCENT, STATES, applicability_states, use_states
+from pneumoscope.severity.states import DENSE_PERCENT, STATES, applicability_states, has_sternal_wires, use_states
 from pneumoscope.severity.tally import Box, LungPart, box_of, density_classes, tally
 from pneumoscope.volume import Mask, Volume
 
@@ -57,6 +57,7 @@ def assess(
     marked = (spot != 0) & (side != 0)
     signs = applicability_states(hu, side != 0, marked, volume.spacing_mm)
     states = [*basic.states, *_use(volume, basic), *signs]
+    states += ["sternal_wires"] if has_sternal_wires(volume.hu, box, volume.spacing_mm) else []
     scores = None
     if lobes is not None:
         volume.grid.require_same_space(lobes.grid, "the lobe mask")

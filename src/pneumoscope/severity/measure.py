@@ -33,7 +33,7 @@ Readers disagree on the limit; of the eight compared in "Quantitative CT for det
 cases" (BMC Infectious Diseases 2021, doi 10.1186/s12879-021-06556-z) this one told patients apart best.
 """
 
-EDGE_MM2 = 50.0
+EDGE_MM2 = 200.0
 """A smaller contact of the lung mask with an outer face of the scan is no cut lung; our choice. A lung that is cut off
 shows several cm2 there; a lung model that overshoots the apex by a slice shows a few voxels."""
 

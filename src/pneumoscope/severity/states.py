@@ -36,8 +36,9 @@ UNEQUAL = 3.0
 DENSE_PERCENT = 30.0
 """More than this part of one lung in the density class of consolidation is a state."""
 
-THIN_HU = -910.0
-"""Lungs with a lower mean are a state; full inspiration reaches about -880."""
+THIN_HU, THIN_PERCENT = -930.0, 15.0
+"""More than this part of the lung with a lower mean over 9 mm is a state. Noise and single voxels of air, which raise
+the share below -950 HU of radiologists (LAA-950), do not pass such a mean; healthy lungs have up to 5 %."""
 
 STATES: Mapping[str, str] = {
     "no_lung_found": "No lung was found. There are no shares; volumes of infiltrate count only what lies outside.",
@@ -52,7 +53,8 @@ STATES: Mapping[str, str] = {
     "pleural_air": "The lung network sees air in the pleural space (pneumothorax). It is no lung and in no share.",
     "lung_dense": f"More than {DENSE_PERCENT:.0f} % of a lung is as dense as soft tissue. Consolidation, collapse and "
     "tumour do this; where lung and what lies beside it are alike, the border is the network's.",
-    "lung_thin": f"The lungs have a mean below {THIN_HU:.0f} HU without their infiltrate, as in emphysema.",
+    "lung_thin": f"More than {THIN_PERCENT:.0f} % of the lung is below {THIN_HU:.0f} HU, as in emphysema or "
+    "in a large bulla.",
     "lung_incomplete": "The lungs reach the edge of the scan and may be cut off. Volumes and shares "
     "refer to the part that was scanned.",
     "no_infiltrate_found": "No infiltrate was found in this scan.",
@@ -72,6 +74,10 @@ STATES: Mapping[str, str] = {
     f"{LUNG_HU[0]:.0f} to {LUNG_HU[1]:.0f} HU. The values may not be Hounsfield units, or the mask is not of lung.",
     "metal_or_undiluted_contrast": "More than 1 ml of the chest is denser than 2500 HU: metal, or contrast medium not "
     "yet diluted. Streaks beside it can look like infiltrate or hide it.",
+    "sternal_wires": "Pieces of metal lie one above the other in the sternum, as after open-heart surgery. Effusion, "
+    "collapse and scars are frequent then and can be marked as infiltrate.",
+    "breathing_motion": "From the base upwards the lungs get narrower again, as when the patient breathed or moved "
+    "during the scan; a lung mask with gaps does this as well. Blurred lung can look like ground-glass.",
     "contrast_medium": "The blood is dense: contrast medium was given. Vessels and well perfused lung are denser than "
     "without it, and small vessels can be marked as infiltrate.",
     "lung_dense_throughout": "Lung without infiltrate is denser than in a held deep breath: expiration, free breathing "
@@ -95,7 +101,7 @@ OUTSIDE_USE = ("slices_too_thick", "lung_volume_implausible", "density_implausib
 def use_states(
     slice_mm: float, total: LungPart, right: LungPart | None, left: LungPart | None, healthy_mean_hu: float | None
 ) -> list[str]:
-    """States of a scan that should not have come, and of lungs that are suspiciously unequal or thin.
+    """States of a scan that should not have come, and of lungs that are suspiciously unequal.
 
     Args:
         slice_mm: distance between slices.
@@ -112,8 +118,6 @@ def use_states(
         found.append("slices_too_thick")
     if total.share_percent is not None and not LUNG_VOLUME_ML[0] <= total.lung_ml <= LUNG_VOLUME_ML[1]:
         found.append("lung_volume_implausible")
-    if healthy_mean_hu is not None and healthy_mean_hu < THIN_HU:
-        found.append("lung_thin")
     if healthy_mean_hu is not None and not LUNG_HU[0] <= healthy_mean_hu <= LUNG_HU[1]:
         found.append("density_implausible")
     return found
@@ -123,6 +127,14 @@ STEP_MM = 3.0
 
 METAL_HU, METAL_ML = 2500.0, 1.0
 """Denser than any bone; fewer millilitres are clips and calcium."""
+
+WIRES, WIRES_MM, WIRE_HU = 3, 50.0, 2000.0
+"""So many pieces of metal over such a height; contrast medium in a vein is one piece."""
+
+REVERSAL_PERCENT, BREATH_MM = 4.0, 6.0
+"""By more than this part of its largest the lungs' cross-section shrinks on the way up from the base to where it is
+largest. Six whole scans at rest have up to 2.1; shifted by breaths of 6 mm every 20 mm of table they have 5 to 11.
+Slices further apart do not show a breath."""
 
 CONTRAST_HU = 100.0
 """Blood without contrast medium has 30 to 60 HU."""
@@ -134,6 +146,12 @@ DIFFUSE_PERCENT = 50.0
 
 MASS_RADIUS_MM, SOLID_HU, AERATED_HU, AERATED_RIM = 10.0, -150.0, -650.0, 0.6
 """A ball of at least this radius of solid tissue, most of whose surroundings in the lung are aerated."""
+
+MASS_ML = 200.0
+"""What is larger is rather a lobe without air than a mass (a ball of 73 mm)."""
+
+TISSUE_HU = 150.0
+"""Denser is counted as this, so that metal and bone do not make solid what lies beside them."""
 
 REGION_RADIUS_MM = 15.0
 """A solid ball of this radius is a state whatever lies around it."""
@@ -150,6 +168,8 @@ def applicability_states(
     found = []
     if np.count_nonzero(hu >= METAL_HU) * float(np.prod(spacing_mm)) / 1000 >= METAL_ML:
         found.append("metal_or_undiluted_contrast")
+    if spacing_mm[2] <= BREATH_MM and shrinks_upwards(lung) > REVERSAL_PERCENT:
+        found.append("breathing_motion")
     steps = [max(1, round(STEP_MM / spacing)) for spacing in spacing_mm]
     thin = tuple(slice(step // 2, None, step) for step in steps)
     coarse_mm = tuple(step * spacing for step, spacing in zip(steps, spacing_mm, strict=True))
@@ -163,9 +183,29 @@ def applicability_states(
     healthy = lung & ~infiltrate
     if healthy.any() and np.median(hu[healthy]) > DENSE_LUNG_HU:
         found.append("lung_dense_throughout")
+    if 100 * np.mean(smooth[lung] < THIN_HU) > THIN_PERCENT:
+        found.append("lung_thin")
     if 100 * np.mean(infiltrate[lung]) > DIFFUSE_PERCENT:
         found.append("infiltrate_diffuse")
-    return found + solid_states(smooth, lung, coarse_mm)
+    return found + solid_states(ndimage.uniform_filter(np.minimum(hu, TISSUE_HU), 3), lung, coarse_mm)
+
+
+def shrinks_upwards(lung: NDArray[np.bool_]) -> float:
+    """By how much the lungs' cross-section (i, j) shrinks below its largest slice, in percent of that; 0 is none."""
+    area = lung.sum(axis=(0, 1), dtype=np.int64)
+    change = np.diff(area[: len(area) - int(area[::-1].argmax())])
+    return float(-100 * change[change < 0].sum() / area.max())
+
+
+def has_sternal_wires(hu: NDArray[np.float32], box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> bool:
+    """Whether pieces of metal lie one above the other in front of the middle of the lungs' box of a scan (i, j, k)."""
+    across, deep, high = box
+    half, ahead = round(40 / spacing_mm[0]), round(40 / spacing_mm[1])
+    middle = (across.start + across.stop) // 2
+    front = slice(deep.start + round(0.7 * (deep.stop - deep.start)), deep.stop + ahead)
+    pieces = list(components.each(hu[max(0, middle - half) : middle + half, front, high] >= WIRE_HU))
+    tops = [piece[:, 2].max() for piece in pieces]
+    return len(pieces) >= WIRES and bool((max(tops) - min(tops)) * spacing_mm[2] >= WIRES_MM)
 
 
 def blood_hu(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float | None:
@@ -196,11 +236,15 @@ def solid_states(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_m
 
     solid = lung & (smooth > SOLID_HU)
     depth = ndimage.distance_transform_edt(np.pad(solid, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    pieces, _ = components.label(depth >= MASS_RADIUS_MM, 6)
+    cores, _ = components.label(depth >= MASS_RADIUS_MM, 6)
+    whole, _ = components.label(solid, 6)
+    ml = np.bincount(whole.ravel()) * float(np.prod(spacing_mm)) / 1000
     margin = [int(np.ceil((MASS_RADIUS_MM + 12) / step)) for step in spacing_mm]
-    for piece, core in enumerate(ndimage.find_objects(pieces), 1):
+    for number, core in enumerate(ndimage.find_objects(cores), 1):
+        if ml[whole[core][cores[core] == number][0]] > MASS_ML:
+            continue
         box = tuple(slice(max(0, c.start - m), c.stop + m) for c, m in zip(core, margin, strict=True))
-        away = ndimage.distance_transform_edt(pieces[box] != piece, sampling=spacing_mm)
+        away = ndimage.distance_transform_edt(cores[box] != number, sampling=spacing_mm)
         rim = lung[box] & (away > MASS_RADIUS_MM + 4) & (away < MASS_RADIUS_MM + 12)
         if rim.any() and np.mean(smooth[box][rim] < AERATED_HU) >= AERATED_RIM:
             return ["mass_in_lung"]
