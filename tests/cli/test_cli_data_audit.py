@@ -22,7 +22,7 @@ def made(tmp_path_factory):
 def test_check(cli, made):
     ran = cli("data", "check", "phantom", made)
     assert (ran.code, ran.err) == (0, "")
-    assert "it is whole" in ran.out
+    assert "it is complete" in ran.out
     assert cli("data", "check", "phantom", made, "--quick", "--json").json["whole"] is True
 
 

@@ -37,7 +37,7 @@ def test_one_picture(cli, model, good, tmp_path):
     out = tmp_path / "out"
     ran = cli("xray", "predict", "-i", good, "-o", out, "--model", model, "--device", "cpu")
     assert ran.code == 0, ran
-    assert ran.out.startswith("good: bacterial (")
+    assert ran.out.startswith("good: Bacterial pneumonia (")
     assert {p.name for p in out.glob("[!.]*")} == {"predictions.csv", "good_heatmap.png", "report.html", "run.json"}
     cli("xray", "predict", "-i", good, "-o", out, "--model", model).refused("--overwrite")
 
@@ -58,7 +58,7 @@ def test_endings(cli, model, good, bad, tmp_path):
     assert mixed.code == 1
     assert mixed.err == f"error: 1 of 2 pictures failed; see {tmp_path / 'b' / 'predictions.csv'}\n"
     assert "bad: failed: " in mixed.out
-    assert "good: bacterial" in mixed.out
+    assert "good: Bacterial pneumonia" in mixed.out
     cli("xray", "predict", "-i", good, "-o", tmp_path / "c", "--model", tmp_path).refused("card.json")
     cli("xray", "predict", "-i", good, "-o", tmp_path / "c", "--heatmap-method", "lime").refused("lime")
     cli("xray", "predict", "-o", tmp_path / "c").refused("--input")

@@ -80,7 +80,7 @@ def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     listing = list_scans(tmp_path)
     assert [ref.case for ref in listing.scans] == ["a", "b", "c", "d", "e"]
-    assert listing.sentence() == "5 scans, 3 others ignored: 1 other files, 2 hidden or system files; first: a"
+    assert listing.sentence() == "5 scans, 1 other files and 2 hidden or system files ignored; first: a"
 
 
 def test_a_cleaned_copy_below_its_scans_is_passed_over(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no scan"):
         find_scans(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="1 others ignored"):
+    with pytest.raises(InputError, match="1 other files ignored"):
         find_scans(tmp_path)
     with pytest.raises(ReadError, match="no image"):
         read_volume(tmp_path)

@@ -26,7 +26,7 @@ def test_losses_are_told_with_how_sure_they_are():
     ]
     told = findings(four_channel(), {"differences": rows}, {})
     assert len(told) == 1  # Tr2_R_3 is not of the main chain
-    assert told[0]["title"] == "Training on with set 2 (Tr1_R_2)"
+    assert told[0]["title"] == "Retraining on set 2 (Tr1_R_2)"
     assert "+0.300 on set 2 itself (+0.200 to +0.400; a gain)" in told[0]["text"]
     assert "\N{MINUS SIGN}0.100 on set 1 against the best model before" in told[0]["text"]
     assert "may be chance" in told[0]["text"]

@@ -16,6 +16,7 @@ from pneumoscope.inference.radiographs import Answer
 from pneumoscope.io.formats.radiograph import SUFFIXES, find_radiographs
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.run import Outcome
+from pneumoscope.reports.xray import class_name
 
 Status = Literal["answered", "abstained", "failed"]
 
@@ -81,7 +82,7 @@ class XrayRow:
             return self.error
         if self.answer.reason:
             return f"{self.answer.prediction}: {self.answer.reason}"
-        return f"{self.answer.prediction} ({self.answer.probability[self.answer.prediction]:.2f})"
+        return f"{class_name(self.answer.prediction)} ({self.answer.probability[self.answer.prediction]:.2f})"
 
     def values(self) -> dict[str, Any]:
         """Cells of `predictions.csv`, absent ones left out."""

@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 @group.command("show")
 @common_options()
 def show(common: Common, folder: Folder = None) -> None:
-    """Show where the cache lies and what it holds.
+    """Show where the cache is and what it holds.
 
     And whether runs use it: only where PNEUMOSCOPE_CACHE is set.
     """

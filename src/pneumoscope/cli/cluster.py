@@ -11,7 +11,7 @@ from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json
 
-group = new_group("Workers on other machines: whether they can do the work.")
+group = new_group("Workers on other machines: check that they can run.")
 
 
 def add_to(app: typer.Typer) -> None:

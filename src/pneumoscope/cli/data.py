@@ -1,4 +1,4 @@
-"""`pneumoscope data`: the data sets it knows, and synthetic ones."""
+"""`pneumoscope data`: the datasets it knows, and synthetic ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pneumoscope.errors import RunError
 if TYPE_CHECKING:
     from pneumoscope.datasets.check import DatasetCheck
 
-group = new_group("Data sets: what can be read, where to get it, synthetic scans.")
+group = new_group("Datasets: what can be read, where to get it, synthetic scans.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 @group.command("list")
 @common_options()
 def list_datasets(common: Common) -> None:
-    """List the data sets by name."""
+    """List the datasets by name."""
     from pneumoscope.datasets.registry import DATASETS
 
     rows = [{"name": name, **asdict(info)} for name, info in DATASETS.items()]
@@ -52,7 +52,7 @@ def info(
     name: DatasetName,
     common: Common,
 ) -> None:
-    """Show one data set: licence, citation, where to get it."""
+    """Show one dataset: licence, citation, where to get it."""
     from pneumoscope.datasets.registry import dataset_info
 
     found: dict[str, Any] = {"name": name, **asdict(dataset_info(name))}
@@ -65,7 +65,7 @@ def info(
 @group.command("phantom")
 @common_options("seed", "overwrite")
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The data set's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The dataset's folder.")],
     site: Annotated[str, typer.Option("--site", metavar="A|B|C", help="Which synthetic hospital.")],
     patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="How many patients.")],
     common: Common,
@@ -106,16 +106,16 @@ def phantom(
 @common_options()
 def check(
     name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")],
     common: Common,
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at the listing only: names, pairs, empty files; open nothing.")
     ] = False,
 ) -> None:
-    """Check whether a data set is whole and readable.
+    """Check whether a dataset is complete and readable.
 
     Every file is read to its end and what is there is counted and held against the published counts. The exit code is
-    0 for a whole set, 1 for one that is not, and 2 for a folder that is not that data set.
+    0 for a complete dataset, 1 for an incomplete one, and 2 for a folder that is not that dataset.
     """
     from pneumoscope.datasets.check import check_dataset
 
@@ -152,7 +152,7 @@ def _show(found: DatasetCheck) -> None:
     for name in listed(found.beyond):
         say(f"beyond: {name}")
     how = "the listing is" if found.quick else "it is"
-    say(f"{how} whole" if found.whole else f"{found.dataset} is not whole: {_why(found)}")
+    say(f"{how} complete" if found.whole else f"{found.dataset} is incomplete: {_why(found)}")
 
 
 def _why(found: DatasetCheck) -> str:
@@ -168,7 +168,7 @@ NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
 @common_options("overwrite")
 def convert(
     name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
     to: Annotated[str, typer.Option("--to", metavar="nnunet|slices|manifest", help="The layout to write.")],
     common: Common,
@@ -182,7 +182,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write a data set in the layout of another tool.
+    """Write a dataset in the layout of another tool.
 
     nnunet is nnU-Net's raw data, slices are 16-bit PNG pictures, manifest is NIfTI files with a table. Scans come back
     bit for bit: whole Hounsfield units are stored as integers, others as float32 (slices are always whole). sources.csv
@@ -222,7 +222,7 @@ def convert(
 @common_options("seed", "overwrite")
 def split(
     name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where the data set lies.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder of the dataset.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
     common: Common,
     folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="How many folds.")] = 5,
@@ -231,7 +231,7 @@ def split(
         typer.Option(
             "--by",
             metavar="patient|slice|ma",
-            help="Keep patients whole; deal slices, which leaks; or take the published folds of covid19ctseg.",
+            help="By patient; by slice, which leaks; or take the published folds of covid19ctseg.",
         ),
     ] = "patient",
     ma_task: Annotated[
@@ -245,14 +245,17 @@ def split(
     ] = True,
     others: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="NAME=ROOT", help="Another data set split together with it; may be repeated."),
+        typer.Option("--with", metavar="NAME=ROOT", help="Another dataset split together with it; may be repeated."),
     ] = None,
     links: Annotated[
         Path | None,
         typer.Option("--links", metavar="CSV", help="Cases that are of one person: a,b[,reason] of DATASET:CASE."),
     ] = None,
     link_suspected: Annotated[
-        bool, typer.Option("--link-suspected", help="Keep data sets whole that very probably share patients.")
+        bool,
+        typer.Option(
+            "--link-suspected", help="Keep datasets that very probably share patients on one side of a split."
+        ),
     ] = False,
     from_file: Annotated[
         Path | None,
@@ -260,7 +263,7 @@ def split(
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="csv|nnunet", help="Slice tables, or splits_final.json.")] = "csv",
 ) -> None:
-    """Split a data set for cross-validation.
+    """Split a dataset for cross-validation.
 
     Every case is tested in exactly one fold, and no patient stands on two sides. Writes split.json (how, and what
     leaks), folds.csv (one row per fold and case), and a table of slices per fold, or nnU-Net's splits_final.json.

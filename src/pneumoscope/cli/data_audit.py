@@ -1,4 +1,4 @@
-"""`pneumoscope data audit`: faults in the annotations of a data set, and a cleaned copy."""
+"""`pneumoscope data audit`: faults in the annotations of a dataset, and a cleaned copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @common_options("device", *WHERE, "overwrite", "resume")
 def audit(
     name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The data set's folder, or the table of a manifest.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")],
     common: Common,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")] = None,
     fix: Annotated[
@@ -35,7 +35,9 @@ def audit(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Compare with this model: regions not drawn, lesions not seen."),
+        typer.Option(
+            "--model", metavar="MODEL", help="Compare with this model: regions not annotated, lesions not predicted."
+        ),
     ] = None,
     lungs_model: Annotated[
         str, typer.Option("--lungs-model", metavar="MODEL", help="With --model: finds lungs where there is no mask.")

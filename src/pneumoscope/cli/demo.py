@@ -23,7 +23,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Resume a demo that was stopped.")] = False,
 ) -> None:
-    """Show the main job on synthetic hospitals; no data needed.
+    """Run the transfer study on synthetic data: nothing needed.
 
     Makes three synthetic sites, trains and retrains across them as the lead paper does, segments one case, and ends by
     naming the report to open.

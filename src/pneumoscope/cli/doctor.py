@@ -55,7 +55,7 @@ def add_to(app: typer.Typer) -> None:
 
 @common_options()
 def doctor(common: Common) -> None:
-    """Look over this machine: what is there, what is missing.
+    """Check this machine: what is installed, what is missing.
 
     Shows versions, devices, the precisions that are fast on them, free memory and disk, and whether the shipped
     models are whole. Exit code 1 when something is missing.

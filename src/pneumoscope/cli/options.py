@@ -102,7 +102,7 @@ _ANNOTATIONS: dict[str, Any] = {
         ),
     ],
     "seed": Annotated[
-        int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of everything drawn at random.")
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of all random numbers.")
     ],
     "jobs": Annotated[
         int | None,

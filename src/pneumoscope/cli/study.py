@@ -81,7 +81,7 @@ def run(
         typer.Option(
             "--data",
             metavar="NAME=ROOT",
-            help="Where a data set of the recipe lies, by its name or number. May be repeated.",
+            help="The folder of a dataset of the recipe, by its name or number. May be repeated.",
         ),
     ] = None,
     synthetic: Annotated[
@@ -117,7 +117,7 @@ def run(
     """Run a recipe and report on it.
 
     Trains the stages one after the other and scores each on every test set. A killed run goes on where it was with
-    --resume. The study folder holds matrix.csv (one row per stage and test set, the paper's values beside ours),
+    --resume. The study folder holds matrix.csv (one row per stage and test set, with the paper's values),
     forgetting.csv, per_case.csv, the models, the curves and report.html.
     """
     from pneumoscope.study.engine import run_study

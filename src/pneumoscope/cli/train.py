@@ -115,7 +115,7 @@ def finetune(
     test_share: TestShare = None,
     resume: Resume = False,
 ) -> None:
-    """Go on training a model on your own scans.
+    """Fine-tune a model on your own scans.
 
     Its preprocessing is kept; the learning rate is a tenth of that of a new training. A model on volumes is one that
     train --dims 3d made.

@@ -18,7 +18,7 @@ from pneumoscope.errors import InputError, RunError
 if TYPE_CHECKING:
     from pneumoscope.cases.xray import XrayBatch
 
-group = new_group("Chest X-rays: class probabilities, heat maps, and when not to answer.")
+group = new_group("Chest X-rays: class probabilities, heat maps, abstention.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -46,9 +46,9 @@ class Listing:
         return sum(self.passed.values())
 
     def sentence(self) -> str:
-        """``12 scans, 3 others ignored: 2 masks beside their scans, 1 other files; first: chest_01``."""
+        """``12 scans, 2 masks beside their scans and 1 other files ignored; first: chest_01``."""
         scans = f"{len(self.scans)} scan{'s' if len(self.scans) != 1 else ''}"
-        ignored = f", {self.ignored} others ignored: {_in_words(self.passed)}" if self.ignored else ""
+        ignored = f", {_in_words(self.passed)} ignored" if self.ignored else ""
         return f"{scans}{ignored}" + (f"; first: {self.scans[0].case}" if len(self.scans) > 1 else "")
 
 
@@ -93,7 +93,7 @@ def list_scans(
         refs, left = _of_path(path, series, progress)
         if not refs:
             hidden = any("DICOM" in what for what in left)  # its name may be a patient's
-            words = f"; {left.total()} others ignored: {_in_words(left)}" if left.total() else ""
+            words = f"; {_in_words(left)} ignored" if left.total() else ""
             pictures = path.is_dir() and any(suffix_of(p) in PICTURES for p in islice(files_below(path), 1000))
             message = f"holds no scan, expected {READABLE}{words}" + f"; {NO_PICTURES}" * pictures
             raise InputError(message, path=f"input {number}" if hidden else path, file=path)
@@ -108,7 +108,7 @@ def list_scans(
 
 
 def _in_words(passed: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in passed.items() if count)
+    return " and ".join(", ".join(f"{count} {what}" for what, count in passed.items() if count).rsplit(", ", 1))
 
 
 def _of_path(path: Path, series: str, progress: Progress = silent) -> tuple[list[ScanRef], Counter[str]]:

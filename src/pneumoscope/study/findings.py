@@ -79,7 +79,7 @@ def _changes(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row])
             if r["kind"] == "loss"
         ]
         if gained or lost:
-            title = f"Training on with set {site} ({stage})"
+            title = f"Retraining on set {site} ({stage})"
             result.append((title, f"F1 changed by {', '.join([*gained, *lost])}."))
     return result
 
@@ -108,8 +108,8 @@ def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -
             f"a temperature fitted on validation slices of those others brings {100 * _mean(repaired, 'ece'):.1f} % to "
             f"{100 * _mean(repaired, 'ece_after'):.1f} %"
         )
-    text = f"Mean gap between the probability said and what is true, over all voxels of the lungs: {'; '.join(parts)}."
-    return [("Calibration", text)]
+    what = "Mean difference between predicted probability and observed frequency, over all voxels of the lungs"
+    return [("Calibration", f"{what}: {'; '.join(parts)}.")]
 
 
 def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -124,7 +124,7 @@ def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, st
             text += f" ({r['low']:.2f} to {r['high']:.2f})"
         parts.append(f"{text}, with {r['strangers']} new and {r['known']} known patients")
     start = "The look of the lungs alone tells scans of sets never seen from those of known ones: "
-    return [("Does it notice a strange scan?", start + "; ".join(parts) + ".")]
+    return [("Are unfamiliar scans recognised?", start + "; ".join(parts) + ".")]
 
 
 def _lesions(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -155,7 +155,7 @@ def _looks(looks: Row) -> list[tuple[str, str]]:
         f"{s['lung_noise']:.0f} {unit} in set {s['test']}" for s in looks["sets"] if s["lung_noise"] is not None
     )
     text = f"The sets differ in brightness, {'; '.join(gaps)}"
-    return [("How unlike are the sets?", f"{text}. Noise inside the lungs: {noise}." if noise else f"{text}.")]
+    return [("How different are the datasets?", f"{text}. Noise inside the lungs: {noise}." if noise else f"{text}.")]
 
 
 def pattern(rows: Sequence[Row], differences: Sequence[Row]) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ def calibration_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
                 label=row["stage"],
             )
         axes.set_title(f"set {test}", fontsize=9)
-        axes.set_xlabel("probability said", fontsize=8)
+        axes.set_xlabel("predicted probability", fontsize=8)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_aspect("equal")
