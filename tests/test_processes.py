@@ -97,7 +97,8 @@ class Ended:
         ([-9], "was killed (SIGKILL), most often because memory ran out"),
         ([0, -15, -11], "crashed (SIGSEGV)"),
         ([None, 1], "could not start, or ended with status 1"),
-        ([-15], "without a reason"),
+        ([-15], "was stopped (SIGTERM)"),
+        ([0], "without a reason"),
     ],
 )
 def test_the_end_of_a_worker_has_a_reason(codes, words):

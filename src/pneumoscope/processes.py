@@ -138,7 +138,8 @@ def death_of(workers: Sequence[BaseProcess]) -> str:
             break
         time.sleep(0.01)
     if not codes or codes[0] is None:
-        return "its process ended without a reason"
+        stopped = -signal.SIGTERM in [worker.exitcode for worker in workers]
+        return "its process was stopped (SIGTERM)" if stopped else "its process ended without a reason"
     if codes[0] > 0:
         return f"its process could not start, or ended with status {codes[0]}{_address_space()}"
     name = signal.Signals(-codes[0]).name

@@ -55,6 +55,8 @@ def act(log, jobs):
             raise type("Own", (Exception,), {})("not to be pickled")
         if job.item == "killed" or (job.item == "killed once" and (log / job.name).read_text() == "x"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if job.item == "stopped thrice" and len((log / job.name).read_text()) < 4:
+            os.kill(os.getpid(), signal.SIGTERM)
         if job.item.startswith("after "):
             assert (job.folder.parent / job.item[6:] / "result").exists(), "done before what it needs"
         time.sleep(0.02)
@@ -139,6 +141,16 @@ def test_a_job_that_kills_its_worker_twice_fails_and_the_rest_is_done(run):
     assert "SIGKILL" in found["poison"].error
     assert "second time" in found["poison"].error
     assert run.started("poison") == run.started("unlucky") == 2
+
+
+def test_jobs_of_one_call_are_not_blamed_for_the_one_that_killed_its_worker(run, monkeypatch):
+    if run.on == {"side_by_side": 1}:
+        pytest.skip("one process does them itself")
+    monkeypatch.setattr("pneumoscope.jobs.run._how_many", lambda *_: 9)
+    items = {"first": "1", "poison": "killed", "unlucky": "killed once", "last": "2", "stopped": "stopped thrice"}
+    found = run(items)
+    assert [n for n, o in found.items() if o.status == "failed"] == ["poison"]
+    assert [run.started(name) for name in items] == [1, 2, 2, 1, 4]
 
 
 def test_a_worker_that_cannot_be_prepared_says_why(run):

@@ -30,9 +30,8 @@ from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import make_folder
 from pneumoscope.jobs.graph import Job, Opener
-from pneumoscope.jobs.local import Done, Executor, WorkerLostError, do_jobs, open_step, processors, result_of
+from pneumoscope.jobs.local import Done, Executor, JobProcess, WorkerLostError, processors
 from pneumoscope.jobs.machines import Cluster, Machines
-from pneumoscope.processes import WorkerProcess
 
 CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0
@@ -58,7 +57,7 @@ class Run:
     """What a worker has to know of a run.
 
     Attributes:
-        given: of `open_step`.
+        given: of `JobProcess`.
         threads: of each worker; 0 takes those of the Dask worker.
         probe: a file in the output folder.
         content: its SHA-256.
@@ -278,7 +277,7 @@ def queue_state() -> str:
 # -- in a Dask worker --------------------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
-_mine: dict[str, WorkerProcess] = {}
+_mine: dict[str, JobProcess] = {}
 """The process that does the jobs of the run at hand, by the run's probe."""
 
 
@@ -296,7 +295,7 @@ def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
                 release(other)
             _mine[run.probe] = _process(run)
         process = _mine[run.probe]
-        outcomes, seconds = result_of(process, process.submit(do_jobs, jobs, again))
+        outcomes, seconds = process.result_of(process.start(jobs, again))
     host = socket.gethostname()
     return [replace(outcome, host=host) for outcome in outcomes], seconds
 
@@ -307,7 +306,7 @@ def release(probe: str) -> None:
         process.terminate()
 
 
-def _process(run: Run) -> WorkerProcess:
+def _process(run: Run) -> JobProcess:
     from multiprocessing import current_process
 
     from distributed import get_worker
@@ -315,7 +314,7 @@ def _process(run: Run) -> WorkerProcess:
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # Dask's default forbids children
     threads = run.threads or get_worker().state.nthreads
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    return WorkerProcess(open_step, run.given)
+    return JobProcess(run.given)
 
 
 def check_sight(run: Run) -> None:

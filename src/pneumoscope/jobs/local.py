@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
@@ -17,12 +19,30 @@ from pneumoscope.errors import PneumoscopeError
 from pneumoscope.jobs.graph import Job, Opener, Outcome, Step
 from pneumoscope.processes import WorkerProcess, end_workers
 
+MOST_JOBS = 256
+"""Of one call."""
+
+AT_WORK, ENDED = 1, 2
+
 Done = tuple[list[Outcome], float]
 """Outcomes of some jobs, and the seconds they took."""
 
 
 class WorkerLostError(Exception):
-    """A worker ended in the middle of its jobs; says why."""
+    """A worker ended in the middle of its jobs.
+
+    Attributes:
+        reason: as far as it is known.
+        at_work: names of the jobs that were started and not ended; empty where nobody knows.
+        stopped: whether it was ended from outside (SIGTERM, walltime), which no job is to blame for.
+    """
+
+    def __init__(self, reason: str, at_work: Sequence[str] = (), stopped: bool = False) -> None:
+        super().__init__(reason, at_work, stopped)
+        self.reason, self.at_work, self.stopped = reason, tuple(at_work), stopped
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class OpeningError(Exception):
@@ -107,9 +127,9 @@ class LocalWorkers(Executor):
     def __init__(self, opener: Opener, width: int) -> None:
         super().__init__()
         given = pickle.dumps((opener, width))  # unpickled where a failure has an outcome
-        self._workers = [WorkerProcess(open_step, given) for _ in range(width)]
+        self._workers = [JobProcess(given) for _ in range(width)]
         self._idle = list(self._workers)
-        self._used: dict[Future[Any], WorkerProcess] = {}
+        self._used: dict[Future[Any], JobProcess] = {}
 
     def __enter__(self) -> LocalWorkers:
         return self
@@ -126,7 +146,7 @@ class LocalWorkers(Executor):
     def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
         """See `Executor`."""
         worker = self._idle.pop()
-        future = worker.submit(do_jobs, jobs, again)
+        future = worker.start(jobs, again)
         self._used[future] = worker
         return future
 
@@ -134,27 +154,51 @@ class LocalWorkers(Executor):
         """See `Executor`."""
         worker = self._used.pop(future)
         self._idle.append(worker)
-        return result_of(worker, future)
+        return worker.result_of(future)
 
 
-def result_of(worker: WorkerProcess, future: Future[Done]) -> Done:
-    """What a worker process made of its jobs; waits for it.
+class JobProcess(WorkerProcess):
+    """A worker process that does jobs, and tells which of them it was at when it died.
 
-    Raises:
-        WorkerLostError: it ended, or could not be started.
+    Args:
+        given: pickled opener, and how many such processes there are.
     """
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise WorkerLostError(worker.death()) from None
+
+    def __init__(self, given: bytes) -> None:
+        self._states: Any = get_context("spawn").Array("b", MOST_JOBS, lock=False)
+        self._jobs: Sequence[Job] = ()
+        super().__init__(open_step, given, self._states)
+
+    def start(self, jobs: Sequence[Job], again: bool) -> Future[Done]:
+        """Give jobs to the process, see `do_jobs`."""
+        assert len(jobs) <= MOST_JOBS
+        self._jobs, self._states[:] = jobs, bytes(MOST_JOBS)
+        return self.submit(do_jobs, jobs, again)
+
+    def result_of(self, future: Future[Done]) -> Done:
+        """What became of the jobs; waits for it.
+
+        Raises:
+            WorkerLostError: the process ended, or could not be started.
+        """
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            reason = self.death()
+            at_work = [job.name for job, state in zip(self._jobs, self._states, strict=False) if state == AT_WORK]
+            stopped = {process.exitcode for process in self.processes} == {-signal.SIGTERM}
+            raise WorkerLostError(reason, at_work, stopped) from None
 
 
 _step: Step | Exception | None = None
+_states: Any = None
+"""Of the jobs of the call at hand, by place; memory that the parent sees."""
 
 
-def open_step(given: bytes) -> None:
+def open_step(given: bytes, states: Any) -> None:
     """Prepare a worker process once; what fails here is the outcome of every job."""
-    global _step
+    global _step, _states
+    _states = states
     try:
         opener, side_by_side = pickle.loads(given)
         _step = opener(side_by_side)
@@ -179,7 +223,15 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
     kept = {job.name: _step.kept(job)[0] for job in jobs} if again else {}
     left = [job for job in jobs if kept.get(job.name) is None]
     outcomes = [outcome for outcome in kept.values() if outcome is not None]
-    for outcome in _step.each(left):
+    places = {job.name: place for place, job in enumerate(jobs)}
+
+    def each() -> Iterator[Job]:
+        for job in left:
+            _states[places[job.name]] = AT_WORK
+            yield job
+
+    for outcome in _step.each(each()):
+        _states[places[outcome.name]] = ENDED
         problem = outcome.problem
         outcomes.append(outcome if problem is None else replace(outcome, problem=_portable(problem)))
     return outcomes, time.perf_counter() - begun

@@ -19,7 +19,7 @@ from pathlib import Path
 from pneumoscope.errors import PneumoscopeError, RunError
 from pneumoscope.io.files import clear_temporary
 from pneumoscope.jobs.graph import FOLDER, Job, Opener, Outcome, Queue, Step, failure, job_folder
-from pneumoscope.jobs.local import Executor, LocalWorkers, OpeningError, WorkerLostError
+from pneumoscope.jobs.local import MOST_JOBS, Executor, LocalWorkers, OpeningError, WorkerLostError
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST, NOTE, OverJobs, Progress, silent
@@ -31,8 +31,11 @@ _log = logging.getLogger(__name__)
 WRITING_SHARE = 0.05
 """At most this share of a run goes into writing its tables while it runs."""
 
-TASK_SECONDS, MOST_JOBS = 1.0, 256
+TASK_SECONDS = 1.0
 """Short jobs go to a worker so many at a time that handing them over costs little."""
+
+MOST_DEATHS, MOST_STOPS = 2, 20
+"""How often a worker may die over a job, or be ended from outside while at it, until the job has failed."""
 
 LONG_SECONDS = 120.0
 """A run of this machine that takes longer is forecast."""
@@ -184,8 +187,11 @@ def _in_this_process(jobs: Sequence[Job], step: Step, bar: OverJobs) -> Generato
 def _on_workers(
     jobs: Sequence[Job], executor: Executor, resume: bool, what: str, progress: Progress
 ) -> Generator[Outcome, None, None]:
-    """Jobs by an executor; what a lost worker had in hands is done again, each job alone, and fails the second time."""
-    queue, lost = Queue(jobs), Counter[str]()
+    """Jobs by an executor; what a lost worker had in hands is done again, each job alone.
+
+    A death counts against the jobs that were at work, or, where nobody knows, against a job that was alone.
+    """
+    queue, deaths, stops = Queue(jobs), Counter[str](), Counter[str]()
     did, spent, forecast = 0, 0.0, True
     with executor:
         for note in executor.notes:
@@ -200,12 +206,15 @@ def _on_workers(
                     did, spent = did + len(part), spent + seconds
                 except WorkerLostError as problem:
                     outcomes = []
+                    blamed = problem.at_work or ([part[0].name] if len(part) == 1 else [])
+                    count, most = (stops, MOST_STOPS) if problem.stopped else (deaths, MOST_DEATHS)
+                    count.update(blamed)
                     for job in part:
-                        lost[job.name] += 1
-                        if lost[job.name] < 2:
+                        if count[job.name] < most or job.name not in blamed:
                             queue.again.append(job)
                         else:
-                            text = f"{problem}, for the second time; {executor.advice}"
+                            often = f"for the {'second' if most == 2 else f'{most}th'} time"
+                            text = f"{problem}, {often}; {executor.advice}"
                             outcomes.append(Outcome(job.name, "failed", error=text, exit_code=1))
                 except OpeningError as problem:
                     if executor.remote and not did:
