@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
@@ -46,6 +46,7 @@ class Common:
     """Values of the common options; those that a verb did not ask for keep these defaults."""
 
     device: str = "auto"
+    devices: int = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int | None = None
     jobs: int | None = None
@@ -90,6 +91,12 @@ _ANNOTATIONS: dict[str, Any] = {
         str,
         typer.Option(
             "--device", metavar="DEVICE", callback=_device, help="Where to compute: auto, cpu, cuda, cuda:N or mps."
+        ),
+    ],
+    "devices": Annotated[
+        int,
+        typer.Option(
+            "--devices", min=1, metavar="N", help="Train one network on so many GPUs, or processes with --device cpu."
         ),
     ],
     "precision": Annotated[
@@ -158,6 +165,8 @@ def common_options(*names: str, options: type | None = None) -> Callable[[Callab
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         def call(**values: Any) -> None:
             common = Common(**{name: values.pop(name) for name in wanted})
+            if common.devices > 1:
+                common = replace(common, device=f"{common.device}*{common.devices}")
             if options is not None:
                 own = {p.name: _passed_on(options, p.name, values.pop(p.name)) for p in parameters}
                 values["options"] = options(**own, **{name: getattr(common, name) for name in shared_fields})

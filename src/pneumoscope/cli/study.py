@@ -71,7 +71,7 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
 
 
 @group.command("run")
-@common_options("device", "precision", "seed", "jobs", "on", "cluster", "overwrite", "resume")
+@common_options("device", "devices", "precision", "seed", "jobs", "on", "cluster", "overwrite", "resume")
 def run(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The study folder to write.")],

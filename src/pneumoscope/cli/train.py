@@ -80,7 +80,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("crossval")(crossval)
 
 
-@common_options("device", "precision", "seed", "overwrite")
+@common_options("device", "devices", "precision", "seed", "overwrite")
 def train(
     data: Data, out: Out, common: Common, dims: DimsOption = Dims.AUTO, plan: PlanFile = None,
     plan_only: PlanOnly = False, epochs: Epochs = None, patience: Patience = None, max_minutes: Minutes = None,
@@ -97,7 +97,7 @@ def train(
     _train(data, out, common, plan, plan_only, max_minutes, resume, {"dims": dims.value}, wanted)
 
 
-@common_options("device", "precision", "seed", "overwrite")
+@common_options("device", "devices", "precision", "seed", "overwrite")
 def finetune(
     data: Data,
     out: Out,
@@ -125,7 +125,7 @@ def finetune(
     _train(data, out, common, plan, plan_only, max_minutes, resume, {"start": start}, wanted)
 
 
-@common_options("device", "precision", "seed", *WHERE, "overwrite")
+@common_options("device", "devices", "precision", "seed", *WHERE, "overwrite")
 def crossval(
     data: Data, out: Out, common: Common,
     folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="Parts the patients are dealt into.")] = 5,

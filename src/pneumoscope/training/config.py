@@ -42,7 +42,7 @@ class TrainConfig:
         clip_norm: gradients are scaled down to this norm; 0 is none.
         frozen: names of modules whose weights and normalisation statistics stay as they are.
         seed: of order, augmentation and dropout.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cuda*N`` for several.
         precision: ``auto`` (bf16 where the processor computes in it, else fp32), ``fp32`` or ``bf16``.
         checkpoint_every_steps: also save within an epoch; every epoch's end is saved in any case.
         max_minutes: stop after the epoch in which this much time of this process is spent.

@@ -15,12 +15,25 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+def count_of(device: str) -> tuple[str, int]:
+    """A device and how many of its kind: ``cuda*4`` is ``("cuda", 4)``, any other name one.
+
+    Raises:
+        InputError: no such number.
+    """
+    name, times, count = device.partition("*")
+    if times and not (count.isascii() and count.isdigit() and int(count) >= 1):
+        raise InputError(f"several devices are DEVICE*N, such as cuda*4, got {device!r}")
+    return name, int(count) if times else 1
+
+
 def pick_device(device: str = "auto") -> torch.device:
-    """The device for a name of the CLI: ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device for a name of the CLI: ``auto`` takes CUDA, then MPS, then the CPU; the first of several.
 
     Raises:
         InputError: a device this machine has not.
     """
+    device = count_of(device)[0]
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -59,10 +72,13 @@ def pick_precision(precision: Precision, device: torch.device) -> Literal["fp32"
 
 
 def make_fabric(device: str, precision: Precision) -> Fabric:
-    """A Fabric on one device in the precision asked for.
+    """A Fabric in the precision asked for: on one device, or, in the processes of `training.ranks`, on several.
 
-    It runs in this one process wherever it is started: within a SLURM allocation, or on a login node with `srun` in its
-    path, Fabric would look for further processes, or warn that `srun` was not used.
+    It starts no process wherever it runs: within a SLURM allocation, or on a login node with `srun` in its path, Fabric
+    would look for further processes, or warn that `srun` was not used.
+
+    Raises:
+        InputError: so many devices are not there.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
@@ -70,10 +86,15 @@ def make_fabric(device: str, precision: Precision) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the precision stands in the run's own files
     picked = pick_device(device)
     kind = pick_precision(precision, picked)
-    devices = [picked.index or 0] if picked.type == "cuda" else 1
+    count = count_of(device)[1]
+    if count > 1 and (picked.type == "mps" or (picked.type == "cuda" and count > torch.cuda.device_count())):
+        there = torch.cuda.device_count() if picked.type == "cuda" else 1
+        raise InputError(f"{count} devices were asked for, and this machine has {there} of {picked.type}")
+    alone = [picked.index or 0] if picked.type == "cuda" else 1
     return Fabric(
         accelerator=picked.type,
-        devices=devices,
+        devices=alone if count == 1 else count,
+        strategy="auto" if count == 1 else "ddp",
         precision="bf16-mixed" if kind == "bf16" else "32-true",
         plugins=LightningEnvironment(),
     )

@@ -26,10 +26,11 @@ from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
 from pneumoscope.io.files import clear_temporary, write_csv
 from pneumoscope.processes import signals_held
 from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.training import ranks
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
 from pneumoscope.training.config import TrainConfig, cycle, plateaus, rate_at
 from pneumoscope.training.data import Batch, BatchSource
-from pneumoscope.training.devices import make_fabric
+from pneumoscope.training.devices import count_of, make_fabric
 from pneumoscope.training.tasks import Task, train_mode
 
 __all__ = ["FitResult", "TrainConfig", "cycle", "fit", "plateaus"]
@@ -94,9 +95,21 @@ def fit(
     started = time.perf_counter()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clear_temporary(folder)
+    rank, world = ranks.current()
+    if not rank:
+        clear_temporary(folder)
+    if world == 1 and (count := count_of(config.device)[1]) > 1:
+        result: FitResult = ranks.fit_on(count, progress, model, task, train, val, config, folder, resume)
+        kept = load_checkpoint(folder)
+        assert kept is not None
+        model.load_state_dict(kept.state["best"])
+        model.eval()
+        return result
     run = _Run(model, task, train, val, config, folder)
-    notes = run.restore(progress) if resume else ()
+    notes: tuple[str, ...] = ()
+    if resume:
+        with ranks.first_alone():
+            notes = run.restore(progress)
     with signals_held() as run.interrupted:
         stopped_by = run.advance(progress, started)
     run.model.load_state_dict(run.best)
@@ -126,8 +139,12 @@ class _Run:
         self.model, self.task, self.train, self.val = model, task, train, val
         self.config, self.folder, self.state = config, folder, _State()
         self.fabric: Fabric = make_fabric(config.device, config.precision)
+        self.fabric.launch()
+        self.rank, self.world = ranks.current()
         flat = not any(isinstance(part, nn.Conv3d) for part in model.modules())
         model.to(self.fabric.device, memory_format=torch.channels_last if flat else torch.preserve_format)  # type: ignore[call-overload]
+        if self.world > 1:
+            ranks.join_batch_norms(model)
         self.frozen = frozenset(config.frozen)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not any(name.startswith(f + ".") for f in self.frozen))
@@ -147,7 +164,7 @@ class _Run:
         config, stopped_by = self.config, self.finished()
         while not stopped_by:
             self.train_epoch(progress)
-            scores = None if self.interrupted() else self.validate()
+            scores = None if self.stopping() else self.validate()
             if scores is None:
                 self.save()
                 return "interrupted"
@@ -158,16 +175,21 @@ class _Run:
             )
             progress(self.folder.name, self.state.epoch, config.max_epochs, note)
             out_of_time = config.max_minutes is not None and time.perf_counter() - started > 60 * config.max_minutes
-            stopped_by = self.finished() or ("max_minutes" if out_of_time else "")
+            stopped_by = self.finished() or ("max_minutes" if ranks.any_of(out_of_time) else "")
         return stopped_by
+
+    def stopping(self) -> bool:
+        """Whether a signal has come, to this process or to one that trains with it."""
+        return ranks.any_of(self.interrupted())
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
     def train_epoch(self, progress: Progress) -> None:
         config, state = self.config, self.state
-        train_mode(self.wrapped, frozenset(f"_forward_module.{f}" for f in self.frozen) | self.frozen)
+        wrappers = ("", "_forward_module.", "_forward_module.module.")
+        train_mode(self.wrapped, frozenset(wrapper + name for wrapper in wrappers for name in self.frozen))
         order = np.random.default_rng([config.seed, state.epoch, 0]).permutation(len(self.train))
-        while state.step < self.steps and not self.interrupted():
+        while state.step < self.steps and not self.stopping():
             rows = order[state.step * config.batch_size : (state.step + 1) * config.batch_size]
             batch = self.train.batch(rows, np.random.default_rng([config.seed, state.epoch, 1, state.step]))
             torch.manual_seed(stable_seed(config.seed, state.epoch, state.step))
@@ -182,7 +204,7 @@ class _Run:
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = self.task.loss(self.wrapped(batch.x), batch)
+        loss = self.task.loss(ranks.output(self.wrapped, batch.x), batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at epoch {state.epoch + 1}, step {state.step + 1}; nothing was updated. "
@@ -256,19 +278,23 @@ class _Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float] | None:
         """Loss and scores of the weights that would be kept, over the whole validation set; None when interrupted."""
-        model = self.average if self.average is not None else self.wrapped
+        model = self.average if self.average is not None else self.model if self.world > 1 else self.wrapped
         model.eval()
         total, counts, size = 0.0, None, self.config.batch_size
-        for start in range(0, len(self.val), size):
-            if self.interrupted():
+        for start in range(0, len(self.val), size * self.world):
+            if self.stopping():
                 return None
-            rows = np.arange(start, min(start + size, len(self.val)))
+            first = start + size * self.rank
+            rows = np.arange(first, min(first + size, len(self.val)))
+            if not len(rows):
+                continue
             batch = self._to_device(self.val.batch(rows, None))
             with self.fabric.autocast():
                 output = model(batch.x)
             total += float(self.task.loss(output.float(), batch)) * len(rows)
             here = self.task.counts(output.float(), batch)
             counts = here if counts is None else counts + here
+        total, counts = ranks.total_of(total, counts)
         assert counts is not None  # a source is never empty
         scores = self.task.scores(counts)
         return {"val_loss": total / len(self.val), **{f"val_{name}": value for name, value in scores.items()}}
@@ -289,7 +315,9 @@ class _Run:
         return {**self.config.identity(), **sources, "task": repr(self.task)}
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; the first of several processes does."""
+        if self.rank:
+            return
         average = self.average.state_dict() if self.average is not None else {}
         save_checkpoint(
             self.folder,
@@ -342,7 +370,7 @@ class _Run:
 
     def _write_history(self) -> None:
         rows = self.state.history
-        if rows:
+        if rows and not self.rank:
             cells = [[f"{value:.9g}" for value in row.values()] for row in rows]
             write_csv(self.folder / "history.csv", list(rows[0]), cells)
 
