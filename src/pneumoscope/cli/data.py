@@ -103,7 +103,7 @@ def phantom(
         say(f"{len(cases)} cases of site {site} in {out}")
 
 
-@common_options()
+@common_options("jobs", "on", "cluster")
 def check(
     name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")],
@@ -165,7 +165,7 @@ NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
 """Layouts whose labels are the user's own."""
 
 
-@common_options("overwrite")
+@common_options("jobs", "on", "cluster", "overwrite")
 def convert(
     name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder.")],

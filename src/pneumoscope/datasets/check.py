@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from pneumoscope.datasets.case import MASKS, SAME_LABELS, Case, in_subset
 from pneumoscope.datasets.formats.decathlon import shown
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
+from pneumoscope.jobs.machines import current
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS
 
@@ -100,6 +103,11 @@ class _Seen:
     problems: list[str] = field(default_factory=list)
     labels: dict[str, set[int]] = field(default_factory=dict)
 
+    @staticmethod
+    def of(facts: Mapping[str, Any]) -> _Seen:
+        """From what another process says, as JSON has it."""
+        return _Seen(**{**facts, "labels": {what: set(labels) for what, labels in facts["labels"].items()}})
+
 
 def check_dataset(
     name: str, root: str | Path, *, quick: bool = False, progress: Progress = silent
@@ -130,12 +138,20 @@ def check_dataset(
     if not cases:
         raise DatasetError(f"holds no case of {name}; check the folder", path=root)
     seen: dict[str, _Seen] = {}
-    for number, case in enumerate(cases):
-        progress("check", number, len(cases), case.case)
+    for case in cases:
         seen[case.case] = _listed(case, start)
-        if not (quick or seen[case.case].problems):
-            _read(case, seen[case.case])
-    progress("check", len(cases), len(cases))
+    if not quick:
+        folder = Path.cwd() / f".tmp-{os.getpid()}-check"  # made for other machines only, which must see it
+        jobs = [Job(c.case, c, folder / c.case, marked=False) for c in cases if not seen[c.case].problems]
+        try:
+            outcomes = run_jobs(
+                jobs, _open(1), lambda *_: None, opener=_open, side_by_side=current().jobs or 1, strict=True,
+                what="check", progress=progress,
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        for outcome in outcomes:
+            seen[outcome.name] = _Seen.of(outcome.facts)
     problems = [Problem(case, what) for case, found in seen.items() for what in found.problems]
     pairs, notes = _pairs(cases, declared=any(key.endswith(f"@{MASKS}") for key in info.expected))
     beyond, looked = _beyond(cases, start)
@@ -145,6 +161,16 @@ def check_dataset(
     notes += [] if looked else ["files beyond the cases were not looked for: not every case says where it lies"]
     counts = _counts(cases, seen, info.expected, quick)
     return DatasetCheck(name, quick, counts, (*problems, *pairs), tuple(notes), tuple(beyond))
+
+
+def _open(side_by_side: int) -> Step:
+    def look(job: Job, progress: Progress) -> Outcome:
+        found = _Seen()
+        _read(job.item, found)
+        labels = {what: sorted(labels) for what, labels in found.labels.items()}
+        return Outcome(job.name, facts={**vars(found), "labels": labels})
+
+    return Step("check", 1, work=look)
 
 
 def leaving_link(path: Path, root: Path) -> bool:

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pneumoscope.geometry import Grid
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.lock import LOCK_FILE, locks
+from pneumoscope.jobs.machines import current
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
 
@@ -55,6 +58,19 @@ class Run:
     slices: list[list[Any]] = field(default_factory=list)
     kinds: list[tuple[Path, Grid]] = field(default_factory=list)
     plain: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values, but for the folder."""
+        kinds = [[str(path), list(grid.shape), grid.affine.tolist()] for path, grid in self.kinds]
+        return {"rows": self.rows, "entries": self.entries, "slices": self.slices, "kinds": kinds, "plain": self.plain}
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """What `facts` gave for a part of the cases."""
+        self.rows += facts["rows"]
+        self.entries += facts["entries"]
+        self.slices += facts["slices"]
+        self.kinds += [(Path(path), Grid(tuple(shape), np.array(affine))) for path, shape, affine in facts["kinds"]]
+        self.plain |= facts["plain"]
 
 
 @dataclass(frozen=True)
@@ -270,15 +286,17 @@ def _convert(cases: Sequence[Case], names: Sequence[str], folder: Path, to: str,
     work.mkdir()
     try:
         run, failed = Run(work), {}
-        for number, (case, name) in enumerate(zip(cases, names, strict=True)):
-            progress(f"convert to {to}", number, len(cases), name)
-            try:
-                scan = case.load()
-            except PneumoscopeError as problem:
-                failed[name] = str(problem)
-                continue
-            layout.case(run, case, scan, name)
-            del scan
+        jobs = [Job(name, (case, name), work / name, marked=False) for case, name in zip(cases, names, strict=True)]
+        opener = partial(_open, to, work)
+        outcomes = run_jobs(
+            jobs, opener(1), lambda *_: None, opener=opener, side_by_side=current().jobs or 1, strict=True,
+            what=f"convert to {to}", progress=progress,
+        )  # fmt: skip
+        for outcome in outcomes:
+            if why := outcome.facts.get("failed"):
+                failed[outcome.name] = why
+            else:
+                run.add(outcome.facts)
         if not run.rows:
             raise InputError(f"no case could be read; the first: {next(iter(failed.values()), 'there is none')}")
         labels = one_meaning(run)
@@ -287,9 +305,24 @@ def _convert(cases: Sequence[Case], names: Sequence[str], folder: Path, to: str,
         _put_in_place(work, folder, layout.last, to)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    progress(f"convert to {to}", len(cases), len(cases))
     undrawn = tuple(row["case"] for row in run.rows if not row["drawn"])
     return Converted(folder, to, tuple(row["case"] for row in run.rows), undrawn, labels, failed)
+
+
+def _open(to: str, work: Path, side_by_side: int) -> Step:
+    """Write one case after the other, in any process; what is told of each is put together at the end."""
+
+    def write(job: Job, progress: Progress) -> Outcome:
+        case, name = job.item
+        try:
+            scan = case.load()
+        except PneumoscopeError as problem:
+            return Outcome(job.name, facts={"failed": str(problem)})
+        run = Run(work)
+        LAYOUTS[to].case(run, case, scan, name)
+        return Outcome(job.name, facts=run.facts())
+
+    return Step("convert", 1, work=write)
 
 
 def file_names(cases: Sequence[Case]) -> list[str]:
