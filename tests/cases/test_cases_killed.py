@@ -1,6 +1,5 @@
 """Batches that are killed, terminated and interrupted: they resume, end with the same bytes, and leave no process."""
 
-import csv
 import logging
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.io import write_mask, write_volume
+from tables import rows_of
 
 SCANS = 20
 log = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ def marks(out):
 
 
 def rows(out):
-    with (out / "cases.csv").open(newline="") as stream:
-        return [row["case"] for row in csv.DictReader(stream)]
+    return [row["case"] for row in rows_of(out / "cases.csv")]
 
 
 @pytest.mark.slow

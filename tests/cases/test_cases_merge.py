@@ -1,6 +1,5 @@
 """Parts of a run put together: the same bytes as the whole, and everything that does not fit refused."""
 
-import csv
 import json
 import shutil
 
@@ -12,6 +11,7 @@ from pneumoscope.cli.app import run
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import write_mask, write_volume
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,8 @@ def test_evaluations_are_put_together_and_finished_by_the_verb(made, tmp_path):
     assert run([*call, str(tmp_path / "whole")]) == 0
     for part in ("1/2", "2/2"):
         assert run([*call, str(tmp_path / part[0]), "--part", part]) == 0
-    with (tmp_path / "1/per_case.csv").open() as stream:
-        part = {row["case"] for row in csv.DictReader(stream)}
-    with (tmp_path / "whole/per_case.csv").open() as stream:
-        whole = {row["case"] for row in csv.DictReader(stream)}
+    part = {row["case"] for row in rows_of(tmp_path / "1/per_case.csv")}
+    whole = {row["case"] for row in rows_of(tmp_path / "whole/per_case.csv")}
     assert part < whole
     assert len(part) == len(whole) / 2
     assert run(["merge", str(tmp_path / "out"), str(tmp_path / "1"), str(tmp_path / "2")]) == 0

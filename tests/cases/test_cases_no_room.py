@@ -1,6 +1,5 @@
 """Full disks, quotas, limits on file size and address space: named as such, and no file of ours half exists."""
 
-import csv
 import errno
 import json
 import shutil
@@ -12,6 +11,7 @@ import pytest
 from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import PneumoscopeError, RunError, shortage
 from pneumoscope.io.files import atomic_path
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,7 @@ def quantify(start, table, out, *more, limit="true"):
 
 
 def failures(out):
-    with (out / "cases.csv").open(newline="") as stream:
-        return [row["error"] for row in csv.DictReader(stream) if row["status"] == "failed"]
+    return [row["error"] for row in rows_of(out / "cases.csv") if row["status"] == "failed"]
 
 
 def no_half_file(out):

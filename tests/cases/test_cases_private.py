@@ -1,6 +1,5 @@
 """The private key: from cases back to scans, for the user alone; and no name of a DICOM file anywhere else."""
 
-import csv
 import json
 import os
 
@@ -12,6 +11,7 @@ from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io import find_scans, fit_mask, list_scans, read_volume, write_mask, write_volume
 from pneumoscope.io.dicom.write import write_dicom_series
+from tables import rows_of
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -45,16 +45,11 @@ def work(tmp_path):
     return tmp_path
 
 
-def table(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_key_errors_and_a_manifests_own_columns(work):
     out = work / "out"
     batch = quantify_cases(find_scans(work / "list.csv"), out)
     assert [case.status for case in batch.cases] == ["failed", "failed", "done"]
-    key = {row["case"]: row for row in table(out / "private" / "key.csv")}
+    key = {row["case"]: row for row in rows_of(out / "private" / "key.csv")}
     assert list(key["cut"]) == ["case", "path", "series_uid", "patient", "study_date"]
     for name in ("cut", "gap"):
         assert key[name]["path"] == str(work / f"DOE^JOHN {name}")
@@ -62,7 +57,7 @@ def test_key_errors_and_a_manifests_own_columns(work):
         assert key[name]["series_uid"] == data.SeriesInstanceUID
         assert (key[name]["patient"], key[name]["study_date"]) == ("SECRET7", "20200317")
     assert [*key["sound"].values()] == ["sound", str(work / "p0.nii.gz"), "", "P-0", ""]  # the manifest's patient
-    errors = {row["case"]: row for row in table(out / "private" / "errors.csv")}
+    errors = {row["case"]: row for row in rows_of(out / "private" / "errors.csv")}
     assert errors["cut"]["file"] == str(work / "DOE^JOHN cut" / "DOE^JOHN 004")
     assert errors["gap"]["file"] == str(work / "DOE^JOHN gap")
     assert set(errors) == {"cut", "gap"}
@@ -70,7 +65,7 @@ def test_key_errors_and_a_manifests_own_columns(work):
         assert path.stat().st_mode & 0o777 == 0o600
     assert (out / "private").stat().st_mode & 0o777 == 0o700
 
-    cases = table(out / "cases.csv")
+    cases = rows_of(out / "cases.csv")
     assert list(cases[0])[-3:] == ["patient", "Ward", "manifest_status"]
     assert [row["Ward"] for row in cases] == ["cut ward", "gap ward", "a, b"]
     assert [row["status"] for row in cases] == ["failed", "failed", "done"]
@@ -84,17 +79,17 @@ def test_key_errors_and_a_manifests_own_columns(work):
 def test_the_key_is_whole_after_any_later_run(work):
     out = work / "out"
     quantify_cases(find_scans(work / "list.csv"), out)
-    before = table(out / "private" / "key.csv")
+    before = rows_of(out / "private" / "key.csv")
     assert len(before) == 3
     lines = (work / "list.csv").read_text().splitlines(keepends=True)
     (work / "list.csv").write_text("".join([lines[0], lines[3], lines[3].replace("sound", "more")]))
     scans = find_scans(work / "list.csv")
     quantify_cases(scans, out, resume=True)
-    assert [row["case"] for row in table(out / "private" / "key.csv")] == ["cut", "gap", "sound", "more"]
-    assert table(out / "private" / "key.csv")[:3] == before
-    assert len(table(out / "private" / "errors.csv")) == 2
+    assert [row["case"] for row in rows_of(out / "private" / "key.csv")] == ["cut", "gap", "sound", "more"]
+    assert rows_of(out / "private" / "key.csv")[:3] == before
+    assert len(rows_of(out / "private" / "errors.csv")) == 2
     quantify_cases(scans[:1], out, overwrite=True)
-    assert table(out / "private" / "key.csv")[:3] == before
+    assert rows_of(out / "private" / "key.csv")[:3] == before
 
 
 def test_the_key_lies_elsewhere_or_nowhere(work):
@@ -103,8 +98,8 @@ def test_the_key_lies_elsewhere_or_nowhere(work):
     quantify_cases(scans[:1], work / "two", key=work / "safe" / "k.csv")
     for out in ("out", "two"):
         assert not (work / out / "private").exists()
-    assert [row["case"] for row in table(work / "safe" / "k.csv")] == ["cut"]
-    assert [row["case"] for row in table(work / "safe" / "k-errors.csv")] == ["cut"]
+    assert [row["case"] for row in rows_of(work / "safe" / "k.csv")] == ["cut"]
+    assert [row["case"] for row in rows_of(work / "safe" / "k-errors.csv")] == ["cut"]
     report = json.loads((work / "two" / "run.json").read_text())
     assert "k.csv" not in json.dumps(report)
     with pytest.raises(InputError, match="is not the key file of a run"):
@@ -133,7 +128,7 @@ def test_another_series_of_the_same_folder_is_another_result(tmp_path):
         (case,) = quantify_cases(find_scans(tmp_path / "list.csv", series=series), tmp_path / "out", resume=True).cases
         assert case.status == "done", case
         kept.append(case.kept)
-        (row,) = table(tmp_path / "out" / "private" / "key.csv")
+        (row,) = rows_of(tmp_path / "out" / "private" / "key.csv")
         assert row["series_uid"] == ("2.25.2" if series == "2" else "2.25.1")
     assert kept == [False, True, False, False]
     assert second.series == "2.25.2"
@@ -146,4 +141,4 @@ def test_a_scan_called_like_our_files_is_a_case(work):
     batch = quantify_cases(find_scans(work / "list.csv"), work / "out")
     assert [case.status for case in batch.cases] == ["done"] * len(names)
     assert len(json.loads((work / "out" / "run.json").read_text())["cases"]) == len(names)
-    assert len(table(work / "out" / "cases.csv")) == len(names)
+    assert len(rows_of(work / "out" / "cases.csv")) == len(names)

@@ -1,6 +1,5 @@
 """`quantify`: case folders from masks made elsewhere, without torch."""
 
-import csv
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pneumoscope.io.files import RUNS
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.plans import train as own_train
 from pneumoscope.study.folder import open_folder
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,7 @@ def work(tmp_path_factory):
 def test_a_manifest_gives_the_files_of_segment_with_the_true_shares(work, tmp_path):
     batch = quantify_cases(find_scans(work / "cases.csv"), tmp_path / "out")
     assert [case.status for case in batch.cases] == ["done", "done"]
-    with (tmp_path / "out" / "cases.csv").open() as stream:
-        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    rows = {row["case"]: row for row in rows_of(tmp_path / "out" / "cases.csv")}
     for patient in range(2):
         made = scan_patient("B", patient, size="tiny")
         folder = tmp_path / "out" / f"p{patient}"
@@ -185,8 +184,7 @@ def test_tables_grow_and_an_interrupted_run_resumes(copied, tmp_path, monkeypatc
 
     def interrupted(scan, folder, options, **more):
         if scan.case == "p1":
-            with (out / "cases.csv").open() as stream:
-                assert [row["case"] for row in csv.DictReader(stream)] == ["p0"]
+            assert [row["case"] for row in rows_of(out / "cases.csv")] == ["p0"]
             raise KeyboardInterrupt
         return measure(scan, folder, options, **more)
 

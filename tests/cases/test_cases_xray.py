@@ -1,6 +1,5 @@
 """Many radiographs into one folder: every input gets its line, the files agree, names tell nobody's name."""
 
-import csv
 import json
 import struct
 import sys
@@ -18,6 +17,7 @@ from xray_models import chest, make_model
 from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.errors import InputError, ModelError
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,7 @@ def save(path, grey, **more):
 
 
 def table(out):
-    with (out / "predictions.csv").open(newline="") as stream:
-        return {row["image"]: row for row in csv.DictReader(stream)}
+    return {row["image"]: row for row in rows_of(out / "predictions.csv")}
 
 
 def huge_png():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
 import pytest
 
 from pneumoscope.datasets.phantom.folder import write_phantom
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,8 @@ def test_check_of_half_a_set(cli, made, tmp_path):
 def test_audit_writes_tables_and_a_page(cli, made, tmp_path):
     ran = cli("data", "audit", "phantom", made, "-o", tmp_path / "out")
     assert (ran.code, ran.err) == (1, "")
-    with (tmp_path / "out" / "findings.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    planted = list(csv.DictReader((made / "faults.csv").read_text().splitlines()))
+    rows = rows_of(tmp_path / "out" / "findings.csv")
+    planted = rows_of(made / "faults.csv")
     assert [(r["case"], r["kind"], r["severity"]) for r in rows] == [
         ("B-003", "no-lung-slice", "error"),
         ("B-002", "speck", "warning"),

@@ -1,11 +1,11 @@
 """`pneumoscope data split`: a data set in, folds out."""
 
-import csv
 import json
 
 import pytest
 
 from pneumoscope.datasets.phantom.folder import write_phantom
+from tables import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,7 @@ def test_folds_of_a_data_set(cli, phantom, tmp_path):
     assert ran.code == 0, ran
     assert ran.json == json.loads((tmp_path / "out" / "split.json").read_text())
     assert ran.json["seed"] == 4
-    with (tmp_path / "out" / "folds.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = rows_of(tmp_path / "out" / "folds.csv")
     tested = [row["case"] for row in rows if row["part"] == "test"]
     assert sorted(tested) == sorted({row["case"] for row in rows})
     assert (tmp_path / "out" / "splits" / "fold_2" / "phantom.csv").is_file()

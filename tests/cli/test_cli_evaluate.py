@@ -1,11 +1,12 @@
 """`pneumoscope evaluate`: files in, tables out, endings."""
 
-import csv
 import json
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from tables import rows_of
 
 
 def write_mask(path, labels):
@@ -30,8 +31,7 @@ def test_scores_tables_and_json(cli, folders):
     ran = cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", "--json")
     assert ran.code == 0, ran
     assert ran.json == json.loads((folders / "out" / "summary.json").read_text())
-    with (folders / "out" / "per_case.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = rows_of(folders / "out" / "per_case.csv")
     assert [(row["case"], float(row["dice"])) for row in rows] == [("a", 1.0), ("b", pytest.approx(2 / 3, abs=1e-6))]
     assert float(rows[0]["reference_ml"]) == pytest.approx(8 * 0.5 * 0.8 * 1.2 / 1000, abs=1e-6)
 
@@ -46,8 +46,7 @@ def test_text_names_the_mean(cli, folders):
 def test_spacing_replaces_the_files(cli, folders):
     spacing = ("--spacing", "1", "1", "10")
     cli("evaluate", "-i", folders / "pred", "-r", folders / "ref", "-o", folders / "out", *spacing)
-    with (folders / "out" / "per_case.csv").open() as stream:
-        assert float(next(csv.DictReader(stream))["reference_ml"]) == pytest.approx(0.08)
+    assert float(rows_of(folders / "out" / "per_case.csv")[0]["reference_ml"]) == pytest.approx(0.08)
 
 
 def test_surfaces_and_their_tolerance(cli, folders):

@@ -1,6 +1,5 @@
 """`pneumoscope segment`: scans in, case folders out, endings. The model is small and untrained: the wiring counts."""
 
-import csv
 import json
 
 import nibabel as nib
@@ -10,6 +9,7 @@ import pytest
 from pneumoscope.inference import segmenter as library
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
+from tables import rows_of
 
 AFFINE = np.array([[-1.5, 0.1, 0, 30], [0.1, -1.5, 0.2, 40], [0, -0.2, 4.0, -70], [0, 0, 0, 1]])
 SHAPE = (32, 28, 7)
@@ -119,8 +119,10 @@ def test_several_scans_after_one_i_and_one_that_fails(cli, scan, lungs, model, t
     ran = cli("segment", "-i", manifest, "-o", tmp_path / "out", "--model", model)
     ran.refused("1 of 2", "cases.csv", code=1)
     assert "two: failed: " in ran.out
-    with (tmp_path / "out" / "cases.csv").open() as stream:
-        assert [(row["case"], row["status"]) for row in csv.DictReader(stream)] == [("one", "done"), ("two", "failed")]
+    assert [(row["case"], row["status"]) for row in rows_of(tmp_path / "out" / "cases.csv")] == [
+        ("one", "done"),
+        ("two", "failed"),
+    ]
     assert not (tmp_path / "out" / "two" / "report.json").exists()
 
 

@@ -1,6 +1,5 @@
 """`pneumoscope demo` and `study run|report` at their smallest: the wiring, not the science."""
 
-import csv
 import json
 import shutil
 from contextlib import redirect_stdout
@@ -11,6 +10,7 @@ import pytest
 from pneumoscope.cli.app import run
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
+from tables import rows_of
 
 TINY = [
     "data.phantom_size=tiny", *(f"data.sites.{n}.phantom_patients=2" for n in (1, 2, 3)), "preprocessing.size=16",
@@ -40,8 +40,7 @@ def test_the_demo_writes_a_study_and_a_case_and_names_the_report(demo):
     assert printed["report"] == str(out / "report.html")
     for name in ("experiment.json", "environment.json", "matrix.csv", "forgetting.csv", "per_case.csv", "report.html"):
         assert (out / name).is_file(), name
-    with (out / "matrix.csv").open() as stream:
-        assert [row["name"] for row in csv.DictReader(stream)] == [row["name"] for row in printed["matrix"]]
+    assert [row["name"] for row in rows_of(out / "matrix.csv")] == [row["name"] for row in printed["matrix"]]
     assert list((out / "cases").glob("*/report.html"))
     assert printed["case"].startswith(str(out / "cases"))
 

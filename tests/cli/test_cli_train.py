@@ -1,4 +1,3 @@
-import csv
 import json
 
 import numpy as np
@@ -11,12 +10,7 @@ from pneumoscope.plans.data import split_by_plan, split_patients
 from pneumoscope.plans.plan import OwnPlan, make_plan, read_plan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.score import out_of_memory_advice
-
-
-def read(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
+from tables import rows_of
 
 QUICK = ("--epochs", "1", "--device", "cpu", "--precision", "fp32")
 
@@ -89,7 +83,7 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
     assert "forecast:" in ran.err
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "card.json", "plan.json", "history.csv", "split.csv", "validation.csv"} <= names
-    rows = read(out / "split.csv")
+    rows = rows_of(out / "split.csv")
     parts = {part: {r["patient"] for r in rows if r["part"] == part} for part in ("train", "val")}
     assert parts["train"]
     assert parts["val"]
@@ -100,7 +94,7 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
     assert "flatters" in card["numbers"]["chosen_on"]
     assert ran.json["test"] is None
     held = ran.json["validation"][0]
-    case = next(r for r in read(table) if r["case"] == held["case"])
+    case = next(r for r in rows_of(table) if r["case"] == held["case"])
     segmented = cli("segment", "-i", table.parent / case["image"], "-o", tmp_path / "out", "--model", out, "--fast",
                     "--lungs", table.parent / case["lungs"], "--device", "cpu", "--precision", "fp32")  # fmt: skip
     assert segmented.code == 0, segmented.err
@@ -146,8 +140,8 @@ def test_finetune_starts_from_the_shipped_model(cli, table, tmp_path):
 def test_crossval_scores_every_scan_once(cli, table, plan, tmp_path):
     ran = cli("crossval", "--data", table, "-o", tmp_path / "cv", "--folds", 2, "--plan", plan, *QUICK)
     assert ran.code == 0, ran.err
-    rows = read(tmp_path / "cv" / "per_case.csv")
-    assert sorted(r["case"] for r in rows) == sorted(r["case"] for r in read(table))
+    rows = rows_of(tmp_path / "cv" / "per_case.csv")
+    assert sorted(r["case"] for r in rows) == sorted(r["case"] for r in rows_of(table))
     assert json.loads((tmp_path / "cv" / "summary.json").read_text())["folds"] == 2
     assert "mean Dice over 3 scans" in ran.out
     assert "flatters" in ran.out
@@ -158,10 +152,10 @@ def test_a_test_part_is_scored_at_the_end_and_chooses_nothing(cli, table, plan, 
     out = tmp_path / "m"
     ran = cli("train", "--data", table, "-o", out, "--plan", plan, "--test-share", "0.3", *QUICK, "--json")
     assert ran.code == 0, ran.err
-    parts = {row["part"]: row["case"] for row in read(out / "split.csv")}
+    parts = {row["part"]: row["case"] for row in rows_of(out / "split.csv")}
     assert sorted(parts) == ["test", "train", "val"]
-    assert [row["case"] for row in read(out / "test.csv")] == [parts["test"]]
-    assert [row["case"] for row in read(out / "validation.csv")] == [parts["val"]]
+    assert [row["case"] for row in rows_of(out / "test.csv")] == [parts["test"]]
+    assert [row["case"] for row in rows_of(out / "validation.csv")] == [parts["val"]]
     numbers = json.loads((out / "card.json").read_text())["numbers"]
     assert numbers["mean_dice"] == pytest.approx(ran.json["test"][0]["dice"])
     assert numbers["validation_mean_dice"] == pytest.approx(ran.json["validation"][0]["dice"])
@@ -170,7 +164,7 @@ def test_a_test_part_is_scored_at_the_end_and_chooses_nothing(cli, table, plan, 
 
 def test_what_cannot_be_trained_on_is_refused(cli, table, tmp_path):
     only = tmp_path / "one.csv"
-    rows = read(table)
+    rows = rows_of(table)
 
     def line(row):
         files = [str(table.parent / row[name]) if row[name] else "" for name in ("image", "lungs", "infiltrate")]
@@ -238,8 +232,7 @@ def test_a_training_on_own_scans_that_changed_is_refused(cli, tmp_path, change):
         folds = ("--folds", 2) if verb == "crossval" else ()
         assert cli(verb, *quick, *folds, "-o", tmp_path / verb).code == 0
         assert cli(verb, *quick, *folds, "-o", tmp_path / verb, "--resume").code == 0
-    with table.open(newline="") as stream:
-        row = next(csv.DictReader(stream))
+    row = rows_of(table)[0]
     path = tmp_path / "own" / row[change]
     image = nibabel.load(path)
     data = np.asarray(image.dataobj).copy()
@@ -380,6 +373,6 @@ def test_a_patient_with_a_comma_keeps_the_table_whole(tmp_path):
     cases = [Case("toy", f'c"{n}', "Doe, Jane" if n < 2 else f"p{n}", "", "", "", lambda: None) for n in range(6)]
     parts = split_by_plan(cases, OwnPlan())
     parts.write(tmp_path / "split.csv")
-    rows = read(tmp_path / "split.csv")
+    rows = rows_of(tmp_path / "split.csv")
     assert {row["patient"] for row in rows} == {"Doe, Jane", *(f"p{n}" for n in range(2, 6))}
     assert {tuple(row) for row in rows} == {("dataset", "case", "patient", "part")}

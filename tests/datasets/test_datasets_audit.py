@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFindi
 from pneumoscope.datasets.case import Case
 from pneumoscope.geometry import Grid, all_axis_codes, reorient_array
 from pneumoscope.volume import Volume, array_to_native
+from tables import rows_of
 
 
 def raw_of(made, **changes):
@@ -284,7 +284,7 @@ def test_the_cleaned_copy_is_clean_and_the_log_is_complete(site, audited):
     allowed = {"undeclared-label"} if site == "A" else {"no-lung-slice", "outside-lung"}
     assert left <= allowed & set(first.summary["repairs"]["left"])
     assert "speck" in mended - left
-    logged = list(csv.DictReader((root / "fixed" / "changes.csv").read_text().splitlines()))
+    logged = rows_of(root / "fixed" / "changes.csv")
     assert count_of(logged) == differing(root)
     assert {row["kind"] for row in logged} <= {*REPAIRS, "not-carried"}
 
@@ -307,7 +307,7 @@ def count_of(rows):
 def differing(root):
     """The same, told by another reader from the files themselves."""
     out = {}
-    for row in csv.DictReader((root / "fixed" / "manifest.csv").read_text().splitlines()):
+    for row in rows_of(root / "fixed" / "manifest.csv"):
         for mask in ("lungs", "infiltrate"):
             if row[mask]:
                 old = np.asanyarray(nib.load(root / "data" / f"{row['case']}-{mask}.nii.gz").dataobj)
@@ -331,7 +331,7 @@ def test_the_log_names_places_on_grids_that_lie_askew(tmp_path, rng):
     draft = Draft("askew", Volume(hu, grid, native), hu, None, drawn, drawn * 0, "p", "", rng)
     write(tmp_path / "data", [draft])
     audit_dataset("manifest", tmp_path / "data", tmp_path / "out", AuditOptions(fix=tmp_path / "fixed"))
-    rows = list(csv.DictReader((tmp_path / "fixed" / "changes.csv").read_text().splitlines()))
+    rows = rows_of(tmp_path / "fixed" / "changes.csv")
     assert [(row["from"], row["to"], row["kind"]) for row in rows] == [("9", "0", "undeclared-label")] * 2
     stored = array_to_native(drawn, native)
     for row in rows:

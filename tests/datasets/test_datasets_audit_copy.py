@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from pneumoscope.cases.audit import AuditOptions, audit_dataset
 from pneumoscope.errors import InputError
+from tables import rows_of
 
 SIZE = (16, 15, 14)  # i, j, k
 
@@ -95,8 +96,7 @@ def bytes_below(root):
 
 def copied(root, tmp_path, **options):
     audit_dataset("manifest", root, tmp_path / "out", AuditOptions(fix=tmp_path / "fixed"), **options)
-    with (tmp_path / "fixed" / "manifest.csv").open(newline="") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
+    return {row["case"]: row for row in rows_of(tmp_path / "fixed" / "manifest.csv")}
 
 
 def readable(path: Path) -> str:

@@ -89,11 +89,9 @@ def test_counts_against_published_ones(tree, monkeypatch):
     expected = {
         "scans": 3, "slices": whole["slices"], "scans@B": 3, "slices_with_lung@masks": whole["slices_with_lung"],
     }  # fmt: skip
-    monkeypatch.setattr(module, "dataset_info", lambda name: replace(DATASETS[name], expected=expected))
+    publish(monkeypatch, expected)
     assert check_dataset("manifest", tree).whole
-    monkeypatch.setattr(
-        module, "dataset_info", lambda name: replace(DATASETS[name], expected={**expected, "slices": 1})
-    )
+    publish(monkeypatch, {**expected, "slices": 1})
     found = check_dataset("manifest", tree)
     assert not found.whole
     assert [count.name for count in found.counts if count.differs] == ["slices"]

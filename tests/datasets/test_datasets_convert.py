@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import DatasetError, InputError, ReadError
 from pneumoscope.io.write import write_mask
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
+from tables import rows_of
 
 LAYOUTS = ("nnunet", "slices", "manifest")
 READER = {"nnunet": "nnunet", "slices": "slices", "manifest": "manifest"}
@@ -47,11 +47,6 @@ def cases():
         case_of(replace(scans[2], infiltrate=None, truth=None), "c", date=""),
         case_of(replace(scans[3], lungs=one_lung), "d_0001"),
     ]
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def same(got: Mask | None, wanted: Mask | None) -> None:
@@ -144,7 +139,7 @@ def test_what_is_kept_of_fractions_of_a_unit(to, tmp_path):
     convert_cases([case_of(scan, "x")], tmp_path, to)
     (back,) = read_dataset(READER[to], tmp_path)
     got = back.load().volume.hu
-    stored = table(tmp_path / "sources.csv")[0]["stored"]
+    stored = rows_of(tmp_path / "sources.csv")[0]["stored"]
     if to == "slices":
         np.testing.assert_array_equal(got, np.rint(scan.volume.hu))
         off = json.loads((tmp_path / "slices.json").read_text())["cases"][0]["rounded_hu"]
@@ -166,7 +161,7 @@ def test_nnunets_description_and_folders(cases, tmp_path):
         "labelsTr/b.nii.gz", "lungsTr/a.nii.gz", "lungsTs/c.nii.gz",
     }  # fmt: skip
     assert done.labels == {1: "ground-glass", 2: "consolidation"}
-    rows = table(tmp_path / "sources.csv")
+    rows = rows_of(tmp_path / "sources.csv")
     assert [(row["case"], row["part"], row["patient"], row["values"]) for row in rows] == [
         ("a", "Tr", "p-a", "HU"),
         ("b", "Tr", "p-a", "HU"),
@@ -201,7 +196,7 @@ def test_slices_are_pictures_a_radiologist_knows(cases, tmp_path):
         assert picture.mode == "I;16"
         plane = np.asarray(picture).astype(np.int64) - 1024
     np.testing.assert_array_equal(plane, scan.volume.hu[::-1, ::-1, k].T)
-    rows = table(tmp_path / "slices.csv")
+    rows = rows_of(tmp_path / "slices.csv")
     assert len(rows) == scan.volume.grid.shape[2]
     assert int(rows[k]["lung_pixels"]) == np.count_nonzero(scan.lungs.labels[:, :, k])
     z = [float(row["z_mm"]) for row in rows]

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from grids import any_grid, build_grid
 from pneumoscope.datasets.case import CaseFiles
-from pneumoscope.datasets.formats.labelled import filed_grid, load_case, put_right, write_as_filed
+from pneumoscope.datasets.formats.labelled import load_case, put_right
 from pneumoscope.errors import DatasetError, ReadError
 from pneumoscope.geometry import Grid
-from pneumoscope.io.read import read_stored
 from pneumoscope.volume import Volume
 
 SHAPE = (6, 7, 8)
@@ -223,12 +222,3 @@ def test_each_voxel_lies_where_the_corrected_grid_says(grid, mirrored):
 def test_known_axes_overrule_the_header(header, true, expected):
     files = CaseFiles(image=None, stored_axes=true)
     assert files.corrected_grid(build_grid(header)).axis_codes == expected
-
-
-def test_a_mask_written_as_filed_lies_on_the_file_by_its_own_header(files, labels, tmp_path):
-    files = replace(files, mirrored=("front-back",))
-    scan = load_case("k", files)
-    write_as_filed(scan.lungs, tmp_path / "out.nii.gz", scan.volume.native, files)
-    written = read_stored(tmp_path / "out.nii.gz", "nifti")
-    np.testing.assert_array_equal(written.array, labels)
-    assert written.grid == filed_grid(files) == read_stored(files.image, "nifti").grid

@@ -14,6 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
 from pydicom.uid import UID
 
+from pneumoscope.volume import Volume, array_to_native
+
 ROWS, COLUMNS, SLICES = 16, 12, 10
 SPACING = (0.8, 0.5)  # between rows, between columns
 STEP = 2.5
@@ -238,3 +240,13 @@ def nested(depth: int) -> bytes:
         "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
     return head + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(meta)) + meta + opening * depth
+
+
+def clean_hu(count: int = SLICES) -> np.ndarray:
+    """What a sound series holds, (k, rows, columns)."""
+    return np.stack([hu_of(k) for k in range(count)]).astype(np.float32)
+
+
+def native_kji(volume: Volume) -> np.ndarray:
+    """A volume as its series is stored, (k, rows, columns)."""
+    return array_to_native(volume.hu, volume.native).transpose(2, 1, 0)

@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_making import clean_hu, native_kji
 from pydicom.data import get_testdata_file
 from pydicom.uid import UID
 
@@ -25,16 +26,7 @@ from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom import worker as dicom_worker
 from pneumoscope.io.dicom.read import ReadLimits, is_dicom, list_series, read_dicom
 from pneumoscope.io.dicom.search import single
-from pneumoscope.volume import Volume, array_to_native
-
-
-def clean_hu(count: int = making.SLICES) -> np.ndarray:
-    """(k, rows, columns)"""
-    return np.stack([making.hu_of(k) for k in range(count)]).astype(np.float32)
-
-
-def native_kji(volume: Volume) -> np.ndarray:
-    return array_to_native(volume.hu, volume.native).transpose(2, 1, 0)
+from pneumoscope.volume import Volume
 
 
 def itk_affine(image: sitk.Image) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import dicom_making as making
 import numpy as np
 import pytest
+from dicom_making import clean_hu, native_kji
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
@@ -19,20 +20,12 @@ from pydicom.uid import UID
 from pneumoscope.errors import ReadError
 from pneumoscope.io import read_volume
 from pneumoscope.io.dicom.read import ReadLimits, is_dicom, read_dicom
-from pneumoscope.volume import Volume, array_to_native
+from pneumoscope.volume import Volume
 
 Slices = list[FileDataset]
 J2K, JLS = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"
 SC, MR, SEG, SR = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("7", "4", "66.4", "88.33"))
 PUBLIC = Path(get_testdata_file("CT_small.dcm")).parent
-
-
-def clean_hu(count: int = making.SLICES) -> np.ndarray:
-    return np.stack([making.hu_of(k) for k in range(count)]).astype(np.float32)
-
-
-def native_kji(volume: Volume) -> np.ndarray:
-    return array_to_native(volume.hu, volume.native).transpose(2, 1, 0)
 
 
 def codes(volume: Volume) -> set[str | None]:

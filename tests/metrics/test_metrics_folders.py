@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shutil
@@ -21,6 +20,7 @@ from pneumoscope.metrics.pairs import find_pairs
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
+from tables import rows_of
 
 GRID = Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.2))
 ML = 0.5 * 0.8 * 1.2 / 1000
@@ -82,8 +82,7 @@ def test_files_are_written(folders, tmp_path):
     summary = evaluate_folders(*folders[:2], tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").glob("[!.]*")) == ["per_case.csv", "summary.json"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == summary["cases"] == 3
-    with (tmp_path / "out" / "per_case.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = rows_of(tmp_path / "out" / "per_case.csv")
     assert [row["case"] for row in rows] == ["a", "b", "c"]
     assert rows[2]["slice_f1"] == ""
     assert float(rows[0]["dice"]) == pytest.approx(summary["labels"]["infiltrate"]["dice_pooled"], abs=1)
@@ -98,8 +97,7 @@ def test_names_of_any_length_and_encoding_are_scored_and_resumed(folders, tmp_pa
         for side in (pred, ref):
             shutil.copy(side / "a.nii.gz", side / f"{name}.nii.gz")
     evaluate_folders(pred, ref, tmp_path / "out")
-    with (tmp_path / "out" / "per_case.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = rows_of(tmp_path / "out" / "per_case.csv")
     assert {row["case"] for row in rows} == {"a", "b", "c", "\u80ba" * 80, r"M\xfcller", "Doe, Jane"}
     evaluate_folders(pred, ref, tmp_path / "out", resume=True)
     assert "6 of 6 done before are kept" in caplog.text
@@ -198,8 +196,7 @@ def test_surfaces_are_measured_in_mm_of_the_grid(folders):
 
 def test_a_missed_case_never_shortens_distances(folders, tmp_path):
     summary = evaluate_folders(*folders[:2], tmp_path / "out")
-    with (tmp_path / "out" / "per_case.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = rows_of(tmp_path / "out" / "per_case.csv")
     assert [(row["nsd"] == "0", row["hd95"], row["msd"]) for row in rows[1:]] == [
         (True, "inf", "inf"),  # b: missed
         (False, "", ""),  # c: nothing to find, nothing found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pneumoscope.datasets.splits.draw import leaking, select_radiographs, split_
 from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.datasets.xray.pictures import MID_GREY, PictureRecipe, build_pictures, corners, thumbnails
 from pneumoscope.errors import DatasetError, InputError, ReadError
+from tables import rows_of
 
 
 def case(name: str, label: str = "normal", patient: str = "", path: Path = Path("x.png")) -> XrayCase:
@@ -194,7 +194,7 @@ def test_three_patients_are_enough():
 def test_a_split_file_names_everybody_once(tmp_path):
     cases = people(4, "normal")
     write_radiograph_split(tmp_path / "s.csv", cases, [c.patient for c in cases], ["train"] * 7 + ["test"])
-    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    rows = rows_of(tmp_path / "s.csv")
     assert len(rows) == 8
     assert {"case", "slice", "patient", "part"} <= set(rows[0])
     assert rows[-1]["part"] == "test"
