@@ -29,19 +29,19 @@ import psutil
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def scans(root: Path, count: int) -> Path:
-    """A manifest of small scans with masks, each a little denser than the one before."""
+def scans(root: Path, count: int, size: str = "tiny", masks: bool = True) -> Path:
+    """A manifest of scans, with masks or to be segmented, each a little denser than the one before."""
     from pneumoscope.datasets.phantom.folder import scan_patient
     from pneumoscope.io import write_mask, write_volume
 
-    made = scan_patient("B", 0, size="tiny")
+    made = scan_patient("B", 0, size=size)
     volume = made.scan.volume
     write_mask(made.lungs, root / "lungs.nii.gz", volume.native)
     write_mask(made.scan.truth, root / "infiltrate.nii.gz", volume.native)
-    lines = ["case,image,lungs,infiltrate"]
+    lines = ["case,image" + (",lungs,infiltrate" if masks else "")]
     for number in range(count):
         write_volume(replace(volume, hu=volume.hu + np.float32(number)), root / f"s{number:02}.nii.gz")
-        lines.append(f"s{number:02},s{number:02}.nii.gz,lungs.nii.gz,infiltrate.nii.gz")
+        lines.append(f"s{number:02},s{number:02}.nii.gz" + (",lungs.nii.gz,infiltrate.nii.gz" if masks else ""))
     (root / "cases.csv").write_text("\n".join(lines) + "\n")
     return root / "cases.csv"
 
@@ -80,9 +80,9 @@ def one_thread() -> dict[str, str]:
 
 
 def speed(root: Path, options: argparse.Namespace) -> None:
-    table = scans(root, options.scans)
-    spent = {}
-    for count in (1, 2, 1, 2):
+    table = scans(root, options.scans, options.size, masks=False)
+    spent: dict[int, float] = {}
+    for count in (1, 2) * options.repeats:
         begun = time.perf_counter()
         more = ["--on", "dask", "--jobs", str(count), "--overwrite"]
         subprocess.run(call("segment", table, root / "out", *more), check=True, env=one_thread(), **QUIET)
@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["same", "speed", "empty", "kills"])
     parser.add_argument("--scans", type=int, default=24)
+    parser.add_argument("--size", choices=["tiny", "small", "full"], default="small", help="of the scans of speed")
+    parser.add_argument("--repeats", type=int, default=1, help="of speed; the shortest counts")
     parser.add_argument("--verb", choices=["segment", "quantify"], default="segment")
     parser.add_argument("--slurm", action="store_true")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 10000, 100000])

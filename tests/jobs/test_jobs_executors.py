@@ -196,6 +196,18 @@ def test_a_worker_that_sees_other_files_says_so(tmp_path, scheduler, monkeypatch
     assert not (tmp_path / "log/a").exists()
 
 
+def counts_threads(side_by_side):
+    return Step("threads", 1, work=lambda job, _: Outcome(job.name, facts={"n": os.environ["OMP_NUM_THREADS"]}))
+
+
+def test_workers_of_this_machine_have_the_threads_that_the_user_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    with machines("dask", jobs=1):
+        (outcome,) = run_jobs([Job("a", 0, tmp_path / "a")], None, lambda *_: None, opener=counts_threads)
+    assert outcome.facts["n"] == "3"
+
+
 def test_no_scheduler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.jobs.dask.CONNECT_SECONDS", 1)
     with machines("dask://127.0.0.1:9"), pytest.raises(InputError, match="no Dask scheduler answers"):

@@ -139,7 +139,9 @@ class DaskWorkers(Executor):
         from distributed import LocalCluster
 
         count = where.jobs or processors()
-        self._threads, self._share = max(1, processors() // count), count
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        self._threads = int(given) if given.isdecimal() and int(given) else max(1, processors() // count)
+        self._share = count
         return stack.enter_context(
             LocalCluster(
                 n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
