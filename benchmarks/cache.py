@@ -25,7 +25,7 @@ import numpy as np
 def write_data(folder: Path, cases: int, shape: tuple[int, ...]) -> None:
     """Noisy scans with two ellipsoids for lungs and a lesion in each: noise, as in scans, hardly compresses."""
     from pneumoscope.geometry import Grid
-    from pneumoscope.io import write_mask, write_volume
+    from pneumoscope.io.write import write_mask, write_volume
     from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
     rng = np.random.default_rng(0)

@@ -32,7 +32,7 @@ QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 def scans(root: Path, count: int, size: str = "tiny", masks: bool = True) -> Path:
     """A manifest of scans, with masks or to be segmented, each a little denser than the one before."""
     from pneumoscope.datasets.phantom.folder import scan_patient
-    from pneumoscope.io import write_mask, write_volume
+    from pneumoscope.io.write import write_mask, write_volume
 
     made = scan_patient("B", 0, size=size)
     volume = made.scan.volume

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from infiltrate_data import tumour
 from infiltrate_folds import FOLDS, SCAN_FOLD, summary
 from pneumoscope.inference.segmenter import LungFinder, Segmenter
-from pneumoscope.io import read_volume
+from pneumoscope.io.read import read_volume
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Mask, Volume
 

@@ -5,6 +5,7 @@ Arrays are in the house view (d, h, w); the working grid has 3 x 2 x 2 mm.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cc3d
@@ -14,7 +15,9 @@ import pydicom
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.datasets.phantom.painted_chest import AIRWAY, GAS, Chest, on_grid
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from painted_chest import AIRWAY, GAS, Chest, on_grid
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.preprocess.spatial import coarse_size

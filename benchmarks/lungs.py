@@ -25,11 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
 from lung_references import REDUCED, WORK_MM, by_density, contours, working
-from pneumoscope.datasets.phantom.painted_chest import CONDITIONS, LEFT, RIGHT, Chest
+from painted_chest import CONDITIONS, LEFT, RIGHT, Chest
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.lungs import STATE_OF_FINDING, find_lungs, lungs_input
-from pneumoscope.io import read_mask, read_volume
+from pneumoscope.io.read import read_mask, read_volume
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.models.cards import find_model
 from pneumoscope.models.weights import load_model

@@ -24,11 +24,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pneumoscope.models.unet import UNet, UNetConfig, parameter_count
+from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.training.devices import has_fast_bf16
 from pneumoscope.training.losses import cross_entropy
 
 WIDTHS = (16, 32, 64, 128, 256)
+
+
+def parameters(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
 
 def monai_unet() -> nn.Module:
@@ -129,9 +133,12 @@ def main() -> None:
         },
         "size": options.size,
         "batch": options.batch,
-        "pneumoscope": {"parameters": parameter_count(ours), **measure(ours, *common, channels_last=True, bf16=bf16)},
+        "pneumoscope": {
+            "parameters": parameters(ours),
+            **measure(ours, *common, channels_last=True, bf16=bf16),
+        },
         "monai_basicunet": {
-            "parameters": parameter_count(theirs),
+            "parameters": parameters(theirs),
             **measure(theirs, *common, channels_last=False, bf16=False),
         },
     }

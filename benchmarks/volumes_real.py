@@ -6,7 +6,7 @@ Three scans have lung masks (see benchmarks/lungs.py); nobody drew infiltrate on
 (3 folds by patient), the two others train; Dice is counted on the held-out scan's own grid.
 
 ``lungs``: the scans as they are, classes lungs and not lungs, beside a threshold on air fitted on the training scans.
-``lesions``: each scan several times, with other synthetic lesions (`phantom.painted`), the recipe's own classes,
+``lesions``: each scan several times, with other synthetic lesions (`painted_lesions`), the recipe's own classes,
 beside the threshold for infiltrate, fitted on the training scans too. Lesions are painted, the anatomy, noise, vessels
 and the tumour of the one scan are real.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +26,13 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
 from lungs import scans
+from painted_lesions import paint_lesions
 from pneumoscope.datasets.phantom.lesions import LesionPlan
-from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.inference.lungs import split_sides
-from pneumoscope.io import write_mask, write_volume
+from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.systems import build_volume_recipe

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.io import read_volume
 from pneumoscope.io.formats.radiograph import read_radiograph
+from pneumoscope.io.read import read_volume
 from pneumoscope.volume import Volume
 
 Picture = np.ndarray

@@ -18,10 +18,10 @@ import pydicom
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from painted_lesions import paint_lesions
 from pneumoscope.datasets.phantom.lesions import LesionPlan
-from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.datasets.slices import SliceStack
-from pneumoscope.io import read_volume
+from pneumoscope.io.read import read_volume
 from pneumoscope.models.unet import UNet
 from pneumoscope.preprocess.lung_crop import LungCrop
 from pneumoscope.preprocess.slices import resize_nearest, to_slices

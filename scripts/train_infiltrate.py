@@ -21,18 +21,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import train_shipped as appearance
+from fit_familiar import fit_scans, write_scan_space
+from hounsfield_augment import HounsfieldAugment
 from infiltrate_data import FRAME, SIZE, crop_of, equalised_of, hu_slices, target_of, towards_hu, unequalised
 from infiltrate_folds import FOLDS, SCAN_FOLD, folds_of, read_rows, score_fold, stacks, summary
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.engines import predict_probability
+from pneumoscope.inference.familiar import ScanSpace, read_scan_space
 from pneumoscope.inference.inputs import LungFrameInput
-from pneumoscope.inference.unlike import ScanSpace, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
 from pneumoscope.preprocess.lung_crop import LungCrop
 from pneumoscope.preprocess.windows import Appearance, HuWindow, window_channels
-from pneumoscope.training.augment import HounsfieldAugment, SliceAugment
+from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import ArraySource, Batch, BatchSource
 from pneumoscope.training.loop import fit
 from pneumoscope.training.tasks import SegmentationTask, Task

@@ -27,9 +27,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from lung_references import REDUCED, WORK_MM, airway, bodies, by_density, contours, with_gas, working
-from pneumoscope.datasets.patches import PreparedVolume
-from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.datasets.phantom.painted_chest import (
+from painted_chest import (
     ACQUISITIONS,
     CLASSES,
     DISEASES,
@@ -39,11 +37,13 @@ from pneumoscope.datasets.phantom.painted_chest import (
     Chest,
     on_grid,
 )  # fmt: skip
+from pneumoscope.datasets.patches import PreparedVolume
+from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.datasets.slices import read_slice_folder
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.lungs import split_sides
-from pneumoscope.io import read_volume
+from pneumoscope.io.read import read_volume
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet3D, UNet3DConfig
 from pneumoscope.models.weights import save_model

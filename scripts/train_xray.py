@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.xray.pictures import PictureRecipe
-from pneumoscope.inference.familiar import fit_familiar, write_familiar
 from pneumoscope.inference.radiographs import BATCH, RadiographClassifier
-from pneumoscope.metrics.calibration import fit_temperature, nll
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import load_model, save_model
 from pneumoscope.training.loop import TrainConfig, fit
 from pneumoscope.training.tasks import ClassificationTask
+from temperature import fit_temperature, nll
 from xray_lessons import (
     AUGMENT,
     CLASSES,

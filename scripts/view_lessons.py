@@ -205,7 +205,7 @@ def computed(
 
 def scans_of(folder: Path, names: tuple[str, ...]) -> list[Body]:
     """Whole CTs below a folder, by name."""
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
 
     return [Body.of(read_volume(folder / name)) for name in names]
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.pictures import thumbnails
 from pneumoscope.inference.radiographs import CANNOT_SAY, NONE_OF_THESE, Answer, RadiographClassifier
-from pneumoscope.metrics.calibration import expected_error, softmax_at
+from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.metrics.classification import score_confusion
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.study.learners.logistic import Logistic, choose_logistic
+from temperature import expected_error
 from xray_lessons import CLASSES, Parts, Pictures, strangers
 
 NORMAL, COVID = CLASSES.index("normal"), CLASSES.index("covid19")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from hypothesis import strategies as st
 
-from pneumoscope.geometry import AxisCodes, Grid, all_axis_codes
+from pneumoscope.geometry import AxisCodes, Grid
 
 SHAPE = (4, 5, 6)
 SPACING_MM = (0.5, 0.8, 1.2)
 ORIGIN_MM = (-31.25, 17.5, -402.0)
 BRIGHT_HU = 3000.0
+
+
+def all_axis_codes() -> list[AxisCodes]:
+    """The 48 ways to lay voxel axes along the patient's, e.g. ``("R", "A", "S")`` or ``("P", "S", "L")``."""
+    pairs = product(("RL", "AP", "SI"), repeat=3)
+    return [codes for triple in pairs if len(set(triple)) == 3 for codes in product(*triple)]
 
 
 def rotation(degrees: tuple[float, float, float]) -> np.ndarray:

@@ -7,9 +7,9 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grids import ORIGIN_MM, SHAPE, SPACING_MM, any_grid, build_grid, numbered, rotation
+from grids import ORIGIN_MM, SHAPE, SPACING_MM, all_axis_codes, any_grid, build_grid, numbered, rotation
 from pneumoscope.errors import GeometryError
-from pneumoscope.geometry import LPS_TO_RAS, Grid, all_axis_codes, reorient_array, require_axis_codes, whole_triple
+from pneumoscope.geometry import LPS_TO_RAS, Grid, reorient_array, require_axis_codes, whole_triple
 
 codes = st.sampled_from(all_axis_codes())
 angles = st.tuples(*[st.floats(-180, 180)] * 3)

@@ -67,7 +67,7 @@ def test_read_scan(files):
 
 @pytest.mark.parametrize("by", ["path", "object"])
 def test_quantify_takes_files_and_objects(files, by):
-    from pneumoscope.io import read_mask
+    from pneumoscope.io.read import read_mask
 
     scan, infiltrate = files["scan"], files["infiltrate"]
     if by == "object":

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from grids import BRIGHT_HU, any_grid, bright_corner, build_grid, numbered
+from grids import BRIGHT_HU, all_axis_codes, any_grid, bright_corner, build_grid, numbered
 from pneumoscope.errors import Finding, GeometryError
-from pneumoscope.geometry import Grid, all_axis_codes
+from pneumoscope.geometry import Grid
 from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume, array_to_native
 
 RAS = ("R", "A", "S")

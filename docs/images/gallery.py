@@ -20,10 +20,12 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from phantom_followup import LesionChange, Pose, scan_dates
 from pneumoscope.cases.followup import compare_cases
 from pneumoscope.cases.outputs import CaseContent, write_case
 from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.datasets.phantom.followup import LesionChange, Pose, scan_dates
 from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.assess import assess
 

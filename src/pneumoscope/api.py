@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pneumoscope.errors import InputError, InputTypeError
+from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def read_mask(mask: Any, *, names: Mapping[int, str] | None = None, threshold: f
         ReadError: it holds no whole labels from 0 to 255, or some that `names` lacks.
         InputTypeError: a value of another type; the message says what is accepted.
     """
-    from pneumoscope.io import read_mask
     from pneumoscope.io.exchange import source_of
+    from pneumoscope.io.read import read_mask
     from pneumoscope.volume import Mask
 
     return mask if isinstance(mask, Mask) else read_mask(source_of(mask, "the mask", Mask), names, threshold=threshold)
@@ -168,7 +169,7 @@ def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = N
     Raises:
         InputError: the scans cannot be laid over each other; the message says which measure failed.
     """
-    from pneumoscope.cases.compare import write_dated
+    from pneumoscope.cases.compare import write_timepoint
     from pneumoscope.cases.followup import compare_cases
     from pneumoscope.inference.segmenter import Segmentation
 
@@ -180,7 +181,7 @@ def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = N
                 continue
             found = given if isinstance(given, Segmentation) else segment(given)
             root = Path(stack.enter_context(TemporaryDirectory(prefix="pneumoscope-")))
-            folders.append(write_dated(found, root / f"{number}"))
+            folders.append(write_timepoint(found, root / f"{number}"))
         return compare_cases(folders, out, **options)
 
 
@@ -218,16 +219,14 @@ def classify(
     return tuple(classify_pictures(pictures, classifier))
 
 
-def evaluate(
-    prediction: Any,
-    reference: Any,
-    *,
-    structure: Literal["infiltrate", "lungs"] = "infiltrate",
-    spacing_mm: Sequence[float] | None = None,
-    surface_tolerance_mm: float | None = None,
-    threshold: float | None = None,
-) -> Evaluation:
+def evaluate(prediction: Any, reference: Any, **options: Any) -> Evaluation:
     """Score masks against masks: two files, two folders matched by case name, or two masks as `read_mask` takes them.
+
+    Args:
+        prediction: what is scored.
+        reference: what it is scored against.
+        options: fields of `pneumoscope.metrics.options.EvaluateOptions`: structure, spacing_mm, threshold,
+            surface_tolerance_mm.
 
     Returns:
         A row per case and label, what could not be scored, and means with 95 % bootstrap intervals;
@@ -237,19 +236,15 @@ def evaluate(
         InputError: nothing to compare.
     """
     from pneumoscope.metrics.folders import score_folders
+    from pneumoscope.metrics.options import EvaluateOptions
 
+    made = made_of(EvaluateOptions, options)
     with TemporaryDirectory(prefix="pneumoscope-") as folder:
         sides = [
-            given if isinstance(given, (str, Path)) else _mask(given, None, threshold).save(f"{folder}/{n}.nii.gz")
+            given if isinstance(given, (str, Path)) else _mask(given, None, made.threshold).save(f"{folder}/{n}.nii.gz")
             for n, given in enumerate((prediction, reference))
         ]
-        return score_folders(
-            *sides,
-            structure=structure,
-            spacing_mm=spacing_mm,
-            surface_tolerance_mm=surface_tolerance_mm,
-            threshold=threshold,
-        )
+        return score_folders(sides[0], sides[1], made)
 
 
 def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = silent, **options: Any) -> AuditResult:
@@ -260,15 +255,16 @@ def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = 
         root: its folder, or the table of a manifest.
         out: the folder to write: findings.csv, audit.html, audit.json.
         progress: called as the work advances.
-        options: ``overwrite``, ``resume``, and fields of `pneumoscope.cases.audit.AuditOptions`.
+        options: ``overwrite``, ``resume``, and fields of `pneumoscope.cases.options.AuditOptions`.
 
     Raises:
         InputError: no such dataset, a folder that is not that, or a scan that cannot be read.
     """
-    from pneumoscope.cases.audit import AuditOptions, audit_dataset
+    from pneumoscope.cases.audit import audit_dataset
+    from pneumoscope.cases.options import AuditOptions
 
     run = {key: options.pop(key) for key in ("overwrite", "resume") if key in options}
-    return audit_dataset(name, root, out, AuditOptions(**options), progress=progress, **run)
+    return audit_dataset(name, root, out, made_of(AuditOptions, options), progress=progress, **run)
 
 
 def convert(
@@ -298,7 +294,7 @@ def train(
     progress: Progress = silent,
     **plan: Any,
 ) -> OwnResult:
-    """Train a model on your own scans, or go on from one with `start`; the folder is what `segment` takes as model.
+    """Train a model on your own scans, from new weights or those of `start`; `segment` takes the folder as its model.
 
     Args:
         data: a manifest, ``NAME=ROOT``, several of these, or a mapping from dataset names to folders.
@@ -313,7 +309,7 @@ def train(
             `pneumoscope.plans.data.plan_for`.
 
     Raises:
-        InputError: data that teach nothing, or a value that the plan does not have.
+        InputError: data without training examples, or a value that the plan does not have.
         RunError: memory ran out; the message says what to change.
     """
     from pneumoscope.plans.data import plan_for, split_by_plan
@@ -341,7 +337,7 @@ def crossval(
 ) -> pd.DataFrame:
     """Train in folds, each judged on patients it has not seen; a row per scan with its Dice.
 
-    The arguments are those of `train`; `folds` parts the patients are dealt into, `max_minutes` is per fold.
+    The arguments are those of `train`; `folds`: each holds out other patients; `max_minutes` is per fold.
     """
     from pneumoscope.plans.data import plan_for
     from pneumoscope.plans.train import crossval_own
@@ -376,7 +372,7 @@ def run_study(
             lungs, accept_if_forgetting_below, progress.
 
     Raises:
-        InputError: no such recipe or key, a value out of bounds, a folder that is not the data set, neither data nor
+        InputError: no such recipe or key, a value out of bounds, a folder that is not the dataset, neither data nor
             `synthetic`, or an option of another kind of study.
         RunError: a training failed, or a model was refused by `accept_if_forgetting_below`.
     """
@@ -422,7 +418,7 @@ def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: 
 
 
 def _lungs(mask: Any, scan: Volume, threshold: float | None = None) -> Mask:
-    from pneumoscope.io import read_lungs
+    from pneumoscope.io.read import read_lungs
     from pneumoscope.severity.regions import with_house_labels
 
     return with_house_labels(_mask(mask, scan, threshold, read_lungs))

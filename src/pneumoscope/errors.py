@@ -7,7 +7,7 @@ The tree::
     |   |-- ReadError            a file or series that must not be read as a chest CT (code `IN-...`)
     |   |-- InputTypeError       a Python value of a type that the call does not take; a TypeError too
     |   |-- GeometryError        grids that are invalid, or differ where they must agree
-    |   |-- DatasetError         a folder that is not the data set it is said to be
+    |   |-- DatasetError         a folder that is not the dataset it is said to be
     |   `-- ModelError           a model folder that is damaged, of another kind, or unknown
     `-- RunError            (1)  something failed while running
         |-- NonFiniteLossError   the loss left the finite numbers; nothing was updated
@@ -96,7 +96,7 @@ class GeometryError(InputError):
 
 
 class DatasetError(InputError):
-    """A folder that is not the data set it is said to be."""
+    """A folder that is not the dataset it is said to be."""
 
 
 class ModelError(InputError):
@@ -172,7 +172,7 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd in an input that was accepted or mended, and is reported.
+    """Something odd in an input that was accepted or repaired, and is reported.
 
     Attributes:
         code: stable code, as for errors.

@@ -33,16 +33,6 @@ _POSITIVE = ("R", "A", "S")
 _WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
-def all_axis_codes() -> list[AxisCodes]:
-    """The 48 ways to lay voxel axes along the patient's, e.g. ``("R", "A", "S")`` or ``("P", "S", "L")``."""
-    codes = []
-    for order in permutations(range(3)):
-        for signs in product((False, True), repeat=3):
-            letters = [_OPPOSITE[_POSITIVE[a]] if flip else _POSITIVE[a] for a, flip in zip(order, signs, strict=True)]
-            codes.append((letters[0], letters[1], letters[2]))
-    return codes
-
-
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A lattice of voxel centres in patient space.

@@ -68,6 +68,9 @@ class Shown:
 class Tabled(Shown):
     """A result that is a table; `save` writes .csv, or .json with everything."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+
     def to_frame(self) -> pd.DataFrame:
         """The table as a pandas frame."""
         raise NotImplementedError
@@ -110,8 +113,8 @@ class Voxels(Shown):
     def from_nibabel(cls, image: nib.spatialimages.SpatialImage, **options: Any) -> Self:
         """From a nibabel image; checked and named as the file would be.
 
-        `options`: ``case`` and ``intensity`` for scans as `pneumoscope.io.read_volume`; ``names`` and ``threshold`` for
-        masks as `pneumoscope.io.read_mask`.
+        `options`: ``case`` and ``intensity`` for scans as `io.read.read_volume`; ``names`` and ``threshold`` for masks
+        as `io.read.read_mask`.
         """
         made: Self = _called("io.exchange").made_of(cls, image, **options)
         return made

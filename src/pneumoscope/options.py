@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pneumoscope.errors import InputTypeError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ def option(default: Any, help_text: str, **rules: Any) -> Any:
 def options_of(kind: Any) -> dict[str, tuple[Field[Any], Rules]]:
     """The options of a dataclass, or of an instance, by name in their order; other fields are left out."""
     return {f.name: (f, f.metadata["option"]) for f in fields(kind) if "option" in f.metadata}
+
+
+def made_of(kind: type[Made], values: Mapping[str, Any]) -> Made:
+    """An options dataclass from keyword arguments of the Python interface.
+
+    Raises:
+        InputTypeError: a name that is no field.
+    """
+    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        raise InputTypeError(f"no option {', '.join(unknown)}; there are {', '.join(names)}")
+    return kind(**values)
 
 
 def recorded(options: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Noted:
     """A progress that also keeps every `NOTE`, for the files of a run.
 
     Args:
-        progress: told about everything.
+        progress: called for everything.
     """
 
     def __init__(self, progress: Progress = silent) -> None:

@@ -20,16 +20,16 @@ from pneumoscope.objects import Voxels
 RAS = ("R", "A", "S")
 
 LUNG_LABELS: Mapping[int, str] = {1: "right lung", 2: "left lung"}
-"""House order of lung labels, whatever order a data set uses on disk."""
+"""House order of lung labels, whatever order a dataset uses on disk."""
 
 LUNG_LABEL: Mapping[int, str] = {1: "lung"}
-"""Lung label where sides are not told apart."""
+"""Lung label where sides are not distinguished."""
 
 INFILTRATE_LABELS: Mapping[int, str] = {1: "ground-glass", 2: "consolidation"}
 """Infiltrate labels where model or reader tells the two apart."""
 
 INFILTRATE_LABEL: Mapping[int, str] = {1: "infiltrate"}
-"""Infiltrate label where they are not told apart."""
+"""Infiltrate label where they are not distinguished."""
 
 
 def _to_ras(array: NDArray[Scalar], native: Grid) -> tuple[NDArray[Scalar], Grid]:
@@ -55,7 +55,7 @@ class Volume(Voxels):
         grid: the RAS+ grid of `hu`.
         native: the grid as the scan lies on disk; the same points, axes permuted and flipped.
         case: the name used in outputs; never a patient's name.
-        findings: what the reader accepted or mended and wants reported.
+        findings: what the reader accepted or repaired and wants reported.
         source: plain facts for reports (format, convolution kernel, ...), without personal data.
         series: of a DICOM series, what its SEG and SR are made from (`pneumoscope.io.dicom.results`): JSON values that
             may say who the patient is and are never printed; else None.
@@ -207,14 +207,14 @@ class Mask(Voxels):
 
 @dataclass(frozen=True, eq=False)
 class Radiograph:
-    """A projection X-ray as it is looked at: bone is bright, air is dark.
+    """A projection X-ray as it is displayed: bone is bright, air is dark.
 
     Attributes:
         pixels: (rows, columns) float32 in [0, 1]; row 0 is the top, column 0 the left of the picture (the patient's
             right side when it is frontal).
         case: the name used in outputs; never a patient's name.
         spacing_mm: between rows and between columns; None where the file does not say.
-        findings: what the reader accepted or mended and wants reported.
+        findings: what the reader accepted or repaired and wants reported.
         source: plain facts for reports (format, view, ...), without personal data.
     """
 

@@ -1,4 +1,4 @@
-"""`audit_dataset` on trees that are no data set: one clear refusal, nothing written; and what a model adds."""
+"""`audit_dataset` on trees that are no dataset: one clear refusal, nothing written; and what a model adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pneumoscope.cases import audit
-from pneumoscope.cases.audit import AuditOptions, audit_dataset
+from pneumoscope.cases.audit import audit_dataset
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.datasets.audit.rules import AuditRules
 from pneumoscope.datasets.phantom.folder import scan_patient, write_phantom
 from pneumoscope.errors import DatasetError, InputError, ModelError, PneumoscopeError, ReadError, RunError
@@ -110,7 +111,7 @@ def test_outputs_that_would_touch_the_data(tree):
 
 def test_unknown_repairs_models_and_sets(tree):
     with pytest.raises(InputError, match="no repair for mirrored-mask"):
-        AuditOptions(repairs=("mirrored-mask",))
+        AuditOptions(fix=tree.parent / "fixed", repair=("mirrored-mask",))
     refused(tree, "nonsense", error=ModelError, model="nonsense")
     refused(tree, "slices", "--fix", name="slices")
     with pytest.raises(PneumoscopeError, match="radiographs"):

@@ -8,10 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pneumoscope.cases.compare import Dated, compare_dates, read_dated, require_quality
+from phantom_followup import LesionChange, Pose, scan_dates
+from pneumoscope.cases.compare import Timepoint, compare_dates, read_timepoint, require_quality
 from pneumoscope.cases.followup import compare_cases
 from pneumoscope.cases.outputs import CaseContent, write_case
-from pneumoscope.datasets.phantom.followup import LesionChange, Pose, scan_dates
 from pneumoscope.errors import InputError
 from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.severity.assess import assess
@@ -31,8 +31,8 @@ DAYS = {
 }
 
 
-def dated(scan) -> Dated:
-    return Dated(scan.volume.case, scan.lungs, scan.truth, scan.volume, scan.volume.native)
+def dated(scan) -> Timepoint:
+    return Timepoint(scan.volume.case, scan.lungs, scan.truth, scan.volume, scan.volume.native)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_what_is_no_date_is_refused(folders, tmp_path):
     with pytest.raises(InputError, match="is not a finished case folder"):
         compare_cases([folders[0], folders[0] / "lungs.nii.gz"])
     with pytest.raises(InputError, match="is missing; segment the scan first"):
-        read_dated(tmp_path)
+        read_timepoint(tmp_path)
     assert not (tmp_path / "x").exists()
 
 
@@ -153,7 +153,7 @@ def test_a_mirrored_scan_and_another_patient_are_refused(dates):
     def mirrored(array):
         return np.ascontiguousarray(array[::-1])
 
-    mirror = Dated(
+    mirror = Timepoint(
         "mirror",
         Mask(mirrored(baseline.lungs.labels), grid, baseline.lungs.names),
         Mask(mirrored(baseline.truth.labels), grid, baseline.truth.names),

@@ -17,8 +17,10 @@ from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import measured
 from pneumoscope.cases.quantify import quantify_case, quantify_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.io import list_scans, read_volume, write_mask
 from pneumoscope.io.dicom.write import write_dicom_series
+from pneumoscope.io.read import read_volume
+from pneumoscope.io.scans import list_scans
+from pneumoscope.io.write import write_mask
 from pneumoscope.severity.assess import assess
 
 
@@ -32,7 +34,7 @@ def _in_process(request):
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     """A phantom as DICOM series with its masks on the series' grid."""
-    from pneumoscope.io import fit_mask
+    from pneumoscope.io.masks import fit_mask
 
     root = tmp_path_factory.mktemp("dicom-case")
     made = scan_patient("A", 0, seed=3, size="tiny")
@@ -76,7 +78,7 @@ def test_a_dicom_case_has_both_and_they_agree_with_the_report(phantom, tmp_path)
 
 
 def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):
-    from pneumoscope.io import write_volume
+    from pneumoscope.io.write import write_volume
 
     root, volume, _, _ = phantom
     out = tmp_path / "case"

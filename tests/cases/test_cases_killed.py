@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.io import write_mask, write_volume
+from pneumoscope.io.write import write_mask, write_volume
 from tables import rows_of
 
 SCANS = 20

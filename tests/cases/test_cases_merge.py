@@ -10,7 +10,7 @@ from pneumoscope.cases.merge import merge_parts
 from pneumoscope.cli.app import run
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
-from pneumoscope.io import write_mask, write_volume
+from pneumoscope.io.write import write_mask, write_volume
 from tables import rows_of
 
 

@@ -15,9 +15,10 @@ from pneumoscope.cases.quantify import quantify_cases
 from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
-from pneumoscope.io import find_scans, write_mask, write_volume
 from pneumoscope.io.files import RUNS
 from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.io.scans import find_scans
+from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.plans import train as own_train
 from pneumoscope.study.folder import open_folder
 from tables import rows_of

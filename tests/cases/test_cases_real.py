@@ -9,7 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from pneumoscope.cases.segment import segment_cases
-from pneumoscope.io import find_scans, read_mask
+from pneumoscope.io.read import read_mask
+from pneumoscope.io.scans import find_scans
 
 pytestmark = pytest.mark.real
 
@@ -73,7 +74,7 @@ def test_lungs_of_coarse_scans(real_data, tmp_path):
 def test_a_chest_whose_corners_hold_the_table_keeps_both_lungs(real_data):
     """-887 HU in the corners made any lung above it plain gas: 988 of 4 465 ml were found."""
     from pneumoscope.inference.segmenter import LungFinder
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
 
     volume = read_volume(real_data / "ct-volumes" / "reduced" / "CPTAC-C3N-00247.nii.gz")
     lungs = LungFinder()(volume)

@@ -13,7 +13,9 @@ from pneumoscope.cases.options import SAVABLE, SegmentOptions
 from pneumoscope.cases.segment import segment_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
-from pneumoscope.io import find_scans, write_volume
+from pneumoscope.io import read as read_module
+from pneumoscope.io.scans import find_scans
+from pneumoscope.io.write import write_volume
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.windows import Appearance
@@ -93,10 +95,8 @@ def test_the_same_scan_gives_the_same_bytes(work, tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_every_scan_is_read_once(work, tmp_path, monkeypatch, resume):
     """The first is read while the models are loaded."""
-    import pneumoscope.io
-
-    read, honest = [], pneumoscope.io.read_volume
-    monkeypatch.setattr("pneumoscope.io.read_volume", lambda path, **more: read.append(path) or honest(path, **more))
+    read, honest = [], read_module.read_volume
+    monkeypatch.setattr(read_module, "read_volume", lambda path, **more: read.append(path) or honest(path, **more))
     scans = find_scans(work / "scans")
     options = SegmentOptions(model=work / "infiltrate", lungs_model="lungs", fast=True)
     segment_cases(scans, tmp_path / "out", options, resume=resume)

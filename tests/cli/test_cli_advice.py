@@ -18,8 +18,8 @@ import pneumoscope as ps
 from pneumoscope.cli.app import app
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import Grid
-from pneumoscope.io import read_lungs, write_mask, write_volume
-from pneumoscope.io.read import read_mask_or_probability
+from pneumoscope.io.read import read_lungs, read_mask_or_probability
+from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 from pneumoscope.volume import Mask, Volume

@@ -3,6 +3,7 @@
 import pytest
 
 from pneumoscope.cases import followup
+from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.severity.change import Change, FateVolume, region_change
 
 
@@ -31,9 +32,9 @@ def test_what_it_prints(cli, folders, tmp_path, monkeypatch):
     assert ran.code == 0, ran
     assert ran.out.startswith("b: more. From 4.0 % to 9.0 % of the lungs: +5 percentage points, noise floor 1.")
     assert calls[0][0] == list(folders)
-    assert calls[0][2]["options"] is None  # nothing to segment, so no model is asked for
-    told = cli("compare", *folders, folders[0], "-o", tmp_path / "out", "--json").json
-    assert told["changes"][0]["verdict"] == "more"
+    assert calls[0][2]["options"] == SegmentOptions()
+    printed = cli("compare", *folders, folders[0], "-o", tmp_path / "out", "--json").json
+    assert printed["changes"][0]["verdict"] == "more"
     assert len(calls[1][0]) == 3
 
 

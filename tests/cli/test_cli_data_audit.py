@@ -86,7 +86,7 @@ def test_thresholds_are_shown_and_changed(cli, made, tmp_path):
         ([], ["--out"]),
         (["-o", "out", "--repair", "speck"], ["--fix"]),
         (["-o", "out", "--fix", "f", "--no-repair", "spek"], ["spek"]),
-        (["-o", "out", "--also", "phantom"], ["--also"]),
+        (["-o", "out", "--also", "phantom"], ["also", "NAME=ROOT"]),
         (["-o", "out", "--model", "nonsense"], ["nonsense"]),
     ],
 )

@@ -73,7 +73,7 @@ def test_unknown_labels_are_mapped_on_the_command_line(cli, phantom, tmp_path):
 def test_unusable_calls_are_one_line(cli, phantom, tmp_path):
     cli("data", "convert", "phantom", phantom, "-o", tmp_path / "o", "--to", "bids").refused("'bids'", "nnunet")
     cli("data", "convert", "phantom", phantom, "-o", phantom / "o", "--to", "slices").refused("own folder")
-    cli("data", "convert", "nowhere", phantom, "-o", tmp_path / "o", "--to", "slices").refused("there is no data set")
+    cli("data", "convert", "nowhere", phantom, "-o", tmp_path / "o", "--to", "slices").refused("there is no dataset")
     cli("data", "convert", "phantom", tmp_path / "none", "-o", tmp_path / "o", "--to", "slices").refused("none")
     cli("data", "convert", "mosmed", phantom, "-o", tmp_path / "o", "--to", "slices", "--label", "a=b").refused(
         "labels of its own"

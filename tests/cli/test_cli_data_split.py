@@ -1,4 +1,4 @@
-"""`pneumoscope data split`: a data set in, folds out."""
+"""`pneumoscope data split`: a dataset in, folds out."""
 
 import json
 

@@ -98,7 +98,7 @@ def test_states_are_words_and_each_is_explained_once(cli, files, tmp_path):
         table.write("again,chest.nii.gz,lungs.nii.gz,infiltrate.nii.gz\n")
     ran = cli(*argv)
     assert ran.out.count("; lungs not sided") == 2
-    assert ran.out.count("The lung mask does not tell right from left") == 1
+    assert ran.out.count("The lung mask does not separate right from left") == 1
     assert "lungs_not_sided" not in ran.out
 
 

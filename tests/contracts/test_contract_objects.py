@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 import pneumoscope as ps
 from pneumoscope.cases.audit import AuditResult
-from pneumoscope.cases.compare import course_of
+from pneumoscope.cases.compare import time_course
 from pneumoscope.cases.followup import Comparison
 from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.errors import InputError, InputTypeError
@@ -228,7 +228,7 @@ def comparison(part: dict[str, float]) -> Comparison:
         "fates": dict.fromkeys(("new", "resolved", "persistent", "denser", "thinner"), fate),
         "density_change_hu": None, "healthy_change_hu": None, "registration": {"dice": 0.98}, "repeat_mm": 0.4,
     })  # fmt: skip
-    return Comparison((change,), tuple(course_of([change])))
+    return Comparison((change,), tuple(time_course([change])))
 
 
 IMAGES = ("Volume", "Mask", "Segmentation")

@@ -1,6 +1,6 @@
 """Annotation faults planted into clean synthetic scans, each in a case of its own, with what must be found.
 
-`plant` writes a data set as a manifest with one fault per case; `score` holds the findings of an audit against what
+`plant` writes a dataset as a manifest with one fault per case; `score` holds the findings of an audit against what
 was planted. A finding counts as right only for the planted case, of the expected kind and, where the fault has a place,
 with its centre within a voxel and a half of it along each axis. Everything else that is reported is wrong, in planted
 cases too: a mirrored mask that also brings ten findings of infiltrate outside the lung is one right finding and ten
@@ -353,11 +353,11 @@ def _again(draft: Draft, case: str, patient: str) -> Draft:
                  draft.source, draft.rng)  # fmt: skip
 
 
-# --- the data set ----------------------------------------------------------------------------------------------------
+# --- the dataset ----------------------------------------------------------------------------------------------------
 
 
 def plant(root: Path, site: str, *, size: str = "tiny", seed: int = 21, untouched: int = 2) -> list[Planted]:
-    """Write a data set with one fault per case, copies, and some cases without any, as a manifest in `root`."""
+    """Write a dataset with one fault per case, copies, and some cases without any, as a manifest in `root`."""
     defects = list(WITHOUT_LUNGS if site == "C" else WITH_LUNGS)
     defects += list(SMALL_ONLY) if size != "tiny" and site != "C" else []
     if site == "C" and size == "tiny":

@@ -11,8 +11,9 @@ import pytest
 from defects import Draft, clean, plant, score, write
 from scipy import ndimage
 
-from grids import build_grid
-from pneumoscope.cases.audit import AuditOptions, audit_dataset
+from grids import all_axis_codes, build_grid
+from pneumoscope.cases.audit import audit_dataset
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.datasets.audit.anatomy import FLIPS, best_flip, look
 from pneumoscope.datasets.audit.case import differences, judge_case
 from pneumoscope.datasets.audit.duplicates import content_hash, find_duplicates, fingerprint, similarity
@@ -21,7 +22,7 @@ from pneumoscope.datasets.audit.raw import RawCase, RawMask
 from pneumoscope.datasets.audit.repair import file_index, repair_case
 from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFinding, AuditRules, ranked, spotted
 from pneumoscope.datasets.case import Case
-from pneumoscope.geometry import Grid, all_axis_codes, reorient_array
+from pneumoscope.geometry import Grid, reorient_array
 from pneumoscope.volume import Volume, array_to_native
 from tables import rows_of
 

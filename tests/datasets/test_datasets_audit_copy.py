@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pneumoscope.cases.audit import AuditOptions, audit_dataset
+from pneumoscope.cases.audit import audit_dataset
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.errors import InputError
 from tables import rows_of
 

@@ -178,7 +178,7 @@ def test_slice_folds_test_every_slice_once_and_leak(make_table):
     assert not tested.duplicated(["case", "slice"]).any()
     assert all(leaking(fold["part"], fold["patient"]) for fold in folds)
     pd.testing.assert_frame_equal(folds[2], slice_folds(table.sample(frac=1, random_state=3), 5, seed=1)[2])
-    with pytest.raises(DatasetError, match="cannot be dealt"):
+    with pytest.raises(DatasetError, match="do not fill"):
         slice_folds(table[:4], 5)
 
 
@@ -234,7 +234,7 @@ def test_nnunet_splits_there_and_back(tmp_path, ma_members):
         ('[{"train": ["a"]}]', "expected a list of folds"),
         ('[{"train": [1], "val": ["b"]}]', "expected a list of folds"),
         ('[{"train": ["a"], "val": ["x"]}]', "fold 0 names case 'x', which the data do not hold"),
-        ('[{"train": ["a"], "val": ["c"]}]', "fold 0 names case 'c', which two data sets have"),
+        ('[{"train": ["a"], "val": ["c"]}]', "fold 0 names case 'c', which two datasets have"),
         ('[{"train": ["a", "b"], "val": ["b"]}]', "fold 0: 1 cases stand in two parts"),
         ('[{"train": ["a"], "val": []}]', "fold 0: a fold needs"),
     ],

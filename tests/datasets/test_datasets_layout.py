@@ -120,7 +120,7 @@ def test_a_link_inside_a_folder_called_like_a_scan(tmp_path):
     touch(tmp_path, "outside.nii")
     (root / "x.nii").mkdir()
     (root / "x.nii" / "x.nii").symlink_to("../../outside.nii")
-    with pytest.raises(DatasetError, match="out of the data set's folder"):
+    with pytest.raises(DatasetError, match="out of the dataset's folder"):
         walk(root, "scans")
 
 

@@ -55,7 +55,7 @@ def test_the_folder_itself_and_one_above_are_the_same(tmp_path):
     assert [case.case for case in read_nnunet_cases(tmp_path)] == names
     shutil.copytree(root / NNUNET, root / "Dataset502_Other")
     message = refused(read_nnunet_cases, root)
-    assert "2 data sets" in message
+    assert "2 datasets" in message
     assert "Dataset502_Other" in message
 
 

@@ -10,7 +10,7 @@ import pytest
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.formats.lung_masks import PATTERNS, with_lung_masks
 from pneumoscope.errors import DatasetError, PneumoscopeError
-from pneumoscope.io import write_mask
+from pneumoscope.io.write import write_mask
 from pneumoscope.volume import LUNG_LABELS, Mask
 
 

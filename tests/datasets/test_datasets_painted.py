@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from painted_lesions import paint_lesions
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.datasets.phantom.lesions import LesionPlan
-from pneumoscope.datasets.phantom.painted import paint_lesions
 from pneumoscope.errors import DatasetError
 from pneumoscope.volume import Mask, Volume
 

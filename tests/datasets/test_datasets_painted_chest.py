@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pneumoscope.datasets.phantom.painted_chest import CLASSES, CONDITIONS, FLUID, GAS, LEFT, RIGHT, Chest, on_grid
+from painted_chest import CLASSES, CONDITIONS, FLUID, GAS, LEFT, RIGHT, Chest, on_grid
 
 SPACING = (5.0, 4.0, 3.5)
 

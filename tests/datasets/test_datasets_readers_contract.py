@@ -1,4 +1,4 @@
-"""What every reader of a public data set keeps, on a tree as it lies on people's disks (see `trees.py`)."""
+"""What every reader of a public dataset keeps, on a tree as it lies on people's disks (see `trees.py`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = [name for name in TREES if name in READERS]
 
 @pytest.fixture(scope="session")
 def roots(tmp_path_factory) -> dict[str, Path]:
-    """One plain tree per data set, read only."""
+    """One plain tree per dataset, read only."""
     return {name: TREES[name](tmp_path_factory.mktemp(name)) for name in NAMES}
 
 
@@ -243,7 +243,7 @@ def test_links_out_of_the_folder(name, copied, tmp_path):
     image = next(p for p in sorted(copied.rglob("*")) if p.is_file()) if files is None else files.image
     shutil.move(image, outside / image.name)
     image.symlink_to(outside / image.name)
-    assert "out of the data set's folder" in str(refused(name, copied))
+    assert "out of the dataset's folder" in str(refused(name, copied))
     image.unlink()
     image.symlink_to("nothing-here")
     assert "leads nowhere" in str(refused(name, copied))

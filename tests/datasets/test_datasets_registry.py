@@ -46,7 +46,7 @@ def test_counts_have_the_names_that_checks_know():
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(DatasetError, match=r"there is no data set 'mosmet'.*mosmed"):
+    with pytest.raises(DatasetError, match=r"there is no dataset 'mosmet'.*mosmed"):
         read_dataset("mosmet", ".")
 
 

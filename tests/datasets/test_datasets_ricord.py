@@ -301,7 +301,7 @@ def test_annotated_series_that_are_not_on_disk_are_known(whole, tmp_path):
     assert [case.patient for case in read_ricord_cases(copy)] == [first.subject]
     assert survey(copy).missing == (second.series,)
     note = codes(read_ricord_cases(copy)[0].load())["IN-SET-117"]
-    assert note == "1 of the 2 annotated series of this data set are not in the folder"
+    assert note == "1 of the 2 annotated series of this dataset are not in the folder"
     assert "IN-SET-117" not in codes(read_ricord_cases(root)[0].load())
     shutil.rmtree(copy / "manifest-1612365584013" / "MIDRC-RICORD-1A" / first.subject)
     with pytest.raises(DatasetError, match="holds no CT image"):

@@ -1,4 +1,4 @@
-"""Public data sets as they lie on people's disks, with synthetic scans inside: names, labels, headers and quirks.
+"""Public datasets as they lie on people's disks, with synthetic scans inside: names, labels, headers and quirks.
 
 Each ``make_X(root, variant=...)`` writes a tree below `root` and returns the folder a user would name. Scans are tiny
 phantoms (`patient`), made once per session; their sites stand in for the hospitals: A for MedSeg and Radiopaedia,
@@ -417,7 +417,7 @@ TREES: dict[str, Callable[[Path], Path]] = {
     "an2020": make_an2020,
     **TREES_MORE,
 }
-"""Builder of the plain tree by name of the data set; gives the folder a user names."""
+"""Builder of the plain tree by name of the dataset; gives the folder a user names."""
 
 EXPECTED: dict[str, Callable[[str], LabelledScan]] = {
     "medseg": _expected_medseg,
@@ -428,7 +428,7 @@ EXPECTED: dict[str, Callable[[str], LabelledScan]] = {
     "an2020": _expected_an2020,
     **EXPECTED_MORE,
 }
-"""What the reader should give for a case of that tree, by name of the data set."""
+"""What the reader should give for a case of that tree, by name of the dataset."""
 
 HU_TOLERANCE: dict[str, float] = {}
-"""How exactly Hounsfield units come back, by name of the data set; 0.01 where nothing is said."""
+"""How exactly Hounsfield units come back, by name of the dataset; 0.01 where nothing is said."""

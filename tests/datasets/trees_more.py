@@ -48,7 +48,7 @@ class MadeSeries:
 
 
 def made_series(number: int, scratch: Path, *, site: str = "A") -> MadeSeries:
-    """A phantom patient as DICOM data sets with its exact infiltrate."""
+    """A phantom patient as DICOM datasets with its exact infiltrate."""
     scan = scan_patient(site, number, seed=3, size="tiny").scan
     volume = Volume(scan.volume.hu, scan.volume.grid, scan.volume.native, f"r{number}")
     subject = SUBJECT.format(100 + number)

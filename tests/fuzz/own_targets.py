@@ -182,13 +182,13 @@ def results(folder: Path) -> Sequence[Path]:
 
 def look(path: Path) -> None:
     """Every page of the viewer over the run, and the case as one of a comparison."""
-    from pneumoscope.cases.compare import read_dated
+    from pneumoscope.cases.compare import read_timepoint
 
     root = next(parent for parent in path.parents if parent.name == "out")
     shown(root, "/", "/?sort=share_percent&order=down", "/show/a", "/show/b", "/show/study", "/show/change")
     if path.name == "report.json":
         try:
-            read_dated(path.parent)
+            read_timepoint(path.parent)
         except PneumoscopeError as error:
             if "segment it again" not in str(error) and "is missing" not in str(error):
                 raise

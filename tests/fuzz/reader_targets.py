@@ -21,11 +21,12 @@ import dicom_making as making
 from border_files import chest, grid_of, nifti_bytes
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io import read_mask, read_volume, write_volume
 from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom import read as dicom
 from pneumoscope.io.dicom.process import DicomReaders, _Child
 from pneumoscope.io.formats.radiograph import read_radiograph
+from pneumoscope.io.read import read_mask, read_volume
+from pneumoscope.io.write import write_volume
 from pneumoscope.volume import Volume
 
 HU = chest((8, 7, 6))

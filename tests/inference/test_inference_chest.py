@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pneumoscope.datasets.phantom.painted_chest import CLASSES
+from painted_chest import CLASSES
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import ChestInput, chest_votes, drop_strays, one_side

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from grids import build_grid
+from grids import all_axis_codes, build_grid
 from inference.external_models import LABELS, Asymmetric, Bomb, bundle, graph, nnunet_result
 from pneumoscope.errors import InputError, ModelError, PneumoscopeError
-from pneumoscope.geometry import all_axis_codes
 from pneumoscope.inference.external import Access, content_of, open_external
 from pneumoscope.inference.graphs import Description, read_description
 from pneumoscope.inference.segmenter import Segmenter

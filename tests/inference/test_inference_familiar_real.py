@@ -6,9 +6,9 @@ The network's features are left out (a constant stands for them): the question i
 import numpy as np
 import pytest
 
+from fit_familiar import fit_familiar
 from pneumoscope.datasets.xray.case import read_radiographs
 from pneumoscope.datasets.xray.pictures import PictureRecipe
-from pneumoscope.inference.familiar import fit_familiar
 from pneumoscope.io.formats.radiograph import read_radiograph
 
 pytestmark = pytest.mark.real

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from xray_models import CLASSES, SIDE, chest, chests, make_model, pooled, train
 
+from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import (
     FILE,
-    fit_familiar,
     read_familiar,
     shrunken,
-    write_familiar,
 )
 from pneumoscope.inference.heatmaps import METHODS, heat, on_picture, overlay, share_in_lung_box
-from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures, heeded
+from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures, with_findings_applied
 from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.volume import Radiograph
@@ -102,7 +101,7 @@ def test_an_even_answer_is_cannot_say(model, rng):
 
 def test_a_lateral_view_by_its_header_is_none_of_these(classifier, rng):
     picture = Radiograph(chest(rng, 64), findings=(Finding("IN-XRY-090", "is a lateral view by its header"),))
-    answer = heeded(classifier.answer(classifier.square(picture)[None])[0], picture.findings)
+    answer = with_findings_applied(classifier.answer(classifier.square(picture)[None])[0], picture.findings)
     assert answer.prediction == "none of these"
     assert classify_pictures([picture], classifier.folder, device="cpu")[0] == answer
     assert classify_pictures([], classifier.folder, device="cpu") == []

@@ -320,7 +320,7 @@ def test_models_on_volumes_are_averaged_mirrored_and_unsure(tmp_path, scan):
 
 def test_models_that_do_not_go_together_are_refused(tmp_path):
     flat, deep = save(tmp_path / "flat", 4, WINDOWS), volumes(tmp_path / "deep", 1.0)
-    with pytest.raises(ModelError, match="flat and deep cannot be averaged: one looks at slices"):
+    with pytest.raises(ModelError, match="flat and deep cannot be averaged: one takes slices"):
         Segmenter((flat, deep))
     with pytest.raises(ModelError, match="same preprocessing"):
         Segmenter((deep, volumes(tmp_path / "other", 1.0, (8, 8, 8))))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from fit_familiar import fit_scans, write_scan_space
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
+from pneumoscope.inference.familiar import FINDING, read_scan_space
 from pneumoscope.inference.inputs import HuFrameInput, LungFrameInput, input_from_card
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
-from pneumoscope.inference.unlike import FINDING, fit_scans, read_scan_space, write_scan_space
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.slices import to_slices

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from grids import build_grid
+from grids import all_axis_codes, build_grid
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.geometry import Grid, all_axis_codes
+from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import TorchEngine
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan

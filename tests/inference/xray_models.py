@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.xray.pictures import PictureRecipe
-from pneumoscope.inference.familiar import Limits, fit_familiar, write_familiar
+from pneumoscope.inference.familiar import Limits
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import save_model
 

@@ -17,8 +17,8 @@ from border_files import chest, nifti_bytes
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io import archive as archives
-from pneumoscope.io import read_volume
 from pneumoscope.io.archive import extracted
+from pneumoscope.io.read import read_volume
 from pneumoscope.volume import array_to_native
 
 SCAN = nifti_bytes(chest())

@@ -29,7 +29,7 @@ import json, resource, sys
 from pathlib import Path
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.geometry import Grid
-from pneumoscope.io import read_mask, read_volume
+from pneumoscope.io.read import read_mask, read_volume
 from pneumoscope.io.formats.radiograph import read_radiograph
 
 def peak():

@@ -12,8 +12,9 @@ import pytest
 from pydicom.dataset import FileDataset
 
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.io import find_scans, list_scans, read_volume
 from pneumoscope.io.dicom.read import read_dicom
+from pneumoscope.io.read import read_volume
+from pneumoscope.io.scans import find_scans, list_scans
 
 Change = Callable[[FileDataset], None]
 

@@ -18,8 +18,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io import read_volume
 from pneumoscope.io.dicom.read import ReadLimits, is_dicom, read_dicom
+from pneumoscope.io.read import read_volume
 from pneumoscope.volume import Volume
 
 Slices = list[FileDataset]

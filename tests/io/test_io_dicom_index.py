@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom.index import list_images
 from pneumoscope.io.dicom.read import read_dicom
+from pneumoscope.io.dicom.search import list_images
 
 
 def test_images_are_listed_by_uid_and_place_whatever_the_file_order(tmp_path: Path) -> None:

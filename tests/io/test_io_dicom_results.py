@@ -13,8 +13,8 @@ from dicom_making import SERIES_UID, make_enhanced, make_series, save
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import LPS_TO_RAS
-from pneumoscope.io import read_volume
 from pneumoscope.io.dicom.results import write_dicom_results
+from pneumoscope.io.read import read_volume
 from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 C, S = np.cos(np.radians(12)), np.sin(np.radians(12))

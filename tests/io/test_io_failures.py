@@ -19,8 +19,8 @@ from border_files import scan_file
 from PIL import Image
 
 from pneumoscope.errors import RunError
-from pneumoscope.io import read_mask, read_volume
 from pneumoscope.io.formats.radiograph import read_radiograph
+from pneumoscope.io.read import read_mask, read_volume
 
 
 def series(folder: Path) -> Path:
@@ -89,7 +89,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.io import read_volume
+from pneumoscope.io.read import read_volume
 from pneumoscope.io.formats.radiograph import read_radiograph
 which, value, read = sys.argv[1:4]
 resource.setrlimit(getattr(resource, which), (int(value), int(value)))

@@ -10,8 +10,8 @@ from border_files import AFFINE, chest, grid_of, nifti_bytes, save
 
 from pneumoscope.errors import ReadError
 from pneumoscope.geometry import Grid
-from pneumoscope.io import guess_not_hu, read_volume, require_hu
-from pneumoscope.io.intensity import check_content, clip_air, fill_nonfinite
+from pneumoscope.io.intensity import check_content, clip_air, fill_nonfinite, guess_not_hu, require_hu
+from pneumoscope.io.read import read_volume
 from pneumoscope.volume import array_to_native
 
 HU = chest((48, 40, 32)).astype(np.float64)

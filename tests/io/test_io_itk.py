@@ -13,10 +13,9 @@ from border_files import AFFINE, chest, grid_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grids import build_grid
+from grids import all_axis_codes, build_grid
 from pneumoscope.errors import ReadError
-from pneumoscope.geometry import all_axis_codes
-from pneumoscope.io import read_mask, read_volume
+from pneumoscope.io.read import read_mask, read_volume
 from pneumoscope.volume import array_to_native
 
 HU = chest()

@@ -11,11 +11,12 @@ from border_files import AFFINE, chest, nifti_bytes, save, scan_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grids import any_grid, build_grid
+from grids import all_axis_codes, any_grid, build_grid
 from pneumoscope.errors import GeometryError, InputError, ReadError, RunError
-from pneumoscope.geometry import Grid, all_axis_codes
-from pneumoscope.io import fit_mask, read_mask, read_volume, write_mask
-from pneumoscope.io.masks import labels_extension, labels_in_extensions, parse_labels
+from pneumoscope.geometry import Grid
+from pneumoscope.io.masks import fit_mask, labels_extension, labels_in_extensions, parse_labels
+from pneumoscope.io.read import read_mask, read_volume
+from pneumoscope.io.write import write_mask
 from pneumoscope.volume import LUNG_LABELS, Mask
 
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -260,7 +261,7 @@ def test_names_of_others_are_not_read(text: str) -> None:
 KILLED = """
 import sys, numpy as np
 from pneumoscope.geometry import Grid
-from pneumoscope.io import write_mask
+from pneumoscope.io.write import write_mask
 from pneumoscope.volume import Mask
 grid = Grid.from_spacing((200, 200, 100), (1, 1, 1))
 mask = Mask(np.random.default_rng(0).integers(0, 2, grid.shape, np.uint8), grid, {1: "x"})

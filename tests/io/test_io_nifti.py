@@ -14,11 +14,12 @@ from border_files import AFFINE, chest, grid_of, nifti_bytes, save, scan_file
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grids import build_grid
+from grids import all_axis_codes, build_grid
 from pneumoscope.errors import GeometryError, InputError, ReadError
-from pneumoscope.geometry import Grid, all_axis_codes
-from pneumoscope.io import read_mask, read_volume, write_image, write_volume
+from pneumoscope.geometry import Grid
 from pneumoscope.io.formats.nifti import read_nifti
+from pneumoscope.io.read import read_mask, read_volume
+from pneumoscope.io.write import write_image, write_volume
 from pneumoscope.volume import Volume, array_to_native
 
 Build = Callable[[Path], Path]

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 from pneumoscope.errors import ReadError
 from pneumoscope.geometry import LPS_TO_RAS
-from pneumoscope.io import read_mask, read_volume
 from pneumoscope.io.dicom.read import read_dicom
 from pneumoscope.io.formats.radiograph import SUFFIXES, read_radiograph
+from pneumoscope.io.read import read_mask, read_volume
 from pneumoscope.volume import array_to_native
 
 pytestmark = pytest.mark.real

@@ -12,9 +12,10 @@ import SimpleITK as sitk
 from grids import build_grid
 from pneumoscope.errors import GeometryError, InputError, RunError
 from pneumoscope.geometry import Grid
-from pneumoscope.io import write_mask
+from pneumoscope.io.write import write_mask
 from pneumoscope.metrics import folders as folders_module
 from pneumoscope.metrics.folders import COLUMNS, evaluate_folders, score_folders, score_masks
+from pneumoscope.metrics.options import EvaluateOptions
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.metrics.pairs import find_pairs
 from pneumoscope.metrics.surface import surface_scores
@@ -168,10 +169,11 @@ def test_one_side_that_does_not_tell_kinds_apart_is_compared_as_a_whole(tmp_path
 
 def test_spacing_of_the_user_counts_for_volumes(folders):
     pred, ref, _, other = folders
-    assert score_folders(pred, ref, spacing_mm=(1, 1, 2)).rows[0]["reference_ml"] == pytest.approx(other.sum() * 0.002)
+    row = score_folders(pred, ref, EvaluateOptions(spacing_mm=(1, 1, 2))).rows[0]
+    assert row["reference_ml"] == pytest.approx(other.sum() * 0.002)
     for wrong in ((1, 1), (1, 1, 0), (1, 1, math.nan)):
         with pytest.raises(InputError, match="three positive numbers"):
-            score_folders(pred, ref, spacing_mm=wrong)
+            score_folders(pred, ref, EvaluateOptions(spacing_mm=wrong))
 
 
 def test_progress_is_told(folders):
@@ -186,12 +188,12 @@ def test_surfaces_are_measured_in_mm_of_the_grid(folders):
     scores = surface_scores(some, other, (0.5, 0.8, 1.2), 3.0)
     assert (row["nsd"], row["hd95"], row["msd"]) == pytest.approx((scores.nsd, scores.hd95_mm, scores.msd_mm))
     assert row["surface_tolerance_mm"] == 3.0
-    row = score_folders(pred, ref, spacing_mm=(1, 1, 2), surface_tolerance_mm=0.5).rows[0]
+    row = score_folders(pred, ref, EvaluateOptions(spacing_mm=(1, 1, 2), surface_tolerance_mm=0.5)).rows[0]
     assert row["nsd"] == pytest.approx(surface_scores(some, other, (1, 1, 2), 0.5).nsd)
     assert row["surface_tolerance_mm"] == 0.5
     for wrong in (-1, math.nan, math.inf):
         with pytest.raises(InputError, match="tolerance"):
-            score_folders(pred, ref, surface_tolerance_mm=wrong)
+            score_folders(pred, ref, EvaluateOptions(surface_tolerance_mm=wrong))
 
 
 def test_a_missed_case_never_shortens_distances(folders, tmp_path):
@@ -221,7 +223,7 @@ def test_a_missed_case_never_shortens_distances(folders, tmp_path):
 def test_tolerance_goes_by_structure(tmp_path, rng, names, structure, expected):
     save(tmp_path / "p.nii.gz", rng.integers(0, 3, (4, 5, 6)), names)
     save(tmp_path / "r.nii.gz", rng.integers(0, 3, (4, 5, 6)), names)
-    rows = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", structure=structure).rows
+    rows = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", EvaluateOptions(structure=structure)).rows
     assert {row["label"]: row["surface_tolerance_mm"] for row in rows} == expected
 
 
@@ -230,7 +232,7 @@ def test_a_scan_of_one_slice_is_scored_by_its_contour(tmp_path, rng):
     found, drawn = (rng.random((2, 4, 5, 1)) < 0.4).astype(np.uint8)
     save(tmp_path / "p.nii.gz", found, grid=flat)
     save(tmp_path / "r.nii.gz", drawn, grid=flat)
-    row = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", surface_tolerance_mm=0.6).rows[0]
+    row = score_folders(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", EvaluateOptions(surface_tolerance_mm=0.6)).rows[0]
     expected = surface_scores(found[..., 0] > 0, drawn[..., 0] > 0, (0.5, 0.8), 0.6)
     assert (row["nsd"], row["hd95"]) == pytest.approx((expected.nsd, expected.hd95_mm))
 
@@ -240,7 +242,7 @@ def test_a_tilted_gantry_is_measured_in_the_world(tmp_path, rng):
     found, drawn = (rng.random((2, 4, 5, 6)) < 0.4).astype(np.uint8)
     save(tmp_path / "p.nrrd", found, grid=grid)
     save(tmp_path / "r.nrrd", drawn, grid=grid)
-    row = score_folders(tmp_path / "p.nrrd", tmp_path / "r.nrrd", surface_tolerance_mm=0.6).rows[0]
+    row = score_folders(tmp_path / "p.nrrd", tmp_path / "r.nrrd", EvaluateOptions(surface_tolerance_mm=0.6)).rows[0]
     expected = surface_scores(found > 0, drawn > 0, grid.affine[:3, :3], 0.6)
     assert row["nsd"] == pytest.approx(expected.nsd)
     assert row["nsd"] != pytest.approx(surface_scores(found > 0, drawn > 0, grid.spacing_mm, 0.6).nsd)
@@ -435,7 +437,7 @@ def test_a_resumed_evaluation_scores_what_is_new_or_changed(folders, tmp_path, s
     assert "b (prediction changed)" in caplog.text
     evaluate_folders(pred, ref, tmp_path / "anew")
     assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
-    evaluate_folders(pred, ref, tmp_path / "out", resume=True, spacing_mm=(1, 1, 2))
+    evaluate_folders(pred, ref, tmp_path / "out", EvaluateOptions(spacing_mm=(1, 1, 2)), resume=True)
     assert scored[-3:] == ["a", "b", "c"]
 
 
@@ -472,10 +474,10 @@ def test_labels_that_only_other_files_tell_count_for_a_resume(tmp_path, scored):
         nib.save(nib.Nifti1Image(labels, np.eye(4)), side / "a.nii.gz")
     for side in (pred, ref):
         nib.save(nib.Nifti1Image(right, np.eye(4)), side / "b.nii.gz")
-    evaluate_folders(pred, ref, tmp_path / "out", structure="lungs")
+    evaluate_folders(pred, ref, tmp_path / "out", EvaluateOptions(structure="lungs"))
     nib.save(nib.Nifti1Image(right + left, np.eye(4)), pred / "b.nii.gz")
     scored.clear()
-    evaluate_folders(pred, ref, tmp_path / "out", structure="lungs", resume=True)
+    evaluate_folders(pred, ref, tmp_path / "out", EvaluateOptions(structure="lungs"), resume=True)
     assert scored == ["a", "b"], "b shows that predictions know a left lung, so a's is missing"
-    evaluate_folders(pred, ref, tmp_path / "anew", structure="lungs")
+    evaluate_folders(pred, ref, tmp_path / "anew", EvaluateOptions(structure="lungs"))
     assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import RANGE, expected_error, fit_temperature, nll, softmax_at
+from pneumoscope.metrics.calibration import softmax_at
+from temperature import RANGE, expected_error, fit_temperature, nll
 
 
 def test_softmax_and_loss_are_torchs(rng):

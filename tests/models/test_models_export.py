@@ -150,7 +150,7 @@ def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path,
 
     from pneumoscope.inference.external import Access, open_external
     from pneumoscope.inference.segmenter import Segmenter
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
     from pneumoscope.volume import Mask
 
     torch.manual_seed(10)

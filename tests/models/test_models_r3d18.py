@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.models.published import carry_published
 from pneumoscope.models.r3d18_unet import (
     ENCODER_PARTS,
     GREY_DEVIATION,
@@ -14,6 +13,7 @@ from pneumoscope.models.r3d18_unet import (
     R3D18UNet,
     R3D18UNetConfig,
 )
+from pneumoscope.models.weights import carry_published
 from pneumoscope.training.tasks import train_mode
 
 SMALL = R3D18UNetConfig(2, 4, (8, 6, 5, 3))

@@ -7,7 +7,7 @@ import torch
 
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
-from pneumoscope.models.published import PUBLISHED, carry_published
+from pneumoscope.models.weights import PUBLISHED, carry_published
 
 
 def test_chest_cnn_shapes_and_parameters():
@@ -67,7 +67,7 @@ def test_published_weights_are_carried_but_for_the_head(tmp_path):
 
 def test_a_published_file_is_known_by_its_sum(tmp_path, monkeypatch):
     torch.save(tiny().state_dict(), tmp_path / "any-name.pth")
-    monkeypatch.setattr("pneumoscope.models.published.sha256", lambda path: "0676ba61" + "0" * 56)
+    monkeypatch.setattr("pneumoscope.models.weights.sha256", lambda path: "0676ba61" + "0" * 56)
     origin = carry_published(ResNet50(ResNetConfig(width=2, classes=5)), "resnet50", tmp_path / "any-name.pth")
     assert origin.published == "resnet50-0676ba61.pth"
 

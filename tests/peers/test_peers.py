@@ -23,7 +23,7 @@ from pneumoscope.datasets.convert import convert_dataset
 from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.inference.external import Access, open_external
 from pneumoscope.inference.graphs import Description
-from pneumoscope.io import read_volume
+from pneumoscope.io.read import read_volume
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import array_to_native
 

@@ -3,7 +3,7 @@ import pytest
 
 from pneumoscope.errors import InputError
 from pneumoscope.preprocess.slices import resize_nearest
-from pneumoscope.preprocess.windows import HuWindow, model_input, target_channels, window_channels
+from pneumoscope.preprocess.windows import HuWindow, model_input, window_channels
 
 LUNG, MIDDLE, DENSE = HuWindow(-970, -150), HuWindow(-700, -450), HuWindow(-450, -150)
 
@@ -73,7 +73,6 @@ def test_channels_stand_in_the_order_given():
 def test_no_slices_give_no_channels():
     assert window_channels(np.zeros((0, 3, 4)), [LUNG]).shape == (0, 1, 3, 4)
     assert model_input(np.zeros((0, 3, 4)), np.zeros((0, 3, 4)), [LUNG], 8).shape == (0, 2, 8, 8)
-    assert target_channels(np.zeros((0, 3, 4))).shape == (0, 2, 3, 4)
 
 
 @pytest.mark.parametrize("windows", [[LUNG], [LUNG, MIDDLE, DENSE]])
@@ -106,19 +105,6 @@ def test_windowing_and_resizing_commute():
     np.testing.assert_array_equal(first[:, :1], resize_nearest(window_channels(stack, [MIDDLE]), 8))
 
 
-def test_target_channels_are_complements():
-    infiltrate = np.zeros((2, 3, 4), np.uint8)
-    infiltrate[0, 1, 2] = 1
-    infiltrate[0, 2, 3] = 2
-    target = target_channels(infiltrate)
-    assert target.shape == (2, 2, 3, 4)
-    assert target.dtype == np.uint8
-    assert np.argwhere(target[0, 0]).tolist() == [[1, 2], [2, 3]]
-    np.testing.assert_array_equal(target.sum(axis=1), 1)
-    assert (target[1, 0] == 0).all()
-    assert (target[1, 1] == 1).all()
-
-
 def test_guards_name_the_shapes():
     stack = np.zeros((2, 3, 4))
     with pytest.raises(InputError, match="at least one Hounsfield window"):
@@ -129,5 +115,3 @@ def test_guards_name_the_shapes():
         window_channels(stack[0], [LUNG])
     with pytest.raises(InputError, match=r"lung mask has shape \(2, 3, 3\)"):
         model_input(stack, stack[..., 1:], [LUNG], None)
-    with pytest.raises(InputError, match=r"the infiltrate mask must have shape"):
-        target_channels(stack[0])

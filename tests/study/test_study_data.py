@@ -6,7 +6,7 @@ import pytest
 
 from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
-from pneumoscope.io import write_mask
+from pneumoscope.io.write import write_mask
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
 from pneumoscope.recipes.registry import build_any

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pneumoscope.training.augment import HounsfieldAugment, SliceAugment
+from hounsfield_augment import HounsfieldAugment
+from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import Batch
 
 STILL = SliceAugment(rotate_deg=0, scale=(1, 1), shift=0, flip=0)

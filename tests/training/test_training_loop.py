@@ -299,7 +299,7 @@ def test_only_damaged_checkpoints_never_begin_a_new_run(toy, tmp_path):
 
 def test_resume_before_the_first_checkpoint_says_so(toy, tmp_path):
     result = fit(net(), TASK, *toy, dataclasses.replace(CONFIG, max_epochs=1), tmp_path, resume=True)
-    assert "began at the first epoch" in result.notes[0]
+    assert "started at the first epoch" in result.notes[0]
 
 
 def test_resume_with_other_settings_or_data_is_refused(toy, tmp_path):

@@ -1,6 +1,6 @@
-"""Audit a data set: every case judged by itself, against the others and against a model; tables, page, cleaned copy.
+"""Audit a dataset: every case judged by itself, against the others and against a model; tables, page, cleaned copy.
 
-One scan at a time is in memory. A data set that turns out unusable leaves nothing; an audit that is interrupted leaves
+One scan at a time is in memory. A dataset that turns out unusable leaves nothing; an audit that is interrupted leaves
 what it found so far, and resumes.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.cases.audit_case import content_of_case, judge_one
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.datasets.audit.duplicates import (
     Fingerprint,
     find_duplicates,
@@ -24,14 +25,15 @@ from pneumoscope.datasets.audit.duplicates import (
     unpack_print,
 )
 from pneumoscope.datasets.audit.raw import read_raw
-from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFinding, AuditRules, ranked
+from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, AuditFinding, ranked
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link
 from pneumoscope.datasets.convert import file_names
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
-from pneumoscope.io import read_mask, write_mask
 from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_csv, write_json
+from pneumoscope.io.read import read_mask
+from pneumoscope.io.write import write_mask
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
@@ -51,38 +53,6 @@ MODEL_LUNGS = "lungs.nii.gz"
 FORMAT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditOptions:
-    """How a data set is audited.
-
-    Attributes:
-        rules: thresholds.
-        model: infiltrate model to compare the reader with, a shipped name or a model folder; None for none.
-        lungs_model: lung model, used where the data set has no lung mask and a model is given.
-        device: where to compute.
-        also: (name, folder) of further sets whose scans must not turn up in this one.
-        fix: folder for the cleaned copy; None for none.
-        repairs: kinds that are repaired in it.
-        keep_going: make a finding of a scan that cannot be read, instead of refusing the data set.
-    """
-
-    rules: AuditRules = field(default_factory=AuditRules)
-    model: str | Path | None = None
-    lungs_model: str | Path = "lungs"
-    device: str = "auto"
-    also: Sequence[tuple[str, Path]] = ()
-    fix: Path | None = None
-    repairs: tuple[str, ...] = REPAIRS
-    keep_going: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fix", None if self.fix is None else Path(self.fix))
-        object.__setattr__(self, "also", tuple((name, Path(root)) for name, root in self.also))
-        unknown = sorted(set(self.repairs) - set(REPAIRS))
-        if unknown:
-            raise InputError(f"no repair for {', '.join(unknown)}; there are repairs for {', '.join(REPAIRS)}")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditResult(Tabled):
     """What was found.
@@ -94,9 +64,6 @@ class AuditResult(Tabled):
 
     findings: list[AuditFinding]
     summary: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"AuditResult({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
 
     def _numbers(self) -> dict[str, str]:
         return {"cases": str(self.summary["cases"]), **{k: str(v) for k, v in self.summary["severities"].items()}}
@@ -132,7 +99,7 @@ class _Run:
     labels: list[dict[str, set[int]]] = field(default_factory=list)
 
     def add(self, facts: Mapping[str, Any]) -> None:
-        """Take in what `judge_one` said of one case."""
+        """Take in what `judge_one` found in one case."""
         for finding, picture in zip(facts["findings"], facts["pictures"], strict=True):
             if picture is not None:
                 self.pictures[len(self.findings)] = b64decode(picture)
@@ -154,10 +121,10 @@ def audit_dataset(
     resume: bool = False,
     progress: Progress = silent,
 ) -> AuditResult:
-    """Audit a data set and write ``findings.csv``, ``audit.html`` and ``audit.json``, and a cleaned copy if wanted.
+    """Audit a dataset and write ``findings.csv``, ``audit.html`` and ``audit.json``, and a cleaned copy if wanted.
 
     Args:
-        name: of the data set.
+        name: of the dataset.
         root: its folder or table.
         out: folder to write.
         options: see `AuditOptions`.
@@ -167,9 +134,9 @@ def audit_dataset(
         progress: called per case.
 
     Raises:
-        DatasetError: not that data set; a file that leaves its folder by a link; no mask lies on its scan.
+        DatasetError: not that dataset; a file that leaves its folder by a link; no mask lies on its scan.
         ReadError: a scan or mask that cannot be read, without `keep_going`.
-        InputError: an output folder that is taken, or that lies in the data set.
+        InputError: an output folder that is taken, or that lies in the dataset.
     """
     options = options or AuditOptions()
     if options.fix is not None and dataset_info(name).kind == "slices":
@@ -201,7 +168,7 @@ def audit_dataset(
                 path=root,
             )
     except PneumoscopeError as problem:
-        if not resume and problem.exit_code == 2:  # a data set that turns out unusable leaves nothing
+        if not resume and problem.exit_code == 2:  # a dataset that turns out unusable leaves nothing
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
         raise
     repairs = None
@@ -241,7 +208,7 @@ def _conclude(
 
 
 def _cases(name: str, root: str | Path) -> list[Case]:
-    """The cases, refused as a whole when a file is a link that leads out of the data set."""
+    """The cases, refused as a whole when a file is a link that leads out of the dataset."""
     if dataset_info(name).kind == "xray":
         raise DatasetError(f"{name} holds radiographs; only CT sets with masks are audited", path=root)
     cases = read_dataset(name, root)
@@ -251,7 +218,7 @@ def _cases(name: str, root: str | Path) -> list[Case]:
         for path in () if case.files is None else (case.files.image, case.files.lungs, case.files.infiltrate):
             if path is not None and leaving_link(path, Path(root)):
                 raise DatasetError(
-                    "is a link that leads out of the data set; put the file itself there, or give its own folder",
+                    "is a link that leads out of the dataset; put the file itself there, or give its own folder",
                     path=path,
                 )
     return cases

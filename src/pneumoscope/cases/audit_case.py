@@ -16,7 +16,7 @@ from pneumoscope.jobs.stamp import content_of_arrays, content_of_files
 from pneumoscope.volume import LUNG_LABELS, Mask, present_labels
 
 if TYPE_CHECKING:
-    from pneumoscope.cases.audit import AuditOptions
+    from pneumoscope.cases.options import AuditOptions
     from pneumoscope.inference.segmenter import Segmenter
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.cases.outputs import SUMMARY_COLUMNS
+from pneumoscope.cases.outputs import SUMMARY_COLUMNS, CaseContent, summary_of, write_case
 from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
@@ -21,6 +21,7 @@ from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from pneumoscope.cases.options import CaseOptions
     from pneumoscope.io.scan_ref import ScanRef
 
 RUN_FILE = "run.json"
@@ -94,7 +95,7 @@ def run_batch(
     """Work on scans into `out/<case>/` and write `cases.csv` and `run.json`, which grow as cases end.
 
     Args:
-        scans: from `io.find_scans`.
+        scans: from `io.scans.find_scans`.
         out: refused when it holds a run, unless `overwrite` or `resume`.
         opener: see `case_step`; also called before anything is written, so that it can refuse, unless other machines
             do the work.
@@ -168,6 +169,18 @@ def case_step(
         return Outcome(job.name, facts=result.summary, seconds=result.seconds)
 
     return Step(kind, 1, parts, one, shares=shares)
+
+
+def write_measured(
+    scan: ScanRef, folder: Path, content: CaseContent, options: CaseOptions, seconds: Mapping[str, float],
+    progress: Progress,
+) -> CaseResult:  # fmt: skip
+    """Write what was measured of a scan, `report.json` last; `seconds` are those of the steps before."""
+    started, spent = time.perf_counter(), dict[str, float]()
+    write_case(folder, content, options, spent=spent, progress=progress)
+    steps = {**seconds, "write": time.perf_counter() - started}
+    steps |= {f"write {step}": spent[step] for step in sorted(spent)}
+    return CaseResult(scan.case, "done", None, 0, summary_of(content), {k: round(v, 2) for k, v in steps.items()})
 
 
 def _result(outcome: Outcome, earlier: Mapping[str, dict[str, float]]) -> CaseResult:

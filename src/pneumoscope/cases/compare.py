@@ -54,7 +54,7 @@ CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
 
 
 @dataclass(frozen=True, eq=False)
-class Dated:
+class Timepoint:
     """What a comparison needs of one date.
 
     Attributes:
@@ -79,15 +79,14 @@ def is_case_folder(path: Path) -> bool:
     return (path / REPORT_FILE).is_file() and (path / "lungs.nii.gz").is_file()
 
 
-def read_dated(folder: Path) -> Dated:
+def read_timepoint(folder: Path) -> Timepoint:
     """Read a case folder.
 
     Raises:
         InputError: it is no finished case, no lung was found in it, or it was written before comparisons existed.
         ReadError: a file in it is damaged.
     """
-    from pneumoscope.io import read_mask, read_volume
-    from pneumoscope.io.read import read_stored
+    from pneumoscope.io.read import read_mask, read_stored, read_volume
 
     missing = [name for name in CASE_FILES if not (folder / name).is_file()]
     if missing == [COPY_FILE]:
@@ -106,7 +105,7 @@ def read_dated(folder: Path) -> Dated:
     lungs.grid.require_same_space(infiltrate.grid, "the infiltrate mask")
     native = read_stored(folder / "lungs.nii.gz", "nifti", sparse=True).grid
     scan = read_volume(folder / COPY_FILE, intensity="hu", case=name)
-    return Dated(name, lungs, infiltrate, scan, native, study_date(folder, name))
+    return Timepoint(name, lungs, infiltrate, scan, native, study_date(folder, name))
 
 
 def study_date(folder: Path, case: str) -> date | None:
@@ -120,7 +119,7 @@ def study_date(folder: Path, case: str) -> date | None:
         return None
 
 
-def write_dated(found: Segmentation, folder: Path) -> Path:
+def write_timepoint(found: Segmentation, folder: Path) -> Path:
     """Write what a comparison reads of a segmentation that knows its scan; gives the folder.
 
     Raises:
@@ -154,7 +153,7 @@ DISAGREE_MM = 1.5
 
 
 def compare_dates(
-    baseline: Dated, followup: Dated, rules: RegistrationRules | None = None, *, progress: Progress = silent
+    baseline: Timepoint, followup: Timepoint, rules: RegistrationRules | None = None, *, progress: Progress = silent
 ) -> Aligned:
     """Lay a follow-up over its baseline and measure the change.
 
@@ -177,12 +176,12 @@ def compare_dates(
     followup_hu = registration.warp(
         copies[1].volume.hu, copies[1].volume.grid, registration.grid, order=1, outside=OUTSIDE_HU
     )
-    spots = _on_baseline(registration, followup.infiltrate, baseline.lungs.grid, registration.grid)
+    later = _on_baseline(registration, followup.infiltrate, baseline.lungs.grid, registration.grid)
     density, healthy_hu = _density_change(copies[0], followup_hu, registration, copies[1])
-    fates = _fates(baseline, spots, density, registration.grid)
+    fates = _lesion_status(baseline, later, density, registration.grid)
     progress("registration", 3, 3)
-    change = _change(baseline, followup, spots, fates, repeat_mm)
-    both = baseline.infiltrate.any & spots
+    change = _change(baseline, followup, later, fates, repeat_mm)
+    both = baseline.infiltrate.any & later
     change = replace(
         change,
         density_change_hu=_mean_at(density, registration.grid, both, baseline.lungs.grid),
@@ -193,7 +192,7 @@ def compare_dates(
     return Aligned(
         change,
         Mask(fates, baseline.lungs.grid, dict(FATES)),
-        Mask(spots.astype(np.uint8), baseline.lungs.grid, {1: "infiltrate of the follow-up"}),
+        Mask(later.astype(np.uint8), baseline.lungs.grid, {1: "infiltrate of the follow-up"}),
         copies[0],
         followup_hu,
     )
@@ -261,7 +260,7 @@ def require_quality(quality: dict[str, float], baseline: str, followup: str) -> 
         raise InputError(f"{followup} cannot be laid over {baseline}: {what}")
 
 
-def _require_whole(baseline: Dated, followup: Dated) -> None:
+def _require_whole(baseline: Timepoint, followup: Timepoint) -> None:
     before, after = baseline.lungs.volume_ml(), followup.lungs.volume_ml()
     ratio = after / before
     if not VOLUME_RATIO[0] <= ratio <= VOLUME_RATIO[1]:
@@ -271,7 +270,7 @@ def _require_whole(baseline: Dated, followup: Dated) -> None:
         )
 
 
-def _copy(dated: Dated, spacing_mm: float) -> WorkingCopy:
+def _copy(dated: Timepoint, spacing_mm: float) -> WorkingCopy:
     return working_copy(dated.scan, dated.lungs, dated.infiltrate, spacing_mm=spacing_mm)
 
 
@@ -308,18 +307,20 @@ def _density_change(
     return (smooth - (common or 0.0)).astype(np.float32), common
 
 
-def _fates(baseline: Dated, spots: NDArray[np.bool_], density: NDArray[np.float32], working: Grid) -> NDArray[np.uint8]:
+def _lesion_status(
+    baseline: Timepoint, later: NDArray[np.bool_], density: NDArray[np.float32], working: Grid
+) -> NDArray[np.uint8]:
     """`fate_map` on the baseline's grid, computed only around what is marked on either date."""
     grid = baseline.lungs.grid
     before = baseline.infiltrate.any
     fates = np.zeros(grid.shape, np.uint8)
-    marked = Mask((before | spots).astype(np.uint8), grid, {1: "marked"})
+    marked = Mask((before | later).astype(np.uint8), grid, {1: "marked"})
     if not marked.any.any():
         return fates
     crop = crop_to(marked)
     box = tuple(slice(a, a + n) for a, n in zip(crop.start, crop.shape, strict=True))
     there, _ = Resample(grid.crop(crop.start, crop.shape), fill_hu=0.0).move(density, working)
-    fates[box] = fate_map(before[box], spots[box], there)
+    fates[box] = fate_map(before[box], later[box], there)
     return fates
 
 
@@ -332,12 +333,16 @@ def _mean_at(values: NDArray[np.float32], source: Grid, where: NDArray[np.bool_]
 
 
 def _change(
-    baseline: Dated, followup: Dated, spots: NDArray[np.bool_], fates: NDArray[np.uint8], repeat_mm: float
+    baseline: Timepoint,
+    followup: Timepoint,
+    later: NDArray[np.bool_],
+    fates: NDArray[np.uint8],
+    repeat_mm: float,
 ) -> Change:
     """Numbers of lungs on their own grids and of zones on the baseline's; density is filled in later."""
     lung_ml = baseline.lungs.volume_ml(), followup.lungs.volume_ml()
     surfaces = tuple(surface_mm2(d.infiltrate.any, d.infiltrate.grid) for d in (baseline, followup))
-    regions = {**_own(baseline, followup), **_zones(baseline, spots, repeat_mm)}
+    regions = {**_own(baseline, followup), **_zones(baseline, later, repeat_mm)}
     floor = noise_ml(surfaces[0], surfaces[1], repeat_mm)
     ml = baseline.lungs.grid.voxel_volume_ml
     counts = np.bincount(fates.ravel(), minlength=6) * ml
@@ -357,7 +362,7 @@ def _change(
     )
 
 
-def _own(baseline: Dated, followup: Dated) -> dict[str, RegionChange]:
+def _own(baseline: Timepoint, followup: Timepoint) -> dict[str, RegionChange]:
     """Both lungs and each, every date on its own grid: the map between them plays no part."""
     found = {}
     sides = {"total": None, **{name.split()[0]: name for name in LUNG_LABELS.values()}}
@@ -368,15 +373,15 @@ def _own(baseline: Dated, followup: Dated) -> dict[str, RegionChange]:
         for dated in (baseline, followup):
             lung = sides_of(dated.lungs.names)[dated.lungs.labels]
             inside = (lung > 0) if label is None else (lung == (1 if region == "right" else 2))
-            spot, ml = inside & dated.infiltrate.any, dated.lungs.grid.voxel_volume_ml
-            area = surface_mm2(spot, dated.lungs.grid)
-            numbers.append((np.count_nonzero(spot) * ml, np.count_nonzero(inside) * ml, area))
+            affected, ml = inside & dated.infiltrate.any, dated.lungs.grid.voxel_volume_ml
+            area = surface_mm2(affected, dated.lungs.grid)
+            numbers.append((np.count_nonzero(affected) * ml, np.count_nonzero(inside) * ml, area))
         (spot1, lung1, area1), (spot2, lung2, area2) = numbers
         found[region] = region_change((spot1, spot2), (lung1, lung2), noise_ml(area1, area2))
     return found
 
 
-def _zones(baseline: Dated, spots: NDArray[np.bool_], repeat_mm: float) -> dict[str, RegionChange]:
+def _zones(baseline: Timepoint, later: NDArray[np.bool_], repeat_mm: float) -> dict[str, RegionChange]:
     """The baseline's zones; the follow-up's infiltrate as it lies on them, at the baseline's breath."""
     grid, ml = baseline.lungs.grid, baseline.lungs.grid.voxel_volume_ml
     sides = sides_of(baseline.lungs.names)
@@ -387,7 +392,7 @@ def _zones(baseline: Dated, spots: NDArray[np.bool_], repeat_mm: float) -> dict[
     found: dict[str, RegionChange] = {}
     for number, name in enumerate(ZONES, start=1):
         inside = zone == number
-        first, second = inside & before, inside & spots
+        first, second = inside & before, inside & later
         lung = float(np.count_nonzero(inside) * ml)
         volumes = float(np.count_nonzero(first) * ml), float(np.count_nonzero(second) * ml)
         floor = noise_ml(surface_mm2(first, grid), surface_mm2(second, grid), repeat_mm)
@@ -395,7 +400,7 @@ def _zones(baseline: Dated, spots: NDArray[np.bool_], repeat_mm: float) -> dict[
     return found
 
 
-def course_of(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def time_course(changes: Sequence[Change]) -> list[dict[str, Any]]:
     """The time course: share and volume on every date, the baseline first, with the floor against the baseline."""
     first = changes[0]
     total = first.regions["total"]

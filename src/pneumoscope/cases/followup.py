@@ -19,12 +19,12 @@ from pneumoscope._version import __version__
 from pneumoscope.cases.compare import (
     CASE_FILES,
     Aligned,
-    Dated,
+    Timepoint,
     compare_dates,
-    course_of,
     is_case_folder,
-    read_dated,
+    read_timepoint,
     study_date,
+    time_course,
 )
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
@@ -57,9 +57,6 @@ class Comparison(Tabled):
 
     changes: tuple[Change, ...]
     course: tuple[dict[str, Any], ...]
-
-    def __repr__(self) -> str:
-        return f"Comparison({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
 
     def _numbers(self) -> dict[str, str]:
         from pneumoscope.reports.compare import sentence
@@ -129,7 +126,7 @@ def compare_cases(
     if out is None:
         if scans:
             raise InputError("is not a finished case folder; give case folders, or an output folder", path=scans[0])
-        dates = [read_dated(path) for path in where]
+        dates = [read_timepoint(path) for path in where]
         return _comparison([compare_dates(dates[0], later, rules, progress=progress).change for later in dates[1:]])
     require_no_other_run(out, CHANGE_FILE)
     folder = prepare_folder(out, marker=CHANGE_FILE, overwrite=overwrite, resume=resume)
@@ -156,7 +153,7 @@ def compare_cases(
 
 
 def _comparison(changes: Sequence[Change]) -> Comparison:
-    return Comparison(tuple(changes), tuple(course_of(changes)))
+    return Comparison(tuple(changes), tuple(time_course(changes)))
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ def _compare(rules: RegistrationRules | None, job: Job, progress: Progress) -> O
     from pneumoscope.reports.compare import change_png
 
     pair: _Pair = job.item
-    baseline, followup = read_dated(pair.baseline), read_dated(pair.followup)
+    baseline, followup = read_timepoint(pair.baseline), read_timepoint(pair.followup)
     found = compare_dates(baseline, followup, rules, progress=progress)
     folder = pair.out / f"{pair.number}_{followup.name}" if pair.number else pair.out
     files = _write_date(folder, baseline, found)
@@ -194,7 +191,7 @@ def _as_case(path: Path, folder: Path, options: SegmentOptions | None, resume: b
     if is_case_folder(path):
         return path
     from pneumoscope.cases.segment import segment_cases
-    from pneumoscope.io import find_scans
+    from pneumoscope.io.scans import find_scans
 
     scans = find_scans(path)
     if len(scans) != 1:
@@ -206,9 +203,9 @@ def _as_case(path: Path, folder: Path, options: SegmentOptions | None, resume: b
     return folder / case.case
 
 
-def _write_date(folder: Path, baseline: Dated, found: Aligned) -> tuple[Path, ...]:
+def _write_date(folder: Path, baseline: Timepoint, found: Aligned) -> tuple[Path, ...]:
     """Masks on the baseline's grid, and the page with both scans side by side; the files written."""
-    from pneumoscope.io import write_mask
+    from pneumoscope.io.write import write_mask
 
     names = ("change.nii.gz", "followup_infiltrate_on_baseline.nii.gz", "view.html")
     fates, infiltrate, view = (folder / name for name in names)
@@ -218,7 +215,7 @@ def _write_date(folder: Path, baseline: Dated, found: Aligned) -> tuple[Path, ..
     return fates, infiltrate, view
 
 
-def _write_view(path: Path, baseline: Dated, found: Aligned) -> None:
+def _write_view(path: Path, baseline: Timepoint, found: Aligned) -> None:
     from pneumoscope.reports.compare import view_table
     from pneumoscope.reports.view import ViewScan, write_change_view
 

@@ -185,9 +185,8 @@ def read_given(volume: Volume, scan: ScanRef, threshold: float | None = None) ->
 
 
 def _read(path: Path, part: Part, volume: Volume, threshold: float | None, findings: list[Finding]) -> Mask:
-    from pneumoscope.io import read_mask
     from pneumoscope.io.kinds import kind_of
-    from pneumoscope.io.read import read_lungs, read_mask_or_probability
+    from pneumoscope.io.read import read_lungs, read_mask, read_mask_or_probability
 
     grid, what = volume.grid, f"the {part.removesuffix('s') if part != 'infiltrate' else part} mask"
 

@@ -133,7 +133,7 @@ def _link(part: Path, out: Path, overwrite: bool) -> None:
 
 
 def _together(paths: Sequence[Path]) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of tables: the first of each part, then the second of each, as parts are dealt."""
+    """Columns and rows of tables: the first of each part, then the second of each, in the order of the input."""
     columns: dict[str, None] = {}
     tables = []
     for path in paths:

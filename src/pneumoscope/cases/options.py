@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pneumoscope.errors import InputError
 from pneumoscope.options import option
@@ -63,13 +63,13 @@ class CaseOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentOptions(CaseOptions):
-    """How scans are segmented; `device` and `precision` as for `pneumoscope.inference.segmenter.Segmenter`."""
+class ModelOptions:
+    """What segments scans; `device` and `precision` as for `pneumoscope.inference.segmenter.Segmenter`."""
 
     model: str | Path | Sequence[str | Path] = option(
         "infiltrate",
         "A shipped model's name, a model folder, or a model of another program: nnunet:DIR[@fold][@checkpoint], "
-        "bundle:PATH, onnx:FILE or torchscript:FILE. Given several times, the answers are averaged.",
+        "bundle:PATH, onnx:FILE or torchscript:FILE. Given several times, the predictions are averaged.",
         metavar="NAME|DIR|KIND:PATH", file=True,
     )  # fmt: skip
     lungs_model: str | Path = option(
@@ -90,12 +90,18 @@ class SegmentOptions(CaseOptions):
     mirror: bool | None = option(
         None, "Also show the scan mirrored left to right and average: twice the time. Left out: as the card says."
     )
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(ModelOptions, CaseOptions):
+    """How scans are segmented and written."""
+
     uncertainty: bool = option(
         False, "Also write uncertainty-entropy.nii.gz and uncertainty-variance.nii.gz, how unsure the networks are."
     )
     probability: bool = option(False, "Also write probability.nii.gz, the infiltrate's probability.")
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +116,58 @@ class XrayOptions:
     model: str | Path = option("xray", "A shipped model's name, or a model folder.", metavar="NAME|DIR", file=True)
     heatmaps: bool = option(True, "Write IMAGE_heatmap.png; without them it is quicker.")
     method: Literal["grad-cam", "occlusion"] = option(
-        "grad-cam", "grad-cam is quick; occlusion needs no gradients and takes some hundred looks a picture.",
+        "grad-cam", "grad-cam is quick; occlusion needs no gradients and runs the network hundreds of times a picture.",
         flags=("--heatmap-method",),
     )  # fmt: skip
     device: str = "auto"
     threads: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """How a dataset is audited.
+
+    Attributes:
+        rules: thresholds, `pneumoscope.datasets.audit.rules.AuditRules`; None for its defaults.
+        also: (name, folder) of further datasets whose scans must not turn up in this one, or ``NAME=ROOT``.
+        repair, no_repair: kinds of `pneumoscope.datasets.audit.rules.REPAIRS`.
+
+    Raises:
+        InputError: no such kind of repair, kinds without `fix`, or an `also` that is not ``NAME=ROOT``.
+    """
+
+    fix: Path | None = option(None, "Also write a cleaned copy; the originals stay.", metavar="DIR", file=True)
+    repair: Sequence[str] = option((), "With --fix: repair this kind only. Repeatable.", metavar="KIND")
+    no_repair: Sequence[str] = option((), "With --fix: leave this kind. Repeatable.", metavar="KIND")
+    model: str | Path | None = option(
+        None, "Compare with this model: regions not annotated, lesions not predicted.", metavar="NAME|DIR", file=True
+    )
+    lungs_model: str | Path = option(
+        "lungs", "With --model: finds lungs where there is no mask.", metavar="NAME|DIR", file=True
+    )
+    also: Sequence[Any] = option((), "Look for this dataset's scans too. Repeatable.", metavar="NAME=ROOT")
+    keep_going: bool = option(False, "Judge the rest when a scan cannot be read, instead of refusing.")
+    rules: Any = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        from pneumoscope.datasets.audit.rules import REPAIRS, AuditRules
+
+        object.__setattr__(self, "rules", self.rules or AuditRules())
+        object.__setattr__(self, "fix", None if self.fix is None else Path(self.fix))
+        given = [item.partition("=")[::2] if isinstance(item, str) else item for item in self.also]
+        if not all(name and str(root) for name, root in given):
+            raise InputError(f"also got {', '.join(map(str, self.also))}, expected NAME=ROOT")
+        object.__setattr__(self, "also", tuple((name, Path(root)) for name, root in given))
+        unknown = sorted({*self.repair, *self.no_repair} - set(REPAIRS))
+        if unknown:
+            raise InputError(f"no repair for {', '.join(unknown)}; there are repairs for {', '.join(REPAIRS)}")
+        if self.fix is None and (self.repair or self.no_repair):
+            raise InputError("kinds of repairs were named, but no folder for the cleaned copy; add --fix DIR")
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """Kinds that are repaired in the cleaned copy."""
+        from pneumoscope.datasets.audit.rules import REPAIRS
+
+        return tuple(kind for kind in self.repair or REPAIRS if kind not in self.no_repair)

@@ -177,7 +177,7 @@ def _side_by_side(
 
 
 def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
-    from pneumoscope.io import write_mask
+    from pneumoscope.io.write import write_mask
 
     native = content.volume.native
     write_mask(content.lungs, folder / "lungs.nii.gz", native)
@@ -187,7 +187,7 @@ def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) 
 
 def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
     """Maps on the scan's grid, values in [0, 1]."""
-    from pneumoscope.io import write_image
+    from pneumoscope.io.write import write_image
 
     maps = {
         "probability": content.probability if with_probability else None,
@@ -202,7 +202,7 @@ def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -
 
 def write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
     """The coarse copy; none where there is no lung."""
-    from pneumoscope.io import write_volume
+    from pneumoscope.io.write import write_volume
     from pneumoscope.preprocess.registration import working_copy
 
     if lungs.any.any():

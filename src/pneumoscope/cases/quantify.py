@@ -8,17 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_scans, run_batch
+from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_scans, run_batch, write_measured
 from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
-from pneumoscope.cases.outputs import (
-    PAGE,
-    REPORT_FILE,
-    WRITING,
-    CaseContent,
-    summary_of,
-    write_case,
-)
+from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, CaseContent
 from pneumoscope.errors import InputError
 from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
@@ -41,15 +34,7 @@ def quantify_cases(
 ) -> BatchResult:
     """Measure scans with masks made elsewhere into `out/<case>/`; files and endings as `segment_cases`.
 
-    Args:
-        scans: from `io.find_scans`; those of a manifest bring their masks.
-        out: refused when it holds a run, unless `overwrite` or `resume`.
-        options: see `QuantifyOptions`.
-        jobs: scans worked on at the same time.
-        overwrite: do every case again.
-        resume: keep the cases that are done and whose scan, masks and options are unchanged.
-        key: the private key file, as for `segment_cases`.
-        progress: called per case.
+    Arguments beside `options` are those of `run_batch`; scans of a manifest bring their masks.
 
     Raises:
         InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
@@ -65,16 +50,9 @@ def quantify_cases(
                 "manifest with the columns lungs and infiltrate"
             )
     return run_batch(
-        scans,
-        out,
-        partial(_open, options),
-        options=recorded(options),
-        jobs=jobs,
-        overwrite=overwrite,
-        resume=resume,
-        key=key,
-        progress=progress,
-    )
+        scans, out, partial(_open, options), options=recorded(options), jobs=jobs, overwrite=overwrite, resume=resume,
+        key=key, progress=progress,
+    )  # fmt: skip
 
 
 def _open(options: QuantifyOptions, jobs: int) -> Step:
@@ -95,7 +73,7 @@ def quantify_case(
     Raises:
         PneumoscopeError: as readers and writers say; `InputError` when a mask is missing.
     """
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
     from pneumoscope.severity.assess import assess
 
     options = options or QuantifyOptions()
@@ -112,16 +90,6 @@ def quantify_case(
     progress("measuring", 0, 1)
     severity = assess(volume, lungs, infiltrate, lobes=lobes)
     seconds["measure"] = time.perf_counter() - started
-    started = time.perf_counter()
-    content = CaseContent(
-        volume=volume,
-        lungs=lungs,
-        infiltrate=infiltrate,
-        severity=severity,
-        findings=(*scan.findings, *given.findings),
-    )
-    spent: dict[str, float] = {}
-    write_case(folder, content, options, spent=spent, progress=progress)
-    seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
-    rounded = {k: round(v, 2) for k, v in seconds.items()}
-    return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
+    findings = (*scan.findings, *given.findings)
+    content = CaseContent(volume=volume, lungs=lungs, infiltrate=infiltrate, severity=severity, findings=findings)
+    return write_measured(scan, folder, content, options, seconds, progress)

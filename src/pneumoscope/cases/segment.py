@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.cases.batch import RUN_FILE, BatchResult, CaseResult, case_step, require_scans, run_batch
+from pneumoscope.cases.batch import (
+    RUN_FILE,
+    BatchResult,
+    CaseResult,
+    case_step,
+    require_scans,
+    run_batch,
+    write_measured,
+)
 from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import SegmentOptions
-from pneumoscope.cases.outputs import (
-    PAGE,
-    REPORT_FILE,
-    WRITING,
-    CaseContent,
-    summary_of,
-    write_case,
-)
+from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, CaseContent, write_case
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.jobs.machines import current
 from pneumoscope.options import recorded, without_files
@@ -82,15 +83,7 @@ def segment_cases(
 ) -> BatchResult:
     """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
 
-    Args:
-        scans: from `io.find_scans`.
-        out: refused when it holds a run, unless `overwrite` or `resume`.
-        options: see `SegmentOptions`.
-        jobs: scans worked on at the same time, each in its own process with its share of the cores.
-        overwrite: do every case again.
-        resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
-        key: the private key file; None means `private/key.csv` in `out`, ``none`` that there is none.
-        progress: called per case and, with one job, per batch of slices.
+    Arguments beside `options` are those of `run_batch`. With several `jobs` each process has its share of the cores.
 
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
@@ -101,21 +94,15 @@ def segment_cases(
     with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
         elsewhere = jobs > 1 or current().remote or current().part[0] > 1
         reading = {} if elsewhere or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
+        known = recorded(options) | ({} if current().remote else {"engine": engine_of(options)})
         return run_batch(
-            scans,
-            out,
-            partial(_open, options, reading),
-            options=recorded(options) | ({} if current().remote else {"engine": engine_of(options)}),
-            jobs=jobs,
-            overwrite=overwrite,
-            resume=resume,
-            key=key,
-            progress=progress,
-        )
+            scans, out, partial(_open, options, reading), options=known, jobs=jobs, overwrite=overwrite,
+            resume=resume, key=key, progress=progress,
+        )  # fmt: skip
 
 
 def _read(scan: ScanRef, options: SegmentOptions) -> Volume:
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
 
     return read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
 
@@ -182,35 +169,30 @@ def segment_case(
     progress("measuring", 0, 1)
     severity = assess_segmentation(volume, found, given.lobes)
     seconds["measure"] = time.perf_counter() - started
-    started = time.perf_counter()
     content = replace(
         _content_of(found, volume, severity),
         truth=given.infiltrate,
         findings=(*scan.findings, *given.findings, *found.findings),
     )
-    spent: dict[str, float] = {}
-    write_case(folder, content, options, spent=spent, progress=progress)
-    seconds |= {"write": time.perf_counter() - started, **{f"write {step}": spent[step] for step in sorted(spent)}}
-    rounded = {k: round(v, 2) for k, v in seconds.items()}
-    return CaseResult(scan.case, "done", None, 0, summary_of(content), rounded)
+    return write_measured(scan, folder, content, options, seconds, progress)
 
 
 def computing_of(found: Segmentation) -> dict[str, Any]:
     """What `report.json` says of how the networks were run."""
-    said: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "engines": dict(sorted(found.engines.items())),
         "infiltrate_models": len(found.cards["infiltrate"].get("members", ())) or 1,
         "mirrored": found.mirrored,
         "distance_from_training_scans": None if found.distance is None else round(found.distance, 2),
     }
     if found.entropy is not None and found.variance is not None:
-        ill = found.infiltrate.any
-        said["uncertainty"] = {
+        inside = found.infiltrate.any
+        facts["uncertainty"] = {
             "inside": "0 to 1 inside the lungs; of the averaged answer (entropy), among the votes (variance)",
-            "mean_entropy_in_infiltrate": _mean_share(found.entropy, ill),
-            "mean_variance_in_infiltrate": _mean_share(found.variance, ill),
+            "mean_entropy_in_infiltrate": _mean_share(found.entropy, inside),
+            "mean_variance_in_infiltrate": _mean_share(found.variance, inside),
         }
-    return said
+    return facts
 
 
 def _mean_share(values: NDArray[np.uint8], where: NDArray[np.bool_]) -> float | None:

@@ -30,7 +30,7 @@ from pneumoscope.inference.radiographs import (
     BATCH,
     NONE_OF_THESE,
     RadiographClassifier,
-    heeded,
+    with_findings_applied,
 )
 from pneumoscope.io.dicom.process import DicomReaders
 from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_csv, write_json
@@ -176,7 +176,7 @@ def _batch(
     good = [r for r in read if isinstance(r, _Read)]
     answers = classifier.answer(np.stack([r.square for r in good])) if good else []
     rows: list[XrayRow] = []
-    asked = iter([heeded(a, r.findings) for a, r in zip(answers, good, strict=True)])
+    asked = iter([with_findings_applied(a, r.findings) for a, r in zip(answers, good, strict=True)])
     for item in read:
         if isinstance(item, XrayRow):
             rows.append(item)

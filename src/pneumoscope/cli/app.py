@@ -19,17 +19,14 @@ import typer
 from pneumoscope._version import __version__
 from pneumoscope.cli import (
     cache,
+    cases,
     cluster,
     compare,
     data,
-    demo,
     doctor,
     evaluate,
     model,
-    quantify,
-    segment,
     study,
-    study_compare,
     train,
     view,
     xray,
@@ -82,14 +79,11 @@ def version(common: Common) -> None:
 
 
 for verb_group in (
-    demo,
-    segment,
-    quantify,
+    cases,
     compare,
     evaluate,
     data,
     study,
-    study_compare,
     train,
     xray,
     view,

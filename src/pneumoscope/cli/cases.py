@@ -1,4 +1,4 @@
-"""What verbs that write many case folders print, and how they end."""
+"""`pneumoscope segment` and `quantify`: scans in, case folders out; what they print, and how they end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pneumoscope.cli.options import Common
+from pneumoscope.cases.options import QuantifyOptions, SegmentOptions
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import progress_for, remark, say, say_json, wrapped
 from pneumoscope.errors import InputError, RunError, printable
 
@@ -49,9 +50,68 @@ SeriesKey = Annotated[
 ]
 
 
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("segment")(segment)
+    app.command("quantify")(quantify)
+
+
+@common_options("device", "precision", "seed", *WHERE, "overwrite", "resume", options=SegmentOptions)
+def segment(
+    scans: Scans,
+    out: Out,
+    common: Common,
+    options: SegmentOptions,
+    more_scans: MoreScans = None,
+    series: Series = "best",
+    series_key: SeriesKey = None,
+) -> None:
+    """Segment lungs and infiltrates of chest CT scans.
+
+    Each scan gets a folder with masks on exactly its grid, report.json and report.html. A scan that fails is listed in
+    cases.csv and the others are still written; the exit code is then 1.
+    """
+    found = list_given([*scans, *(more_scans or [])], series, common)
+    with progress_for(common) as progress:
+        progress("cases", 0, max(1, len(found)), "loading")  # the networks' libraries take seconds
+        from pneumoscope.cases.segment import segment_cases
+
+        batch = segment_cases(
+            found, out, options, jobs=common.jobs or 1, overwrite=common.overwrite, resume=common.resume,
+            key=series_key, progress=progress,
+        )  # fmt: skip
+    say_batch(batch, out, common)
+
+
+@common_options(*WHERE, "overwrite", "resume", options=QuantifyOptions)
+def quantify(
+    scans: Scans,
+    out: Out,
+    common: Common,
+    options: QuantifyOptions,
+    more_scans: MoreScans = None,
+    series: Series = "best",
+    series_key: SeriesKey = None,
+) -> None:
+    """Measure chest CT scans with masks made elsewhere.
+
+    Each scan gets the same folder as from segment: masks, report.json, report.html, points. Masks must lie on their
+    scan's grid; the columns lungs and infiltrate of a CSV manifest name them for many scans.
+    """
+    from pneumoscope.cases.quantify import quantify_cases
+
+    found = list_given([*scans, *(more_scans or [])], series, common)
+    with progress_for(common) as progress:
+        batch = quantify_cases(
+            found, out, options, jobs=common.jobs or 1, overwrite=common.overwrite, resume=common.resume,
+            key=series_key, progress=progress,
+        )  # fmt: skip
+    say_batch(batch, out, common)
+
+
 def list_given(paths: Sequence[str], series: str, common: Common) -> tuple[ScanRef, ...]:
-    """The scans that are meant; how many, what was ignored and the first of several are said before the work."""
-    from pneumoscope.io import list_scans
+    """The scans that are meant; how many there are, and what was ignored, is reported before the work."""
+    from pneumoscope.io.scans import list_scans
 
     with progress_for(common) as progress:
         listing = list_scans(paths, series=series, progress=progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options, pairs
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
 
@@ -16,73 +17,33 @@ if TYPE_CHECKING:
     from pneumoscope.datasets.audit.rules import AuditRules
 
 
-@common_options("device", *WHERE, "overwrite", "resume")
+@common_options("device", *WHERE, "overwrite", "resume", options=AuditOptions)
 def audit(
     name: DatasetName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")],
     common: Common,
+    options: AuditOptions,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")] = None,
-    fix: Annotated[
-        Path | None, typer.Option("--fix", metavar="DIR", help="Also write a cleaned copy; the originals stay.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--repair", metavar="KIND", help="With --fix: mend this kind only; may be given several times."),
-    ] = None,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option("--no-repair", metavar="KIND", help="With --fix: leave this kind; may be given several times."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="MODEL", help="Compare with this model: regions not annotated, lesions not predicted."
-        ),
-    ] = None,
-    lungs_model: Annotated[
-        str, typer.Option("--lungs-model", metavar="MODEL", help="With --model: finds lungs where there is no mask.")
-    ] = "lungs",
-    also: Annotated[
-        list[str] | None,
-        typer.Option("--also", metavar="NAME=ROOT", help="Look for this set's scans too; repeatable."),
-    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="THRESHOLD=VALUE", help="Change a threshold; may be given several times."),
     ] = None,
     thresholds: Annotated[bool, typer.Option("--thresholds", help="Show the thresholds and stop.")] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Judge the rest when a scan cannot be read, instead of refusing.")
-    ] = False,
 ) -> None:
     """Look for faults in the annotations.
 
     Writes findings.csv, one row per finding, audit.html with a picture of each, and audit.json. With --fix a cleaned
     copy with changes.csv, a row per voxel changed. The exit code is 1 when there are errors.
     """
-    from pneumoscope.cases.audit import AuditOptions, audit_dataset
-    from pneumoscope.datasets.audit.rules import REPAIRS, AuditRules
+    from pneumoscope.cases.audit import audit_dataset
 
-    rules = _with_settings(AuditRules(), settings or [])
+    options = replace(options, rules=_with_settings(options.rules, settings or []))
     if thresholds:
-        say_json(asdict(rules)) if common.json else say_fields(asdict(rules))
+        rules = asdict(options.rules)
+        say_json(rules) if common.json else say_fields(rules)
         return
     if out is None:
         raise typer.BadParameter("Missing option '--out' / '-o'")
-    wanted = [kind for kind in only or REPAIRS if kind not in (skip or [])]
-    if fix is None and (only or skip):
-        raise typer.BadParameter("--repair and --no-repair need --fix")
-    unknown = [kind for kind in skip or [] if kind not in REPAIRS]
-    options = AuditOptions(
-        rules=rules,
-        model=model,
-        lungs_model=lungs_model,
-        device=common.device,
-        also=tuple((set_name, Path(path)) for set_name, path in _sets(also or [])),
-        fix=fix,
-        repairs=(*wanted, *unknown),
-        keep_going=keep_going,
-    )
     with progress_for(common) as progress:
         result = audit_dataset(
             name, root, out, options, overwrite=common.overwrite, resume=common.resume, progress=progress
@@ -90,14 +51,9 @@ def audit(
     if common.json:
         say_json(result.summary)
     else:
-        _show(result, out, fix)
+        _show(result, out, options.fix)
     if result.errors:
         raise typer.Exit(1)
-
-
-def _sets(values: list[str]) -> list[tuple[str, str]]:
-    """NAME=ROOT pairs; a name may come twice (two manifests)."""
-    return [next(iter(pairs([value], "--also").items())) for value in values]
 
 
 def _with_settings(rules: AuditRules, settings: list[str]) -> AuditRules:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pneumoscope.cli.options import WHERE, Common, Threshold, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
+from pneumoscope.metrics.options import EvaluateOptions
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
 
 
-@common_options(*WHERE, "overwrite", "resume")
+@common_options(*WHERE, "overwrite", "resume", options=EvaluateOptions)
 def evaluate(
     prediction: Annotated[
         Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")
@@ -27,32 +28,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
     common: Common,
-    structure: Annotated[
-        str,
-        typer.Option(
-            "--structure",
-            metavar="infiltrate|lungs",
-            help="Which mask of a case folder to score, where only one side has case folders.",
-        ),
-    ] = "infiltrate",
-    spacing: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(
-            "--spacing",
-            metavar="X Y Z",
-            help="Voxel size in mm to use for volumes and distances instead of the one in the files.",
-        ),
-    ] = None,
-    threshold: Threshold = None,
-    surface_tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--surface-tolerance-mm",
-            metavar="T",
-            min=0.0,
-            help="How far a surface may be off and still count as met; 3 for infiltrate, 1 for lungs when not given.",
-        ),
-    ] = None,
+    options: EvaluateOptions,
 ) -> None:
     """Score predicted masks against reference masks.
 
@@ -65,17 +41,9 @@ def evaluate(
     try:
         with progress_for(common) as progress:
             summary: Mapping[str, Any] = evaluate_folders(
-                prediction,
-                reference,
-                out,
-                structure=structure,
-                spacing_mm=spacing,
-                surface_tolerance_mm=surface_tolerance,
-                threshold=threshold,
-                overwrite=common.overwrite,
-                resume=common.resume,
+                prediction, reference, out, options, overwrite=common.overwrite, resume=common.resume,
                 progress=progress,
-            )
+            )  # fmt: skip
     except CasesFailedError as problem:
         failed, summary = problem, problem.summary
     _show(summary, out, common)

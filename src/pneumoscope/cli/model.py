@@ -247,7 +247,7 @@ def _checked(file: Path, scan: Path) -> dict[str, float]:
 
     from pneumoscope.inference.external import Access
     from pneumoscope.inference.graphs import read as read_graph
-    from pneumoscope.io import read_volume
+    from pneumoscope.io.read import read_volume
 
     network = read_graph("onnx" if file.suffix.lower() == ".onnx" else "torchscript", str(file), Access())
     volume = read_volume(scan)

@@ -79,13 +79,6 @@ DatasetName = Annotated[
     typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.", autocompletion=dataset_names),
 ]
 
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold", metavar="T", help="Cut masks of probabilities at T (0.5; 127 for masks made from 0/255)."
-    ),
-]
-
 _ANNOTATIONS: dict[str, Any] = {
     "device": Annotated[
         str,
@@ -228,7 +221,7 @@ def _plain_type(hint: Any, rules: Rules) -> Any:
     parts = [hint]
     if get_origin(hint) in (Union, UnionType):
         parts = [part for part in get_args(hint) if part is not NoneType]
-    if any(get_origin(part) in (tuple, list) or get_origin(part) is Sequence for part in parts):
+    if any(get_origin(part) in (list, Sequence) or ... in get_args(part) for part in parts):
         return list[str]
     if Path in parts:
         return Path if rules.file and not rules.metavar.startswith("NAME") else str

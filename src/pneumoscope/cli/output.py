@@ -28,7 +28,7 @@ SHORT = 24
 """Characters of a cell that is never wrapped: a name or a number."""
 
 LONG_SECONDS = 600.0
-"""The time left is told from the pace of so long; a case of a batch takes minutes."""
+"""The time left is estimated from the pace of so many seconds; a case of a batch takes minutes."""
 
 
 def say(text: str = "") -> None:

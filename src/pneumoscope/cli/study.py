@@ -1,4 +1,4 @@
-"""`pneumoscope study`: the papers' experiments, shown with their sources, run, reported."""
+"""`pneumoscope study`: the papers' experiments, shown with their sources, run, reported, compared; and `demo`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options, pairs
-from pneumoscope.cli.output import number, progress_for, say, say_json, say_table
+from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 
@@ -35,6 +35,7 @@ Settings = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Register the command group."""
     app.add_typer(group, name="study")
+    app.command("demo")(demo)
 
 
 @group.command("list")
@@ -216,4 +217,70 @@ def score(
             predictions=pairs(predictions or [], "--predictions"), trust=trust, resume=resume,
             overwrite=common.overwrite, device=common.device, progress=progress,
         )  # fmt: skip
+    print_study(result, common)
+
+
+@group.command("compare")
+@common_options("overwrite")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Study folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
+    common: Common,
+) -> None:
+    """Compare study runs of one kind.
+
+    Transfer studies by gain on the new set and loss on the old: runs of one strategy with other seeds are one line, and
+    intervals draw patients and seeds. Studies on volumes and radiographs cell by cell, with the difference to the first
+    run on the cases that both have. Writes comparison.csv, comparison.json and report.html.
+    """
+    from pneumoscope.study.analysis.comparison import compare_studies
+
+    result = compare_studies(runs, out, overwrite=common.overwrite)
+    if common.json:
+        say_json({**result, "report": out / "report.html"})
+        return
+    columns, line = (RETRAINING, _retraining) if "sets" in result else (CELLS, _cell)
+    say_table(columns, [line(row) for row in result["rows"]])
+    say(result["sentence"])
+    say(f"report: {out / 'report.html'}")
+
+
+RETRAINING = ("strategy", "sets", "runs", "gain", "loss", "mean f1", "95 % interval")
+CELLS = ("run", "stage", "test", "structure", "measure", "mean", "95 % interval", "less the first", "95 % interval")
+
+
+def _retraining(row: dict[str, Any]) -> tuple[Any, ...]:
+    ends = interval(row["mean_f1_low"], row["mean_f1_high"])
+    return row["strategy"], row["sets"], row["runs"], *(number(row[n]) for n in ("gain", "loss", "mean_f1")), ends
+
+
+def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
+    means = number(row["mean"]), interval(row["mean_low"], row["mean_high"])
+    gap = number(row["difference"]), interval(row["difference_low"], row["difference_high"])
+    return *(row[name] for name in ("run", "stage", "test", "structure", "metric")), *means, *gap
+
+
+@common_options("device", "precision", "seed", "overwrite")
+def demo(
+    common: Common,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a demo that was stopped.")] = False,
+) -> None:
+    """Run the transfer study on synthetic data: nothing needed.
+
+    Makes three synthetic sites, trains and retrains across them as the lead paper does, segments one case, and ends by
+    naming the report to open.
+    """
+    from pneumoscope.study.demo import run_demo
+
+    with progress_for(common) as progress:
+        result = run_demo(
+            out,
+            device=common.device,
+            precision=common.precision,
+            seed=common.seed,
+            overwrite=common.overwrite,
+            resume=resume,
+            progress=progress,
+        )
     print_study(result, common)

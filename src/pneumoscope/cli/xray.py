@@ -46,7 +46,7 @@ def predict(
     """Classify frontal chest X-rays.
 
     Writes predictions.csv, heat maps on the pictures' own size, and report.html. Pictures that are no upright frontal
-    chest X-ray, or unlike those the model learnt from, get no class. A picture that cannot be read is listed, the
+    chest X-ray, or unlike those the model was trained on, get no class. A picture that cannot be read is listed, the
     others are still done; the exit code is then 1.
     """
     from pneumoscope.cases.xray import classify_radiographs
@@ -69,7 +69,7 @@ def _say(batch: XrayBatch, out: Path, common: Common) -> None:
             if row not in failed:
                 say(f"{row.image}: {row.sentence()}{row.kept * ' (kept)'}")
         if not batch.checked:
-            say("not checked: this model's card does not tell what is no chest X-ray; it names a class for anything")
+            say("not checked: this model's card has no limits for what a chest X-ray is; it names a class for anything")
         say(f"written to {out}")
     if failed and len(batch.rows) == 1:
         raise (InputError if failed[0].exit_code == InputError.exit_code else RunError)(failed[0].error)

@@ -1,1 +1,1 @@
-"""Data sets as cases: scans, reference masks, patients, licences and splits."""
+"""Datasets as cases: scans, reference masks, patients, licences and splits."""

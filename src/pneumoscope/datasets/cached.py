@@ -82,7 +82,7 @@ def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[s
 
     It cannot for cases without files, for headers with their voxels elsewhere, and for readers whose settings cannot be
     written down (a closure, an object without a lasting description). The files' paths are part of it where the reader
-    was given them: a data set that was moved is read anew.
+    was given them: a dataset that was moved is read anew.
 
     Args:
         case: the case.

@@ -1,4 +1,4 @@
-"""One case of a data set: who it is of, whose licence it has, and how to load it when it is needed."""
+"""One case of a dataset: who it is of, whose licence it has, and how to load it when it is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LabelledScan:
 
     Attributes:
         volume: the scan.
-        lungs: 1 = right, 2 = left; None where the data set stores no lung masks.
+        lungs: 1 = right, 2 = left; None where the dataset stores no lung masks.
         infiltrate: what the reader annotated; None where nobody did (which is not the same as an empty mask).
         truth: the exact infiltrate, known for synthetic scans only; differs from `infiltrate` by the reader's style.
 
@@ -64,7 +64,7 @@ class CaseFiles:
         infiltrate: file of the infiltrate mask, if there is one; may be the same file as `lungs`.
         lung_labels: label on disk -> label here (1 = right, 2 = left).
         infiltrate_labels: label on disk -> label here.
-        ignored_labels: labels the data set declares and that are neither lung nor infiltrate (pleural effusion, say).
+        ignored_labels: labels the dataset declares and that are neither lung nor infiltrate (pleural effusion, say).
             In a file that holds both, a label of one kind is ignored for the other; the two maps come first.
         mirrored: how the file's header places the voxels wrongly: the patient's axes along which it is mirrored.
             Masks of the set share the fault. See `corrected_grid`.
@@ -120,13 +120,13 @@ class Case:
 
     Attributes:
         dataset: name in `pneumoscope.datasets.registry`, e.g. ``phantom``.
-        case: unique within the data set; names folders and rows.
+        case: unique within the dataset; names folders and rows.
         patient: scans of one patient share it; splits go by it.
         source: site or sub-collection, e.g. ``A`` or ``coronacases``.
         licence: the licence of the data, for model cards.
         citation: how to cite the data.
         load: reads the scan; may take seconds and hundreds of megabytes, keep the result only as long as needed.
-        date: of the scan as the data set states it (ISO 8601 where possible), empty where it does not.
+        date: of the scan as the dataset states it (ISO 8601 where possible), empty where it does not.
         files: where the case lies; None where its masks are no files (contours, pictures).
     """
 

@@ -1,4 +1,4 @@
-"""Is this folder that data set, whole and readable? Every file read to its end, counts held against published ones."""
+"""Is this folder that dataset, whole and readable? Every file read to its end, counts held against published ones."""
 
 from __future__ import annotations
 
@@ -112,16 +112,16 @@ class _Seen:
 def check_dataset(
     name: str, root: str | Path, *, quick: bool = False, progress: Progress = silent
 ) -> DatasetCheck:  # fmt: skip
-    """Check a data set on disk, one scan in memory at a time.
+    """Check a dataset on disk, one scan in memory at a time.
 
     Args:
-        name: of the data set.
+        name: of the dataset.
         root: its folder or table.
-        quick: look at the listing only: names, pairs, empty files; nothing is opened.
+        quick: check the listing only: names, pairs, empty files; nothing is opened.
         progress: called per case.
 
     Raises:
-        DatasetError: the folder is not that data set at all.
+        DatasetError: the folder is not that dataset at all.
         InputError: a table that cannot be used.
     """
     info = dataset_info(name)
@@ -158,7 +158,7 @@ def check_dataset(
     if not quick:
         notes += absent_labels(cases, [found.labels for found in seen.values()])
         notes += _blank_masks(seen)
-    notes += [] if looked else ["files beyond the cases were not looked for: not every case says where it lies"]
+    notes += [] if looked else ["files beyond the cases were not searched: not every case names its files"]
     counts = _counts(cases, seen, info.expected, quick)
     return DatasetCheck(name, quick, counts, (*problems, *pairs), tuple(notes), tuple(beyond))
 
@@ -197,7 +197,7 @@ def _listed(case: Case, root: Path) -> _Seen:
         if not path.exists():
             found.problems.append(f"{what} {path.name} is missing")
         elif leaving_link(path, root) or any(leaving_link(p, root) for p in inside if p.is_symlink()):
-            found.problems.append(f"{what} {path.name} is a link that leads out of the data set")
+            found.problems.append(f"{what} {path.name} is a link that leads out of the dataset")
         elif not inside or any(p.stat().st_size == 0 for p in inside):
             found.problems.append(f"{what} {path.name} is empty")
     return found

@@ -1,10 +1,10 @@
-"""A data set into the layout of other tools: nnU-Net's raw data, folders of slices, or NIfTI files with a manifest.
+"""A dataset into the layout of other tools: nnU-Net's raw data, folders of slices, or NIfTI files with a manifest.
 
 Scans are written as the reader gives them: in Hounsfield units, on the grid and in the voxel order of the file they
 came from. Volumes of whole Hounsfield units are stored as int16, others as float32; both come back bit for bit.
 
 Everything is made in a hidden folder inside the output folder and moved to its place at the end, the file that readers
-look for last: a killed run leaves nothing that looks like a data set.
+look for last: a killed run leaves nothing that looks like a dataset.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def convert_dataset(
     name: str, root: str | Path, out: str | Path, to: str, *, overwrite: bool = False, progress: Progress = silent,
     **options: Any,
 ) -> Converted:  # fmt: skip
-    """Read a data set and write it in another layout, one case in memory at a time.
+    """Read a dataset and write it in another layout, one case in memory at a time.
 
     Args:
         name: a key of `pneumoscope.datasets.registry.DATASETS`.
@@ -260,13 +260,13 @@ def convert_dataset(
         options: keywords of the set's reader.
 
     Raises:
-        InputError: an unknown layout, an output folder in use or inside the data set, a set that cannot be read, or
+        InputError: an unknown layout, an output folder in use or inside the dataset, a set that cannot be read, or
             one of which no case can be read.
     """
     if to not in LAYOUTS:
         raise InputError(f"cannot convert to {to!r}; expected one of {', '.join(LAYOUTS)}")
     if name != "manifest" and Path(out).resolve().is_relative_to(Path(root).resolve()):
-        raise InputError("lies in the data set's own folder; choose another place", path=out)
+        raise InputError("lies in the dataset's own folder; choose another place", path=out)
     cases = read_dataset(name, root, **options)
     return convert_cases(cases, out, to, overwrite=overwrite, progress=progress)
 

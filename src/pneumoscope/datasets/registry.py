@@ -1,4 +1,4 @@
-"""The data sets by name: what they are, whose licence they have, where to get them, what a whole copy holds.
+"""The datasets by name: what they are, whose licence they have, where to get them, what a whole copy holds.
 
 Facts only; importing this needs neither torch nor pandas, so that listings answer at once.
 """
@@ -23,7 +23,7 @@ AnyCase = TypeVar("AnyCase", "Case", "XrayCase")
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What must be known of a data set before it is read.
+    """What must be known of a dataset before it is read.
 
     Attributes:
         title: one line for listings.
@@ -215,22 +215,22 @@ READERS: Mapping[str, str] = {
     "slices": "pneumoscope.datasets.formats.slice_files:read_slice_cases",
     "manifest": "pneumoscope.datasets.formats.manifest:read_manifest_cases",
 }
-"""Which function reads which data set, as ``module:function``; imported when it is asked for."""
+"""Which function reads which dataset, as ``module:function``; imported when it is asked for."""
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """The facts of one data set.
+    """The facts of one dataset.
 
     Raises:
         DatasetError: no such name; the message lists the known ones.
     """
     if name not in DATASETS:
-        raise DatasetError(no_such("data set", name, DATASETS))
+        raise DatasetError(no_such("dataset", name, DATASETS))
     return DATASETS[name]
 
 
 def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
-    """The cases of a data set in `root`; scans are read when a case is loaded.
+    """The cases of a dataset in `root`; scans are read when a case is loaded.
 
     A folder written by `data phantom` is read whatever `name` says, so that synthetic sites can stand in for real sets.
 
@@ -240,7 +240,7 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
         options: keywords of the set's own reader, e.g. ``eight_bit="refuse"`` of covid19ctseg.
 
     Raises:
-        DatasetError: unknown name, a folder that is not that data set, or a set of radiographs: its pictures are no
+        DatasetError: unknown name, a folder that is not that dataset, or a set of radiographs: its pictures are no
             cases of this kind and come from `datasets.xray.case.read_radiographs`.
     """
     info = dataset_info(name)

@@ -69,7 +69,7 @@ SOURCES: Mapping[str, SliceSource] = {
         "free use with acknowledgement",
         "MedSeg, COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
         flat=True,
-        same_patient={"43": "10"},  # one picture rescaled, drawn twice: found by `data audit`, looked at
+        same_patient={"43": "10"},  # one picture rescaled, annotated twice: found by `data audit`, checked by eye
     ),
 }
 

@@ -200,7 +200,7 @@ class Bundle(Network):
         import torch
         from monai.data import decollate_batch, list_data_collate
 
-        from pneumoscope.io import write_image
+        from pneumoscope.io.write import write_image
 
         file = folder / "scan.nii.gz"
         write_image(volume.hu, volume.native, file)

@@ -45,7 +45,7 @@ class ChestInput:
         hu: knots of the curve that brings Hounsfield units to [-1, 1], ascending; soft tissue gets more room.
         value: the curve's values at the knots.
         margin_mm: left around the body when a scan is cut to it.
-        labels: names of the network's classes (`pneumoscope.datasets.phantom.painted_chest.CLASSES`).
+        labels: names of the network's classes (`CLASSES` of scripts/painted_chest.py).
     """
 
     spacing_mm: float = 4.5

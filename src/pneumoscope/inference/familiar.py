@@ -1,4 +1,6 @@
-"""Whether a network of radiographs may be asked about a picture: a frontal chest, like those it learnt from.
+"""Whether a network of radiographs may be asked about a picture: a frontal chest, like those it was trained on.
+
+And how far a scan lies from those that a network of slices was trained on (last paragraph).
 
 Three questions, each with a limit in the model's card that was chosen on validation pictures:
 
@@ -15,28 +17,33 @@ The first two ask for the kind of picture and do not use the network; the third 
 data. What lies far from chests, or nearer when turned, is ``none of these``; what passes a limit by less, or is a chest
 unlike the training data (another hospital's, say), is ``cannot say``. So is what keeps the limits of 1 and 3 by little
 both: CT slices do, chests seldom.
-Decision 0017 tells what was tried and left out.
+Decision 0017 says what was tried and left out.
+
+Of scans, the frames that a network of infiltrate sees are shrunk to `FRAME_SIZE` pixels and compared with the principal
+components of training frames; a scan's distance is the median over its slices that show lung. It notices a chest that
+lies on its side or face, a body part that is no chest, a frame around half a lung; not disease, which is small beside
+anatomy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import InputError, ModelError
-from pneumoscope.io.files import sha256, write_bytes
+from pneumoscope.errors import Finding, InputError, ModelError
+from pneumoscope.inference.inputs import HuFrameInput
+from pneumoscope.io.files import sha256
+from pneumoscope.preprocess.slices import to_slices
+from pneumoscope.volume import Mask, Volume
 
 FILE = "familiar.safetensors"
-SIDE, COMPONENTS = 24, 40
-"""Of the shrunken picture, and how many principal components are kept."""
-
-SHRINK = 0.01
-"""Share of an even covariance mixed into that of the features, so that it can be inverted."""
+SIDE = 24
+"""Of the shrunken picture."""
 
 LEAST_CONTRAST = 8.0
 """Grey levels (of 255): the deviation below which a shrunken picture is not stretched any further."""
@@ -52,11 +59,6 @@ TURNS = (
 
 FAR = 1.5
 """Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class."""
-
-BOTH_SHARE = 3
-"""A CT slice is often within both limits, near to each: few chests are, so the sum may refuse more of them."""
-
-MIN_PICTURES, MIN_OF_A_SOURCE = 20, 10
 
 
 @dataclass(frozen=True)
@@ -108,22 +110,6 @@ class PictureSpace:
     axes: NDArray[np.float32]
     spread: NDArray[np.float32]
     noise: NDArray[np.float32]
-
-    @classmethod
-    def fit(cls, pictures: NDArray[np.float32], components: int) -> PictureSpace:
-        """Of pictures (n, ...); at most n / 2 components are kept."""
-        flat = pictures.reshape(len(pictures), -1)
-        mean = flat.mean(axis=0)
-        _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)
-        variances = singular.astype(np.float64) ** 2 / len(flat)
-        kept = min(components, len(flat) // 2)
-        noise = max(float(variances[kept:].sum()) / (flat.shape[1] - kept), 1e-4)
-        return PictureSpace(
-            mean.astype(np.float32),
-            axes[:kept].astype(np.float32),
-            np.maximum(variances[:kept], noise).astype(np.float32),
-            np.array([noise], np.float32),
-        )
 
     def distances(self, pictures: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures."""
@@ -224,94 +210,6 @@ def _turned(small: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [*quarter, small[:, ::-1], -small]
 
 
-def fit_familiar(
-    train: tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.integer]],
-    validation: tuple[NDArray[np.uint8], NDArray[np.floating]],
-    *,
-    refused: float = 0.01,
-    sources: Sequence[str] | None = None,
-) -> Familiar:
-    """Learn from training pictures, and set each limit so that it refuses the share `refused` of validation pictures.
-
-    Args:
-        train: pictures (n, side, side), features (n, f), class numbers (n,).
-        validation: pictures and features of other patients. Test pictures and pictures of other kinds have no part.
-        refused: share; the limit on both refuses `BOTH_SHARE` times as many, most of them the same ones.
-        sources: of each validation picture: no source of `MIN_OF_A_SOURCE` or more passes one of the three limits more
-            often than `refused`, however few its pictures are beside the others'. The limit on both is of all together.
-
-    Raises:
-        InputError: fewer than `MIN_PICTURES` of either.
-    """
-    squares, features, labels = train
-    if min(len(squares), len(validation[0])) < MIN_PICTURES:
-        raise InputError(
-            f"what is familiar is learnt from at least {MIN_PICTURES} training and validation pictures, got "
-            f"{len(squares)} and {len(validation[0])}"
-        )
-    space = PictureSpace.fit(shrunken(squares), COMPONENTS)
-    centres, precision = _classes(np.asarray(features, np.float64), np.asarray(labels))
-    unlimited = Limits(np.inf, 0.0, np.inf)
-    found = Familiar(
-        **vars(space), centres=centres.astype(np.float32), precision=precision.astype(np.float32), limits=unlimited
-    )
-    scores = found.score(*validation)
-    each = [
-        Limits(
-            float(np.quantile(scores.distance[rows], 1 - refused)),
-            float(np.quantile(scores.upright[rows], refused)),
-            float(np.quantile(scores.features[rows], 1 - refused)),
-        )
-        for rows in _rows_by_source(len(validation[0]), sources)
-    ]
-    limits = Limits(
-        max(limit.distance for limit in each),
-        max(1.0, min(limit.upright for limit in each)),
-        max(limit.features for limit in each),
-    )
-    together = scores.distance / limits.distance + scores.features / limits.features
-    both = min(2.0, float(np.quantile(together, 1 - BOTH_SHARE * refused)))
-    return Familiar(**{**vars(found), "limits": replace(limits, both=both)})
-
-
-def _rows_by_source(n: int, sources: Sequence[str] | None) -> list[NDArray[np.intp]]:
-    """All rows, and those of each source that has enough of them."""
-    if sources is not None and len(sources) != n:
-        raise InputError(f"{n} validation pictures and {len(sources)} sources; give one source per picture")
-    named = np.asarray([] if sources is None else sources, dtype=np.str_)
-    own = [np.flatnonzero(named == name) for name in np.unique(named)]
-    return [np.arange(n), *(rows for rows in own if len(rows) >= MIN_OF_A_SOURCE)]
-
-
-def _classes(
-    features: NDArray[np.float64], labels: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of each class that occurs, and the inverse covariance around them."""
-    names = np.unique(labels)
-    centres = np.stack([features[labels == name].mean(axis=0) for name in names])
-    rest = features - centres[np.searchsorted(names, labels)]
-    covariance = rest.T @ rest / len(rest)
-    even = max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    return centres, np.linalg.inv((1 - SHRINK) * covariance + SHRINK * even * np.eye(len(covariance)))
-
-
-def write_familiar(folder: str | Path, familiar: Familiar) -> dict[str, Any]:
-    """Write `FILE` into a model folder and give the card's entry ``familiar``."""
-    return {**write_space(folder, familiar), "limits": asdict(familiar.limits)}
-
-
-def write_space(folder: str | Path, space: PictureSpace) -> dict[str, Any]:
-    """Write the arrays into `FILE` of a model folder; its name and SHA-256, for the card."""
-    from safetensors.numpy import save
-
-    path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f.name: getattr(space, f.name) for f in fields(space)}
-    kept = {name: np.ascontiguousarray(values) for name, values in arrays.items() if isinstance(values, np.ndarray)}
-    write_bytes(path, save(kept))
-    return {"file": FILE, "sha256": sha256(path)}
-
-
 def read_familiar(folder: str | Path, entry: Mapping[str, Any]) -> Familiar:
     """Read what the card's entry ``familiar`` names; the limits are those of the card.
 
@@ -350,3 +248,75 @@ def incomplete(folder: str | Path, error: Exception) -> ModelError:
         f"{FILE} or its limits in the card are incomplete ({type(error).__name__}); copy the model folder again",
         path=folder,
     )
+
+
+FRAME_SIZE = (24, 32)
+SCAN_SLICES = 40
+"""Measured of a scan, at even distances."""
+
+FINDING = "SEG-SCAN-001"
+
+
+@dataclass(frozen=True, eq=False)
+class ScanSpace:
+    """Frames of training scans, and how far from them a scan may lie.
+
+    Attributes:
+        space: of frames as `shrunken_frames` gives them.
+        limit: largest distance of a scan that is not reported.
+    """
+
+    space: PictureSpace
+    limit: float
+
+    def distance(self, frames_hu: NDArray[np.floating]) -> float:
+        """Of the frames (n, h, w) of one scan in Hounsfield units; n of at least 1."""
+        return float(np.median(self.space.distances(shrunken_frames(frames_hu))))
+
+    def of_scan(self, seen: HuFrameInput, volume: Volume, lungs: Mask) -> float | None:
+        """Distance of a scan whose slices a network sees through `seen`; None without lung."""
+        inside = to_slices(lungs.labels) > 0
+        rows = np.flatnonzero(inside.any(axis=(1, 2)))
+        if len(rows) == 0:
+            return None
+        some = rows[np.linspace(0, len(rows) - 1, min(SCAN_SLICES, len(rows))).astype(int)]
+        return self.distance(seen.fitted(inside).framed(to_slices(volume.hu)[some]))
+
+    def findings(self, distance: float | None) -> tuple[Finding, ...]:
+        """What there is to report."""
+        if distance is None or distance <= self.limit:
+            return ()
+        message = (
+            f"the slices look unlike the chest CTs the infiltrate model was trained on (distance {distance:.2f}, limit "
+            f"{self.limit:.2f}); check orientation, body part and lung mask before using its numbers"
+        )
+        return (Finding(FINDING, message),)
+
+
+def shrunken_frames(frames_hu: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, *FRAME_SIZE) of (HU + 1000) / 1000."""
+    import cv2
+
+    scaled = (np.asarray(frames_hu, np.float32) + 1000) / 1000
+    size = (FRAME_SIZE[1], FRAME_SIZE[0])
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in scaled])
+
+
+def read_scan_space(folder: str | Path, entry: Mapping[str, Any]) -> ScanSpace:
+    """Read what the card's entry ``familiar`` names.
+
+    Raises:
+        ModelError: absent, damaged or incomplete.
+    """
+    if not isinstance(entry, Mapping):
+        raise incomplete(folder, TypeError("no mapping"))
+    arrays = read_space(folder, entry)
+    try:
+        space, limit = PictureSpace(**arrays), float(entry["limit"])
+        pixels, components = FRAME_SIZE[0] * FRAME_SIZE[1], len(space.spread)
+        shapes = [space.mean.shape, space.axes.shape, space.spread.shape, space.noise.shape]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise incomplete(folder, error) from None
+    if shapes != [(pixels,), (components, pixels), (components,), (1,)] or not limit > 0:
+        raise incomplete(folder, ValueError("shapes"))
+    return ScanSpace(space, limit)

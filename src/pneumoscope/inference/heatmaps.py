@@ -5,7 +5,7 @@ for networks that average the last maps before one dense layer it is class activ
 its negative part. Occlusion (Zeiler and Fergus 2014, ECCV, section 4.2) greys one patch after the other and notes how
 much the class's probability drops: slower, but it asks the network itself and reads nothing of its inside.
 
-A heat map tells what moved the network, not where disease is: maps of networks that learnt shortcuts look convincing
+A heat map shows what moved the network, not where disease is: maps of networks that learnt shortcuts look convincing
 (DeGrave et al. 2021, Nature Machine Intelligence 3, 610).
 """
 

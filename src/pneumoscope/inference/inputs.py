@@ -208,7 +208,7 @@ def _require_known(kind: str) -> None:
         )
     if kind.endswith("_2.5d"):
         raise ModelError(
-            "this model is of a study and looks at a slice with its neighbours; `segment` takes models on single "
+            "this model is of a study and takes a slice with its neighbours; `segment` takes models on single "
             "slices or on volumes"
         )
     if kind not in KINDS:

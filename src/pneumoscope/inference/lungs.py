@@ -367,7 +367,7 @@ BORDER_MM = 6.0
 """Network and Hounsfield units may place the lung's border this far apart."""
 
 SIDE_SIZE = 128
-"""Sides are told apart on slices of at most this size; the cut between touching lungs is that coarse."""
+"""Sides are separated on slices of at most this size; the cut between touching lungs is that coarse."""
 
 
 def split_sides(

@@ -90,10 +90,10 @@ def slice_maps(
         return _nothing(volume, uncertainty)
     names = ("probability", "entropy", "variance") if uncertainty else ("probability",)
     out = {name: np.zeros(stack.shape, np.uint8) for name in names}
-    looks = [_Look.of(member, stack, inside, volume, mirror, batch_size) for member in members]
+    passes = [_MemberPass.of(member, stack, inside, volume, mirror, batch_size) for member in members]
     for start in range(0, len(wanted), SLAB):
         rows = wanted[start : start + SLAB]
-        answers = [look.answer(stack[rows], inside[rows], squares=uncertainty) for look in looks]
+        answers = [one.answer(stack[rows], inside[rows], squares=uncertainty) for one in passes]
         p = _mean([answer[0] for answer in answers])
         out["probability"][rows] = _bytes_inside(p, inside[rows])
         if uncertainty:
@@ -133,7 +133,7 @@ def smooth_across(values: NDArray[np.uint8], inside: NDArray[np.bool_], sigma: f
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
+class _MemberPass:
     """A network on slices set up for one scan."""
 
     member: Member
@@ -147,7 +147,7 @@ class _Look:
     def of(
         cls, member: Member, stack: NDArray[np.float32], inside: NDArray[np.bool_], volume: Volume,
         mirror: bool | None, batch_size: int,
-    ) -> _Look:  # fmt: skip
+    ) -> _MemberPass:  # fmt: skip
         assert member.slices is not None  # `load_members` saw to it
         above_hu = member.card.get("denser_than_lung_hu")
         limit_hu = None if above_hu is None else density_limit_hu(stack, inside, float(above_hu))
@@ -201,7 +201,7 @@ SMOOTH_MM = 5.0
 
 LOWEST_HU, HIGHEST_HU = -800.0, -650.0
 """The limit never leaves this range: ground-glass begins somewhere from -800 to -650 HU in published thresholds, and a
-lung so ill that its commonest density is infiltrate must not hide it."""
+lung so affected that its commonest density is infiltrate must not hide it."""
 
 _BIN_HU = 10.0
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pneumoscope.errors import ModelError
 from pneumoscope.inference.engines import Engine, make_engine
+from pneumoscope.inference.familiar import ScanSpace, read_scan_space
 from pneumoscope.inference.inputs import ModelInput, input_from_card
-from pneumoscope.inference.unlike import ScanSpace, read_scan_space
 from pneumoscope.inference.volumes import VOLUME_KINDS, VolumeInput, class_meanings
 from pneumoscope.models.cards import find_model
 
@@ -68,7 +68,7 @@ def load_members(models: Sequence[str | Path], **ready: Any) -> tuple[Member, ..
     for other in members[1:]:
         if (other.volumes is None) != (first.volumes is None):
             raise ModelError(
-                f"{first.name} and {other.name} cannot be averaged: one looks at slices, the other at volumes; give "
+                f"{first.name} and {other.name} cannot be averaged: one takes slices, the other volumes; give "
                 "models of one kind"
             )
         if other.volumes is not None and (

@@ -121,7 +121,7 @@ class RadiographClassifier:
         self.classes = tuple(str(name) for name in self.card["classes"])
         if network.config.classes != len(self.classes):
             raise ModelError(
-                f"the network tells {network.config.classes} classes apart, its card names {len(self.classes)}; "
+                f"the network has {network.config.classes} classes, its card names {len(self.classes)}; "
                 "copy the model folder again",
                 path=self.folder,
             )
@@ -220,7 +220,7 @@ def _quickened(network: nn.Module) -> Any:
     return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def heeded(answer: Answer, findings: Sequence[Finding]) -> Answer:
+def with_findings_applied(answer: Answer, findings: Sequence[Finding]) -> Answer:
     """The answer, withdrawn where the reader found that the picture is no frontal view."""
     if any(finding.code == LATERAL for finding in findings):
         return replace(answer, prediction=NONE_OF_THESE, reason="is a lateral view by its header")
@@ -232,7 +232,7 @@ def _recipe(card: dict[str, Any], folder: Path) -> PictureRecipe:
         return PictureRecipe(**card["input"]["recipe"])
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise ModelError(
-            f"the card's input.recipe says not how a picture becomes the network's input ({str(error)[:200]}); "
+            f"the card's input.recipe does not say how a picture becomes the network's input ({str(error)[:200]}); "
             "copy the model folder again",
             path=folder,
         ) from None
@@ -253,4 +253,4 @@ def classify_pictures(
     if not pictures:
         return []
     answers = classifier.answer(np.stack([classifier.square(p) for p in pictures]))
-    return [heeded(answer, p.findings) for answer, p in zip(answers, pictures, strict=True)]
+    return [with_findings_applied(answer, p.findings) for answer, p in zip(answers, pictures, strict=True)]

@@ -18,12 +18,12 @@ from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
 from pneumoscope.inference.external import Access, External, ExternalPrediction, is_external, open_external
+from pneumoscope.inference.familiar import FINDING
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
-from pneumoscope.inference.unlike import FINDING
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
@@ -55,7 +55,7 @@ class Segmentation(Shown):
         variance: likewise.
         mirrored: whether the infiltrate networks were also shown the scan mirrored left to right.
         scan: the scan.
-        distance: of the scan from those the model learnt from, see `unlike.ScanSpace`; None where its card has none.
+        distance: of the scan from those the model was trained on, see `unlike.ScanSpace`; None where its card has none.
         lobes: of a model of another program that finds them.
     """
 
@@ -168,7 +168,7 @@ class Segmenter:
     def input(self) -> ModelInput:
         """The slices' preprocessing of the first network; one on volumes has `Member.volumes` instead."""
         if not self.members or self.members[0].slices is None:
-            raise ModelError("this model looks at volumes and has no preprocessing of slices")
+            raise ModelError("this model takes volumes and has no preprocessing of slices")
         return self.members[0].slices
 
     def run(self, volume: Volume, lungs: Mask | None = None, *, progress: Progress = silent) -> Segmentation:
@@ -185,18 +185,18 @@ class Segmenter:
         seconds: dict[str, float] = {}
         cards, engines = {"infiltrate": self.card}, {"infiltrate": ", ".join(self._engines())}
         findings: tuple[Finding, ...] = tuple(finding for one in self.external for finding in one.findings)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         said = [one.predict(volume, _named(progress, "infiltrate")) for one in self.external]
-        spent = time.perf_counter() - begun
-        begun = time.perf_counter()
+        spent = time.perf_counter() - started
+        started = time.perf_counter()
         lobes = next((one.lobes for one in said if one.lobes is not None), None)
         if lungs is not None:
             volume.grid.require_same_space(lungs.grid, "the lung mask")
         elif (lungs := _sided_lungs(said)) is None:
             lungs, more, own_lobes, card, engines["lungs"] = self._find_lungs(volume, _named(progress, "lungs"))
             cards["lungs"], findings, lobes = card, (*findings, *more), lobes or own_lobes
-        seconds["lungs"] = time.perf_counter() - begun
-        begun = time.perf_counter()
+        seconds["lungs"] = time.perf_counter() - started
+        started = time.perf_counter()
         distance, more = self._distance(volume, lungs)
         maps = self._maps(volume, lungs, _named(progress, "infiltrate")) if self.members else None
         probability = self._joint(said, maps)
@@ -206,7 +206,7 @@ class Segmenter:
             smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
             labels = _labels(probability, float(self.card.get("threshold", 0.5)), smallest)
             found = Mask(labels, volume.grid, dict(INFILTRATE_LABEL))
-        seconds["infiltrate"] = time.perf_counter() - begun + spent
+        seconds["infiltrate"] = time.perf_counter() - started + spent
         mirrored = any(is_mirrored(member, self.mirror) for member in self.members)
         return Segmentation(
             lungs, found, probability, (*findings, *more), cards, seconds, engines, maps.entropy if maps else None,
@@ -233,7 +233,7 @@ class Segmenter:
         return np.rint(total / np.float32(len(said) + (len(self.members) if maps else 0))).astype(np.uint8)
 
     def _distance(self, volume: Volume, lungs: Mask) -> tuple[float | None, tuple[Finding, ...]]:
-        """How far the scan lies from those the first network learnt from, and what there is to report of it."""
+        """How far the scan lies from those the first network was trained on, and what there is to report of it."""
         first = self.members[0] if self.members else None
         if first is None or first.scans is None or not isinstance(first.slices, HuFrameInput):
             return None, ()

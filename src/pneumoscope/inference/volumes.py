@@ -182,12 +182,12 @@ class VolumePrediction:
         from pneumoscope.datasets.public.covid19ctseg import with_sides
 
         meaning = class_meanings(labels)
-        ill = Mask(self._of(meaning, "infiltrate").astype(np.uint8), self.grid, dict(INFILTRATE_LABEL))
+        infiltrate = Mask(self._of(meaning, "infiltrate").astype(np.uint8), self.grid, dict(INFILTRATE_LABEL))
         if not {"right lung", "left lung"} <= set(meaning.values()):
-            return None, ill
+            return None, infiltrate
         sides = self._of(meaning, "right lung") + 2 * self._of(meaning, "left lung").astype(np.uint8)
-        lungs, _ = with_sides(Mask(sides.astype(np.uint8), self.grid, dict(LUNG_LABELS)), ill)
-        return lungs, ill
+        lungs, _ = with_sides(Mask(sides.astype(np.uint8), self.grid, dict(LUNG_LABELS)), infiltrate)
+        return lungs, infiltrate
 
     def _of(self, meaning: Mapping[int, str], name: str) -> NDArray[np.bool_]:
         return np.isin(self.classes, [n for n, what in meaning.items() if what == name])

@@ -73,7 +73,7 @@ def _refuse(place: Place, problem: str, member: str | None = None) -> ReadError:
 
 
 def _check_directory(stream: BinaryIO, place: Place) -> int:
-    """Size of the archive, after a look at how large its directory says it is (parsing a huge one takes minutes)."""
+    """Size of the archive, after a check of how large its directory claims to be (parsing a huge one takes minutes)."""
     size = stream.seek(0, 2)
     stream.seek(max(0, size - 66_000))
     tail = stream.read()

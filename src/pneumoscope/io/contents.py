@@ -29,7 +29,7 @@ MASK_FOLDER = re.compile(
 
 OWN_MARKS = frozenset({"report.json", "change.json", "done.json"})
 CLEANED_MARKS = frozenset({"changes.csv", "manifest.csv"})
-"""What a cleaned copy of a data set by ``data audit --fix`` holds; below other scans it is those scans again."""
+"""What a cleaned copy of a dataset by ``data audit --fix`` holds; below other scans it is those scans again."""
 
 OWN_IMAGES = re.compile(
     r"(lungs|infiltrate|probability|uncertainty-(entropy|variance)|registration|change|"

@@ -151,7 +151,7 @@ def shortened(text: str, most_bytes: int) -> str:
 
 
 def short_hash(text: str) -> str:
-    """Six hex digits that tell names apart; the same on every machine."""
+    """Six hex digits that distinguish names; the same on every machine."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:6]
 
 
@@ -208,7 +208,7 @@ MAX_FILES = 50_000
 """A folder with more files is not one scan."""
 
 SNIFF_FILES = 200
-"""How many files of a folder `is_dicom` looks at before it says no."""
+"""How many files of a folder `is_dicom` reads before it gives up."""
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 
@@ -227,7 +227,7 @@ class Found:
     Attributes:
         path: where it lies: never print it, hospitals export under names of patients.
         name: its place among the files, such as ``file 3 of 12``, in the order of their paths.
-        kind: ``dicom`` has the DICM mark, ``bare`` looks like a data set without it, ``empty`` has no bytes
+        kind: ``dicom`` has the DICM mark, ``bare`` looks like a dataset without it, ``empty`` has no bytes
             (or is a link to nothing), ``other`` is no DICOM.
         size: bytes.
     """

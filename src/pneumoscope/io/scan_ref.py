@@ -44,7 +44,7 @@ class ScanRef:
         lobes: lobe mask that came with it, or None. Masks may be folders with one file per structure.
         patient: patient id as the manifest gives it (groups scans of one person), or None.
         date: date or day as the manifest gives it, or None.
-        source: hospital, data set or scanner as the manifest gives it, or None.
+        source: hospital, dataset or scanner as the manifest gives it, or None.
         columns: name and value of the manifest's columns that are no paths, for `cases.csv`.
         series: which DICOM series, for `read_volume`; None for other files, and where the reader shall find it.
         identity: of a DICOM series, else empty.

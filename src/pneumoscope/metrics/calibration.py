@@ -160,7 +160,7 @@ def roc(scores: FloatArray, marked: NDArray[np.bool_], *, level: float = 0.95) -
     """The ROC curve of a score, its area, and an interval of the area.
 
     The area is the Mann-Whitney statistic (Hanley and McNeil 1982, Radiology 143, 29), the interval that of Newcombe
-    2006 (Statistics in Medicine 25, 559, method 5), which stays wide where few scans are told apart without a mistake:
+    2006 (Statistics in Medicine 25, 559, method 5), which stays wide where few scans are separated without a mistake:
     a bootstrap would call that certain. One score per independent thing: a scan or a patient, never a slice.
 
     Raises:
@@ -235,12 +235,6 @@ def _checked(probability: FloatArray, truth: NDArray[np.bool_]) -> tuple[NDArray
     return flat, y.ravel()
 
 
-RANGE = (0.05, 20.0)
-"""Between these a temperature is looked for."""
-
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
-
 def softmax_at(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
     """(n, classes) probabilities of logits divided by a temperature; the order of the classes stays.
 
@@ -255,44 +249,3 @@ def softmax_at(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArra
     scaled = values / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-math.inf))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def nll(logits: NDArray[np.floating], labels: NDArray[np.integer], temperature: float = 1.0) -> float:
-    """Mean of -log(probability of the true class), in nats; NaN of nothing."""
-    if not len(logits):
-        return math.nan
-    scaled = np.asarray(logits, np.float64) / temperature
-    top = scaled.max(axis=1, keepdims=True)
-    whole = top[:, 0] + np.log(np.exp(scaled - top).sum(axis=1))
-    return float(np.mean(whole - scaled[np.arange(len(labels)), labels]))
-
-
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The temperature in `RANGE` with the smallest `nll`, by golden section over its logarithm; 1.0 of nothing.
-
-    The loss has one minimum over 1 / temperature, hence over its logarithm too. Where every picture is told right
-    without an error the best temperature is 0, and the lower end of `RANGE` comes back.
-    """
-    if not len(logits):
-        return 1.0
-    low, high = (math.log(v) for v in RANGE)
-    for _ in range(60):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        if nll(logits, labels, math.exp(left)) <= nll(logits, labels, math.exp(right)):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
-
-
-def expected_error(probability: NDArray[np.floating], labels: NDArray[np.integer], bins: int = 15) -> float:
-    """Expected calibration error of the winning class over bins of equal width (Guo et al. 2017, equation 3).
-
-    NaN of nothing.
-    """
-    if not len(probability):
-        return math.nan
-    said, right = probability.max(axis=1), probability.argmax(axis=1) == labels
-    place = np.minimum((said * bins).astype(np.intp), bins - 1)
-    gap = np.bincount(place, weights=said - right, minlength=bins)
-    return float(np.abs(gap).sum() / len(said))

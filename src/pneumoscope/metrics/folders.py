@@ -15,12 +15,12 @@ import numpy as np
 from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, require_no_other_run, write_csv, write_json
-from pneumoscope.io.masks import require_threshold
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.metrics.intervals import summarise
+from pneumoscope.metrics.options import EvaluateOptions
 from pneumoscope.metrics.overlap import Counts, SliceScores, mean_over_infected, score, scores_of, slice_scores
 from pneumoscope.metrics.pairs import Pair, Side, comparable_labels, find_pairs
 from pneumoscope.metrics.surface import TOLERANCE_MM, surface_scores
@@ -112,32 +112,11 @@ class CasesFailedError(RunError):
     summary: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """How masks are scored; see `score_folders`."""
-
-    structure: str = "infiltrate"
-    spacing_mm: Sequence[float] | None = None
-    tolerance_mm: float | None = None
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        require_threshold(self.threshold)
-        spacing, tolerance = self.spacing_mm, self.tolerance_mm
-        if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
-            raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing)}")
-        if tolerance is not None and not 0 <= tolerance < math.inf:
-            raise InputError(f"a surface tolerance is a length in mm of at least 0, got {tolerance}")
-
-
 def score_folders(
     prediction: str | Path,
     reference: str | Path,
+    options: EvaluateOptions | None = None,
     *,
-    structure: str = "infiltrate",
-    spacing_mm: Sequence[float] | None = None,
-    surface_tolerance_mm: float | None = None,
-    threshold: float | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Score every mask of one folder against its partner in another; see `find_pairs` for which that is.
@@ -147,26 +126,21 @@ def score_folders(
 
     Args:
         prediction: a mask, or a folder of masks.
-        reference: the same, held to be true.
-        structure: ``infiltrate`` or ``lungs``, where one side has case folders and the other has not.
-        spacing_mm: voxel size along (right, front, head) to use for volumes in ml and distances in mm instead of the
-            files'.
-        surface_tolerance_mm: how far a surface may be off and still count in NSD; None for `TOLERANCE_MM` by structure.
-        threshold: cuts masks of probabilities; masks of labels are left as they are.
-        progress: told after each case.
+        reference: the same, of reference masks.
+        options: see `EvaluateOptions`.
+        progress: called after each case.
 
     Raises:
-        InputError: as `find_pairs`, for a spacing that is not three positive numbers, and a tolerance below 0.
+        InputError: as `find_pairs`.
     """
-    terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
-    jobs, step = _jobs(prediction, reference, terms, Path())
+    jobs, step = _jobs(prediction, reference, options or EvaluateOptions(), Path())
 
-    def told() -> Iterator[Job]:
+    def reported() -> Iterator[Job]:
         for number, job in enumerate(jobs):
             progress("evaluate", number, len(jobs), job.name)
             yield job
 
-    outcomes = list(step.one_by_one(told(), silent))
+    outcomes = list(step.one_by_one(reported(), silent))
     progress("evaluate", len(jobs), len(jobs))
     return _evaluation(prediction, reference, outcomes)
 
@@ -176,11 +150,8 @@ def evaluate_folders(
     prediction: str | Path,
     reference: str | Path,
     out: str | Path,
+    options: EvaluateOptions | None = None,
     *,
-    structure: str = "infiltrate",
-    spacing_mm: Sequence[float] | None = None,
-    surface_tolerance_mm: float | None = None,
-    threshold: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = silent,
@@ -188,10 +159,10 @@ def evaluate_folders(
     """`score_folders`, written into a folder as cases end.
 
     Args:
-        prediction, reference, structure, spacing_mm, surface_tolerance_mm, threshold, progress: see `score_folders`.
+        prediction, reference, options, progress: see `score_folders`.
         out: refused when it holds an evaluation, unless `overwrite` or `resume`.
         overwrite: score every case again.
-        resume: keep the cases that are scored and whose masks and terms are unchanged.
+        resume: keep the cases that are scored and whose masks and options are unchanged.
 
     Returns:
         What stands in ``summary.json``.
@@ -201,8 +172,8 @@ def evaluate_folders(
         CasesFailedError: when any case failed; the others are written first.
         RunError: the disk is full.
     """
-    terms = _Terms(structure, spacing_mm, surface_tolerance_mm, threshold)
-    every, step = _jobs(prediction, reference, terms, Path(out))
+    options = options or EvaluateOptions()
+    every, step = _jobs(prediction, reference, options, Path(out))
     jobs = part_of(every)
     require_no_other_run(out, "summary.json")
     folder = prepare_folder(out, marker="summary.json", overwrite=overwrite, resume=resume)
@@ -211,7 +182,7 @@ def evaluate_folders(
         _evaluation(prediction, reference, outcomes, finished=finished).write(folder)
 
     outcomes = run_jobs(
-        jobs, step, write, opener=partial(_open, prediction, reference, terms), side_by_side=current().jobs or 1,
+        jobs, step, write, opener=partial(_open, prediction, reference, options), side_by_side=current().jobs or 1,
         resume=resume, what="evaluate", progress=progress,
     )  # fmt: skip
     result = _evaluation(prediction, reference, outcomes)
@@ -226,25 +197,25 @@ def evaluate_folders(
     return dict(result.summary)
 
 
-def _open(prediction: str | Path, reference: str | Path, terms: _Terms, jobs: int) -> Step:
-    return _jobs(prediction, reference, terms, Path())[1]
+def _open(prediction: str | Path, reference: str | Path, options: EvaluateOptions, jobs: int) -> Step:
+    return _jobs(prediction, reference, options, Path())[1]
 
 
-def _jobs(prediction: str | Path, reference: str | Path, terms: _Terms, out: Path) -> tuple[list[Job], Step]:
+def _jobs(prediction: str | Path, reference: str | Path, options: EvaluateOptions, out: Path) -> tuple[list[Job], Step]:
     """A job for each pair, and how it is scored."""
-    pairs = find_pairs(prediction, reference, structure=terms.structure)
+    pairs = find_pairs(prediction, reference, structure=options.structure)
     sides = (Side("prediction", [p.prediction for p in pairs]), Side("reference", [p.reference for p in pairs]))
 
     def made_of(pair: Pair) -> dict[str, Any]:
         files = {"prediction": pair.prediction, "reference": pair.reference}
-        return {**{what: path and content_of_files([path]) for what, path in files.items()}, "terms": asdict(terms)}
+        return {**{what: path and content_of_files([path]) for what, path in files.items()}, "options": asdict(options)}
 
     def work(job: Job, progress: Progress) -> Outcome:
-        return Outcome(job.name, facts=_score_pair(job.item, sides, terms))
+        return Outcome(job.name, facts=_score_pair(job.item, sides, options))
 
     def still(pair: Pair, facts: Mapping[str, Any]) -> str:
-        told = zip(sides, facts["side_labels"], strict=True)
-        return "labels of the other files" if any(n is not None and n != sorted(s.numbers) for s, n in told) else ""
+        labels = zip(sides, facts["side_labels"], strict=True)
+        return "labels of the other files" if any(n is not None and n != sorted(s.numbers) for s, n in labels) else ""
 
     return [Job(p.case, p, job_folder(out, p.case)) for p in pairs], Step("evaluate", 1, made_of, work, still)
 
@@ -295,21 +266,21 @@ def score_masks(prediction: Mask, reference: Mask, *, label: int | None = None) 
     return sum((scores.counts for scores in per_slice), Counts()), per_slice
 
 
-def _score_pair(pair: Pair, sides: tuple[Side, Side], terms: _Terms) -> dict[str, Any]:
+def _score_pair(pair: Pair, sides: tuple[Side, Side], options: EvaluateOptions) -> dict[str, Any]:
     """Rows and, of each, the counts of its slices, as JSON values; and labels of other files that had a say."""
     from pneumoscope.io.read import read_mask_or_probability
 
     if pair.prediction is None or pair.reference is None:
         raise InputError(pair.missing)
-    drawn = read_mask_or_probability(pair.reference, terms.threshold)
-    found = read_mask_or_probability(pair.prediction, terms.threshold, scan=drawn.grid)
+    drawn = read_mask_or_probability(pair.reference, options.threshold)
+    found = read_mask_or_probability(pair.prediction, options.threshold, scan=drawn.grid)
     drawn.grid.require_same_space(found.grid, f"the prediction {pair.prediction}")
     names_found = sides[0].names_of(found, drawn.names)
     labels, note = comparable_labels(names_found, sides[1].names_of(drawn, names_found))
     wanted: list[tuple[str, int | None]] = [(name, label) for label, name in labels.items()]
     if len(wanted) != 1:
         wanted.append((ANY, None))
-    spacing_mm, tolerance_mm = terms.spacing_mm, terms.tolerance_mm
+    spacing_mm, tolerance_mm = options.spacing_mm, options.surface_tolerance_mm
     ml = drawn.grid.voxel_volume_ml if spacing_mm is None else math.prod(spacing_mm) / 1000
     rows, slices = [], []
     for name, label in wanted:
@@ -332,15 +303,15 @@ def _score_pair(pair: Pair, sides: tuple[Side, Side], terms: _Terms) -> dict[str
                 drawn,
                 label,
                 spacing_mm,
-                _tolerance(names, terms.structure) if tolerance_mm is None else tolerance_mm,
+                _tolerance(names, options.structure) if tolerance_mm is None else tolerance_mm,
             ),
             "note": note,
         }
         rows.append({column: _text(row[column]) for column in COLUMNS})
         slices.append([list(astuple(scores.counts)) for scores in per_slice])
     depends = sides[0].needs_others(found, drawn.names), sides[1].needs_others(drawn, names_found)
-    told = [sorted(side.numbers) if needed else None for side, needed in zip(sides, depends, strict=True)]
-    return {"rows": rows, "slices": slices, "side_labels": told}
+    numbers = [sorted(side.numbers) if needed else None for side, needed in zip(sides, depends, strict=True)]
+    return {"rows": rows, "slices": slices, "side_labels": numbers}
 
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -368,9 +339,9 @@ def _surface_columns(
 
 
 def _tolerance(names: Sequence[str], structure: str) -> float:
-    """That of lungs when every name says lung, or none says anything and lungs are scored; else that of infiltrate."""
-    told = [name for name in names if not name.startswith("label ")]
-    lungs = all("lung" in name.lower() for name in told) if told else structure == "lungs"
+    """That of lungs when every name says lung, or none has a meaning and lungs are scored; else that of infiltrate."""
+    named = [name for name in names if not name.startswith("label ")]
+    lungs = all("lung" in name.lower() for name in named) if named else structure == "lungs"
     return TOLERANCE_MM["lungs" if lungs else "infiltrate"]
 
 

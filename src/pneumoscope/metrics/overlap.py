@@ -13,7 +13,7 @@ not empty   empty      0.0   0.0  0.0        0.0     0.0
 empty       not empty  0.0   0.0  0.0        0.0     0.0
 ==========  =========  ====  ===  =========  ======  ===
 
-No score is ever NaN. Agreement about nothing is cheap, so it can be told apart: `Counts.empty` names the case, and
+No score is ever NaN. Agreement about nothing is cheap, so it is marked: `Counts.empty` names the case, and
 tables carry it beside the score. Code in the manner of Keras, with a small constant added to the denominator, gives 0.0
 for the precision of a slice without prediction, and so do we whenever the reference holds infiltrate, that is, on every
 slice the papers average over; the two differ only on slices where both masks are empty.

@@ -176,7 +176,7 @@ class Side:
     @cached_property
     def numbers(self) -> set[int]:
         """Labels that occur in the files without names."""
-        from pneumoscope.io import read_mask
+        from pneumoscope.io.read import read_mask
 
         found: set[int] = set()
         for path in self._paths:

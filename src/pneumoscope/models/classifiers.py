@@ -55,7 +55,7 @@ class ChestCNN(nn.Module):
         self.head = nn.Linear(widths[-1], self.config.classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, f, h / 2^blocks, w / 2^blocks): the last maps, before averaging; what Grad-CAM looks at."""
+        """(n, f, h / 2^blocks, w / 2^blocks): the last maps, before averaging; what Grad-CAM uses."""
         out: Tensor = self.body(x)
         return out
 
@@ -169,7 +169,7 @@ class ResNet50(nn.Module):
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(1, 3, 1, 1), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, 32 width, h / 32, w / 32): the last maps, before averaging; what Grad-CAM looks at."""
+        """(n, 32 width, h / 32, w / 32): the last maps, before averaging; what Grad-CAM uses."""
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         x = (x - self.mean) / self.deviation

@@ -207,7 +207,7 @@ def _size(model: nn.Module, card: dict[str, Any], size: Sequence[int] | None, fo
         raise ModelError("the card names no size of the pictures; give one, e.g. --size 320 320", path=folder)
     sizes = tuple(int(n) for n in found)
     if len(sizes) != axes or min(sizes) < 1:
-        raise InputError(f"the network looks at pictures of {axes} axes, got the size {list(sizes)}")
+        raise InputError(f"the network takes pictures of {axes} axes, got the size {list(sizes)}")
     return sizes
 
 

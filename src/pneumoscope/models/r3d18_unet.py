@@ -251,7 +251,7 @@ def _double_conv(inside: int, outside: int) -> nn.Sequential:
 
 
 def _initialise(part: nn.Module) -> None:
-    """He's initialisation for the convolutions (our choice for the decoder), as the published encoder began."""
+    """He's initialisation for the convolutions (our choice for the decoder), as that of the published encoder."""
     for module in part.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

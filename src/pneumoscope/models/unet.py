@@ -180,8 +180,3 @@ def _norm(kind: Norm, channels: int, dims: Literal[2, 3]) -> nn.Module:
     if kind == "instance":
         return (nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
     return nn.Identity()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -35,7 +35,7 @@ HU_RANGE = (-1000.0, 200.0)
 THREADS = 2
 
 SAMPLED = 0.2
-"""Share of the voxels that the deformation looks at."""
+"""Share of the voxels that the deformation samples."""
 
 OUTSIDE_HU = -1000.0
 
@@ -45,8 +45,8 @@ class RegistrationRules:
     """How the steps are done.
 
     Attributes:
-        body_mm: the rigid and affine steps look at the lungs and this far around them.
-        lung_mm: the deformation looks at the lungs and this far around them: far enough to see their edge, near enough
+        body_mm: the rigid and affine steps use the lungs and this far around them.
+        lung_mm: the deformation uses the lungs and this far around them: far enough to see their edge, near enough
             that ribs, along which the lung slides, do not hold it.
         knots_mm: distance between knots of the deformation; smaller follows more and folds more easily.
         iterations: at most, of the affine steps and of the deformation.
@@ -193,7 +193,7 @@ def register(
         rules: see `RegistrationRules`.
         start_mm: added to the first guess, which lays the centres of the lungs over each other; another start ends
             at nearly the same map when the registration is stable.
-        seed: which voxels the deformation looks at; the same seed gives the same map.
+        seed: which voxels the deformation samples; the same seed gives the same map.
 
     Raises:
         InputError: the images hardly overlap, so that nothing can be compared.
@@ -250,7 +250,7 @@ def similarity(baseline: WorkingCopy, followup: WorkingCopy, displacement_mm: ND
 
 
 def _detail(hu: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Density less its mean over the neighbourhood inside the lungs: vessels, which tell people apart."""
+    """Density less its mean over the neighbourhood inside the lungs: vessels, which differ between people."""
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 3.0)
     mean = ndimage.gaussian_filter(np.where(inside, hu, 0).astype(np.float32), 3.0) / np.maximum(weight, 1e-3)
     return (hu - mean)[inside].astype(np.float64)

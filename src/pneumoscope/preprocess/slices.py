@@ -12,7 +12,7 @@ what Pillow and scikit-image do; OpenCV's plain ``INTER_NEAREST`` leans towards 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,24 +87,6 @@ def resize_linear(stack: NDArray[np.floating[Any]], size: Size) -> NDArray[np.fl
         tall = picture[top] * (1 - down)[:, None] + picture[bottom] * down[:, None]
         result[at] = tall[:, left] * (1 - across) + tall[:, right] * across
     return result
-
-
-def resize_back(
-    stack: NDArray[Any], shape: Sequence[int], method: Literal["nearest", "linear"] = "nearest"
-) -> NDArray[Any]:
-    """What a network gave at its own size, back on the in-plane size of the scan.
-
-    Args:
-        stack: (..., h, w) masks (nearest) or probabilities (either; linear gives smoother borders after a threshold).
-        shape: the (h, w) of the slices before they were resized, i.e. ``to_slices(array).shape[1:]``.
-        method: ``nearest`` keeps the type and the set of values; ``linear`` gives float32.
-
-    A stack that was enlarged by `resize_nearest` comes back exactly. One that was shrunk cannot: what stood between the
-    pixels that were taken is gone, and borders are right to about half a pixel of the smaller size.
-    """
-    if method not in ("nearest", "linear"):
-        raise InputError(f"unknown way to resize {method!r}; choose nearest or linear")
-    return resize_nearest(stack, shape) if method == "nearest" else resize_linear(stack, shape)
 
 
 def _neighbours(n_in: int, n_out: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.errors import GeometryError, InputError
-from pneumoscope.geometry import AxisCodes, Grid, contiguous, reorient_array, require_axis_codes, whole_triple
+from pneumoscope.geometry import Grid, whole_triple
 from pneumoscope.volume import Mask, Volume
 
 AIR_HU = -1024.0
@@ -122,31 +122,6 @@ class Pad(Step):
     def for_labels(self) -> Pad:
         """See `Step.for_labels`."""
         return replace(self, fill_hu=0)
-
-
-@dataclass(frozen=True)
-class Reorient(Step):
-    """Permute and flip the axes until they run along `codes`, e.g. ``("L", "P", "S")``. The inverse is exact.
-
-    For arrays on their way in or out: a `Volume` or a `Mask` stays RAS+ inside pneumoscope and `apply` to other
-    codes is refused.
-    """
-
-    codes: AxisCodes
-
-    def __post_init__(self) -> None:
-        require_axis_codes(self.codes)
-        object.__setattr__(self, "codes", tuple(self.codes))
-
-    def move(self, array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
-        """See `Step.move`; contiguous."""
-        _require_on(array, grid)
-        order, flips = grid.reorientation(self.codes)
-        return contiguous(reorient_array(array, order, flips)), grid.reorient(self.codes)
-
-    def inverse(self, before: Grid) -> Reorient:
-        """The turn back to the axis codes of `before`."""
-        return Reorient(before.axis_codes)
 
 
 @dataclass(frozen=True)

@@ -107,18 +107,6 @@ def model_input(
     return channels
 
 
-def target_channels(infiltrate: NDArray[Any]) -> NDArray[np.uint8]:
-    """The two-channel target: (n, h, w) bool or labels to (n, 2, h, w) uint8 of 0 and 1.
-
-    Channel 0 is infiltrate (every label above 0), channel 1 its complement over the whole picture, body and air outside
-    the lungs included. A slice without infiltrate gives 0 in channel 0 and 1 in channel 1. Source: Maganaris et
-    al. 2022b, section 3.1, last paragraph; the one-channel target of 2022a is channel 0 alone, ``[:, :1]``.
-    """
-    _require_stack(infiltrate, "the infiltrate mask")
-    inside = infiltrate > 0
-    return np.stack([inside, ~inside], axis=1).astype(np.uint8)
-
-
 def _require_stack(stack: NDArray[Any], what: str) -> None:
     if stack.ndim != 3:
         raise InputError(f"{what} must have shape (n, h, w), got {stack.shape}")

@@ -119,27 +119,6 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}" if picture else ""
 
 
-def overlay_png(
-    hu_slice: NDArray[np.floating[Any]],
-    lungs: NDArray[Any] | None = None,
-    infiltrate: NDArray[Any] | None = None,
-    truth: NDArray[Any] | None = None,
-    *,
-    spacing_mm: tuple[float, float] = (1.0, 1.0),
-    title: str = "",
-    window: HuWindow = LUNG_WINDOW,
-) -> bytes:
-    """One slice with lung outlines, infiltrate filled, and a reader's infiltrate outlined, as PNG.
-
-    Arrays are (h, w) in the radiological view, as `preprocess.slices.to_slices` gives them; see `SliceView`.
-
-    Raises:
-        InputError: arrays that are not (h, w) or differ in shape.
-    """
-    view = SliceView(hu_slice, lungs, infiltrate, truth, spacing_mm, title)
-    return montage_png([view], window=window, plain=False)
-
-
 def montage_png(views: Sequence[SliceView], *, window: HuWindow = LUNG_WINDOW, plain: bool = True) -> bytes:
     """Slices side by side with their masks and, with `plain`, above each the same slice without, as PNG.
 

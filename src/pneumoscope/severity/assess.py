@@ -1,4 +1,4 @@
-"""Everything that is said about one scan: the counts of `measure`, and where, how dense and how sure."""
+"""Everything that is measured of one scan: the counts of `measure`, and where, how dense and how sure."""
 
 from __future__ import annotations
 

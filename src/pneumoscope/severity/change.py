@@ -1,4 +1,4 @@
-"""Change between two dates, and below which change nothing can be said.
+"""Change between two dates, and the noise floor below which no change is measurable.
 
 Volumes and shares of both lungs and of each are those of each scan on its own grid, so no registration enters them;
 zones are those of the baseline, and the follow-up's infiltrate is laid over them.
@@ -44,7 +44,7 @@ class Aligned:
 
 
 BORDER_MM = 0.25
-"""Standard deviation of the mean place of a border drawn twice. Measured: 0.14 mm (root mean square) over eight
+"""Standard deviation of the mean place of a border annotated twice. Measured: 0.14 mm (root mean square) over eight
 synthetic patients of three sites, each scanned twice unchanged (other noise, voxels shifted by part of one) and
 segmented with the shipped networks; 0.25 mm is its upper 95 % limit with eight pairs."""
 

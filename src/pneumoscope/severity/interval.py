@@ -67,7 +67,7 @@ def volume_interval(
     """The interval inside the lungs.
 
     Args:
-        probability: threshold and smallest piece; its `values` are not looked at.
+        probability: threshold and smallest piece; its `values` are not used.
         lung: (i, j, k).
         values: (i, j, k) the probability times 255 of the same voxels.
         voxel_ml: volume of a voxel.

@@ -1,4 +1,4 @@
-"""How much of the lungs is affected: millilitres and shares, with every doubtful state said aloud.
+"""How much of the lungs is affected: millilitres and shares, with every doubtful state named.
 
 A share is None, never 0, when there is no lung to divide by. A share of 0.0 means: lung was there, and no infiltrate
 was marked in it. `measure` counts; `pneumoscope.severity.assess` adds zones, lobes, lesions and the rest.
@@ -30,7 +30,7 @@ CONSOLIDATION_FROM_HU = -300.0
 """Infiltrate at or above this density counts as consolidation, below as ground-glass.
 
 Readers disagree on the limit; of the eight compared in "Quantitative CT for detecting COVID-19 pneumonia in suspected
-cases" (BMC Infectious Diseases 2021, doi 10.1186/s12879-021-06556-z) this one told patients apart best.
+cases" (BMC Infectious Diseases 2021, doi 10.1186/s12879-021-06556-z) this one separated patients best.
 """
 
 EDGE_MM2 = 200.0
@@ -47,7 +47,7 @@ class Severity(Tabled):
 
     Attributes:
     total: both lungs.
-        right: the patient's right lung; None when the mask does not tell sides.
+        right: the patient's right lung; None when the mask has no sides.
         left: the patient's left lung; None likewise.
         infiltrate_by_label_ml: infiltrate inside the lungs by the mask's own labels.
         infiltrate_outside_voxels: infiltrate marked outside the lungs, in no other number.

@@ -67,7 +67,7 @@ def lobe_score(share_percent: float | None) -> int | None:
 def lobe_lookup(lobes: Mask) -> NDArray[np.uint8]:
     """For each of the 256 labels of a lobe mask the number of the lobe (1 to 5 in the order of `LOBES`), or 0.
 
-    Names are told apart by their words (``right upper lobe``, ``lung_upper_lobe_right``, ...). Without names, 1 to 5
+    Names are distinguished by their words (``right upper lobe``, ``lung_upper_lobe_right``, ...). Without names, 1 to 5
     are taken in lungmask's order and 10 to 14 in TotalSegmentator's.
 
     Raises:
@@ -129,7 +129,7 @@ def sides_of(names: Mapping[int, str]) -> NDArray[np.uint8]:
 
 
 def with_house_labels(lungs: Mask) -> Mask:
-    """A mask that tells sides, in any labels, as 1 = right and 2 = left lung; another mask as it is."""
+    """A mask with sides, in any labels, as 1 = right and 2 = left lung; another mask as it is."""
     sides = sides_of(lungs.names)
     if dict(lungs.names) == dict(LUNG_LABELS) or 2 not in sides:
         return lungs

@@ -43,7 +43,7 @@ the share below -950 HU of radiologists (LAA-950), do not pass such a mean; heal
 STATES: Mapping[str, str] = {
     "no_lung_found": "No lung was found. There are no shares; volumes of infiltrate count only what lies outside.",
     "one_lung_only": "Only one lung was found. Shares refer to that lung.",
-    "lungs_not_sided": "The lung mask does not tell right from left. Only totals are given.",
+    "lungs_not_sided": "The lung mask does not separate right from left. Only totals are given.",
     "sides_exchanged": "Right and left lung of the mask lie on each other's side of the body. Every figure per "
     "side and zone is exchanged; exchange the two labels of the mask.",
     "lung_left_out": "The lung network is sure of more lung than the mask holds; rules of density and shape left it "
@@ -86,16 +86,13 @@ STATES: Mapping[str, str] = {
     "infiltrate_diffuse": "More than half of the lung is marked. Oedema, haemorrhage, ARDS and fibrosis look like "
     "this as well; the share says nothing about the cause.",
     "mass_in_lung": "A solid mass borders on aerated lung, which is unlike pneumonia. It may be counted as "
-    "infiltrate or left out; the model does not tell a tumour from consolidation.",
+    "infiltrate or left out; the model does not distinguish a tumour from consolidation.",
     "solid_region": "A region of the lung more than 3 cm thick holds no air. Consolidation, collapse and tumour look "
     "alike to the model; the share does not say which it is.",
     "unlike_training_scans": "The slices look unlike the chest CTs that the infiltrate model was trained on. Its "
     "numbers were not tested on such scans.",
 }
 """What each state means, in a sentence for reports."""
-
-OUTSIDE_USE = ("slices_too_thick", "lung_volume_implausible", "density_implausible")
-"""States that say: outside the intended use."""
 
 
 def use_states(

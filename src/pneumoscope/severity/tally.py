@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Box = tuple[slice, slice, slice]
 
 SLAB_VOXELS = 1 << 21
-"""Voxels looked at together; keeps the temporaries small."""
+"""Voxels counted together; keeps the temporaries small."""
 
 
 @dataclass(frozen=True)

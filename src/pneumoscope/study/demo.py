@@ -108,8 +108,8 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
 def _new_patient(experiment: Experiment, folder: Path) -> ScanRef:
     """Write the scan of a patient that is in no set, and what the site's reader drew on it."""
     from pneumoscope.datasets.phantom.folder import make_phantom
-    from pneumoscope.io import write_mask, write_volume
     from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.write import write_mask, write_volume
 
     site = experiment.site(CASE_SITE).phantom_site
     made = make_phantom(site, NEW_PATIENT, seed=experiment.data.phantom_seed, size=experiment.data.phantom_size)

@@ -94,7 +94,7 @@ class XrayStudy(Study):
     def _note_left_out(self, trial: Repeat, roots: Mapping[str, Path], weights: Path | None) -> None:
         stages = self.experiment.training.stages or ()
         if "Model_3" in stages and weights is None:
-            from pneumoscope.models.published import PUBLISHED
+            from pneumoscope.models.weights import PUBLISHED
 
             known = PUBLISHED["resnet50"]
             self.left_out.append(

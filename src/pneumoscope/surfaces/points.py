@@ -1,6 +1,6 @@
 """Point tables for ParaView: one line per voxel, ``x,y,z,value``, in RAS+ millimetres.
 
-Maganaris et al. (2022b, section 5) looked at lungs and infiltrates in 3D by writing such tables and turning
+Maganaris et al. (2022b, section 5) showed lungs and infiltrates in 3D by writing such tables and turning
 them to points with ParaView's filter Table To Points (X Column x, Y Column y, Z Column z, Keep All Data Arrays on).
 They counted z up slice by slice; here x, y and z are the voxel centre's place in the patient, so tables of one
 patient, and the meshes, lie on each other. No blanks are written: ParaView's reader takes columns with blanks for text.
@@ -37,7 +37,7 @@ class PointTable:
     Attributes:
         path: the CSV file.
         points: lines below the header.
-        stride: every how manieth voxel along each axis was looked at.
+        stride: every how manieth voxel along each axis is taken.
     """
 
     path: Path

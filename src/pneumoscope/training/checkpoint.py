@@ -58,7 +58,7 @@ def load_checkpoint(folder: str | Path) -> Loaded | None:
     """The newest whole checkpoint of a folder; None when none was ever written.
 
     Raises:
-        CheckpointError: checkpoints are there and none is whole; a run is never silently begun anew.
+        CheckpointError: checkpoints are there and none is whole; a run is never silently started again.
     """
     folder = Path(folder)
     problems = []

@@ -90,7 +90,7 @@ def fit(
 
     Raises:
         NonFiniteLossError: loss or gradients, before the optimiser moves; the last checkpoint stays good.
-        CheckpointError: `resume` with other settings or data than the run was begun with, or damaged files only.
+        CheckpointError: `resume` with other settings or data than the run was started with, or damaged files only.
     """
     started = time.perf_counter()
     folder = Path(folder)
@@ -208,7 +208,7 @@ class _Run:
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at epoch {state.epoch + 1}, step {state.step + 1}; nothing was updated. "
-                f"Look at {_some(batch.names)}, or lower the learning rate"
+                f"Check {_some(batch.names)}, or lower the learning rate"
             )
         self.optimiser.zero_grad()
         self.fabric.backward(loss)
@@ -222,7 +222,7 @@ class _Run:
         state.seen += size
 
     def _require_finite_gradients(self, batch: Batch) -> None:
-        """A broken kernel gives a good loss and bad gradients: their common norm is looked at in every step.
+        """A broken kernel gives a good loss and bad gradients: their common norm is checked in every step.
 
         It costs 0.02 to 0.2 % of a step (one core; 4 ms for 22.6 million weights).
         """
@@ -238,7 +238,7 @@ class _Run:
         raise NonFiniteLossError(
             f"the gradient of {bad[0]}{others} is not finite at epoch {state.epoch + 1}, step {state.step + 1}; "
             f"nothing was updated. {'Use --precision fp32' if low else 'Clip gradients'}, or lower the learning rate, "
-            f"or look at {_some(batch.names)}"
+            f"or check {_some(batch.names)}"
         )
 
     @torch.no_grad()
@@ -335,7 +335,7 @@ class _Run:
         """Go back to the checkpoint; what there is to say about it. A fall back to an older one is reported at once."""
         loaded = load_checkpoint(self.folder)
         if loaded is None:
-            return (f"{self.folder.name}: no checkpoint had been written yet; began at the first epoch",)
+            return (f"{self.folder.name}: no checkpoint had been written yet; started at the first epoch",)
         try:
             self._take(loaded.state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:

@@ -81,7 +81,7 @@ def dice_balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """1 - Dice of the classes that a box holds, and cross-entropy weighted by one over the root of a class's share.
 
     Over all classes, as in `dice_cross_entropy`, the first voxel of a class in a box without it costs as much as a
-    class missed: one that most boxes lack (pleural fluid) is never learnt.
+    class missed: one that most boxes lack (pleural fluid) is never predicted.
 
     Shares are those of the batch's stated voxels; weights are scaled to a mean of 1 over them, and none is above
     `MOST_WEIGHT` times the least. Classes of a few hundred voxels (airways among lungs) drown in plain means.

@@ -1,1 +1,1 @@
-"""Faults in the annotations of a data set: found on the files as they lie there, ranked, and repaired in a copy."""
+"""Faults in the annotations of a dataset: found on the files as they lie there, ranked, and repaired in a copy."""

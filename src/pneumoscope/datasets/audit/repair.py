@@ -100,7 +100,7 @@ def repair_case(
 
     Args:
         raw: the case as read; its arrays are not changed.
-        kinds: kinds to mend, of `REPAIRS`.
+        kinds: kinds to repair, of `REPAIRS`.
         rules: thresholds.
         lungs: lungs found by a model, as for `judge_case`.
         stacked: as for `judge_case`.
@@ -180,7 +180,7 @@ _CHUNK = 100_000
 
 
 def require_apart(copy: Path, roots: Iterable[Path]) -> None:
-    """Refuse a folder for the copy that lies in a data set or around one: originals are never touched.
+    """Refuse a folder for the copy that lies in a dataset or around one: originals are never touched.
 
     Raises:
         InputError: it does.
@@ -189,7 +189,7 @@ def require_apart(copy: Path, roots: Iterable[Path]) -> None:
     for root in roots:
         home = root.resolve() if root.is_dir() else root.resolve().parent
         if target == home or target in home.parents or home in target.parents:
-            raise InputError(f"lies in or around the data set {root}; choose a folder beside it", path=copy)
+            raise InputError(f"lies in or around the dataset {root}; choose a folder beside it", path=copy)
 
 
 def write_case(folder: Path, raw: RawCase, repaired: Repaired, name: str) -> dict[str, Any]:

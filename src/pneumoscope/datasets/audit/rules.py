@@ -17,7 +17,7 @@ _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, eq=False)
 class AuditFinding:
-    """Something about an annotation that a person should look at.
+    """Something about an annotation that a person should check.
 
     Attributes:
         case: which case.
@@ -139,9 +139,9 @@ KINDS: Mapping[str, Kind] = {
     "swapped-sides": Kind(
         "Sides swapped", "What is labelled right lung lies on the patient's left.", "labels 1 and 2 are exchanged"
     ),
-    "absent-label": Kind("Label without voxels", "The data set declares a label that no case holds."),
+    "absent-label": Kind("Label without voxels", "The dataset declares a label that no case holds."),
     "undeclared-label": Kind(
-        "Undeclared label", "The mask holds a label that the data set does not explain.",
+        "Undeclared label", "The mask holds a label that the dataset does not explain.",
         "removed when it is a trace only",
     ),
     "duplicate-patient": Kind("One scan, two patients", "Two patients of the set have the same scan."),

@@ -81,10 +81,10 @@ class Description:
 
 
 def read_description(root: str | Path, kind: str) -> Description:
-    """The description of the one data set in a folder, at most three levels below it.
+    """The description of the one dataset in a folder, at most three levels below it.
 
     Args:
-        root: the data set's folder or one above.
+        root: the dataset's folder or one above.
         kind: of layout, for messages.
 
     Raises:
@@ -98,7 +98,7 @@ def read_description(root: str | Path, kind: str) -> Description:
         raise DatasetError(f"holds no {NAME}; expected {kind}", path=start)
     if len(found) > 1:
         names = ", ".join(str(p.parent.relative_to(start)) for p in found[:4])
-        raise DatasetError(f"holds {len(found)} data sets ({names} ...); name the folder of one", path=start)
+        raise DatasetError(f"holds {len(found)} datasets ({names} ...); name the folder of one", path=start)
     return _described(found[0])
 
 

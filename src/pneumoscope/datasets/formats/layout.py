@@ -1,4 +1,4 @@
-"""Links in a data set's folder: followed inside it only."""
+"""Links in a dataset's folder: followed inside it only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_DEPTH = 6
 """Folders below the root that are looked into; unpackers nest two or three deep."""
 
 MAX_ENTRIES = 100_000
-"""A folder with more is no data set known here, but somebody's home."""
+"""A folder with more is no dataset known here, but somebody's home."""
 
 SCAN_SUFFIXES = (".nii", ".nii.gz")
 ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz")
@@ -218,7 +218,7 @@ def require_inside(link: Path, real: Path) -> None:
         raise DatasetError("is a link that leads nowhere; restore its target or remove it", path=link) from None
     if not target.is_relative_to(real):
         raise DatasetError(
-            "is a link out of the data set's folder, which is not followed; copy the file in its place", path=link
+            "is a link out of the dataset's folder, which is not followed; copy the file in its place", path=link
         )
 
 

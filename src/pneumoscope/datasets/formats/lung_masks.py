@@ -1,4 +1,4 @@
-"""Lung masks from elsewhere for a data set that has none: a folder of masks, or of case folders of `segment`."""
+"""Lung masks from elsewhere for a dataset that has none: a folder of masks, or of case folders of `segment`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PATTERNS = ("{case}/lungs.nii.gz", "{case}.nii.gz", "{case}.nii", "{case}_lungs.
 
 
 def with_lung_masks(cases: list[Case], folder: str | Path) -> list[Case]:
-    """The cases, loading their lungs from a folder; masks that the data set stores itself are not used.
+    """The cases, loading their lungs from a folder; masks that the dataset stores itself are not used.
 
-    Labels are those of `pneumoscope.io.read_lungs`: 1 = right, 2 = left.
+    Labels are those of `pneumoscope.io.read.read_lungs`: 1 = right, 2 = left.
 
     Args:
-        cases: of one data set.
+        cases: of one dataset.
         folder: holds a mask for each case, named as in `PATTERNS`.
 
     Raises:
@@ -51,7 +51,8 @@ def _mask_of(case: str, root: Path) -> Path | None:
 
 
 def _load(case: Case, path: Path) -> LabelledScan:
-    from pneumoscope.io import fit_mask, read_lungs
+    from pneumoscope.io.masks import fit_mask
+    from pneumoscope.io.read import read_lungs
     from pneumoscope.severity.regions import with_house_labels
 
     scan = case.load()

@@ -26,7 +26,7 @@ FILE = "splits_final.json"
 
 
 def write_nnunet_splits(folds: Sequence[Fold], path: str | Path) -> None:
-    """Write folds of one data set, or of several whose case names differ.
+    """Write folds of one dataset, or of several whose case names differ.
 
     Raises:
         DatasetError: two cases of one name: nnU-Net knows cases by name only.
@@ -34,7 +34,7 @@ def write_nnunet_splits(folds: Sequence[Fold], path: str | Path) -> None:
     for fold in folds:
         names = [member.case for members in fold.parts.values() for member in members]
         if len(set(names)) < len(names):
-            raise DatasetError("two data sets have a case of the same name; nnU-Net needs names that are unique")
+            raise DatasetError("two datasets have a case of the same name; nnU-Net needs names that are unique")
     write_json(path, [
         {"train": sorted(m.case for m in (*fold.train, *fold.val)), "val": sorted(m.case for m in fold.test)}
         for fold in folds
@@ -58,7 +58,7 @@ def read_nnunet_splits(path: str | Path, members: Sequence[Member]) -> list[Fold
     for n, fold in enumerate(stored):
         for name in (*fold["train"], *fold["val"]):
             if len(by_case.get(name, ())) != 1:
-                found = "two data sets have" if name in by_case else "the data do not hold"
+                found = "two datasets have" if name in by_case else "the data do not hold"
                 raise DatasetError(f"fold {n} names case {name!r}, which {found}", path=path)
         train, test = (tuple(by_case[name][0] for name in dict.fromkeys(fold[key])) for key in ("train", "val"))
         try:
@@ -94,7 +94,7 @@ def read_nnunet_cases(
     """Training cases (source ``train``) and those of imagesTs (source ``test``).
 
     Args:
-        root: the folder of the data set, or one above that holds no other.
+        root: the folder of the dataset, or one above that holds no other.
         labels: what names of ``dataset.json`` mean, where they are not known here: name -> one of
             `pneumoscope.datasets.formats.label_names.MEANINGS`.
         channel: number or name of the channel that is the CT; by default the only one, or the one called CT.

@@ -1,13 +1,12 @@
 """Synthetic chest CTs with exact masks, from three made-up hospitals.
 
-`make_phantom` gives one labelled scan; `write_phantom` and `read_phantom` a data set on disk. The same site, patient,
+`make_phantom` gives one labelled scan; `write_phantom` and `read_phantom` a dataset on disk. The same site, patient,
 seed and size give the same scan. A size changes the matrix and the number of slices; the body and its lesions stay,
 only the vessels branch differently.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -154,7 +153,7 @@ def write_phantom(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[str]:
-    """Write the patients 0 .. patients - 1 of a site as a data set.
+    """Write the patients 0 .. patients - 1 of a site as a dataset.
 
     The folder gets ``manifest.csv`` (any reader of manifests takes it), ``images``, ``lungs`` (not at site C),
     ``infiltrate``, ``truth`` (exact infiltrate and lungs), ``faults.csv`` and, last, ``phantom.json``. The same call
@@ -276,10 +275,10 @@ def read_phantom_json(root: str | Path) -> dict[str, Any]:
     path = Path(root) / PHANTOM_FILE
     if not path.exists():
         raise DatasetError(
-            f"has no {PHANTOM_FILE}: no synthetic data set, or an unfinished one; run pneumoscope data phantom",
+            f"has no {PHANTOM_FILE}: no synthetic dataset, or an unfinished one; run pneumoscope data phantom",
             path=root,
         )
-    held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the data set again")
+    held: dict[str, Any] = read_json(path, error=DatasetError, remedy="make the dataset again")
     if not isinstance(held.get("cases"), list):
         raise DatasetError("is not the description of a synthetic dataset; make the dataset again", path=path)
     return held
@@ -297,9 +296,9 @@ def read_phantom(root: str | Path) -> list[Case]:
     try:
         refs = read_manifest(Path(root) / TABLE)
     except InputError as error:
-        raise DatasetError(f"the synthetic data set is damaged: {error}", path=root) from error
+        raise DatasetError(f"the synthetic dataset is damaged: {error}", path=root) from error
     if [ref.case for ref in refs] != held["cases"]:
-        raise DatasetError(f"{TABLE} and {PHANTOM_FILE} name different cases; make the data set again", path=root)
+        raise DatasetError(f"{TABLE} and {PHANTOM_FILE} name different cases; make the dataset again", path=root)
     return [case_of_row("phantom", ref, partial(_load, ref)) for ref in refs]
 
 
@@ -312,9 +311,3 @@ def _load(ref: Any) -> LabelledScan:
     exact = ref.path.parent.parent / "truth" / f"{ref.case}-infiltrate.nii.gz"
     truth = read_mask(exact, INFILTRATE_LABELS) if exact.is_file() else None
     return LabelledScan(scan.volume, scan.lungs, scan.infiltrate, truth)
-
-
-def read_faults(root: str | Path) -> list[dict[str, str]]:
-    """Rows of ``faults.csv``: ``case,slice,kind,voxels,x,y,z``; empty when nothing was planted."""
-    with (Path(root) / FAULTS).open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))

@@ -20,7 +20,7 @@ PLACING_STEP_MM = 9.0
 
 @dataclass(frozen=True)
 class LesionPlan:
-    """How ill a patient is.
+    """How much infiltrate a patient has.
 
     Attributes:
         share: part of the lungs with infiltrate, 0 to 1, met to within one lesion.

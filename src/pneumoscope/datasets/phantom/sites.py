@@ -85,7 +85,7 @@ class Reader:
         vessels: whether vessels inside are part of the infiltrate.
         faintest_hu: places below are left out (after the site's own offset), None to keep all.
         smallest_ml: smaller lesions are overlooked.
-        kinds: whether ground glass and consolidation are told apart.
+        kinds: whether ground glass and consolidation are distinguished.
         lungs: whether lung masks are stored.
     """
 

@@ -30,7 +30,7 @@ def read_an2020_cases(root: str | Path) -> list[Case]:
         raise tree.error("holds no volume-covid19-A-NNNN.nii.gz")
     drawn = [scan.path for scan in tree.scans if scan.stem.lower().endswith("_seg")]
     if drawn:
-        raise tree.error("holds masks, which this set has not: read it as covid1920", path=drawn[0])
+        raise tree.error("holds masks, which this dataset does not have: read it as covid1920", path=drawn[0])
     return [volume_case(NAME, name, NAME, CaseFiles(image)) for name, image in images.items()]
 
 

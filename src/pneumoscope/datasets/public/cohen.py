@@ -30,7 +30,7 @@ def read_cohen(root: Path) -> list[XrayCase]:
     """Frontal X-rays of the table that are on disk, in its order.
 
     Raises:
-        DatasetError: not that data set, or no picture fits.
+        DatasetError: not that dataset, or no picture fits.
     """
     pictures = {p.name.lower(): p for p in pictures_below(root, EXPECTED)}
     table = find_table(root, ("metadata.csv",))

@@ -45,7 +45,7 @@ def ma_folds(members: Sequence[Member], task: MaTask = "20/80") -> list[Fold]:
     There is no validation part: the benchmark trains for a fixed time.
 
     Raises:
-        DatasetError: an unknown task, or cases that are not the twenty of the data set.
+        DatasetError: an unknown task, or cases that are not the twenty of the dataset.
     """
     if task not in ("20/80", "80/20"):
         raise DatasetError(f"the published tasks are 20/80 and 80/20, got {task!r}")
@@ -72,7 +72,7 @@ EXPECTED = (
 LUNGS, INFECTION, BOTH = "lung_mask", "infection_mask", "lung_and_infection_mask"
 
 WINDOW_HU = (-1250.0, 250.0)
-"""What 0 and 255 mean in the Radiopaedia scans, by the guidelines of the data set."""
+"""What 0 and 255 mean in the Radiopaedia scans, by the guidelines of the dataset."""
 
 HEAD_TO_FOOT = frozenset({"radiopaedia_7_85703_0"})
 """Scans whose header is mirrored head to foot as well as front to back."""
@@ -82,7 +82,7 @@ _RADIOPAEDIA = re.compile(r"radiopa?edia_(\d+_\d+_\d+)")
 
 
 def read_covid19ctseg_cases(
-    root: str | Path, *, eight_bit: Literal["map", "refuse"] = "map", headers: Literal["mend", "trust"] = "mend"
+    root: str | Path, *, eight_bit: Literal["map", "refuse"] = "map", headers: Literal["repair", "trust"] = "repair"
 ) -> list[Case]:
     """The scans as cases ``coronacases_001`` ... and ``radiopaedia_4_85506_1`` ...; source is the first word.
 
@@ -93,13 +93,15 @@ def read_covid19ctseg_cases(
         root: a folder that holds the unzipped archives, however deep.
         eight_bit: ``map`` turns 8-bit scans back into Hounsfield units, coarsely and saturated at both ends of the
             window; ``refuse`` refuses them when they are loaded. Which scans are 8-bit is decided from each file.
-        headers: ``mend`` puts the mirrored headers right; ``trust`` leaves them, for copies that were corrected before.
+        headers: ``repair`` corrects the mirrored headers; ``trust`` leaves them, for copies that were corrected before.
 
     Raises:
         DatasetError: no scans, a scan of no known name, a scan twice, a scan without lungs or without infection.
     """
-    if eight_bit not in ("map", "refuse") or headers not in ("mend", "trust"):
-        raise DatasetError(f'eight_bit is "map" or "refuse", headers "mend" or "trust"; got {eight_bit!r}, {headers!r}')
+    if eight_bit not in ("map", "refuse") or headers not in ("repair", "trust"):
+        raise DatasetError(
+            f'eight_bit is "map" or "refuse", headers "repair" or "trust"; got {eight_bit!r}, {headers!r}'
+        )
     tree = walk(root, EXPECTED)
     for scan in tree.scans:
         if case_of(scan.stem) is None:
@@ -123,7 +125,7 @@ def read_covid19ctseg_cases(
             infiltrate_labels={1: 1} if case in infection else {3: 1},
             ignored_labels=frozenset({3} if case not in lungs else ())
             | frozenset({1, 2} if case not in infection else ()),
-            mirrored=mirrored(case) if headers == "mend" else (),
+            mirrored=mirrored(case) if headers == "repair" else (),
         )
         load = partial(_load, case, files, eight_bit)
         cases.append(make_case(NAME, case, load, files, patient=patient_of(case), source=case.partition("_")[0]))

@@ -26,7 +26,7 @@ def read_kermany(root: Path) -> list[XrayCase]:
     """Pictures of the outermost tree; a second tree nested in it is the same pictures again and is passed over.
 
     Raises:
-        DatasetError: not that data set; a picture in PNEUMONIA whose name states no cause.
+        DatasetError: not that dataset; a picture in PNEUMONIA whose name states no cause.
     """
     pictures = [(p, p.relative_to(root).parts) for p in pictures_below(root, EXPECTED)]
     placed = [(p, parts) for p, parts in pictures if len(parts) >= 2 and parts[-2].upper() in ("NORMAL", "PNEUMONIA")]

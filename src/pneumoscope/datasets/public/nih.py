@@ -21,7 +21,7 @@ def read_nih(root: Path) -> list[XrayCase]:
     """Pictures with ``No Finding`` (normal), ``Pneumonia`` (pneumonia) or anything else (other).
 
     Raises:
-        DatasetError: not that data set.
+        DatasetError: not that dataset.
     """
     pictures = [p for p in pictures_below(root, EXPECTED) if _NAME.fullmatch(p.stem)]
     if not pictures:

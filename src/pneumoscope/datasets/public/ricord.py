@@ -18,7 +18,7 @@ from pneumoscope.datasets.case import Case, LabelledScan, make_case
 from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.formats.mdai import Drawing, Export, read_mdai
 from pneumoscope.errors import DatasetError, Finding
-from pneumoscope.io.dicom.index import ImageInfo, list_images
+from pneumoscope.io.dicom.search import ImageInfo, list_images
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Survey:
         missing, known = len(self.missing), len(self.export.drawings)
         if not missing:
             return ()
-        text = f"{missing} of the {known} annotated series of this data set are not in the folder"
+        text = f"{missing} of the {known} annotated series of this dataset are not in the folder"
         return (Finding("IN-SET-117", text, "info"),)
 
     @property
@@ -129,7 +129,7 @@ def find_annotations(folder: Path) -> Path:
     if not found:
         raise DatasetError(
             "has no annotations: expected MIDRC-RICORD-1a_annotations_labelgroup_all_2020-Dec-8.json in it or beside "
-            "it; fetch it from the data set's page",
+            "it; fetch it from the dataset's page",
             path=folder,
         )
     if len({p.read_bytes() for p in found}) > 1:

@@ -112,7 +112,7 @@ def _shrunk(n_train: int, n_val: int, infected: NDArray[np.bool_]) -> tuple[int,
 def patient_split(table: pd.DataFrame, fractions: Mapping[str, float], seed: int = 0) -> pd.DataFrame:
     """Whole patients to parts, e.g. ``{"train": 0.7, "val": 0.1, "test": 0.2}``.
 
-    Patients are shuffled and dealt by the largest remainder of their number; every part with a fraction above zero
+    Patients are shuffled and assigned by the largest remainder of their number; every part with a fraction above zero
     gets at least one patient. Fractions are of patients, not of slices.
 
     Raises:
@@ -230,8 +230,8 @@ def held_out_draw(
             f"holding patients out needs at least two with infiltrate, the set has {len(infected)}; use more patients"
         )
     wanted = min(max(1, round(share * patient.nunique())), len(infected) - 1)
-    aside = set(np.random.default_rng([seed, 1]).permutation(infected)[:wanted])
-    held = patient.isin(aside)
+    held_out = set(np.random.default_rng([seed, 1]).permutation(infected)[:wanted])
+    held = patient.isin(held_out)
     drawn = balanced_draw(rows[~held], n_train, n_val, seed, shortage=shortage)
     whole = rows.loc[held, ["case", "slice", "patient"]].assign(part="test")
     split = pd.concat([drawn, whole], ignore_index=True)[list(COLUMNS)]
@@ -298,7 +298,7 @@ def select_radiographs(
     for number, (name, wanted) in enumerate(zip(classes, counts, strict=True)):
         found = sorted((i for i, c in enumerate(cases) if c.label == name), key=lambda i: _key(cases[i]))
         if not found:
-            raise DatasetError(f"class {name} has no picture in the data sets given; expected {wanted or 'some'}")
+            raise DatasetError(f"class {name} has no picture in the datasets given; expected {wanted or 'some'}")
         if wanted is not None and wanted > len(found):
             text = f"class {name} has {len(found)} pictures, {wanted} were asked for"
             if shortage == "error":

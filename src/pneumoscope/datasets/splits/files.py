@@ -1,4 +1,4 @@
-"""A data set split into folds and written down: what `pneumoscope data split` does.
+"""A dataset split into folds and written down: what `pneumoscope data split` does.
 
 The folder::
 
@@ -82,7 +82,7 @@ class SplitPlan:
 
     @property
     def with_suspected(self) -> SplitPlan:
-        """The plan with the suspected overlaps between data sets tied as well."""
+        """The plan with the suspected overlaps between datasets tied as well."""
         return replace(self, links=(*self.links, *SUSPECTED))
 
 
@@ -110,7 +110,7 @@ def write_folds(
         What stands in ``split.json``.
 
     Raises:
-        DatasetError: as `draw_folds`; an empty data set.
+        DatasetError: as `draw_folds`; an empty dataset.
         InputError: `out` holds a split and `overwrite` is not given.
     """
     if not cases:
@@ -132,7 +132,7 @@ def write_folds(
 
 
 def slice_counts(cases: Sequence[Case], progress: Progress = silent) -> dict[str, dict[str, int]]:
-    """Axial slices of each case by data set; from a NIfTI file's header where there is one, else the scan is loaded."""
+    """Axial slices of each case by dataset; from a NIfTI file's header where there is one, else the scan is loaded."""
     counts: dict[str, dict[str, int]] = {}
     for done, case in enumerate(cases, start=1):
         from_header = _slices_in_header(case)
@@ -163,7 +163,7 @@ def _slices_in_header(case: Case) -> int | None:
 def _slice_tables(
     cases: Sequence[Case], plan: SplitPlan, folds: Sequence[Fold], counts: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, pd.DataFrame]]:
-    """Per fold, the split table of each data set."""
+    """Per fold, the split table of each dataset."""
     if plan.to != "csv":
         return []
     if plan.by != "slice":

@@ -1,6 +1,6 @@
-"""Who belongs together: scans of one patient, and scans of data sets that share patients.
+"""Who belongs together: scans of one patient, and scans of datasets that share patients.
 
-A split must not put one person on two sides. Patient ids tell within a data set; across data sets nothing does, so
+A split must not put one person on two sides. Within a dataset patient ids do; across datasets nothing does, so
 links are declared: pairs of patterns ``dataset:case``. Everything that is tied, directly or through others, is one
 group.
 """
@@ -30,9 +30,9 @@ class Member:
     """A case as a split sees it.
 
     Attributes:
-        dataset: name of the data set.
+        dataset: name of the dataset.
         case: unique within it.
-        patient: the data set's own patient; cases that share it are one person.
+        patient: the dataset's own patient; cases that share it are one person.
     """
 
     dataset: str
@@ -41,7 +41,7 @@ class Member:
 
     @property
     def ref(self) -> str:
-        """``dataset:case``, unique across data sets."""
+        """``dataset:case``, unique across datasets."""
         return f"{self.dataset}:{self.case}"
 
 
@@ -90,19 +90,19 @@ SUSPECTED: tuple[Link, ...] = (
     Link("slices:radiopaedia*", "medseg:*", "both took COVID-19 cases from Radiopaedia; the pairs are not published"),
     Link("slices:medseg*", "medseg-slices:*", "pictures of the same slices, under other names"),
 )
-"""Data sets that share patients, or very probably do: by whole sets where the pairs are not known."""
+"""Datasets that share patients, or very probably do: by whole sets where the pairs are not known."""
 
 
 def members_of(cases: Iterable[Case]) -> list[Member]:
     """The cases as members, sorted.
 
     Raises:
-        DatasetError: a case that occurs twice in one data set.
+        DatasetError: a case that occurs twice in one dataset.
     """
     members = sorted(Member(case.dataset, case.case, case.patient) for case in cases)
     for before, after in pairwise(members):
         if before.ref == after.ref:
-            raise DatasetError(f"case {after.ref} occurs twice; case names must be unique within a data set")
+            raise DatasetError(f"case {after.ref} occurs twice; case names must be unique within a dataset")
     return members
 
 
@@ -203,8 +203,8 @@ class Fold:
 def group_folds(groups: Mapping[Member, str], n_folds: int, seed: int = 0, *, validation: bool = True) -> list[Fold]:
     """Folds that keep groups whole.
 
-    Groups are shuffled, and dealt largest first to the fold that holds the fewest cases, so that folds are as even as
-    groups allow. Fold f tests on deal f; with `validation` it chooses on deal f + 1 and trains on the others.
+    Groups are shuffled, and assigned largest first to the fold that holds the fewest cases, so that folds are as
+    even as groups allow. Fold f tests on deal f; with `validation` it chooses on deal f + 1 and trains on the others.
 
     Args:
         groups: the group of each case, of `group_members`.
@@ -288,7 +288,7 @@ def slice_folds(table: pd.DataFrame, n_folds: int, seed: int = 0, *, validation:
     """
     rows = table.sort_values(["case", "slice"], kind="stable").reset_index(drop=True)
     if n_folds < 2 + validation or len(rows) < n_folds:
-        raise DatasetError(f"{len(rows)} slices cannot be dealt to {n_folds} folds (at least {2 + validation})")
+        raise DatasetError(f"{len(rows)} slices do not fill {n_folds} folds (at least {2 + validation})")
     deal = np.random.default_rng(seed).permutation(np.arange(len(rows)) % n_folds)
     folds = []
     for n in range(n_folds):
@@ -301,10 +301,10 @@ def slice_folds(table: pd.DataFrame, n_folds: int, seed: int = 0, *, validation:
 
 
 def as_table(fold: Fold, dataset: str, slices: Mapping[str, int]) -> pd.DataFrame:
-    """One fold as the split table of one data set, ``case,slice,patient,part``: every slice of each of its cases.
+    """One fold as the split table of one dataset, ``case,slice,patient,part``: every slice of each of its cases.
 
     Args:
-        fold: the fold; cases of other data sets are left out.
+        fold: the fold; cases of other datasets are left out.
         dataset: whose table.
         slices: how many axial slices each case has.
 

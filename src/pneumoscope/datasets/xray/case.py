@@ -31,7 +31,7 @@ READERS: Mapping[str, str] = {
     "nih": "pneumoscope.datasets.public.nih:read_nih",
     "radiographs": "pneumoscope.datasets.xray.case:read_table",
 }
-"""Which function reads which data set, as ``module:function``; imported when it is asked for."""
+"""Which function reads which dataset, as ``module:function``; imported when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class XrayCase:
 
     Attributes:
         dataset: name in `pneumoscope.datasets.registry`, e.g. ``kermany``.
-        case: unique within the data set.
-        patient: pictures of one person share it; splits go by it. Unique across data sets.
+        case: unique within the dataset.
+        patient: pictures of one person share it; splits go by it. Unique across datasets.
         label: one of `LABELS`, or a class of a user's own table.
         source: hospital or sub-collection, e.g. ``guangzhou``; what a network must not learn.
         licence, citation: of the data, for model cards.
@@ -73,10 +73,10 @@ class XrayCase:
 
 
 def read_radiographs(name: str, root: str | Path) -> list[XrayCase]:
-    """The pictures of a data set in `root`, in order of path; none is opened.
+    """The pictures of a dataset in `root`, in order of path; none is opened.
 
     Raises:
-        DatasetError: unknown name, or a folder that is not that data set.
+        DatasetError: unknown name, or a folder that is not that dataset.
     """
     if name not in READERS:
         dataset_info(name)
@@ -87,7 +87,7 @@ def read_radiographs(name: str, root: str | Path) -> list[XrayCase]:
 
 
 def make(dataset: str, path: Path, case: str, patient: str, label: str, source: str, **more: str) -> XrayCase:
-    """A case with licence and citation of its data set."""
+    """A case with licence and citation of its dataset."""
     info = dataset_info(dataset)
     return XrayCase(
         dataset=dataset,

@@ -1,4 +1,4 @@
-"""Pictures that are the same, or the same taken from another file: found by content, across data sets too.
+"""Pictures that are the same, or the same taken from another file: found by content, across datasets too.
 
 Public collections feed each other, so that a picture of one set's training part lies in another set's test part under
 another name, size and compression. Two pictures are the same when their 8-bit pixels agree, and nearly the same when,

@@ -173,7 +173,7 @@ def build_pictures(
         ReadError: a picture cannot be read; leave unreadable ones out before.
     """
     if not cases:
-        raise InputError("there is no picture to read; check the data sets and the draw")
+        raise InputError("there is no picture to read; check the datasets and the draw")
     digest = pictures_content(cases, recipe)
     cache = ArrayCache(folder)
 

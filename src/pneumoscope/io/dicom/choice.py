@@ -231,7 +231,7 @@ def left_out(chosen: Series, group: Sequence[Series], numbers: Sequence[str]) ->
 
 
 def describe(number: str, one: Series) -> str:
-    """One series in a few words, without anything that tells who the patient is."""
+    """One series in a few words, without anything that identifies the patient."""
     thick = f", {one.thickness_mm:g} mm" if one.thickness_mm else ""
     return f"{number}: {one.images} images of {one.rows} x {one.columns}{thick}, kernel {one.kernel or 'not given'}"
 

@@ -1,4 +1,4 @@
-"""Names for DICOM cases that do not tell who the patient is: a keyed hash of the series UID.
+"""Names for DICOM cases that do not identify the patient: a keyed hash of the series UID.
 
 The key is a secret of the user, made on first use in ``$XDG_CONFIG_HOME/pneumoscope/salt`` (``~/.config`` when that is
 not set), readable by the user alone. With the key, one series always gets one name; without it, nobody can find out
@@ -30,7 +30,7 @@ def case_name(series_uid: str) -> str:
 
 
 def uid_key() -> bytes:
-    """The key by which UIDs of derived objects are made; tells nothing about the secret."""
+    """The key by which UIDs of derived objects are made; reveals nothing about the secret."""
     return hmac.new(_salt(), b"pneumoscope derived UIDs", hashlib.sha256).digest()
 
 
@@ -132,7 +132,7 @@ def _stored_in(tags: Any, names: Sequence[str]) -> dict[str, str]:
 
 
 def source_header(packed: Mapping[str, Any], key: bytes | None, series: str) -> Any:
-    """The header of one source image as pydicom data set, fit to be the source of a SEG or SR.
+    """The header of one source image as pydicom dataset, fit to be the source of a SEG or SR.
 
     Args:
         packed: by `pack_header`.
@@ -170,7 +170,7 @@ def source_header(packed: Mapping[str, Any], key: bytes | None, series: str) -> 
 
 
 def _unpacked(elements: Mapping[str, str], little: bool) -> Any:
-    """A data set of stored values; they are converted when they are asked for."""
+    """A dataset of stored values; they are converted when they are asked for."""
     from pydicom.charset import convert_encodings
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset

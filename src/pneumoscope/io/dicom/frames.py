@@ -87,7 +87,7 @@ def frames_of(header: Header) -> list[Frame]:
 
 
 def _lookup(groups: list[Any], wrapper: str, keyword: str) -> Any:
-    """The data set that holds `keyword`: within `wrapper` of the first group that has it, or the group itself."""
+    """The dataset that holds `keyword`: within `wrapper` of the first group that has it, or the group itself."""
     for group in groups:
         for holder in (*sequence(group, wrapper)[:1], group):
             if text(holder, keyword):

@@ -1,4 +1,4 @@
-"""One DICOM radiograph (CR, DX, RG) as grey levels between 0 and 1, the way it is meant to be looked at.
+"""One DICOM radiograph (CR, DX, RG) as grey levels between 0 and 1, as it is meant to be displayed.
 
 Runs in the reading process of `pneumoscope.io.dicom.worker`. The order is that of PS3.3 C.11: stored value, modality
 rescale, VOI lookup table or window, presentation (MONOCHROME1 and INVERSE turn black and white).

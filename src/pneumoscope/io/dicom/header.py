@@ -1,6 +1,6 @@
 """The header of one DICOM file, and values taken from it strictly.
 
-Values are parsed from the stored bytes, not by pydicom's converters: those mend or quote what they meet, and a
+Values are parsed from the stored bytes, not by pydicom's converters: those repair or quote what they meet, and a
 quoted value may be a patient's name. Runs in the reading process of `pneumoscope.io.dicom.worker`.
 """
 
@@ -56,7 +56,7 @@ TAGS = {
 }  # fmt: skip
 """The only elements that are read. Those from SeriesDescription on may say who the patient is and are never printed:
 the first two are searched for known words, the next three tell studies apart and stand in the private key file, the
-others go into SEG and SR. PatientID leaves `pneumoscope.io.dicom.index` only where it is a subject number of a public
+others go into SEG and SR. PatientID leaves `pneumoscope.io.dicom.search` only where it is a subject number of a public
 dataset."""
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -73,7 +73,7 @@ class PixelBlock:
     """Where the pixels of a file lie.
 
     Attributes:
-        offset: first byte of the value, in the file (in the inflated data set when deflated).
+        offset: first byte of the value, in the file (in the inflated dataset when deflated).
         length: bytes declared, None when encapsulated.
         available: bytes from `offset` to the end.
     """
@@ -89,7 +89,7 @@ class Header:
 
     Attributes:
         found: the file.
-        tags: pydicom data set of the elements in `TAGS`.
+        tags: pydicom dataset of the elements in `TAGS`.
         syntax: transfer syntax UID.
         big_endian: byte order of numbers.
         pixels: None when the file holds none.
@@ -266,7 +266,7 @@ def transfer_syntax(found: Found) -> str:
 
 @lru_cache(maxsize=1)
 def inflate(found: Found) -> bytes:
-    """The data set of a deflated file.
+    """The dataset of a deflated file.
 
     Raises:
         ReadError: no group length, damaged, or inflating to more than such a file may.

@@ -102,7 +102,7 @@ class Hounsfield:
         padded: NDArray[np.bool_] | None,
         slope: float,
     ) -> None:
-        """Count what tells HU from other values; a quarter of the voxels of large slices is enough."""
+        """Count what distinguishes HU from other values; a quarter of the voxels of large slices is enough."""
         step = 2 if hu.size >= 1 << 14 else 1
         some, values = hu[::step, ::step], values[::step, ::step]
         if padded is not None:

@@ -87,7 +87,7 @@ class Source:
     """The series a result is about.
 
     Attributes:
-        headers: pydicom data sets of the source images, one per file.
+        headers: pydicom datasets of the source images, one per file.
         positions_mm: (k, 3) LPS+ of the first pixel of every slice of the mask; None when slice k is image k.
         directions: (2, 3) LPS+ along a row and down a column.
         spacing_mm: between rows, between columns, between slices.

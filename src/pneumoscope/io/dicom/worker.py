@@ -27,9 +27,9 @@ from pneumoscope.io.dicom.geometry import Stack, Step, stack
 from pneumoscope.io.dicom.grey_levels import radiograph_of
 from pneumoscope.io.dicom.header import read_header
 from pneumoscope.io.dicom.hounsfield import Hounsfield
-from pneumoscope.io.dicom.index import index_of
 from pneumoscope.io.dicom.objects import pack_series
 from pneumoscope.io.dicom.pixels import is_lossy, read_frame
+from pneumoscope.io.dicom.search import index_of
 from pneumoscope.io.dicom.series import Folder, sort_out
 from pneumoscope.io.kinds import Found, discover
 
@@ -114,7 +114,7 @@ def _read(request: dict[str, Any], folder: Folder, out: BinaryIO) -> dict[str, A
 
 
 _NOTES = {
-    4: "without preamble and DICM mark were read as plain data sets",
+    4: "without preamble and DICM mark were read as plain datasets",
     5: "do not name their transfer syntax; it was inferred from the bytes and fits the pixels",
 }
 

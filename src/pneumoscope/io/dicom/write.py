@@ -79,7 +79,7 @@ def write_dicom_series(
 
 
 def _slice(affine: np.ndarray, index: int, count: int, name: str, pixels: np.ndarray) -> FileDataset:
-    """One slice as a data set; `affine` is (column, row, slice) to LPS+ mm, `pixels` (rows, columns) stored values."""
+    """One slice as a dataset; `affine` is (column, row, slice) to LPS+ mm, `pixels` (rows, columns) stored values."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID
 

@@ -96,7 +96,7 @@ def _read(
     findings += notes
     offset = float(header["vox_offset"])
     if not (len(block) <= offset <= len(block) + MAX_EXTENSION_BYTES) or offset != int(offset):
-        raise place.error(54, f"voxels are said to begin at byte {offset:g}, expected {len(block)} or a little more")
+        raise place.error(54, f"voxels begin at byte {offset:g}, expected {len(block)} or a little more")
     limit = (size, MAX_DEFLATE_RATIO) if packed else None
     n_bytes = check_budget(place, shape, dtype.itemsize, limit, sparse=sparse, scan=scan)
     if not packed and offset + n_bytes > size:

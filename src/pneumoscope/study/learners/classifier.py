@@ -197,7 +197,7 @@ def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
     torch.manual_seed(int(hashlib.sha256(f"{trial.seed}/{job.model}".encode()).hexdigest()[:8], 16))
     network = trial.experiment.network
     if job.model == RESNET:
-        from pneumoscope.models.published import carry_published
+        from pneumoscope.models.weights import carry_published
 
         assert job.weights is not None  # without the file the stage is left out
         resnet = ResNet50(ResNetConfig(classes=n_classes, width=network.resnet_width))

@@ -171,7 +171,7 @@ def new_network(experiment: VolumeExperiment) -> tuple[Any, str]:
     network = R3D18UNet(R3D18UNetConfig(classes, width, tuple(decoder)))  # type: ignore[arg-type]
     if wanted.encoder_weights is None:
         return network, "new weights; the paper's encoder begins with those of Kinetics-400"
-    from pneumoscope.models.published import carry_published
+    from pneumoscope.models.weights import carry_published
 
     report = carry_published(network.encoder, "r3d_18", Path(wanted.encoder_weights))
     return network, f"encoder: {report.sentence()}"

@@ -34,7 +34,7 @@ def best_mix(
         before: weights before the training.
         after: weights after it.
         shares: of the new weights to try.
-        score: larger is better; must not look at test patients.
+        score: larger is better; must not use test patients.
 
     Returns:
         The share taken, and the score of every share tried.

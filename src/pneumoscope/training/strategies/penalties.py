@@ -68,9 +68,9 @@ def fisher_diagonal(model: nn.Module, source: BatchSource, rows: np.ndarray) -> 
     makes one weight of the penalty serve networks and pictures of any size. A network that is never wrong gives zeros.
 
     Args:
-        model: as it was when it had learnt the earlier set; runs in eval mode, its weights stay.
+        model: as it was after training on the earlier set; runs in eval mode, its weights stay.
         source: that set's training slices.
-        rows: which of them to look at.
+        rows: which of them to use.
     """
     device = next(model.parameters()).device
     wanted = dict(model.named_parameters())
