@@ -99,7 +99,7 @@ def fit(
     if not rank:
         clear_temporary(folder)
     if world == 1 and (count := count_of(config.device)[1]) > 1:
-        result: FitResult = ranks.fit_on(count, progress, model, task, train, val, config, folder, resume)
+        result: FitResult = ranks.fit_on(count, progress, fit, model, task, train, val, config, folder, resume)
         kept = load_checkpoint(folder)
         assert kept is not None
         model.load_state_dict(kept.state["best"])

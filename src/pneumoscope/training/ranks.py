@@ -41,7 +41,7 @@ def fit_on(world: int, progress: Progress, *given: Any) -> Any:
     Args:
         world: processes.
         progress: called as the first of them advances.
-        given: of `loop.fit`, by position, up to `resume`; picklable.
+        given: `loop.fit`, then its arguments by position, up to `resume`; picklable.
 
     Raises:
         RunError: a process ended.
@@ -91,9 +91,7 @@ def _join(rank: int, world: int, port: int, threads: int, steps: Any) -> None:
 
 
 def _fit(packed: bytes) -> Any:
-    from pneumoscope.training.loop import fit
-
-    *most, resume = pickle.loads(packed)
+    fit, *most, resume = pickle.loads(packed)
     return fit(*most, resume=resume, progress=_tell)
 
 
