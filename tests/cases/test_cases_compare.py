@@ -8,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import pneumoscope as ps
 from phantom_followup import LesionChange, Pose, scan_dates
 from pneumoscope.cases.compare import Timepoint, compare_dates, read_timepoint, require_quality
 from pneumoscope.cases.followup import compare_cases
 from pneumoscope.cases.outputs import CaseContent, write_case
 from pneumoscope.errors import InputError
+from pneumoscope.inference.segmenter import Segmentation
 from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.severity.assess import assess
 from pneumoscope.volume import Mask, Volume
@@ -83,6 +85,19 @@ def test_an_unchanged_patient_who_moved_shows_no_measurable_change(folders, quic
     assert (tmp_path / "out" / "view.html").is_file()
     with pytest.raises(InputError, match="--overwrite"):
         compare_cases(folders, tmp_path / "out", rules=ROUGH)
+
+
+def test_results_in_memory_compare_as_their_folders_do(folders, quick):
+    found = [
+        Segmentation(scan.lungs, scan.truth, None, (), {}, {}, scan=replace(scan.volume, case=f"day{n}"))
+        for n, scan in enumerate(quick)
+    ]
+    result = ps.compare(*found, rules=ROUGH)
+    assert result.as_dict() == ps.compare(*folders, rules=ROUGH).as_dict()
+    with pytest.raises(InputError, match="no scan or no lung"):
+        ps.compare(found[0], replace(found[1], scan=None), rules=ROUGH)
+    with pytest.raises(TypeError, match="expected Volume, a path"):
+        ps.compare(found[0], 7)
 
 
 def test_half_of_the_lungs_is_refused(quick):
