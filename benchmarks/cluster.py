@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,12 +131,12 @@ def kills(root: Path, options: argparse.Namespace) -> None:
     whole, chance, out = contents(root / "whole"), random.Random(1), root / "out"
     more = ["--on", "dask", "--jobs", "2", "--resume"]
     left = {"worker": options.workers, "submit": options.submits}
-    runs = 0
+    runs, done = 0, dict[str, int]()
     while left["worker"] or left["submit"] or runs == 0:
         process = subprocess.Popen(call("quantify", table, out, *more), **QUIET)
         runs += 1
         while process.poll() is None:
-            time.sleep(chance.uniform(0.5, 3.0))
+            time.sleep(chance.uniform(0.2, 1.5))
             kind = chance.choice([name for name, count in left.items() if count] or ["none"])
             targets = workers_of(psutil.Process(process.pid)) if kind == "worker" and process.poll() is None else []
             if targets:
@@ -149,9 +150,15 @@ def kills(root: Path, options: argparse.Namespace) -> None:
         half = [
             n for n, data in contents(out).items() if n != "cases.csv" and "private" not in n and data != whole.get(n)
         ]
-        print(
-            f"run {runs} ended with {process.returncode}; kills left {left}; files with other bytes: {half}", flush=True
-        )
+        now = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/done.json")}
+        twice = [name for name, when in done.items() if now.get(name) != when]
+        print(f"run {runs} ended with {process.returncode}; kills left {left}; {len(done)} cases done before, "
+              f"{len(now)} now; done again: {twice}; files with other bytes: {half}", flush=True)  # fmt: skip
+        done = now
+        if process.returncode == 0:
+            print("all is done; the same bytes:", contents(out) == whole, flush=True)
+            shutil.rmtree(out)
+            done = {}
     subprocess.run(call("quantify", table, out, *more), check=True, **QUIET)
     print("at the end the same bytes:", contents(out) == whole)
 
