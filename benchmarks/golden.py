@@ -1,10 +1,10 @@
 """Does a change of the code change results? The same small runs by two checkouts, compared byte by byte.
 
     python benchmarks/golden.py record before          # in the checkout before the change
-    python benchmarks/golden.py record after           # after it, on the same machine
+    python benchmarks/golden.py record after           # after it, on the same machine; with names, only these parts
     python benchmarks/golden.py compare before after
 
-Runs the demo (transfer study and one segmented case), a study on volumes, an X-ray study, a training on own data and
+Runs the demo (transfer study and one segmented case), a study on volumes, an X-ray study, trainings on own data and
 `segment` of a synthetic scan, each by the command line of the checkout this file lies in. Of every file the SHA-256 is
 kept; JSON and CSV first lose what differs from run to run: times, memory, versions, stamps. Pages and checkpoints,
 which hold such numbers, are left out; tables, masks, weights, splits and settings are in. About five minutes on two
@@ -56,23 +56,52 @@ def run(*arguments: str | Path) -> None:
         sys.exit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}")
 
 
-def make(out: Path) -> None:
-    """All runs, below `out`."""
+def demo(out: Path) -> None:
+    """The transfer study on synthetic sites, and one case segmented with its networks."""
     run("demo", "--out", out / "demo", "--device", "cpu")
+
+
+def volumes(out: Path) -> None:
+    """A study on volumes."""
     synthetic = ["--synthetic"] if "--synthetic" in help_of("study", "run") else []
     run("study", "run", "mueller-2021-small", "-o", out / "volumes", *synthetic, *settings(VOLUMES))
+
+
+def xray(out: Path) -> None:
+    """An X-ray study on made-up radiographs."""
     sys.path.insert(0, str(ROOT / "tests" / "study"))
     from made_up_radiographs import write_sets
 
     roots = write_sets(out / "data" / "radiographs", children=12)
     data = [word for name, root in roots.items() for word in ("--data", f"{name}={root}")]
     run("study", "run", "katsamenis-2020", "-o", out / "xray", *data, *settings(XRAY))
+
+
+def own(out: Path) -> None:
+    """A training and a cross-validation on own data, and `segment` of one of the scans."""
     scans = out / "data" / "scans"
     run("data", "phantom", "-o", scans, "--site", "A", "--patients", "6", "--size", "tiny", "--seed", "3")
+    quick = ["--epochs", "2", "--precision", "fp32", "--device", "cpu"]
     manifest = scans / "manifest.csv"
-    run("train", "--data", manifest, "-o", out / "own", "--dims", "2d", "--epochs", "2", "--size", "64", "--precision",
-        "fp32", "--device", "cpu")  # fmt: skip
+    run("train", "--data", manifest, "-o", out / "own", "--dims", "2d", "--size", "64", *quick)
+    run(
+        "crossval",
+        "--data",
+        manifest,
+        "-o",
+        out / "folds",
+        "--dims",
+        "3d",
+        "--patch",
+        "8x16x16",
+        "--folds",
+        "2",
+        *quick,
+    )
     run("segment", "-i", next((scans / "images").glob("*.nii.gz")), "-o", out / "cases", "--precision", "fp32")
+
+
+PARTS = (demo, volumes, xray, own)
 
 
 def help_of(*verb: str) -> str:
@@ -101,11 +130,13 @@ def sum_of(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def record(out: Path) -> None:
-    """Run everything and write the sums to `out/golden.json`."""
-    if out.exists():
+def record(out: Path, names: list[str]) -> None:
+    """Run the parts named, or all, and write the sums of what lies in `out` to `golden.json`."""
+    if out.exists() and not names:
         shutil.rmtree(out)
-    make(out)
+    for part in PARTS:
+        if not names or part.__name__ in names:
+            part(out)
     files = sorted(p for p in out.rglob("*") if p.is_file() and not LEFT_OUT.search(p.relative_to(out).as_posix()))
     sums = {path.relative_to(out).as_posix(): sum_of(path) for path in files if not path.is_relative_to(out / "data")}
     (out / "golden.json").write_text(json.dumps(sums, indent=1))
@@ -125,12 +156,15 @@ def compare(before: Path, after: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("record", "compare"))
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument(
+        "folders", nargs="+", help="record: the folder, then the parts if not all; compare: both folders"
+    )
     given = parser.parse_args()
+    first, *rest = given.folders
     if given.what == "record":
-        record(given.folders[0].resolve())
+        record(Path(first).resolve(), rest)
         return 0
-    return min(compare(*given.folders), 1)
+    return min(compare(Path(first), Path(rest[0])), 1)
 
 
 if __name__ == "__main__":

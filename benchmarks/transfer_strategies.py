@@ -19,7 +19,7 @@ import pandas as pd
 from pneumoscope.metrics.intervals import over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.study.folder import read_experiment
-from pneumoscope.study.scores.segmentation import read_per_case
+from pneumoscope.study.scores.cells import read_table
 
 PerPatient = dict[str, list[float]]
 
@@ -29,7 +29,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.experiment: Experiment = read_experiment(folder)
-        table = read_per_case(folder / "per_case.csv")
+        table = read_table(folder / "per_case.csv")
         table = table[table["part"] == "test"] if "part" in table else table
         summed = table.groupby(["stage", "test", "patient"])[["tp", "fp", "fn"]].sum()
         drawn = summed[summed["tp"] + summed["fn"] > 0]

@@ -399,9 +399,9 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
     Raises:
         InputError: no study, one that is not scored, studies of other sets, or one given twice.
     """
-    from pneumoscope.study.analysis import comparison
+    from pneumoscope.study import report
 
-    return comparison.compare_studies(runs, out, overwrite=overwrite)
+    return report.compare_studies(runs, out, overwrite=overwrite)
 
 
 def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: Any = None) -> Mask:

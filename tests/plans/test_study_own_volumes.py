@@ -116,7 +116,7 @@ def test_scans_without_infiltrate_are_refused(cases):
     train, val = split_patients(cases, 0.3, 0)
     far = VolumePlan(spacing_mm=(200.0, 200.0, 200.0), patch=(8, 8, 8), features=(2, 4))
     with pytest.raises(InputError, match="shows infiltrate"):
-        set_up_volumes(far, train, val, lambda *_: None)
+        set_up_volumes(far, train, val, None, lambda *_: None)
 
 
 def read(path):

@@ -10,7 +10,7 @@ from pneumoscope.errors import RunError
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.scores.segmentation import read_per_case
+from pneumoscope.study.scores.cells import read_table
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def study(tmp_path_factory):
 
 
 def test_set_2_is_scored_whole_before_the_retraining_and_on_test_slices_after(study):
-    rows = read_per_case(study.folder / "per_case.csv")
+    rows = read_table(study.folder / "per_case.csv")
     before = rows[(rows["stage"] == "Tr1") & (rows["test"] == 2)]
     after = rows[(rows["stage"] == "Tr1_R_2") & (rows["test"] == 2)]
     split = pd.read_csv(study.folder / "splits" / "phantom-B.csv")

@@ -9,9 +9,10 @@ from pneumoscope.cli.app import run
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
-from pneumoscope.study.analysis.comparison import COLUMNS, compare, compare_studies, read_runs, sentence
+from pneumoscope.study.analysis.comparison import COLUMNS, compare, read_runs, sentence
 from pneumoscope.study.folder import start
-from pneumoscope.study.scores.segmentation import write_per_case
+from pneumoscope.study.report import compare_studies
+from pneumoscope.study.scores.cells import write_table
 
 BASE = {"Tr1": (0.8, 0.5, 0.4), "Tr1_R_2": (0.7, 0.7, 0.4), "Tr1_R_2_R_3": (0.3, 0.5, 0.6)}
 OTHERS = {"Tr2": (0.3, 0.7, 0.2), "Tr2_R_3": (0.2, 0.6, 0.5), "Tr3": (0.1, 0.1, 0.6)}
@@ -30,7 +31,7 @@ def make_run(folder, values, strategy="plain", seed=0, *, settings=()):
         for test, f1 in zip((1, 2, 3), row, strict=True):
             slices = rows_of([(p, 2, 1, 1, 16) for p in ("a", "a", "b", "b")], stage, test)
             parts.append(slices.assign(f1=f1))
-    write_per_case(pd.concat(parts), folder / "per_case.csv")
+    write_table(pd.concat(parts), folder / "per_case.csv")
     return folder
 
 

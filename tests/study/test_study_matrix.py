@@ -5,19 +5,17 @@ import pandas as pd
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.overlap import slice_scores
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.study.scores.cells import SLICE_COLUMNS
 from pneumoscope.study.scores.matrix import (
     COLUMNS,
-    PER_CASE_COLUMNS,
     Matrix,
     best_stage,
-    build_matrix,
-    cell_scores,
-    per_case_rows,
+    tidy_slices,
     untrained_f1,
     values_by_patient,
 )
+from pneumoscope.study.scores.segmentation import slice_rows
 
 CONTRACT = (
     "name,stage,test,n_patients,n_slices,accuracy,precision,recall,f1,f1_low,f1_high,dice,dice_low,dice_high,nsd,"
@@ -34,12 +32,18 @@ def rows_of(counts, stage="Tr1", test=1):
     table = pd.DataFrame(
         {"case": [c[0] for c in counts], "slice": range(len(counts)), "patient": [c[0] for c in counts]}
     )
-    return per_case_rows(stage, test, table, slice_scores(pred, ref))
+    return slice_rows(stage, test, table, pred, ref).assign(part="test", contour_mm=math.nan, met_mm=math.nan)
+
+
+def cell_of(rows):
+    """The one cell of such rows, as matrix.csv has it."""
+    every = [rows.assign(stage=s.name, test=t) for s in four_channel().stages.chain for t in (1, 2, 3)]
+    return Matrix(four_channel(), pd.concat(every, ignore_index=True)).table().iloc[0]
 
 
 def test_columns_are_the_contract():
     assert ",".join(COLUMNS) == CONTRACT
-    assert PER_CASE_COLUMNS[:5] == ("stage", "test", "case", "slice", "patient")
+    assert SLICE_COLUMNS[:5] == ("stage", "test", "case", "slice", "patient")
 
 
 def test_one_cell_by_hand():
@@ -52,7 +56,7 @@ def test_one_cell_by_hand():
             ("c", 0, 1, 0, 19),  # a patient without infiltrate: no Dice
         ]
     )
-    cell = cell_scores(rows, four_channel().scoring)
+    cell = cell_of(rows)
     assert (cell["n_patients"], cell["n_slices"]) == (2, 3)
     assert cell["accuracy"] == pytest.approx((0.8 + 0.9 + 0.75) / 3)
     assert cell["precision"] == pytest.approx((1 + 0.5 + 0) / 3)
@@ -64,11 +68,11 @@ def test_one_cell_by_hand():
 
 
 def test_one_patient_has_no_interval_and_no_infiltrate_no_score():
-    one = cell_scores(rows_of([("a", 4, 0, 4, 12)]), four_channel().scoring)
+    one = cell_of(rows_of([("a", 4, 0, 4, 12)]))
     assert one["f1"] == pytest.approx(2 / 3)
     assert math.isnan(one["f1_low"])
     assert math.isnan(one["dice_high"])
-    none = cell_scores(rows_of([("a", 0, 2, 0, 18)]), four_channel().scoring)
+    none = cell_of(rows_of([("a", 0, 2, 0, 18)]))
     assert (none["n_patients"], none["n_slices"]) == (0, 0)
     assert all(math.isnan(none[key]) for key in ("accuracy", "precision", "recall", "f1", "dice"))
 
@@ -80,7 +84,7 @@ def full_table():
 
 
 def test_the_matrix_has_a_row_per_stage_and_set_with_the_papers_numbers_beside():
-    matrix = build_matrix(full_table(), four_channel())
+    matrix = Matrix(four_channel(), full_table()).table()
     assert list(matrix.columns) == list(COLUMNS)
     assert len(matrix) == 18
     assert matrix["name"].is_unique
@@ -95,7 +99,16 @@ def test_the_matrix_has_a_row_per_stage_and_set_with_the_papers_numbers_beside()
 def test_a_cell_that_was_never_scored_is_an_error():
     table = full_table()
     with pytest.raises(InputError, match="no rows of stage Tr3 on set 2"):
-        build_matrix(table[~((table["stage"] == "Tr3") & (table["test"] == 2))], four_channel())
+        Matrix(four_channel(), table[~((table["stage"] == "Tr3") & (table["test"] == 2))]).table()
+
+
+def test_the_tidy_table_has_a_row_per_infected_slice_and_per_patient():
+    rows = tidy_slices(rows_of([("a", 4, 0, 4, 12), ("a", 0, 3, 0, 17), ("b", 0, 1, 0, 19)]))
+    found = {(r["case"], r["metric"]): r["value"] for r in rows.to_dict("records")}
+    assert found == {
+        ("a slice 0", "accuracy"): 0.8, ("a slice 0", "precision"): 1.0, ("a slice 0", "recall"): 0.5,
+        ("a slice 0", "f1"): pytest.approx(2 / 3), ("a", "dice"): pytest.approx(8 / 15),
+    }  # fmt: skip
 
 
 def test_small_summaries():
@@ -108,7 +121,7 @@ def test_nsd_of_a_patient_sums_contours_over_slices():
     rows = rows_of([("a", 4, 0, 4, 12), ("a", 2, 2, 0, 16), ("b", 0, 1, 0, 19)])
     rows["contour_mm"], rows["met_mm"] = [10.0, 30.0, 5.0], [10.0, 10.0, 0.0]
     assert values_by_patient(rows, "nsd") == {"a": [pytest.approx(0.5)]}
-    assert cell_scores(rows, four_channel().scoring)["nsd"] == pytest.approx(0.5)
+    assert cell_of(rows)["nsd"] == pytest.approx(0.5)
     assert values_by_patient(rows.assign(contour_mm=math.nan, met_mm=math.nan), "nsd") == {}
 
 

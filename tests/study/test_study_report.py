@@ -8,7 +8,8 @@ from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.reports.page import NOTICE
 from pneumoscope.study.folder import start
-from pneumoscope.study.report import headline, limits, write_report
+from pneumoscope.study.report import write_report
+from pneumoscope.study.transfer_page import headline, limits
 
 
 def test_the_page_says_what_must_be_said(whole):

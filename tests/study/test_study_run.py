@@ -10,8 +10,8 @@ from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.study.demo import run_demo
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.scores.matrix import COLUMNS, PER_CASE_COLUMNS, build_matrix
-from pneumoscope.study.scores.segmentation import read_per_case
+from pneumoscope.study.scores.cells import SLICE_COLUMNS, read_table
+from pneumoscope.study.scores.matrix import COLUMNS, Matrix
 
 TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")
 STAGES = ("Tr1", "Tr1_R_2", "Tr1_R_2_R_3", "Tr2", "Tr2_R_3", "Tr3")
@@ -57,12 +57,12 @@ def test_the_folder_is_the_contract(whole):
 
 def test_the_tables_hang_together(whole):
     folder = whole.folder
-    per_case = read_per_case(folder / "per_case.csv")
-    assert tuple(per_case.columns) == (*PER_CASE_COLUMNS, "data")
+    per_case = read_table(folder / "per_case.csv")
+    assert tuple(per_case.columns) == (*SLICE_COLUMNS, "data")
     matrix = pd.read_csv(folder / "matrix.csv")
     assert tuple(matrix.columns) == (*COLUMNS, "data")
     assert len(matrix) == 18
-    again = build_matrix(per_case, whole.experiment)
+    again = Matrix(whole.experiment, per_case).table()
     assert again["f1"].tolist() == pytest.approx(matrix["f1"].tolist(), abs=1e-6)
     counts = per_case.groupby(["stage", "test"]).size().groupby("test").nunique()
     assert (counts == 1).all()  # every stage is scored on the same slices
@@ -78,7 +78,7 @@ def test_test_slices_are_never_trained_on(whole):
         split = pd.read_csv(whole.folder / "splits" / f"phantom-{name}.csv")
         assert not split.duplicated(["case", "slice"]).any()
         test = split[split["part"] == "test"]
-        rows = read_per_case(whole.folder / "per_case.csv")
+        rows = read_table(whole.folder / "per_case.csv")
         scored = rows[(rows["stage"] == "Tr1") & (rows["test"] == "ABC".index(name) + 1)]
         assert set(zip(scored["case"], scored["slice"], strict=True)) == set(
             zip(test["case"], test["slice"], strict=True)

@@ -8,8 +8,9 @@ import pytest
 
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.calibration import reliability
-from pneumoscope.study.analysis.comparison import compare_studies
+from pneumoscope.study.report import compare_studies
 from pneumoscope.study.scores.table import (
+    Scores,
     calibration,
     compare_scores,
     forgetting,
@@ -79,7 +80,9 @@ def test_studies_of_other_kinds_are_compared_from_their_folders(tmp_path, kind):
     metric = "dice" if kind.startswith("mueller") else "right"
     for name, lift in (("one", 0.0), ("two", 0.1)):
         folder = start(build_any(kind), tmp_path / name)
-        write_scores(folder, scores("s", "t", [0.2 + lift, 0.4 + lift, 0.8 + lift], metric), {}, {}, n=50)
+        write_scores(
+            folder, Scores(scores("s", "t", [0.2 + lift, 0.4 + lift, 0.8 + lift], metric), {}, rounds={"n": 50})
+        )
     result = compare_studies([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     assert [row["difference"] for row in result["rows"]] == [None, pytest.approx(0.1)]
     assert "1 of 1 cells differ from one" in result["sentence"]

@@ -3,8 +3,9 @@ import pandas as pd
 
 from pneumoscope.study.data import build_set
 from pneumoscope.study.learners.slices import TrainedModel
-from pneumoscope.study.scores.matrix import PER_CASE_COLUMNS
-from pneumoscope.study.scores.segmentation import Scorer, ranked_slice, read_per_case, write_per_case
+from pneumoscope.study.scores.cells import read_table, write_table
+from pneumoscope.study.scores.matrix import SLICE_COLUMNS
+from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 
 
 class Bright:
@@ -32,7 +33,7 @@ def test_a_stage_is_scored_on_test_slices_only_and_once(small, hospitals, find_a
     model = Bright(tmp_path)
     scorer = Scorer(small, sets)
     table = scorer.stage(model, tmp_path)
-    assert list(table.columns) == list(PER_CASE_COLUMNS)
+    assert list(table.columns) == list(SLICE_COLUMNS)
     for number, study_set in sets.items():
         scored = table[table["test"] == number]
         test = study_set.split[study_set.split["part"] == "test"]
@@ -59,9 +60,9 @@ def test_the_untrained_network_is_the_one_training_starts_from(small, hospitals,
 
 def test_a_table_comes_back_as_it_was_written(tmp_path):
     row = ["Tr1", 2, "007", 4, "01", 0.5, 0.25, 1.0, 0.4, 0.25, 1, 3, 0, 12, "test", 20.5, 8.0]
-    table = pd.DataFrame([row], columns=list(PER_CASE_COLUMNS))
-    write_per_case(table, tmp_path / "per_case.csv")
-    assert read_per_case(tmp_path / "per_case.csv").to_dict("records") == table.to_dict("records")
+    table = pd.DataFrame([row], columns=list(SLICE_COLUMNS))
+    write_table(table, tmp_path / "per_case.csv")
+    assert read_table(tmp_path / "per_case.csv").to_dict("records") == table.to_dict("records")
 
 
 def test_examples_are_chosen_by_rank():

@@ -15,8 +15,8 @@ from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners import threshold as volumes_baseline
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import open_sets
+from pneumoscope.study.scores.cells import read_table
 from pneumoscope.study.scores.predictions import read_predictions
-from pneumoscope.study.scores.segmentation import read_per_case
 from pneumoscope.study.scores.systems import COLUMNS
 
 pytestmark = pytest.mark.timeout(1200)  # whole studies, which take long on a busy machine
@@ -40,7 +40,7 @@ def study(tmp_path_factory):
 
 
 def test_all_systems_are_scored_on_the_same_slices(study):
-    rows = read_per_case(study.folder / "per_case.csv")
+    rows = read_table(study.folder / "per_case.csv")
     chain = study.experiment.stages.chain
     assert len(study.matrix) == 3 * len(chain) == 45
     for _, part in rows.groupby("test"):

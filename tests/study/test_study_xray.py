@@ -23,8 +23,8 @@ from pneumoscope.study.learners.classifier_steps import resnet_frozen
 from pneumoscope.study.learners.logistic import choose_logistic, fit_logistic
 from pneumoscope.study.scores.classification import remedies
 from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool
+from pneumoscope.study.xray_page import findings, verdict
 from pneumoscope.study.xray_repeat import HEALTHY, SICK, Repeat, make_repeat
-from pneumoscope.study.xray_report import findings, verdict
 
 SMALL = (
     "data.per_class_1=28,28,28",

@@ -62,7 +62,7 @@ def test_the_folder_holds_what_the_interface_promises(done):
     split = pd.read_csv(done / "splits" / "Dataset_1_seed0.csv")
     assert {"case", "slice", "patient", "part", "group"} <= set(split.columns)
     card = json.loads((done / "stages" / "Model_2_seed0" / "card.json").read_text())
-    assert "the body of Model_0_seed0" in card["begun_from"]
+    assert "the body of Model_0_seed0" in card["started_from"]
     assert [step["step"] for step in card["training"]["steps"]] == ["head", "whole"]
     matrix = pd.read_csv(done / "matrix.csv")
     row = matrix[(matrix["stage"] == "Model_2") & (matrix["test"] == "Dataset_1") & (matrix["seed"] == "all")].iloc[0]
@@ -178,7 +178,7 @@ def test_model_3_from_a_local_file(roots, tmp_path):
     )
     result = run_study(experiment, tmp_path / "run", data={**roots, "resnet50": tmp_path / "some.pth"}, device="cpu")
     card = json.loads((tmp_path / "run" / "stages" / "Model_3_seed0" / "card.json").read_text())
-    assert "some.pth, which is no published file" in card["begun_from"]
+    assert "some.pth, which is no published file" in card["started_from"]
     assert not any("Model_3" in line for line in result.left_out)
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(ModelError, match="not a weights file"):

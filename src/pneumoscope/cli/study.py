@@ -233,7 +233,7 @@ def compare(
     intervals draw patients and seeds. Studies on volumes and radiographs cell by cell, with the difference to the first
     run on the cases that both have. Writes comparison.csv, comparison.json and report.html.
     """
-    from pneumoscope.study.analysis.comparison import compare_studies
+    from pneumoscope.study.report import compare_studies
 
     result = compare_studies(runs, out, overwrite=common.overwrite)
     if common.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,13 @@ def set_up(
         InputError: data that teach nothing.
         ModelError: the model to start from does not fit.
     """
-    if isinstance(plan, VolumePlan):
-        return set_up_volumes(plan, train, val, progress)
-    return _set_up_slices(plan, train, val, lungs_for, progress)
+    return SET_UP[plan.dims](plan, train, val, lungs_for, progress)
 
 
-def _set_up_slices(
+def set_up_slices(
     plan: OwnPlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
 ) -> Setup:
+    """See `set_up`."""
     from pneumoscope.training.augment import SliceAugment
     from pneumoscope.training.data import ArraySource
     from pneumoscope.training.tasks import SegmentationTask
@@ -113,7 +112,9 @@ CHANCE = 0.2
 """Of each kind of variation of a box."""
 
 
-def set_up_volumes(plan: VolumePlan, train: Sequence[Case], val: Sequence[Case], progress: Progress) -> Setup:
+def set_up_volumes(
+    plan: VolumePlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
+) -> Setup:
     """Network and boxes of a plan; prepared scans lie in the cache and are mapped from there.
 
     Raises:
@@ -134,6 +135,12 @@ def set_up_volumes(plan: VolumePlan, train: Sequence[Case], val: Sequence[Case],
         PatchSource(parts[1], plan.patch, length, plan.foreground),
     )
     return Setup(model, MulticlassTask(tuple(LABELS.values()), plan.loss), *sources, card, said, "boxes")
+
+
+SET_UP: Mapping[str, Callable[[Any, Sequence[Case], Sequence[Case], LungFinder, Progress], Setup]] = {
+    "2d": set_up_slices, "3d": set_up_volumes,
+}  # fmt: skip
+"""By what the network looks at."""
 
 
 def recipe_of(plan: VolumePlan) -> VolumeRecipe:

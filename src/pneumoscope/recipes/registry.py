@@ -12,7 +12,7 @@ from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
 from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_slices_short
 from pneumoscope.recipes.papers.transfer_systems import transfer_systems, transfer_systems_small
-from pneumoscope.recipes.settings import Recipe
+from pneumoscope.recipes.settings import Recipe, all_values
 from pneumoscope.recipes.systems import VOLUME_RECIPES
 
 RECIPES: Mapping[str, Recipe] = {
@@ -95,7 +95,7 @@ def build_any(
             raise InputError(no_such("recipe", recipe, ALL_RECIPES))
         recipe = ALL_RECIPES[recipe].build()
     if seeds is not None:
-        if recipe.kind != "xray":
+        if "training.repeats" not in {value.key for value in all_values(recipe)}:
             raise InputError("seeds is for studies of radiographs; repeat this one with another seed")
         settings = [f"training.repeats={seeds}", *settings]
     return configured(recipe, settings, seed=seed, precision=precision)

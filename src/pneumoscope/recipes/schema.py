@@ -324,12 +324,10 @@ class Experiment(Settings):
         paper: the paper's table; empty for recipes of our own.
         strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
         systems: the recipes on volumes that stages name as their system; filled in from the stages.
-        kind: of study that runs it.
         may_grow: parts that a resumed study may add to: new cells are computed, the others are taken as they are.
         may_change: values that a resumed study may change.
     """
 
-    kind: ClassVar[str] = "slices"
     may_grow: ClassVar[tuple[str, ...]] = ("data.sites.", "stages.chain.", "systems.", "paper.")
     may_change: ClassVar[tuple[str, ...]] = ()
 

@@ -204,7 +204,6 @@ class PaperValue(Settings):
 class VolumeExperiment(Settings):
     """One study on volumes; the class attributes as in `schema.Experiment`."""
 
-    kind: ClassVar[str] = "volumes"
     may_grow: ClassVar[tuple[str, ...]] = ()
     may_change: ClassVar[tuple[str, ...]] = ()
 

@@ -209,10 +209,9 @@ class XrayExperiment(Settings):
         citation: the paper.
         notes: what the paper leaves open, and how it was read.
         paper: its results.
-        kind, may_grow, may_change: as in `schema.Experiment`.
+        may_grow, may_change: as in `schema.Experiment`.
     """
 
-    kind: ClassVar[str] = "xray"
     may_grow: ClassVar[tuple[str, ...]] = ()
     may_change: ClassVar[tuple[str, ...]] = ("training.repeats",)
 

@@ -1,12 +1,7 @@
-"""One run of an experiment: the order of its parts, the same for every kind of study.
-
-A kind of study says how its data are read, how its models are made and scored, and what its page needs; everything
-else, from the folder to the notes of a resumed run, stands here once.
-"""
+"""What a study is asked and gives, and what a modality has to say for `engine.Study` to run it."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from pneumoscope.errors import InputError, RunError
-from pneumoscope.io.files import write_json
-from pneumoscope.jobs.machines import current
+from pneumoscope.errors import RunError
 from pneumoscope.objects import Tabled
 from pneumoscope.progress import Noted, Progress, silent
-from pneumoscope.reports.figures import marked
-from pneumoscope.study.folder import SYNTHETIC, mark_tables, start, write_environment, write_run
-from pneumoscope.study.report import write_report
+from pneumoscope.study.analysis.comparison import Compared, compare_cells
+from pneumoscope.study.scores.table import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,68 +112,74 @@ class StudyResult(Tabled):
             raise RunError(self.refusal, path=self.folder)
 
 
-class Study(ABC):
-    """One run of an experiment of one kind.
+class Modality(ABC):
+    """What is particular to the data and the models of an experiment: how they are read, made and scored.
+
+    `engine.Study` calls the methods in the order in which they stand here; the folder, jobs, tables and the page of a
+    study are its own.
 
     Attributes:
-        takes: options that only some kinds understand and this one does: ``lungs``, ``synthetic``,
+        takes: options that only some modalities understand and this one does: ``lungs``, ``synthetic``,
             ``accept_if_forgetting_below``.
+        title: of the page.
+        measures: what `study compare` compares cells by.
         experiment, options: what is run and how.
         folder: the study folder, once it is open.
-        processes: how many make stages at a time.
+        resume: take what is finished from the folder.
         left_out: what is not run, and why.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
+    title: ClassVar[str]
+    measures: ClassVar[tuple[str, ...]]
 
     def __init__(self, experiment: Any, options: StudyOptions) -> None:
         self.experiment, self.options = experiment, options
-        self.device, self.resume, self.processes = options.device, options.resume, options.jobs
+        self.device, self.resume, self.folder = options.device, options.resume, Path()
         self.progress = Noted(options.progress)
-        self.folder = Path()
         self.left_out: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
 
     @abstractmethod
     def check(self) -> None:
         """Refuse what cannot be run before anything is written."""
 
     @abstractmethod
-    def prepare(self) -> None:
+    def read(self) -> None:
         """Read the data and split them."""
 
-    @abstractmethod
     def mark(self) -> str:
         """What tables and figures say of the data: empty for real ones."""
+        return ""
+
+    def side_by_side(self, jobs: int) -> int:
+        """How many stages are made at a time where `jobs` were asked for."""
+        return jobs
 
     @abstractmethod
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Every stage in the order in which one process makes them, with those that must be made before it."""
 
     @abstractmethod
-    def make_stage(self, name: str) -> None:
+    def train(self, name: str) -> None:
         """Train a stage, or take it from its folder; those it needs are made."""
 
-    def open(self, folder: Path) -> None:
-        """Read the data of a study that lies in a folder, as a worker does."""
-        self.folder = folder
-        self.check()
-        self.prepare()
+    @abstractmethod
+    def score(self, name: str) -> pd.DataFrame:
+        """What a stage, made before, predicts of its tests and how well: its rows of per_case.csv.
 
-    def make(self) -> None:
-        """Make all stages; with several jobs each as soon as those it needs are there."""
-        if self.processes > 1 or current().remote:
-            from pneumoscope.study.parallel import make_in_parallel
-
-            make_in_parallel(self, self.processes)
-            self.resume = True  # all of them are there
-        for name in self.stages():
-            self.make_stage(name)
+        Kept in the stage's folder and taken from there while weights, data and settings are the same.
+        """
 
     @abstractmethod
-    def score(self) -> dict[str, pd.DataFrame]:
-        """Write tables and figures; the tables of `StudyResult`."""
+    def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """The tables of this modality by name, ``matrix`` among them, from the rows of all stages.
+
+        What else explains the results, such as figures, is written here.
+        """
+
+    @abstractmethod
+    def scores(self, per_case: pd.DataFrame) -> Scores:
+        """The tidy table of every study, and what follows from it."""
 
     @abstractmethod
     def summary(self) -> dict[str, Any]:
@@ -195,66 +193,12 @@ class Study(ABC):
         """Judge retrained models by the limit on forgetting, if there is one; why they are refused, else empty."""
         return ""
 
-    def run(self, out: str | Path) -> StudyResult:
-        """Run everything into `out`.
+    @classmethod
+    def compare(cls, folders: Sequence[Path]) -> Compared:
+        """Finished studies of this modality side by side."""
+        return compare_cells(folders, cls.measures)
 
-        Raises:
-            InputError: the folder holds another study, data are missing, or an option is of another kind of study.
-            RunError: a training failed; the study can be resumed.
-        """
-        self._require_understood()
-        self.check()
-        self.folder = start(self.experiment, out, resume=self.resume, overwrite=self.options.overwrite)
-        self._note_environment()
-        self.prepare()
-        self.lap("reading")
-        with marked(self.mark()):
-            self.make()
-            tables = self.score()
-        self.lap("tables and figures")
-        if "synthetic" in self.takes:
-            mark_tables(self.folder, self.mark() or "real")
-        for line in self.left_out:
-            self.progress("left out", 1, 1, line)
-        facts = {"synthetic": self.mark() == SYNTHETIC, "mark": self.mark(), "left_out": self.left_out}
-        summary = {**self.summary(), **facts, "notes": self.progress.notes, "seconds": self.seconds}
-        write_json(self.folder / "study.json", summary)
-        write_run(self.folder, self.progress.notes, resumed=self.resume, synthetic=bool(self.mark()))
-        refusal = self.judge()
-        report = write_report(self.folder)
-        return StudyResult(
-            self.folder,
-            self.experiment,
-            tables,
-            self.shown(tables),
-            report,
-            dict(self.seconds),
-            tuple(self.left_out),
-            refusal,
-        )
-
-    def lap(self, part: str) -> None:
-        """Note the wall time since the last lap under a name."""
-        now = time.perf_counter()
-        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self._since, 2)
-        self._since = now
-
-    def _require_understood(self) -> None:
-        options = self.options
-        given = {
-            "lungs": bool(options.lungs),
-            "accept_if_forgetting_below": options.accept_if_forgetting_below is not None,
-            "synthetic": options.synthetic,
-        }
-        for name, there in given.items():
-            if there and name not in self.takes:
-                raise InputError(f"{name} is not for {self.experiment.recipe}, a study of another kind; leave it out")
-
-    def _note_environment(self) -> None:
-        import torch
-
-        from pneumoscope.training.devices import pick_device, pick_precision
-
-        device = pick_device(self.device)
-        precision = pick_precision(self.experiment.training.precision, device)
-        write_environment(self.folder, device=device.type, precision=precision, threads=torch.get_num_threads())
+    @staticmethod
+    @abstractmethod
+    def page(experiment: Any, folder: Path) -> dict[str, Any]:
+        """What the page of a study shows beside the common parts; ``section`` names its template."""

@@ -1,20 +1,206 @@
-"""Run any experiment: the one way into a study, whatever its kind."""
+"""The engine: every experiment is run here, in one order, into one kind of folder.
+
+The jobs are: read the data; for each stage train, predict and score; write the tables; write the page. Stages that do
+not wait for each other may be made by workers (processes of this machine, Dask, SLURM): a worker reads the data again,
+takes the stages before from the folder and leaves its own there, so that the study then finds all of them done and what
+is made does not depend on how many workers made it. What differs between slices, volumes and radiographs is said by
+their `base.Modality`.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.jobs.lock import locks
-from pneumoscope.recipes.registry import build_any
-from pneumoscope.study.base import Study, StudyOptions, StudyResult
-from pneumoscope.study.transfer import SliceStudy
-from pneumoscope.study.volumes import VolumeStudy
-from pneumoscope.study.xray import XrayStudy
+import pandas as pd
 
-STUDIES: Mapping[str, type[Study]] = {"slices": SliceStudy, "volumes": VolumeStudy, "xray": XrayStudy}
-"""What runs an experiment, by its `kind`."""
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import write_frame, write_json
+from pneumoscope.jobs.local import processors
+from pneumoscope.jobs.lock import locks
+from pneumoscope.jobs.machines import current
+from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.recipes.registry import build_any
+from pneumoscope.reports.figures import marked
+from pneumoscope.study.base import StudyOptions, StudyResult
+from pneumoscope.study.folder import SYNTHETIC, mark_tables, start, write_environment, write_run
+from pneumoscope.study.modalities import modality_of
+from pneumoscope.study.report import write_report
+from pneumoscope.study.scores.table import write_scores
+
+
+class Study:
+    """One run of an experiment.
+
+    Attributes:
+        experiment, options: what is run and how.
+        modality: reads, makes and scores.
+        seconds: wall time by part.
+    """
+
+    def __init__(self, experiment: Any, options: StudyOptions) -> None:
+        self.experiment, self.options = experiment, options
+        self.modality = modality_of(experiment)(experiment, options)
+        self.progress = self.modality.progress
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def run(self, out: str | Path) -> StudyResult:
+        """Run everything into `out`.
+
+        Raises:
+            InputError: the folder holds another study, data are missing, or an option is of another modality.
+            RunError: a training failed; the study can be resumed.
+        """
+        modality = self.modality
+        self._require_understood()
+        modality.check()
+        folder = start(self.experiment, out, resume=modality.resume, overwrite=self.options.overwrite)
+        self._note_environment(folder)
+        modality.folder = folder
+        modality.read()
+        self._lap("reading")
+        with marked(modality.mark()):
+            per_case = pd.concat(self._stages(folder).values(), ignore_index=True)
+            tables = modality.tables(per_case)
+            for name, table in tables.items():
+                write_frame(folder / f"{name}.csv", table)
+            write_scores(folder, modality.scores(per_case))
+        self._lap("tables and figures")
+        return self._finished(folder, tables)
+
+    def _stages(self, folder: Path) -> dict[str, pd.DataFrame]:
+        """Train and score all stages, with several jobs each as soon as those it needs are there; their rows."""
+        modality = self.modality
+        jobs = modality.side_by_side(self.options.jobs)
+        self._lap("forecast")
+        if jobs > 1 or current().remote:
+            self._by_workers(folder, jobs)
+            modality.resume = True  # all of them are there
+        rows = {}
+        for name in modality.stages():
+            modality.train(name)
+            self._lap("training")
+            rows[name] = modality.score(name)
+            self._lap("predicting and scoring")
+        return rows
+
+    def _by_workers(self, folder: Path, jobs: int) -> None:
+        """Make all stages of a study whose data are ready in its folder.
+
+        Raises:
+            RunError: a worker died over a stage twice; everything finished is kept, and the study can be resumed.
+            PneumoscopeError: as a training does.
+        """
+        stages = [
+            Job(name, name, folder / "stages" / name, needs, marked=False)
+            for name, needs in self.modality.stages().items()
+        ]
+        options = replace(self.options, resume=True, overwrite=False, jobs=1, progress=silent)
+        outcomes = run_jobs(
+            stages, None, lambda *_: None, opener=partial(_open, self.experiment, options, folder), side_by_side=jobs,
+            strict=True, what="stages", progress=self.progress,
+        )  # fmt: skip
+        for outcome in outcomes:
+            for note in outcome.facts["notes"]:
+                self.progress(NOTE, 1, 1, note)
+
+    def _finished(self, folder: Path, tables: Mapping[str, pd.DataFrame]) -> StudyResult:
+        """What a reader needs beside the tables, and the page."""
+        modality, notes, mark = self.modality, self.progress.notes, self.modality.mark()
+        if "synthetic" in modality.takes:
+            mark_tables(folder, mark or "real")
+        for line in modality.left_out:
+            self.progress("left out", 1, 1, line)
+        facts = {"synthetic": mark == SYNTHETIC, "mark": mark, "left_out": modality.left_out}
+        write_json(folder / "study.json", {**modality.summary(), **facts, "notes": notes, "seconds": self.seconds})
+        write_run(folder, notes, resumed=self.options.resume, synthetic=bool(mark))
+        refusal = modality.judge()
+        return StudyResult(
+            folder,
+            self.experiment,
+            tables,
+            modality.shown(tables),
+            write_report(folder),
+            dict(self.seconds),
+            tuple(modality.left_out),
+            refusal,
+        )
+
+    def _lap(self, part: str) -> None:
+        """Note the wall time since the last lap under a name."""
+        now = time.perf_counter()
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self._since, 2)
+        self._since = now
+
+    def _require_understood(self) -> None:
+        options = self.options
+        given = {
+            "lungs": bool(options.lungs),
+            "accept_if_forgetting_below": options.accept_if_forgetting_below is not None,
+            "synthetic": options.synthetic,
+        }
+        for name, there in given.items():
+            if there and name not in self.modality.takes:
+                raise InputError(f"{name} is not for {self.experiment.recipe}, a study of another kind; leave it out")
+
+    def _note_environment(self, folder: Path) -> None:
+        import torch
+
+        from pneumoscope.training.devices import pick_device, pick_precision
+
+        device = pick_device(self.options.device)
+        precision = pick_precision(self.experiment.training.precision, device)
+        write_environment(folder, device=device.type, precision=precision, threads=torch.get_num_threads())
+
+
+def _open(experiment: Any, options: StudyOptions, folder: Path, jobs: int) -> Step:
+    """Make a worker ready: its share of the processors, and the study with its data."""
+    import torch
+
+    if jobs > 1:
+        torch.set_num_threads(max(1, processors() // jobs))
+    modality = modality_of(experiment)(experiment, options)
+    modality.folder = folder
+    modality.check()
+    modality.read()
+    needs, made = modality.stages(), set[str]()
+    modality.progress.notes = []
+
+    def make(job: Job, progress: Progress) -> Outcome:
+        for name in (*needs[job.name], job.name):
+            if name not in made:
+                modality.train(name)
+                made.add(name)
+        modality.score(job.name)
+        notes, modality.progress.notes = modality.progress.notes, []
+        return Outcome(job.name, facts={"notes": notes})
+
+    return Step("stage", 1, work=make)
+
+
+@locks("out")
+def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
+    """Run an experiment or a recipe into a study folder.
+
+    A study killed at any moment is continued by ``resume=True`` and ends with the same tables (CPU, same number of
+    threads).
+
+    Args:
+        experiment: a recipe's name or an experiment of your own making.
+        out: the study folder.
+        options: fields of `StudyOptions`.
+
+    Raises:
+        InputError: the folder holds another study, data are missing, or an option is of another kind of study.
+        RunError: a training failed; the study can be resumed.
+    """
+    return Study(build_any(experiment), StudyOptions(**options)).run(out)
 
 
 def score_study(
@@ -42,23 +228,3 @@ def score_study(
     named = [{name: str(value) for name, value in (given or {}).items()} for given in (data, models, predictions)]
     roots = {str(number): root for number, root in enumerate(data.values(), start=1)}
     return run_study(score_experiment(*named), out, data=roots, **options)
-
-
-@locks("out")
-def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
-    """Run an experiment or a recipe into a study folder.
-
-    A study killed at any moment is continued by ``resume=True`` and ends with the same tables (CPU, same number of
-    threads).
-
-    Args:
-        experiment: a recipe's name or an experiment of your own making.
-        out: the study folder.
-        options: fields of `StudyOptions`.
-
-    Raises:
-        InputError: the folder holds another study, data are missing, or an option is of another kind of study.
-        RunError: a training failed; the study can be resumed.
-    """
-    plan = build_any(experiment) if isinstance(experiment, str) else experiment
-    return STUDIES[plan.kind](plan, StudyOptions(**options)).run(out)

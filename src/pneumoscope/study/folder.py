@@ -42,9 +42,11 @@ OWN_FILES = (
 AnyExperiment = Experiment | VolumeExperiment | XrayExperiment
 
 EXPERIMENTS: Mapping[str, type[AnyExperiment]] = {
-    kind.kind: kind for kind in (Experiment, VolumeExperiment, XrayExperiment)
+    "slices": Experiment,
+    "volumes": VolumeExperiment,
+    "xray": XrayExperiment,
 }
-"""The class of an experiment by the kind of study that runs it."""
+"""The class of an experiment by what `experiment.json` calls it."""
 
 GUARD_FILE = "guard.json"
 """The verdict on retrained models, where a limit on forgetting was given."""
@@ -68,7 +70,8 @@ def start(experiment: AnyExperiment, out: str | Path, *, resume: bool = False, o
     folder, kept = open_folder(out, resume=resume, overwrite=overwrite)
     if kept:
         _require_same(experiment, folder)
-    content = {"kind": experiment.kind, **asdict(experiment), "numbers": describe(experiment)}
+    kind = next(name for name, known in EXPERIMENTS.items() if known is type(experiment))
+    content = {"kind": kind, **asdict(experiment), "numbers": describe(experiment)}
     write_json(folder / EXPERIMENT_FILE, content)
     return folder
 
@@ -188,7 +191,7 @@ def write_run(folder: Path, notes: Sequence[str], *, resumed: bool, synthetic: b
 
 def _require_same(experiment: AnyExperiment, folder: Path) -> None:
     before = read_experiment(folder)
-    if before.kind != experiment.kind:
+    if type(before) is not type(experiment):
         raise InputError(
             f"holds a study of another kind ({before.recipe}); use --overwrite, or another folder", path=folder
         )
@@ -208,19 +211,19 @@ def _require_same(experiment: AnyExperiment, folder: Path) -> None:
         )
 
 
-def read_experiment(folder: str | Path, kind: str = "") -> Any:
+def read_experiment(folder: str | Path, expected: type[Any] | None = None) -> Any:
     """The experiment of a study folder.
 
     Args:
         folder: of the study.
-        kind: a key of `EXPERIMENTS`; any where empty.
+        expected: the class of experiment that is wanted; any by default.
 
     Raises:
-        InputError: no study (of that kind) lies there, or its `experiment.json` cannot be read.
+        InputError: no (such) study lies there, or its `experiment.json` cannot be read.
     """
     found = kind_of(folder)
-    if kind and found != kind:
-        raise InputError(f"holds a study of {found}, expected one of {kind}; name another folder", path=folder)
+    if expected is not None and EXPERIMENTS[found] is not expected:
+        raise InputError(f"holds a study of {found}; name a folder of another study", path=folder)
     path = Path(folder) / EXPERIMENT_FILE
     content = {key: value for key, value in read_json(path).items() if key not in ("numbers", "kind")}
     try:

@@ -1,9 +1,4 @@
-"""Run an experiment: sets, lung masks, stages, scores, tables, figures, report, in a folder that can be gone on with.
-
-The order is the paper's: all trainings first, then every stage on every test set, once. Everything is written under a
-temporary name and renamed, so a study killed at any moment is gone on with by `resume=True` and ends with the same
-tables (CPU, same thread count).
-"""
+"""Transfer studies: stages one after the other on slices (or by another system), each scored on every set."""
 
 from __future__ import annotations
 
@@ -15,38 +10,39 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.io.files import write_frame, write_json
+from pneumoscope.io.files import write_json
 from pneumoscope.progress import FORECAST
 from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
-from pneumoscope.study.analysis.calibration import write_shift
+from pneumoscope.study.analysis.calibration import study_cells, write_shift
+from pneumoscope.study.analysis.comparison import Compared, compare_retraining
 from pneumoscope.study.analysis.lung_effect import lung_effect, write_lung_effect
-from pneumoscope.study.base import Study
-from pneumoscope.study.data import (
-    StudySet,
-    lung_folders,
-    require_data,
-    roots_of,
-)
+from pneumoscope.study.base import Modality
+from pneumoscope.study.data import StudySet, lung_folders, require_data, roots_of
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
+from pneumoscope.study.scores.cells import reliability_of, write_table
 from pneumoscope.study.scores.forgetting import FORMULAS, forgetting_table, transfer
-from pneumoscope.study.scores.matrix import Matrix, untrained_f1
+from pneumoscope.study.scores.matrix import Matrix, rounds_of, untrained_f1
 from pneumoscope.study.scores.predictions import predict_stage
-from pneumoscope.study.scores.segmentation import Scorer, ranked_slice, write_per_case
+from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems
+from pneumoscope.study.scores.table import Scores
+from pneumoscope.study.transfer_page import transfer_page
 
 
-class SliceStudy(Study):
-    """The transfer study: stages one after the other on slices (or by another system), each scored on every set."""
+class Transfer(Modality):
+    """A chain of trainings over several sites; slices and scans as `learners` see them."""
 
+    title = "Transfer study"
+    measures = ("f1", "dice", "nsd")
     takes = frozenset({"lungs", "accept_if_forgetting_below", "synthetic"})
 
     def check(self) -> None:
-        """See `Study`."""
+        """See `Modality`."""
         options, plan = self.options, self.experiment
         self.roots = roots_of(plan, {name: Path(root) for name, root in options.data.items()})
         self.masks = lung_folders(plan, options.lungs)
@@ -54,7 +50,7 @@ class SliceStudy(Study):
         if options.accept_if_forgetting_below is not None:
             require_limit(options.accept_if_forgetting_below)
 
-    def prepare(self) -> None:
+    def read(self) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""
         self.sets: dict[int, StudySet] = open_sets(
             self.experiment,
@@ -67,18 +63,24 @@ class SliceStudy(Study):
         )
 
     def mark(self) -> str:
-        """See `Study`."""
+        """See `Modality`."""
         return mark_of("phantom" if study_set.synthetic else study_set.name for study_set in self.sets.values())
 
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """See `Study`."""
+        """See `Modality`."""
         plan = self.experiment
         return {stage.name: tuple(needs(plan, stage.name)) for stage in plan.stages.chain}
 
-    def make_stage(self, name: str) -> None:
-        """See `Study`."""
+    def train(self, name: str) -> None:
+        """See `Modality`."""
         self.maker.resume = self.resume
         self.maker.make(name)
+
+    def score(self, name: str) -> pd.DataFrame:
+        """Predict every validation and test slice of all sets, and score them; after this no network is needed."""
+        model = self.maker.models[name]
+        predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
+        return self.scorer.stage(model, model.folder)
 
     @cached_property
     def maker(self) -> StageMaker:
@@ -88,44 +90,47 @@ class SliceStudy(Study):
             trust=self.options.trust,
         )  # fmt: skip
 
-    def make(self) -> None:
-        """Train all stages, then let each predict every validation and test slice; scores need no network after."""
-        self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=self.options.jobs)
-        self.progress(FORECAST, 1, 1, self.expected.sentence())
-        self.lap("forecast")
-        self.processes = self.expected.jobs  # as many as memory holds
-        super().make()
-        self.models = self.maker.models
-        self.lap("training")
-        for model in self.models.values():
-            predict_stage(self.experiment, model, self.sets, device=self.device, progress=self.progress)
-        effect = lung_effect(self.experiment, self.models, self.sets, device=self.device, progress=self.progress)
-        write_lung_effect(effect, self.folder)
-        self.lap("predicting")
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Scores the stages."""
+        return Scorer(self.experiment, self.sets, self.device, self.progress)
 
-    def score(self) -> dict[str, pd.DataFrame]:
-        """See `Study`."""
-        experiment, folder = self.experiment, self.folder
-        scorer = Scorer(experiment, self.sets, self.device, self.progress)
-        rows = {name: scorer.stage(model, model.folder) for name, model in self.models.items()}
-        untrained = scorer.untrained()
-        write_per_case(untrained, folder / "untrained.csv")
-        per_case = pd.concat(rows.values(), ignore_index=True)
-        write_per_case(per_case, folder / "per_case.csv")
-        self.lap("scoring")
-        cells = Matrix(experiment, per_case)
+    def side_by_side(self, jobs: int) -> int:
+        """As many as memory holds; says how long the trainings will take."""
+        self.expected = forecast(self.experiment, self.sets, device=self.device, jobs=jobs)
+        self.progress(FORECAST, 1, 1, self.expected.sentence())
+        return self.expected.jobs
+
+    def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """``matrix`` and ``forgetting``; calibration, appearance, missed lesions and figures are written beside."""
+        experiment, folder, models = self.experiment, self.folder, self.maker.models
+        effect = lung_effect(experiment, models, self.sets, device=self.device, progress=self.progress)
+        write_lung_effect(effect, folder)
+        untrained = self.scorer.untrained()
+        write_table(untrained, folder / "untrained.csv")
+        write_table(per_case, folder / "per_case.csv")
+        self.cells = cells = Matrix(experiment, per_case)
         matrix, common = cells.table(), cells.table(common=True)
         forgotten = forgetting_table(experiment, common)
         gains = transfer(experiment, common, untrained_f1(untrained))
-        write_tables(cells, folder, matrix, forgotten, gains, untrained_f1(untrained))
+        write_matrix_json(cells, folder, forgotten, gains, untrained_f1(untrained))
         write_systems(cells, folder)
         write_shift(cells, folder, self.sets, self.progress)
-        self.lap("calibration and appearance")
-        self._draw(scorer, rows, matrix)
+        self._draw(per_case, matrix)
         return {"matrix": matrix, "forgetting": forgotten}
 
+    def scores(self, per_case: pd.DataFrame) -> Scores:
+        """See `Modality`; forgetting has the form of its papers, see `scores.forgetting`."""
+        scoring = self.experiment.scoring
+        kept = study_cells(self.experiment, self.folder)
+        calibrated = {
+            (cell.stage, str(cell.test)): reliability_of(cell.voxels.total("test"), scoring.calibration_bins)
+            for cell in kept
+        }
+        return Scores(self.cells.tidy, calibrated, None, rounds_of(scoring), self.cells.means)
+
     def judge(self) -> str:
-        """See `Study`; a limit of an earlier run of this folder is applied again."""
+        """See `Modality`; a limit of an earlier run of this folder is applied again."""
         limit = self.options.accept_if_forgetting_below
         if limit is None:
             renew_verdict(self.folder, self.experiment)
@@ -135,38 +140,46 @@ class SliceStudy(Study):
         sentences = " ".join(stage.sentence() for stage in refused)
         return f"{', '.join(stage.stage for stage in refused)} refused. {sentences}" if refused else ""
 
+    @classmethod
+    def compare(cls, folders: Sequence[Path]) -> Compared:
+        """By what each way of retraining gains and loses."""
+        return compare_retraining(folders)
+
+    @staticmethod
+    def page(experiment: Any, folder: Path) -> dict[str, Any]:
+        """See `Modality`."""
+        return transfer_page(experiment, folder)
+
     def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         """The matrix, ours beside the paper's."""
         columns = ("name", "f1", "f1_low", "f1_high", "paper_f1")
         return ("stage and test set", "f1", "low", "high", "paper"), tables["matrix"][list(columns)].to_numpy().tolist()
 
-    def _draw(self, scorer: Scorer, rows: Mapping[str, pd.DataFrame], matrix: pd.DataFrame) -> None:
+    def _draw(self, per_case: pd.DataFrame, matrix: pd.DataFrame) -> None:
         (self.folder / "figures").mkdir(exist_ok=True)
-        for name, model in self.models.items():
+        for name, model in self.maker.models.items():
             number = self.experiment.stage(name).site
-            own = rows[name][rows[name]["test"] == number].reset_index(drop=True)
+            own = per_case[(per_case["stage"] == name) & (per_case["test"] == number)].reset_index(drop=True)
             examples = []
             for kind, percentile in (("good", figures.GOOD_PERCENTILE), ("bad", figures.BAD_PERCENTILE)):
                 position = ranked_slice(own, percentile)
                 if position is not None:
                     title = f"{name} on set {number}, {kind} example (rank {percentile:.0f} %)"
-                    examples.append(self._example(scorer, model, number, position, title, own))
+                    examples.append(self._example(model, number, position, title, own))
             if examples:
                 figures.write_examples(examples, self.folder / "figures" / f"examples_{name}.png")
         figures.redraw(self.experiment, self.folder, matrix, best_epochs(self.folder))
 
-    def _example(
-        self, scorer: Scorer, model: Predictor, number: int, position: int, title: str, own: pd.DataFrame
-    ) -> figures.Example:
+    def _example(self, model: Predictor, number: int, position: int, title: str, own: pd.DataFrame) -> figures.Example:
         study_set = self.sets[number]
         row = study_set.rows("test")[position]
-        found = scorer.predict(model, number, np.array([row]))[0]
+        found = self.scorer.predict(model, number, np.array([row]))[0]
         image = study_set.slices.as_float32(np.array([row]))[0, 0]
         f1 = float(own["f1"].to_numpy()[position])
         return figures.Example(image, study_set.slices.target[row] > 0, found, f"{title}: F1 {f1:.3f}")
 
     def summary(self) -> dict[str, Any]:
-        """See `Study`."""
+        """See `Modality`."""
         sets = []
         for number, study_set in sorted(self.sets.items()):
             table = study_set.slices.table
@@ -185,7 +198,7 @@ class SliceStudy(Study):
                     "lung_masks_supplied": study_set.supplied,
                 }
             )
-        stages = {name: {"trained_now": model.trained_now} for name, model in self.models.items()}
+        stages = {name: {"trained_now": model.trained_now} for name, model in self.maker.models.items()}
         return {"sets": sets, "stages": stages, "forecast": self.expected.as_dict()}
 
 
@@ -197,22 +210,19 @@ def best_epochs(folder: Path) -> dict[str, int]:
     return {card.parent.name: int(read_card(card.parent)["training"]["best_epoch"]) for card in cards}
 
 
-def write_tables(
+def write_matrix_json(
     cells: Matrix,
     folder: Path,
-    matrix: pd.DataFrame,
     forgotten: pd.DataFrame,
     gains: list[dict[str, Any]],
     untrained: Mapping[int, float],
 ) -> None:
-    """Write matrix.csv, matrix.json and forgetting.csv. Missing numbers are empty in CSV and null in JSON."""
-    for table, name in ((matrix, "matrix.csv"), (forgotten, "forgetting.csv")):
-        write_frame(folder / name, table)
+    """Write matrix.json: matrix and forgetting with their formulas; missing numbers are null."""
     write_json(
         folder / "matrix.json",
         {
             "recipe": cells.experiment.recipe,
-            "rows": matrix.to_dict(orient="records"),
+            "rows": cells.table().to_dict(orient="records"),
             "forgetting": forgotten.to_dict(orient="records"),
             "transfer": gains,
             "untrained_f1": dict(untrained),

@@ -1,9 +1,4 @@
-"""Run an experiment on volumes: every model, its validation and test scans, the ensemble, the threshold, tables, page.
-
-The folder is that of any study (see `study.base`), with ``folds.csv`` (each model's medians) and ``paper.csv`` (every
-printed number beside ours) instead of ``forgetting.csv``. A killed study goes on with `resume=True` and ends with the
-same weights and scores (CPU, same thread count); only times differ.
-"""
+"""Studies on volumes: every model of a cross-validation, its ensemble and a threshold, on validation and test scans."""
 
 from __future__ import annotations
 
@@ -18,18 +13,17 @@ import pandas as pd
 
 from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, content_of_scan
-from pneumoscope.errors import InputError
-from pneumoscope.io.files import read_json, write_frame, write_json
-from pneumoscope.jobs.stamp import stamp
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.jobs.stamp import read_done, stamp
 from pneumoscope.metrics.calibration import Reliability
-from pneumoscope.progress import NOTE
-from pneumoscope.study.base import Study
+from pneumoscope.study.base import Modality
 from pneumoscope.study.data import require_data
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.threshold import fitted
 from pneumoscope.study.learners.volume_training import VolumeModel, train_model
-from pneumoscope.study.scores.table import INTERVAL_ROUNDS, write_scores
+from pneumoscope.study.scores.cells import kept_table
+from pneumoscope.study.scores.table import Scores
 from pneumoscope.study.scores.volumes import (
     Labelled,
     fold_medians,
@@ -51,37 +45,42 @@ from pneumoscope.study.volumes_data import (
     volume_recipe,
     write_splits,
 )
+from pneumoscope.study.volumes_page import volumes_page
 from pneumoscope.volume import Volume
 
 Labels = Callable[[Volume], Labelled]
-SCORES, SCORED = "scores.csv", "scored.json"
+SCORED = "scored"
+THRESHOLD = "threshold-"
+"""How the stages begin that fit a threshold on a model's training scans."""
 
 
-class VolumeStudy(Study):
-    """Every model of a cross-validation, its ensemble and a threshold, scored on validation and test scans."""
+class Volumes(Modality):
+    """Scans in folds: networks on boxes of them, or on the whole scan."""
 
+    title = "Volume study"
+    measures = ("dice", "nsd")
     takes = frozenset({"synthetic"})
 
     def check(self) -> None:
-        """See `Study`."""
+        """See `Modality`."""
         self.roots = {name: Path(root) for name, root in self.options.data.items()}
         require_data(self.experiment.recipe, self.roots, self.options.synthetic)
         self.contents: dict[tuple[str, str], str] = {}
         self.trained: dict[str, VolumeModel] = {}
-        self.parts: dict[str, pd.DataFrame] = {}
 
-    def prepare(self) -> None:
-        """Find the scans, which test sets may lack, and deal them."""
+    def read(self) -> None:
+        """Find the scans, which test sets may lack, and split them."""
         plan = self.experiment
         self.cases = find_volume_cases(plan, self.roots, self.folder, self.progress)
         jobs = model_jobs(plan, self.cases[plan.train_set.name])
         self.jobs = {job.name: job for job in jobs}
         self.tests = {s.name: self.cases[s.name] for s in plan.test_sets if s.name in self.cases}
         write_splits(jobs, plan.train_set.name, self.folder)
-        self.left_out = [s.name for s in plan.data.sets if s.name not in self.cases]
+        absent = [s.name for s in plan.data.sets if s.name not in self.cases]
+        self.left_out = [f"No data were given for {', '.join(absent)}"] if absent else []
 
     def mark(self) -> str:
-        """See `Study`."""
+        """See `Modality`."""
         return mark_of([case.dataset for found in self.cases.values() for case in found])
 
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -89,7 +88,7 @@ class VolumeStudy(Study):
         full = [job for job in self.jobs.values() if job.setting == "full"]
         names: dict[str, tuple[str, ...]] = {}
         if self.experiment.scoring.baseline:
-            names |= {f"threshold-{job.name}": () for job in full}
+            names |= {f"{THRESHOLD}{job.name}": () for job in full}
         for k in dict.fromkeys(job.k for job in self.jobs.values()):
             folds = tuple(job.name for job in full if job.k == k)
             names |= dict.fromkeys(folds, ())
@@ -98,24 +97,34 @@ class VolumeStudy(Study):
             names |= {job.name: () for job in self.jobs.values() if job.k == k and job.setting != "full"}
         return names
 
-    def make_stage(self, name: str) -> None:
-        """Train, predict and score a stage."""
-        if name.startswith("threshold-"):
-            self.parts[name] = self._threshold(self.jobs[name.removeprefix("threshold-")])
+    def train(self, name: str) -> None:
+        """Train a network; an ensemble has nothing of its own, and a threshold is fitted when it is scored."""
+        if name in self.jobs:
+            self.trained[name] = train_model(
+                self.experiment, self.jobs[name], self.folder, open_cache(), device=self.device, resume=self.resume,
+                progress=self.progress,
+            )  # fmt: skip
+
+    def score(self, name: str) -> pd.DataFrame:
+        """See `Modality`; networks that no ensemble asks for again are let go."""
+        stages = self.stages()
+        if name.startswith(THRESHOLD):
+            rows = self._threshold(name, self.jobs[name.removeprefix(THRESHOLD)])
         elif name in self.jobs:
             job = self.jobs[name]
             sets = {VALIDATION: job.val, **(self.tests if job.setting == "full" else {})}
-            self.parts[name] = self._networks(name, job, job.setting, [name], sets)
+            rows = self._networks(name, job, job.setting, [name], sets)
         else:
-            members = list(self.stages()[name])
-            job = ModelJob(name, self.jobs[members[0]].k, 0, "ensemble", (), ())
-            self.parts[name] = self._networks(name, job, "ensemble", members, self.tests)
-            self.trained.clear()
-        self.lap("models")
+            job = ModelJob(name, self.jobs[stages[name][0]].k, 0, "ensemble", (), ())
+            rows = self._networks(name, job, "ensemble", stages[name], self.tests)
+        left = list(stages)[list(stages).index(name) + 1 :]
+        for known in [n for n in self.trained if not any(n in stages[later] for later in left)]:
+            del self.trained[known]
+        return rows
 
-    def _threshold(self, job: ModelJob) -> pd.DataFrame:
+    def _threshold(self, name: str, job: ModelJob) -> pd.DataFrame:
         """The threshold, fitted on a model's training scans."""
-        classes, own = self.experiment.preparation.classes, self.folder / "stages" / f"threshold-{job.name}"
+        classes, own = self.experiment.preparation.classes, self.folder / "stages" / name
         sets = {VALIDATION: job.val, **self.tests}
         identity = self._identity(sets, {"training": self._contents(job.train), "classes": classes})
 
@@ -132,21 +141,9 @@ class VolumeStudy(Study):
         self, name: str, job: ModelJob, setting: str, members: Sequence[str], sets: Mapping[str, Sequence[Case]]
     ) -> pd.DataFrame:
         """One model, or the mean of several."""
-        models = [self._model(member) for member in members]
+        models = [self.trained[member] for member in members]
         own = models[0].folder if len(models) == 1 else self.folder / "stages" / name
         return self._scored(own, job, setting, self._identity(sets, self._weights(models)), self._of(models), sets)
-
-    def _model(self, name: str) -> VolumeModel:
-        """A model, trained once."""
-        if name in self.trained:
-            return self.trained[name]
-        model = train_model(
-            self.experiment, self.jobs[name], self.folder, open_cache(), device=self.device, resume=self.resume,
-            progress=self.progress,
-        )  # fmt: skip
-        if any(name in needed for needed in self.stages().values()):  # an ensemble asks for it again
-            self.trained[name] = model
-        return model
 
     def _of(self, models: Sequence[VolumeModel]) -> Callable[[], tuple[Labels, float]]:
         """Makes the function that gives a scan's classes, and says how long the training took."""
@@ -157,7 +154,7 @@ class VolumeStudy(Study):
 
         def make() -> tuple[Labels, float]:
             members = [predictor(m.model, self.device, self.experiment.training.precision) for m in models]
-            seconds = sum(model.seconds for model in models)
+            seconds = sum(float(read_done(model.folder).get("seconds", 0)) for model in models)
             return lambda volume: predict_labels(volume, members, recipe, (k, j, i), overlap), seconds
 
         return make
@@ -166,61 +163,50 @@ class VolumeStudy(Study):
         self, own: Path, job: ModelJob, setting: str, identity: str, make: Callable[[], tuple[Labels, float]],
         sets: Mapping[str, Sequence[Case]],
     ) -> pd.DataFrame:  # fmt: skip
-        """Scores of a model on its scans; taken from its folder when a resumed study finds them whole."""
-        before = _stamp_of(own / SCORED) if self.resume else None
-        if before == identity and (own / SCORES).is_file():
-            return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})
-        if before is not None:
-            self.progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its scores are recomputed")
-        own.mkdir(parents=True, exist_ok=True)
-        (own / SCORED).unlink(missing_ok=True)
-        labels_of, training_seconds = make()
-        parts, reliabilities = [], {}
-        for test, cases in sets.items():
-            about = {"stage": own.name, "k": job.k, "fold": job.fold, "setting": setting, "test": test}
+        """Scores of a model on its scans, kept in its folder."""
 
-            def tell(done: int, total: int, test: str = test) -> None:
-                self.progress(f"{own.name} on {test}", done, total)
+        def score() -> tuple[pd.DataFrame, dict[str, Any]]:
+            labels_of, training_seconds = make()
+            parts, reliabilities = [], {}
+            for test, cases in sets.items():
+                about = {"stage": own.name, "k": job.k, "fold": job.fold, "setting": setting, "test": test}
 
-            table, calibrated = score_cases(self.experiment, cases, labels_of, about, tell)
-            parts.append(table)
-            reliabilities[test] = asdict(calibrated)
-        table = pd.concat(parts, ignore_index=True)
-        write_frame(own / SCORES, table)
-        per_scan = float(table.drop_duplicates(["test", "case"])["seconds"].median())
-        cost = {"training_seconds": round(training_seconds, 2), "seconds_per_scan": round(per_scan, 3),
-                "process_peak_gigabytes": round(peak_gigabytes(), 3)}  # fmt: skip
-        write_json(own / SCORED, {"stamp": identity, **cost, "reliability": reliabilities})
-        return pd.read_csv(own / SCORES, dtype={"case": str, "patient": str})  # as a resumed study reads it
+                def tell(done: int, total: int, test: str = test) -> None:
+                    self.progress(f"{own.name} on {test}", done, total)
 
-    def score(self) -> dict[str, pd.DataFrame]:
-        """Write per_case.csv, folds.csv, matrix.csv, matrix.json and paper.csv."""
-        per_case = pd.concat(self.parts.values(), ignore_index=True)
+                table, calibrated = score_cases(self.experiment, cases, labels_of, about, tell)
+                parts.append(table)
+                reliabilities[test] = asdict(calibrated)
+            table = pd.concat(parts, ignore_index=True)
+            per_scan = float(table.drop_duplicates(["test", "case"])["seconds"].median())
+            cost = {"training_seconds": round(training_seconds, 2), "seconds_per_scan": round(per_scan, 3),
+                    "process_peak_gigabytes": round(peak_gigabytes(), 3)}  # fmt: skip
+            return table, {**cost, "reliability": reliabilities}
+
+        return kept_table(own, SCORED, identity, score, resume=self.resume, progress=self.progress)
+
+    def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """``per_case``, ``folds`` (each model's medians), ``matrix`` and ``paper`` (printed numbers beside ours)."""
         folds = fold_medians(per_case)
         matrix = volume_matrix(per_case, folds)
-        paper = paper_table(
-            self.experiment, matrix, folds, kept_epochs(self.folder / "stages", list(self.jobs.values()))
-        )
-        steady = per_case.drop(columns="seconds")  # times would differ between a resumed run and another
-        for table, name in ((steady, "per_case"), (folds, "folds"), (matrix, "matrix"), (paper, "paper")):
-            write_frame(self.folder / f"{name}.csv", table)
+        epochs = kept_epochs(self.folder / "stages", list(self.jobs.values()))
+        paper = paper_table(self.experiment, matrix, folds, epochs)
         write_json(self.folder / "matrix.json", {"recipe": self.experiment.recipe,
                                                  "rows": matrix.to_dict(orient="records"),
                                                  "paper": paper.to_dict(orient="records")})  # fmt: skip
-        write_scores(self.folder, method_scores(per_case), {}, self._reliabilities(), n=INTERVAL_ROUNDS)
-        return {"matrix": matrix, "paper": paper}
+        steady = per_case.drop(columns="seconds")  # times would differ between a resumed run and another
+        return {"per_case": steady, "folds": folds, "matrix": matrix, "paper": paper}
 
-    def _reliabilities(self) -> dict[tuple[str, str], Reliability]:
-        """Calibration by method and test, over all models of the method."""
+    def scores(self, per_case: pd.DataFrame) -> Scores:
+        """See `Modality`; a stage is a method (``full-k5``): the mean over its models."""
         total: dict[tuple[str, str], Reliability] = {}
-        for table in self.parts.values():
-            own = self.folder / "stages" / str(table["stage"].iloc[0])
-            method = f"{table['setting'].iloc[0]}-k{table['k'].iloc[0]}"
-            for test, kept in read_json(own / SCORED)["reliability"].items():
-                arrays = {key: np.asarray(kept[key]) for key in ("count", "said", "true")}
-                one = Reliability(**arrays, squared=float(kept["squared"]))
-                total[method, test] = total[method, test] + one if (method, test) in total else one
-        return total
+        for (stage, setting, k), _ in per_case.groupby(["stage", "setting", "k"], sort=False):
+            kept = read_json(self.folder / "stages" / str(stage) / f"{SCORED}.json")["reliability"]
+            for test, counts in kept.items():
+                arrays = {key: np.asarray(counts[key]) for key in ("count", "said", "true")}
+                one, cell = Reliability(**arrays, squared=float(counts["squared"])), (f"{setting}-k{k}", test)
+                total[cell] = total[cell] + one if cell in total else one
+        return Scores(method_scores(per_case), total)
 
     def summary(self) -> dict[str, Any]:
         """Sets, models, and who stands on both sides of a split."""
@@ -242,6 +228,11 @@ class VolumeStudy(Study):
         names = ("scans", "folds", "method", "scored", "median dice", "mean", "sd", "lowest", "highest")
         return names, rows[columns].replace({"test": {VALIDATION: "validation"}}).to_numpy().tolist()
 
+    @staticmethod
+    def page(experiment: Any, folder: Path) -> dict[str, Any]:
+        """See `Modality`."""
+        return volumes_page(experiment, folder)
+
     def _identity(self, sets: Mapping[str, Sequence[Case]], made_by: Any) -> str:
         """Stamp of the scores of a model: what made it, the scans with their masks, and how they are scored."""
         contents = {name: self._contents(cases) for name, cases in sets.items()}
@@ -261,11 +252,3 @@ class VolumeStudy(Study):
                 self.contents[case.dataset, case.case] = content_of_scan(case.load())
                 self.progress("comparing data", done, len(cases))
         return [[case.case, case.patient, self.contents[case.dataset, case.case]] for case in cases]
-
-
-def _stamp_of(path: Path) -> str | None:
-    """The stamp of kept scores; None where there are none."""
-    try:
-        return str(read_json(path)["stamp"])
-    except (InputError, KeyError):
-        return None

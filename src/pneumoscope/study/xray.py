@@ -1,4 +1,4 @@
-"""Run an X-ray study: pictures, draws, baselines, networks, probes, tables, figures, report; resumable.
+"""X-ray studies: baselines, networks and probes on radiographs, in one draw or several.
 
 All tests are asked after all choices were made on the validation part. What cannot be run (Model_3 without its file,
 adults without their set, a source that cannot be left out) is left out and said, never replaced.
@@ -7,6 +7,7 @@ adults without their set, a source that cannot be left out) is left out and said
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.io.files import read_json, write_frame
+from pneumoscope.datasets.xray.pictures import pictures_content
+from pneumoscope.io.files import read_json
+from pneumoscope.jobs.stamp import stamp
 from pneumoscope.study import xray_data
 from pneumoscope.study.analysis.mitigations import AS_PAPER, all_mitigations, plain_recipe
 from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
-from pneumoscope.study.base import Study
-from pneumoscope.study.learners.classifier import Job, stage_folder, train_job
+from pneumoscope.study.base import Modality
+from pneumoscope.study.learners.classifier import PREDICTIONS, Job, predict_tests, stage_folder, train_classifier
+from pneumoscope.study.learners.networks import Network
+from pneumoscope.study.scores.cells import kept_table
 from pneumoscope.study.scores.classification import (
     LINEAGES,
     matrix,
@@ -28,21 +33,27 @@ from pneumoscope.study.scores.classification import (
     reliabilities,
     remedies,
 )
-from pneumoscope.study.scores.table import write_scores
+from pneumoscope.study.scores.table import Scores
+from pneumoscope.study.xray_page import draw_all, xray_page
 from pneumoscope.study.xray_repeat import Repeat, make_repeat, write_splits
-from pneumoscope.study.xray_report import draw_all
+
+BASELINES = "baselines_seed"
+"""How the stages begin that are regressions on a few hundred numbers."""
 
 
-class XrayStudy(Study):
-    """Networks, baselines and probes on radiographs, in one draw or several."""
+class Xray(Modality):
+    """Radiographs of several sources, drawn and split once or several times."""
+
+    title = "X-ray study"
+    measures = ("right", "called_positive")
 
     def check(self) -> None:
-        """See `Study`."""
+        """See `Modality`."""
         self.roots, self.weights = xray_data.check_roots(self.experiment, self.options.data)
         self.listed = xray_data.list_cases(self.roots)
-        self.predicted: dict[str, pd.DataFrame] = {}
+        self.trained: dict[str, Network] = {}
 
-    def prepare(self) -> None:
+    def read(self) -> None:
         """Read the pictures, draw, and split."""
         experiment = self.experiment
         pool = xray_data.read_pool(experiment, self.listed, self.folder, self.progress)
@@ -55,10 +66,6 @@ class XrayStudy(Study):
         plain = plain_recipe(experiment) if trials[0].zero is not None else None
         self.supply = xray_data.ImageCache(pool, self.folder / "data", few, plain, self.progress)
 
-    def mark(self) -> str:
-        """Never synthetic."""
-        return ""
-
     @cached_property
     def networks(self) -> dict[str, tuple[Job, Repeat]]:
         """Every network of every draw by the name of its stage, those first that others begin with."""
@@ -69,27 +76,42 @@ class XrayStudy(Study):
         }
 
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """See `Study`."""
-        return {name: (job.start.name,) if job.start else () for name, (job, _) in self.networks.items()}
+        """Of every draw the baselines, then the networks."""
+        names: dict[str, tuple[str, ...]] = {}
+        for trial in self.trials:
+            names[f"{BASELINES}{trial.repeat}"] = ()
+            own = {name: job for name, (job, one) in self.networks.items() if one is trial}
+            names |= {name: (job.start.name,) if job.start else () for name, job in own.items()}
+        return names
 
-    def make_stage(self, name: str) -> None:
-        """Train a network and let it predict every test."""
-        job, trial = self.networks[name]
-        self.predicted[name] = train_job(
-            job, trial, self.supply, self.folder, device=self.device, progress=self.progress
+    def train(self, name: str) -> None:
+        """Train a network; baselines are fitted when they are scored."""
+        if name in self.networks:
+            job, trial = self.networks[name]
+            self.trained[name] = train_classifier(
+                job, trial, self.supply, self.folder, device=self.device, resume=self.resume, progress=self.progress
+            )
+
+    def score(self, name: str) -> pd.DataFrame:
+        """What a classifier says about every picture of its tests."""
+        if name in self.networks:
+            return predict_tests(
+                *self.networks[name], self.trained.pop(name), self.supply, self.folder, device=self.device,
+                resume=self.resume, progress=self.progress,
+            )  # fmt: skip
+        trial = self.trials[int(name.removeprefix(BASELINES))]
+        settings = asdict(self.experiment)
+        shaped = {part: settings[part] for part in ("data", "pictures", "split", "honest")}
+        rows = np.unique(np.concatenate([part.rows for part in _sets(trial)] + [trial.sick]))
+        content = pictures_content([trial.pool.cases[int(i)] for i in rows], plain_recipe(self.experiment))
+        wanted = stamp(
+            "xray baselines", revision=1, settings=shaped, repeat=trial.repeat, seed=trial.seed, data=content
         )
-        self.lap(job.name)
-
-    def make(self) -> None:
-        """Baselines and probes, then every network."""
-        regressions = [baselines(trial, self.supply, self.progress) for trial in self.trials]
-        self.probed = pd.concat([probes(trial, self.supply, self.progress) for trial in self.trials])
-        self.lap("baselines and probes")
-        super().make()
-        parts = []
-        for trial, regression in zip(self.trials, regressions, strict=True):
-            parts += [regression, *(self.predicted[name] for name, (_, t) in self.networks.items() if t is trial)]
-        self.per_case = pd.concat(parts, ignore_index=True)
+        own = self.folder / "stages" / name
+        return kept_table(
+            own, PREDICTIONS, wanted, lambda: (baselines(trial, self.supply, self.progress), {}), resume=self.resume,
+            progress=self.progress,
+        )  # fmt: skip
 
     def _note_left_out(self, trial: Repeat, roots: Mapping[str, Path], weights: Path | None) -> None:
         stages = self.experiment.training.stages or ()
@@ -131,25 +153,29 @@ class XrayStudy(Study):
             jobs += [Job("Model_1", arm, without=s) for arm in (plain, *strict) for s in held_out(trial)]
         return jobs
 
-    def score(self) -> dict[str, pd.DataFrame]:
-        """See `Study`."""
-        cells = matrix(self.per_case, self.experiment)
-        table = remedies(self.per_case, self.probed, self.experiment)
-        self.tables = {"per_case": self.per_case, "matrix": cells, "remedies": table, "probes": self.probed}
-        for name, found in self.tables.items():
-            write_frame(self.folder / f"{name}.csv", found)
+    def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """``per_case``, ``matrix``, ``remedies`` and ``probes``; figures are drawn beside."""
+        probed = pd.concat([probes(trial, self.supply, self.progress) for trial in self.trials])
+        table = remedies(per_case, probed, self.experiment)
+        draw_all(self.experiment, self.folder, self.trials[0], self.supply, per_case, table)
+        self.made = {"per_case": per_case, "remedies": table, "matrix": matrix(per_case, self.experiment),
+                     "probes": probed}  # fmt: skip
+        return self.made
+
+    def scores(self, per_case: pd.DataFrame) -> Scores:
+        """See `Modality`."""
         scoring = self.experiment.scoring
-        write_scores(
-            self.folder,
-            picture_scores(self.per_case, self.experiment),
+        return Scores(
+            picture_scores(per_case, self.experiment),
+            reliabilities(per_case, self.experiment),
             LINEAGES,
-            reliabilities(self.per_case, self.experiment),
-            n=scoring.interval_resamples,
-            seed=scoring.interval_seed,
-            level=scoring.interval_level,
+            {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level},
         )
-        draw_all(self.experiment, self.folder, self.trials[0], self.supply, self.per_case, table)
-        return {"remedies": table, "matrix": cells}
+
+    @staticmethod
+    def page(experiment: Any, folder: Path) -> dict[str, Any]:
+        """See `Modality`."""
+        return xray_page(experiment, folder)
 
     def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         """What is left of the accuracy."""
@@ -167,7 +193,7 @@ class XrayStudy(Study):
     def summary(self) -> dict[str, Any]:
         """What the page says beside the figures."""
         pool = self.trials[0].pool
-        timing = {path.parent.name: read_json(path) for path in sorted(self.folder.glob("stages/*/timing.json"))}
+        stages = {name: self.folder / "stages" / name for name in sorted(self.networks)}
         return {
             "pool": {
                 "pictures": len(pool.cases),
@@ -177,10 +203,10 @@ class XrayStudy(Study):
                 "unreadable": [list(pair) for pair in pool.unreadable[:50]],
             },
             "sets": [_set_row(trial, part) for trial in self.trials for part in _sets(trial)],
-            "matrix": self.tables["matrix"].to_dict(orient="records"),
-            "remedies": self.tables["remedies"].to_dict(orient="records"),
-            "probes": probe_means(self.probed).to_dict(orient="records"),
-            "timing": timing,
+            "matrix": self.made["matrix"].to_dict(orient="records"),
+            "remedies": self.made["remedies"].to_dict(orient="records"),
+            "probes": probe_means(self.made["probes"]).to_dict(orient="records"),
+            "timing": {name: read_json(own / f"{PREDICTIONS}.json")["timing"] for name, own in stages.items()},
         }
 
 

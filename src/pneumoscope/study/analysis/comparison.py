@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import prepare_folder, read_json, write_bytes, write_json
-from pneumoscope.jobs.lock import locks
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.strategy import STRATEGIES
 from pneumoscope.recipes.systems import SLICES
-from pneumoscope.reports.figures import data_uri
-from pneumoscope.study.folder import kind_of, read_experiment, read_if_there
-from pneumoscope.study.scores.cells import write_table
+from pneumoscope.study.folder import read_experiment, read_if_there
 from pneumoscope.study.scores.matrix import Matrix, PerPatient, read_matrix
 from pneumoscope.study.scores.table import INTERVAL_ROUNDS, compare_scores, read_scores
 
@@ -50,12 +45,10 @@ CELL_COLUMNS = (
     "run", "stage", "test", "structure", "metric", "n_patients", "mean", "mean_low", "mean_high", "difference",
     "difference_low", "difference_high",
 )  # fmt: skip
-"""Columns of comparison.csv for studies on volumes and on radiographs."""
+"""Columns of comparison.csv, cell by cell."""
 
 BASELINE = "plain"
 """Retraining on the new set alone, as the papers do: what every strategy is compared with."""
-
-MARKER = "comparison.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +115,11 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         InputError: no study, one given twice, one that is not scored, studies of other sets or scored in other ways,
             or a strategy with the same order of sets and seed in two folders.
     """
-    given = _different(folders)
+    given = different_folders(folders)
     runs: list[Run] = []
     first: Experiment | None = None
     for folder in given:
-        experiment = read_experiment(folder, "slices")
+        experiment = read_experiment(folder, Experiment)
         first = first or experiment
         _require_alike(first, experiment, folder)
         matrix = read_matrix(folder, experiment)
@@ -137,12 +130,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             strategy = "+".join(sorted(experiment.strategy_of(stage.name), key=list(STRATEGIES).index))
             if stage.system != SLICES:
                 strategy = f"{stage.system}: {strategy}"
-            runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, _synthetic(folder)))
+            runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, is_synthetic(folder)))
     _require_once(runs)
     return runs
 
 
-def _different(folders: Sequence[str | Path]) -> list[Path]:
+def different_folders(folders: Sequence[str | Path]) -> list[Path]:
+    """The folders, each given once.
+
+    Raises:
+        InputError: none, or one twice.
+    """
     given = [Path(folder).resolve() for folder in folders]
     twice = sorted({str(p) for p in given if given.count(p) > 1})
     if not given or twice:
@@ -264,44 +262,16 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-@locks("out")
-def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Compare study folders of one kind; writes ``comparison.csv``, ``comparison.json`` and ``report.html``.
-
-    Transfer studies are compared by what each way of retraining gains and loses, with a picture; studies on volumes and
-    on radiographs cell by cell with the first of them, see `scores.table.compare_scores`.
-
-    Returns:
-        What stands in ``comparison.json``.
-
-    Raises:
-        InputError: as `read_runs`, and when `out` holds a comparison and `overwrite` is not given.
-    """
-    from pneumoscope.reports.page import write_page
-
-    given = _different(folders)
-    kinds = {kind_of(folder) for folder in given}
-    if len(kinds) > 1:
-        raise InputError(f"studies of {' and '.join(sorted(kinds))} cannot be compared; give studies of one kind")
-    result, columns, template, extra = (_retraining if kinds == {"slices"} else _cells)(given)
-    folder = prepare_folder(out, marker=MARKER, overwrite=overwrite)
-    flat = [{name: row[name] for name in columns} for row in result["rows"]]
-    write_table(pd.DataFrame(flat, columns=list(columns)), folder / "comparison.csv")
-    context = {"result": result, "synthetic": all(map(_synthetic, given)), **extra}
-    if "picture" in extra:
-        write_bytes(folder / "figures" / "gain_against_loss.png", extra["picture"])
-        context["picture"] = data_uri(extra["picture"])
-    write_page(folder / "report.html", template, context)
-    write_json(folder / MARKER, result)
-    found: dict[str, Any] = read_json(folder / MARKER)
-    return found
-
-
 Compared = tuple[dict[str, Any], Sequence[str], str, dict[str, Any]]
 """What stands in comparison.json, columns of comparison.csv, template, and what the page is given beside."""
 
 
-def _retraining(folders: Sequence[Path]) -> Compared:
+def compare_retraining(folders: Sequence[Path]) -> Compared:
+    """Transfer studies by what each way of retraining gains and loses, with a picture.
+
+    Raises:
+        InputError: as `read_runs`, and where nothing is retrained.
+    """
     from pneumoscope.study.shift_figures import comparison_png
 
     runs = read_runs(folders)
@@ -322,16 +292,17 @@ def _retraining(folders: Sequence[Path]) -> Compared:
     return result, COLUMNS, "comparison.html", extra
 
 
-MEASURES = {"volumes": ("dice", "nsd"), "xray": ("right", "called_positive")}
-"""What studies of other kinds are compared by."""
+def compare_cells(folders: Sequence[Path], measures: Sequence[str]) -> Compared:
+    """Studies cell by cell with the first of them, see `scores.table.compare_scores`.
 
-
-def _cells(folders: Sequence[Path]) -> Compared:
+    Raises:
+        InputError: two folders of one name, or a study without `scores.csv`.
+    """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise InputError("runs are called by the name of their folder, and two have the same; rename one of them")
     tables = dict(zip(names, map(read_scores, folders), strict=True))
-    rows = compare_scores(tables, MEASURES[kind_of(folders[0])], n=INTERVAL_ROUNDS)
+    rows = compare_scores(tables, measures, n=INTERVAL_ROUNDS)
     apart = [row for row in rows if row["difference_low"] > 0 or row["difference_high"] < 0]
     measured = sum(not math.isnan(row["difference"]) for row in rows)
     result = {
@@ -344,7 +315,8 @@ def _cells(folders: Sequence[Path]) -> Compared:
     return result, CELL_COLUMNS, "scores_comparison.html", {"title": "Studies compared", "first": names[0]}
 
 
-def _synthetic(folder: Path) -> bool:
+def is_synthetic(folder: Path) -> bool:
+    """Whether all data of a study are made up."""
     return bool(read_if_there(folder / "study.json").get("synthetic"))
 
 

@@ -141,7 +141,7 @@ def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: boo
         changed = what_changed(own, **parts) if resume else []
         if changed:
             progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained again")
-        for path in (*own.glob("*.ckpt"), *own.glob("*.json"), *own.glob("scores-*.csv"), own / "history.csv"):
+        for path in [path for kind in ("*.ckpt", "head/*.ckpt", "*.json", "history.csv") for path in own.glob(kind)]:
             path.unlink(missing_ok=True)
     mark_started(own, wanted, **parts)
     return go_on

@@ -1,9 +1,7 @@
 """The networks of an X-ray study: built, carried, trained in the paper's steps, saved, and asked about every test.
 
-Folder `stages/<stage>_seed<n>/`: `history.csv`, `last.ckpt` of the last step (`head/` holds those of the dense layer
-alone), `model.safetensors`, `card.json`, `predictions.csv`, `done.json`. The marker holds the stamp of settings,
-pictures (those it learns from and those of every test) and starting weights; a resumed study takes a stage of this
-stamp as it is, and trains any other anew, or on from where it was killed.
+Folder `stages/<stage>_seed<n>/`: as of any network (see `networks`), `head/` with the checkpoints of the dense layer
+alone, and `predictions.csv`: what it says about every picture of every test, under a stamp of its own.
 
 With the body frozen its features never change, so the dense layer is trained on features computed once: the same
 optimisation, without computing them in every epoch.
@@ -12,8 +10,8 @@ optimisation, without computing them in every epoch.
 from __future__ import annotations
 
 import hashlib
-import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.pictures import pictures_content
-from pneumoscope.errors import ModelError
-from pneumoscope.io.files import write_frame, write_json
-from pneumoscope.jobs.stamp import content_of_files, mark_done, read_done, stamp
-from pneumoscope.models.cards import read_card, verify
-from pneumoscope.progress import NOTE, Progress, silent
+from pneumoscope.jobs.stamp import content_of_files, stamp
+from pneumoscope.progress import Progress
 from pneumoscope.study.analysis.mitigations import Mitigation
-from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.classifier_steps import (
     FeatureSource,
     ask,
@@ -36,18 +30,20 @@ from pneumoscope.study.learners.classifier_steps import (
     resnet_frozen,
     time_pictures,
 )
-from pneumoscope.study.learners.networks import train_config
+from pneumoscope.study.learners.networks import Network, NetworkTraining, train_config
+from pneumoscope.study.scores.cells import kept_table
 from pneumoscope.study.xray_data import ImageCache, licences
 from pneumoscope.study.xray_repeat import Repeat, TrainingSet, table
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pneumoscope.training.config import TrainConfig
     from pneumoscope.training.loop import FitResult
     from pneumoscope.training.tasks import PictureSource
 
 CNN, RESNET = "Model_1", "Model_3"
-PREDICTIONS, TIMING = "predictions.csv", "timing.json"
+PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -85,48 +81,101 @@ def stage_folder(folder: Path, job: Job, trial: Repeat) -> Path:
     return folder / "stages" / f"{job.name}_seed{trial.repeat}"
 
 
-def train_job(
-    job: Job,
-    trial: Repeat,
-    supply: ImageCache,
-    folder: Path,
-    *,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> pd.DataFrame:
-    """Train a network, or take it from the folder, and give what it says about every test.
+@dataclass(frozen=True, eq=False)
+class ClassifierTraining(NetworkTraining):
+    """All at once; or the dense layer alone, then the reused layers with it at the fine rate.
+
+    Attributes:
+        pictures: for training and for validation, as in `train` and `val`.
+        two_steps: which of the two.
+        results: of the steps made, for the card.
+    """
+
+    pictures: Sequence[PictureSource] = ()
+    two_steps: bool = False
+    results: list[FitResult] = field(default_factory=list)
+
+    def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
+        """See `NetworkTraining`."""
+        from pneumoscope.training.loop import fit
+
+        if self.two_steps:
+            config, head = self.config(None), self.own / "head"
+            ours, theirs = (FeatureSource.of(model, source, config.device) for source in self.pictures)
+            first = fit(head_of(model), self.task(model), ours, theirs, config, head, resume=resume, progress=progress)
+            self.results.append(first)
+        self.results.append(super().fit(model, resume, progress))
+        return self.results[-1]
+
+
+def train_classifier(
+    job: Job, trial: Repeat, supply: ImageCache, folder: Path, *, device: str, resume: bool, progress: Progress
+) -> Network:
+    """Train a network, or take it from the folder.
 
     Raises:
         RunError: the training failed; it can be resumed.
         ModelError: the file of published weights does not hold ResNet-50.
     """
-    here = stage_folder(folder, job, trial)
+    from pneumoscope.training.tasks import ClassificationTask
+
     lesson, classes = _lesson(job, trial)
-    sources = [_source(supply, job, trial, *rows) for rows in _parts(lesson)]
-    tests = trial.tests_of(job.model, job.without)
-    parts = _shaping_parts(job, trial, [source.content for source in sources], tests)
-    wanted = stamp("xray stage", revision=1, **parts)
-    if _is_done(here, wanted):
-        return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
-    before = read_done(here).get("stamp")
-    shaping = {name: part for name, part in parts.items() if name != "test_data"}
-    go_on = start_stage(here, stamp("xray training", revision=1, **shaping), shaping, resume=True, progress=progress)
-    if not go_on:
-        shutil.rmtree(here / "head", ignore_errors=True)
-    elif before is not None:
-        why = "its weights are damaged or were replaced" if before == wanted else "its test pictures changed"
-        progress(NOTE, 1, 1, f"{here.name}: {why}; its predictions are made anew")
-    here.mkdir(parents=True, exist_ok=True)
-    model, origin = _build(job, trial, len(classes))
-    results = _fit(job, trial, model, sources, classes, here, device, progress)
-    _save(job, trial, model, origin, results, lesson, classes, here)
-    said = {name: ask(model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()}
-    found = table(trial, job.model, job.arm.name, job.without, said, classes)
-    write_frame(here / PREDICTIONS, found, None)
-    made, where = supply.get(job.arm.recipe, lesson.val)
-    write_json(here / TIMING, time_pictures(model, made, where, trial.experiment.scoring.timed_pictures, device=device))
-    mark_done(here, wanted, sha256=read_card(here)["weights"]["sha256"])
-    return pd.read_csv(here / PREDICTIONS, keep_default_na=False)
+    train, val = (_source(supply, job, trial, *rows) for rows in _parts(lesson))
+    results: list[FitResult] = []
+
+    def config(model: nn.Module | None) -> TrainConfig:
+        plan = trial.experiment.training
+        found = train_config(plan, schedule="plateau", seed=trial.seed, device=device)
+        if model is None or not job.two_steps:
+            return found
+        frozen = resnet_frozen(model, plan.last_layers) if job.model == RESNET else ()
+        return replace(found, learning_rate=plan.fine_rate, frozen=frozen)
+
+    return ClassifierTraining(
+        stage_folder(folder, job, trial),
+        "xray stage",
+        _shaping_parts(job, trial, [train.content, val.content]),
+        lambda: _build(job, trial, len(classes)),
+        None,
+        lambda model: ClassificationTask(classes),
+        train,
+        val,
+        config,
+        lambda result, origin: _card(job, trial, origin, results, lesson, classes),
+        (train, val),
+        job.two_steps,
+        results,
+    ).run(resume=resume, progress=progress)
+
+
+def predict_tests(
+    job: Job, trial: Repeat, made: Network, supply: ImageCache, folder: Path, *, device: str, resume: bool,
+    progress: Progress,
+) -> pd.DataFrame:  # fmt: skip
+    """What a network says about every picture of every test; kept in its folder."""
+    tests, cases = trial.tests_of(job.model, job.without), trial.pool.cases
+    lesson, classes = _lesson(job, trial)
+    shown = {
+        name: [
+            [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
+            labels.tolist(),
+            pictures_content([cases[int(i)] for i in rows], job.arm.recipe),
+        ]
+        for name, (rows, labels) in tests.items()
+    }
+    timed = trial.experiment.scoring.timed_pictures
+    wanted = stamp("xray predictions", revision=1, weights=made.sha256, tests=shown, timed=timed)
+
+    def predict() -> tuple[pd.DataFrame, dict[str, Any]]:
+        found = {
+            name: ask(made.model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()
+        }
+        pictures, where = supply.get(job.arm.recipe, lesson.val)
+        timing = time_pictures(made.model, pictures, where, timed, device=device)
+        return table(trial, job.model, job.arm.name, job.without, found, classes), {"timing": timing}
+
+    own = stage_folder(folder, job, trial)
+    return kept_table(own, PREDICTIONS, wanted, predict, resume=resume, progress=progress)
 
 
 def _lesson(job: Job, trial: Repeat) -> tuple[TrainingSet, tuple[str, ...]]:
@@ -152,40 +201,17 @@ def _source(
     return PictureSource(made.pixels, where, labels, [f"{c.dataset}/{c.case}" for c in cases], content)
 
 
-def _shaping_parts(
-    job: Job, trial: Repeat, sources: list[str], tests: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> dict[str, Any]:
-    """All that shapes the weights, and what is predicted."""
+def _shaping_parts(job: Job, trial: Repeat, sources: list[str]) -> dict[str, Any]:
+    """All that shapes the weights."""
     settings = asdict(trial.experiment)
     start = job.start / "model.safetensors" if job.start else job.weights
     shaped = {name: settings[name] for name in ("training", "network", "pictures", "split", "data", "scoring")}
     shaped["training"] = {k: v for k, v in shaped["training"].items() if k not in ("repeats", "sources", "stages")}
-    cases = trial.pool.cases
     return {
         "settings": {**shaped, "job": job.name, "repeat": trial.repeat},
         "training_data": sources,
         "starting_weights": content_of_files([start]) if start else None,
-        "test_data": {
-            name: [
-                [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
-                labels.tolist(),
-                pictures_content([cases[int(i)] for i in rows], job.arm.recipe),
-            ]
-            for name, (rows, labels) in tests.items()
-        },
     }
-
-
-def _is_done(here: Path, wanted: str) -> bool:
-    """Whether the stage is of this stamp, and its weights are whole and those of then."""
-    done = read_done(here)
-    if done.get("stamp") != wanted or not (here / PREDICTIONS).is_file():
-        return False
-    try:
-        check = verify(here)
-    except ModelError:
-        return False
-    return check.ok and check.expected_sha256 == done.get("sha256")
 
 
 def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
@@ -213,44 +239,10 @@ def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
     return cnn, f"the body of {job.start.name}: {report.sentence()}"
 
 
-def _fit(
-    job: Job,
-    trial: Repeat,
-    model: nn.Module,
-    sources: list[PictureSource],
-    classes: tuple[str, ...],
-    here: Path,
-    device: str,
-    progress: Progress,
-) -> list[FitResult]:
-    """The paper's steps: all at once; or the dense layer, then the reused layers with it at the fine rate."""
-    from pneumoscope.training.loop import fit
-    from pneumoscope.training.tasks import ClassificationTask
-
-    task, plan = ClassificationTask(classes), trial.experiment.training
-    train, val = sources
-    config = train_config(plan, schedule="plateau", seed=trial.seed, device=device)
-    if not job.two_steps:
-        return [fit(model, task, train, val, config, here, resume=True, progress=progress)]
-    ours, theirs = (FeatureSource.of(model, source, device) for source in sources)
-    first = fit(head_of(model), task, ours, theirs, config, here / "head", resume=True, progress=progress)
-    frozen = resnet_frozen(model, plan.last_layers) if job.model == RESNET else ()
-    config = replace(config, learning_rate=plan.fine_rate, frozen=frozen)
-    return [first, fit(model, task, train, val, config, here, resume=True, progress=progress)]
-
-
-def _save(
-    job: Job,
-    trial: Repeat,
-    model: nn.Module,
-    origin: str,
-    results: list[FitResult],
-    lesson: TrainingSet,
-    classes: tuple[str, ...],
-    here: Path,
-) -> None:
-    from pneumoscope.models.weights import save_model
-
+def _card(
+    job: Job, trial: Repeat, origin: str, results: list[FitResult], lesson: TrainingSet, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """What `card.json` says beside the architecture and the checksum."""
     steps = [
         {
             "step": name,
@@ -262,10 +254,11 @@ def _save(
         }
         for name, r in zip(("head", "whole") if job.two_steps else ("whole",), results, strict=True)
     ]
-    card = {
+    return {
+        "name": f"{job.name}_seed{trial.repeat}",
         "title": f"{job.name}, {trial.experiment.recipe}, draw {trial.repeat}",
         "classes": list(classes),
-        "begun_from": origin,
+        "started_from": origin,
         "input": {"recipe": vars(job.arm.recipe), "range": [0, 1]},
         "data": licences(trial.pool, np.unique(np.concatenate([lesson.train, lesson.val]))),
         "training": {
@@ -276,4 +269,3 @@ def _save(
         },
         "warning": "Made to study shortcuts: it tells hospitals apart better than diseases. Not for use on patients.",
     }
-    save_model(here, model, card)

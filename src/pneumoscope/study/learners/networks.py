@@ -94,7 +94,6 @@ class NetworkTraining:
             NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
         """
         from pneumoscope.models.weights import save_model
-        from pneumoscope.training.loop import fit
 
         wanted = self.stamp
         kept = kept_network(self.own, wanted) if resume else None
@@ -105,12 +104,17 @@ class NetworkTraining:
         model, origin = self.network()
         if self.start is not None:
             origin = _load(model, self.start)
-        result = fit(
-            model, self.task(model), self.train, self.val, self.config(model), self.own, resume=go_on, progress=progress
-        )
+        result = self.fit(model, go_on, progress)
         sha256 = save_model(self.own, model, self.card(result, origin))["weights"]["sha256"]
         mark_done(self.own, wanted, sha256=sha256, seconds=round(result.seconds, 2))
         return Network(model, sha256, True, round(result.seconds, 2))
+
+    def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
+        """Run the loop; trainings of several steps override this."""
+        from pneumoscope.training.loop import fit
+
+        config = self.config(model)
+        return fit(model, self.task(model), self.train, self.val, config, self.own, resume=resume, progress=progress)
 
 
 def _load(model: nn.Module, start: Start) -> str:
@@ -141,6 +145,6 @@ def train_config(*parts: Any, **values: Any) -> TrainConfig:
     """The settings of the loop, by name from `values`, else from the last of the parts that has them."""
     from pneumoscope.training.config import TrainConfig
 
-    names = [field.name for field in fields(TrainConfig)]
-    found = {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
+    names = {field.name for field in fields(TrainConfig)}
+    found = {name: value for part in parts for name, value in vars(part).items() if name in names}
     return TrainConfig(**{**found, **values})

@@ -13,7 +13,7 @@ So a new stage costs its own cells and a new set one cell per stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.io.files import atomic_path, write_frame
+from pneumoscope.errors import InputError
+from pneumoscope.io.files import atomic_path, read_json, write_frame, write_json
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.metrics.calibration import Reliability
+from pneumoscope.progress import NOTE, Progress
 from pneumoscope.recipes.schema import Experiment
 
 SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
@@ -32,6 +34,12 @@ SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "p
 """Columns of slices.csv and per_case.csv. ``part`` is the slice's part of the split; ``contour_mm`` the length of both
 contours together and ``met_mm`` how much of it lies within the tolerance of the other (empty where the set has no pixel
 size): their sums over a patient's slices make the patient's NSD."""
+
+TEXT = (
+    "stage", "case", "patient", "part", "kind", "structure", "metric", "setting", "model", "arm", "without", "group",
+    "source", "label", "said",
+)  # fmt: skip
+"""Columns of tables of a study that are text, whatever stands in them."""
 
 LEVELS = 256
 """Probabilities are kept as ``floor(255 p + 0.5)``."""
@@ -168,6 +176,41 @@ def write_cell(stage_folder: Path, cell: Cell) -> None:
     mark_done(folder, cell.key)
 
 
+def kept_table(
+    own: Path, name: str, wanted: str, make: Callable[[], tuple[pd.DataFrame, dict[str, Any]]], *, resume: bool,
+    progress: Progress,
+) -> pd.DataFrame:  # fmt: skip
+    """The rows of a stage in `<name>.csv` of its folder: those kept under the stamp `wanted`, else made and kept.
+
+    Args:
+        own: folder of the stage.
+        name: of the table; what `make` says beside it stands in `<name>.json` with the stamp.
+        wanted: stamp of the predictor, the data and the settings.
+        make: gives the rows, and JSON values about them.
+        resume: take what is there.
+        progress: told when rows of another stamp are made anew.
+    """
+    mark = own / f"{name}.json"
+    before = _stamp_in(mark) if resume else None
+    if before == wanted and (own / f"{name}.csv").is_file():
+        return read_table(own / f"{name}.csv")
+    if before is not None:
+        progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its predictions and scores are made anew")
+    own.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    table, facts = make()
+    write_frame(own / f"{name}.csv", table)
+    write_json(mark, {"stamp": wanted, **facts})
+    return read_table(own / f"{name}.csv")  # as a resumed study reads it
+
+
+def _stamp_in(path: Path) -> str | None:
+    try:
+        return str(read_json(path)["stamp"])
+    except (InputError, KeyError):
+        return None
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, whole or not at all; what is not known is left empty."""
     write_frame(path, table, "%.8g")
@@ -175,6 +218,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read such a table; names stay text, empty numbers become NaN."""
-    names: dict[str, Any] = dict.fromkeys(("stage", "case", "patient", "part", "kind", "structure", "metric"), str)
+    names: dict[str, Any] = dict.fromkeys(TEXT, str)
     numbers = [c for c in pd.read_csv(path, nrows=0).columns if c not in names]
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={name: [""] for name in numbers})

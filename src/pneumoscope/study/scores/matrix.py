@@ -1,4 +1,4 @@
-"""The transfer matrix: every stage on every test set, from the per-slice table alone.
+"""The transfer matrix: every stage on every test set, a group-by of the tidy table of scores.
 
 One cell averages as the paper does (per slice, over slices whose reference holds infiltrate) and beside it gives the
 mean over patients of the Dice and the NSD of all their test slices together; each with an interval that draws patients.
@@ -8,7 +8,6 @@ Differences between stages are taken over the test slices that both have, patien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.intervals import Interval, bootstrap_interval, paired_difference
-from pneumoscope.metrics.overlap import Counts, SliceScores, dice
+from pneumoscope.metrics.intervals import Interval, paired_difference
+from pneumoscope.metrics.overlap import Counts, dice
 from pneumoscope.recipes.schema import Experiment, Scoring
-from pneumoscope.study.scores.cells import SCORE_COLUMNS, SLICE_COLUMNS
+from pneumoscope.study.scores.cells import read_table
+from pneumoscope.study.scores.table import COLUMNS as TIDY_COLUMNS
+from pneumoscope.study.scores.table import intervals, tidy
 
 COLUMNS = (
     "name", "stage", "test", "n_patients", "n_slices", "accuracy", "precision", "recall", "f1", "f1_low", "f1_high",
@@ -29,9 +30,7 @@ COLUMNS = (
 """Columns of matrix.csv. `n_slices` counts the slices averaged over (those with infiltrate), `n_patients` the patients
 they come from; `nsd` is empty where a set has no pixel size."""
 
-PER_CASE_COLUMNS = SLICE_COLUMNS
-"""Columns of per_case.csv: one row per stage, test set and scored slice."""
-
+PER_SLICE = ("accuracy", "precision", "recall", "f1")
 MEASURES = ("f1", "dice", "nsd")
 """What cells are compared by: F1 per slice as in the papers, Dice and NSD per patient."""
 
@@ -64,9 +63,22 @@ class Matrix:
         return dict(iter(self.per_case.groupby(["stage", "test"], sort=False)))
 
     @cached_property
-    def _tables(self) -> dict[bool, pd.DataFrame]:
-        """Tables made so far, by whether they are over common slices; intervals take time."""
-        return {}
+    def tidy(self) -> pd.DataFrame:
+        """Rows of `scores.table`, of all cells."""
+        return tidy_slices(self.per_case)
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """Mean and interval by cell and metric, see `scores.table.intervals`."""
+        return intervals(self.tidy, **rounds_of(self.experiment.scoring))
+
+    @cached_property
+    def _common(self) -> pd.DataFrame:
+        """`means` over the test slices, which every stage has."""
+        test = self.per_case["part"] == "test"
+        if test.all():
+            return self.means
+        return intervals(tidy_slices(self.per_case[test]), **rounds_of(self.experiment.scoring))
 
     @property
     def stages(self) -> list[str]:
@@ -89,26 +101,29 @@ class Matrix:
 
     def table(self, *, common: bool = False) -> pd.DataFrame:
         """The table of matrix.csv; with `common` every cell over test slices only."""
-        common = common and not bool((self.per_case["part"] == "test").all())  # else both tables are one
-        if common not in self._tables:
-            rows = [self._row(stage, test, common) for stage in self.stages for test in self.tests]
-            self._tables[common] = pd.DataFrame(rows, columns=list(COLUMNS))
-        return self._tables[common].copy()
+        found = self._common if common else self.means
+        cells = {cell: part.set_index("metric") for cell, part in found.groupby(["stage", "test"], sort=False)}
+        rows = [self._row(stage, test, cells.get((stage, test))) for stage in self.stages for test in self.tests]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _row(self, stage: str, test: int, common: bool) -> dict[str, Any]:
+    def _row(self, stage: str, test: int, cell: pd.DataFrame | None) -> dict[str, Any]:
+        """A row of matrix.csv; a cell without infiltrate has no scores, and its counts are 0."""
+        row: dict[str, Any] = {"name": self.experiment.row_name(stage, test), "stage": stage, "test": test}
+        known: dict[Any, dict[str, Any]] = {} if cell is None else cell.to_dict(orient="index")  # type: ignore[assignment]
+        f1 = known.get("f1", {})
+        row |= {"n_patients": f1.get("n_patients", 0), "n_slices": f1.get("n_values", 0)}
+        row |= {name: known.get(name, {}).get("mean", math.nan) for name in (*PER_SLICE, *MEASURES[1:])}
+        row |= {f"{name}_{end}": known.get(name, {}).get(end, math.nan)
+                for name in ("f1", "dice") for end in ("low", "high")}  # fmt: skip
         paper = self.experiment.paper_row(stage, test)
-        printed = {
-            f"paper_{k}": getattr(paper, k) if paper else None for k in ("accuracy", "precision", "recall", "f1")
-        }
-        scores = cell_scores(self.slices(stage, test, common=common), self.experiment.scoring)
-        return {"name": self.experiment.row_name(stage, test), "stage": stage, "test": test, **scores, **printed}
+        return row | {f"paper_{name}": getattr(paper, name) if paper else None for name in PER_SLICE}
 
     def difference(self, after: str, before: str, test: int, measure: str = "f1") -> Interval:
         """Mean of stage `after` minus mean of stage `before` on the test slices of a set, paired over patients."""
         return paired_difference(
             self.scores(after, test, measure, common=True),
             self.scores(before, test, measure, common=True),
-            **_rounds(self.experiment.scoring),
+            **rounds_of(self.experiment.scoring),
         )
 
     def differences(self) -> list[dict[str, Any]]:
@@ -148,8 +163,6 @@ def read_matrix(folder: str | Path, experiment: Experiment) -> Matrix:
     Raises:
         InputError: the study has not been scored.
     """
-    from pneumoscope.study.scores.cells import read_table
-
     path = Path(folder) / "per_case.csv"
     if not path.is_file():
         raise InputError("holds a study without per_case.csv: continue it with study run --resume", path=folder)
@@ -181,59 +194,25 @@ def values_by_patient(slices: pd.DataFrame, measure: str) -> PerPatient:
     return {str(name): [float(share)] for name, share in shares.items()}
 
 
-def per_case_rows(stage: str, test: int, table: pd.DataFrame, scores: Sequence[SliceScores]) -> pd.DataFrame:
-    """The rows of per_case.csv for test slices of one set, without contours.
+def tidy_slices(per_case: pd.DataFrame) -> pd.DataFrame:
+    """Tidy rows, see `scores.table`, of rows of per_case.csv.
 
-    Args:
-        stage: name of the stage.
-        test: number of the test set.
-        table: ``case, slice, patient`` of the slices scored, in the order of `scores`.
-        scores: one per slice.
+    Accuracy, precision, recall and F1 of each slice with infiltrate, as in the papers; Dice and NSD of all slices of a
+    patient together. Patients without infiltrate have neither, as slices without infiltrate have none.
     """
-    flat = [{**s.as_dict(), **{k: getattr(s.counts, k) for k in ("tp", "fp", "fn", "tn")}} for s in scores]
-    rows = table[["case", "slice", "patient"]].reset_index(drop=True)
-    values = pd.DataFrame(flat, columns=list(SCORE_COLUMNS), index=rows.index)
-    named = rows.assign(stage=stage, test=test, part="test", contour_mm=math.nan, met_mm=math.nan)
-    return named.join(values)[list(PER_CASE_COLUMNS)]
+    infected = per_case[(per_case["tp"] + per_case["fn"]) > 0]
+    named = infected["case"].astype(str) + " slice " + infected["slice"].astype(str)
+    parts = [tidy(infected.assign(case=named), PER_SLICE)]
+    for (stage, test), cell in per_case.groupby(["stage", "test"], sort=False):
+        for measure in MEASURES[1:]:
+            found = [(stage, test, name, name, "", measure, value)
+                     for name, (value,) in values_by_patient(cell, measure).items()]  # fmt: skip
+            parts.append(pd.DataFrame(found, columns=list(TIDY_COLUMNS)))
+    return pd.concat([part for part in parts if len(part)], ignore_index=True) if infected.size else parts[0]
 
 
-def build_matrix(per_case: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """The table of matrix.csv: one row per stage and test set, in the order of the chain; see `COLUMNS`.
-
-    Raises:
-        InputError: as `Matrix`.
-    """
-    return Matrix(experiment, per_case).table()
-
-
-def cell_scores(slices: pd.DataFrame, scoring: Scoring) -> dict[str, Any]:
-    """The numbers of one cell from its slices.
-
-    Patients whose test slices hold no infiltrate have no Dice and NSD and are left out, as slices without infiltrate
-    are. With no infiltrate at all every score is NaN and both counts are 0; with one patient the intervals are NaN.
-    """
-    infected = slices[(slices["tp"] + slices["fn"]) > 0]
-    f1, volume_dice, surface = (
-        bootstrap_interval(values_by_patient(slices, measure), **_rounds(scoring)) for measure in MEASURES
-    )
-    means = {
-        k: float(infected[k].mean()) if len(infected) else float("nan") for k in ("accuracy", "precision", "recall")
-    }
-    return {
-        "n_patients": f1.n_patients,
-        "n_slices": f1.n_values,
-        **means,
-        "f1": f1.mean,
-        "f1_low": f1.low,
-        "f1_high": f1.high,
-        "dice": volume_dice.mean,
-        "dice_low": volume_dice.low,
-        "dice_high": volume_dice.high,
-        "nsd": surface.mean,
-    }
-
-
-def _rounds(scoring: Scoring) -> dict[str, Any]:
+def rounds_of(scoring: Scoring) -> dict[str, Any]:
+    """Draws, seed and coverage of intervals."""
     return {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level}
 
 

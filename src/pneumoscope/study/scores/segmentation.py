@@ -31,9 +31,7 @@ from pneumoscope.study.scores.cells import (
     cell_key,
     count_voxels,
     read_cell,
-    read_table,
     write_cell,
-    write_table,
 )
 from pneumoscope.study.scores.predictions import prediction_stamp, read_predictions
 
@@ -126,11 +124,9 @@ class Scorer:
         probability = self.probability(model, number, rows)
         found = np.asarray(probability >= 255 * self.experiment.scoring.threshold)
         truth, table = study_set.slices.target[rows] > 0, study_set.slices.table.iloc[rows]
-        flat = [{**s.as_dict(), **s.counts.__dict__} for s in slice_scores(found, truth)]
-        scores = pd.DataFrame(flat, columns=list(SCORE_COLUMNS))
-        slices = table[["case", "slice", "patient"]].reset_index(drop=True).assign(stage=model.name, test=number)
+        slices = slice_rows(model.name, number, table, found, truth)
         contours = contour_rows(found, truth, table, self.experiment.scoring.surface_tolerance_mm)
-        slices = slices.join(scores).assign(part=part).join(contours)[list(SLICE_COLUMNS)]
+        slices = slices.assign(part=part).join(contours)[list(SLICE_COLUMNS)]
         test = np.flatnonzero(part == "test")
         lesions = pd.DataFrame(
             [
@@ -169,13 +165,19 @@ class Scorer:
         parts = []
         for number, study_set in sorted(self.sets.items()):
             rows = study_set.rows("test")
-            table = study_set.slices.table.iloc[rows]
-            scores = slice_scores(self.predict(model, number, rows), study_set.slices.target[rows] > 0)
-            values = pd.DataFrame([{**s.as_dict(), **s.counts.__dict__} for s in scores], columns=list(SCORE_COLUMNS))
-            named = table[["case", "slice", "patient"]].reset_index(drop=True)
-            named = named.assign(stage=UNTRAINED, test=number, part="test", contour_mm=math.nan, met_mm=math.nan)
-            parts.append(named.join(values)[list(SLICE_COLUMNS)])
+            found, truth = self.predict(model, number, rows), study_set.slices.target[rows] > 0
+            slices = slice_rows(UNTRAINED, number, study_set.slices.table.iloc[rows], found, truth)
+            parts.append(slices.assign(part="test", contour_mm=math.nan, met_mm=math.nan)[list(SLICE_COLUMNS)])
         return pd.concat(parts, ignore_index=True)
+
+
+def slice_rows(
+    stage: str, test: int, table: pd.DataFrame, found: NDArray[np.bool_], truth: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Scores (n rows) of slices (n, h, w), with whose they are."""
+    flat = [{**s.as_dict(), **s.counts.__dict__} for s in slice_scores(found, truth)]
+    rows = table[["case", "slice", "patient"]].reset_index(drop=True).assign(stage=stage, test=test)
+    return rows.join(pd.DataFrame(flat, columns=list(SCORE_COLUMNS), index=rows.index))
 
 
 def reported(slices: pd.DataFrame, everything: bool) -> pd.DataFrame:
@@ -206,16 +208,6 @@ def _part_of(study_set: StudySet, rows: NDArray[np.intp], parts: tuple[str, ...]
     for name in parts:
         part[np.isin(rows, study_set.rows(name))] = name
     return part
-
-
-def write_per_case(table: pd.DataFrame, path: Path) -> None:
-    """Write rows of per_case.csv, whole or not at all."""
-    write_table(table[list(SLICE_COLUMNS)], path)
-
-
-def read_per_case(path: Path) -> pd.DataFrame:
-    """Read what `write_per_case` wrote; names stay text."""
-    return read_table(path)
 
 
 def ranked_slice(rows: pd.DataFrame, percentile: float) -> int | None:

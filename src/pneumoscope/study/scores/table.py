@@ -1,14 +1,15 @@
 """The tidy table of scores, `scores.csv`: a row per stage, test, case, structure and metric; the rest are group-bys.
 
-Written for studies on volumes and on radiographs, whose `matrix.csv` has their paper's form: ``intervals.csv`` (means
-with intervals that draw patients), ``forgetting.csv`` (what retrained networks lost on what was learned before) and
-``calibration.csv``. `study compare` reads `scores.csv` of any of them.
+From it follow ``intervals.csv`` (means with intervals that draw patients), ``forgetting.csv`` (what retrained networks
+lost on what was learned before) and `matrix.csv`, in the form of each paper; beside it stands ``calibration.csv``.
+`study compare` reads `scores.csv` of any study.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference
 from pneumoscope.study.scores.cells import read_table, write_table
 
 SCORES_FILE, INTERVALS_FILE, CALIBRATION_FILE = "scores.csv", "intervals.csv", "calibration.csv"
+FORGETTING_FILE = "forgetting.csv"
 INTERVAL_ROUNDS = 1000
 """Draws of patients for an interval, where the experiment does not say."""
 CELL = ["stage", "test", "structure", "metric"]
@@ -86,19 +88,33 @@ def calibration(cells: Mapping[tuple[str, str], Reliability]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CALIBRATION_COLUMNS))
 
 
-def write_scores(
-    folder: Path, scores: pd.DataFrame, lineages: Lineages, cells: Mapping[tuple[str, str], Reliability], **rounds: Any
-) -> dict[str, pd.DataFrame]:
-    """Write `scores.csv` and what follows from it; the tables by name."""
-    tables = {
-        "scores": scores,
-        "intervals": intervals(scores, **rounds),
-        "forgetting": forgetting(scores, lineages, **rounds),
-        "calibration": calibration(cells),
-    }
-    for name, table in tables.items():
-        write_table(table, folder / f"{name}.csv")
-    return tables
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What every study writes of its results.
+
+    Attributes:
+        table: tidy rows, see `COLUMNS`.
+        cells: calibration by stage and test.
+        lineages: of the retrained stages; None where the modality writes forgetting.csv in the form of its papers.
+        rounds: ``n``, ``seed`` and ``level`` of the intervals.
+        means: rows of `intervals`, where they are known already.
+    """
+
+    table: pd.DataFrame
+    cells: Mapping[tuple[str, str], Reliability]
+    lineages: Lineages | None = field(default_factory=dict)
+    rounds: Mapping[str, Any] = field(default_factory=lambda: {"n": INTERVAL_ROUNDS})
+    means: pd.DataFrame | None = None
+
+
+def write_scores(folder: Path, scores: Scores) -> None:
+    """Write `scores.csv` and what follows from it."""
+    means = scores.means if scores.means is not None else intervals(scores.table, **scores.rounds)
+    write_table(scores.table, folder / SCORES_FILE)
+    write_table(means, folder / INTERVALS_FILE)
+    write_table(calibration(scores.cells), folder / CALIBRATION_FILE)
+    if scores.lineages is not None:
+        write_table(forgetting(scores.table, scores.lineages, **scores.rounds), folder / FORGETTING_FILE)
 
 
 def read_scores(folder: Path) -> pd.DataFrame:

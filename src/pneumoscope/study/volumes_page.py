@@ -10,6 +10,7 @@ import pandas as pd
 from pneumoscope.io.files import read_json
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
+from pneumoscope.study.folder import stage_cards
 from pneumoscope.study.scores.volumes import NETWORKS, headline, subject_of
 from pneumoscope.study.volumes_data import VALIDATION
 
@@ -18,7 +19,7 @@ COLOURS = {"full": "#0b6bcb", "no-augmentation": "#7a9cc0", "no-preprocessing": 
 SHORT = {"no-augmentation": "no\naugment.", "no-preprocessing": "no\nprepar."}
 
 
-def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any]:
+def volumes_page(experiment: VolumeExperiment, folder: Path) -> dict[str, Any]:
     """What the page shows; also draws `figures/`."""
     per_case, matrix = pd.read_csv(folder / "per_case.csv"), pd.read_csv(folder / "matrix.csv")
     paper = pd.read_csv(folder / "paper.csv")
@@ -27,6 +28,9 @@ def volumes_context(experiment: VolumeExperiment, folder: Path) -> dict[str, Any
     for name, picture in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     return {
+        "section": "study_volumes.html",
+        "research_only": "Methods compared on few scans: it does not show how a model performs on your patients.",
+        "cards": stage_cards(folder, sorted(path.parent.name for path in folder.glob("stages/*/card.json"))),
         "rows": headline(matrix),
         "structures": _structures(matrix),
         "paper": paper.where(paper.notna(), None).to_dict(orient="records") if paper["ours"].notna().any() else [],

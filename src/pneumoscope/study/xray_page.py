@@ -155,12 +155,21 @@ LIMITS = (
 )
 
 
-def xray_context(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
+def xray_page(experiment: XrayExperiment, folder: Path) -> dict[str, Any]:
     """What the page shows."""
     summary = read_result(folder, "study.json")
     rows = summary["remedies"]
     shown = [row for row in summary["matrix"] if row["seed"] == "all"]
     return {
+        "section": "study_xray.html",
+        "research_only": "A study of what X-ray classifiers learn. No network made here may be used on patients.",
+        "nav": [
+            ("left", "What is left"),
+            ("paper", "The paper's numbers"),
+            ("probe", "Source probe"),
+            ("sets", "Sets and splits"),
+            ("limits", "Limits"),
+        ],
         "verdict": verdict(rows),
         "findings": findings(rows, summary["probes"], summary["sets"]),
         "remedies": rows,
