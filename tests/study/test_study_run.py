@@ -12,6 +12,7 @@ from pneumoscope.study.demo import run_demo
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.cells import SLICE_COLUMNS, read_table
 from pneumoscope.study.scores.matrix import COLUMNS, Matrix
+from pneumoscope.study.scores.table import read_scores
 
 TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")
 STAGES = ("Tr1", "Tr1_R_2", "Tr1_R_2_R_3", "Tr2", "Tr2_R_3", "Tr3")
@@ -64,6 +65,15 @@ def test_the_tables_hang_together(whole):
     assert len(matrix) == 18
     again = Matrix(whole.experiment, per_case).table()
     assert again["f1"].tolist() == pytest.approx(matrix["f1"].tolist(), abs=1e-6)
+    scores = read_scores(folder)
+    for column in ("accuracy", "f1", "dice"):
+        means = scores[scores["metric"] == column].groupby(["stage", "test"])["value"].mean()
+        assert [means[row.stage, str(row.test)] for row in matrix.itertuples()] == pytest.approx(
+            matrix[column].tolist(), abs=1e-6
+        )
+    calibrated = pd.read_csv(folder / "calibration.csv")
+    shift = pd.read_csv(folder / "shift" / "calibration.csv")
+    assert calibrated["ece"].tolist() == pytest.approx(shift["ece"].tolist(), abs=1e-7)
     counts = per_case.groupby(["stage", "test"]).size().groupby("test").nunique()
     assert (counts == 1).all()  # every stage is scored on the same slices
     written = json.loads((folder / "matrix.json").read_text())

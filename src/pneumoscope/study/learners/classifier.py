@@ -30,7 +30,7 @@ from pneumoscope.study.learners.classifier_steps import (
     resnet_frozen,
     time_pictures,
 )
-from pneumoscope.study.learners.networks import Network, NetworkTraining, train_config
+from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
 from pneumoscope.study.scores.cells import kept_table
 from pneumoscope.study.xray_data import ImageCache, licences
 from pneumoscope.study.xray_repeat import Repeat, TrainingSet, table
@@ -254,18 +254,15 @@ def _card(
         }
         for name, r in zip(("head", "whole") if job.two_steps else ("whole",), results, strict=True)
     ]
-    return {
-        "name": f"{job.name}_seed{trial.repeat}",
-        "title": f"{job.name}, {trial.experiment.recipe}, draw {trial.repeat}",
-        "classes": list(classes),
-        "started_from": origin,
-        "input": {"recipe": vars(job.arm.recipe), "range": [0, 1]},
-        "data": licences(trial.pool, np.unique(np.concatenate([lesson.train, lesson.val]))),
-        "training": {
-            "seed": trial.seed,
-            "pictures": len(np.unique(lesson.train)),
-            "best_epoch": results[-1].best_epoch,
-            "steps": steps,
-        },
-        "warning": "Made to study shortcuts: it tells hospitals apart better than diseases. Not for use on patients.",
-    }
+    training = {"seed": trial.seed, "pictures": len(np.unique(lesson.train)), "steps": steps}
+    return card_of(
+        f"{job.name}_seed{trial.repeat}",
+        f"{job.name}, {trial.experiment.recipe}, draw {trial.repeat}",
+        results[-1],
+        origin,
+        training,
+        classes=list(classes),
+        input={"recipe": vars(job.arm.recipe), "range": [0, 1]},
+        data=licences(trial.pool, np.unique(np.concatenate([lesson.train, lesson.val]))),
+        warning="Made to study shortcuts: it tells hospitals apart better than diseases. Not for use on patients.",
+    )

@@ -141,6 +141,22 @@ def kept_network(own: Path, wanted: str) -> Network | None:
     return Network(model, sha256, False) if sha256 == done.get("sha256") else None
 
 
+def card_of(
+    name: str, title: str, result: FitResult, origin: str, training: Mapping[str, Any], **about: Any
+) -> dict[str, Any]:
+    """What `card.json` of a stage's network says beside its architecture and the checksum.
+
+    Args:
+        name, title: of the stage.
+        result: of its (last) training.
+        origin: what its weights were taken from, in words.
+        training: what else is known of the training.
+        about: task or classes, preprocessing, data, limits.
+    """
+    ran = {"epochs_run": result.epochs_run, "best_epoch": result.best_epoch, "stopped_by": result.stopped_by}
+    return {"name": name, "title": title, **about, "started_from": origin, "training": {**training, **ran}}
+
+
 def train_config(*parts: Any, **values: Any) -> TrainConfig:
     """The settings of the loop, by name from `values`, else from the last of the parts that has them."""
     from pneumoscope.training.config import TrainConfig

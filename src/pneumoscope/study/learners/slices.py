@@ -22,7 +22,7 @@ from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Budget, Experiment
 from pneumoscope.study.learners.examples import sources_of
-from pneumoscope.study.learners.networks import NetworkTraining, train_config
+from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
@@ -275,24 +275,22 @@ def preprocessing_card(experiment: Experiment, *, lung_channel: bool, near: Neig
 
 def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, n_train: int) -> dict[str, Any]:
     """What `card.json` of a stage says beside the architecture and the checksum."""
-    return {
-        "name": job.name,
-        "title": f"{job.name} of {experiment.recipe}",
-        "task": job.task,
-        "threshold": experiment.scoring.threshold,
-        "preprocessing": preprocessing_card(
-            experiment, lung_channel=job.in_channels > job.image_channels(experiment), near=job.near
-        ),
-        "started_from": loaded,
-        "training": {
-            "slices": n_train,
-            "guard": job.guard.note or "none",
-            "epochs_run": result.epochs_run,
-            "best_epoch": result.best_epoch,
-            "stopped_by": result.stopped_by,
-            experiment.training.monitor: result.best_value,
-            "seconds": round(result.seconds, 1),
-            "notes": list(result.notes),
-        },
-        "limits": "Made by a study of transfer between data sets. Research use only; not a medical device.",
+    lung_channel = job.in_channels > job.image_channels(experiment)
+    training = {
+        "slices": n_train,
+        "guard": job.guard.note or "none",
+        experiment.training.monitor: result.best_value,
+        "seconds": round(result.seconds, 1),
+        "notes": list(result.notes),
     }
+    return card_of(
+        job.name,
+        f"{job.name} of {experiment.recipe}",
+        result,
+        loaded,
+        training,
+        task=job.task,
+        threshold=experiment.scoring.threshold,
+        preprocessing=preprocessing_card(experiment, lung_channel=lung_channel, near=job.near),
+        limits="Made by a study of transfer between data sets. Research use only; not a medical device.",
+    )

@@ -12,7 +12,7 @@ from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
-from pneumoscope.study.learners.networks import NetworkTraining, train_config
+from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 
 if TYPE_CHECKING:
@@ -206,25 +206,24 @@ def _card(experiment: VolumeExperiment, job: ModelJob, phase: Phase, result: Any
     """What `card.json` says beside the architecture and the checksum."""
     preparation = experiment.preparation
     recipe = volume_recipe(experiment, phase, preprocessed=job.preprocessed)
-    return {
-        "name": stage_name(experiment, job, phase),
-        "title": f"{job.name} of {experiment.recipe}",
-        "task": "lungs" if preparation.classes == "lungs" else "infiltrate",
-        "labels": {str(n): name for n, name in enumerate(CLASS_NAMES[preparation.classes])},
-        "preprocessing": _preprocessing_card(recipe, phase, experiment.scoring.overlap),
-        "started_from": said,
-        "training": {
-            "scans": [case.case for case in job.train],
-            "setting": job.setting,
-            "epochs_run": result.epochs_run,
-            "best_epoch": result.best_epoch,
-            "stopped_by": result.stopped_by,
-            phase.monitor: result.best_value,
-        },
-        "data": sorted({case.dataset for case in job.train}),
-        "licence": sorted({case.licence for case in job.train}),
-        "notice": "Research software, not a medical device.",
+    training = {
+        "scans": [case.case for case in job.train],
+        "setting": job.setting,
+        phase.monitor: result.best_value,
     }
+    return card_of(
+        stage_name(experiment, job, phase),
+        f"{job.name} of {experiment.recipe}",
+        result,
+        said,
+        training,
+        task="lungs" if preparation.classes == "lungs" else "infiltrate",
+        labels={str(n): name for n, name in enumerate(CLASS_NAMES[preparation.classes])},
+        preprocessing=_preprocessing_card(recipe, phase, experiment.scoring.overlap),
+        data=sorted({case.dataset for case in job.train}),
+        licence=sorted({case.licence for case in job.train}),
+        notice="Research software, not a medical device.",
+    )
 
 
 def _preprocessing_card(recipe: VolumeRecipe, phase: Phase, overlap: tuple[float, float, float]) -> dict[str, Any]:
