@@ -39,9 +39,11 @@ def without_small(mask: NDArray[np.bool_], least: float, connectivity: Connectiv
 
 
 def each(mask: NDArray[np.bool_], least: float = 1, connectivity: Connectivity = 26) -> Iterator[NDArray[np.integer]]:
-    """Voxel indices (n, 3) of every component of at least so many voxels; none of an empty mask."""
+    """Voxel indices (n, 3) of every component of at least so many voxels; none of an empty mask, or one of no size."""
     from scipy import ndimage
 
+    if not mask.size:
+        return
     labels, sizes = label(mask, connectivity)
     for number, region in enumerate(ndimage.find_objects(labels), start=1):
         if sizes[number] >= least:

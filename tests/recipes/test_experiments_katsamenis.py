@@ -51,7 +51,8 @@ def test_refusals(experiment, settings, words):
 
 def test_studies_of_ct_and_of_radiographs_are_told_apart():
     assert set(RECIPES) | set(VOLUME_RECIPES) | set(XRAY_RECIPES) == set(ALL_RECIPES)
-    kinds = {name: build_any(name).kind for name in ("maganaris-2022b", "mueller-2021", "katsamenis-2020")}
-    assert list(kinds.values()) == ["slices", "volumes", "xray"]
+    names = ("maganaris-2022b", "mueller-2021", "katsamenis-2020")
+    classes = [type(build_any(name)).__name__ for name in names]
+    assert classes == ["Experiment", "VolumeExperiment", "XrayExperiment"]
     with pytest.raises(InputError, match="katsamenis-2020"):
         build_any("katsamenis-2021")
