@@ -142,6 +142,12 @@ def test_a_cropped_segmentation_of_slicer(tmp_path, scan):
         given(scan, "infiltrate", file)
 
 
+def test_a_single_segment_of_any_name_is_taken(tmp_path, scan):
+    native = Mask((lobes_on(scan.grid) > 0).astype(np.uint8), scan.grid, {1: "a"}).to_native(GRID)
+    file = slicer_file(tmp_path / "awkward.seg.nrrd", native, GRID, [0, 0, 0], list(GRID.shape), {1: "Segment_1"})
+    assert np.array_equal(given(scan, "infiltrate", file).any, lobes_on(scan.grid) > 0)
+
+
 @pytest.mark.parametrize("change", ["shift", "spacing", "beyond"])
 def test_other_grids_are_refused_with_both_grids_named(tmp_path, scan, change):
     affine = scan.grid.affine.copy()

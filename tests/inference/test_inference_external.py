@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,8 @@ def test_other_channels_than_described_are_refused(tmp_path, changes, words):
     ("entry", "words"),
     [("orientation = 'RRS'", "orientation"), ("patch = [4, 4]", "three sides"), ("window_hu = [[5, 5]]", "window"),
      ("size = 3", "entries size"), ("activation = 'relu'", "softmax"), ("spacing_mm = [0, 1, 1]", "positive"),
+     ("patch = [true, true, true]", "cannot be read"), ("patch = [9999, 9999, 9999]", "at most"),
+     ("range = [0.0]", "of length 2"), ("overlap = 'half'", "cannot be read"), ("orientation = 3", "cannot be read"),
      ("[labels]\n0 = 'b'\n2 = 'x'", "numbered"), ("nonsense", "cannot be read")],
 )  # fmt: skip
 def test_a_description_that_cannot_be_is_refused(tmp_path, entry, words):
@@ -232,9 +235,13 @@ def test_a_description_that_cannot_be_is_refused(tmp_path, entry, words):
 
 def test_files_that_are_no_models_are_refused(tmp_path):
     for kind, suffix in (("onnx", "onnx"), ("torchscript", "pt")):
-        (tmp_path / f"m.{suffix}").write_bytes(b"no model")
+        whole = Path(graph(tmp_path, kind, Asymmetric(), described()).partition(":")[2]).read_bytes()
         (tmp_path / "m.toml").write_text(described().as_toml())
-        refused(f"{kind}:{tmp_path / f'm.{suffix}'}", "is no (ONNX|TorchScript)", ModelError)
+        with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+            archive.writestr("readme.txt", "no model")
+        for content in (b"no model", b"", whole[: len(whole) // 2], (tmp_path / "other.zip").read_bytes()):
+            (tmp_path / f"m.{suffix}").write_bytes(content)
+            refused(f"{kind}:{tmp_path / f'm.{suffix}'}", "is no (ONNX|TorchScript)", ModelError)
         refused(f"{kind}:{tmp_path / 'absent'}", "no such file")
         refused(f"{kind}:", "expected KIND:PATH")
     refused("lungmask:R999", "known are R231")
@@ -253,6 +260,14 @@ NET = {"_target_": "BasicUNet", "spatial_dims": 3, "in_channels": 1, "out_channe
         ({"network_def": {"_target_": "os.system", "command": "touch @bomb"}}, "builds os.system"),
         ({"network_def": {"_target_": "run_cmd", "cmd_list": ["touch"]}}, "builds run_cmd"),
         ({"network_def": {"_target_": "monai.bundle.run", "config_file": "x"}}, "builds monai.bundle.run"),
+        ({"network_def": {"_target_": "monai.networks.nets.transchex.os.system", "command": "touch @bomb"}}, "builds"),
+        ({"network_def": {"_target_": "monai.networks.nets.get_pretrained_resnet_medicalnet"}}, "builds"),
+        ({"preprocessing": {"_target_": "LoadImaged", "keys": "x", "reader": "os.system", "command": "touch @bomb"}},
+         "builds os.system"),
+        ({"inferer": {"_target_": "PatchInferer", "merger_cls": "os.system"}}, "builds os.system"),
+        ({"network_def": {**NET, "norm": "@##evil"}, "evil": "$open(@bomb, 'w')"}, "runs Python"),
+        ({"network_def": "%configs/other.json::network_def"}, "runs Python|builds"),
+        ({"inferer": [1]}, "cannot be built"),
         ({"network_def": {**NET, "url": "https://example.org/w.pt"}}, "needs the network"),
         ({"network_def": {**NET, "pretrained": True}}, "needs the network"),
         ({"inferer": {"_target_": "monai.apps.utils.download_url"}}, "needs the network"),
@@ -261,7 +276,11 @@ NET = {"_target_": "BasicUNet", "spatial_dims": 3, "in_channels": 1, "out_channe
 )  # fmt: skip
 def test_bundles_that_run_code_or_fetch_are_refused_and_nothing_runs(tmp_path, changes, words):
     pytest.importorskip("monai")
-    folder = bundle(tmp_path / "b", torch.nn.Conv3d(1, 1, 1), NET, bomb=str(tmp_path / "bomb"), **changes)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"network_def": {"_target_": "os.system", "command": f"touch {tmp_path / 'bomb'}"}}))
+    text = json.dumps(changes).replace("@bomb", str(tmp_path / "bomb")).replace("configs/other.json", str(other))
+    said = json.loads(text)
+    folder = bundle(tmp_path / "b", torch.nn.Conv3d(1, 1, 1), said.pop("network_def", NET), **said)
     refused(f"bundle:{folder}", words)
     assert not (tmp_path / "bomb").exists()
 
@@ -271,7 +290,14 @@ def test_pickles_that_run_code_are_refused_and_nothing_runs(tmp_path):
     bomb = tmp_path / "bomb"
     folder = nnunet_result(tmp_path / "nn", {"network_weights": {}, "logging": Bomb(bomb)})
     refused(f"nnunet:{folder}", "give --trust")
+    state = folder / "fold_0" / "checkpoint_final.pth"
+    for damaged in (state.read_bytes()[:300], b"", b"hello"):
+        state.write_bytes(damaged)
+        refused(f"nnunet:{folder}", "is no checkpoint that torch can read")
     packed = bundle(tmp_path / "b", torch.nn.Conv3d(1, 1, 1), NET)
+    for damaged in ((packed / "models" / "model.pt").read_bytes()[:300], b"", b"hello"):
+        (packed / "models" / "model.pt").write_bytes(damaged)
+        refused(f"bundle:{packed}", "cannot be read; copy the bundle again")
     torch.save({"x": Bomb(bomb)}, packed / "models" / "model.pt")
     refused(f"bundle:{packed}", "give --trust")
     assert not bomb.exists()
@@ -291,6 +317,52 @@ def test_what_is_no_result_of_nnunet_is_refused(tmp_path):
     plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "os.system"
     (folder / "plans.json").write_text(json.dumps(plans))
     refused(f"nnunet:{folder}", "names the class os.system")
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "words"),
+    [
+        ("plans.json", {"image_reader_writer": ["SimpleITKIO"]}, "trained on files of"),
+        ("plans.json", {"configurations": {"a": {"_kw_requires_import": 3}}}, "nnU-Net|nnunetv2"),
+        ("plans.json", {"configurations": {"a": {"network_class_name": ["os.system"]}}}, "which is none of nnU-Net's"),
+        ("dataset.json", {"labels": {"infection": 300}}, "expected whole numbers up to 255"),
+        ("dataset.json", {"labels": {"infection": 1.5}}, "expected whole numbers up to 255"),
+        ("dataset.json", {"labels": {"infection": [[1]]}}, "expected whole numbers up to 255"),
+        ("dataset.json", {"labels": {}}, "expected whole numbers up to 255"),
+        ("dataset.json", {"channel_names": ["CT"]}, "names no channels"),
+        ("dataset.json", [], "expected an object"),
+    ],
+)
+def test_results_of_nnunet_with_wrong_types_are_refused(tmp_path, file, entry, words):
+    path = nnunet_result(tmp_path / "nn", {"network_weights": {}}) / file
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, **entry} if isinstance(entry, dict) else entry))
+    refused(f"nnunet:{tmp_path / 'nn'}", words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("../evil", "lies outside it"), ("/evil", "lies outside it"), ("b/configs/x", "is no MONAI bundle")],
+)
+def test_zips_that_reach_outside_or_grow_are_refused(tmp_path, name, words, monkeypatch):
+    pytest.importorskip("monai")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, b"0" * 2000)
+    refused(f"bundle:{tmp_path / 'b.zip'}", words)
+    for limit, most in (("MAX_FILES", 0), ("MAX_UNPACKED_BYTES", 1000)):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"pneumoscope.inference.bundles.{limit}", most)
+            refused(f"bundle:{tmp_path / 'b.zip'}", "unpack it yourself")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.zip"]
+
+
+def test_networks_that_give_no_numbers_are_refused(tmp_path):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat((x, x, x), 1) / 0
+
+    with pytest.raises(PneumoscopeError, match="no numbers"):
+        open_external(graph(tmp_path, "torchscript", Broken(), described()), Access(), task="infiltrate")
 
 
 def test_uncertainty_is_for_our_own_networks(tmp_path):

@@ -43,11 +43,14 @@ def test_onnx_computes_what_the_network_does(folder, tmp_path, rng):
     assert done.difference < 1e-4
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     [image], [logits] = session.get_inputs(), session.get_outputs()
-    assert (image.name, image.shape) == ("image", ["n", 2, 24, 24])
+    assert (image.name, image.shape) == ("image", ["n", 2, "h", "w"])
     assert (logits.name, logits.shape[0]) == ("logits", "n")
-    x = rng.random((3, 2, 24, 24), np.float32)
-    expected = load_model(folder)[0](torch.from_numpy(x)).detach().numpy()
-    assert np.abs(session.run(None, {"image": x})[0] - expected).max() < 1e-4
+    for size in ((24, 24), (10, 38)):  # any multiple of the stride
+        x = rng.random((3, 2, *size), np.float32)
+        expected = load_model(folder)[0](torch.from_numpy(x)).detach().numpy()
+        assert np.abs(session.run(None, {"image": x})[0] - expected).max() < 1e-4
+    assert done.stride == 2
+    assert export_model(folder, tmp_path / "odd", "onnx", size=(23, 24)).stride is None
 
 
 @needs_onnx
@@ -82,8 +85,8 @@ def test_the_network_is_left_as_it_is(folder):
 def test_an_export_that_computes_something_else_is_not_kept(folder, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(9)
-    other = to_onnx(UNet(UNetConfig(2, 2, (4, 8))), (24, 24))
-    monkeypatch.setattr(export, "to_onnx", lambda model, size: other)
+    other = to_onnx(UNet(UNetConfig(2, 2, (4, 8))), (24, 24), any_size=True)
+    monkeypatch.setattr(export, "to_onnx", lambda *_, **__: other)
     with pytest.raises(RunError, match="differ by"):
         export_model(folder, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
@@ -133,8 +136,57 @@ def test_a_monai_bundle_is_built_and_computes_the_same(folder, tmp_path, rng):
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "infiltrate", "1": "not infiltrate"}
     assert meta["network_data_format"]["outputs"]["pred"]["num_channels"] == 2
     assert meta["card"]["preprocessing"] == SQUARE
+    config, meta_file = (str(tmp_path / "out" / "configs" / f"{name}.json") for name in ("inference", "metadata"))
+    bundle.verify_net_in_out("network", meta_file=meta_file, config_file=config,
+                             device="cpu", bundle_root=str(tmp_path / "out"))  # fmt: skip
     assert "for tests only" in (tmp_path / "out" / "docs" / "README.md").read_text()
     assert str(folder) not in Path(tmp_path / "out" / "configs" / "metadata.json").read_text()
+
+
+TENSOR = {
+    "type": "object",
+    "required": ["type", "format", "modality", "num_channels", "spatial_shape", "dtype", "value_range",
+                 "is_patch_data", "channel_def"],
+    "properties": {
+        "type": {"enum": ["image", "series", "tuples", "probabilities"]}, "modality": {"type": "string"},
+        "format": {"enum": ["magnitude", "hounsfield", "kspace", "raw", "labels", "classes", "segmentation"]},
+        "num_channels": {"type": "integer"}, "is_patch_data": {"type": "boolean"}, "dtype": {"type": "string"},
+        "spatial_shape": {"type": "array", "items": {"type": ["integer", "string"]}},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "channel_def": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}  # fmt: skip
+TEXTS = ["version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright"]
+SPECIFICATION = {
+    "type": "object",
+    "required": [*TEXTS, "schema", "required_packages_version", "network_data_format"],
+    "properties": {
+        **{name: {"type": "string"} for name in (*TEXTS, "schema", "name", "intended_use")},
+        **{name: {"type": "object", "additionalProperties": {"type": "string"}}
+           for name in ("changelog", "required_packages_version")},
+        "network_data_format": {
+            "type": "object", "required": ["inputs", "outputs"],
+            "additionalProperties": {"type": "object", "additionalProperties": TENSOR},
+        },
+    },
+}  # fmt: skip
+"""The mandatory entries of MONAI's bundle specification; its own schema is on the network."""
+
+
+@pytest.mark.parametrize("model", ["lungs", "infiltrate", "xray"])
+def test_metadata_pass_monais_verification(tmp_path, model):
+    bundle = pytest.importorskip("monai.bundle")
+    pytest.importorskip("jsonschema")
+    export_model(model, tmp_path / "out", "bundle", size=(32, 32) if model == "xray" else None)
+    meta, schema = tmp_path / "out" / "configs" / "metadata.json", tmp_path / "schema.json"
+    schema.write_text(json.dumps(SPECIFICATION))
+    given = {"meta_file": str(meta), "filepath": str(schema), "hash_type": "sha256", "hash_val": sha256(schema)}
+    bundle.verify_metadata(**given)
+    broken = json.loads(meta.read_text())
+    del broken["network_data_format"]["outputs"]["pred"]["modality"]
+    meta.write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="'modality' is a required property"):
+        bundle.verify_metadata(**given)
 
 
 def decided(network):
@@ -174,13 +226,13 @@ def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path,
     own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
     assert np.array_equal(own.infiltrate.to_native(volume.native), theirs)
     assert 0 < theirs.mean() < 1
-    again = open_external(f"bundle:{root}", Access(trust=True, device="cpu"), task="infiltrate").predict(volume)
+    again = open_external(f"bundle:{root}", Access(device="cpu"), task="infiltrate").predict(volume)
     assert np.array_equal(again.infiltrate.labels, own.infiltrate.labels)
 
 
 def test_an_exported_graph_is_a_model_that_segment_takes(tmp_path, rng):
+    from pneumoscope.inference.exports import describe_export
     from pneumoscope.inference.external import Access, open_external
-    from pneumoscope.inference.graphs import describe_export
     from pneumoscope.inference.segmenter import Segmenter
     from pneumoscope.volume import Mask, Volume
 
@@ -232,3 +284,30 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
     save_model(tmp_path / "bare", UNet(UNetConfig(1, 1, (2, 4))))
     with pytest.raises(ModelError, match="names no size"):
         export_model(tmp_path / "bare", tmp_path / "x", "onnx")
+
+
+@needs_onnx
+@pytest.mark.parametrize(("model", "to"), [("infiltrate", "onnx"), ("lungs", "bundle")])
+def test_an_export_is_compared_on_a_scan(tmp_path, model, to, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from pneumoscope.datasets.phantom.folder import make_phantom
+    from pneumoscope.inference import exports
+
+    volume = make_phantom("A", 2, size="tiny").volume
+    done = export_model(model, tmp_path / "out", to)
+    found = exports.verify_on_scan(model, done, volume)
+    assert (found.voxels, found.differing) == (volume.hu.size, 0)
+    assert 100 < found.labelled < found.voxels / 2
+    usual = exports.runner
+    monkeypatch.setattr(exports, "runner", lambda *given: lambda images: -usual(*given)(images))
+    with pytest.raises(RunError, match="otherwise than the network; do not use it"):
+        exports.verify_on_scan(model, done, volume)
+
+
+def test_models_of_other_pictures_are_not_compared_on_scans(tmp_path):
+    from pneumoscope.datasets.phantom.folder import make_phantom
+    from pneumoscope.inference.exports import verify_on_scan
+
+    done = export_model("xray", tmp_path / "out", "torchscript", size=(32, 32))
+    with pytest.raises(InputError, match="not shown scans; leave --check out"):
+        verify_on_scan("xray", done, make_phantom("A", 0, size="tiny").volume)

@@ -10,7 +10,7 @@ import torch
 
 from inference.external_models import graph
 from pneumoscope.datasets.phantom.folder import write_phantom
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.inference.graphs import Description
 from pneumoscope.study.engine import score_study
 from pneumoscope.study.learners.external import score_experiment
@@ -69,6 +69,31 @@ def test_the_matrix_has_a_row_per_model_and_set(scored, work):
         stage["system"] for stage in json.loads((work / "out" / "experiment.json").read_text())["stages"]["chain"]
     ]
     assert [system.split(":")[0] for system in systems] == ["external", "predictions"]
+
+
+def test_labels_get_their_meaning_by_row(work, tmp_path):
+    from pneumoscope.io.read import read_mask
+    from pneumoscope.io.write import write_mask
+    from pneumoscope.volume import Mask
+
+    (tmp_path / "numbers").mkdir()
+    for file in (work / "A" / "infiltrate").glob("*.nii.gz"):
+        mask = read_mask(file)
+        labels = np.where(mask.any, 7, 3).astype(np.uint8)  # 3 = all else
+        write_mask(Mask(labels, mask.grid, {3: "label 3", 7: "label 7"}), tmp_path / "numbers" / file.name, mask.grid)
+    said = Description(patch=(8, 32, 32), labels={0: "background", 1: "class 2"}, window_hu=((-1000.0, 400.0),))
+    graph(tmp_path, "torchscript", Dense(), said, "dense")
+    call = {"data": {"phantom": work / "A"}, "models": {"dense": f"torchscript:{tmp_path / 'dense.pt'}"},
+            "predictions": {"numbers": tmp_path / "numbers"}, "device": "cpu"}  # fmt: skip
+    labels = ("numbers:7=infiltrate", "numbers:3=ignore", "dense:class 2=infiltrate")
+    score_study(tmp_path / "out", labels=labels, **call)
+    matrix = pd.read_csv(tmp_path / "out" / "matrix.csv").set_index("stage")["dice"]
+    assert matrix["numbers"] == pytest.approx(1)
+    assert 0.01 < matrix["dense"] < 0.99
+    with pytest.raises(InputError, match="cannot mean 'tumour'"):
+        score_study(tmp_path / "other", labels=("numbers:7=tumour", labels[2]), **call)
+    with pytest.raises(PneumoscopeError, match="none of which is known as infiltrate"):
+        score_study(tmp_path / "third", labels=("numbers:7=infiltrate", "numbers:3=ignore"), **call)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pneumoscope.datasets.formats.label_names import SYNONYMS, plain
+from pneumoscope.datasets.formats.label_names import MEANINGS, SYNONYMS, plain
 from pneumoscope.errors import Finding, InputError, ReadError
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, suffix_of
 from pneumoscope.io.masks import CODE, in_house_order, place_mask
@@ -149,17 +150,26 @@ def _structures(folder: Path, part: Part) -> Iterator[tuple[str, Path]]:
     yield from ((name, files[name]) for name in names)
 
 
-def mask_of_case(volume: Volume, folder: str | Path) -> Mask:
+def mask_of_case(volume: Volume, folder: str | Path, meanings: Sequence[str] = ()) -> Mask:
     """The infiltrate mask of `volume.case` in a folder or pattern, on the scan's grid.
 
+    Args:
+        volume: the scan.
+        folder: folder or pattern.
+        meanings: ``LABEL=MEANING``, the label by number or name; without any, labels go by their names.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a meaning is none.
         ReadError: as `read_given`.
     """
     from pneumoscope.io.scan_ref import ScanRef
 
     path = _Finder(str(folder), "infiltrate", 1)(ScanRef(volume.case, Path(volume.case)))
-    return _read(path, "infiltrate", volume, None, [])
+    given = {plain(name): meaning for name, _, meaning in (pair.rpartition("=") for pair in meanings)}
+    wrong = sorted(set(given.values()) - set(MEANINGS))
+    if wrong:
+        raise InputError(f"--label: a label cannot mean {wrong[0]!r}; expected one of {', '.join(MEANINGS)}")
+    return _read(path, "infiltrate", volume, None, [], given)
 
 
 def read_given(volume: Volume, scan: ScanRef, threshold: float | None = None) -> GivenMasks:
@@ -184,7 +194,10 @@ def read_given(volume: Volume, scan: ScanRef, threshold: float | None = None) ->
     return GivenMasks(lungs, infiltrate, read["lobes"], tuple(findings))
 
 
-def _read(path: Path, part: Part, volume: Volume, threshold: float | None, findings: list[Finding]) -> Mask:
+def _read(
+    path: Path, part: Part, volume: Volume, threshold: float | None, findings: list[Finding],
+    meanings: Mapping[str, str] = MappingProxyType({}),
+) -> Mask:  # fmt: skip
     from pneumoscope.io.kinds import kind_of
     from pneumoscope.io.read import read_lungs, read_mask, read_mask_or_probability
 
@@ -206,21 +219,23 @@ def _read(path: Path, part: Part, volume: Volume, threshold: float | None, findi
         return place_mask(mask, grid, what=what, path=file)
 
     if not path.is_dir():
-        return _selected(one(path), part, path)
+        return _selected(one(path), part, path, meanings)
     labels, names = np.zeros(grid.shape, np.uint8), dict[int, str]()
     for number, (name, file) in enumerate(_structures(path, part), start=1):
         labels[one(file).any] = number
         names[number] = name
-    return _selected(Mask(labels, grid, names), part, path)
+    return _selected(Mask(labels, grid, names), part, path, meanings)
 
 
-def _selected(mask: Mask, part: Part, path: Path) -> Mask:
+def _selected(mask: Mask, part: Part, path: Path, given: Mapping[str, str]) -> Mask:
     """The labels of a part, by their names; a mask without names is taken as it is, with the orders of known programs.
 
     Raises:
         ReadError: the labels have names, several of them, and none belongs to the part.
     """
     names = _names_of(mask, path)
+    if given:
+        names = {n: given.get(str(n), given.get(plain(name), name)) for n, name in (names or mask.names).items()}
     if part == "lobes" or names is None:
         return mask if names is None else Mask(mask.labels, mask.grid, names)
     if part == "lungs":
@@ -235,7 +250,7 @@ def _selected(mask: Mask, part: Part, path: Path) -> Mask:
         numbers = {n: _KINDS[meanings[n]] if apart else 1 for n in kept}
         called = dict(INFILTRATE_LABELS if apart else INFILTRATE_LABEL)
     if not kept:
-        if len(names) == 1:
+        if len(names) == 1 and not given:
             return mask
         raise ReadError(
             f"has the labels {', '.join(names.values())}, none of which is known as {part}; rename them or keep one",

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from pneumoscope.cli.options import Common, common_options, model_names, pairs
 from pneumoscope.cli.output import say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
+
+if TYPE_CHECKING:
+    from pneumoscope.volume import Volume
 
 group = new_group("Shipped and own models: card, licence, checksum, export.")
 
@@ -121,29 +124,50 @@ def export(
         str | None,
         typer.Option("--size", metavar="HxW|DxHxW", help="Size of the pictures, where the card names none."),
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="SCAN", help="The scan to compare on; default a small synthetic one."),
+    ] = None,
 ) -> None:
     """Write a model for other programs.
 
     None of them needs pneumoscope. A graph takes pictures (n, c, ...) and gives logits; it is compared with the network
-    before it is kept. Of a network on volumes, model.toml says how a scan is shown to the graph (`model describe`).
+    before it is kept, then on a scan. Of a network on volumes, model.toml says how a scan is shown to the graph
+    (`model describe`).
     """
+    from pneumoscope.inference.exports import TASKS, describe_export, verify_on_scan
     from pneumoscope.models.export import export_model
 
     sizes = _sizes(size)
     folder = out or Path(f"{cards.find_model(model).resolve().name}-{to.value}")
     done = export_model(model, folder, to.value, size=sizes, overwrite=common.overwrite)
     if to is not Target.BUNDLE:
-        from pneumoscope.inference.graphs import describe_export
-
         done = describe_export(done)
+    shows_scans = check is not None or cards.read_card(cards.find_model(model)).get("task") in TASKS
+    verified = verify_on_scan(model, done, _scan(check)) if shows_scans else None
     if common.json:
-        say_json({**asdict(done), "size": list(done.size), "files": list(done.files)})
+        on_scan = asdict(verified) if verified else None
+        say_json({**asdict(done), "size": list(done.size), "files": list(done.files), "verified": on_scan})
         return
-    say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {' x '.join(map(str, done.size))}")
-    if done.checked_with:
+    taken = f"{' x '.join(map(str, done.size))}" + (f" or any multiple of {done.stride}" if done.stride else "")
+    say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {taken}")
+    if done.difference is not None:
         say(f"{done.checked_with} computes the same from it; largest difference of logits {done.difference:.2g}")
     elif to is Target.ONNX:
         say("not compared with the network: neither onnxruntime nor openvino is installed")
+    if verified:
+        say(
+            f"on the scan {verified.case} {verified.differing} of {verified.voxels} voxels are labelled otherwise than "
+            f"by the network, which labels {verified.labelled}"
+        )
+
+
+def _scan(file: Path | None) -> Volume:
+    """A scan to compare an export on."""
+    from pneumoscope.datasets.phantom.folder import make_phantom
+    from pneumoscope.io.read import read_volume
+
+    return make_phantom("A", 0, size="tiny").volume if file is None else read_volume(file)
 
 
 def _sizes(text: str | None) -> tuple[int, ...] | None:

@@ -202,6 +202,12 @@ def score(
     trust: Annotated[
         bool, typer.Option("--trust", help="Read models of other programs whose format can run code.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="[NAME:]LABEL=MEANING", help="What a label of all rows, or of NAME's, is. Repeatable."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
 ) -> None:
     """Score models and masks as they are on many test sets.
@@ -215,7 +221,7 @@ def score(
         result = score_study(
             out, data=pairs(data, "--data"), models=pairs(model or [], "--model"),
             predictions=pairs(predictions or [], "--predictions"), trust=trust, resume=resume,
-            overwrite=common.overwrite, device=common.device, progress=progress,
+            labels=tuple(label or ()), overwrite=common.overwrite, device=common.device, progress=progress,
         )  # fmt: skip
     print_study(result, common)
 

@@ -19,7 +19,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import reorient_array
 from pneumoscope.inference.external import Access, Network
+from pneumoscope.inference.graphs import load_script
 from pneumoscope.inference.volumes import to_bytes
 from pneumoscope.models.export import is_installed
 from pneumoscope.progress import Progress, silent
@@ -36,12 +37,21 @@ from pneumoscope.volume import RAS, Volume
 
 CONFIGS = ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml")
 PARTS = ("preprocessing", "inferer", "postprocessing")
-SAFE_TARGET = re.compile(r"monai\.(networks\.(nets|layers)|transforms|inferers)(\.\w+)*|[A-Z]\w+")
-"""What `_target_` may name without `--trust`; a bare name is looked up in MONAI and checked again."""
+SAFE_HOME = re.compile(r"monai\.(networks|transforms|inferers)(\.\w+)*")
+"""Where MONAI's networks, transforms and inferers are; `_target_` may name only these classes without `--trust`."""
+
+IMPORTED_BY_NAME = ("reader", "writer", "merger_cls")
+"""Arguments of MONAI's classes that it imports and calls when they are dotted names."""
 
 FETCHES = re.compile(r"https?://|download|hf_hub|from_pretrained|load_from_mmar|from_ngc", re.IGNORECASE)
 SAVES = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
-MAX_UNPACKED_BYTES = 4 * 2**30
+MAX_UNPACKED_BYTES, MAX_FILES = 4 * 2**30, 10_000
+LOADS_SCRIPT = re.compile(
+    r"\$torch\.jit\.load\(@bundle_root \+ '/models/model\.ts'(, map_location=@device)?\)(\.eval\(\))?"
+)
+"""What our exports say of their network. It is recognised, not evaluated: TorchScript holds no Python."""
+
+BARE = re.compile(r"[A-Z]\w*")
 _REFERENCE = re.compile(r"[@%]([\w:#./-]+)")
 
 
@@ -70,11 +80,18 @@ def _unpacked(place: Path, owner: object) -> Path:
         root = Path(tempfile.mkdtemp(prefix="pneumoscope-"))
         weakref.finalize(owner, shutil.rmtree, root, ignore_errors=True)
         with zipfile.ZipFile(place) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_UNPACKED_BYTES:
-                raise ModelError(f"unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB; unpack it yourself", path=place)
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES or len(members) > MAX_FILES:
+                most = f"{MAX_UNPACKED_BYTES >> 30} GiB or {MAX_FILES} files"
+                raise ModelError(f"unpacks to more than {most}; unpack it yourself", path=place)
+            outside = next(
+                (m.filename for m in members if Path(m.filename).is_absolute() or ".." in Path(m.filename).parts), None
+            )
+            if outside is not None:
+                raise ModelError(f"holds a file that lies outside it ({outside[:80]}); do not use it", path=place)
             try:
                 archive.extractall(root)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as problem:
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as problem:
                 raise ModelError(f"is a damaged zip ({problem}); copy it again", path=place) from problem
     found = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
     inside = next((p for p in found if any((p / name).is_file() for name in CONFIGS)), None)
@@ -101,6 +118,7 @@ class Bundle(Network):
                 parser.read_config(next(root / name for name in CONFIGS if (root / name).is_file()))
                 if (root / "configs" / "metadata.json").is_file():
                     parser.read_meta(root / "configs" / "metadata.json")
+                parser.resolve_macro_and_relative_ids()  # what stands in other files and above is checked too
             except Exception as problem:  # of JSON, YAML or MONAI
                 raise ModelError(f"its configuration cannot be read: {_reason(problem)}", path=place) from problem
             config: dict[str, Any] = parser.config  # type: ignore[assignment]
@@ -111,12 +129,21 @@ class Bundle(Network):
             if network is None or missing:
                 what = ", ".join([*missing, *([] if network else ["network_def"])])
                 raise ModelError(f"its inference configuration has no {what}; expected MONAI's usual names", path=place)
-            _drop_savers(config.get("postprocessing"))
-            self._check(config, (network, *(part for part in PARTS if part in config)), access.trust)
-            weights = self._weights(root, config[network])
+            for part in PARTS:
+                _drop_savers(config.get(part))
+            is_script = isinstance(config[network], str) and bool(LOADS_SCRIPT.fullmatch(config[network]))
+            built = [*([] if is_script else [network]), *(part for part in PARTS if part in config)]
+            self._check(config, built, access.trust)
+            weights = None if is_script else self._weights(root, config[network])
             try:
-                self._network = parser.get_parsed_content(network).to(self._device).eval()
+                if is_script:
+                    self._network: Any = load_script(root / "models" / "model.ts", self._device)
+                else:
+                    self._network = parser.get_parsed_content(network).to(self._device).eval()
                 self._parts = {part: parser.get_parsed_content(part) for part in PARTS if part in config}
+                assert all(callable(part) for part in self._parts.values()), "its parts are no transforms and inferer"
+            except ModelError:
+                raise
             except Exception as problem:  # whatever a configuration can name
                 raise ModelError(f"cannot be built by {self.engine}: {_reason(problem)}", path=place) from problem
         if weights is not None:
@@ -124,7 +151,7 @@ class Bundle(Network):
 
     def _check(self, config: dict[str, Any], parts: Sequence[str], trust: bool) -> None:
         """Refuse what fetches, and without trust what runs Python or builds anything but parts of networks."""
-        for text, is_target in _reached(config, parts):
+        for text, key in _reached(config, parts):
             if FETCHES.search(text) or text == "pretrained=True":
                 raise ModelError(f"needs the network ({text[:80]}); nothing is fetched here", path=self.path)
             if trust:
@@ -134,7 +161,7 @@ class Bundle(Network):
                     f"its configuration runs Python ({text[:60]}); give --trust if you trust whoever made it",
                     path=self.path,
                 )
-            if is_target and not _is_safe(text):
+            if (key == "_target_" and not _is_safe(text)) or (key in IMPORTED_BY_NAME and not BARE.fullmatch(text)):
                 raise ModelError(
                     f"its configuration builds {text[:60]}, which is no network, transform or inferer of MONAI; give "
                     "--trust if you trust whoever made it",
@@ -164,7 +191,7 @@ class Bundle(Network):
                 "trust whoever made them",
                 path=self.path,
             ) from problem
-        except (RuntimeError, EOFError, ValueError, OSError) as problem:
+        except Exception as problem:  # a damaged pickle fails in any way
             raise ModelError("models/model.pt cannot be read; copy the bundle again", path=self.path) from problem
         for key in ("model", "state_dict", "network"):
             state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
@@ -218,6 +245,8 @@ class Bundle(Network):
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """A label map, probabilities of classes, or of one class or several that may lie in each other."""
         numbers = [value for name in probable for value in self.labels[name]]
+        if not np.isfinite(found).all():
+            raise RunError("gave values that are no numbers (NaN or infinite)", path=self.path)
         if len(found) == 1 and np.array_equal(found, np.rint(found)) and found.max() <= 255:
             return np.ascontiguousarray(found[0].astype(np.uint8)), None
         if found.min() < -1e-3 or found.max() > 1 + 1e-3:
@@ -236,52 +265,63 @@ def _labels(meta: Any) -> dict[str, tuple[int, ...]]:
     """Names of the output's channels in the bundle's metadata."""
     try:
         given = meta["network_data_format"]["outputs"]["pred"]["channel_def"]
-        return {str(name): (int(number),) for number, name in given.items() if int(number)}
+        return {str(name): (int(number),) for number, name in given.items() if 0 < int(number) < 256}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {"label 1": (1,)}
 
 
-def _drop_savers(post: Any) -> None:
-    """Take transforms that write files out of a configuration."""
-    if isinstance(post, dict) and isinstance(post.get("transforms"), list):
-        post["transforms"] = [
-            t for t in post["transforms"]
+def _drop_savers(item: Any) -> None:
+    """Take transforms that write files out of a configuration, however deep they stand."""
+    for value in item.values() if isinstance(item, dict) else item if isinstance(item, list) else ():
+        _drop_savers(value)
+    if isinstance(item, list):
+        item[:] = [
+            t for t in item
             if not (isinstance(t, dict) and str(t.get("_target_")).rpartition(".")[2] in SAVES)
         ]  # fmt: skip
 
 
-def _reached(config: Mapping[str, Any], parts: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Every text that building these parts comes across, through references too, and whether it is a ``_target_``."""
-    stack: list[tuple[Any, bool]] = [(config[part], False) for part in parts]
+def _reached(config: Mapping[str, Any], parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every text that building these parts comes across, through references too, and the key that it stands under."""
+    stack: list[tuple[Any, str]] = [(config[part], "") for part in parts]
     seen: set[str] = set()
     while stack:
-        item, is_target = stack.pop()
+        item, key = stack.pop()
         if isinstance(item, Mapping):
-            stack += [(value, key == "_target_") for key, value in item.items()]
+            stack += [(value, str(name)) for name, value in item.items()]
             if item.get("pretrained") is True:
-                yield "pretrained=True", False
+                yield "pretrained=True", key
         elif isinstance(item, (list, tuple)):
-            stack += [(value, False) for value in item]
+            stack += [(value, key) for value in item]
         elif isinstance(item, str):
-            yield item, is_target
+            yield item, key
             for reference in _REFERENCE.findall(item):
                 name = re.split(r"::|#", reference)[0]
                 if name in config and name not in seen:
                     seen.add(name)
-                    stack.append((config[name], False))
+                    stack.append((config[name], ""))
 
 
 def _is_safe(target: str) -> bool:
-    """Whether a ``_target_`` is a network, transform or inferer of MONAI."""
-    if not SAFE_TARGET.fullmatch(target):
-        return False
-    if "." in target:
-        return True
+    """Whether a ``_target_`` is a network, transform or inferer of MONAI: what the name leads to, not what it says."""
     from monai.bundle.config_item import ComponentLocator
+    from monai.inferers import Inferer
+    from monai.transforms import Transform
+    from torch.nn import Module
 
-    modules = ComponentLocator().get_component_module_name(target) or ""
-    named = [modules] if isinstance(modules, str) else modules
-    return all(SAFE_TARGET.fullmatch(f"{name}.{target}") and "." in name for name in named)
+    place, _, name = target.rpartition(".")
+    homes = [place] if place else ComponentLocator().get_component_module_name(name) or ""
+    for home in [homes] if isinstance(homes, str) else homes:
+        if not SAFE_HOME.fullmatch(home):
+            return False
+        try:
+            found = getattr(import_module(home), name, None)
+        except ImportError:
+            return False
+        is_part = isinstance(found, type) and issubclass(found, (Module, Transform, Inferer))
+        if not is_part or not SAFE_HOME.fullmatch(str(getattr(found, "__module__", ""))):
+            return False
+    return bool(homes)
 
 
 def _reason(problem: BaseException) -> str:

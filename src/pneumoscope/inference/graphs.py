@@ -25,11 +25,13 @@ import json
 import math
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,13 +42,19 @@ from pneumoscope.inference.external import Access, Network
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan, softmax
 from pneumoscope.io.files import write_text
-from pneumoscope.models.export import Exported, is_installed
+from pneumoscope.models.export import is_installed
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Volume
 
+if TYPE_CHECKING:
+    import torch
+
 HOUSE = "SPL"
 """Axes of (d, h, w) in `VolumeInput`: from the feet up, from front to back, from the patient's right to the left."""
+
+MOST_VOXELS = 2**28
+"""Of a window; a float32 tensor of it is a gibibyte."""
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
@@ -64,14 +72,13 @@ class Description:
     window_hu: tuple[tuple[float, float], ...]
     orientation: str = HOUSE
     spacing_mm: tuple[float, ...] | None = None
-    overlap: float | Sequence[float] = 0.5
-    blend: Literal["gaussian", "mean"] = "gaussian"
+    overlap: float | tuple[float, ...] = 0.5
+    blend: str = "gaussian"
     range: tuple[float, float] = (0.0, 1.0)
-    normalise: Literal["unit", "zscore"] = "unit"
-    channels: Literal["first", "last"] = "first"
+    normalise: str = "unit"
+    channels: str = "first"
     slices: bool = False
-    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
-    plan: VolumeInput = field(init=False, repr=False)
+    activation: str = "softmax"
 
     def __post_init__(self) -> None:
         set_as = {
@@ -94,9 +101,10 @@ class Description:
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, choices))}")
         sides, spacing = len(self.patch), self.spacing_mm
-        if sides != 3 or (self.slices and self.patch[0] != 1):
+        if sides != 3 or (self.slices and self.patch[0] != 1) or not 0 < math.prod(self.patch) <= MOST_VOXELS:
             raise InputError(
-                f"patch is {list(self.patch)}, expected three sides along {self.orientation}, the first 1 for slices"
+                f"patch is {list(self.patch)}, expected three sides along {self.orientation}, the first 1 for slices, "
+                f"and at most {MOST_VOXELS} voxels"
             )
         if spacing is not None and (len(spacing) != 3 or not all(0 < s < math.inf for s in spacing)):
             raise InputError(f"spacing_mm is {list(spacing)}, expected three positive numbers along {self.orientation}")
@@ -109,15 +117,21 @@ class Description:
             raise InputError(
                 f"window_hu has {len(self.window_hu)} windows, expected one per channel, with zscore only one"
             )
-        if not self.range[0] < self.range[1]:
-            raise InputError(f"range is {list(self.range)}, expected the lower number first")
+        if len(self.range) != 2 or not self.range[0] < self.range[1]:
+            raise InputError(f"range is {list(self.range)}, expected two numbers, the lower one first")
+        assert self.plan  # checks windows, overlap and spacing
+
+    @cached_property
+    def plan(self) -> VolumeInput:
+        """Windows and preparation in our own order of axes."""
+        spacing = self.spacing_mm
         hull = HuWindow(min(low for low, _ in self.window_hu), max(high for _, high in self.window_hu))
         patch = self._in_house(self.patch)
         shares = self._in_house(self.overlap)  # type: ignore[arg-type]
         overlap = [0.0 if side == 1 else share for side, share in zip(patch, shares, strict=True)]
         mm = None if spacing is None else self._in_house(spacing)[::-1]
         windows = WindowPlan(tuple(patch), tuple(overlap), self.blend)  # type: ignore[arg-type]
-        object.__setattr__(self, "plan", VolumeInput(hull, windows, mm, normalise=self.normalise))  # type: ignore[arg-type]
+        return VolumeInput(hull, windows, mm, normalise=self.normalise)  # type: ignore[arg-type]
 
     @property
     def _order(self) -> list[int]:
@@ -150,7 +164,13 @@ class Description:
         return np.flip(array, flips)
 
     def probabilities(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Class probabilities (n, classes, ...), the background first; see `activation`."""
+        """Class probabilities (n, classes, ...), the background first; see `activation`.
+
+        Raises:
+            RunError: values that are no numbers, or no probabilities where they should be.
+        """
+        if not np.isfinite(output).all():
+            raise RunError("the network gave values that are no numbers (NaN or infinite); export it again")
         if self.activation == "softmax":
             return softmax(output)
         if self.activation == "sigmoid":
@@ -165,7 +185,7 @@ class Description:
     def as_toml(self) -> str:
         """The text that `read_description` reads."""
         lines = [f"{name} = {_toml(value)}" for name, value in asdict(self).items()
-                 if name not in ("labels", "plan") and value is not None]  # fmt: skip
+                 if name != "labels" and value is not None]  # fmt: skip
         names = [f"{number} = {json.dumps(name)}" for number, name in sorted(self.labels.items())]
         return "\n".join(
             ["# How pneumoscope shows a scan to the model beside this file.", *lines, "", "[labels]", *names, ""]
@@ -206,12 +226,12 @@ def read_description(model: str | Path) -> Description:
         )
     try:
         given = tomllib.loads(path.read_text("utf-8"))
-        known = {item.name for item in fields(Description) if item.init}
+        known = {item.name for item in fields(Description)}
         wrong = sorted(set(given) - known)
         if wrong:
             raise InputError(f"has the entries {', '.join(wrong)}; known are {', '.join(sorted(known))}")
-        return Description(**given)
-    except (InputError, TypeError, ValueError, AttributeError, OSError) as problem:
+        return msgspec.convert(given, Description, str_keys=True)
+    except (InputError, ValueError, OSError) as problem:
         raise ModelError(f"cannot be read as a description: {problem}", path=path) from problem
 
 
@@ -231,28 +251,6 @@ def write_description(model: str | Path, description: Description, *, overwrite:
     return path
 
 
-def describe_export(done: Exported) -> Exported:
-    """Write the description of an exported graph of a network on volumes; of others, whose preparation it cannot say,
-    there is none."""
-    from pneumoscope.models.cards import read_card
-
-    card = read_card(done.folder)
-    fields, labels = card.get("preprocessing") or {}, card.get("labels") or {}
-    named = {int(n): str(name) for n, name in (labels.items() if isinstance(labels, dict) else enumerate(labels))}
-    if fields.get("kind") != "hu_volume" or fields.get("grey_levels") or len(named) < 2:
-        return done
-    spacing = fields.get("spacing_mm")
-    said = Description(
-        patch=done.size, labels=named, window_hu=(tuple(fields["window_hu"]),),
-        normalise=fields.get("normalise", "unit"),
-        spacing_mm=None if spacing is None else tuple(spacing[::-1]), blend=fields.get("blend", "mean"),
-        overlap=fields.get("overlap", 0.5),
-    )  # fmt: skip
-    path = toml_beside(done.folder / str(card["weights"]["file"]))
-    write_text(path, said.as_toml())
-    return replace(done, files=tuple(sorted((*done.files, path.name))))
-
-
 def files_of(kind: str, path: str) -> list[Path]:
     """See `external.content_of`."""
     return [Path(path), toml_beside(path)]
@@ -266,13 +264,23 @@ def read(kind: str, path: str, access: Access) -> Graph:
     return Graph(Path(path), GraphEngine(kind, Path(path), description, access), description, access)
 
 
+def runner(kind: str, path: Path, device: str = "cpu") -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What computes an ONNX or TorchScript file: arrays in, arrays out.
+
+    Raises:
+        ModelError: it is no such file, or takes several inputs.
+        InputError: onnxruntime is not installed.
+    """
+    return _onnx(path) if kind == "onnx" else _torchscript(path, device)
+
+
 class GraphEngine(Engine):
     """A file as an engine on windows (n, 1, d, h, w): windows and the way back are those of our own networks."""
 
     def __init__(self, kind: str, path: Path, description: Description, access: Access) -> None:
         self.path, self.description, self.precision = path, description, "fp32"
         self.name = "onnxruntime" if kind == "onnx" else "torchscript"
-        self._run = _onnx(path) if kind == "onnx" else _torchscript(path, access.device)
+        self._run = runner(kind, path, access.device)
         self._try()
 
     @property
@@ -309,6 +317,7 @@ class GraphEngine(Engine):
                 f"labels {', '.join(said.labels.values())}; correct {toml_beside(self.path).name}",
                 path=self.path,
             )
+        said.probabilities(said.back(output))
 
 
 def _onnx(path: Path) -> Any:
@@ -330,18 +339,29 @@ def _onnx(path: Path) -> Any:
     return lambda images: session.run(None, {inputs[0].name: images})[0]
 
 
+def load_script(path: Path, device: torch.device) -> Any:
+    """A TorchScript module, in evaluation mode; such files hold no Python.
+
+    Raises:
+        ModelError: it is none.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return torch.jit.load(str(path), map_location=device).eval()
+        except (RuntimeError, ValueError) as problem:
+            raise ModelError("is no TorchScript file; save it with torch.jit.save", path=path) from problem
+
+
 def _torchscript(path: Path, device: str) -> Any:
     import torch
 
     from pneumoscope.training.devices import pick_device
 
     target = pick_device(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            network = torch.jit.load(str(path), map_location=target).eval()
-        except (RuntimeError, ValueError) as problem:
-            raise ModelError("is no TorchScript file; save it with torch.jit.save", path=path) from problem
+    network = load_script(path, target)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():

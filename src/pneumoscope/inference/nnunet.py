@@ -118,7 +118,7 @@ def read(kind: str, path: str, access: Access) -> NnUnet:
     results = find_results(path)
     labels = _labels(read_json(results.folder / "dataset.json", error=ModelError), results.folder)
     plans = read_json(results.folder / "plans.json", error=ModelError)
-    reader = plans.get("image_reader_writer")
+    reader = str(plans.get("image_reader_writer"))
     if reader not in READERS:
         raise ModelError(
             f"was trained on files of {reader}, expected volumes ({', '.join(READERS)})", path=results.folder
@@ -146,10 +146,10 @@ def _labels(dataset: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ..
             f"was trained on {len(channels)} channels ({', '.join(map(str, channels.values()))}), expected one: the CT",
             path=folder,
         )
-    try:
-        values = {str(n): tuple(int(v) for v in (v if isinstance(v, list) else [v])) for n, v in given.items()}
-    except (TypeError, ValueError) as problem:
-        raise ModelError(f"dataset.json has labels that are no numbers ({problem})", path=folder) from None
+    values = {str(name): tuple(v) if isinstance(v, list) else (v,) for name, v in given.items()}
+    wrong = [v for numbers in values.values() for v in numbers if type(v) is not int or not 0 <= v <= 255]
+    if wrong or not values:
+        raise ModelError(f"dataset.json has the labels {given!r:.60}, expected whole numbers up to 255", path=folder)
     return {name: tuple(n for n in v if n) for name, v in values.items() if any(v) and name != "ignore"}
 
 
@@ -161,7 +161,8 @@ def _classes_of(plans: Any) -> Iterator[str]:
         stack += list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else []
         if not isinstance(item, dict):
             continue
-        keyed = [str(key) for key in item.get("_kw_requires_import") or ()]
+        given = item.get("_kw_requires_import")
+        keyed = [str(key) for key in (given if isinstance(given, list) else [given])]
         kwargs = item.get("arch_kwargs")
         kwargs = kwargs if isinstance(kwargs, dict) else {}
         named = [item.get("network_class_name"), item.get("UNet_class_name"), *(kwargs.get(key) for key in keyed)]
@@ -188,7 +189,7 @@ def _require_plain(path: Path) -> None:
             "you trust them",
             path=path,
         ) from problem
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as problem:
+    except Exception as problem:  # a damaged pickle fails in any way
         raise ModelError("is no checkpoint that torch can read; copy the result again", path=path) from problem
 
 
@@ -245,9 +246,12 @@ class NnUnet(Network):
         """Of labels the sum, of regions, which lie in each other, the largest."""
         if self._predictor.label_manager.has_regions:
             order = list(self.labels)
-            return np.asarray(heads[[order.index(name) for name in names]].max(axis=0), np.float32)
-        numbers = sorted({value for name in names for value in self.labels[name]})
-        return np.asarray(heads[numbers].sum(axis=0), np.float32)
+            joint = heads[[order.index(name) for name in names]].max(axis=0)
+        else:
+            joint = heads[sorted({value for name in names for value in self.labels[name]})].sum(axis=0)
+        if not np.isfinite(joint.sum()):
+            raise RunError("gave probabilities that are no numbers; train or copy it again", path=self.path)
+        return np.asarray(joint, np.float32)
 
 
 def _inside(values: Any, grid: Grid) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """Networks for other programs, none of which needs pneumoscope to run: ONNX, TorchScript, a MONAI bundle.
 
-Nothing is sent or fetched. Graphs are traced at one size of the picture (any number of pictures at a time), because
-several of the networks pad inside. The `onnx` package must be there; with a runtime beside it the file is checked
-against the network before it is kept.
+Nothing is sent or fetched. Graphs take any number of pictures at a time. They are traced at one size; a U-Net that does
+not pad there takes every multiple of its stride as well, others only that size. The `onnx` package must be there; with
+a runtime beside it the file is checked against the network before it is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,6 +34,9 @@ OPSET = 18
 TOLERANCE = 1e-3
 """Largest difference of logits between the network and its export that is let pass; see `check_onnx`."""
 
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+"""What `monai.bundle verify_metadata` fetches; a copy of it can be given instead."""
+
 Format = Literal["onnx", "torchscript", "bundle"]
 
 
@@ -45,6 +48,7 @@ class Exported:
         folder: where.
         files: names in it, sorted.
         size: (h, w) or (d, h, w) that the network was traced at.
+        stride: of what every axis may be any multiple; None where only `size` is taken.
         checked_with: the runtime that computed the same from the file, or None where none is installed.
         difference: largest difference of its logits from the network's, on a random picture.
     """
@@ -52,16 +56,18 @@ class Exported:
     folder: Path
     files: tuple[str, ...]
     size: tuple[int, ...]
+    stride: int | None
     checked_with: str | None
     difference: float | None
 
 
-def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
+def to_onnx(model: nn.Module, size: Sequence[int], *, any_size: bool = False) -> bytes:
     """A network as an ONNX graph of float32 tensors.
 
     Args:
         model: with a `config` that has `in_channels`; it is left as it is.
         size: (h, w) or (d, h, w) of the pictures; their number is free.
+        any_size: leave their size free too, for sizes that the network does not pad.
 
     Raises:
         InputError: the package `onnx` is not installed.
@@ -74,6 +80,7 @@ def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
     plain = deepcopy(model).to("cpu", torch.float32).eval()
     sample = torch.zeros(1, channels, *size)
     buffer = io.BytesIO()
+    free = {0: "n", **(dict(enumerate("dhw"[-len(size) :], start=2)) if any_size else {})}
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter needs onnxscript; the older one is announced to go and warns of every constant it folds.
         warnings.simplefilter("ignore")
@@ -85,13 +92,13 @@ def to_onnx(model: nn.Module, size: Sequence[int]) -> bytes:
             opset_version=OPSET,
             input_names=[IMAGE],
             output_names=[LOGITS],
-            dynamic_axes={IMAGE: {0: "n"}, LOGITS: {0: "n"}},
+            dynamic_axes={IMAGE: free, LOGITS: free},
         )
     return buffer.getvalue()
 
 
 def to_torchscript(model: nn.Module, size: Sequence[int]) -> bytes:
-    """A network as TorchScript of float32 tensors, traced at `size` and compared on two random pictures.
+    """A network as TorchScript of float32 tensors, traced at `size` and compared on random pictures.
 
     Raises:
         RunError: the traced network computes something else.
@@ -99,20 +106,20 @@ def to_torchscript(model: nn.Module, size: Sequence[int]) -> bytes:
     import torch
 
     plain = deepcopy(model).to("cpu", torch.float32).eval()
-    images = torch.rand(2, _channels(model), *size, generator=torch.Generator().manual_seed(0))
+    pictures = [torch.from_numpy(images) for images in _pictures(model, size)]
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer is announced to go, and warns of every shape it reads
         traced = torch.jit.trace(plain, torch.zeros(1, _channels(model), *size), check_trace=False)
         torch.jit.save(traced, buffer)
-        difference = float((traced(images) - plain(images)).abs().max())
+        difference = max(float((traced(images) - plain(images)).abs().max()) for images in pictures)
     if not difference <= TOLERANCE:
         raise RunError(f"the traced network differs by {difference:.3g} in its logits; nothing was written")
     return buffer.getvalue()
 
 
 def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str | None, float | None]:
-    """Which runtime computed the same from the graph, and the largest difference of two random pictures' logits.
+    """Which runtime computed the same from the graph, and the largest difference of random pictures' logits.
 
     Raises:
         RunError: they differ by more than `TOLERANCE`.
@@ -120,14 +127,15 @@ def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str
     import numpy as np
     import torch
 
-    runtime = next((name for name in ("onnxruntime", "openvino") if is_installed(name)), None)
+    runtime = next((name for name in _RUNTIMES if is_installed(name)), None)
     if runtime is None:
         return None, None
-    images = np.random.default_rng(0).random((2, _channels(model), *size), np.float32)
-    got = _run_onnxruntime(graph, images) if runtime == "onnxruntime" else _run_openvino(graph, images)
-    with torch.inference_mode():
-        expected = deepcopy(model).to("cpu", torch.float32).eval()(torch.from_numpy(images)).numpy()
-    difference = float(np.abs(got - expected).max())
+    run, plain = _RUNTIMES[runtime](graph), deepcopy(model).to("cpu", torch.float32).eval()
+    difference = 0.0
+    for images in _pictures(model, size):
+        with torch.inference_mode():
+            expected = plain(torch.from_numpy(images)).numpy()
+        difference = max(difference, float(np.abs(run(images) - expected).max()))
     if not difference <= TOLERANCE:
         raise RunError(
             f"{runtime} computes logits from the ONNX file that differ by {difference:.3g} from the network's, "
@@ -169,18 +177,21 @@ def export_model(
     source = find_model(name_or_dir)
     model, card = load_model(source)
     picture = _size(model, card, size, source)
+    stride = _stride(model, picture)
     if to != "bundle":
-        graph = to_onnx(model, picture) if to == "onnx" else to_torchscript(model, picture)
+        any_size = stride is not None
+        graph = to_onnx(model, picture, any_size=any_size) if to == "onnx" else to_torchscript(model, picture)
         checked, difference = check_onnx(model, graph, picture) if to == "onnx" else ("torch", None)
         file = ONNX_FILE if to == "onnx" else SCRIPT_FILE
         folder = prepare_folder(out, marker=file, overwrite=overwrite)
         write_bytes(folder / file, graph)
-        facts = {"format": to, "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture)}
+        facts = {"format": to, "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture),
+                 "multiple_of": stride}  # fmt: skip
         sums = {"file": file, "bytes": len(graph), "sha256": sha256(folder / file)}
         write_card(folder, {**card, "weights": sums, "export": facts})
-        return Exported(folder, (CARD_FILE, file), picture, checked, difference)
+        return Exported(folder, (CARD_FILE, file), picture, stride, checked, difference)
     folder = prepare_folder(out, marker="configs/metadata.json", overwrite=overwrite)
-    return Exported(folder, _write_bundle(folder, model, card, picture), picture, None, None)
+    return Exported(folder, _write_bundle(folder, model, card, picture), picture, stride, "torch", None)
 
 
 def is_installed(package: str) -> bool:
@@ -211,20 +222,36 @@ def _size(model: nn.Module, card: dict[str, Any], size: Sequence[int] | None, fo
     return sizes
 
 
-def _run_onnxruntime(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _stride(model: nn.Module, size: Sequence[int]) -> int | None:
+    """What the sizes of pictures may be multiples of; None for a network that pads this one or needs it as it is."""
+    stride = getattr(model.config, "stride", None)
+    return stride if isinstance(stride, int) and not any(n % stride for n in size) else None
+
+
+def _pictures(model: nn.Module, size: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    """Random pictures to compare on: two of the size, and one of another where the size is free."""
     import numpy as np
+
+    rng, stride = np.random.default_rng(0), _stride(model, size)
+    yield rng.random((2, _channels(model), *size), np.float32)
+    if stride is not None:
+        yield rng.random((1, _channels(model), *(n + stride for n in size)), np.float32)
+
+
+def _onnxruntime(graph: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {IMAGE: images})[0], np.float32)
+    return lambda images: session.run(None, {IMAGE: images})[0]
 
 
-def _run_openvino(graph: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    import numpy as np
-
+def _openvino(graph: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     core = openvino_core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.asarray(compiled(images)[0], np.float32)
+    return lambda images: compiled(images)[0]
+
+
+_RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
 @functools.cache
@@ -301,33 +328,39 @@ def _scan_to_mask(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """What MONAI's bundles say about themselves; versions are those installed, or absent."""
+    """What MONAI's bundles say about themselves; versions are those installed."""
     from importlib import metadata
 
-    def version(name: str) -> str | None:
-        return metadata.version(name) if is_installed(name) else None
+    def version(name: str) -> str:
+        return metadata.version(name) if is_installed(name) else "not installed"
 
     given = card.get("labels") or {}
     named = given.items() if isinstance(given, dict) else enumerate(given)
     labels = {int(number): str(name) for number, name in named}
     classes = getattr(config, "out_channels", None) or config.classes
-    tensor = {"type": "image", "format": "hounsfield", "num_channels": config.in_channels, "spatial_shape": list(size)}
-    outputs = {"type": "image", "format": "logits", "num_channels": classes, "spatial_shape": list(size)}
+    both = {"spatial_shape": list(size), "dtype": "float32", "is_patch_data": len(size) == 3}
+    image = {"type": "image", "format": "magnitude", "modality": "XR" if card.get("task") == "radiograph" else "CT",
+             "num_channels": config.in_channels, "value_range": [],
+             "channel_def": {n: f"input {n}" for n in range(config.in_channels)}}  # fmt: skip
+    logits = {"type": "image", "format": "labels", "modality": "n/a", "num_channels": classes, "value_range": [],
+              "channel_def": labels}  # fmt: skip
     return {
+        "schema": SCHEMA,
         "version": str(card.get("version", "1")),
         "monai_version": version("monai"),
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
         "changelog": {str(card.get("version", "1")): "exported by pneumoscope"},
-        "required_packages_version": {},
+        "required_packages_version": {"nibabel": version("nibabel")},
+        "name": str(card.get("title") or card.get("task") or "pneumoscope"),
         "authors": "see the card",
         "task": str(card.get("task", "")),
         "description": str(card.get("title") or card.get("task") or ""),
         "intended_use": "Research only; not a medical device.",
         "copyright": _licence(card),
         "network_data_format": {
-            "inputs": {IMAGE: {**tensor, "dtype": "float32", "is_patch_data": len(size) == 3}},
-            "outputs": {"pred": {**outputs, "dtype": "float32", "channel_def": labels}},
+            "inputs": {IMAGE: {**image, **both}},
+            "outputs": {"pred": {**logits, **both}},
         },
         "card": card,
     }

@@ -140,7 +140,8 @@ class _UNet(nn.Module):
         x = self.dropout(skips.pop())
         for level in reversed(range(len(self.up))):
             x = self.up[level](torch.cat((skips.pop(), self.grow[level](x)), dim=1))
-        return self.head(x)[(..., *(slice(size) for size in sizes))]
+        logits = self.head(x)
+        return logits[(..., *(slice(size) for size in sizes))] if any(short) else logits
 
 
 class UNet(_UNet):

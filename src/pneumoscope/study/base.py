@@ -33,6 +33,7 @@ class StudyOptions:
         lungs: dataset name or number -> folder of lung masks made elsewhere, for sets without their own.
         accept_if_forgetting_below: refuse retrained models that lost as much F1 on an earlier set, or more.
         trust: read models of other programs whose format can run code.
+        labels: ``LABEL=MEANING`` for labels of models and masks made elsewhere, ``STAGE:LABEL=MEANING`` for one stage.
         progress: called about every part.
     """
 
@@ -45,6 +46,7 @@ class StudyOptions:
     lungs: Mapping[str, str | Path] = field(default_factory=dict)
     accept_if_forgetting_below: float | None = None
     trust: bool = False
+    labels: tuple[str, ...] = ()
     progress: Progress = silent
 
 

@@ -87,7 +87,7 @@ class Transfer(Modality):
         """Makes the stages, and knows those made."""
         return StageMaker(
             self.experiment, self.sets, self.folder, device=self.device, resume=self.resume, progress=self.progress,
-            trust=self.options.trust,
+            trust=self.options.trust, labels=self.options.labels,
         )  # fmt: skip
 
     @cached_property

@@ -76,6 +76,7 @@ class StudyContext:
         progress: called about every training.
         models: the stages made so far, by name.
         trust: read models of other programs whose format can run code.
+        labels: as in `StudyOptions`.
     """
 
     experiment: Experiment
@@ -86,6 +87,7 @@ class StudyContext:
     progress: Progress = silent
     models: dict[str, Predictor] = field(default_factory=dict)
     trust: bool = False
+    labels: tuple[str, ...] = ()
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage lies."""

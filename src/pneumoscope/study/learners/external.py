@@ -6,7 +6,7 @@ per case. `score_study` makes a study of nothing but these: a transfer matrix wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import InputError
+from pneumoscope.inference.external import Access
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, stamp
 from pneumoscope.recipes.papers.transfer_systems import transfer_systems
@@ -38,12 +39,19 @@ class ExternalLearner(Learner):
     def make(self, stage: Stage) -> ExternalStage:
         """Note in the stage's folder what it is; the model is loaded when the first scan is predicted."""
         own, content = self.study.stage_folder(stage.name), content_of_system(self.system)
-        wanted = stamp("external stage", revision=1, model=content)
+        labels = labels_of(stage.name, self.study.labels)
+        wanted = stamp("external stage", revision=2, model=content, labels=labels)
         kept = self.study.resume and is_done(own, wanted)
         if not kept:
             start_stage(own, wanted, {"model": content}, resume=self.study.resume, progress=self.study.progress)
             mark_done(own, wanted)
-        return ExternalStage(stage.name, own, wanted, not kept, self.system, self.study.trust)
+        return ExternalStage(stage.name, own, wanted, not kept, self.system, Access(self.study.trust, labels=labels))
+
+
+def labels_of(stage: str, given: Sequence[str]) -> tuple[str, ...]:
+    """What the labels of one stage mean: ``STAGE:LABEL=MEANING`` of its own and ``LABEL=MEANING`` of all."""
+    own = tuple(pair.removeprefix(f"{stage}:") for pair in given if pair.startswith(f"{stage}:"))
+    return (*(pair for pair in given if ":" not in pair.partition("=")[0]), *own)
 
 
 def content_of_system(system: str) -> str:
@@ -68,11 +76,11 @@ class ExternalStage(ScanPredictor):
 
     Attributes:
         system: ``external:MODEL`` or ``predictions:DIR``.
-        trust: as for `inference.external.Access`.
+        access: how the model is opened, and what the labels of a model or of masks mean.
     """
 
     system: str
-    trust: bool
+    access: Access
 
     @cached_property
     def _models(self) -> dict[str, Any]:
@@ -91,11 +99,11 @@ class ExternalStage(ScanPredictor):
         if kind == PREDICTIONS:
             from pneumoscope.cases.given_masks import mask_of_case
 
-            return mask_of_case(volume, path).any.astype(np.float32)
+            return mask_of_case(volume, path, self.access.labels).any.astype(np.float32)
         if device not in self._models:
             from pneumoscope.inference.segmenter import Segmenter
 
-            self._models[device] = Segmenter(path, device=device, trust=self.trust)
+            self._models[device] = Segmenter(path, device=device, trust=self.access.trust, labels=self.access.labels)
         found = self._models[device].run(volume)
         if found.probability is None:
             return found.infiltrate.any.astype(np.float32)
