@@ -29,7 +29,7 @@ from pneumoscope.training.checkpoint import LAST, PREVIOUS, load_checkpoint, sav
 
 for room in ("inference", "study", "viewer"):
     sys.path.insert(0, str(Path(__file__).parents[1] / room))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]
 
 CHECKPOINT_HEAD = len(b"PNEUMOSCOPE-CKPT 1\n") + 64 + 1
 
