@@ -312,8 +312,9 @@ def save_nifti(
 ) -> None:
     """Write (i, j, k) voxels in the order of `native`, whole or not at all.
 
-    The grid is kept to the bit when it fits the format: as sform (float32), or else as qform alone when the grid came
-    from one. Other grids, such as a DICOM's in float64, are rounded to float32 (less than 1e-4 mm).
+    The grid is kept to the bit when it fits the format as sform (float32), or else as qform alone when the grid came
+    from one, then to what a quaternion of float32 holds. Other grids, such as a DICOM's in float64, are rounded to
+    float32 (less than 1e-4 mm).
     No time, name or description is stored, so equal input gives equal bytes.
 
     Args:
