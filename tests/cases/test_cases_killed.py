@@ -100,8 +100,8 @@ def test_killed_at_random_instants_and_resumed(table, tmp_path, start, group_end
     [
         (signal.SIGTERM, 2, 143, "terminated"),
         (signal.SIGTERM, 1, 143, "terminated"),
-        (signal.SIGINT, 2, 130, "interrupted"),
-        (signal.SIGTERM, "2 --on dask", 143, "terminated"),
+        pytest.param(signal.SIGINT, 2, 130, "interrupted", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "2 --on dask", 143, "terminated", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_a_batch_in_order(table, tmp_path, start, until, group_ends, number, jobs, code, word):

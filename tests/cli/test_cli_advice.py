@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +35,18 @@ OF_OTHER_PROGRAMS = {"--nv", "--gres", "--test-only", "--me", "--name", "--nohea
 """What Apptainer, SLURM and MONAI are called with."""
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@lru_cache
+def texts() -> list[tuple[str, str]]:
     """Where and what: every string of the source but documentation."""
+    out = []
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         alone = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
         documentation = {id(value) for value in alone if isinstance(value, ast.Constant)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node.value
+                out.append((f"{path.relative_to(SOURCE)}:{node.lineno}", node.value))
+    return out
 
 
 def options_of(command: object) -> set[str]:

@@ -26,6 +26,7 @@ def test_refusals(cli, tmp_path, argv, words):
     assert not (tmp_path / "out").exists(), "a refused call left a folder behind"
 
 
+@pytest.mark.slow
 def test_baselines_only_from_the_command_line(cli, tmp_path):
     roots = write_sets(tmp_path / "sets", children=8, covid=6, adults=6)
     data = [part for name, root in roots.items() for part in ("--data", f"{name}={root}")]

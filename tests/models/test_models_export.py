@@ -287,7 +287,9 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
 
 
 @needs_onnx
-@pytest.mark.parametrize(("model", "to"), [("infiltrate", "onnx"), ("lungs", "bundle")])
+@pytest.mark.parametrize(
+    ("model", "to"), [("infiltrate", "onnx"), pytest.param("lungs", "bundle", marks=pytest.mark.slow)]
+)
 def test_an_export_is_compared_on_a_scan(tmp_path, model, to, monkeypatch):
     pytest.importorskip("onnxruntime")
     from pneumoscope.datasets.phantom.folder import make_phantom

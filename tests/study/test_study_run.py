@@ -97,7 +97,11 @@ def test_test_slices_are_never_trained_on(whole):
 
 @pytest.mark.parametrize(
     "moment",
-    ["reading set 3", "lungs epoch 2", "Tr1_R_2 epoch 1", "Tr1_R_2", "scoring Tr2"],
+    [
+        "Tr1_R_2 epoch 1",
+        "scoring Tr2",
+        *(pytest.param(when, marks=pytest.mark.slow) for when in ("reading set 3", "lungs epoch 2", "Tr1_R_2")),
+    ],
 )
 def test_a_study_killed_anywhere_ends_with_the_same_tables(small, hospitals, whole, no_figures, tmp_path, moment):
     with pytest.raises(Killed):
@@ -146,6 +150,7 @@ def test_refusals_leave_a_finished_study_alone(small, hospitals, whole, tmp_path
     assert tables(copy) == tables(whole.folder)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_nothing_to_a_case(small, no_figures, tmp_path):
     """Everything real but tiny: synthetic sites on disk, the study, a new patient segmented by the study's networks."""
     tiny = with_overrides(

@@ -77,9 +77,13 @@ def a_slice(folder: Path, part: str) -> tuple[str, int]:
 
 @pytest.mark.parametrize(
     ("part", "change", "retrained"),
-    [("test", darker, []), ("test", other_mask, []), ("train", darker, ["Tr1", "Tr1_R_2"]),
-     ("train", other_mask, ["Tr1", "Tr1_R_2"])],
-)  # fmt: skip
+    [
+        ("test", darker, []),
+        ("train", other_mask, ["Tr1", "Tr1_R_2"]),
+        pytest.param("test", other_mask, [], marks=pytest.mark.slow),
+        pytest.param("train", darker, ["Tr1", "Tr1_R_2"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_study_on_changed_scans_ends_as_a_new_one(
     small, hospitals, tmp_path, part, change, retrained
 ) -> None:

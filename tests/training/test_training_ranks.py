@@ -60,6 +60,7 @@ def test_two_processes_lose_what_one_with_the_joint_batch_does(odd, tmp_path):
     assert taken.history == both.history, "a training may be resumed with another number of processes"
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_for_two_processes(odd, tmp_path):
     config = dataclasses.replace(CONFIG, batch_size=4, max_epochs=2)  # 4 and 1
     alone = fit(net(), TASK, *odd, config, tmp_path / "one")
@@ -68,6 +69,7 @@ def test_a_batch_of_one_for_two_processes(odd, tmp_path):
         assert b == pytest.approx(a, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_terminated_and_resumed_to_the_same_bytes(odd, tmp_path):
     config, stopped = dataclasses.replace(CONFIG, device="cpu*2"), []
     fit(net(), TASK, *odd, config, tmp_path / "a" / "x")
@@ -113,6 +115,7 @@ def test_a_process_that_dies_ends_the_training_with_a_line(odd, tmp_path):
     assert threading.active_count() < 20
 
 
+@pytest.mark.slow
 def test_what_the_training_raises_is_raised(odd, tmp_path):
     broken = dataclasses.replace(odd[0], images=np.full_like(odd[0].images, np.nan, dtype=np.float32), augment=None)
     with pytest.raises(NonFiniteLossError, match="the loss is nan at epoch 1, step 1"):
