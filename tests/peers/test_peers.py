@@ -171,9 +171,12 @@ def test_graphs_of_a_basic_unet_give_what_monai_gives(tmp_path, scan, kind):
             torch.cat((image, behind))[None, None], (32, 32, 32), 1, lambda x: network(x).softmax(1), overlap=0.5,
             mode="gaussian",
         )[0].numpy()[:, : len(image)]  # fmt: skip
-    differ = np.count_nonzero(to_slices(found.infiltrate.labels) != softmaxed.argmax(0))
-    assert differ <= 2e-5 * softmaxed[0].size
-    print(f"{kind}: {differ} of {softmaxed[0].size} voxels differ from monai {version('monai')} in torch")
+    other = to_slices(found.infiltrate.labels) != softmaxed.argmax(0)
+    second, first = np.sort(softmaxed, axis=0)[-2:]
+    differ = np.count_nonzero(other)
+    assert not np.any(other & (first - second > 1e-5)), "only where two classes are equally likely"
+    assert differ <= 1e-4 * other.size
+    print(f"{kind}: {differ} of {other.size} voxels differ from monai {version('monai')} in torch")
 
 
 @pytest.mark.parametrize(("name", "classes"), [("R231", 3), ("LTRCLobes", 6)])

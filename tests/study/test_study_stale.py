@@ -164,7 +164,7 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     run_study(plan, tmp_path / "new", device="cpu", synthetic=True)
     assert (out / "per_case.csv").read_bytes() == (tmp_path / "new" / "per_case.csv").read_bytes() != before
     assert not [note for note in noted.notes if "trained again" in note]
-    assert [note for note in noted.notes if "scores are recomputed" in note]
+    assert [note for note in noted.notes if "scores are made anew" in note], noted.notes
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ data, settings or starting weights have changed) is trained again, and the run s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -107,7 +107,9 @@ class NetworkTraining:
         result = self.fit(model, go_on, progress)
         sha256 = save_model(self.own, model, self.card(result, origin))["weights"]["sha256"]
         mark_done(self.own, wanted, sha256=sha256, seconds=round(result.seconds, 2))
-        return Network(model, sha256, True, round(result.seconds, 2))
+        kept = kept_network(self.own, wanted)  # as a resumed study reads it: memory layout moves the last digit
+        assert kept is not None
+        return replace(kept, trained_now=True, seconds=round(result.seconds, 2))
 
     def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
         """Run the loop; trainings of several steps override this."""
