@@ -22,7 +22,7 @@ pytestmark = pytest.mark.enable_socket
 def scheduler():
     """The address of a Dask cluster that somebody has started, as `dask scheduler` and `dask worker` do."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
     ) as cluster:
         yield cluster.scheduler_address.replace("tcp://", "dask://")
 
