@@ -208,6 +208,30 @@ def test_workers_of_this_machine_have_the_threads_that_the_user_gives(tmp_path, 
     assert outcome.facts["n"] == "3"
 
 
+@pytest.mark.parametrize(("failures", "ends"), [(2, "done"), (3, "Dask cannot start workers here: Nanny failed")])
+def test_workers_killed_while_they_start_are_started_again(tmp_path, monkeypatch, failures, ends):
+    start, left = distributed.LocalCluster, list(range(failures))
+
+    def started(**settings):
+        if left:
+            left.pop()
+            raise RuntimeError("Nanny failed to start.")
+        return start(**settings)
+
+    monkeypatch.setattr("distributed.LocalCluster", started)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "log").mkdir()
+    jobs = [Job("a", "a", tmp_path / "out" / "a")]
+    with machines("dask", jobs=1):
+        if ends == "done":
+            assert [o.status for o in run_jobs(jobs, None, lambda *_: None, opener=partial(act, tmp_path / "log"))] == [
+                ends
+            ]
+        else:
+            with pytest.raises(RunError, match=ends):
+                run_jobs(jobs, None, lambda *_: None, opener=partial(act, tmp_path / "log"))
+
+
 def test_no_scheduler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.jobs.dask.CONNECT_SECONDS", 1)
     with machines("dask://127.0.0.1:9"), pytest.raises(InputError, match="no Dask scheduler answers"):

@@ -33,6 +33,9 @@ from pneumoscope.jobs.graph import Job, Opener
 from pneumoscope.jobs.local import Done, Executor, JobProcess, WorkerLostError, processors
 from pneumoscope.jobs.machines import Cluster, Machines
 
+STARTS = 3
+"""How often workers of this machine are started when one of them dies before it is ready."""
+
 CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0
 """How long a file may take to be seen by another machine: network file systems keep lists of names for a while."""
@@ -142,11 +145,18 @@ class DaskWorkers(Executor):
         given = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = int(given) if given.isdecimal() and int(given) else max(1, processors() // count)
         self._share = count
-        return stack.enter_context(
-            LocalCluster(
-                n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
-            )
-        )
+        for left in reversed(range(STARTS)):
+            try:
+                return stack.enter_context(
+                    LocalCluster(
+                        n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                        memory_limit=0,
+                    )
+                )  # fmt: skip
+            except RuntimeError as problem:  # a worker was killed before it was ready
+                if not left:
+                    raise RunError(f"Dask cannot start workers here: {problem}") from problem
+        raise AssertionError
 
     def _clear_logs(self, kind: object, problem: object, trace: object) -> None:
         """What SLURM jobs printed is kept where the run failed."""
