@@ -167,3 +167,19 @@ def test_a_job_of_any_name_has_a_folder(tmp_path, name):
     folder.mkdir(parents=True)
     assert folder.parent.resolve() == (tmp_path / FOLDER).resolve() == folder.resolve().parent
     assert folder != job_folder(tmp_path, f"{name}.")
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_only_marks_of_files_wait_for_the_disk(tmp_path, monkeypatch, files):
+    synced = []
+    monkeypatch.setattr("pneumoscope.io.files._sync", synced.append)
+
+    def work(job, progress):
+        for number in range(files):
+            job.folder.mkdir(parents=True)
+            (job.folder / f"{number}").touch()
+        return Outcome(job.name, facts={"n": 1})
+
+    run_jobs([Job("a", "a", tmp_path / "a")], Step("k", 1, lambda item: {}, work), lambda *_: None)
+    assert (tmp_path / "a" / DONE_FILE).is_file()
+    assert len(synced) == 2 * files

@@ -26,12 +26,17 @@ LARGEST_INTEGER = 2**64 - 1
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, synced: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on any failure it is removed.
 
     The temporary name keeps the suffixes (writers choose a format by them) and starts with a dot. The file is synced
     before and its folder after the rename, so that a killed or powered-off machine leaves the old file or the
     new one, never a part.
+
+    Args:
+        path: the file.
+        synced: without it, a file is whole after the process was killed but may be lost when the power goes: for what
+            is cheap to make again, as a sync takes milliseconds.
 
     Raises:
         RunError: the disk is full, or another limit of the machine was met; the message names the file.
@@ -41,9 +46,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = final.parent / f".tmp-{os.getpid()}-{final.name}"
     try:
         yield temporary
-        _sync(temporary)
+        if synced:
+            _sync(temporary)
         temporary.replace(final)
-        _sync(final.parent)
+        if synced:
+            _sync(final.parent)
     except Exception as problem:
         short = shortage(problem, final)
         if short is None or isinstance(problem, PneumoscopeError):
@@ -84,15 +91,15 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
-    with atomic_path(path) as temporary:
+def write_bytes(path: str | Path, data: bytes, *, synced: bool = True) -> None:
+    """Write a whole file or nothing; see `atomic_path`."""
+    with atomic_path(path, synced=synced) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, *, synced: bool = True) -> None:
     """Write a whole UTF-8 file or nothing; see `readable` for names of files that have no such form."""
-    write_bytes(path, readable(text).encode())
+    write_bytes(path, readable(text).encode(), synced=synced)
 
 
 def readable(text: str) -> str:
@@ -103,9 +110,10 @@ def readable(text: str) -> str:
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, synced: bool = True) -> None:
     """Write JSON in the order given; NaN and infinity become null (they are not JSON)."""
-    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text(path, text, synced=synced)
 
 
 def read_json(

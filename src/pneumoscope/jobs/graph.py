@@ -166,8 +166,10 @@ class Step:
             inside = [path for path in sorted(job.folder.rglob("*")) if path.is_file() and path.name[0] != "."]
             found = (*inside, *outcome.files)
             files = {Path(os.path.relpath(path, job.folder)).as_posix(): path.stat().st_size for path in found}
-            whole = _sum_of(files, outcome.facts)
-            mark_done(job.folder, self.stamp(parts), parts=parts, files=files, facts=outcome.facts, sum=whole)
+            mark_done(
+                job.folder, self.stamp(parts), synced=bool(files), parts=parts, files=files, facts=outcome.facts,
+                sum=_sum_of(files, outcome.facts),
+            )  # fmt: skip
         return outcome
 
     def kept(self, job: Job) -> tuple[Outcome | None, str]:

@@ -111,15 +111,16 @@ def read_done(folder: str | Path) -> dict[str, Any]:
     return content
 
 
-def mark_done(folder: str | Path, made: str, **facts: Any) -> None:
+def mark_done(folder: str | Path, made: str, *, synced: bool = True, **facts: Any) -> None:
     """Say that the folder holds the whole result of this stamp; called after everything else is written.
 
     Args:
         folder: of the job.
         made: its stamp.
+        synced: see `io.files.atomic_path`.
         facts: what else belongs into the mark (a row of a table, say), as JSON values.
     """
-    write_json(Path(folder) / DONE_FILE, {"stamp": made, **facts})
+    write_json(Path(folder) / DONE_FILE, {"stamp": made, **facts}, synced=synced)
 
 
 def mark_started(folder: str | Path, wanted: str = "", **parts: Any) -> None:
