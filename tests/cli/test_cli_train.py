@@ -122,7 +122,7 @@ def test_killed_and_resumed_trains_the_same_weights(table, plan, tmp_path):
     for name in ("model.safetensors", "history.csv", "validation.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     other = OwnPlan(size=32, features=(4, 8), epochs=2, precision="fp32", seed=4)
-    with pytest.raises(InputError, match="another plan"):
+    with pytest.raises(InputError, match="plan changed since"):
         train_own(*parts, other, tmp_path / "b", device="cpu", resume=True)
 
 
@@ -132,7 +132,7 @@ def test_finetune_starts_from_the_shipped_model(cli, table, tmp_path):
     assert ran.code == 0, ran.err
     card = json.loads((tmp_path / "m" / "card.json").read_text())
     assert card["started_from"].startswith("weights of infiltrate")
-    assert card["preprocessing"]["kind"] == "lung_frame"
+    assert card["preprocessing"]["kind"] == "hu_frame"
     assert ran.json["plan"]["learning_rate"] == pytest.approx(1e-4)
 
 
@@ -314,9 +314,38 @@ def test_overwrite_leaves_nothing_of_an_earlier_training(cli, table, tmp_path):
     cli("crossval", *quick, "-o", out, "--folds", 2, "--resume", "--quiet").refused("folds", "--overwrite")
 
 
+@pytest.mark.parametrize("verb", ["train", "crossval"])
+def test_files_of_the_user_survive_in_the_output_folder(cli, table, tmp_path, verb):
+    """Also those that are called like what other studies write."""
+    out, more = tmp_path / "m", ("--folds", 2) if verb == "crossval" else ()
+    mine = {out / name: name for name in ("notes.json", "predictions.json", "cost.json", "mine.ckpt", "fold-7/a.json")}
+    for path, text in mine.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    quick = ("--data", table, *QUICK, "--size", 32, *more, "-o", out)
+    for flags in ((), ("--resume",), ("--overwrite",)):
+        assert cli(verb, *quick, *flags).code == 0
+        assert {path: path.read_text() for path in mine} == mine
+
+
+def test_a_training_that_ran_out_of_time_continues_when_resumed(cli, table, tmp_path):
+    quick, out = ("--data", table, "--size", 32, "--device", "cpu", "--precision", "fp32"), tmp_path / "m"
+    short = cli("train", *quick, "--epochs", 3, "--max-minutes", "0.0001", "-o", out, "--json").json
+    assert (short["epochs"], short["stopped_by"]) == (1, "max_minutes")
+    longer = cli("train", *quick, "-o", out, "--resume", "--json").json
+    assert (longer["epochs"], longer["stopped_by"]) == (3, "max_epochs")
+    assert cli("train", *quick, "--epochs", 3, "-o", tmp_path / "whole").code == 0
+    for name in ("model.safetensors", "validation.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pneumoscope.training.loop.fit", None)  # a finished one is not trained again
+        assert cli("train", *quick, "-o", out, "--resume", "--json").json == {**longer}
+
+
 def test_a_fall_back_to_the_older_checkpoint_is_in_run_json_and_on_stderr(cli, table, tmp_path):
     quick, out = ("--data", table, *QUICK, "--size", 32), tmp_path / "m"
     assert cli("train", *quick, "-o", out, "--epochs", 2).code == 0
+    (out / "done.json").unlink()  # as if it was killed before it was marked
     last = out / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1])
     ran = cli("train", "--data", table, "--device", "cpu", "-o", out, "--resume")

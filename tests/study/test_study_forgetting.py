@@ -6,7 +6,8 @@ import pytest
 
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
-from pneumoscope.study.scores.forgetting import COLUMNS, FORMULAS, forgetting_table, transfer
+from pneumoscope.study.scores.forgetting import FORMULAS, lineages_of, transfer
+from pneumoscope.study.scores.table import forgetting, tidy
 
 TOY = {  # stage: F1 on sets 1, 2, 3; made up, so that every number below can be done by hand
     "Tr1": (0.80, 0.50, 0.40),
@@ -24,9 +25,17 @@ def toy(values=TOY):
     return pd.DataFrame(rows, columns=["stage", "test", "f1"])
 
 
+def forgotten(experiment, matrix):
+    """Of one scan of one patient."""
+    return forgetting(tidy(matrix.assign(case="a", patient="p"), ["f1"]), lineages_of(experiment), "f1")
+
+
+def gains(experiment, matrix, untrained):
+    return transfer(experiment, matrix, forgotten(experiment, matrix), untrained)
+
+
 def test_forgetting_is_best_before_minus_now():
-    table = forgetting_table(four_channel(), toy())
-    assert list(table.columns) == list(COLUMNS)
+    table = forgotten(four_channel(), toy())
     found = {(row.stage, row.test): (row.f1, row.best_before, row.forgetting) for row in table.itertuples()}
     assert found == {
         ("Tr1_R_2", 1): pytest.approx((0.70, 0.80, 0.10)),
@@ -38,12 +47,12 @@ def test_forgetting_is_best_before_minus_now():
 
 def test_best_before_may_be_from_a_stage_that_had_not_seen_the_set():
     better = {**TOY, "Tr1": (0.80, 0.90, 0.40)}
-    table = forgetting_table(four_channel(), toy(better)).set_index(["stage", "test"])
+    table = forgotten(four_channel(), toy(better)).set_index(["stage", "test"])
     assert table.loc[("Tr1_R_2_R_3", 2), "forgetting"] == pytest.approx(0.30)  # Chaudhry: max over all earlier stages
 
 
 def test_transfer_by_hand():
-    rows = {row["stage"]: row for row in transfer(four_channel(), toy(), UNTRAINED)}
+    rows = {row["stage"]: row for row in gains(four_channel(), toy(), UNTRAINED)}
     assert list(rows) == ["Tr1_R_2", "Tr1_R_2_R_3", "Tr2_R_3"]
     last = rows["Tr1_R_2_R_3"]
     assert last["sites"] == [1, 2, 3]
@@ -57,10 +66,10 @@ def test_transfer_by_hand():
 
 def test_a_set_without_score_gives_no_number():
     values = {**TOY, "Tr1": (math.nan, 0.5, 0.4)}
-    table = forgetting_table(four_channel(), toy(values)).set_index(["stage", "test"])
+    table = forgotten(four_channel(), toy(values)).set_index(["stage", "test"])
     assert math.isnan(table.loc[("Tr1_R_2", 1), "forgetting"])
     assert table.loc[("Tr1_R_2_R_3", 1), "best_before"] == 0.70  # what is known counts
-    rows = {row["stage"]: row for row in transfer(four_channel(), toy(values), {})}
+    rows = {row["stage"]: row for row in gains(four_channel(), toy(values), {})}
     assert math.isnan(rows["Tr1_R_2"]["backward_transfer"])
     assert math.isnan(rows["Tr1_R_2"]["forward_transfer"])  # nothing untrained was scored
 
@@ -68,14 +77,13 @@ def test_a_set_without_score_gives_no_number():
 def test_nothing_retrained_gives_an_empty_table():
     full = four_channel()
     single = replace(full, paper=(), stages=replace(full.stages, chain=full.stages.chain[:1]))
-    assert forgetting_table(single, toy()).empty
-    assert list(forgetting_table(single, toy()).columns) == list(COLUMNS)
-    assert transfer(single, toy(), UNTRAINED) == []
+    assert forgotten(single, toy()).empty
+    assert gains(single, toy(), UNTRAINED) == []
 
 
 def test_a_lineage_that_returns_to_a_set():
     back = with_overrides(four_channel(), ["stages.chain.Tr1_R_2_R_3.site=1"])  # 1, 2, 1 again
-    table = forgetting_table(back, toy()).set_index(["stage", "test"])
+    table = forgotten(back, toy()).set_index(["stage", "test"])
     assert [test for stage, test in table.index if stage == "Tr1_R_2_R_3"] == [2]  # set 1 was just learnt again
 
 
@@ -83,5 +91,5 @@ def test_formulas_name_their_papers():
     assert "Chaudhry et al. 2018" in FORMULAS["forgetting"]
     for key in ("backward_transfer", "forward_transfer"):
         assert "Lopez-Paz and Ranzato 2017" in FORMULAS[key]
-    keys = set(transfer(four_channel(), toy(), UNTRAINED)[0]) - {"stage", "sites"}
+    keys = set(gains(four_channel(), toy(), UNTRAINED)[0]) - {"stage", "sites"}
     assert keys < set(FORMULAS)

@@ -80,7 +80,11 @@ def test_the_tables_hang_together(whole):
     assert len(written["rows"]) == 18
     assert "Chaudhry" in written["formulas"]["forgetting"]
     assert [row["stage"] for row in written["transfer"]] == ["Tr1_R_2", "Tr1_R_2_R_3", "Tr2_R_3"]
-    assert (folder / "forgetting.csv").read_text().startswith("stage,test,f1,best_before,forgetting,data\nTr1_R_2,1,")
+    assert (
+        (folder / "forgetting.csv")
+        .read_text()
+        .startswith("stage,test,f1,best_before,forgetting,low,high,n_patients,data\nTr1_R_2,1,")
+    )
 
 
 def test_test_slices_are_never_trained_on(whole):

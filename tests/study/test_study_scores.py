@@ -47,14 +47,15 @@ def test_forgetting_is_the_best_before_minus_now_on_shared_cases():
         scores("first", "old", [0.8, 0.8, 0.8]), scores("second", "old", [0.9, None, 0.9]),
         scores("third", "old", [0.6, 0.7, 0.5]), scores("third", "new", [1, 1, 1]),
     ])  # fmt: skip
-    found = forgetting(table, {"third": (["first", "second"], ["old"], ["dice"])}, n=100)
+    found = forgetting(table, {"third": (["first", "second"], ["old", "new"])}, "dice", n=100)
     row = found.iloc[0]
-    assert len(found) == 1
-    assert (row["stage"], row["test"], row["metric"]) == ("third", "old", "dice")
+    assert list(found) == ["stage", "test", "dice", "best_before", "forgetting", "low", "high", "n_patients"]
+    assert (row["stage"], row["test"]) == ("third", "old")
+    assert found[["dice", "forgetting", "n_patients"]].iloc[1].fillna(-1).tolist() == [1, -1, 0]  # none had seen it
     assert row["best_before"] == pytest.approx(0.9)
-    assert row["value"] == pytest.approx(0.55)  # a1 and b1, which the best one has
+    assert row["dice"] == pytest.approx(0.55)  # a1 and b1, which the best one has
     assert row["forgetting"] == pytest.approx(0.35)
-    assert forgetting(table, {}).empty
+    assert forgetting(table, {}, "dice").empty
 
 
 def test_calibration_of_a_sure_and_wrong_classifier():

@@ -63,7 +63,8 @@ def crossval(data: Data, out: Out, common: Common, options: CrossvalOptions) -> 
     cases, made = _plan(data, out, common, options)
     if _only_the_plan(made, out, common, options.plan_only):
         return
-    from pneumoscope.plans.train import ON_FOLDS, crossval_own
+    from pneumoscope.plans.score import ON_FOLDS
+    from pneumoscope.plans.train import crossval_own
 
     with progress_for(common) as bars:
         table = crossval_own(
@@ -140,9 +141,9 @@ def _write_plan_alone(plan: OwnPlan | VolumePlan, out: Path, common: Common) -> 
     from pneumoscope.io.files import prepare_folder
     from pneumoscope.jobs.lock import locked
     from pneumoscope.plans.plan import PLAN_FILE, write_plan
-    from pneumoscope.plans.train import holds_training
+    from pneumoscope.plans.train import MARKERS
 
-    if holds_training(out):
+    if any((out / name).exists() for name in MARKERS):
         raise InputError("holds a training, whose plan stays as it is; give --plan-only another folder", path=out)
     with locked(out):
         write_plan(plan, prepare_folder(out, marker=PLAN_FILE, overwrite=common.overwrite) / PLAN_FILE)

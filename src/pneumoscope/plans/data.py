@@ -41,6 +41,11 @@ class Parts:
     val: list[Case]
     test: list[Case]
 
+    @property
+    def cases(self) -> list[Case]:
+        """All of them."""
+        return [*self.train, *self.val, *self.test]
+
     def write(self, path: Path) -> None:
         """``dataset,case,patient,part`` as a table."""
         parts = (("train", self.train), ("val", self.val), ("test", self.test))

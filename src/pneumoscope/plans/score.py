@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import RunError
-from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.plans.data import LungFinder
-from pneumoscope.plans.setup import Setup
+from pneumoscope.plans.setup import TrainingSetup
 from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
 from pneumoscope.progress import Progress
 from pneumoscope.study.forecast import measure_step, peak_gigabytes
 
-if TYPE_CHECKING:
-    from torch import nn
-
-RUN_FILE, VALIDATION_FILE, TEST_FILE = "run.json", "validation.csv", "test.csv"
-
 ON_VALIDATION = "the epoch was chosen on the very scans scored here, which flatters a little; --test-share avoids it"
 ON_TEST = "the epoch was chosen on other patients; these were scored once, at the end"
+ON_FOLDS = "the epoch of each fold was chosen on the scans it is scored on, which flatters a little"
 
 
 def score_own(
@@ -49,42 +44,8 @@ def score_own(
     return pd.DataFrame(rows, columns=["case", "patient", "dice", "reference_ml", "predicted_ml"])
 
 
-def save_own(
-    folder: Path, model: nn.Module, card: Mapping[str, Any], plan: TrainingPlan, result: Any, said: str,
-    train: Sequence[Case],
-) -> dict[str, Any]:  # fmt: skip
-    """Write weights and card; numbers are added by `write_scores`."""
-    from pneumoscope.models.weights import save_model
-
-    about = {
-        "title": f"trained on {len(train)} own scans",
-        "task": "infiltrate",
-        "labels": {"1": "infiltrate"},
-        "licence": sorted({case.licence for case in train}),
-        **card,
-        "started_from": said,
-        "training_data": {"scans": len(train), "patients": len({case.patient for case in train}),
-                          "sets": sorted({case.dataset for case in train})},
-        "training": {"epochs_run": result.epochs_run, "best_epoch": result.best_epoch, "stopped_by": result.stopped_by,
-                     f"val_dice_of_{'boxes' if plan.dims == '3d' else 'slices'}": result.best_value,
-                     "seed": plan.seed},
-        "limits": ["Tested on the few scans held out at training only.", "Research software, not a medical device."],
-    }  # fmt: skip
-    return save_model(folder, model, about)
-
-
-def write_scores(
-    folder: Path, card: Mapping[str, Any], validation: pd.DataFrame, test: pd.DataFrame | None, result: Any,
-    notes: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Tables of the held-out scans, their numbers in card and run; returns what they were chosen on, in words."""
-    from pneumoscope.models.cards import write_card
-
-    for name, table in ((VALIDATION_FILE, validation), (TEST_FILE, test)):
-        if table is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            write_frame(folder / name, table)
+def numbers_of(validation: pd.DataFrame, test: pd.DataFrame | None) -> dict[str, Any]:
+    """The numbers of a model's card: of the test scans where there are any, and what the epoch was chosen on."""
     scored, chosen_on = (validation, ON_VALIDATION) if test is None else (test, ON_TEST)
     numbers: dict[str, Any] = {
         "held_out_scans": len(scored),
@@ -95,13 +56,10 @@ def write_scores(
     }
     if test is not None:
         numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
-    write_card(folder, {**card, "numbers": numbers})
-    write_json(folder / RUN_FILE, {"numbers": numbers, "notes": list(notes), "seconds": round(result.seconds, 1),
-                                   "peak_gigabytes": round(peak_gigabytes(), 2)})  # fmt: skip
-    return chosen_on
+    return numbers
 
 
-def forecast_own(plan: TrainingPlan, setup: Setup, config: Any, max_minutes: float | None) -> str:
+def forecast_own(plan: TrainingPlan, setup: TrainingSetup, config: Any, max_minutes: float | None) -> str:
     """Time and memory to expect, in a sentence, from measured steps."""
     from pneumoscope.training.devices import pick_device
 

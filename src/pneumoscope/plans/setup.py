@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Setup:
+class TrainingSetup:
     """A training that could begin.
 
     Attributes:
@@ -36,7 +36,7 @@ class Setup:
         task: loss and scores.
         train, val: examples.
         card: the fixed part of the model's card.
-        said: what the weights begin with, in words.
+        origin: what the weights begin with, in words.
         kind: what an example is, in the plural: ``slices`` or ``boxes``.
     """
 
@@ -45,13 +45,13 @@ class Setup:
     train: BatchSource
     val: BatchSource
     card: dict[str, Any]
-    said: str
+    origin: str
     kind: str
 
 
 def set_up(
     plan: OwnPlan | VolumePlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
-) -> Setup:
+) -> TrainingSetup:
     """Network and examples of a plan.
 
     Raises:
@@ -63,7 +63,7 @@ def set_up(
 
 def set_up_slices(
     plan: OwnPlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
-) -> Setup:
+) -> TrainingSetup:
     """See `set_up`."""
     from pneumoscope.training.augment import SliceAugment
     from pneumoscope.training.data import ArraySource
@@ -73,7 +73,7 @@ def set_up_slices(
     parts = [gather(cases, preprocessing, lungs_for, progress) for cases in (train, val)]
     augment = SliceAugment(image_channels=max(1, parts[0].images.shape[1] - 1)) if plan.augment else None
     sources = [ArraySource(p.images, p.target, p.names, augment if p is parts[0] else None) for p in parts]
-    return Setup(model, SegmentationTask(plan.loss), sources[0], sources[1], card, said, "slices")
+    return TrainingSetup(model, SegmentationTask(plan.loss), sources[0], sources[1], card, said, "slices")
 
 
 def start_of(plan: OwnPlan) -> tuple[nn.Module, ModelInput, dict[str, Any], str]:
@@ -114,7 +114,7 @@ CHANCE = 0.2
 
 def set_up_volumes(
     plan: VolumePlan, train: Sequence[Case], val: Sequence[Case], lungs_for: LungFinder, progress: Progress
-) -> Setup:
+) -> TrainingSetup:
     """Network and boxes of a plan; prepared scans lie in the cache and are mapped from there.
 
     Raises:
@@ -134,10 +134,10 @@ def set_up_volumes(
         PatchSource(parts[0], plan.patch, plan.boxes, plan.foreground, variation() if plan.augment else None),
         PatchSource(parts[1], plan.patch, length, plan.foreground),
     )
-    return Setup(model, MulticlassTask(tuple(LABELS.values()), plan.loss), *sources, card, said, "boxes")
+    return TrainingSetup(model, MulticlassTask(tuple(LABELS.values()), plan.loss), *sources, card, said, "boxes")
 
 
-SET_UP: Mapping[str, Callable[[Any, Sequence[Case], Sequence[Case], LungFinder, Progress], Setup]] = {
+SET_UP: Mapping[str, Callable[[Any, Sequence[Case], Sequence[Case], LungFinder, Progress], TrainingSetup]] = {
     "2d": set_up_slices, "3d": set_up_volumes,
 }  # fmt: skip
 """By what the network looks at."""

@@ -1,48 +1,259 @@
-"""Train, fine-tune and cross-validate on a user's own scans: from cases to a model folder that `segment` takes.
+"""Train, fine-tune and cross-validate on a user's own scans: an experiment with one site, run by `study.engine`.
 
-Patients are kept whole in every split. What is reported of a model is what `segment` gives on the held-out scans, on
-their own grids.
+The stages are the trainings: one, whose folder is the output folder itself, or one per fold. Patients are kept whole
+in every split. What is reported of a model is what `segment` gives on the held-out scans, on their own grids.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from inspect import unwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.datasets.splits.folds import group_folds, group_members, members_of
-from pneumoscope.errors import InputError
-from pneumoscope.io.files import prepare_folder, require_no_other_run, write_frame, write_json
-from pneumoscope.jobs.local import processors
+from pneumoscope.io.files import write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
-from pneumoscope.jobs.stamp import STARTED_FILE, is_started, mark_started, stamp, what_changed
-from pneumoscope.models.cards import CARD_FILE, find_model, read_card
-from pneumoscope.plans.data import Parts, own_lungs
+from pneumoscope.jobs.stamp import STARTED_FILE, stamp
+from pneumoscope.models.cards import CARD_FILE, find_model, read_card, write_card
+from pneumoscope.plans.data import LungFinder, Parts, own_lungs
 from pneumoscope.plans.plan import PLAN_FILE, OwnPlan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
-from pneumoscope.plans.score import (
-    RUN_FILE,
-    TEST_FILE,
-    VALIDATION_FILE,
-    forecast_own,
-    out_of_memory_advice,
-    save_own,
-    score_own,
-    write_scores,
-)
-from pneumoscope.plans.setup import Setup, set_up
-from pneumoscope.plans.survey import TrainingPlan
-from pneumoscope.progress import NOTE, Noted, Progress, silent
-from pneumoscope.study.learners.networks import train_config
+from pneumoscope.plans.score import ON_FOLDS, forecast_own, numbers_of, out_of_memory_advice, score_own
+from pneumoscope.plans.setup import TrainingSetup, set_up
+from pneumoscope.progress import NOTE, Progress
+from pneumoscope.study.base import Modality, StudyOptions
+from pneumoscope.study.engine import Study
+from pneumoscope.study.folder import open_folder
+from pneumoscope.study.forecast import peak_gigabytes
+from pneumoscope.study.learners.base import start_stage
+from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
+from pneumoscope.study.scores.cells import kept_table, read_table
+from pneumoscope.study.scores.table import Scores, tidy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pneumoscope.training.loop import FitResult
+
+MODEL = "model"
+"""The one stage of a training without folds; it lies in the output folder itself."""
+
+MARKERS = (STARTED_FILE, "summary.json", CARD_FILE)
+"""By these a training or cross-validation is known."""
+
+PARTS = ("validation", "test")
+WRITTEN = (
+    "model.safetensors", PLAN_FILE, "last.ckpt", "previous.ckpt", "history.csv", "split.csv", "per_case.csv",
+    "scores.csv", "intervals.csv", "run.json", "study.json", "environment.json", "done.json",
+    *(f"{part}.{kind}" for part in PARTS for kind in ("csv", "json")),
+)  # fmt: skip
+"""What it writes beside these and the folders of folds."""
+
+
+@dataclass(frozen=True, eq=False)
+class OwnExperiment:
+    """One site, the user's own.
+
+    Attributes:
+        training: the plan.
+        splits: by stage, the scans for training, validation and test.
+        max_minutes: stop each training after the epoch in which this much time is spent.
+    """
+
+    recipe: ClassVar[str] = "training on own scans"
+
+    training: OwnPlan | VolumePlan
+    splits: Mapping[str, Parts]
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnTraining(NetworkTraining):
+    """A training by a plan; one whose data or plan changed is refused when it is resumed.
+
+    Attributes:
+        plan: see `OwnPlan` and `VolumePlan`.
+        setup: its network and examples.
+        max_minutes: as in `OwnExperiment`.
+    """
+
+    refuse: ClassVar[bool] = True
+
+    plan: OwnPlan | VolumePlan
+    setup: TrainingSetup
+    max_minutes: float | None
+
+    def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
+        """See `NetworkTraining`; says first how long it will take."""
+        write_plan(self.plan, self.own / PLAN_FILE)
+        progress("forecast", 1, 1, forecast_own(self.plan, self.setup, self.config(model), self.max_minutes))
+        return super().fit(model, resume, progress)
+
+
+class OwnData(Modality):
+    """A network on slices or on volumes by a plan, trained once or in folds."""
+
+    measures = ("dice",)
+
+    def check(self) -> None:
+        """See `Modality`."""
+        self.plan = plan = self.experiment.training
+        self.precision = plan.precision if plan.dims == "2d" else "auto"  # what `segment` takes, however it was trained
+        self.lungs_for: LungFinder = own_lungs(self.device, self.precision)
+        self.trained: dict[str, Network] = {}
+
+    def open(self, out: str | Path) -> Path:
+        """See `Modality`; of an earlier run only what it wrote is removed."""
+        folds = [path.name for path in Path(out).glob("fold-*") if (path / STARTED_FILE).is_file()]
+        folder, _ = open_folder(
+            out, resume=self.resume, overwrite=self.options.overwrite, markers=MARKERS, written=(*WRITTEN, *folds)
+        )
+        if MODEL not in self.experiment.splits:
+            every = next(iter(self.experiment.splits.values())).cases
+            scans = sorted([case.dataset, case.case, case.patient] for case in every)
+            parts = {"plan": self.plan.shaping(), "folds": len(self.experiment.splits), "scans": scans}
+            wanted = stamp("crossval", revision=1, **parts)
+            start_stage(folder, wanted, parts, resume=self.resume, progress=self.progress, refuse=True)
+            write_plan(self.plan, folder / PLAN_FILE)
+        return folder
+
+    def read(self) -> None:
+        """Nothing: each training reads its own scans."""
+
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """See `Modality`; of folds only those of this run's part."""
+        return dict.fromkeys(part_of(list(self.experiment.splits)), ())
+
+    def stage_folder(self, name: str) -> Path:
+        """See `Modality`."""
+        return self.folder if name == MODEL else self.folder / name
+
+    def train(self, name: str) -> None:
+        """See `Modality`.
+
+        Raises:
+            InputError: data that teach nothing, or that changed since a resumed training was started.
+            RunError: memory ran out; the message says what to change.
+        """
+        if self.by_workers:
+            return
+        plan, parts, own = self.plan, self.experiment.splits[name], self.stage_folder(name)
+        with out_of_memory_advice(plan):
+            setup = set_up(plan, parts.train, parts.val, self.lungs_for, self.progress)
+            config = train_config(
+                plan, max_epochs=plan.epochs, schedule="cosine", monitor="val_dice", device=self.device,
+                max_minutes=self.experiment.max_minutes,
+            )  # fmt: skip
+            training = OwnTraining(
+                own, "own training", _shaping(plan, setup), lambda: (setup.model, setup.origin), None,
+                lambda model: setup.task, setup.train, setup.val, lambda model: config,
+                lambda result, origin: _card(own.name, plan, setup, result, origin, parts.train),
+                plan, setup, self.experiment.max_minutes,
+            )  # fmt: skip
+            self.trained[name] = training.run(resume=self.resume, progress=self.progress)
+        parts.write(own / "split.csv")
+        if remark := parts.remark(plan):
+            self.progress(NOTE, 1, 1, remark)
+
+    def score(self, name: str) -> pd.DataFrame:
+        """See `Modality`; a row per held-out scan, by part."""
+        parts, own, tables = self.experiment.splits[name], self.stage_folder(name), {}
+        for part, cases in zip(PARTS, (parts.val, parts.test), strict=True):
+            if cases:
+                tables[part] = self._scored(own, part, cases)
+        card = read_card(own)
+        write_card(own, {**card, "numbers": numbers_of(tables["validation"], tables.get("test"))})
+        return pd.concat([table.assign(stage=name, test=part) for part, table in tables.items()], ignore_index=True)
+
+    def _scored(self, own: Path, part: str, cases: Sequence[Case]) -> pd.DataFrame:
+        if self.by_workers:
+            return read_table(own / f"{part}.csv")
+        scans = [[case.case, case.patient, content_of_scan(case.load())] for case in cases]
+        weights = read_card(own)["weights"]["sha256"]
+        wanted = stamp("own scores", revision=1, weights=weights, scans=scans, precision=self.precision)
+        with out_of_memory_advice(self.plan):
+            return kept_table(
+                own, part, wanted,
+                lambda: (score_own(own, cases, self.device, self.precision, self.lungs_for, self.progress, part), {}),
+                resume=self.resume, progress=self.progress,
+            )  # fmt: skip
+
+    def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Of folds ``per_case``, and `summary.json`; nothing of a part of them, or of a single training."""
+        self.per_case = per_case.drop(columns="stage")
+        if MODEL in self.experiment.splits:
+            return {}
+        self.per_case = table = self.per_case.drop(columns="test")
+        table.insert(0, "fold", per_case["stage"].str.removeprefix("fold-").astype(int))
+        if current().part != (1, 1):
+            return {}
+        write_json(
+            self.folder / "summary.json",
+            {
+                "folds": len(self.experiment.splits),
+                "scans": len(table),
+                "mean_dice": float(table["dice"].mean()),
+                "sd_dice": float(table["dice"].std(ddof=0)),
+                "mean_dice_by_fold": table.groupby("fold")["dice"].mean().tolist(),
+                "chosen_on": ON_FOLDS,
+            },
+        )
+        return {"per_case": table}
+
+    def scores(self, per_case: pd.DataFrame) -> Scores:
+        """See `Modality`; with one site nothing is forgotten."""
+        return Scores(tidy(per_case, self.measures), {}, None)
+
+    def summary(self) -> dict[str, Any]:
+        """See `Modality`."""
+        return {"scans": {name: {part: len(cases) for part, cases in vars(parts).items()}
+                          for name, parts in self.experiment.splits.items()}}  # fmt: skip
+
+    def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """See `Modality`."""
+        columns = ["case", "dice", "reference_ml", "predicted_ml"]
+        return columns, self.per_case[columns].to_numpy().tolist()
+
+    def facts(self) -> dict[str, Any]:
+        """See `Modality`."""
+        if MODEL not in self.experiment.splits:
+            return {}
+        return {"numbers": read_card(self.folder)["numbers"], "peak_gigabytes": round(peak_gigabytes(), 2),
+                "seconds": self.trained[MODEL].seconds}  # fmt: skip
+
+
+def _shaping(plan: OwnPlan | VolumePlan, setup: TrainingSetup) -> dict[str, Any]:
+    """All that shapes the weights."""
+    return {
+        "plan": plan.shaping(),
+        "training_data": setup.train.content,
+        "validation_data": setup.val.content,
+        "starting_weights": read_card(find_model(plan.start))["weights"]["sha256"] if plan.start else None,
+    }
+
+
+def _card(
+    name: str, plan: OwnPlan | VolumePlan, setup: TrainingSetup, result: FitResult, origin: str, train: Sequence[Case]
+) -> dict[str, Any]:
+    """What `card.json` says beside the architecture, the checksum and the scores."""
+    return card_of(
+        name,
+        f"trained on {len(train)} own scans",
+        result,
+        origin,
+        {f"val_dice_of_{setup.kind}": result.best_value, "seed": plan.seed},
+        task="infiltrate",
+        licence=sorted({case.licence for case in train}),
+        training_data={"scans": len(train), "patients": len({case.patient for case in train}),
+                       "sets": sorted({case.dataset for case in train})},
+        limits=["Tested on the few scans held out at training only.", "Research software, not a medical device."],
+        **{"labels": {"1": "infiltrate"}, **setup.card},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +263,7 @@ class OwnResult:
     Attributes:
         folder: with model, card, history and plan; what ``segment --model`` takes.
         scores: ``case,patient,dice,reference_ml,predicted_ml`` of the validation scans.
-        test: likewise of the test scans; None where none were kept apart.
+        test: likewise of the test scans; None where none were held out for it.
         chosen_on: which scans the epoch was chosen on, in words.
         epochs: epochs trained.
         stopped_by: see `training.loop.FitResult`.
@@ -76,11 +287,8 @@ def train_own(
     out: str | Path,
     *,
     test: Sequence[Case] = (),
-    device: str = "auto",
     max_minutes: float | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress = silent,
+    **options: Any,
 ) -> OwnResult:
     """Train one model by a plan.
 
@@ -89,112 +297,30 @@ def train_own(
         plan: see `OwnPlan` and `VolumePlan`.
         out: the model folder.
         test: cases that are scored once, when the model is finished, and chose nothing.
-        device: to train on.
-        max_minutes: stop after the epoch in which this much time is spent; the best model so far is kept.
-        resume: continue the training in `out`; plan and data must be those it was started with.
-        overwrite: remove the training in `out` and start again.
-        progress: told about every part; ``forecast`` once before training.
+        max_minutes: stop after the epoch in which this much time is spent; the best model so far is kept, and a resumed
+            training continues.
+        options: ``device``, ``resume``, ``overwrite`` and ``progress`` of `StudyOptions`.
 
     Raises:
-        InputError: data that teach nothing, or a folder that holds another model.
+        InputError: data that teach nothing, a folder that holds another model, or a resumed training whose data or plan
+            changed.
         RunError: memory ran out; the message says what to change.
     """
-    from pneumoscope.training.loop import fit
-
-    folder = _prepare(out, overwrite=overwrite, resume=resume)
-    progress = Noted(progress)
-    precision = plan.precision if plan.dims == "2d" else "auto"  # what `segment` takes, however it was trained
-    lungs_for = own_lungs(device, precision)
-    with out_of_memory_advice(plan):
-        setup = set_up(plan, train, val, lungs_for, progress)
-        go_on = _start(folder, plan, setup, resume)
-        parts = Parts(list(train), list(val), list(test))
-        parts.write(folder / "split.csv")
-        if remark := parts.remark(plan):
-            progress(NOTE, 1, 1, remark)
-        config = train_config(
-            plan,
-            max_epochs=plan.epochs,
-            schedule="cosine",
-            monitor="val_dice",
-            device=device,
-            max_minutes=max_minutes,
-        )
-        progress("forecast", 1, 1, forecast_own(plan, setup, config, max_minutes))
-        result = fit(setup.model, setup.task, setup.train, setup.val, config, folder, resume=go_on, progress=progress)
-        card = save_own(folder, setup.model, setup.card, plan, result, setup.said, train)
-        scores = score_own(folder, val, device, precision, lungs_for, progress)
-        tested = score_own(folder, test, device, precision, lungs_for, progress, "test") if test else None
-    chosen_on = write_scores(folder, card, scores, tested, result, progress.notes)
-    return OwnResult(folder, scores, tested, chosen_on, result.epochs_run, result.stopped_by, result.seconds)
-
-
-def _prepare(out: str | Path, *, overwrite: bool, resume: bool) -> Path:
-    """Make the folder of a training; with `overwrite` what an earlier one left there is removed.
-
-    Raises:
-        InputError: it holds a training, and neither flag is given, or both.
-    """
-    if resume and overwrite:
-        raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
-    folder = Path(out)
-    require_no_other_run(out, STARTED_FILE, "summary.json")
-    for marker in (STARTED_FILE, CARD_FILE):
-        folder = prepare_folder(out, marker=marker, overwrite=overwrite, resume=resume)
-    if overwrite and holds_training(folder):
-        for path in (*folder.glob("*.ckpt"), *(folder / name for name in OWN_FILES)):
-            path.unlink(missing_ok=True)
-        for fold in folder.glob("fold-*"):
-            if (fold / STARTED_FILE).is_file() and not fold.is_symlink():
-                shutil.rmtree(fold)
-    return folder
-
-
-def holds_training(folder: str | Path) -> bool:
-    """Whether a folder holds more than a plan: a training that was started, a model, or folds."""
-    return any((Path(folder) / name).exists() for name in (STARTED_FILE, CARD_FILE, "summary.json"))
-
-
-def _start(folder: Path, plan: TrainingPlan, setup: Setup, resume: bool) -> bool:
-    """Mark the folder as started with this plan and these data; whether a training in it continues.
-
-    Raises:
-        InputError: it was started with others; a training on data that changed is refused, never mixed.
-    """
-    start = read_card(find_model(plan.start))["weights"]["sha256"] if plan.start else None
-    parts = {
-        "plan": plan.shaping(),
-        "training_data": setup.train.content,
-        "validation_data": setup.val.content,
-        "starting_weights": start,
-    }
-    return start_here(folder, "own training", parts, plan, resume)
-
-
-def start_here(folder: Path, kind: str, parts: dict[str, Any], plan: TrainingPlan, resume: bool) -> bool:
-    """Write plan and mark of a training; whether one of the same stamp continues.
-
-    Raises:
-        InputError: a resumed one was started with something else.
-    """
-    wanted = stamp(kind, revision=1, **parts)
-    go_on = resume and is_started(folder, wanted)
-    if resume and not go_on and (folder / STARTED_FILE).is_file():
-        changed = ", ".join(what_changed(folder, **parts))
-        raise InputError(
-            f"{changed} changed since this training was started; restore what it was started with, or use --overwrite "
-            "to start again",
-            path=folder,
-        )
-    mark_started(folder, wanted, **parts)
-    write_plan(plan, folder / PLAN_FILE)
-    return go_on
+    splits = {MODEL: Parts(list(train), list(val), list(test))}
+    own = OwnData(OwnExperiment(plan, splits, max_minutes), StudyOptions(**options))
+    folder = Study(own).run(out).folder
+    card = read_card(folder)
+    tables = {part: table.drop(columns="test").reset_index(drop=True) for part, table in own.per_case.groupby("test")}
+    return OwnResult(
+        folder, tables["validation"], tables.get("test"), card["numbers"]["chosen_on"], card["training"]["epochs_run"],
+        card["training"]["stopped_by"], own.trained[MODEL].seconds,
+    )  # fmt: skip
 
 
 @locks("out")
 def crossval_own(
-    cases: Sequence[Case], plan: OwnPlan | VolumePlan, out: str | Path, *, folds: int = 5, overwrite: bool = False,
-    resume: bool = False, **options: Any,
+    cases: Sequence[Case], plan: OwnPlan | VolumePlan, out: str | Path, *, folds: int = 5,
+    max_minutes: float | None = None, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
     """k trainings, each judged on the patients it has not seen; every scan is scored once.
 
@@ -203,65 +329,23 @@ def crossval_own(
     The weights of a fold are chosen on the same scans it is judged by: with few epochs to choose from this flatters a
     little, and is said in `summary.json`.
 
+    Args:
+        cases, plan, out: as in `train_own`.
+        folds: each holds out other patients.
+        max_minutes, options: as in `train_own`; the time is that of a fold.
+
     Returns:
         ``fold,case,patient,dice,reference_ml,predicted_ml``, as written to `per_case.csv`.
 
     Raises:
         DatasetError: fewer patients than folds.
     """
-    folder = _prepare(out, overwrite=overwrite, resume=resume)
-    dealt = group_folds(group_members(members_of(cases)), folds, plan.seed, validation=False)
-    scans = [[case.dataset, case.case, case.patient] for case in cases]
-    start_here(folder, "crossval", {"plan": plan.shaping(), "folds": folds, "scans": scans}, plan, resume)
-    progress = options.pop("progress", silent)
-    jobs = [
-        Job(f"fold-{number}", {member.case for member in fold.test}, folder / f"fold-{number}", marked=False)
-        for number, fold in part_of(list(enumerate(dealt, start=1)))
-    ]
-    opener = partial(_open_folds, list(cases), plan, options)
-    outcomes = run_jobs(
-        jobs, opener(1), lambda *_: None, opener=opener, side_by_side=current().jobs or 1, strict=True, what="folds",
-        progress=progress,
-    )  # fmt: skip
-    rows = [{"fold": int(o.name.removeprefix("fold-")), **row} for o in outcomes for row in o.facts["scores"]]
-    table = pd.DataFrame(rows)
-    if current().part != (1, 1):
-        return table
-    write_frame(folder / "per_case.csv", table)
-    write_json(
-        folder / "summary.json",
-        {
-            "folds": folds,
-            "scans": len(table),
-            "mean_dice": float(table["dice"].mean()),
-            "sd_dice": float(table["dice"].std(ddof=0)),
-            "mean_dice_by_fold": table.groupby("fold")["dice"].mean().tolist(),
-            "chosen_on": ON_FOLDS,
-        },
-    )
-    return table
-
-
-def _open_folds(cases: list[Case], plan: OwnPlan | VolumePlan, options: dict[str, Any], side_by_side: int) -> Step:
-    """Trainings with the cases of a job's name held out; one that was killed continues."""
-    if side_by_side > 1:
-        import torch
-
-        torch.set_num_threads(max(1, processors() // side_by_side))
-
-    def fold(job: Job, progress: Progress) -> Outcome:
-        train, val = [c for c in cases if c.case not in job.item], [c for c in cases if c.case in job.item]
-        free = unwrap(train_own)  # the run holds the lock of the whole; one of another host could outlive its worker
-        result = free(train, val, plan, job.folder, resume=True, progress=progress, **options)
-        return Outcome(job.name, facts={"scores": result.scores.to_dict(orient="records")})
-
-    return Step("fold", 1, work=fold)
-
-
-OWN_FILES = (
-    "model.safetensors", CARD_FILE, RUN_FILE, PLAN_FILE, STARTED_FILE, VALIDATION_FILE, TEST_FILE, "history.csv",
-    "split.csv", "per_case.csv", "summary.json",
-)  # fmt: skip
-"""What a training or cross-validation writes beside checkpoints and folds."""
-
-ON_FOLDS = "the epoch of each fold was chosen on the scans it is scored on, which flatters a little"
+    splits = {}
+    for number, fold in enumerate(group_folds(group_members(members_of(cases)), folds, plan.seed, validation=False), 1):
+        held = {member.case for member in fold.test}
+        train, val = [c for c in cases if c.case not in held], [c for c in cases if c.case in held]
+        splits[f"fold-{number}"] = Parts(train, val, [])
+    options = {"jobs": current().jobs or 1, **options}
+    own = OwnData(OwnExperiment(plan, splits, max_minutes), StudyOptions(**options))
+    Study(own).run(out)
+    return own.per_case

@@ -15,6 +15,7 @@ from pneumoscope.errors import RunError
 from pneumoscope.objects import Tabled
 from pneumoscope.progress import Noted, Progress, silent
 from pneumoscope.study.analysis.comparison import Compared, compare_cells
+from pneumoscope.study.folder import start
 from pneumoscope.study.scores.table import Scores
 
 
@@ -123,27 +124,32 @@ class Modality(ABC):
     Attributes:
         takes: options that only some modalities understand and this one does: ``lungs``, ``synthetic``,
             ``accept_if_forgetting_below``.
-        title: of the page.
+        title: of the page; empty where the modality has none.
         measures: what `study compare` compares cells by.
         experiment, options: what is run and how.
         folder: the study folder, once it is open.
         resume: take what is finished from the folder.
+        by_workers: the stages were made by workers of this run, and nothing is left to train.
         left_out: what is not run, and why.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
-    title: ClassVar[str]
+    title: ClassVar[str] = ""
     measures: ClassVar[tuple[str, ...]]
 
     def __init__(self, experiment: Any, options: StudyOptions) -> None:
         self.experiment, self.options = experiment, options
         self.device, self.resume, self.folder = options.device, options.resume, Path()
-        self.progress = Noted(options.progress)
+        self.progress, self.by_workers = Noted(options.progress), False
         self.left_out: list[str] = []
 
     @abstractmethod
     def check(self) -> None:
         """Refuse what cannot be run before anything is written."""
+
+    def open(self, out: str | Path) -> Path:
+        """Start or resume the folder, or refuse it."""
+        return start(self.experiment, out, resume=self.resume, overwrite=self.options.overwrite)
 
     @abstractmethod
     def read(self) -> None:
@@ -160,6 +166,10 @@ class Modality(ABC):
     @abstractmethod
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Every stage in the order in which one process makes them, with those that must be made before it."""
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage lies."""
+        return self.folder / "stages" / name
 
     @abstractmethod
     def train(self, name: str) -> None:
@@ -191,6 +201,10 @@ class Modality(ABC):
     def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         """Columns and rows for a terminal; numbers as they are."""
 
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says beside the notes."""
+        return {}
+
     def judge(self) -> str:
         """Judge retrained models by the limit on forgetting, if there is one; why they are refused, else empty."""
         return ""
@@ -201,6 +215,6 @@ class Modality(ABC):
         return compare_cells(folders, cls.measures)
 
     @staticmethod
-    @abstractmethod
     def page(experiment: Any, folder: Path) -> dict[str, Any]:
         """What the page of a study shows beside the common parts; ``section`` names its template."""
+        raise NotImplementedError  # asked only where there is a `title`

@@ -27,8 +27,8 @@ from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.reports.figures import marked
-from pneumoscope.study.base import StudyOptions, StudyResult
-from pneumoscope.study.folder import SYNTHETIC, mark_tables, start, write_environment, write_run
+from pneumoscope.study.base import Modality, StudyOptions, StudyResult
+from pneumoscope.study.folder import SYNTHETIC, mark_tables, write_environment, write_run
 from pneumoscope.study.modalities import modality_of
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scores.table import write_scores
@@ -38,14 +38,13 @@ class Study:
     """One run of an experiment.
 
     Attributes:
-        experiment, options: what is run and how.
         modality: reads, makes and scores.
+        experiment, options: what is run and how.
         seconds: wall time by part.
     """
 
-    def __init__(self, experiment: Any, options: StudyOptions) -> None:
-        self.experiment, self.options = experiment, options
-        self.modality = modality_of(experiment)(experiment, options)
+    def __init__(self, modality: Modality) -> None:
+        self.modality, self.experiment, self.options = modality, modality.experiment, modality.options
         self.progress = self.modality.progress
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
@@ -60,17 +59,18 @@ class Study:
         modality = self.modality
         self._require_understood()
         modality.check()
-        folder = start(self.experiment, out, resume=modality.resume, overwrite=self.options.overwrite)
+        folder = modality.folder = modality.open(out)
         self._note_environment(folder)
-        modality.folder = folder
         modality.read()
         self._lap("reading")
         with marked(modality.mark()):
             per_case = pd.concat(self._stages(folder).values(), ignore_index=True)
-            tables = modality.tables(per_case)
+            tables, scores = modality.tables(per_case), modality.scores(per_case)
+            if scores.forgetting is not None:
+                tables["forgetting"] = scores.forgetting
             for name, table in tables.items():
                 write_frame(folder / f"{name}.csv", table)
-            write_scores(folder, modality.scores(per_case))
+            write_scores(folder, scores)
         self._lap("tables and figures")
         return self._finished(folder, tables)
 
@@ -81,7 +81,7 @@ class Study:
         self._lap("forecast")
         if jobs > 1 or current().remote:
             self._by_workers(folder, jobs)
-            modality.resume = True  # all of them are there
+            modality.resume = modality.by_workers = True  # all of them are there
         rows = {}
         for name in modality.stages():
             modality.train(name)
@@ -98,13 +98,14 @@ class Study:
             PneumoscopeError: as a training does.
         """
         stages = [
-            Job(name, name, folder / "stages" / name, needs, marked=False)
+            Job(name, name, self.modality.stage_folder(name), needs, marked=False)
             for name, needs in self.modality.stages().items()
         ]
         options = replace(self.options, resume=True, overwrite=False, jobs=1, progress=silent)
+        opener = partial(_open, type(self.modality), self.experiment, options, folder)
         outcomes = run_jobs(
-            stages, None, lambda *_: None, opener=partial(_open, self.experiment, options, folder), side_by_side=jobs,
-            strict=True, what="stages", progress=self.progress,
+            stages, None, lambda *_: None, opener=opener, side_by_side=jobs, strict=True, what="stages",
+            progress=self.progress,
         )  # fmt: skip
         for outcome in outcomes:
             for note in outcome.facts["notes"]:
@@ -119,14 +120,14 @@ class Study:
             self.progress("left out", 1, 1, line)
         facts = {"synthetic": mark == SYNTHETIC, "mark": mark, "left_out": modality.left_out}
         write_json(folder / "study.json", {**modality.summary(), **facts, "notes": notes, "seconds": self.seconds})
-        write_run(folder, notes, resumed=self.options.resume, synthetic=bool(mark))
+        write_run(folder, notes, resumed=self.options.resume, synthetic=bool(mark), **modality.facts())
         refusal = modality.judge()
         return StudyResult(
             folder,
             self.experiment,
             tables,
             modality.shown(tables),
-            write_report(folder),
+            write_report(folder) if modality.title else folder,
             dict(self.seconds),
             tuple(modality.left_out),
             refusal,
@@ -159,13 +160,13 @@ class Study:
         write_environment(folder, device=device.type, precision=precision, threads=torch.get_num_threads())
 
 
-def _open(experiment: Any, options: StudyOptions, folder: Path, jobs: int) -> Step:
+def _open(kind: type[Modality], experiment: Any, options: StudyOptions, folder: Path, jobs: int) -> Step:
     """Make a worker ready: its share of the processors, and the study with its data."""
     import torch
 
     if jobs > 1:
         torch.set_num_threads(max(1, processors() // jobs))
-    modality = modality_of(experiment)(experiment, options)
+    modality = kind(experiment, options)
     modality.folder = folder
     modality.check()
     modality.read()
@@ -200,7 +201,8 @@ def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
         InputError: the folder holds another study, data are missing, or an option is of another kind of study.
         RunError: a training failed; the study can be resumed.
     """
-    return Study(build_any(experiment), StudyOptions(**options)).run(out)
+    built = build_any(experiment)
+    return Study(modality_of(built)(built, StudyOptions(**options))).run(out)
 
 
 def score_study(

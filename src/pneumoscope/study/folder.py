@@ -76,25 +76,35 @@ def start(experiment: AnyExperiment, out: str | Path, *, resume: bool = False, o
     return folder
 
 
-def open_folder(out: str | Path, *, resume: bool, overwrite: bool) -> tuple[Path, bool]:
-    """Make `out` a study folder, whatever the kind of study; with `overwrite` all that an earlier one wrote is removed.
+def open_folder(
+    out: str | Path, *, resume: bool, overwrite: bool, markers: Sequence[str] = (EXPERIMENT_FILE,),
+    written: Sequence[str] = (*OWN_PARTS, *OWN_FILES),
+) -> tuple[Path, bool]:  # fmt: skip
+    """Make `out` the folder of a study or training; with `overwrite` all that an earlier one wrote is removed.
+
+    Args:
+        out: the folder.
+        resume, overwrite: see `start`.
+        markers: files by which such a run is known.
+        written: names of its other files and folders.
 
     Returns:
-        The folder, and whether a study lies there that is resumed.
+        The folder, and whether a run lies there that is resumed.
 
     Raises:
-        InputError: the folder holds a study and neither flag is given, or both are.
+        InputError: the folder holds a run and neither flag is given, both are, or it holds a run of another kind.
     """
     if resume and overwrite:
         raise InputError("--resume keeps what is there and --overwrite removes it; give one of them", path=out)
-    require_no_other_run(out, EXPERIMENT_FILE)
-    folder = prepare_folder(out, marker=EXPERIMENT_FILE, overwrite=overwrite, resume=resume)
-    there = (folder / EXPERIMENT_FILE).exists()
-    if there and overwrite:
-        for name in OWN_PARTS:
-            if (folder / name).is_dir() and not (folder / name).is_symlink():
-                shutil.rmtree(folder / name)
-        for name in (*OWN_FILES, EXPERIMENT_FILE):
+    require_no_other_run(out, *markers)
+    folder = Path(out)
+    for marker in markers:
+        folder = prepare_folder(out, marker=marker, overwrite=overwrite, resume=resume)
+    there = any((folder / marker).exists() for marker in markers)
+    for name in (*written, *markers) if there and overwrite else ():
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            shutil.rmtree(folder / name)
+        elif not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
     return folder, there and not overwrite
 
@@ -184,9 +194,9 @@ def mark_tables(folder: Path, word: str) -> None:
         write_json(folder / "matrix.json", {**read_result(folder, "matrix.json"), "data": word})
 
 
-def write_run(folder: Path, notes: Sequence[str], *, resumed: bool, synthetic: bool) -> None:
-    """Write `run.json`: what a reader should know of the last run, e.g. what was made anew and why."""
-    write_json(folder / "run.json", {"resumed": resumed, "synthetic": synthetic, "notes": list(notes)})
+def write_run(folder: Path, notes: Sequence[str], *, resumed: bool, synthetic: bool, **facts: Any) -> None:
+    """Write `run.json`: what a reader should know of the last run, e.g. what was made again and why."""
+    write_json(folder / "run.json", {"resumed": resumed, "synthetic": synthetic, "notes": list(notes), **facts})
 
 
 def _require_same(experiment: AnyExperiment, folder: Path) -> None:

@@ -50,6 +50,7 @@ def write_report(folder: str | Path) -> Path:
             "environment": read_result(folder, "environment.json"),
             "facts": _facts(folder),
             "verdict": None,
+            "metric": modality.measures[0],
             **dict.fromkeys(("nav", "limits", "curves"), ()),
             "bibtex": BIBTEX.format(version=__version__),
             **{name: read_rows(folder, name) for name in ("intervals", "forgetting", "calibration")},

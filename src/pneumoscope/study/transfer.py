@@ -25,12 +25,12 @@ from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
 from pneumoscope.study.scores.cells import reliability_of, write_table
-from pneumoscope.study.scores.forgetting import FORMULAS, forgetting_table, transfer
-from pneumoscope.study.scores.matrix import Matrix, rounds_of, untrained_f1
+from pneumoscope.study.scores.forgetting import FORMULAS, lineages_of, transfer
+from pneumoscope.study.scores.matrix import Matrix, untrained_f1
 from pneumoscope.study.scores.predictions import predict_stage
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems
-from pneumoscope.study.scores.table import Scores
+from pneumoscope.study.scores.table import Scores, forgetting, rounds_of
 from pneumoscope.study.transfer_page import transfer_page
 
 
@@ -102,7 +102,7 @@ class Transfer(Modality):
         return self.expected.jobs
 
     def tables(self, per_case: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        """``matrix`` and ``forgetting``; calibration, appearance, missed lesions and figures are written beside."""
+        """``matrix``; calibration, appearance, missed lesions and figures are written beside."""
         experiment, folder, models = self.experiment, self.folder, self.maker.models
         effect = lung_effect(experiment, models, self.sets, device=self.device, progress=self.progress)
         write_lung_effect(effect, folder)
@@ -110,24 +110,24 @@ class Transfer(Modality):
         write_table(untrained, folder / "untrained.csv")
         write_table(per_case, folder / "per_case.csv")
         self.cells = cells = Matrix(experiment, per_case)
-        matrix, common = cells.table(), cells.table(common=True)
-        forgotten = forgetting_table(experiment, common)
-        gains = transfer(experiment, common, untrained_f1(untrained))
+        matrix, common, rounds = cells.table(), cells.table(common=True), rounds_of(experiment.scoring)
+        self.forgotten = forgotten = forgetting(cells.common, lineages_of(experiment), "f1", **rounds)
+        gains = transfer(experiment, common, forgotten, untrained_f1(untrained))
         write_matrix_json(cells, folder, forgotten, gains, untrained_f1(untrained))
         write_systems(cells, folder)
         write_shift(cells, folder, self.sets, self.progress)
         self._draw(per_case, matrix)
-        return {"matrix": matrix, "forgetting": forgotten}
+        return {"matrix": matrix}
 
     def scores(self, per_case: pd.DataFrame) -> Scores:
-        """See `Modality`; forgetting has the form of its papers, see `scores.forgetting`."""
+        """See `Modality`."""
         scoring = self.experiment.scoring
         kept = study_cells(self.experiment, self.folder)
         calibrated = {
             (cell.stage, str(cell.test)): reliability_of(cell.voxels.total("test"), scoring.calibration_bins)
             for cell in kept
         }
-        return Scores(self.cells.tidy, calibrated, None, rounds_of(scoring), self.cells.means)
+        return Scores(self.cells.tidy, calibrated, self.forgotten, rounds_of(scoring), self.cells.means)
 
     def judge(self) -> str:
         """See `Modality`; a limit of an earlier run of this folder is applied again."""

@@ -23,7 +23,7 @@ from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.threshold import fitted
 from pneumoscope.study.learners.volume_training import VolumeModel, train_model
 from pneumoscope.study.scores.cells import kept_table
-from pneumoscope.study.scores.table import Scores
+from pneumoscope.study.scores.table import Scores, forgetting
 from pneumoscope.study.scores.volumes import (
     Labelled,
     fold_medians,
@@ -206,7 +206,8 @@ class Volumes(Modality):
                 arrays = {key: np.asarray(counts[key]) for key in ("count", "said", "true")}
                 one, cell = Reliability(**arrays, squared=float(counts["squared"])), (f"{setting}-k{k}", test)
                 total[cell] = total[cell] + one if cell in total else one
-        return Scores(method_scores(per_case), total)
+        table = method_scores(per_case)
+        return Scores(table, total, forgetting(table, {}, self.measures[0]))
 
     def summary(self) -> dict[str, Any]:
         """Sets, models, and who stands on both sides of a split."""

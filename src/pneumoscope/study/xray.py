@@ -33,7 +33,7 @@ from pneumoscope.study.scores.classification import (
     reliabilities,
     remedies,
 )
-from pneumoscope.study.scores.table import Scores
+from pneumoscope.study.scores.table import Scores, forgetting, rounds_of
 from pneumoscope.study.xray_page import draw_all, xray_page
 from pneumoscope.study.xray_repeat import Repeat, make_repeat, write_splits
 
@@ -164,13 +164,9 @@ class Xray(Modality):
 
     def scores(self, per_case: pd.DataFrame) -> Scores:
         """See `Modality`."""
-        scoring = self.experiment.scoring
-        return Scores(
-            picture_scores(per_case, self.experiment),
-            reliabilities(per_case, self.experiment),
-            LINEAGES,
-            {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level},
-        )
+        rounds, table = rounds_of(self.experiment.scoring), picture_scores(per_case, self.experiment)
+        forgotten = forgetting(table, LINEAGES, self.measures[0], **rounds)
+        return Scores(table, reliabilities(per_case, self.experiment), forgotten, rounds)
 
     @staticmethod
     def page(experiment: Any, folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json, write_json
-from pneumoscope.jobs.stamp import is_done, is_started, mark_done, mark_started, stamp, what_changed
+from pneumoscope.jobs.stamp import STARTED_FILE, is_done, is_started, mark_done, mark_started, stamp, what_changed
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.schema import Experiment, Stage
@@ -131,20 +131,38 @@ class Learner(ABC):
         """
 
 
-def start_stage(own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress) -> bool:
+WRITTEN = (
+    *(f"{place}{name}" for place in ("", "head/") for name in ("last.ckpt", "previous.ckpt")), "card.json", "cost.json",
+    "experts.json", "history.csv", "predictions.json", "scored.json",
+)  # fmt: skip
+"""What a training and its scores leave in the folder of a stage beside weights and tables."""
+
+
+def start_stage(
+    own: Path, wanted: str, parts: Mapping[str, Any], *, resume: bool, progress: Progress, refuse: bool = False
+) -> bool:
     """Make the folder of a stage ready for a training; whether one of the same stamp that was stopped is resumed.
 
-    What another training left there is removed; a resumed run says why it is trained again.
+    What another training left there is removed, by name; a resumed run says why it is trained again.
+
+    Raises:
+        InputError: `refuse`, and a resumed stage was started with something else.
     """
     go_on = resume and is_started(own, wanted)
     if go_on and is_done(own, wanted):
         progress(NOTE, 1, 1, f"{own.name}: the kept weights are damaged or were replaced; restored from the checkpoint")
     if not go_on:
-        changed = what_changed(own, **parts) if resume else []
+        changed = ", ".join(what_changed(own, **parts)) if resume else ""
+        if changed and refuse:
+            raise InputError(
+                f"{changed} changed since this training was started; restore what it was started with, or use "
+                "--overwrite to start again",
+                path=own,
+            )
         if changed:
-            progress(NOTE, 1, 1, f"{own.name}: {', '.join(changed)} changed since it was trained; it is trained again")
-        for path in [path for kind in ("*.ckpt", "head/*.ckpt", "*.json", "history.csv") for path in own.glob(kind)]:
-            path.unlink(missing_ok=True)
+            progress(NOTE, 1, 1, f"{own.name}: {changed} changed since it was trained; it is trained again")
+        for name in WRITTEN if (own / STARTED_FILE).exists() else ():
+            (own / name).unlink(missing_ok=True)
     mark_started(own, wanted, **parts)
     return go_on
 

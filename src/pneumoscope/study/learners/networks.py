@@ -7,9 +7,9 @@ data, settings or starting weights have changed) is trained again, and the run s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pneumoscope.errors import ModelError
 from pneumoscope.jobs.stamp import mark_done, read_done, stamp
@@ -80,6 +80,8 @@ class NetworkTraining:
     val: BatchSource
     config: Callable[[Any], TrainConfig]
     card: Callable[[FitResult, str], dict[str, Any]]
+    refuse: ClassVar[bool] = False
+    """Whether a resumed training of another stamp is refused; else it is trained again."""
 
     @property
     def stamp(self) -> str:
@@ -91,25 +93,27 @@ class NetworkTraining:
 
         Raises:
             ModelError: the weights to start from do not fit.
+            InputError: the data or settings of a resumed training changed, where that is refused.
             NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
         """
-        from pneumoscope.models.weights import save_model
+        from pneumoscope.models.weights import load_model, save_model
 
         wanted = self.stamp
         kept = kept_network(self.own, wanted) if resume else None
         if kept is not None:
             progress(self.own.name, 1, 1, "taken from the folder")
             return kept
-        go_on = start_stage(self.own, wanted, self.parts, resume=resume, progress=progress)
+        go_on = start_stage(self.own, wanted, self.parts, resume=resume, progress=progress, refuse=self.refuse)
         model, origin = self.network()
         if self.start is not None:
             origin = _load(model, self.start)
         result = self.fit(model, go_on, progress)
         sha256 = save_model(self.own, model, self.card(result, origin))["weights"]["sha256"]
-        mark_done(self.own, wanted, sha256=sha256, seconds=round(result.seconds, 2))
-        kept = kept_network(self.own, wanted)  # as a resumed study reads it: memory layout moves the last digit
-        assert kept is not None
-        return replace(kept, trained_now=True, seconds=round(result.seconds, 2))
+        seconds = round(result.seconds, 2)
+        if result.stopped_by != "max_minutes":  # with more time it continues
+            mark_done(self.own, wanted, sha256=sha256, seconds=seconds)
+        read, _ = load_model(self.own)  # as a resumed study reads it: memory layout moves the last digit
+        return Network(read, sha256, True, seconds)
 
     def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
         """Run the loop; trainings of several steps override this."""

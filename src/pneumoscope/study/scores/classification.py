@@ -92,8 +92,8 @@ def _stage(model: str, arm: str, without: str) -> str:
     return ", ".join([model, *([] if arm == AS_PAPER else [arm]), *([f"without {without}"] if without else [])])
 
 
-LINEAGES = {"Model_2": (("Model_0",), ("Dataset_0",), ("right",))}
-"""Networks that start from another one: that one, the test of what it has learned, and the measure."""
+LINEAGES = {"Model_2": (("Model_0",), ("Dataset_0",))}
+"""Networks that start from another one: that one, and the test of what it has learned."""
 
 
 def picture_scores(per_case: pd.DataFrame, experiment: XrayExperiment) -> pd.DataFrame:

@@ -17,9 +17,6 @@ import pandas as pd
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.systems import SLICES
 
-COLUMNS = ("stage", "test", "f1", "best_before", "forgetting")
-"""Columns of forgetting.csv: a row for each stage and each set that an earlier stage of its lineage was trained on."""
-
 FORMULAS: Mapping[str, str] = {
     "forgetting": "max over earlier stages l of R[l, j], minus R[k, j], for sets j learnt before stage k; positive "
     "means lost. Chaudhry et al. 2018, Riemannian Walk for Incremental Learning (ECCV), section 3",
@@ -34,30 +31,26 @@ FORMULAS: Mapping[str, str] = {
 """What each number means and where its formula comes from; written into matrix.json."""
 
 
-def forgetting_table(experiment: Experiment, matrix: pd.DataFrame) -> pd.DataFrame:
-    """Rows of forgetting.csv in the order of the chain; no rows when nothing is retrained."""
-    f1 = f1_of(matrix)
-    rows = []
-    for stage in experiment.stages.chain:
-        *earlier, _ = experiment.lineage(stage.name)
-        for test in _learnt_before(experiment, stage):
-            now = f1[stage.name, test]
-            best = _max([f1[s.name, test] for s in earlier])
-            rows.append({"stage": stage.name, "test": test, "f1": now, "best_before": best, "forgetting": best - now})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+def lineages_of(experiment: Experiment) -> dict[str, tuple[list[str], list[int]]]:
+    """Of every retrained stage those before it, and the sets they were trained on, for `table.forgetting`."""
+    chain = experiment.stages.chain
+    earlier = {stage.name: [s.name for s in experiment.lineage(stage.name)[:-1]] for stage in chain}
+    return {stage.name: (earlier[stage.name], _learnt_before(experiment, stage)) for stage in chain}
 
 
-def transfer(experiment: Experiment, matrix: pd.DataFrame, untrained: Mapping[int, float]) -> list[dict[str, Any]]:
+def transfer(
+    experiment: Experiment, matrix: pd.DataFrame, forgotten: pd.DataFrame, untrained: Mapping[int, float]
+) -> list[dict[str, Any]]:
     """Backward and forward transfer, average forgetting and gains of every retrained stage; see `FORMULAS`.
 
     Args:
         experiment: gives the lineages.
         matrix: rows with stage, test and f1.
+        forgotten: rows of forgetting.csv.
         untrained: F1 of the network on slices before any training, per test set; sets that are not in it, and stages of
             other systems, have no forward transfer.
     """
     f1 = f1_of(matrix)
-    forgotten = forgetting_table(experiment, matrix)
     rows = []
     for stage in experiment.stages.chain:
         lineage = experiment.lineage(stage.name)
@@ -107,8 +100,3 @@ def _learnt_by(lineage: list[Stage], site: int) -> str:
 def _mean(values: list[float]) -> float:
     """Mean; NaN of nothing, and of anything that is not known."""
     return float(sum(values) / len(values)) if values else math.nan
-
-
-def _max(values: list[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return max(known) if known else math.nan

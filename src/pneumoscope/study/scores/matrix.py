@@ -18,10 +18,10 @@ import pandas as pd
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.intervals import Interval, paired_difference
 from pneumoscope.metrics.overlap import Counts, dice
-from pneumoscope.recipes.schema import Experiment, Scoring
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.scores.cells import read_table
 from pneumoscope.study.scores.table import COLUMNS as TIDY_COLUMNS
-from pneumoscope.study.scores.table import intervals, tidy
+from pneumoscope.study.scores.table import intervals, rounds_of, tidy
 
 COLUMNS = (
     "name", "stage", "test", "n_patients", "n_slices", "accuracy", "precision", "recall", "f1", "f1_low", "f1_high",
@@ -73,12 +73,15 @@ class Matrix:
         return intervals(self.tidy, **rounds_of(self.experiment.scoring))
 
     @cached_property
-    def _common(self) -> pd.DataFrame:
-        """`means` over the test slices, which every stage has."""
+    def common(self) -> pd.DataFrame:
+        """`tidy` of the test slices, which every stage has."""
         test = self.per_case["part"] == "test"
-        if test.all():
-            return self.means
-        return intervals(tidy_slices(self.per_case[test]), **rounds_of(self.experiment.scoring))
+        return self.tidy if test.all() else tidy_slices(self.per_case[test])
+
+    @cached_property
+    def _common(self) -> pd.DataFrame:
+        """`means` over the test slices."""
+        return self.means if self.common is self.tidy else intervals(self.common, **rounds_of(self.experiment.scoring))
 
     @property
     def stages(self) -> list[str]:
@@ -209,11 +212,6 @@ def tidy_slices(per_case: pd.DataFrame) -> pd.DataFrame:
                      for name, (value,) in values_by_patient(cell, measure).items()]  # fmt: skip
             parts.append(pd.DataFrame(found, columns=list(TIDY_COLUMNS)))
     return pd.concat([part for part in parts if len(part)], ignore_index=True) if infected.size else parts[0]
-
-
-def rounds_of(scoring: Scoring) -> dict[str, Any]:
-    """Draws, seed and coverage of intervals."""
-    return {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level}
 
 
 def untrained_f1(per_case: pd.DataFrame) -> dict[int, float]:

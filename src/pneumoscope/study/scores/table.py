@@ -1,7 +1,7 @@
 """The tidy table of scores, `scores.csv`: a row per stage, test, case, structure and metric; the rest are group-bys.
 
 From it follow ``intervals.csv`` (means with intervals that draw patients), ``forgetting.csv`` (what retrained networks
-lost on what was learned before) and `matrix.csv`, in the form of each paper; beside it stands ``calibration.csv``.
+lost on what was learned before) and `matrix.csv`, with the columns of each paper; beside it stands ``calibration.csv``.
 `study compare` reads `scores.csv` of any study.
 """
 
@@ -21,19 +21,15 @@ from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference
 from pneumoscope.study.scores.cells import read_table, write_table
 
 SCORES_FILE, INTERVALS_FILE, CALIBRATION_FILE = "scores.csv", "intervals.csv", "calibration.csv"
-FORGETTING_FILE = "forgetting.csv"
 INTERVAL_ROUNDS = 1000
 """Draws of patients for an interval, where the experiment does not say."""
 CELL = ["stage", "test", "structure", "metric"]
 COLUMNS = ("stage", "test", "patient", "case", "structure", "metric", "value")
 INTERVAL_COLUMNS = (*CELL, "n_patients", "n_values", "mean", "low", "high")
-FORGETTING_COLUMNS = ("stage", "test", "metric", "value", "best_before", "forgetting", "low", "high", "n_patients")
-"""``best_before`` is the mean of the earlier stage of the lineage that was best on the test; ``forgetting`` is that
-minus the mean now, on the cases that both have, with an interval that draws patients; above 0 is lost."""
 CALIBRATION_COLUMNS = ("stage", "test", "n", "ece", "brier", "overconfidence")
 
-Lineages = Mapping[str, tuple[Sequence[str], Sequence[str], Sequence[str]]]
-"""For each retrained stage those before it, the tests of what those have learned, and the metrics to measure by."""
+Lineages = Mapping[str, tuple[Sequence[str], Sequence[Any]]]
+"""For each retrained stage those before it, and the tests of what those have learned."""
 
 
 def tidy(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -41,6 +37,11 @@ def tidy(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     keys = [name for name in COLUMNS if name not in ("metric", "value")]
     long = table.assign(**{name: "" for name in keys if name not in table}).melt(keys, list(metrics), "metric", "value")
     return long.dropna(subset="value").astype({"value": float})[list(COLUMNS)].reset_index(drop=True)
+
+
+def rounds_of(scoring: Any) -> dict[str, Any]:
+    """Draws, seed and coverage of intervals, as the scoring settings of an experiment have them."""
+    return {"n": scoring.interval_resamples, "seed": scoring.interval_seed, "level": scoring.interval_level}
 
 
 def by_patient(cell: pd.DataFrame) -> dict[str, list[float]]:
@@ -62,24 +63,28 @@ def intervals(scores: pd.DataFrame, **rounds: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(INTERVAL_COLUMNS))
 
 
-def forgetting(scores: pd.DataFrame, lineages: Lineages, **rounds: Any) -> pd.DataFrame:
-    """Rows of forgetting.csv, see `FORGETTING_COLUMNS`; none where nothing is retrained."""
+def forgetting(scores: pd.DataFrame, lineages: Lineages, metric: str, **rounds: Any) -> pd.DataFrame:
+    """Rows of forgetting.csv: ``stage,test``, the mean now (named as the metric), ``best_before,forgetting,low,high``.
+
+    ``best_before`` is the mean of the earlier stage of the lineage that was best on the test, on the cases that both
+    have; ``forgetting`` is that minus the mean now, with an interval that draws patients (`n_patients`); above 0 is
+    lost. NaN where one of them has no value.
+    """
+    asked = scores[scores["metric"] == metric]
+    cells = {cell: part.set_index("case") for cell, part in asked.groupby(["stage", "test"], sort=False)}
     rows = []
-    for stage, (earlier, tests, metrics) in lineages.items():
-        asked = scores[scores["test"].isin(tests) & scores["metric"].isin(metrics)]
-        for (test, _, metric), part in asked.groupby(CELL[1:], sort=False):
-            now = part[part["stage"] == stage].set_index("case")
-            before = {name: part[part["stage"] == name].set_index("case") for name in earlier}
-            both = {name: table.loc[table.index.intersection(now.index)] for name, table in before.items()}
-            both = {name: table for name, table in both.items() if len(table)}
-            if not both:
-                continue
-            best = max(both.values(), key=lambda table: float(table["value"].mean()))
-            kept = now.loc[best.index]
-            gap = paired_difference(by_patient(best), by_patient(kept), **rounds)
-            ends = (float(kept["value"].mean()), float(best["value"].mean()), gap.mean, gap.low, gap.high)
-            rows.append((stage, test, metric, *ends, gap.n_patients))
-    return pd.DataFrame(rows, columns=list(FORGETTING_COLUMNS))
+    for stage, (earlier, tests) in lineages.items():
+        for test in tests:
+            now = cells.get((stage, test), asked.iloc[:0].set_index("case"))
+            before = [cells[name, test] for name in earlier if (name, test) in cells]
+            shared = [part for part in (p.loc[p.index.intersection(now.index)] for p in before) if len(part)]
+            best = max(shared or before or [now.iloc[:0]], key=lambda part: float(part["value"].mean()))
+            kept = now.loc[best.index] if shared else now
+            gap = paired_difference(by_patient(best), by_patient(kept), **rounds) if shared else None
+            ends = (gap.mean, gap.low, gap.high, gap.n_patients) if gap else (math.nan, math.nan, math.nan, 0)
+            rows.append((stage, test, kept["value"].mean(), best["value"].mean(), *ends))
+    columns = ("stage", "test", metric, "best_before", "forgetting", "low", "high", "n_patients")
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def calibration(cells: Mapping[tuple[str, str], Reliability]) -> pd.DataFrame:
@@ -95,14 +100,14 @@ class Scores:
     Attributes:
         table: tidy rows, see `COLUMNS`.
         cells: calibration by stage and test.
-        lineages: of the retrained stages; None where the modality writes forgetting.csv in the form of its papers.
+        forgetting: see `forgetting`; None where there is one test set.
         rounds: ``n``, ``seed`` and ``level`` of the intervals.
         means: rows of `intervals`, where they are known already.
     """
 
     table: pd.DataFrame
     cells: Mapping[tuple[str, str], Reliability]
-    lineages: Lineages | None = field(default_factory=dict)
+    forgetting: pd.DataFrame | None = None
     rounds: Mapping[str, Any] = field(default_factory=lambda: {"n": INTERVAL_ROUNDS})
     means: pd.DataFrame | None = None
 
@@ -112,9 +117,8 @@ def write_scores(folder: Path, scores: Scores) -> None:
     means = scores.means if scores.means is not None else intervals(scores.table, **scores.rounds)
     write_table(scores.table, folder / SCORES_FILE)
     write_table(means, folder / INTERVALS_FILE)
-    write_table(calibration(scores.cells), folder / CALIBRATION_FILE)
-    if scores.lineages is not None:
-        write_table(forgetting(scores.table, scores.lineages, **scores.rounds), folder / FORGETTING_FILE)
+    if scores.cells:
+        write_table(calibration(scores.cells), folder / CALIBRATION_FILE)
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
