@@ -102,31 +102,6 @@ def test_a_trained_model_segments(cli, table, plan, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_trains_the_same_weights(table, plan, tmp_path):
-    from pneumoscope.plans.data import read_own_cases
-    from pneumoscope.plans.train import train_own
-
-    class Killed(Exception):
-        pass
-
-    def kill(what, done, total, note=""):
-        if "epoch 2" in what:
-            raise Killed
-
-    chosen = OwnPlan(size=32, features=(4, 8), epochs=2, precision="fp32")
-    parts = split_patients(read_own_cases({"manifest": table}), 0.3, 0)
-    train_own(*parts, chosen, tmp_path / "a", device="cpu")
-    with pytest.raises(Killed):
-        train_own(*parts, chosen, tmp_path / "b", device="cpu", progress=kill)
-    train_own(*parts, chosen, tmp_path / "b", device="cpu", resume=True)
-    for name in ("model.safetensors", "history.csv", "validation.csv"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    other = OwnPlan(size=32, features=(4, 8), epochs=2, precision="fp32", seed=4)
-    with pytest.raises(InputError, match="plan changed since"):
-        train_own(*parts, other, tmp_path / "b", device="cpu", resume=True)
-
-
-@pytest.mark.slow
 def test_finetune_starts_from_the_shipped_model(cli, table, tmp_path):
     ran = cli("finetune", "--data", table, "-o", tmp_path / "m", "--max-minutes", "0.001", *QUICK, "--json")
     assert ran.code == 0, ran.err

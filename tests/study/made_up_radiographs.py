@@ -10,12 +10,36 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
+from pneumoscope.recipes.xray import XrayExperiment
+
 SIDE = 72
 """Rows and columns; pictures below 64 are refused."""
 
 STRIPES = {"normal": 0.3, "bacterial": 0.5, "viral": 0.6, "covid19": 0.7}
 MARKS = {"kermany": 0, "cohen": 1, "hannover": 2, "nih": 3}
 """Which corner each source marks."""
+
+
+SMALL = (
+    "data.per_class_1=20,20,20",
+    "training.repeats=1",
+    "training.max_epochs=2",
+    "training.precision=fp32",
+    "pictures.side=24",
+    "network.features=2,4",
+    "scoring.interval_resamples=10",
+    "scoring.timed_pictures=1",
+    "honest.penalties=0.1",
+    "honest.networks=border",
+    "honest.held_out_networks=false",
+)
+
+
+def small_xray(*more: str) -> XrayExperiment:
+    """The paper's study in seconds."""
+    return with_overrides(chest_xray(), [*SMALL, *more])
 
 
 def picture(

@@ -16,15 +16,24 @@ from pneumoscope.models.classifiers import ResNet50, ResNetConfig
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.analysis.mitigations import AS_PAPER, all_mitigations, balance, plain_recipe
-from pneumoscope.study.analysis.shortcuts import baselines, held_out, probes
+from pneumoscope.study.analysis.shortcuts import probes
 from pneumoscope.study.engine import run_study
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.classifier_steps import resnet_frozen
-from pneumoscope.study.learners.logistic import choose_logistic, fit_logistic
+from pneumoscope.study.learners.logistic import BaselineStage, RegressionLearner, choose_logistic, fit_logistic
 from pneumoscope.study.scores.classification import remedies
 from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool
 from pneumoscope.study.xray_page import findings, verdict
-from pneumoscope.study.xray_repeat import HEALTHY, SICK, Repeat, make_repeat
+from pneumoscope.study.xray_repeat import (
+    AS_PAPER,
+    HEALTHY,
+    SICK,
+    Repeat,
+    all_mitigations,
+    balance,
+    make_repeat,
+    plain_recipe,
+)
 
 SMALL = (
     "data.per_class_1=28,28,28",
@@ -50,29 +59,34 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     return write_sets(tmp_path_factory.mktemp("sets"))
 
 
-def trial_of(experiment: XrayExperiment, roots: dict[str, Path], folder: Path) -> tuple[Repeat, ImageCache]:
+def repeat_of(experiment: XrayExperiment, roots: dict[str, Path], folder: Path) -> tuple[Repeat, ImageCache]:
     pool = read_pool(experiment, list_cases(roots), folder)
-    trial = make_repeat(experiment, pool, 0)
-    return trial, ImageCache(pool, folder, np.arange(len(pool.cases)), plain_recipe(experiment))
+    repeat = make_repeat(experiment, pool, 0)
+    return repeat, ImageCache(pool, folder, np.arange(len(pool.cases)), plain_recipe(experiment))
+
+
+def baselines(repeat: Repeat, supply: ImageCache) -> pd.DataFrame:
+    context = StudyContext(repeat.experiment, {}, supply.folder, supply=supply)
+    return RegressionLearner(context).make(BaselineStage(repeat)).predict("cpu")[0]
 
 
 @pytest.fixture(scope="module")
 def opened(roots, tmp_path_factory) -> tuple[Repeat, ImageCache]:
-    return trial_of(small(), roots, tmp_path_factory.mktemp("opened"))
+    return repeat_of(small(), roots, tmp_path_factory.mktemp("opened"))
 
 
 def test_what_a_retrained_network_kept_is_asked_of_children_who_taught_it_nothing_new(roots, tmp_path):
     """Dataset_0's test pictures of shared classes, without anybody of Dataset_1's training; by Dataset_1's numbers."""
-    trial, _ = trial_of(small("data.per_class_1=8,8,8"), roots, tmp_path)
-    assert trial.zero is not None
-    rows, labels = trial.tests_of("Model_2")["Dataset_0"]
+    repeat, _ = repeat_of(small("data.per_class_1=8,8,8"), roots, tmp_path)
+    assert repeat.zero is not None
+    rows, labels = repeat.tests_of("Model_2")["Dataset_0"]
     assert len(rows)
-    assert set(rows) < set(trial.zero.part("test")[0])
-    assert [trial.one.classes[y] for y in labels] == [trial.pool.cases[i].label for i in rows]
-    teaching = trial.one.rows[trial.one.parts != "test"]
-    assert not set(trial.pool.group_of(rows)) & set(trial.pool.group_of(teaching))
-    assert "Dataset_0" not in trial.tests_of("Model_1")
-    assert list(trial.tests_of("Model_0")) == ["Dataset_0"]
+    assert set(rows) < set(repeat.zero.part("test")[0])
+    assert [repeat.one.classes[y] for y in labels] == [repeat.pool.cases[i].label for i in rows]
+    teaching = repeat.one.rows[repeat.one.parts != "test"]
+    assert not set(repeat.pool.group_of(rows)) & set(repeat.pool.group_of(teaching))
+    assert "Dataset_0" not in repeat.tests_of("Model_1")
+    assert list(repeat.tests_of("Model_0")) == ["Dataset_0"]
 
 
 # -- the baseline ----------------------------------------------------------------------------------------------------
@@ -132,7 +146,7 @@ def test_the_probe_finds_the_mark_and_the_remedy_removes_it(opened):
 def test_without_a_mark_the_probe_finds_nothing(tmp_path):
     """A probe that always succeeds would prove nothing."""
     bare = write_sets(tmp_path / "sets", mark=False)
-    found = probes(*trial_of(small(), bare, tmp_path / "run"))
+    found = probes(*repeat_of(small(), bare, tmp_path / "run"))
     assert told(found, "covid19 only", "four corners") < 0.8
     assert told(found, "normal only", "whole picture") < 0.8
 
@@ -141,9 +155,9 @@ def test_without_disease_the_mark_is_learnt_and_what_is_left_is_guessing(tmp_pat
     """No stripes: nothing but the source tells COVID-19. Same-source accuracy is high, and all controls fail."""
     empty = write_sets(tmp_path / "sets", stripe=False, covid=12)
     experiment = small()
-    trial, supply = trial_of(experiment, empty, tmp_path / "run")
-    said = baselines(trial, supply)
-    table = remedies(said, probes(trial, supply), experiment).set_index(["model", "arm"])
+    repeat, supply = repeat_of(experiment, empty, tmp_path / "run")
+    said = baselines(repeat, supply)
+    table = remedies(said, probes(repeat, supply), experiment).set_index(["model", "arm"])
     plain, cut = table.loc[("thumbnails", AS_PAPER)], table.loc[("thumbnails", "border")]
     assert table.loc[("corners", AS_PAPER), "recall_covid"] > 0.9
     assert plain["recall_covid"] > 0.9
@@ -166,23 +180,23 @@ def test_a_real_sign_survives_every_control(opened):
 # -- leakage ---------------------------------------------------------------------------------------------------------
 
 
-def groups_of(trial: Repeat, rows: np.ndarray) -> set[str]:
-    return set(trial.pool.group_of(rows).tolist())
+def groups_of(repeat: Repeat, rows: np.ndarray) -> set[str]:
+    return set(repeat.pool.group_of(rows).tolist())
 
 
 @pytest.mark.parametrize("arm", ["as paper", "adults", "all"])
 @pytest.mark.parametrize("without", ["", "cohen", "hannover"])
 def test_nobody_who_tests_teaches(opened, arm, without):
-    trial, _ = opened
-    lesson = trial.lesson(all_mitigations(trial.experiment)[arm], without)
-    teachers, judges = groups_of(trial, lesson.train), groups_of(trial, lesson.val)
+    repeat, _ = opened
+    taught = repeat.training_set(all_mitigations(repeat.experiment)[arm], without)
+    teachers, judges = groups_of(repeat, taught.train), groups_of(repeat, taught.val)
     assert not teachers & judges
-    for name, (rows, _) in trial.tests(without).items():
-        assert not (teachers | judges) & groups_of(trial, rows), name
+    for name, (rows, _) in repeat.tests(without).items():
+        assert not (teachers | judges) & groups_of(repeat, rows), name
     if without:
-        assert without not in set(trial.pool.sources(np.concatenate([lesson.train, lesson.val])).tolist())
-    assert {HEALTHY, SICK} <= set(trial.tests(without))
-    assert ("nih" in trial.pool.sources(lesson.train).tolist()) == (arm != "as paper")
+        assert without not in set(repeat.pool.sources(np.concatenate([taught.train, taught.val])).tolist())
+    assert {HEALTHY, SICK} <= set(repeat.tests(without))
+    assert ("nih" in repeat.pool.sources(taught.train).tolist()) == (arm != "as paper")
 
 
 def test_copies_in_two_sources_are_one_group(tmp_path):
@@ -190,30 +204,30 @@ def test_copies_in_two_sources_are_one_group(tmp_path):
     shared = write_sets(tmp_path / "sets")
     source = shared["cohen"] / "images" / "c3_0.png"
     (shared["hannover"] / "png" / "h7_1.png").write_bytes(source.read_bytes())
-    trial, _ = trial_of(small("data.per_class_1=28,28,40"), shared, tmp_path / "run")
-    group = {g for g, c in zip(trial.pool.groups, trial.pool.cases, strict=True) if c.case in ("c3_0", "h7_1")}
+    repeat, _ = repeat_of(small("data.per_class_1=28,28,40"), shared, tmp_path / "run")
+    group = {g for g, c in zip(repeat.pool.groups, repeat.pool.cases, strict=True) if c.case in ("c3_0", "h7_1")}
     assert len(group) == 1
     for without in ("cohen", "hannover"):
-        lesson = trial.lesson(all_mitigations(trial.experiment)[AS_PAPER], without)
-        assert not group & groups_of(trial, np.concatenate([lesson.train, lesson.val]))
+        taught = repeat.training_set(all_mitigations(repeat.experiment)[AS_PAPER], without)
+        assert not group & groups_of(repeat, np.concatenate([taught.train, taught.val]))
 
 
 def test_model_0_does_not_learn_from_those_who_test_later(opened, roots, tmp_path):
-    trial, _ = opened
-    assert trial.zero is not None
-    later = groups_of(trial, trial.one.rows[trial.one.parts != "train"])
-    assert not groups_of(trial, trial.zero.rows) & later
-    as_paper, _ = trial_of(small("data.apart=false"), roots, tmp_path)
+    repeat, _ = opened
+    assert repeat.zero is not None
+    later = groups_of(repeat, repeat.one.rows[repeat.one.parts != "train"])
+    assert not groups_of(repeat, repeat.zero.rows) & later
+    as_paper, _ = repeat_of(small("data.apart=false"), roots, tmp_path)
     assert as_paper.zero is not None
     taught = groups_of(as_paper, as_paper.zero.rows[as_paper.zero.parts == "train"])
     assert taught & groups_of(as_paper, as_paper.one.rows[as_paper.one.parts == "test"])
 
 
 def test_a_split_by_image_is_said_to_leak(roots, tmp_path):
-    trial, _ = trial_of(small("split.by=image"), roots, tmp_path)
-    assert trial.one.torn
-    assert list(trial.one.torn) == leaking(trial.one.parts, trial.pool.group_of(trial.one.rows).tolist())
-    kept, _ = trial_of(small(), roots, tmp_path)
+    repeat, _ = repeat_of(small("split.by=image"), roots, tmp_path)
+    assert repeat.one.torn
+    assert list(repeat.one.torn) == leaking(repeat.one.parts, repeat.pool.group_of(repeat.one.rows).tolist())
+    kept, _ = repeat_of(small(), roots, tmp_path)
     assert kept.one.torn == ()
 
 
@@ -224,20 +238,20 @@ def test_a_set_of_one_patient_and_a_class_of_too_few(tmp_path):
     one = write_sets(tmp_path / "one", covid=1)
     one.pop("hannover")
     with pytest.raises(DatasetError, match=r"class covid19 has 1 patients.*at least 3") as caught:
-        trial_of(small(), one, tmp_path / "a")
+        repeat_of(small(), one, tmp_path / "a")
     assert "\n" not in str(caught.value)
     with pytest.raises(DatasetError, match="class covid19 has 2 pictures, 28 were asked for"):
-        trial_of(small("data.shortage=error"), one, tmp_path / "b")
+        repeat_of(small("data.shortage=error"), one, tmp_path / "b")
     lonely = write_sets(tmp_path / "adults", adults=1)
-    trial, _ = trial_of(small(), lonely, tmp_path / "c")
-    assert trial.adults is None, "one adult is no control"
-    assert HEALTHY not in trial.tests()
+    repeat, _ = repeat_of(small(), lonely, tmp_path / "c")
+    assert repeat.adults is None, "one adult is no control"
+    assert HEALTHY not in repeat.tests()
 
 
 def test_one_source_of_covid_cannot_be_held_out(roots, tmp_path):
     alone = {name: root for name, root in roots.items() if name != "cohen"}
-    trial, _ = trial_of(small(), alone, tmp_path)
-    assert held_out(trial) == []
+    repeat, _ = repeat_of(small(), alone, tmp_path)
+    assert repeat.held_out == []
 
 
 @pytest.mark.parametrize(
@@ -272,11 +286,11 @@ def test_the_shortcut_is_there_in_the_real_pictures(tmp_path):
     }
     experiment = with_overrides(chest_xray(), ["pictures.side=64", "training.stages=none"])
     pool = read_pool(experiment, list_cases(roots), tmp_path)
-    trial = make_repeat(experiment, pool, 0)
-    assert trial.adults is not None
-    used = np.unique(np.concatenate([trial.one.rows, trial.adults.rows, trial.sick]))
+    repeat = make_repeat(experiment, pool, 0)
+    assert repeat.adults is not None
+    used = np.unique(np.concatenate([repeat.one.rows, repeat.adults.rows, repeat.sick]))
     supply = ImageCache(pool, tmp_path, used, None)
-    table = remedies(baselines(trial, supply), pd.DataFrame(), experiment).set_index(["model", "arm"])
+    table = remedies(baselines(repeat, supply), pd.DataFrame(), experiment).set_index(["model", "arm"])
     plain = table.loc[("thumbnails", AS_PAPER)]
     assert plain["accuracy"] > 0.88
     assert plain["healthy_called_covid"] > 0.5

@@ -9,33 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_up_radiographs import small_xray as small
 from made_up_radiographs import write_sets
 
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.models.classifiers import ResNet50, ResNetConfig
-from pneumoscope.recipes.access import with_overrides
-from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
-from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.report import write_report
-
-SMALL = (
-    "data.per_class_1=20,20,20",
-    "training.repeats=1",
-    "training.max_epochs=2",
-    "training.precision=fp32",
-    "pictures.side=24",
-    "network.features=2,4",
-    "scoring.interval_resamples=10",
-    "scoring.timed_pictures=1",
-    "honest.penalties=0.1",
-    "honest.networks=border",
-    "honest.held_out_networks=false",
-)
-
-
-def small(*more: str) -> XrayExperiment:
-    return with_overrides(chest_xray(), [*SMALL, *more])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ MODELS = ("Model_0", "Model_1", "Model_2", "Model_3")
 """The paper's networks: source task, from scratch, carried from Model_0, ResNet-50."""
 
 ARMS = ("border", "equalised", "lung_box", "balanced", "adults", "all")
-"""Remedies against shortcuts, beside ``as paper``; see `study.analysis.mitigations`."""
+"""Remedies against shortcuts, beside ``as paper``; see `study.xray_repeat`."""
 
 
 @dataclass(frozen=True, kw_only=True)

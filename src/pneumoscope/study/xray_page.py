@@ -13,11 +13,10 @@ from pneumoscope.io.files import write_bytes
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
-from pneumoscope.study.analysis.mitigations import AS_PAPER, views
 from pneumoscope.study.figures import picture_uri, write_curves
 from pneumoscope.study.folder import read_result, stage_cards
 from pneumoscope.study.xray_data import ImageCache
-from pneumoscope.study.xray_repeat import HEALTHY, OWN_TEST, Repeat
+from pneumoscope.study.xray_repeat import AS_PAPER, HEALTHY, OWN_TEST, Repeat, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +27,14 @@ OURS, NETWORK, CHANCE = "#0b6bcb", "#e8650a", "#59626d"
 def draw_all(
     experiment: XrayExperiment,
     folder: Path,
-    trial: Repeat,
+    repeat: Repeat,
     supply: ImageCache,
     per_case: pd.DataFrame,
     table: pd.DataFrame,
 ) -> None:
     """Write every figure of a study."""
     (folder / "figures").mkdir(exist_ok=True)
-    write_views(experiment, trial, supply, folder / "figures" / "views.png")
+    write_views(experiment, repeat, supply, folder / "figures" / "views.png")
     write_confusions(experiment, per_case, folder / "figures" / "confusion.png")
     write_remedies(table, folder / "figures" / "remedies.png")
     for history in sorted(folder.glob("stages/*_seed0/history.csv")):
@@ -45,10 +44,10 @@ def draw_all(
         write_curves(found, int(card["training"]["best_epoch"]), name, folder / "figures" / f"curves_{name}.png")
 
 
-def write_views(experiment: XrayExperiment, trial: Repeat, supply: ImageCache, path: Path) -> None:
+def write_views(experiment: XrayExperiment, repeat: Repeat, supply: ImageCache, path: Path) -> None:
     """One picture of each source as every view shows it."""
-    rows = np.concatenate([trial.one.rows, trial.adults.rows if trial.adults is not None else trial.one.rows[:0]])
-    sources = trial.pool.sources(rows)
+    rows = np.concatenate([repeat.one.rows, repeat.adults.rows if repeat.adults is not None else repeat.one.rows[:0]])
+    sources = repeat.pool.sources(rows)
     names = sorted(set(sources.tolist()))
     chosen = np.array([rows[np.flatnonzero(sources == name)[0]] for name in names], np.int64)
     shown = views(experiment)

@@ -1,4 +1,7 @@
-"""One draw and split of an X-ray study: who teaches under each remedy, who tests, and the table of what was said.
+"""One draw and split of an X-ray study: its mitigations, who is trained on under each, who tests; the predictions.
+
+A mitigation (``as paper`` is the paper's own input) says what is shown, how sources are mixed, and who else is trained
+on. It must keep what it promises on new sources; that the accuracy on the same sources stays high says nothing.
 
 Tests of the paper's classifier:
 
@@ -10,24 +13,110 @@ Tests of the paper's classifier:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.splits.draw import write_radiograph_split
+from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study import xray_data as data
-from pneumoscope.study.analysis.mitigations import Mitigation, balance
 
 OWN_TEST, HEALTHY, SICK, UNSEEN = "Dataset_1", "healthy adults", "adults, other pneumonia", "unseen"
 """Names of the tests; `UNSEEN` is followed by the source."""
 
 Rows = NDArray[np.int64]
+
+AS_PAPER = "as paper"
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """One way of showing and mixing pictures.
+
+    Attributes:
+        name: ``as paper`` or a name of `recipes.xray.ARMS`.
+        about: in words.
+        recipe: what is shown.
+        balanced: every source of a class is drawn equally often, and every class.
+        adults: healthy adults from before the pandemic are learnt as normal.
+    """
+
+    name: str
+    about: str
+    recipe: PictureRecipe
+    balanced: bool = False
+    adults: bool = False
+
+
+def plain_recipe(experiment: XrayExperiment) -> PictureRecipe:
+    """The input of the paper's networks."""
+    fit = cast(Literal["stretch", "pad"], experiment.pictures.fit)
+    top, bottom, left, right = experiment.honest.lung_box
+    return PictureRecipe(
+        side=experiment.pictures.side,
+        fit=fit,
+        clip_limit=experiment.honest.clahe_limit,
+        tiles=experiment.honest.clahe_tiles,
+        lung_box=(top, bottom, left, right),
+        corner=experiment.honest.corner_share,
+    )
+
+
+def views(experiment: XrayExperiment) -> dict[str, PictureRecipe]:
+    """What the source probe is shown: with the chest, and without."""
+    plain = plain_recipe(experiment)
+    return {
+        "whole picture": plain,
+        "lungs cut out": replace(plain, view="no_lungs"),
+        "four corners": replace(plain, view="corners"),
+        "border cut off": replace(plain, border=experiment.honest.border),
+        "equalised": replace(plain, equalise="clahe"),
+        "lung box only": replace(plain, view="lung_box"),
+        "lung box, equalised": replace(plain, view="lung_box", equalise="clahe"),
+    }
+
+
+def all_mitigations(experiment: XrayExperiment) -> dict[str, Mitigation]:
+    """The paper's way and every remedy, by name."""
+    plain, honest = plain_recipe(experiment), experiment.honest
+    boxed = replace(plain, view="lung_box", equalise="clahe")
+    arms = (
+        Mitigation(AS_PAPER, "the whole picture, as the paper", plain),
+        Mitigation(
+            "border", f"the outer {honest.border:.0%} of each edge cut off", replace(plain, border=honest.border)
+        ),
+        Mitigation("equalised", "local histogram equalisation (CLAHE)", replace(plain, equalise="clahe")),
+        Mitigation("lung_box", "only the fixed box where the lungs lie", replace(plain, view="lung_box")),
+        Mitigation("balanced", "every source of a class equally often", plain, balanced=True),
+        Mitigation("adults", "healthy adults of a third hospital learnt as normal", plain, adults=True),
+        Mitigation("all", "lung box, equalised, balanced, with healthy adults", boxed, balanced=True, adults=True),
+    )
+    return {arm.name: arm for arm in arms}
+
+
+def balance(labels: NDArray[np.int64], sources: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Places (some several times, some never) so that classes, and sources within a class, are equally frequent.
+
+    The largest class keeps its size. Each picture of a source is taken equally often, give or take one.
+    """
+    rng = np.random.default_rng([seed, 13])
+    named = np.asarray(sources, dtype=np.str_)
+    target = int(np.bincount(labels).max())
+    taken: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        cells = [np.flatnonzero((labels == label) & (named == s)) for s in np.unique(named[labels == label])]
+        for cell in cells:
+            wanted = max(1, target // len(cells))
+            whole, rest = divmod(wanted, len(cell))
+            taken += [np.tile(cell, whole), np.sort(rng.permutation(cell)[:rest])]
+    return np.concatenate(taken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +141,7 @@ class Repeat:
     Attributes:
         experiment: the study.
         pool: all pictures.
-        repeat: which draw, from 0.
+        number: which draw, from 0.
         one: Dataset_1.
         zero: Dataset_0; None where Model_0 is not asked for.
         adults: healthy adults; None without that set.
@@ -61,7 +150,7 @@ class Repeat:
 
     experiment: XrayExperiment
     pool: data.ImagePool
-    repeat: int
+    number: int
     one: data.SplitSet
     zero: data.SplitSet | None
     adults: data.SplitSet | None
@@ -69,8 +158,8 @@ class Repeat:
 
     @property
     def seed(self) -> int:
-        """Of this trial's trainings."""
-        return self.experiment.training.seed + self.repeat
+        """Of this repeat's trainings."""
+        return self.experiment.training.seed + self.number
 
     @property
     def covid_sources(self) -> list[str]:
@@ -78,7 +167,17 @@ class Repeat:
         positive = self.one.rows[self.one.labels == len(self.one.classes) - 1]
         return sorted(set(self.pool.sources(positive).tolist()))
 
-    def lesson(self, arm: Mitigation, without: str = "") -> TrainingSet:
+    @cached_property
+    def held_out(self) -> list[str]:
+        """Sources of COVID-19 that can be left out: there are others, with pictures to train on and to stop by."""
+        plain, positive, found = all_mitigations(self.experiment)[AS_PAPER], len(self.one.classes) - 1, []
+        for source in self.covid_sources:
+            rest = self.training_set(plain, source)
+            if (rest.train_labels == positive).any() and (rest.val_labels == positive).any():
+                found.append(source)
+        return found
+
+    def training_set(self, arm: Mitigation, without: str = "") -> TrainingSet:
         """What teaches under a remedy, without the pictures and the groups of one source."""
         kept = self._may_teach(without)
         rows = {part: [self.one.part(part)] for part in ("train", "val")}
@@ -161,21 +260,22 @@ def make_repeat(experiment: XrayExperiment, pool: data.ImagePool, repeat: int) -
     return Repeat(experiment, pool, repeat, one, zero, healthy, np.array(sick, np.int64))
 
 
-def write_splits(trial: Repeat, folder: str | Path) -> list[str]:
+def write_splits(repeat: Repeat, folder: str | Path) -> list[str]:
     """Write `splits/<set>_seed<n>.csv`; returns the file names."""
     written = []
-    for part in (trial.zero, trial.one, trial.adults):
+    for part in (repeat.zero, repeat.one, repeat.adults):
         if part is None:
             continue
-        name = f"{part.name}_seed{trial.repeat}.csv"
-        cases = [trial.pool.cases[int(i)] for i in part.rows]
-        write_radiograph_split(Path(folder) / name, cases, trial.pool.group_of(part.rows).tolist(), part.parts.tolist())
+        name = f"{part.name}_seed{repeat.number}.csv"
+        cases = [repeat.pool.cases[int(i)] for i in part.rows]
+        groups = repeat.pool.group_of(part.rows).tolist()
+        write_radiograph_split(Path(folder) / name, cases, groups, part.parts.tolist())
         written.append(name)
     return written
 
 
 def table(
-    trial: Repeat,
+    repeat: Repeat,
     model: str,
     arm: str,
     without: str,
@@ -185,28 +285,28 @@ def table(
     """One row per picture and test: who it is, and what was said.
 
     Args:
-        trial: the draw.
+        repeat: the draw.
         model, arm, without: which classifier.
         said: probabilities (n, classes) by test, in the order of `Repeat.tests`.
         classes: of the classifier.
     """
     frames = []
-    tests = trial.tests_of(model, without)
+    tests = repeat.tests_of(model, without)
     for name, probability in said.items():
         rows, labels = tests[name]
-        cases = [trial.pool.cases[int(i)] for i in rows]
+        cases = [repeat.pool.cases[int(i)] for i in rows]
         frames.append(
             pd.DataFrame(
                 {
                     "model": model,
                     "arm": arm,
                     "without": without,
-                    "seed": trial.repeat,
+                    "seed": repeat.number,
                     "test": name,
                     "case": [f"{c.dataset}/{c.case}" for c in cases],
                     "patient": [c.patient for c in cases],
-                    "group": trial.pool.group_of(rows),
-                    "source": trial.pool.sources(rows),
+                    "group": repeat.pool.group_of(rows),
+                    "source": repeat.pool.sources(rows),
                     "label": [classes[int(y)] if y >= 0 else c.label for y, c in zip(labels, cases, strict=True)],
                     "said": [classes[int(k)] for k in probability.argmax(axis=1)],
                     "confidence": probability.max(axis=1).round(6),

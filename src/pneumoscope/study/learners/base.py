@@ -1,7 +1,8 @@
-"""What a learner is: it makes the stages of one system, and each stage predicts slices of scans.
+"""What a learner is: it makes the stages of one system, and what it made predicts.
 
-`Learner` is the one interface (see `registry` for the learners there are); `FittedLearner` does all but the numbers for
-learners without a network: stamp, resume, folder and predictions. What a stage is from then on is a `Predictor`.
+`Learner` is the one interface, for slices, volumes and radiographs; `tests/study/test_learner_contract.py` holds for
+all of them. `FittedLearner` does all but the numbers for learners of scans without a network: stamp, resume, folder and
+predictions. What a stage of a transfer study is from then on is a `Predictor`, of radiographs a `Classifier`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import STARTED_FILE, is_done, is_started, mark_done, mark_started, stamp, what_changed
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import NOTE, Progress, silent
-from pneumoscope.recipes.schema import Experiment, Stage
+from pneumoscope.recipes.schema import Stage
 from pneumoscope.volume import Volume
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pneumoscope.study.data import StudySet
 
 
-class Predictor(Protocol):
+class Made(Protocol):
     """A finished stage."""
 
     @property
@@ -48,6 +51,10 @@ class Predictor(Protocol):
     def trained_now(self) -> bool:
         """False when it was taken from a study that is resumed."""
 
+
+class Predictor(Made, Protocol):
+    """A finished stage that predicts slices of scans."""
+
     @property
     def loads_scans(self) -> bool:
         """Whether its inputs are whole scans and not the slices of the set."""
@@ -63,29 +70,42 @@ class Predictor(Protocol):
         """Probability of infiltrate (n, h, w) of such inputs, and the set whose network answered (0: the only one)."""
 
 
+class Classifier(Made, Protocol):
+    """A finished stage that predicts the classes of radiographs."""
+
+    @property
+    def tests(self) -> Any:
+        """What predictions depend on beside `sha256`: the pictures of all tests, as JSON values."""
+
+    def predict(self, device: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A row per picture and test, see `xray_repeat.table`, and what was measured beside."""
+
+
 @dataclass
 class StudyContext:
     """What a learner works with.
 
     Attributes:
         experiment: the study.
-        sets: the sets by number.
+        sets: the datasets by number; none in a study of radiographs.
         folder: the study folder.
         device: to train on.
         resume: take finished stages, and resume the one that was stopped.
         progress: called about every training.
-        models: the stages made so far, by name.
+        models: the stages of scans made so far, by name.
+        supply: the pictures of a study of radiographs.
         trust: read models of other programs whose format can run code.
         labels: as in `StudyOptions`.
     """
 
-    experiment: Experiment
+    experiment: Any
     sets: Mapping[int, StudySet]
     folder: Path
     device: str = "auto"
     resume: bool = False
     progress: Progress = silent
     models: dict[str, Predictor] = field(default_factory=dict)
+    supply: Any = None
     trust: bool = False
     labels: tuple[str, ...] = ()
 
@@ -119,11 +139,11 @@ class Learner(ABC):
         system: as the stages name it.
     """
 
-    def __init__(self, study: StudyContext, system: str) -> None:
+    def __init__(self, study: StudyContext, system: str = "") -> None:
         self.study, self.system = study, system
 
     @abstractmethod
-    def make(self, stage: Stage) -> Predictor:
+    def make(self, stage: Any) -> Made:
         """Train a stage into its folder, or take it from there when the study is resumed and nothing has changed.
 
         The same data and seed give the same bytes, also after a stop. Stages that it starts from are in

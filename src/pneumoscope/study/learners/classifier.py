@@ -1,7 +1,7 @@
-"""The networks of an X-ray study: built, carried, trained in the paper's steps, saved, and asked about every test.
+"""The networks of an X-ray study: built, carried, trained in the paper's steps, saved, and applied to every test.
 
-Folder `stages/<stage>_seed<n>/`: as of any network (see `networks`), `head/` with the checkpoints of the dense layer
-alone, and `predictions.csv`: what it says about every picture of every test, under a stamp of its own.
+Folder `stages/<stage>_seed<n>/`: as of any network (see `networks`), and `head/`: the checkpoints of the dense layer
+alone.
 
 With the body frozen its features never change, so the dense layer is trained on features computed once: the same
 optimisation, without computing them in every epoch.
@@ -20,9 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.pictures import pictures_content
-from pneumoscope.jobs.stamp import content_of_files, stamp
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress
-from pneumoscope.study.analysis.mitigations import Mitigation
+from pneumoscope.study.learners.base import Learner
 from pneumoscope.study.learners.classifier_steps import (
     FeatureSource,
     ask,
@@ -30,10 +30,9 @@ from pneumoscope.study.learners.classifier_steps import (
     resnet_frozen,
     time_pictures,
 )
-from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
-from pneumoscope.study.scores.cells import kept_table
+from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 from pneumoscope.study.xray_data import ImageCache, licences
-from pneumoscope.study.xray_repeat import Repeat, TrainingSet, table
+from pneumoscope.study.xray_repeat import AS_PAPER, Mitigation, Repeat, TrainingSet, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,43 +41,59 @@ if TYPE_CHECKING:
     from pneumoscope.training.loop import FitResult
     from pneumoscope.training.tasks import PictureSource
 
-CNN, RESNET = "Model_1", "Model_3"
-PREDICTIONS = "predictions"
+RESNET = "Model_3"
 
 
 @dataclass(frozen=True)
-class Job:
+class NetworkStage:
     """One network to be trained.
 
     Attributes:
-        model: ``Model_0`` to ``Model_3``; the remedies train the network of Model_1.
-        arm: what it is shown, and who teaches.
+        repeat: the draw and split.
+        model: ``Model_0`` to ``Model_3``; the mitigations train the network of Model_1.
+        arm: what it is shown, and who is trained on.
         without: a source left out; "" for none.
-        start: folder of the stage whose body it begins with, or None.
+        start: the stage whose body it starts with; "" for none.
         weights: file of published weights, or None.
     """
 
+    repeat: Repeat
     model: str
     arm: Mitigation
     without: str = ""
-    start: Path | None = None
+    start: str = ""
     weights: Path | None = None
 
     @property
-    def name(self) -> str:
-        """Of the stage, without the seed."""
-        tail = "" if self.arm.name == "as paper" else f"_{self.arm.name}"
+    def title(self) -> str:
+        """Its name without the repeat."""
+        tail = "" if self.arm.name == AS_PAPER else f"_{self.arm.name}"
         return f"{self.model}{tail}{f'_without_{self.without}' if self.without else ''}"
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.title}_seed{self.repeat.number}"
 
     @property
     def two_steps(self) -> bool:
         """Whether the dense layer is trained alone first."""
-        return self.start is not None or self.weights is not None
+        return bool(self.start) or self.weights is not None
 
+    @property
+    def training_set(self) -> TrainingSet:
+        """Who is trained on, and who stops and chooses."""
+        if self.model != "Model_0":
+            return self.repeat.training_set(self.arm, self.without)
+        assert self.repeat.zero is not None
+        return TrainingSet(*self.repeat.zero.part("train"), *self.repeat.zero.part("val"))
 
-def stage_folder(folder: Path, job: Job, trial: Repeat) -> Path:
-    """Where a job's stage lies."""
-    return folder / "stages" / f"{job.name}_seed{trial.repeat}"
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """That it is trained to tell apart."""
+        one = self.repeat.zero if self.model == "Model_0" else self.repeat.one
+        assert one is not None
+        return one.classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,140 +123,141 @@ class ClassifierTraining(NetworkTraining):
         return self.results[-1]
 
 
-def train_classifier(
-    job: Job, trial: Repeat, supply: ImageCache, folder: Path, *, device: str, resume: bool, progress: Progress
-) -> Network:
-    """Train a network, or take it from the folder.
+class ClassifierLearner(Learner):
+    """Trains the networks of a study of radiographs."""
 
-    Raises:
-        RunError: the training failed; it can be resumed.
-        ModelError: the file of published weights does not hold ResNet-50.
-    """
-    from pneumoscope.training.tasks import ClassificationTask
+    def make(self, stage: NetworkStage) -> TrainedClassifier:
+        """See `Learner`.
 
-    lesson, classes = _lesson(job, trial)
-    train, val = (_source(supply, job, trial, *rows) for rows in _parts(lesson))
-    results: list[FitResult] = []
+        Raises:
+            RunError: the training failed; it can be resumed.
+            ModelError: the file of published weights does not hold ResNet-50.
+        """
+        from pneumoscope.training.tasks import ClassificationTask
 
-    def config(model: nn.Module | None) -> TrainConfig:
-        plan = trial.experiment.training
-        found = train_config(plan, schedule="plateau", seed=trial.seed, device=device)
-        if model is None or not job.two_steps:
-            return found
-        frozen = resnet_frozen(model, plan.last_layers) if job.model == RESNET else ()
-        return replace(found, learning_rate=plan.fine_rate, frozen=frozen)
+        study, taught, classes = self.study, stage.training_set, stage.classes
+        train = _source(study.supply, stage, taught.train, taught.train_labels)
+        val = _source(study.supply, stage, taught.val, taught.val_labels)
+        start = study.stage_folder(stage.start) if stage.start else None
+        results: list[FitResult] = []
 
-    return ClassifierTraining(
-        stage_folder(folder, job, trial),
-        "xray stage",
-        _shaping_parts(job, trial, [train.content, val.content]),
-        lambda: _build(job, trial, len(classes)),
-        None,
-        lambda model: ClassificationTask(classes),
-        train,
-        val,
-        config,
-        lambda result, origin: _card(job, trial, origin, results, lesson, classes),
-        (train, val),
-        job.two_steps,
-        results,
-    ).run(resume=resume, progress=progress)
+        def config(model: nn.Module | None) -> TrainConfig:
+            plan = study.experiment.training
+            found = train_config(plan, schedule="plateau", seed=stage.repeat.seed, device=study.device)
+            if model is None or not stage.two_steps:
+                return found
+            frozen = resnet_frozen(model, plan.last_layers) if stage.model == RESNET else ()
+            return replace(found, learning_rate=plan.fine_rate, frozen=frozen)
+
+        made = ClassifierTraining(
+            study.stage_folder(stage.name),
+            "xray stage",
+            _shaping_parts(stage, start, [train.content, val.content]),
+            lambda: _build(stage, start),
+            None,
+            lambda model: ClassificationTask(classes),
+            train,
+            val,
+            config,
+            lambda result, origin: _card(stage, origin, results, taught),
+            (train, val),
+            stage.two_steps,
+            results,
+        ).run(resume=study.resume, progress=study.progress)
+        own = study.stage_folder(stage.name)
+        return TrainedClassifier(stage.name, own, made.sha256, made.trained_now, stage, study.supply, made.model)
 
 
-def predict_tests(
-    job: Job, trial: Repeat, made: Network, supply: ImageCache, folder: Path, *, device: str, resume: bool,
-    progress: Progress,
-) -> pd.DataFrame:  # fmt: skip
-    """What a network says about every picture of every test; kept in its folder."""
-    tests, cases = trial.tests_of(job.model, job.without), trial.pool.cases
-    lesson, classes = _lesson(job, trial)
-    shown = {
-        name: [
-            [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
-            labels.tolist(),
-            pictures_content([cases[int(i)] for i in rows], job.arm.recipe),
-        ]
-        for name, (rows, labels) in tests.items()
-    }
-    timed = trial.experiment.scoring.timed_pictures
-    wanted = stamp("xray predictions", revision=1, weights=made.sha256, tests=shown, timed=timed)
+@dataclass(frozen=True, eq=False)
+class TrainedClassifier:
+    """A trained network; attributes as of `base.Made`."""
 
-    def predict() -> tuple[pd.DataFrame, dict[str, Any]]:
-        found = {
-            name: ask(made.model, *supply.get(job.arm.recipe, rows), device=device) for name, (rows, _) in tests.items()
+    name: str
+    folder: Path
+    sha256: str
+    trained_now: bool
+    stage: NetworkStage
+    supply: ImageCache
+    model: nn.Module
+
+    @property
+    def tests(self) -> Any:
+        """See `base.Classifier`."""
+        stage, cases = self.stage, self.stage.repeat.pool.cases
+        asked = {
+            name: [
+                [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
+                labels.tolist(),
+                pictures_content([cases[int(i)] for i in rows], stage.arm.recipe),
+            ]
+            for name, (rows, labels) in stage.repeat.tests_of(stage.model, stage.without).items()
         }
-        pictures, where = supply.get(job.arm.recipe, lesson.val)
-        timing = time_pictures(made.model, pictures, where, timed, device=device)
-        return table(trial, job.model, job.arm.name, job.without, found, classes), {"timing": timing}
+        return [asked, stage.repeat.experiment.scoring.timed_pictures]
 
-    own = stage_folder(folder, job, trial)
-    return kept_table(own, PREDICTIONS, wanted, predict, resume=resume, progress=progress)
-
-
-def _lesson(job: Job, trial: Repeat) -> tuple[TrainingSet, tuple[str, ...]]:
-    if job.model == "Model_0":
-        assert trial.zero is not None
-        return TrainingSet(*trial.zero.part("train"), *trial.zero.part("val")), trial.zero.classes
-    return trial.lesson(job.arm, job.without), trial.one.classes
-
-
-def _parts(lesson: TrainingSet) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
-    return (lesson.train, lesson.train_labels), (lesson.val, lesson.val_labels)
+    def predict(self, device: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """See `base.Classifier`; the time per picture is measured beside."""
+        stage, recipe = self.stage, self.stage.arm.recipe
+        tests = stage.repeat.tests_of(stage.model, stage.without)
+        found = {n: ask(self.model, *self.supply.get(recipe, rows), device=device) for n, (rows, _) in tests.items()}
+        pictures, where = self.supply.get(recipe, stage.training_set.val)
+        timing = time_pictures(
+            self.model, pictures, where, stage.repeat.experiment.scoring.timed_pictures, device=device
+        )
+        rows = table(stage.repeat, stage.model, stage.arm.name, stage.without, found, stage.classes)
+        return rows, {"timing": timing}
 
 
 def _source(
-    supply: ImageCache, job: Job, trial: Repeat, rows: NDArray[np.int64], labels: NDArray[np.int64]
+    supply: ImageCache, stage: NetworkStage, rows: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> PictureSource:
     from pneumoscope.training.tasks import PictureSource
 
-    made, where = supply.get(job.arm.recipe, rows)
-    cases = [trial.pool.cases[int(i)] for i in rows]
+    made, where = supply.get(stage.arm.recipe, rows)
+    cases = [stage.repeat.pool.cases[int(i)] for i in rows]
     # of these pictures alone: the file they lie in may grow when a study is resumed for more seeds
-    content = pictures_content(cases, job.arm.recipe)
+    content = pictures_content(cases, stage.arm.recipe)
     return PictureSource(made.pixels, where, labels, [f"{c.dataset}/{c.case}" for c in cases], content)
 
 
-def _shaping_parts(job: Job, trial: Repeat, sources: list[str]) -> dict[str, Any]:
+def _shaping_parts(stage: NetworkStage, start: Path | None, sources: list[str]) -> dict[str, Any]:
     """All that shapes the weights."""
-    settings = asdict(trial.experiment)
-    start = job.start / "model.safetensors" if job.start else job.weights
+    settings = asdict(stage.repeat.experiment)
+    file = start / "model.safetensors" if start else stage.weights
     shaped = {name: settings[name] for name in ("training", "network", "pictures", "split", "data", "scoring")}
     shaped["training"] = {k: v for k, v in shaped["training"].items() if k not in ("repeats", "sources", "stages")}
     return {
-        "settings": {**shaped, "job": job.name, "repeat": trial.repeat},
+        "settings": {**shaped, "job": stage.title, "repeat": stage.repeat.number},
         "training_data": sources,
-        "starting_weights": content_of_files([start]) if start else None,
+        "starting_weights": content_of_files([file]) if file else None,
     }
 
 
-def _build(job: Job, trial: Repeat, n_classes: int) -> tuple[nn.Module, str]:
+def _build(stage: NetworkStage, start: Path | None) -> tuple[nn.Module, str]:
     """The network with its starting weights, and where they come from."""
     import torch
 
     from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig, ResNet50, ResNetConfig
 
-    torch.manual_seed(int(hashlib.sha256(f"{trial.seed}/{job.model}".encode()).hexdigest()[:8], 16))
-    network = trial.experiment.network
-    if job.model == RESNET:
+    torch.manual_seed(int(hashlib.sha256(f"{stage.repeat.seed}/{stage.model}".encode()).hexdigest()[:8], 16))
+    network, n_classes = stage.repeat.experiment.network, len(stage.classes)
+    if stage.model == RESNET:
         from pneumoscope.models.weights import carry_published
 
-        assert job.weights is not None  # without the file the stage is left out
+        assert stage.weights is not None  # without the file the stage is left out
         resnet = ResNet50(ResNetConfig(classes=n_classes, width=network.resnet_width))
-        return resnet, carry_published(resnet, "resnet50", job.weights).sentence()
+        return resnet, carry_published(resnet, "resnet50", stage.weights).sentence()
     cnn = ChestCNN(ChestCNNConfig(classes=n_classes, features=network.features, dropout=network.dropout))
-    if job.start is None:
+    if start is None:
         return cnn, "random weights"
     from pneumoscope.models.weights import load_into, load_model
 
-    before, _ = load_model(job.start)
+    before, _ = load_model(start)
     body = {name: t for name, t in before.state_dict().items() if name.startswith("body.")}
     report = load_into(cnn, body)
-    return cnn, f"the body of {job.start.name}: {report.sentence()}"
+    return cnn, f"the body of {start.name}: {report.sentence()}"
 
 
-def _card(
-    job: Job, trial: Repeat, origin: str, results: list[FitResult], lesson: TrainingSet, classes: tuple[str, ...]
-) -> dict[str, Any]:
+def _card(stage: NetworkStage, origin: str, results: list[FitResult], taught: TrainingSet) -> dict[str, Any]:
     """What `card.json` says beside the architecture and the checksum."""
     steps = [
         {
@@ -252,17 +268,17 @@ def _card(
             "stopped_by": r.stopped_by,
             "notes": list(r.notes),
         }
-        for name, r in zip(("head", "whole") if job.two_steps else ("whole",), results, strict=True)
+        for name, r in zip(("head", "whole") if stage.two_steps else ("whole",), results, strict=True)
     ]
-    training = {"seed": trial.seed, "pictures": len(np.unique(lesson.train)), "steps": steps}
+    training = {"seed": stage.repeat.seed, "pictures": len(np.unique(taught.train)), "steps": steps}
     return card_of(
-        f"{job.name}_seed{trial.repeat}",
-        f"{job.name}, {trial.experiment.recipe}, draw {trial.repeat}",
+        stage.name,
+        f"{stage.title}, {stage.repeat.experiment.recipe}, draw {stage.repeat.number}",
         results[-1],
         origin,
         training,
-        classes=list(classes),
-        input={"recipe": vars(job.arm.recipe), "range": [0, 1]},
-        data=licences(trial.pool, np.unique(np.concatenate([lesson.train, lesson.val]))),
+        classes=list(stage.classes),
+        input={"recipe": vars(stage.arm.recipe), "range": [0, 1]},
+        data=licences(stage.repeat.pool, np.unique(np.concatenate([taught.train, taught.val]))),
         warning="Made to study shortcuts: it tells hospitals apart better than diseases. Not for use on patients.",
     )

@@ -16,9 +16,8 @@ from pneumoscope.metrics.calibration import Reliability, reliability
 from pneumoscope.metrics.classification import bootstrap_scores, score_decisions
 from pneumoscope.metrics.intervals import seeds_and_patients
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.analysis.mitigations import AS_PAPER
 from pneumoscope.study.scores.table import tidy
-from pneumoscope.study.xray_repeat import HEALTHY, OWN_TEST, SICK, UNSEEN
+from pneumoscope.study.xray_repeat import AS_PAPER, HEALTHY, OWN_TEST, SICK, UNSEEN
 
 KEYS = ["model", "arm", "without", "test"]
 SCORES = ("accuracy", "precision", "recall", "f1")
