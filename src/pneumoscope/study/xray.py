@@ -72,8 +72,10 @@ class Xray(Modality):
     @cached_property
     def plan(self) -> dict[str, NetworkStage | BaselineStage]:
         """Every stage by its name: of each repeat the baselines, then the networks, those first that others need."""
-        every = [s for repeat in self.repeats for s in (BaselineStage(repeat), *self._networks(repeat, self.weights))]
-        return {stage.name: stage for stage in every}
+        stages: list[NetworkStage | BaselineStage] = []
+        for repeat in self.repeats:
+            stages += [BaselineStage(repeat), *self._networks(repeat, self.weights)]
+        return {stage.name: stage for stage in stages}
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         """See `Modality`."""

@@ -143,11 +143,11 @@ class Learner(ABC):
         self.study, self.system = study, system
 
     @abstractmethod
-    def make(self, stage: Any) -> Made:
+    def make(self, stage: Any) -> Any:
         """Train a stage into its folder, or take it from there when the study is resumed and nothing has changed.
 
         The same data and seed give the same bytes, also after a stop. Stages that it starts from are in
-        `study.models`.
+        `study.models`. Returns a `Made`.
         """
 
 
