@@ -110,6 +110,14 @@ def test_each_sign_is_a_state_and_its_sentence_stands_in_the_report(chest, state
     assert STATES[state] in [banner["text"] for banner in banners]
 
 
+def test_a_large_heart_between_the_lungs_is_no_breath(chest):
+    hu, lung = chest
+    for k in range(4, 16):  # 72 mm high, up to 8 % of the cross-section
+        heart = slice(14, 14 + round(16 * np.sin(np.pi * (k - 3) / 13)))
+        hu[16:22, heart, k], lung[16:22, heart, k] = 40, False
+    assert states(hu, lung) == []
+
+
 def test_consolidation_in_ground_glass_is_no_mass(chest):
     hu, lung = chest
     hu[ball((13, 22, 12), 40) & lung] = -450
