@@ -7,6 +7,9 @@ import numpy as np
 import pydicom
 import pytest
 
+from pneumoscope.cases.audit import audit_dataset
+from pneumoscope.cases.options import AuditOptions
+from pneumoscope.datasets.convert import convert_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, scan_patient, write_phantom
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import DatasetError, InputError
@@ -50,12 +53,24 @@ def test_the_description_and_the_faults(written):
     assert faults[0]["voxels"] == "3"
     table = (written / "A" / "manifest.csv").read_text().splitlines()
     assert table[0] == "case,image,lungs,infiltrate,patient,date,source"
-    assert table[1] == "A-000,images/A-000.nii.gz,lungs/A-000.nii.gz,infiltrate/A-000.nii.gz,A-000,2020-03-01,A"
+    assert table[1] == "A-000,images/A-000.nii.gz,lungs/A-000.nii.gz,infiltrate/A-000.nii.gz,A-000,2020-03-01,phantom-A"
 
 
 def test_a_synthetic_folder_is_a_manifest_and_stands_in_for_other_sets(written):
     assert len(read_dataset("phantom", written / "A")) == 4
     assert [c.dataset for c in read_dataset("mosmed", written / "C")] == ["phantom"] * 4
+    assert [c.dataset for c in read_dataset("manifest", written / "C" / "manifest.csv")] == ["phantom"] * 4
+
+
+@pytest.mark.parametrize("to", ["nnunet", "slices", "manifest"])
+def test_converted_and_repaired_copies_are_known_as_synthetic(written, tmp_path, to):
+    """Else a study on them says that its data are real."""
+    cases = read_dataset("phantom", written / "A")[:2]
+    convert_cases(cases, tmp_path / to, to)
+    back = read_dataset(to, tmp_path / to)
+    assert [(c.dataset, c.source, c.licence) for c in back] == [("phantom", "phantom-A", "CC0 1.0")] * 2
+    audit_dataset("manifest", written / "A" / "manifest.csv", tmp_path / "audit", AuditOptions(fix=tmp_path / "fixed"))
+    assert {c.dataset for c in read_dataset("manifest", tmp_path / "fixed")} == {"phantom"}
 
 
 def test_same_call_same_bytes(written, tmp_path):

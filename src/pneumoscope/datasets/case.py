@@ -122,7 +122,7 @@ class Case:
         dataset: name in `pneumoscope.datasets.registry`, e.g. ``phantom``.
         case: unique within the dataset; names folders and rows.
         patient: scans of one patient share it; splits go by it.
-        source: site or sub-collection, e.g. ``A`` or ``coronacases``.
+        source: site or sub-collection, e.g. ``phantom-A`` or ``coronacases``.
         licence: the licence of the data, for model cards.
         citation: how to cite the data.
         load: reads the scan; may take seconds and hundreds of megabytes, keep the result only as long as needed.
@@ -141,11 +141,19 @@ class Case:
     files: CaseFiles | None = None
 
 
+SYNTHETIC_SOURCES = ("phantom-A", "phantom-B", "phantom-C")
+"""What `Case.source` of synthetic scans is; it stays with them through tables, conversions and repaired copies."""
+
+
 def make_case(
     dataset: str, case: str, load: Callable[[], LabelledScan], files: CaseFiles | None = None, *,
     patient: str = "", source: str = "", licence: str = "", citation: str = "", date: str = "",
 ) -> Case:  # fmt: skip
-    """A `Case` with licence and citation of its dataset where it has none of its own; without patient its own one."""
+    """A `Case` with licence and citation of its dataset where it has none of its own; without patient its own one.
+
+    A case whose source is synthetic is of the dataset ``phantom``, whatever table lists it.
+    """
+    dataset = "phantom" if source in SYNTHETIC_SOURCES else dataset
     info = dataset_info(dataset)
     licence, citation = licence or info.licence, citation or info.citation
     return Case(dataset, case, patient or case, source, licence, citation, load, date, files)

@@ -89,11 +89,6 @@ class StudySet:
     def _scan_contents(self) -> dict[str, str]:
         return {}
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether its scans are made up."""
-        return self.name.startswith("phantom")
-
 
 def require_data(recipe: str, data: Mapping[str, Any], synthetic: bool) -> None:
     """Ask for data, or for the word that none are meant: a run on made-up scans must not be taken for the paper's.

@@ -61,7 +61,7 @@ def stack_of_case(case: Case) -> SliceStack:
     )
     images = Appearance(size=size, clip_limit=equalise).of_hu(to_slices(scan.volume.hu))
     names = tuple(f"{k:03d}" for k in range(len(images)))
-    return SliceStack(case.case, case.patient, images, lungs, drawn, f"phantom-{case.source}", names)
+    return SliceStack(case.case, case.patient, images, lungs, drawn, case.source, names)
 
 
 def grey_slice_set(

@@ -64,7 +64,7 @@ class Transfer(Modality):
 
     def mark(self) -> str:
         """See `Modality`."""
-        return mark_of("phantom" if study_set.synthetic else study_set.name for study_set in self.sets.values())
+        return mark_of(name for study_set in self.sets.values() for name in study_set.slices.table["dataset"].unique())
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         """See `Modality`."""

@@ -241,7 +241,7 @@ def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dic
         "infiltrate": f"infiltrate/{case}.nii.gz",
         "patient": case,
         "date": f"2020-{3 + number // 28 % 9:02d}-{1 + number % 28:02d}",
-        "source": plan["site"],
+        "source": f"phantom-{plan['site']}",
     }
     faults = [{**asdict(fault), "case": case} for fault in made.faults]
     for fault in faults:
