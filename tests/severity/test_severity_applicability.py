@@ -148,6 +148,10 @@ def test_wires_of_the_sternum_are_distinguished_from_contrast_medium_in_a_vein(c
     hu[30, 36, 4:20] = 3000
     assert not has_sternal_wires(hu, box, SPACING)
     hu[30, 36, 5:20:2] = 40
+    assert not has_sternal_wires(np.roll(hu, -12, axis=0), box, SPACING), "beside the sternum"
+    outside = hu.copy()
+    outside[:, 34:39][outside[:, 34:39] < 2000] = -1000
+    assert not has_sternal_wires(outside, box, SPACING), "an infusion line on the skin"
     assert has_sternal_wires(hu, box, SPACING)
     grid = Grid.from_spacing(SHAPE, SPACING)
     none = Mask(np.zeros(SHAPE, np.uint8), grid, INFILTRATE_LABEL)

@@ -7,6 +7,7 @@ purpose: they catch a wrong kind of input, not unusual patients.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,8 +126,9 @@ STEP_MM = 3.0
 METAL_HU, METAL_ML = 2500.0, 1.0
 """Denser than any bone; fewer millilitres are clips and calcium."""
 
-WIRES, WIRES_MM, WIRE_HU = 3, 50.0, 2000.0
-"""So many pieces of metal over such a height; contrast medium in a vein is one piece."""
+WIRES, WIRES_MM, WIRE_HU, MIDLINE_MM, APART_MM = 3, 50.0, 2000.0, 25.0, 8.0
+"""Pieces of metal at so many heights, apart by at least so much, over such a height and near the midline; contrast
+medium in a vein is one piece, a port or a tooth lies at one height, and around an infusion line on the skin is air."""
 
 REVERSAL_PERCENT, BREATH_MM, DIP_MM = 4.0, 6.0, 25.0
 """By more than this part of its largest the lungs' cross-section dips on the way up from the base to where it is
@@ -202,14 +204,20 @@ def dips_upwards(lung: NDArray[np.bool_], slice_mm: float) -> float:
 
 
 def has_sternal_wires(hu: NDArray[np.float32], box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> bool:
-    """Whether pieces of metal lie one above the other in front of the middle of the lungs' box of a scan (i, j, k)."""
+    """Whether metal lies one above the other, in tissue, in front of the middle of the lungs' box of a scan (i, j, k)."""
     across, deep, high = box
-    half, ahead = round(40 / spacing_mm[0]), round(40 / spacing_mm[1])
+    half, ahead = round(MIDLINE_MM / spacing_mm[0]), round(40 / spacing_mm[1])
     middle = (across.start + across.stop) // 2
     front = slice(deep.start + round(0.7 * (deep.stop - deep.start)), deep.stop + ahead)
-    pieces = list(components.each(hu[max(0, middle - half) : middle + half, front, high] >= WIRE_HU))
-    tops = [piece[:, 2].max() for piece in pieces]
-    return len(pieces) >= WIRES and bool((max(tops) - min(tops)) * spacing_mm[2] >= WIRES_MM)
+    part = hu[max(0, middle - half) : middle + half, front, high]
+    rim = [round(6 / step) for step in spacing_mm]
+    heights = []
+    for piece in components.each(part >= WIRE_HU):
+        around = zip(piece.min(axis=0), piece.max(axis=0), rim, strict=True)
+        if np.median(part[tuple(slice(max(0, low - r), top + r + 1) for low, top, r in around)]) > 0:
+            heights.append(piece[:, 2].mean() * spacing_mm[2])
+    levels = [height for height, below in pairwise(sorted(heights, reverse=True)) if height - below >= APART_MM]
+    return len(levels) + 1 >= WIRES and max(heights) - min(heights) >= WIRES_MM
 
 
 def blood_hu(smooth: NDArray[np.float32], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> float | None:
