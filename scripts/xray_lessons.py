@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pneumoscope.study.analysis.mitigations import balance
 
 from pneumoscope.datasets.splits.draw import Selection, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
 from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_content
 from pneumoscope.io.files import write_json
-from pneumoscope.study.analysis.mitigations import balance
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import Batch
 from pneumoscope.training.tasks import PictureSource
@@ -49,7 +49,7 @@ class Pictures:
         return np.asarray(self.made.pixels[np.asarray(rows, np.int64)])
 
     def sources(self, rows: NDArray[np.int64]) -> list[str]:
-        """Data set of each row."""
+        """Dataset of each row."""
         return [self.cases[int(i)].dataset for i in rows]
 
 
@@ -99,7 +99,7 @@ def even_draw(cases: list[XrayCase], per_class: int | None, seed: int) -> Select
 
 
 def share_out(pictures: Pictures, without: str, per_class: int | None) -> Parts:
-    """Rows of each part without one data set and without whoever shares a group with it."""
+    """Rows of each part without one dataset and without whoever shares a group with it."""
     gone = {g for c, g in zip(pictures.cases, pictures.groups, strict=True) if c.dataset == without}
     own = [i for i, group in enumerate(pictures.groups) if group not in gone]
     cases, groups = [pictures.cases[i] for i in own], [pictures.groups[i] for i in own]
@@ -154,7 +154,7 @@ def source_of(pictures: Pictures, parts: Parts, part: str) -> PictureSource:
 
 
 def licences(pictures: Pictures, parts: Parts) -> list[dict[str, Any]]:
-    """Data sets that taught or chose, with licence, citation and number of pictures."""
+    """Datasets that taught or chose, with licence, citation and number of pictures."""
     found: dict[tuple[str, str, str], int] = {}
     for i in np.concatenate([parts.rows["train"], parts.rows["val"], parts.unknown]):
         case = pictures.cases[int(i)]

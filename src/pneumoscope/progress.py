@@ -27,7 +27,7 @@ def silent(what: str, done: float, total: int, note: str = "") -> None:
 
 
 NOTE, FORECAST = "note", "forecast"
-"""Names of work whose notes a user must see, bar or no bar: what was made anew and why, and what is to be expected."""
+"""Names of work whose notes a user must see, bar or no bar: what was made again and why, and what is to be expected."""
 
 
 class Noted:
@@ -71,7 +71,7 @@ class OverJobs:
             before += share
         self._name, self._far = "", 0.0
 
-    def begun(self, jobs: Iterable[tuple[str, T]]) -> Iterator[T]:
+    def over(self, jobs: Iterable[tuple[str, T]]) -> Iterator[T]:
         """Hand on jobs, given with their names, and show each as it is taken."""
         for self._name, job in jobs:
             self._far = 0.0

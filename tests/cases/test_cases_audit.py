@@ -170,7 +170,7 @@ def outputs(out):
 
 
 def test_a_resumed_audit_judges_what_changed_and_ends_with_the_same_files(tree, judged, caplog):
-    out, anew, options = tree.parent / "out", tree.parent / "anew", AuditOptions(also=(("manifest", tree),))
+    out, again, options = tree.parent / "out", tree.parent / "again", AuditOptions(also=(("manifest", tree),))
     audit_dataset("phantom", tree, out, options)
     before = outputs(out)
     audit_dataset("phantom", tree, out, options, resume=True)
@@ -183,8 +183,8 @@ def test_a_resumed_audit_judges_what_changed_and_ends_with_the_same_files(tree, 
     audit_dataset("phantom", tree, out, options, resume=True)
     assert judged[3:] == ["A-001"]
     assert "A-001 (case changed)" in caplog.text
-    audit_dataset("phantom", tree, anew, options)
-    assert outputs(anew) == outputs(out)
+    audit_dataset("phantom", tree, again, options)
+    assert outputs(again) == outputs(out)
     rules = replace(AuditRules(), speck_voxels=11)
     judged.clear()
     audit_dataset("phantom", tree, out, replace(options, rules=rules), resume=True)
@@ -209,8 +209,8 @@ def test_an_interrupted_audit_leaves_what_it_found_and_resumes(tree, judged, mon
         audit_dataset("phantom", tree, out)
     audit_dataset("phantom", tree, out, resume=True)
     assert judged == ["A-000", "A-001", "A-002"]
-    audit_dataset("phantom", tree, tree.parent / "anew")
-    assert outputs(tree.parent / "anew") == outputs(out)
+    audit_dataset("phantom", tree, tree.parent / "again")
+    assert outputs(tree.parent / "again") == outputs(out)
 
 
 def test_a_resumed_audit_that_is_refused_or_finds_no_room_keeps_what_was_judged(tree, judged, monkeypatch):

@@ -221,9 +221,9 @@ def test_a_resumed_comparison_registers_what_is_new_or_changed(folders, tmp_path
     result = compare_cases(dates, out, rules=ROUGH, resume=True)
     assert len(registered) == 3
     assert json.loads((out / "change.json").read_text()) == result.as_dict()
-    compare_cases(dates, tmp_path / "anew", rules=ROUGH)
+    compare_cases(dates, tmp_path / "again", rules=ROUGH)
     names = ("change.json", "report.html", "1_day1/change.nii.gz", "2_day1/view.html")
-    assert all((out / name).read_bytes() == (tmp_path / "anew" / name).read_bytes() for name in names)
+    assert all((out / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
     mask = nib.load(third / "infiltrate.nii.gz")
     values = np.asanyarray(mask.dataobj).copy()
     values[values > 0] = 0

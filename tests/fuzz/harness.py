@@ -106,7 +106,7 @@ def records(data: bytes) -> Spans:
 
 
 def png_with_right_sums(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """A PNG whose chunks get their checksums anew after the mutation, so that decoders look further."""
+    """A PNG whose chunks get their checksums again after the mutation, so that decoders look further."""
 
     def sealed(changed: bytes) -> bytes:
         out = bytearray(changed)

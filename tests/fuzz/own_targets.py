@@ -1,6 +1,6 @@
 """Files of our own that come back to us, for the fuzz harness: models, checkpoints, studies and case folders.
 
-Half of the mutants of files that carry their own sum get it anew, so that what lies behind the sum is tried as well.
+Half of the mutants of files that carry their own sum get it again, so that what lies behind the sum is tried as well.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ STRANGE = (
 
 
 def other_values(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """Sound JSON of other values; the mutated bytes serve as the seed only. A card gets its sum anew."""
+    """Sound JSON of other values; the mutated bytes serve as the seed only. A card gets its sum again."""
 
     def changed(seed: bytes) -> bytes:
         if not data.startswith(b"{"):

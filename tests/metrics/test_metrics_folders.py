@@ -435,8 +435,8 @@ def test_a_resumed_evaluation_scores_what_is_new_or_changed(folders, tmp_path, s
     evaluate_folders(pred, ref, tmp_path / "out", resume=True)
     assert scored[3:] == ["b"]
     assert "b (prediction changed)" in caplog.text
-    evaluate_folders(pred, ref, tmp_path / "anew")
-    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
+    evaluate_folders(pred, ref, tmp_path / "again")
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
     evaluate_folders(pred, ref, tmp_path / "out", EvaluateOptions(spacing_mm=(1, 1, 2)), resume=True)
     assert scored[-3:] == ["a", "b", "c"]
 
@@ -459,8 +459,8 @@ def test_an_interrupted_evaluation_leaves_its_tables_and_resumes(folders, tmp_pa
         evaluate_folders(*folders[:2], tmp_path / "out")
     evaluate_folders(*folders[:2], tmp_path / "out", resume=True)
     assert scored == ["a", "b", "c"]
-    evaluate_folders(*folders[:2], tmp_path / "anew")
-    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
+    evaluate_folders(*folders[:2], tmp_path / "again")
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
 
 
 def test_labels_that_only_other_files_tell_count_for_a_resume(tmp_path, scored):
@@ -479,5 +479,5 @@ def test_labels_that_only_other_files_tell_count_for_a_resume(tmp_path, scored):
     scored.clear()
     evaluate_folders(pred, ref, tmp_path / "out", EvaluateOptions(structure="lungs"), resume=True)
     assert scored == ["a", "b"], "b shows that predictions know a left lung, so a's is missing"
-    evaluate_folders(pred, ref, tmp_path / "anew", EvaluateOptions(structure="lungs"))
-    assert outputs(tmp_path / "anew") == outputs(tmp_path / "out")
+    evaluate_folders(pred, ref, tmp_path / "again", EvaluateOptions(structure="lungs"))
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")

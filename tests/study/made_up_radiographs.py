@@ -64,7 +64,7 @@ def write_sets(
     """So many patients per class (children), per source (covid) and per finding (adults), two pictures each.
 
     Returns:
-        Folder by data set name, as `run_study` takes them.
+        Folder by dataset name, as `run_study` takes them.
     """
     rng = np.random.default_rng(0)
 

@@ -68,10 +68,10 @@ def test_predictions_of_other_scans_or_masks_are_made_anew_and_said(small, sets,
     assert once < stage.scans < 2 * once  # set 3 is as it was
     assert read_predictions(stage.folder, 1).stamp != before.stamp
     assert len(notes.notes) == 1
-    assert "of set 1 are made anew" in notes.notes[0]
+    assert "of set 1 are made again" in notes.notes[0]
     again = with_overrides(small, ["training.precision=bf16"])
     predict_stage(again, stage, {3: sets[3]}, progress=notes)
-    assert "of set 3 are made anew" in notes.notes[1]
+    assert "of set 3 are made again" in notes.notes[1]
 
 
 def test_scores_of_kept_predictions_follow_the_scan(small, sets, tmp_path):
@@ -110,7 +110,7 @@ def test_predictions_are_made_once_per_stamp(small, sets, tmp_path):
     predict_stage(small, stage, sets)
     assert stage.scans == 2 * once
     path = prediction_file(stage.folder, 1)
-    path.write_bytes(path.read_bytes()[:100])  # a damaged file is made anew, and refused where it is read
+    path.write_bytes(path.read_bytes()[:100])  # a damaged file is made again, and refused where it is read
     with pytest.raises(InputError, match="resume the study"):
         read_predictions(stage.folder, 1)
     predict_stage(small, stage, {1: sets[1]})

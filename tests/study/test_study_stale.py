@@ -100,8 +100,8 @@ def test_a_resumed_study_on_changed_scans_ends_as_a_new_one(
     run = json.loads((tmp_path / "kept" / "run.json").read_text())
     assert run["notes"] == noted.notes
     assert run["resumed"]
-    anew = [note.split(":")[0] for note in noted.notes if "trained again" in note]
-    assert [name for name in anew if name != "lungs"] == retrained
+    again = [note.split(":")[0] for note in noted.notes if "trained again" in note]
+    assert [name for name in again if name != "lungs"] == retrained
     assert [note for note in noted.notes if "predictions and scores of set 1" in note]
     assert noted.notes[0] in (tmp_path / "kept" / "report.html").read_text()
     again = Noted()
@@ -164,7 +164,7 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     run_study(plan, tmp_path / "new", device="cpu", synthetic=True)
     assert (out / "per_case.csv").read_bytes() == (tmp_path / "new" / "per_case.csv").read_bytes() != before
     assert not [note for note in noted.notes if "trained again" in note]
-    assert [note for note in noted.notes if "scores are made anew" in note], noted.notes
+    assert [note for note in noted.notes if "scores are made again" in note], noted.notes
 
 
 @pytest.mark.slow

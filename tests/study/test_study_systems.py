@@ -12,7 +12,7 @@ from pneumoscope.datasets.tensors import SliceRecipe, slices_of
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.recipes.papers.transfer_systems import transfer_systems_small
 from pneumoscope.recipes.systems import volume_system
-from pneumoscope.study.data import StudySet, build_set
+from pneumoscope.study.data import StudyDataset, build_set
 from pneumoscope.study.folder import Meter, note_cost, read_cost
 from pneumoscope.study.forecast import count_steps, forecast, leader, needs
 from pneumoscope.study.learners.base import StudyContext, scan_of
@@ -45,7 +45,7 @@ def awkward_set(grid):
     case = Case("toy", "a", "p", "", "", "", lambda: scan)
     slices = slices_of(case, scan, SliceRecipe((HuWindow(-1000, 400),), size=(10, 8)))
     split = slices.table[["case", "slice", "patient"]].assign(part="test")
-    return StudySet(transfer_systems_small().site(1), slices, split, (), "toy", 0, {"a": case})
+    return StudyDataset(transfer_systems_small().site(1), slices, split, (), "toy", 0, {"a": case})
 
 
 class Bright:

@@ -1,4 +1,4 @@
-"""Lungs as the only class, and lists of own scans in the place of a data set."""
+"""Lungs as the only class, and lists of own scans in the place of a dataset."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import LUNG_AIR_HU, fit_air, fitted
 from pneumoscope.study.scores.volumes import structures
-from pneumoscope.study.volumes_data import find_volume_cases, is_drawn
+from pneumoscope.study.volumes_data import find_volume_cases, is_annotated
 from pneumoscope.volume import Mask, Volume
 
 LUNGS = VolumeRecipe(classes="lungs")
@@ -73,9 +73,9 @@ def test_the_air_threshold_is_the_one_that_fits():
 
 def test_scans_are_taken_for_what_was_drawn_on_them(tmp_path):
     lungs_only = case(chest(), CaseFiles(tmp_path, lungs=tmp_path))
-    assert is_drawn(lungs_only, "lungs")
-    assert not is_drawn(lungs_only, "infiltrate")
-    assert is_drawn(case(chest()), "lungs_infiltrate")
+    assert is_annotated(lungs_only, "lungs")
+    assert not is_annotated(lungs_only, "infiltrate")
+    assert is_annotated(case(chest()), "lungs_infiltrate")
 
 
 @pytest.fixture(scope="module")

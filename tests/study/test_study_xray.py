@@ -225,10 +225,10 @@ def test_model_0_does_not_learn_from_those_who_test_later(opened, roots, tmp_pat
 
 def test_a_split_by_image_is_said_to_leak(roots, tmp_path):
     repeat, _ = repeat_of(small("split.by=image"), roots, tmp_path)
-    assert repeat.one.torn
-    assert list(repeat.one.torn) == leaking(repeat.one.parts, repeat.pool.group_of(repeat.one.rows).tolist())
+    assert repeat.one.leaking_groups
+    assert list(repeat.one.leaking_groups) == leaking(repeat.one.parts, repeat.pool.group_of(repeat.one.rows).tolist())
     kept, _ = repeat_of(small(), roots, tmp_path)
-    assert kept.one.torn == ()
+    assert kept.one.leaking_groups == ()
 
 
 # -- what is missing -------------------------------------------------------------------------------------------------
@@ -334,8 +334,8 @@ def test_the_verdict_follows_the_control(wrong, level, words):
 
 def test_the_page_says_when_the_split_leaks():
     row = {"name": "Dataset_1", "seed": 0, "groups": 50}
-    (leaking,) = findings([], [], [{**row, "torn_groups": 7}, {**row, "torn_groups": 3}])
+    (leaking,) = findings([], [], [{**row, "leaking_groups": 7}, {**row, "leaking_groups": 3}])
     assert leaking["title"] == "The split leaks"
     assert "7 of 50 patients" in leaking["text"]
-    (whole,) = findings([], [], [{**row, "torn_groups": 0}])
+    (whole,) = findings([], [], [{**row, "leaking_groups": 0}])
     assert whole["title"] == "The split"

@@ -13,7 +13,7 @@ from pneumoscope.training.data import ArraySource, Batch, MixedSource
 from pneumoscope.training.loop import TrainConfig, fit
 from pneumoscope.training.strategies.averaging import best_mix, mix_weights
 from pneumoscope.training.strategies.normalisation import all_but_normalisation, has_statistics, take_statistics
-from pneumoscope.training.strategies.penalties import Distillation, GuardedTask, WeightConsolidation, fisher_diagonal
+from pneumoscope.training.strategies.penalties import Distillation, PenalisedTask, WeightConsolidation, fisher_diagonal
 from pneumoscope.training.strategies.rehearsal import choose_store, equal_shares
 from pneumoscope.training.strategies.selector import Selector, features
 from pneumoscope.training.tasks import SegmentationTask
@@ -130,7 +130,7 @@ def test_a_heavy_penalty_keeps_the_weight_and_none_lets_it_go(tmp_path):
         net = pixel_net(weight=1.0)
         anchor = {name: p.detach().clone() for name, p in net.named_parameters()}
         fisher = {"weight": torch.ones(1, 1, 1, 1), "bias": torch.zeros(1)}
-        task = GuardedTask(SegmentationTask(), (WeightConsolidation(net, fisher, anchor, weight),), f"ewc {weight}")
+        task = PenalisedTask(SegmentationTask(), (WeightConsolidation(net, fisher, anchor, weight),), f"ewc {weight}")
         fit(net, task, grey(1.0, 8), grey(1.0, 2), dataclasses.replace(CONFIG, max_epochs=8), tmp_path / str(weight))
         ends[weight] = net.weight.item(), net.bias.item()
     assert abs(ends[1e4][0] - 1.0) < 0.02
@@ -162,7 +162,7 @@ def test_distillation_asks_nothing_where_both_agree():
 
 def test_penalties_leave_validation_alone():
     plain = SegmentationTask()
-    task = GuardedTask(plain, (lambda output, batch: output.new_tensor(7.0),), "seven")
+    task = PenalisedTask(plain, (lambda output, batch: output.new_tensor(7.0),), "seven")
     batch = grey(1.0).batch(np.arange(2), None)
     logits = torch.zeros(2, 1, 4, 4)
     assert task.loss(logits, batch).item() == pytest.approx(plain.loss(logits, batch).item() + 7)

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 from pneumoscope.errors import InputError
 from pneumoscope.viewer.app import make_app
 from pneumoscope.viewer.contents import find_results, sort_results
-from pneumoscope.viewer.guard import Guard
+from pneumoscope.viewer.guard import RequestGuard
 
 HOST = "127.0.0.1:8765"
 
@@ -60,17 +60,17 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def guard() -> Guard:
-    return Guard((HOST, "localhost:8765"), "pneumoscope-8765")
+def guard() -> RequestGuard:
+    return RequestGuard((HOST, "localhost:8765"), "pneumoscope-8765")
 
 
 @pytest.fixture
-def stranger(run: Path, guard: Guard) -> TestClient:
+def stranger(run: Path, guard: RequestGuard) -> TestClient:
     return TestClient(make_app(run, guard), base_url=f"http://{HOST}")
 
 
 @pytest.fixture
-def known(stranger: TestClient, guard: Guard) -> TestClient:
+def known(stranger: TestClient, guard: RequestGuard) -> TestClient:
     assert stranger.get(f"/?token={guard.token}").status_code == 200
     return stranger
 

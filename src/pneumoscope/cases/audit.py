@@ -130,7 +130,7 @@ def audit_dataset(
         options: see `AuditOptions`.
         overwrite: judge every case again.
         resume: keep the cases that were judged by a run before and whose files, thresholds and model are unchanged; the
-            cleaned copy is written anew.
+            cleaned copy is written again.
         progress: called per case.
 
     Raises:

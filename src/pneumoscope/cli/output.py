@@ -129,7 +129,7 @@ def interval(low: float | None, high: float | None) -> str:
 def progress_for(common: Common) -> Iterator[Progress]:
     """A bar on stderr when it is a terminal, else a line a minute; nothing with ``--quiet``. NO_COLOR is honoured.
 
-    Forecasts and notes (what was made anew, and why) are lines on stderr, terminal or not, but for ``--quiet``. The
+    Forecasts and notes (what was made again, and why) are lines on stderr, terminal or not, but for ``--quiet``. The
     block runs where ``--on`` says, and does the part of ``--part``.
     """
     where = machines(common.on, jobs=common.jobs, cluster=common.cluster or (), part=common.part)

@@ -117,7 +117,7 @@ def run(
 ) -> None:
     """Run a recipe and report on it.
 
-    Trains the stages one after the other and scores each on every test set. A killed run goes on where it was with
+    Trains the stages one after the other and scores each on every test set. A killed run continues where it was with
     --resume. The study folder holds matrix.csv (one row per stage and test set, with the paper's values),
     forgetting.csv, per_case.csv, the models, the curves and report.html.
     """

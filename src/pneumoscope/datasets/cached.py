@@ -1,6 +1,6 @@
 """Cases through the array cache: what an entry of a case is made of, and scans with their masks as entries.
 
-A key is a sum over the bytes of a case's files, how they were read, and the settings. Reading every file anew to sum
+A key is a sum over the bytes of a case's files, how they were read, and the settings. Reading every file again to sum
 it would cost what the cache is to save, so sums are remembered beside a stamp of the file: device, inode, size, and
 times of change of content and of entry, in nanoseconds. The second of these (ctime) cannot be set back by programs: an
 editor that restores a file's date is noticed. A file that changed less than two seconds ago is summed every time, for
@@ -82,7 +82,7 @@ def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[s
 
     It cannot for cases without files, for headers with their voxels elsewhere, and for readers whose settings cannot be
     written down (a closure, an object without a lasting description). The files' paths are part of it where the reader
-    was given them: a dataset that was moved is read anew.
+    was given them: a dataset that was moved is read again.
 
     Args:
         case: the case.

@@ -46,7 +46,7 @@ class Run:
 
     Attributes:
         work: the folder that is written.
-        rows: of ``sources.csv``; ``drawn`` tells whether somebody drew.
+        rows: of ``sources.csv``; ``drawn`` tells whether somebody annotated it.
         entries, slices: what the layout's own tables get.
         kinds: label files that tell ground-glass and consolidation apart, in layouts with one list of labels.
         plain: whether some mask does not.
@@ -231,7 +231,7 @@ class Converted:
         folder: where.
         to: the layout.
         cases: names, in order.
-        without_infiltrate: those that nobody drew on.
+        without_infiltrate: those that nobody annotated.
         labels: of the infiltrate masks, number -> name; plain infiltrate where some masks do not tell kinds apart.
         failed: case -> why it could not be read; the others are written.
     """

@@ -107,7 +107,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
         "MIDRC-RICORD-1a: 120 COVID-19 chest CTs as DICOM with contours", "ct", "CC BY-NC 4.0",
         "Tsai E.B. et al. 2021: The RSNA International COVID-19 Open Radiology Database, Radiology 299(1)",
         "https://doi.org/10.7937/VTW4-X588", {}, True,
-        ("120 exams by its authors; a case here is a series on which somebody drew, and an exam holds several series",
+        ("120 exams by its authors; a case here is a series that somebody annotated, and an exam holds several series",
          "infiltrate is Infectious opacity and Infectious TIB/micronodules, by name; all readers are joined",
          "no lung masks exist", "the dates of its folder names are made up"),
     ),

@@ -97,6 +97,11 @@ class SliceStack:
     source: str
     slices: tuple[str, ...]
 
+    @property
+    def dataset(self) -> str:
+        """``slices-<source>``; ``phantom-<site>`` for synthetic ones."""
+        return self.source if self.source.startswith("phantom") else f"slices-{self.source}"
+
 
 @dataclass(frozen=True)
 class SliceScan:

@@ -244,7 +244,7 @@ def write_description(model: str | Path, description: Description, *, overwrite:
     """
     path = toml_beside(model)
     if path.exists() and not overwrite:
-        raise InputError("is there already; use --overwrite to write it anew", path=path)
+        raise InputError("is there already; use --overwrite to write it again", path=path)
     kind = "onnx" if Path(model).suffix.lower() == ".onnx" else "torchscript"
     GraphEngine(kind, Path(model), description, Access())
     write_text(path, description.as_toml())

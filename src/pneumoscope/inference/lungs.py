@@ -332,7 +332,7 @@ def _dropped_voxels(lungs: NDArray[np.bool_], probability: NDArray[np.float32], 
 
 
 def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> None:
-    """Take out connected pieces (6 neighbours) below the given size, in place."""
+    """Take out connected components (6 neighbours) below the given size, in place."""
     import cc3d
 
     boxes = ndimage.find_objects(lungs.view(np.uint8))

@@ -69,7 +69,7 @@ def _unpack_all(stream: BinaryIO, size: int, folder: Path, place: Place) -> None
 
 def _refuse(place: Place, problem: str, member: str | None = None) -> ReadError:
     where = f"member {member[:80]!r} " if member is not None else ""
-    return place.error(71, f"{where}{problem}; unpack it yourself if you trust it, or zip one scan anew")
+    return place.error(71, f"{where}{problem}; unpack it yourself if you trust it, or zip one scan again")
 
 
 def _check_directory(stream: BinaryIO, place: Place) -> int:

@@ -89,7 +89,7 @@ class DaskWorkers(Executor):
         super().__init__()
         self._where, self._opener, self._folder = where, opener, folder
         self._stack = ExitStack()
-        self._begun = self._seen = self._looked = 0.0
+        self._started = self._seen = self._looked = 0.0
         self._width, self._any, self._ended_well = 0, False, False
         self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
 
@@ -112,7 +112,7 @@ class DaskWorkers(Executor):
             self._stack = stack.pop_all()
         if _has("bokeh") and self._client.dashboard_link:
             self.notes.append(f"dashboard: {self._client.dashboard_link}")
-        self._begun = self._seen = time.monotonic()
+        self._started = self._seen = time.monotonic()
         return self
 
     def __exit__(
@@ -195,7 +195,7 @@ class DaskWorkers(Executor):
             RunError: none has ever been there, and patience is over.
         """
         patience = self._where.patience_seconds
-        if not self._any and patience is not None and now - self._begun > patience:
+        if not self._any and patience is not None and now - self._started > patience:
             raise RunError(f"no worker has started in {patience:.0f} s: {self._state()}")
         if now - self._seen > QUIET_SECONDS:
             self._seen = now

@@ -180,7 +180,7 @@ def _executor(opener: Opener, side_by_side: int, folder: Path) -> Executor | Non
 def _in_this_process(jobs: Sequence[Job], step: Step, bar: OverJobs) -> Generator[Outcome, None, None]:
     queue = Queue(jobs)
     ready = queue.drain()
-    for outcome in step.each(bar.begun((job.name, job) for job in ready) if step.shares else ready, bar):
+    for outcome in step.each(bar.over((job.name, job) for job in ready) if step.shares else ready, bar):
         yield from queue.ended(outcome)
 
 

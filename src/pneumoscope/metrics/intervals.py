@@ -155,7 +155,7 @@ def over_seeds_and_sets(
 
     Each round draws trainings, and within each set its patients: with the same patients in every training once for all
     of them (crossed; the pigeonhole bootstrap, Owen 2007, The Annals of Applied Statistics 1, 386), with other
-    patients in each anew for each training (nested). Sets count alike and are not drawn: they are not a sample of
+    patients in each again for each training (nested). Sets count alike and are not drawn: they are not a sample of
     hospitals. One training of one set gives the interval of `bootstrap_interval`, up to the draws.
 
     Args:

@@ -92,7 +92,7 @@ def surface_scores(pred: BoolArray, ref: BoolArray, spacing_mm: ArrayLike, toler
 
     Args:
         pred: boolean mask, (i, j, k) or a single slice (h, w).
-        ref: the mask held to be true, same shape.
+        ref: the reference mask, same shape.
         spacing_mm: voxel size along each array axis; or the (d, d) matrix of voxel steps, for sheared grids.
         tolerance_mm: see `TOLERANCE_MM`.
 

@@ -121,7 +121,7 @@ class OwnSlices:
 
 
 def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
-    """Cases with an infiltrate mask, of every data set given as ``name -> root`` (``manifest`` for a CSV).
+    """Cases with an infiltrate mask, of every dataset given as ``name -> root`` (``manifest`` for a CSV).
 
     Raises:
         InputError: an unknown name, nothing with a mask, or two cases of one name.
@@ -134,7 +134,7 @@ def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
     names = [case.case for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{len(twice)} case names occur twice over the data sets, first {twice[0]}; rename them")
+        raise InputError(f"{len(twice)} case names occur twice over the datasets, first {twice[0]}; rename them")
     return sorted(cases, key=lambda case: case.case)
 
 

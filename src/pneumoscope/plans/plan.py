@@ -153,7 +153,7 @@ def make_plan(
     Args:
         cases: of which `survey.LOOKED_AT` are loaded.
         device: ``cpu`` plans smaller.
-        start: the model whose weights are gone on with; it also says whether slices or volumes.
+        start: the model whose weights it starts from; it also says whether slices or volumes.
         dims: ``2d``, ``3d``, or ``auto``: slices, unless there is a graphics card and the scans are thin and deep.
         wanted: values that the user gave; None is left to the plan.
 

@@ -29,7 +29,7 @@ NONE_NAMED = OUR_CHOICE + "the papers name none"
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Settings):
-    """What the paper's table says of one data set; compared with what is read, never used to compute."""
+    """What the paper's table says of one dataset; compared with what is read, never used to compute."""
 
     scans: int = setting("scans", low=1)
     slices: int = setting("slices", low=1)
@@ -43,7 +43,7 @@ class Published(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Site(Settings):
-    """One data set of the study.
+    """One dataset of the study.
 
     Attributes:
         number: the set's number in the stage names (1, 2, 3).
@@ -194,7 +194,7 @@ class Training(Settings):
 class Budget(Settings):
     """How long and how fast one kind of stage trains; it stops after `patience` epochs without a better validation.
 
-    `epoch_slices` fixes what an epoch is: so many slices drawn anew, whatever the size of the set. Stages with the same
+    `epoch_slices` fixes what an epoch is: so many sampled slices, whatever the size of the set. Stages with the same
     `epoch_slices`, `max_epochs` and batch then take the same number of steps. None: an epoch shows each slice once.
     """
 

@@ -148,7 +148,7 @@ class VolumeSystem(Settings):
 
 @cache
 def _recipe(name: str) -> VolumeExperiment:
-    """A recipe, built once: a study is made anew for every value that is set."""
+    """A recipe, built once: a study is made again for every value that is set."""
     return build_volume_recipe(name)
 
 

@@ -17,10 +17,10 @@ SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeSet(Settings):
-    """One data set and the part it plays.
+    """One dataset and the part it plays.
 
     Attributes:
-        name: of the data set, as `--data NAME=ROOT` gives it.
+        name: of the dataset, as `--data NAME=ROOT` gives it.
         cases: pattern of the case names that are taken.
         part: ``train`` is split into training and validation; ``test`` is scored at the end.
         phantom_site, phantom_patients: the synthetic stand-in.

@@ -27,7 +27,7 @@ class XrayData(Settings):
         children: set of Dataset_0 and of the classes without COVID-19 of Dataset_1.
         covid: sets that give the class covid19 of Dataset_1, where their folders are given.
         adults: set of adults from before the pandemic, a control; it takes no part in the paper's stages.
-        classes_0, classes_1: of the two data sets, by their numbers.
+        classes_0, classes_1: of the two datasets, by their numbers.
         per_class_0: pictures of each class of Dataset_0; none takes all.
         per_class_1: pictures of each class of Dataset_1.
         shortage: when a class has fewer: take ``all`` and say so, or an ``error``.
@@ -66,14 +66,14 @@ class XraySplit(Settings):
         by: ``group``: patients, joined where they share a picture; ``image``: pictures, as the paper.
         test_share: of all pictures.
         validation_share: of those that are not tested.
-        likeness: correlation from which two pictures are taken for one.
+        correlation: correlation from which two pictures are taken for one.
         seed: of draw and split; the second training uses the next, and so on.
     """
 
     by: str = setting(choices=("group", "image"))
     test_share: float = setting("share", low=0.01, high=0.9)
     validation_share: float = setting("share", low=0.01, high=0.9)
-    likeness: float = setting("correlation", low=0.9, high=1.0)
+    correlation: float = setting("correlation", low=0.9, high=1.0)
     seed: int = setting(low=0, high=MAX_SEED)
 
 
@@ -242,7 +242,7 @@ class XrayExperiment(Settings):
                     f"{classes} and {counts}"
                 )
         if len(data.classes_0) != len(data.classes_1):
-            raise InputError("Model_2 carries the network of Dataset_0: both data sets need as many classes")
+            raise InputError("Model_2 carries the network of Dataset_0: both datasets need as many classes")
         stages = self.training.stages or ()
         if "Model_2" in stages and "Model_0" not in stages:
             raise InputError("Model_2 begins with Model_0; put Model_0 into training.stages")

@@ -240,7 +240,7 @@ def case_views(
         volume: the scan.
         lungs: its lungs.
         infiltrate: its infiltrates.
-        truth: what a reader drew.
+        truth: what a reader annotated.
         slices: slice numbers k; by default those of `choose_slices`.
 
     Raises:

@@ -62,7 +62,7 @@ class ViewScan:
         volume: the scan.
         lungs: its lungs.
         infiltrate: the infiltrate found.
-        truth: what a reader drew, or None.
+        truth: what a reader annotated, or None.
         meshes: its surfaces by the names of `structures.LOOKS`; empty masks have none. None has them made for the page.
     """
 

@@ -24,7 +24,7 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Lesions:
-    """Connected pieces of infiltrate inside the lungs.
+    """Connected components of infiltrate inside the lungs.
 
     Attributes:
         count: pieces of at least `smallest_ml`.

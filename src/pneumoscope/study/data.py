@@ -43,8 +43,8 @@ PHANTOM_FOLDER = Path("data") / "phantom"
 
 
 @dataclass(frozen=True, eq=False)
-class StudySet:
-    """One data set, ready.
+class StudyDataset:
+    """One dataset, ready.
 
     Attributes:
         site: its description in the experiment.
@@ -97,10 +97,10 @@ def require_data(recipe: str, data: Mapping[str, Any], synthetic: bool) -> None:
         InputError: neither is given, or both.
     """
     if data and synthetic:
-        raise InputError("--data and --synthetic exclude each other; give the data sets, or run on synthetic scans")
+        raise InputError("--data and --synthetic exclude each other; give the datasets, or run on synthetic scans")
     if not data and not synthetic:
         raise InputError(
-            f"{recipe} needs its data sets, --data NAME=ROOT each (`pneumoscope study show {recipe}` names them), or "
+            f"{recipe} needs its datasets, --data NAME=ROOT each (`pneumoscope study show {recipe}` names them), or "
             "--synthetic to run on synthetic scans"
         )
 
@@ -110,7 +110,7 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
 
     Args:
         experiment: names the sets.
-        data: ``name -> folder``; a name is a set's data set (``medseg``) or its number (``2``). Sets of 8-bit slices
+        data: ``name -> folder``; a name is a set's dataset (``medseg``) or its number (``2``). Sets of 8-bit slices
             share one root, ``slices``, or are named by their source (``coronacases``).
 
     Raises:
@@ -140,7 +140,7 @@ def _names(site: Site) -> tuple[str, ...]:
 
 
 def has_mask(case: Case) -> bool:
-    """Whether a reader drew on this scan: 1060 of the 1110 of MosMed and the challenge's validation scans have none."""
+    """Whether it was annotated: 1060 of the 1110 of MosMed and the challenge's validation scans have none."""
     return case.files is None or case.files.infiltrate is not None
 
 
@@ -182,7 +182,7 @@ def find_cases(
         experiment: names the sets.
         roots: folder by set number; none for synthetic sites.
         out: the study folder, where synthetic sites are made.
-        progress: told about every set.
+        progress: called about every set.
         lungs: folders of lung masks by set number, for sets without their own.
 
     Raises:
@@ -263,7 +263,7 @@ def build_set(
     name: str = "",
     lungs_for: LungFinder | LungSource,
     progress: Progress = silent,
-) -> StudySet:
+) -> StudyDataset:
     """Read one set into slices and split it; the split is written, or compared with the one written before.
 
     `name` is that of `set_names`; without one, what the set would be called alone.
@@ -272,14 +272,15 @@ def build_set(
         DatasetError: the set cannot be read or split.
         InputError: the split of a resumed study differs: the data have changed; or the set cannot teach anything.
     """
-    read = _grey_slices if experiment.preprocessing.intensity == "grey8" else _hu_slices
+    grey = experiment.preprocessing.intensity == "grey8"
+    read = _grey_slices if grey else _hu_slices
     name = name or _plain_name(site, cases)
     slices, supplied = read(experiment, site, cases, lungs_for, progress)  # type: ignore[arg-type, operator]
     split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
     _keep_split(split, folder / "splits" / f"{name}.csv")
-    scans = {c.case: _in_hounsfield_units(c, site) for c in cases if isinstance(c, Case)}
+    scans: dict[str, Case] = {} if grey else {c.case: _in_hounsfield_units(c, site) for c in cases}  # type: ignore[arg-type]
     leaks = tuple(leaking(split["part"], split["patient"]))
-    study_set = StudySet(site, slices, split, leaks, name, supplied, scans, lungs_for)
+    study_set = StudyDataset(site, slices, split, leaks, name, supplied, scans, lungs_for)
     learns = experiment.split.by != "none"
     if learns and not (slices.target[study_set.rows("train")] > 0).any():
         raise InputError(
@@ -350,7 +351,7 @@ def unfit_patients(slices: SliceSet, least_pixels: int) -> set[str]:
 
 
 def set_names(experiment: Experiment, cases: Mapping[int, Scans]) -> dict[int, str]:
-    """What the files of each set are called, by number: its data set, ``phantom-C`` for synthetic scans of site C.
+    """What the files of each set are called, by number: its dataset, ``phantom-C`` for synthetic scans of site C.
 
     The scans themselves say what they are, whatever set they stand in for. Sets of one name are numbered.
     """
@@ -360,12 +361,11 @@ def set_names(experiment: Experiment, cases: Mapping[int, Scans]) -> dict[int, s
 
 
 def _plain_name(site: Site, cases: Scans) -> str:
-    first = cases[0]
-    kind = first.source if isinstance(first, SliceStack) else first.dataset
+    kind = cases[0].dataset
     if kind == "phantom" or kind.startswith("phantom-"):
         sources = {case.source.removeprefix("phantom-") for case in cases}
         return f"phantom-{sources.pop()}" if len(sources) == 1 else "phantom"
-    return f"slices-{kind}" if isinstance(first, SliceStack) else site.dataset
+    return kind if kind.startswith("slices-") else site.dataset
 
 
 def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()) -> pd.DataFrame:

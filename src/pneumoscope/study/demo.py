@@ -49,9 +49,9 @@ def run_demo(
         device: see `run_study`.
         precision: other than ``auto`` replaces the profile's.
         seed: replaces the seeds of data, split and training.
-        overwrite: begin anew over a study in `out`.
-        resume: go on with the study in `out`.
-        progress: told about every part.
+        overwrite: start again over a study in `out`.
+        resume: continue the study in `out`.
+        progress: called about every part.
 
     Returns:
         The study, with `case_folder` set; its `report` links the case.
@@ -106,7 +106,7 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
 
 
 def _new_patient(experiment: Experiment, folder: Path) -> ScanRef:
-    """Write the scan of a patient that is in no set, and what the site's reader drew on it."""
+    """Write the scan of a patient that is in no set, and what the site's reader annotated on it."""
     from pneumoscope.datasets.phantom.folder import make_phantom
     from pneumoscope.io.scan_ref import ScanRef
     from pneumoscope.io.write import write_mask, write_volume

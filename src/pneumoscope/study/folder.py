@@ -178,7 +178,7 @@ def stage_cards(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def mark_of(datasets: Iterable[str]) -> str:
-    """What tables and figures of a study say of its data, by the data set of each scan; empty for real ones."""
+    """What tables and figures of a study say of its data, by the dataset of each scan; empty for real ones."""
     made_up = {name == "phantom" for name in datasets}
     return PARTLY_SYNTHETIC if len(made_up) == 2 else SYNTHETIC if True in made_up else ""
 
@@ -301,7 +301,7 @@ class Meter:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Meter:
-        self._begun, self._begun_cpu = time.perf_counter(), time.process_time()
+        self._started, self._started_cpu = time.perf_counter(), time.process_time()
         self.held_gigabytes = self.peak_gigabytes = resident_gigabytes()
         _cuda("reset_peak_memory_stats")
         self._thread.start()
@@ -312,8 +312,8 @@ class Meter:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.seconds = time.perf_counter() - self._begun
-        self.cpu_seconds = time.process_time() - self._begun_cpu
+        self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = time.process_time() - self._started_cpu
         self.peak_gigabytes = max(self.peak_gigabytes, resident_gigabytes()) or peak_gigabytes()
         self.device_gigabytes = (_cuda("max_memory_allocated") or 0) / 1e9
 

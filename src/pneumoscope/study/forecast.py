@@ -14,7 +14,7 @@ import psutil
 
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.systems import ON_SLICES
-from pneumoscope.study.data import StudySet, two_channel_target
+from pneumoscope.study.data import StudyDataset, two_channel_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,7 +141,9 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: str = "auto", jobs: int = 1) -> Forecast:
+def forecast(
+    experiment: Experiment, sets: Mapping[int, StudyDataset], *, device: str = "auto", jobs: int = 1
+) -> Forecast:
     """Make a few steps on slices of the first set, and count up.
 
     The time is an upper bound where a stage may stop early.
@@ -170,7 +172,7 @@ def forecast(experiment: Experiment, sets: Mapping[int, StudySet], *, device: st
     return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting, uncounted)
 
 
-def seconds_per_step(experiment: Experiment, study_set: StudySet, device: str) -> float:
+def seconds_per_step(experiment: Experiment, study_set: StudyDataset, device: str) -> float:
     """Wall time of an optimiser step on this machine, the fastest of a few."""
     from pneumoscope.study.learners.examples import make_augment
     from pneumoscope.study.learners.slices import StageJob, new_model

@@ -36,7 +36,7 @@ def read_stacks(root: Path, site: Site) -> list[SliceStack]:
     if site.dataset != "slices" or site.label not in SOURCES:
         raise InputError(
             f"set {site.number} ({site.dataset}, {site.label}) is no set of 8-bit slices, which this recipe takes; "
-            f"expected the data set slices with one of the labels {', '.join(SOURCES)}",
+            f"expected the dataset slices with one of the labels {', '.join(SOURCES)}",
             path=root,
         )
     return [stack for stack in read_slice_folder(root, site.label) if fnmatch(stack.case, site.cases)]
@@ -74,11 +74,11 @@ def grey_slice_set(
 ) -> SliceSet:
     """The slices of all scans as a network takes them; scans without lung masks get those that `lungs_for` finds.
 
-    Slices whose reader drew no lung are left out, as for scans; a network that finds none leaves a slice in with an
+    Slices without an annotated lung are left out, as for scans; a network that finds none leaves a slice in with an
     empty lung channel, so that it never decides what is tested on. ``slice`` in the table is the place in the stack.
 
     Raises:
-        InputError: a scan nobody drew on, or no slice with lung.
+        InputError: a scan that nobody annotated, or no slice with lung.
     """
     parts = []
     for done, stack in enumerate(stacks, start=1):

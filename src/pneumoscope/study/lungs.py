@@ -18,7 +18,7 @@ from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.study.data import StudySet, build_set, find_cases, set_names
+from pneumoscope.study.data import StudyDataset, build_set, find_cases, set_names
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, preprocessing_card, train_stage
 from pneumoscope.volume import Mask, Volume
 
@@ -45,13 +45,13 @@ class LungSupply:
         folder: the study folder.
         device: for training and prediction.
         resume: take a finished network from the folder.
-        progress: told about training.
+        progress: called about training.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        sets: Mapping[int, StudySet],
+        sets: Mapping[int, StudyDataset],
         folder: Path,
         *,
         device: str = "auto",
@@ -189,7 +189,7 @@ def open_sets(
     resume: bool = True,
     masks: Mapping[int, Path] | None = None,
     progress: Progress = silent,
-) -> dict[int, StudySet]:
+) -> dict[int, StudyDataset]:
     """Read every set, those that teach the lung network first, as the others may need it.
 
     Args:
@@ -199,9 +199,9 @@ def open_sets(
         device: for the lung network.
         resume: take a finished lung network from the folder.
         masks: folders of lung masks made elsewhere, by set number.
-        progress: told about every set.
+        progress: called about every set.
     """
-    sets: dict[int, StudySet] = {}
+    sets: dict[int, StudyDataset] = {}
     lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
     cases = find_cases(experiment, roots, folder, progress, lungs=masks)
     teachers, names = experiment.lung.sites, set_names(experiment, cases)

@@ -18,7 +18,7 @@ from pneumoscope.study.analysis.calibration import study_cells, write_shift
 from pneumoscope.study.analysis.comparison import Compared, compare_retraining
 from pneumoscope.study.analysis.lung_effect import lung_effect, write_lung_effect
 from pneumoscope.study.base import Modality
-from pneumoscope.study.data import StudySet, lung_folders, require_data, roots_of
+from pneumoscope.study.data import StudyDataset, lung_folders, require_data, roots_of
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
@@ -52,7 +52,7 @@ class Transfer(Modality):
 
     def read(self) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""
-        self.sets: dict[int, StudySet] = open_sets(
+        self.sets: dict[int, StudyDataset] = open_sets(
             self.experiment,
             self.folder,
             self.roots,

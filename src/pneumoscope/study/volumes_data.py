@@ -18,7 +18,7 @@ from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment, Volum
 
 SPLIT_COLUMNS = ("k", "fold", "case", "patient", "part")
 VALIDATION = "val"
-"""The name of the scans held out of the training set, where a test set has its data set's name."""
+"""The name of the scans held out of the training set, where a test set has its dataset's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def find_volume_cases(
             continue
         cases = _read(part.name, data[part.name]) if data else _phantoms(experiment, part, out, progress)
         named, classes = part.cases if data else "*", experiment.preparation.classes
-        fitting = [case for case in cases if fnmatch(case.case, named) and is_drawn(case, classes)]
+        fitting = [case for case in cases if fnmatch(case.case, named) and is_annotated(case, classes)]
         if not fitting:
             raise InputError(f"{part.name} has no scan with a mask named {part.cases!r}", path=data.get(part.name))
         found[part.name] = sorted(fitting, key=lambda case: case.case)
@@ -98,14 +98,14 @@ def find_volume_cases(
 
 
 def _read(name: str, root: Path) -> list[Case]:
-    """Scans of a data set, or of a CSV list of own scans in its place."""
+    """Scans of a dataset, or of a CSV list of own scans in its place."""
     from pneumoscope.datasets.registry import read_dataset
 
     return read_dataset("manifest" if root.suffix.lower() == ".csv" else name, root)
 
 
-def is_drawn(case: Case, classes: str) -> bool:
-    """Whether the structure that is learnt was drawn on this scan: 1060 of the 1110 of MosMed have no infiltrate."""
+def is_annotated(case: Case, classes: str) -> bool:
+    """Whether the structure to learn was annotated on this scan: 1060 of the 1110 of MosMed have no infiltrate."""
     if case.files is None:
         return True
     return (case.files.lungs if classes == "lungs" else case.files.infiltrate) is not None
@@ -174,7 +174,7 @@ def write_splits(jobs: Sequence[ModelJob], dataset: str, folder: Path) -> None:
     """Write ``splits/<dataset>.csv``: one row per k, fold and scan. Unchanged when it is there already.
 
     Raises:
-        InputError: it is there and differs: the data have changed since the study was begun.
+        InputError: it is there and differs: the data have changed since the study was started.
     """
     rows = [
         (str(job.k), str(job.fold), case.case, case.patient, part)

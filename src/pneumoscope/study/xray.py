@@ -201,6 +201,6 @@ def _set_row(repeat: Repeat, part: xray_data.SplitSet) -> dict[str, Any]:
         "classes": {name: int((part.labels == i).sum()) for i, name in enumerate(part.classes)},
         "parts": {name: int((part.parts == name).sum()) for name in ("train", "val", "test")},
         "groups": len(set(repeat.pool.group_of(part.rows).tolist())),
-        "torn_groups": len(part.torn),
+        "leaking_groups": len(part.leaking_groups),
         "notes": list(part.notes),
     }

@@ -21,7 +21,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.xray import XrayExperiment
 
 RESNET = "resnet50"
-"""Name under which a file of published weights is given beside the data sets."""
+"""Name under which a file of published weights is given beside the datasets."""
 
 PRINTS_FILE = "prints.npz"
 
@@ -53,7 +53,7 @@ class ImagePool:
 
 @dataclass(frozen=True, eq=False)
 class SplitSet:
-    """A data set of the study: drawn and split.
+    """A dataset of the study: drawn and split.
 
     Attributes:
         name: ``Dataset_0``, ``Dataset_1`` or ``adults``.
@@ -62,7 +62,7 @@ class SplitSet:
         parts: ``train``, ``val`` or ``test`` (n,).
         classes: names of the classes.
         notes: what was asked for and was not there.
-        torn: groups with pictures in several parts: none in a split by group.
+        leaking_groups: with pictures in several parts: none in a split by group.
     """
 
     name: str
@@ -71,7 +71,7 @@ class SplitSet:
     parts: NDArray[np.str_]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
-    torn: tuple[str, ...]
+    leaking_groups: tuple[str, ...]
 
     def part(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and labels of one part."""
@@ -107,7 +107,7 @@ def list_cases(roots: Mapping[str, Path]) -> list[XrayCase]:
     """The pictures of all sets, in order of set and path; none is opened.
 
     Raises:
-        DatasetError: a folder that is not its data set.
+        DatasetError: a folder that is not its dataset.
     """
     return [case for name in sorted(roots) for case in read_radiographs(name, roots[name])]
 
@@ -123,12 +123,12 @@ def read_pool(
     prints = _prints(cases, folder / "data" / PRINTS_FILE, progress)
     kept = [i for i in range(len(cases)) if i not in prints.unreadable]
     if not kept:
-        raise DatasetError("not one picture of the data sets can be read")
+        raise DatasetError("not one picture of the datasets can be read")
     place = {old: new for new, old in enumerate(kept)}
     readable = [cases[i] for i in kept]
     pairs = [
         Pair(place[p.a], place[p.b], p.correlation, p.equal)
-        for p in find_pairs(prints, experiment.split.likeness)
+        for p in find_pairs(prints, experiment.split.correlation)
         if p.a in place and p.b in place
     ]
     unreadable = tuple((f"{cases[i].dataset}/{cases[i].case}", why) for i, why in sorted(prints.unreadable.items()))
@@ -220,8 +220,8 @@ def _make(
         seed=seed,
     )
     rows = np.asarray(own, np.int64)[drawn.rows]
-    torn = tuple(leaking(parts, pool.group_of(rows)))
-    return SplitSet(name, rows, drawn.labels, parts, drawn.classes, drawn.notes, torn)
+    leaking_groups = tuple(leaking(parts, pool.group_of(rows)))
+    return SplitSet(name, rows, drawn.labels, parts, drawn.classes, drawn.notes, leaking_groups)
 
 
 @dataclass(eq=False)
@@ -257,7 +257,7 @@ class ImageCache:
 
 
 def licences(pool: ImagePool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Data sets of some rows with licence, citation and number of pictures, for model cards."""
+    """Datasets of some rows with licence, citation and number of pictures, for model cards."""
     found: dict[tuple[str, str, str], int] = {}
     for i in rows:
         case = pool.cases[int(i)]

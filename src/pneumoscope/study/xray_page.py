@@ -253,13 +253,13 @@ def _remedy_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _split_words(sets: Sequence[Row]) -> list[tuple[str, str]]:
-    torn = [s for s in sets if s["torn_groups"]]
-    if torn:
-        worst = max(torn, key=lambda s: s["torn_groups"])
+    leaking = [s for s in sets if s["leaking_groups"]]
+    if leaking:
+        worst = max(leaking, key=lambda s: s["leaking_groups"])
         text = (
             f"Pictures were split without keeping patients together, as in the paper: in {worst['name']}, draw "
-            f"{worst['seed']}, {worst['torn_groups']} of {worst['groups']} patients (or patients who share a picture) "
-            "stand in more than one part. Every accuracy on the same sources is flattered by this."
+            f"{worst['seed']}, {worst['leaking_groups']} of {worst['groups']} patients (or patients who share a "
+            "picture) stand in more than one part. Every accuracy on the same sources is flattered by this."
         )
         return [("The split leaks", text)]
     return [("The split", "Patients, and patients who share a picture, are kept in one part in every draw.")]

@@ -120,7 +120,7 @@ def write_case_points(
         volume: the scan.
         lungs: its lungs.
         infiltrate: the infiltrate found.
-        truth: the infiltrate a reader drew.
+        truth: the infiltrate a reader annotated.
         max_points: at most this many points per table, by a stride of its own for each; None writes every voxel.
 
     Returns:

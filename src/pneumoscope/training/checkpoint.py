@@ -74,7 +74,7 @@ def load_checkpoint(folder: str | Path) -> Loaded | None:
         return Loaded(state, f"{problems[0]}; went back to {name}" if problems else "")
     if problems:
         raise CheckpointError(
-            f"{' and '.join(problems)}; copy the run from a backup or start anew with --overwrite", path=folder
+            f"{' and '.join(problems)}; copy the run from a backup or start again with --overwrite", path=folder
         )
     return None
 

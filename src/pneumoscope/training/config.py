@@ -140,7 +140,7 @@ def rate_at(config: TrainConfig, done: int, steps: int, history: Sequence[Mappin
 def plateaus(losses: Sequence[float], epochs: int, least: float = 0.0, rest: int = 0) -> int:
     """How often a list of losses has stood still: `epochs` in a row that are not below the best before.
 
-    After each plateau the count begins anew, as in Keras' ReduceLROnPlateau.
+    After each plateau the count starts again, as in Keras' ReduceLROnPlateau.
 
     Args:
         losses: one per epoch, from the first.

@@ -100,7 +100,7 @@ class MixedSource:
         parts: the sources; all give tensors of the same shapes.
         shares: of an epoch, one per part; rounded so that every part with a share is drawn from.
         length: draws in an epoch. Example i of an epoch belongs to the part into whose share i falls; which example of
-            that part it is, is drawn anew with the step's generator, with replacement.
+            that part it is, is drawn again with the step's generator, with replacement.
     """
 
     parts: Sequence[BatchSource]

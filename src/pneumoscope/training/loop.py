@@ -46,7 +46,7 @@ class FitResult:
         epochs_run: epochs done, over all resumed parts.
         stopped_by: ``max_epochs``, ``patience`` or ``max_minutes``.
         history: a row per epoch: epoch, learning_rate, train_loss, val_loss, val_<score>...
-        notes: what a reader should know, e.g. that a damaged checkpoint was set aside.
+        notes: what a reader should know, e.g. that a damaged checkpoint was skipped.
         seconds: wall time of this process.
     """
 
@@ -358,7 +358,7 @@ class _Run:
         if changed:
             raise CheckpointError(
                 f"the run was started with other settings or data: {'; '.join(changed)}; "
-                "use the old ones, or start anew with --overwrite",
+                "use the old ones, or start again with --overwrite",
                 path=self.folder,
             )
         self.model.load_state_dict(saved["model"])

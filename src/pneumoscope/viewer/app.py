@@ -13,7 +13,7 @@ from pneumoscope.cases.private import FOLDER as PRIVATE
 from pneumoscope.cases.private import read_key
 from pneumoscope.errors import InputError
 from pneumoscope.viewer.contents import Result, as_text, filter_results, find_results, read_rows, sort_results
-from pneumoscope.viewer.guard import DOCUMENT_POLICY, Guard
+from pneumoscope.viewer.guard import DOCUMENT_POLICY, RequestGuard
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -51,7 +51,7 @@ COLUMNS = (
 )
 
 
-def make_app(root: Path, guard: Guard) -> Starlette:
+def make_app(root: Path, guard: RequestGuard) -> Starlette:
     """The application over one folder; results are looked up again at every request, so new ones appear.
 
     Args:

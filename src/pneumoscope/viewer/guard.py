@@ -30,7 +30,7 @@ DOCUMENT_POLICY = (
 """For documents of a result folder: an origin of their own, so that a script in one can ask this server for nothing."""
 
 
-class Guard:
+class RequestGuard:
     """The token, the session, and the checks of one server.
 
     Attributes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pneumoscope.errors import InputError
 from pneumoscope.viewer.contents import find_results
-from pneumoscope.viewer.guard import Guard
+from pneumoscope.viewer.guard import RequestGuard
 
 LOOPBACK = "127.0.0.1"
 
@@ -37,7 +37,7 @@ def serve(root: str | Path, *, port: int = 0, ready: Callable[[str], None]) -> N
     find_results(folder)
     listener = _listen(port)
     taken = listener.getsockname()[1]
-    guard = Guard((f"{LOOPBACK}:{taken}", f"localhost:{taken}"), f"pneumoscope-{taken}")
+    guard = RequestGuard((f"{LOOPBACK}:{taken}", f"localhost:{taken}"), f"pneumoscope-{taken}")
     config = uvicorn.Config(
         make_app(folder, guard), http=BoundedProtocol, backlog=BACKLOG, timeout_graceful_shutdown=3,
         log_config=None, access_log=False, server_header=False, lifespan="off",

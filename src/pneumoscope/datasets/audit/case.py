@@ -184,7 +184,7 @@ def differences(
 
     Args:
         case: its name.
-        drawn: (i, j, k) what the reader drew.
+        drawn: (i, j, k) what the reader annotated.
         found: (i, j, k) what the model found.
         probability: (i, j, k) the model's probability times 255, 0 outside the lungs.
         lung: (i, j, k) where the model was asked; what was drawn elsewhere is not compared.

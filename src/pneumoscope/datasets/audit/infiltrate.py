@@ -79,7 +79,7 @@ def infiltrate_fit(case: str, drawn: NDArray[np.bool_], scene: Scene, rules: Aud
 def infiltrate_pieces(
     case: str, drawn: NDArray[np.bool_], scene: Scene, rules: AuditRules
 ) -> Iterator[AuditFinding]:  # fmt: skip
-    """Faults of the mask's connected pieces (26 neighbours); every voxel is part of one finding at most.
+    """Faults of the mask's connected components (26 neighbours); every voxel is part of one finding at most.
 
     Tried in this order: on a slice without lung, speck, in air, in bone, away from the lung, on one slice only. An
     empty mask gives nothing.

@@ -154,7 +154,7 @@ KINDS: Mapping[str, Kind] = {
     "speck": Kind("Speck", "An island of a few voxels, away from other infiltrate or from the lung.", "removed"),
     "crumbs": Kind("Crumbs", "Islands of a few voxels beside larger infiltrate, counted together.", "removed"),
     "single-slice": Kind("On one slice only", "A wide region on one slice with nothing above and below."),
-    "missing-annotation": Kind("Not drawn?", "The model is sure of infiltrate where the reader drew nothing."),
+    "missing-annotation": Kind("Not drawn?", "The model is sure of infiltrate where the reader annotated nothing."),
     "unseen-lesion": Kind("Not seen by the model", "The model sees nothing of a lesion that was drawn."),
 }  # fmt: skip
 """In the order in which they are listed where severity is equal; what concerns a whole case comes first."""

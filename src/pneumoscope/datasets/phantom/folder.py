@@ -70,7 +70,7 @@ def make_phantom(site: str, patient: int, *, seed: int = 0, size: str = "full") 
             or ``tiny`` (48 to 64 pixels, about 10 slices, for tests).
 
     Returns:
-        The scan with `infiltrate` as the site's reader drew it, faults included, and `truth` the exact infiltrate
+        The scan with `infiltrate` as the site's reader annotated it, faults included, and `truth` the exact infiltrate
         (1 = ground-glass, 2 = consolidation). `lungs` is None at site C.
 
     Raises:

@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def unannotated(self) -> tuple[str, ...]:
-        """Series on disk on which nobody drew."""
+        """Series on disk that nobody annotated."""
         return tuple(uid for uid in self.series if uid not in self.export.drawings)
 
 
@@ -169,7 +169,7 @@ def read_ricord_cases(
 
     Args:
         root: the folder as TCIA or MD.ai lays it out, or any folder above.
-        readers: ``union`` of all who drew on a series, ``majority`` (pixels drawn by more than half of them), or the id
+        readers: ``union`` of all readers of a series, ``majority`` (pixels drawn by more than half of them), or the id
             of one reader; series on which that one did not draw are left out.
         annotations: the JSON, when it does not lie in or beside `root`.
         unannotated: list series without drawings as well; they have no infiltrate mask.
@@ -285,7 +285,7 @@ def _findings(drawings: Sequence[Drawing], wanted: Sequence[Drawing], problems: 
         findings.append(Finding("IN-SET-114", f"drawings of other things were not used: {listed}", "info"))
     readers = {drawing.reader for drawing in drawings}
     if len(readers) > 1:
-        findings.append(Finding("IN-SET-115", f"{len(readers)} readers drew on this series", "info"))
+        findings.append(Finding("IN-SET-115", f"{len(readers)} readers annotated this series", "info"))
     return findings
 
 

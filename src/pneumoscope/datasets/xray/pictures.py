@@ -166,7 +166,7 @@ def build_pictures(
 ) -> PictureSet:
     """The squares of `cases`, in their order, from `folder` when they were made before.
 
-    They are made anew when the recipe, the list, or the content of a picture changed; `folder` is an `ArrayCache`.
+    They are made again when the recipe, the list, or the content of a picture changed; `folder` is an `ArrayCache`.
 
     Raises:
         InputError: no case.

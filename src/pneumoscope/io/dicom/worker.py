@@ -254,7 +254,7 @@ def trouble(error: Exception) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Answer requests, a line each, until standard input ends; limits are set anew for every one."""
+    """Answer requests, a line each, until standard input ends; limits are set again for every one."""
     for line in sys.stdin:
         request = json.loads(line)
         spent = int(time.process_time()) + 1

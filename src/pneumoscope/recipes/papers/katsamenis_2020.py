@@ -132,7 +132,7 @@ def chest_xray() -> XrayExperiment:
             by=our_choice("group", "pictures of one patient are alike; the paper's way (image) flatters"),
             test_share=paper(0.2, f"section 3.2: 80 % training, 20 % test; {OUR_CHOICE}Dataset_0 likewise"),
             validation_share=paper(0.125, "section 3.2: 12.5 % of the training part"),
-            likeness=our_choice(0.995, "chests of different people stay below it"),
+            correlation=our_choice(0.995, "chests of different people stay below it"),
             seed=our_choice(0, "any; fixed so that the study can be repeated"),
         ),
         network=XrayNetwork(

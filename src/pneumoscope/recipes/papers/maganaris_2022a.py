@@ -1,4 +1,4 @@
-"""The first transfer study, Maganaris et al. 2022a: two channels, two data sets, one retraining, three printed rows.
+"""The first transfer study, Maganaris et al. 2022a: two channels, two datasets, one retraining, three printed rows.
 
 Everything the paper states is here with the place it states it; everything it leaves open is marked as ours, with the
 reason. Section, equation and table numbers are the paper's own. What it shares with its successor (2022b) is taken from

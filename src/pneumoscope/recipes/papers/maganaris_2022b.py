@@ -1,4 +1,4 @@
-"""The transfer study of Maganaris et al. 2022b: four channels, three data sets, six trainings, 13 printed rows.
+"""The transfer study of Maganaris et al. 2022b: four channels, three datasets, six trainings, 13 printed rows.
 
 Everything the paper states is here with the place it states it; everything it leaves open is marked as ours, with the
 reason. Section, equation and table numbers are the paper's own.

@@ -22,7 +22,7 @@ NOTES = (
     "scoring.threshold, as for every other system.",
     "Sets without lung masks (MosMed) have them supplied by the study's lung network, for the slices and for the lung "
     "classes of mueller-2021 alike.",
-    "The threshold has no weights: each of its stages is fitted anew on the training scans of its set.",
+    "The threshold has no weights: each of its stages is fitted again on the training scans of its set.",
     "The encoder of bressem-2021 begins with fresh weights unless systems.bressem-2021.network.encoder_weights names "
     "the published ones; retrainings begin from the stage before and train the same phases again.",
     "transfer-systems is for a graphics card: 1000 epochs of 150 steps for each stage of mueller-2021.",

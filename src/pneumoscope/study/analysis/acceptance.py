@@ -96,7 +96,7 @@ def judge(matrix: Matrix, limit: float) -> Verdict:
     """Accept every retrained stage whose forgetting is below `limit` on each set learnt before; refuse the others.
 
     Forgetting is that of `forgetting.csv`: best mean F1 of an earlier stage minus the mean F1 now. The mean decides,
-    the interval is told. What cannot be measured is refused: a gate that saw nothing must not open.
+    the interval is given. What cannot be measured is refused: a gate that saw nothing must not open.
 
     Args:
         matrix: the scored study.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.metrics.intervals import bootstrap_interval
 from pneumoscope.recipes.schema import Experiment, Scoring
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 
 LESION_COLUMNS = (
     "stage", "test", "case", "slice", "patient", "kind", "pixels", "area_mm2", "lung_share", "value", "found", "depth",
@@ -58,7 +58,7 @@ def values_of(experiment: Experiment, channel: NDArray[np.generic]) -> NDArray[n
 
 
 def lesion_rows(
-    experiment: Experiment, study_set: StudySet, rows: NDArray[np.intp], found: NDArray[np.bool_]
+    experiment: Experiment, study_set: StudyDataset, rows: NDArray[np.intp], found: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Lesions and false alarms of slices, without stage and set; see `LESION_COLUMNS`.
 
@@ -101,7 +101,7 @@ def lesion_rows(
 
 
 def _pieces(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Connected pieces (by edges or corners) of the truth, and of what was found that touch no truth."""
+    """Connected components (by edges or corners) of the truth, and of what was found that touch no truth."""
     from scipy.ndimage import label
 
     around = np.ones((3, 3))
@@ -216,7 +216,7 @@ def slice_features(values: NDArray[np.floating], inside: NDArray[np.bool_]) -> N
     return np.array([some.mean(), some.std(), *percentiles, noise, np.hypot(down, along)[deep].mean(), smooth])
 
 
-def features_of(experiment: Experiment, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+def features_of(experiment: Experiment, study_set: StudyDataset, rows: NDArray[np.intp]) -> NDArray[np.float64]:
     """(n, features) of slices of a set; a slice without lung mask is measured whole."""
     slices = study_set.slices
     found = np.empty((len(rows), len(FEATURES)))
@@ -228,7 +228,7 @@ def features_of(experiment: Experiment, study_set: StudySet, rows: NDArray[np.in
 
 
 def appearance(
-    experiment: Experiment, sets: Mapping[int, StudySet], features: Mapping[int, NDArray[np.float64]]
+    experiment: Experiment, sets: Mapping[int, StudyDataset], features: Mapping[int, NDArray[np.float64]]
 ) -> dict[str, Any]:
     """The sets side by side, over all slices with lung: numbers per set, and histograms of lung and infiltrate.
 
@@ -254,7 +254,7 @@ def appearance(
 
 
 def _histograms(
-    experiment: Experiment, study_set: StudySet, rows: NDArray[np.intp], edges: NDArray[np.float64]
+    experiment: Experiment, study_set: StudyDataset, rows: NDArray[np.intp], edges: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], pd.DataFrame]:
     """Counts of healthy lung and of infiltrate by value, and pixels of lung and infiltrate by slice."""
     healthy, ill = np.zeros(len(edges) - 1, np.int64), np.zeros(len(edges) - 1, np.int64)
@@ -272,7 +272,7 @@ def _histograms(
 
 def _describe(
     number: int,
-    study_set: StudySet,
+    study_set: StudyDataset,
     rows: NDArray[np.intp],
     features: NDArray[np.float64],
     counts: pd.DataFrame,
@@ -299,7 +299,7 @@ def _describe(
     }
 
 
-def _sizes(study_set: StudySet, rows: NDArray[np.intp]) -> list[float]:
+def _sizes(study_set: StudyDataset, rows: NDArray[np.intp]) -> list[float]:
     """Area of each lesion over that of the lungs in its slice."""
     sizes = []
     for row in rows:

@@ -28,7 +28,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment, Scoring
 from pneumoscope.study.analysis.appearance import appearance, features_of, missed_by_kind, unit_of
 from pneumoscope.study.analysis.leakage import draw_leakage, leakage_summary, leakage_table, study_leakage
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.scores.cells import LEVELS, Cell, read_cell, reliability_of, write_table
 from pneumoscope.study.scores.matrix import Matrix
 
@@ -140,7 +140,7 @@ def mahalanobis(rows: NDArray[np.float64], training: NDArray[np.float64]) -> NDA
     return np.sqrt(np.maximum(0, np.einsum("nf,nf->n", gap, np.linalg.solve(spread, gap.T).T)))
 
 
-def distance_table(sets: Mapping[int, StudySet], features: Mapping[int, NDArray[np.float64]]) -> pd.DataFrame:
+def distance_table(sets: Mapping[int, StudyDataset], features: Mapping[int, NDArray[np.float64]]) -> pd.DataFrame:
     """How far every tested patient lies from the training slices of every set.
 
     A patient with slices in the training part of a set is left out of that set's Gaussian when its own distance is
@@ -174,7 +174,7 @@ def distance_table(sets: Mapping[int, StudySet], features: Mapping[int, NDArray[
     return pd.DataFrame(result, columns=["test", "patient", "slices", *(f"to_{n}" for n in train)])
 
 
-def all_rows(study_set: StudySet) -> NDArray[np.intp]:
+def all_rows(study_set: StudyDataset) -> NDArray[np.intp]:
     """Rows of all slices of a set that are in its split, in order."""
     return np.sort(np.concatenate([study_set.rows(part) for part in ("train", "val", "test")]))
 
@@ -249,7 +249,7 @@ CURVES = ("confidence", "frequency", "share", "confidence_after", "frequency_aft
 
 
 def write_shift(
-    matrix: Matrix, folder: Path, sets: Mapping[int, StudySet], progress: Progress = silent
+    matrix: Matrix, folder: Path, sets: Mapping[int, StudyDataset], progress: Progress = silent
 ) -> dict[str, Any]:
     """Measure and write; see the head of the module. Returns what stands in `shift.json`."""
     experiment = matrix.experiment
@@ -283,7 +283,7 @@ def write_shift(
     return found
 
 
-def _write_leakage(matrix: Matrix, folder: Path, sets: Mapping[int, StudySet]) -> None:
+def _write_leakage(matrix: Matrix, folder: Path, sets: Mapping[int, StudyDataset]) -> None:
     """Write `leakage.json`, `shift/leakage.csv` and a picture where the split holds patients out; see `leakage`."""
     experiment = matrix.experiment
     splits = {number: study_set.split for number, study_set in sets.items()}

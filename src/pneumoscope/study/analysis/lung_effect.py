@@ -18,7 +18,7 @@ from pneumoscope.io.files import write_frame
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.scores.predictions import read_predictions
 
@@ -29,7 +29,7 @@ COLUMNS = ("stage", "test", "n_patients", "dice_with", "dice_without", "differen
 def lung_effect(
     experiment: Experiment,
     models: Mapping[str, Predictor],
-    sets: Mapping[int, StudySet],
+    sets: Mapping[int, StudyDataset],
     *,
     device: str = "auto",
     progress: Progress = silent,
@@ -59,7 +59,7 @@ def write_lung_effect(table: pd.DataFrame, folder: Path) -> None:
 
 
 def _row(
-    experiment: Experiment, name: str, model: Predictor, number: int, study_set: StudySet, device: str
+    experiment: Experiment, name: str, model: Predictor, number: int, study_set: StudyDataset, device: str
 ) -> dict[str, object]:
     emptied = _without_lungs(study_set, len(experiment.preprocessing.windows_hu))
     truth, table = emptied.slices.target > 0, emptied.slices.table
@@ -76,7 +76,7 @@ def _row(
     return dict(zip(COLUMNS, (name, number, n, *both, both[0] - both[1]), strict=True))
 
 
-def _without_lungs(study_set: StudySet, windows: int) -> StudySet:
+def _without_lungs(study_set: StudyDataset, windows: int) -> StudyDataset:
     """The test slices of a set alone, the channels behind the windows empty."""
     tested = study_set.slices.select(study_set.rows("test"))
     tested.images[:, windows:] = 0  # a copy of the set's

@@ -29,7 +29,7 @@ from pneumoscope.volume import Volume
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.data import StudyDataset
 
 
 class Made(Protocol):
@@ -63,7 +63,7 @@ class Predictor(Made, Protocol):
     def sees_lungs(self) -> bool:
         """Whether the lung channel of the slices is part of what it is shown."""
 
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> Any:
+    def inputs(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> Any:
         """What it is shown of slices of one scan; loads the scan where it needs it."""
 
     def predict_scan(self, images: Any, *, site: int, device: str, precision: str) -> tuple[NDArray[np.float32], int]:
@@ -99,7 +99,7 @@ class StudyContext:
     """
 
     experiment: Any
-    sets: Mapping[int, StudySet]
+    sets: Mapping[int, StudyDataset]
     folder: Path
     device: str = "auto"
     resume: bool = False
@@ -207,7 +207,7 @@ class ScanSlices:
         return np.asarray(resize_nearest(to_slices(probability)[self.slices], self.size), dtype=np.float32)
 
 
-def scan_of(study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+def scan_of(study_set: StudyDataset, rows: NDArray[np.intp]) -> ScanSlices:
     """The scan that rows of a set are slices of, loaded."""
     table = study_set.slices.table.iloc[rows]
     names = table["case"].unique()
@@ -232,7 +232,7 @@ class ScanPredictor(ABC):
     def probability(self, volume: Volume, device: str) -> NDArray[Any]:
         """Probability of infiltrate (i, j, k), 0 to 1, on the scan's grid."""
 
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+    def inputs(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> ScanSlices:
         """The scan that these slices are of."""
         return scan_of(study_set, rows)
 

@@ -13,7 +13,7 @@ from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.systems import NEIGHBOURS
 
 if TYPE_CHECKING:
-    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.data import StudyDataset
     from pneumoscope.study.learners.slices import Slices, StageJob
     from pneumoscope.training.augment import SliceAugment
     from pneumoscope.training.data import BatchSource
@@ -36,7 +36,7 @@ class Neighbours:
         """Channels that hold grey values: the slice's own first, then those below and above, the nearest first."""
         return self.windows * (2 * self.reach + 1)
 
-    def rows(self, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    def rows(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """(n, 1 + 2 reach) rows of the set: the slice itself, one below, one above, two below ...
 
         Only slices of the set's split count, which all show lung. Where the next one is absent, the last one that is
@@ -55,7 +55,7 @@ class Neighbours:
                 found[n, 2 * step - 1], found[n, 2 * step] = below, above
         return found
 
-    def images(self, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[Any]:
+    def images(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> NDArray[Any]:
         """(n, image channels + lung channel, h, w): the grey values of all, the lung mask of the slice itself."""
         stored = study_set.slices.images
         seen = self.rows(study_set, rows)

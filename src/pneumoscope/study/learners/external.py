@@ -28,7 +28,7 @@ from pneumoscope.study.learners.base import Learner, ScanPredictor, ScanSlices, 
 from pneumoscope.volume import Volume
 
 if TYPE_CHECKING:
-    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.data import StudyDataset
 
 GIVEN = OUR_CHOICE + "as given in the call"
 
@@ -87,7 +87,7 @@ class ExternalStage(ScanPredictor):
         """The segmenter by device, once it is loaded."""
         return {}
 
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> ScanSlices:
+    def inputs(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> ScanSlices:
         """The scan that these slices are of, under the name of its case."""
         case = str(study_set.slices.table["case"].iloc[int(rows[0])])
         shown = scan_of(study_set, rows)

@@ -1,8 +1,8 @@
-"""One training of a study: built, begun from the stage before it, trained, saved, and marked as done.
+"""One training of a study: built, started from the stage before it, trained, saved, and marked as done.
 
 `done.json` holds the stamp of everything that shaped the weights: settings, slices with their masks, and the weights it
 started from. A resumed study takes a stage of this stamp as it is and continues one that was killed; a stage of another
-stamp (its data, settings or starting weights have changed) is trained anew, and the run says so.
+stamp (its data, settings or starting weights have changed) is trained again, and the run says so.
 
 What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
 (see `study.scores.predictions`), so that every later number is made without the network.
@@ -26,7 +26,7 @@ from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_
 
 if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
-    from pneumoscope.study.data import StudySet
+    from pneumoscope.study.data import StudyDataset
     from pneumoscope.study.learners.examples import Neighbours
     from pneumoscope.training.strategies.penalties import Penalty
     from pneumoscope.training.strategies.selector import Selector
@@ -140,7 +140,7 @@ class TrainedModel:
         """The lung channel is part of what it is shown, where the slices have one."""
         return True
 
-    def inputs(self, study_set: StudySet, rows: NDArray[np.intp]) -> NDArray[np.generic]:
+    def inputs(self, study_set: StudyDataset, rows: NDArray[np.intp]) -> NDArray[np.generic]:
         """Images (n, c, h, w) of slices of one scan as the network takes them."""
         return study_set.slices.images[rows] if self.near is None else self.near.images(study_set, rows)
 
@@ -195,12 +195,12 @@ def train_stage(
     """Train one stage into `folder/stages/<name>` (or `own`), or take it from there when `resume` finds it done.
 
     Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by stamp,
-    gives the one that is there (with its own name and folder), and is told of a new one.
+    gives the one that is there (with its own name and folder), and is called with a new one.
 
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    from pneumoscope.training.strategies.penalties import GuardedTask
+    from pneumoscope.training.strategies.penalties import PenalisedTask
     from pneumoscope.training.tasks import SegmentationTask
 
     sources = sources_of(experiment, job, train, val)
@@ -208,7 +208,7 @@ def train_stage(
     def task(model: UNet) -> Task:
         plain = SegmentationTask(experiment.training.loss, threshold=experiment.scoring.threshold)
         penalties = job.guard.penalties
-        return plain if penalties is None else GuardedTask(plain, penalties(model), job.guard.note)
+        return plain if penalties is None else PenalisedTask(plain, penalties(model), job.guard.note)
 
     training = NetworkTraining(
         own or folder / "stages" / job.name,
@@ -292,5 +292,5 @@ def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, 
         task=job.task,
         threshold=experiment.scoring.threshold,
         preprocessing=preprocessing_card(experiment, lung_channel=lung_channel, near=job.near),
-        limits="Made by a study of transfer between data sets. Research use only; not a medical device.",
+        limits="Made by a study of transfer between datasets. Research use only; not a medical device.",
     )

@@ -1,4 +1,4 @@
-"""One model of a study on volumes: its phases, each begun from the one before, resumable to the bit."""
+"""One model of a study on volumes: its phases, each started from the one before, resumable to the bit."""
 
 from __future__ import annotations
 

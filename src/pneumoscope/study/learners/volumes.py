@@ -28,7 +28,7 @@ from pneumoscope.jobs.stamp import is_done, mark_done, mark_started, read_done, 
 from pneumoscope.models.cards import read_card, verify
 from pneumoscope.recipes.schema import Stage
 from pneumoscope.recipes.volumes import VolumeExperiment
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.learners.base import Learner, ScanPredictor
 from pneumoscope.study.learners.volume_training import VolumeModel, stage_name, train_model
 from pneumoscope.study.scores.volumes import infection_probability, predictor
@@ -107,7 +107,7 @@ def _holds(own: Path, weights: str) -> bool:
     return check.ok and check.expected_sha256 == weights
 
 
-def _case(study_set: StudySet, name: str, recipe: VolumeExperiment) -> Case:
+def _case(study_set: StudyDataset, name: str, recipe: VolumeExperiment) -> Case:
     """A scan as the recipe learns it; lungs are supplied where its classes need them and the set has none."""
     case, finder = study_set.scans[name], study_set.lungs_for
     drawn = case.files is not None and case.files.lungs is not None

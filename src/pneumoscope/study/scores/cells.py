@@ -6,7 +6,7 @@ A cell lies below its stage, `stages/<stage>/cells/set-<number>/`, as
 - ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.analysis.appearance`;
 - ``voxels.npz``: how often each probability was said of infiltrate and of healthy lung, per patient;
 - ``done.json``: its stamp, written last, of the predictions (weights, slices, masks, split) and the settings of
-  scoring: a cell whose stamp still fits is taken as it is, any other is computed anew.
+  scoring: a cell whose stamp still fits is taken as it is, any other is computed again.
 
 So a new stage costs its own cells and a new set one cell per stage.
 """
@@ -188,14 +188,14 @@ def kept_table(
         wanted: stamp of the predictor, the data and the settings.
         make: gives the rows, and JSON values about them.
         resume: take what is there.
-        progress: told when rows of another stamp are made anew.
+        progress: called when rows of another stamp are made again.
     """
     mark = own / f"{name}.json"
     before = _stamp_in(mark) if resume else None
     if before == wanted and (own / f"{name}.csv").is_file():
         return read_table(own / f"{name}.csv")
     if before is not None:
-        progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; its predictions and scores are made anew")
+        progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; predictions and scores are made again")
     own.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     table, facts = make()

@@ -6,7 +6,7 @@ One file per stage and set, `stages/<stage>/predictions/set-<number>.npz`, with
 - ``case`` and ``patient`` (n) text, ``slice`` (n) int64, ``part`` (n) text (``val``, ``test``): rows of the split,
   in the order of the set's slices;
 - ``expert`` (n) int64: number of the set whose network answered (0 where the stage has one network for all);
-- ``stamp`` (): of weights, data and settings; a file of another stamp is made anew.
+- ``stamp`` (): of weights, data and settings; a file of another stamp is made again.
 
 Validation rows serve what is chosen afterwards, such as a calibration; test rows are for the one final scoring.
 """
@@ -29,7 +29,7 @@ from pneumoscope.io.files import write_bytes
 from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.folder import Meter, note_cost
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _load(path: Path) -> dict[str, Any]:
 def predict_stage(
     experiment: Experiment,
     model: Predictor,
-    sets: Mapping[int, StudySet],
+    sets: Mapping[int, StudyDataset],
     *,
     device: str = "auto",
     progress: Progress = silent,
@@ -117,10 +117,10 @@ def predict_stage(
         progress(f"predicting {model.name}", done, len(sets), f"set {number}")
     if stale:
         progress(NOTE, 1, 1, f"{model.name}: weights, data or settings changed; predictions and scores of set "
-                             f"{', '.join(stale)} are made anew")  # fmt: skip
+                             f"{', '.join(stale)} are made again")  # fmt: skip
 
 
-def prediction_stamp(experiment: Experiment, model: Predictor, study_set: StudySet) -> str:
+def prediction_stamp(experiment: Experiment, model: Predictor, study_set: StudyDataset) -> str:
     """What the predictions of a stage on a set are made of: its weights, the slices (or scans), and the settings."""
     scans = sorted(study_set.scans) if model.loads_scans else []
     return stamp(
@@ -142,7 +142,7 @@ def _is_of(path: Path, wanted: str) -> bool:
 
 
 def _predict(
-    experiment: Experiment, model: Predictor, number: int, study_set: StudySet, device: str, made: str
+    experiment: Experiment, model: Predictor, number: int, study_set: StudyDataset, device: str, made: str
 ) -> tuple[bytes, list[float]]:
     """The file, and the seconds that each scan took without reading it."""
     rows = {part: study_set.rows(part) for part in PARTS}

@@ -1,7 +1,7 @@
 """Every stage on every test set, after all trainings: a row per slice, kept cell by cell (`study.scores.cells`).
 
 Scores are made from the kept predictions of a stage; only slices that were not predicted (the rest of a set that is
-scored whole) and the untrained network are asked anew.
+scored whole) and the untrained network are asked again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.analysis.appearance import LESION_COLUMNS, lesion_rows
-from pneumoscope.study.data import StudySet
+from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, new_model
 from pneumoscope.study.scores.cells import (
@@ -47,12 +47,12 @@ class Scorer:
         experiment: threshold, tolerance, and which slices.
         sets: the sets by number.
         device: to predict on.
-        progress: told after each test set.
+        progress: called after each test set.
         computed: (stage, set) of the cells that were computed and not taken from the folder.
     """
 
     experiment: Experiment
-    sets: Mapping[int, StudySet]
+    sets: Mapping[int, StudyDataset]
     device: str = "auto"
     progress: Progress = silent
     computed: list[tuple[str, int]] = field(default_factory=list)
@@ -203,7 +203,7 @@ def contour_rows(
     return pd.DataFrame(result, columns=["contour_mm", "met_mm"])
 
 
-def _part_of(study_set: StudySet, rows: NDArray[np.intp], parts: tuple[str, ...]) -> NDArray[np.object_]:
+def _part_of(study_set: StudyDataset, rows: NDArray[np.intp], parts: tuple[str, ...]) -> NDArray[np.object_]:
     part = np.full(len(rows), "", dtype=object)
     for name in parts:
         part[np.isin(rows, study_set.rows(name))] = name

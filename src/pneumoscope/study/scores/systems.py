@@ -1,7 +1,7 @@
 """Systems side by side: what each reaches after its last stage, and what it cost; `systems.csv` and a picture.
 
 A row per system and set, and one for the mean over the sets. Costs are those of all stages of the system's longest
-lineage, measured where each was made (`study.folder`): a stage that was gone on with has the time of its last process
+lineage, measured where each was made (`study.folder`): a resumed stage has the time of its last process
 only, and says so in ``resumed``.
 """
 

@@ -1,4 +1,4 @@
-"""Normalisation per site: statistics taken anew on a site's own pictures, and the layers that hold them.
+"""Normalisation per site: statistics taken again on a site's own pictures, and the layers that hold them.
 
 AdaBN: Li et al. 2016, Revisiting Batch Normalization For Practical Domain Adaptation, arXiv 1603.04779: weights are
 shared, means and variances are the site's. Karani et al. 2018, A Lifelong Learning Approach to Brain MR Segmentation

@@ -27,7 +27,7 @@ class Penalty(Protocol):
 
 
 @dataclass(frozen=True)
-class GuardedTask:
+class PenalisedTask:
     """A task whose training loss carries penalties; validation loss and scores are the task's own.
 
     Attributes:
