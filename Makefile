@@ -68,9 +68,9 @@ test-slurm: $(VENV)/.test
 
 $(VENV)/.peers: pyproject.toml $(VENV)/.test
 	$(RUN) pip install --quiet --no-deps nnunetv2 dynamic-network-architectures timm lungmask acvl-utils \
-		batchgenerators batchgeneratorsv2
+		batchgenerators batchgeneratorsv2 rt-utils TotalSegmentator
 	$(RUN) pip install --quiet fill-voids graphviz seaborn scikit-learn yacs einops tqdm future blosc2 unittest2 \
-		more-itertools requests threadpoolctl imageio tifffile fastremap
+		more-itertools requests threadpoolctl imageio tifffile fastremap pynrrd
 	@touch $@
 
 # Models of other programs beside these programs themselves. Not through the extra: timm would bring torchvision.

@@ -234,6 +234,11 @@ class Radiograph:
             raise GeometryError(f"a radiograph's pixels lie in [0, 1], got {low:g} to {high:g}")
 
 
+def is_named(names: Mapping[int, str]) -> bool:
+    """Whether any label has a name of its own; ``label 3`` is what a label without one is called."""
+    return any(name != f"label {label}" for label, name in names.items())
+
+
 def present_labels(labels: NDArray[np.uint8]) -> list[int]:
     """The labels above 0 that occur, ascending; counted piece by piece (a count of the whole copies it eightfold)."""
     flat = labels.ravel(order="K")

@@ -82,6 +82,30 @@ def test_five_lobes_in_one_file_without_names(tmp_path, scan, order):
 
 
 @pytest.mark.parametrize(
+    ("names", "lungs", "infiltrate"),
+    [({1: "lung", 2: "lung_nodules"}, [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]),
+     ({1: "lung_left", 2: "lung_right", 5: "heart"}, [0, 2, 1, 0, 0, 0], None),
+     ({n: f"part {n}" for n in range(1, 200)} | {4: "lung_upper_lobe_left", 5: "lung_lower_lobe_right"},
+      [0, 0, 0, 0, 2, 1], None)],
+)  # fmt: skip
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_names_that_totalsegmentator_writes_into_the_header_go_before_orders(
+    tmp_path, scan, names, lungs, infiltrate, threshold
+):
+    labels = lobes_on(scan.grid)
+    image = nib.Nifti1Image(labels, scan.grid.affine)
+    table = "\n".join(f'<Label Key="{n}" Red="1.0" Alpha="1"><![CDATA[{name}]]></Label>' for n, name in names.items())
+    xml = f"<CaretExtension> <VolumeInformation Index='0'> <LabelTable>{table} </LabelTable></VolumeInformation>"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, xml.encode()))
+    labels[~np.isin(labels, list(names))] = 0
+    nib.save(image, tmp_path / "m.nii.gz")
+    assert np.array_equal(given(scan, "lungs", tmp_path / "m.nii.gz", threshold).labels, np.take(lungs, labels))
+    if infiltrate:
+        found = given(scan, "infiltrate", tmp_path / "m.nii.gz", threshold)
+        assert np.array_equal(found.labels, np.take(infiltrate, labels))
+
+
+@pytest.mark.parametrize(
     ("name", "source"),
     [
         ("awkward.nii.gz", "masks"), ("awkward_lungs.nii.gz", "masks"), ("awkward-lungs.nii.gz", "masks"),

@@ -1,9 +1,13 @@
 """SEG and RTSTRUCT as masks: the voxels they were made of, on upright, tipped and mirrored series."""
 
+from copy import deepcopy
+
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 from dicom_making import SERIES_UID, make_series
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset, FileMetaDataset
 from skimage import measure
 from test_io_dicom_results import ORIENTATIONS, written
@@ -11,6 +15,7 @@ from test_io_dicom_results import ORIENTATIONS, written
 from pneumoscope.errors import ReadError
 from pneumoscope.io.dicom.masks import read_dicom_mask, series_of_mask
 from pneumoscope.io.masks import place_mask
+from pneumoscope.volume import array_to_native
 
 
 @pytest.mark.parametrize("orientation", ["upright", "coronal", "tipped"])
@@ -61,6 +66,47 @@ def test_contours_are_filled_with_their_holes(tmp_path, orientation):
     found = read_dicom_mask(file, volume.grid)
     assert found.names == {1: "Lung_R", 2: "Lung_L"}
     assert np.array_equal(found.labels, right + 2 * left)
+
+
+def test_voxels_on_a_contour_belong_to_what_is_around_them(tmp_path):
+    """Programs that trace masks draw through the middle of the outermost voxels, around holes as well."""
+    volume, _, _ = written(tmp_path, make_series())
+    region = np.zeros(volume.grid.shape, bool)
+    region[2:7, 3:9, 4] = True
+    file = structure_set(tmp_path / "rs.dcm", volume, {"Lung": region})
+    made = pydicom.dcmread(file)
+    contours = made.ROIContourSequence[0].ContourSequence
+    corners = {"hole": [(3, 4), (5, 4), (5, 7), (3, 7)], "region": [(2, 3), (6, 3), (6, 8), (2, 8)]}
+    contours[:] = [deepcopy(contours[0]) for _ in corners]
+    for item, points in zip(contours, corners.values(), strict=True):
+        world = volume.grid.world(np.column_stack((np.array(points, float), np.full(4, 4)))) * [-1, -1, 1]
+        item.NumberOfContourPoints, item.ContourData = 4, [f"{value:.5f}" for value in world.ravel()]
+    made.save_as(file, enforce_file_format=True)
+    region[4, 5:7, 4] = False
+    assert np.array_equal(read_dicom_mask(file, volume.grid).any, region)
+
+
+def test_segments_of_fractions_need_a_threshold(tmp_path):
+    volume, _, files = written(tmp_path, make_series())
+    images = [pydicom.dcmread(file) for file in sorted((tmp_path / "series").iterdir())]
+    for image in images:
+        image.PatientSex, image.AccessionNumber, image.StudyID, image.StudyDate, image.StudyTime = "O", "1", "2", "", ""
+    first = pydicom.dcmread(files[0]).SegmentSequence[0]
+    values = np.random.default_rng(0).uniform(0, 1, (len(images), images[0].Rows, images[0].Columns, 1))
+    described = highdicom.seg.SegmentDescription(
+        1, "infiltrate", CodedConcept.from_dataset(first.SegmentedPropertyCategoryCodeSequence[0]),
+        CodedConcept.from_dataset(first.SegmentedPropertyTypeCodeSequence[0]), "MANUAL",
+    )  # fmt: skip
+    seg = highdicom.seg.Segmentation(
+        images, values.astype(np.float32), "FRACTIONAL", [described], highdicom.UID(), 1, highdicom.UID(), 1, "a", "b",
+        "1", "2",
+    )  # fmt: skip
+    seg.save_as(tmp_path / "p.dcm")
+    with pytest.raises(ReadError, match="holds fractions, expected whole segments; cut it with --threshold"):
+        read_dicom_mask(tmp_path / "p.dcm", volume.grid)
+    found = place_mask(read_dicom_mask(tmp_path / "p.dcm", volume.grid, 0.3), volume.grid)
+    wanted = np.rint(values[..., 0] * 255) / 255 > 0.3  # frames, rows, columns
+    assert np.array_equal(array_to_native(found.labels, volume.native), wanted.transpose(2, 1, 0))
 
 
 def test_contours_of_another_scan_are_refused(tmp_path):

@@ -1,9 +1,9 @@
 """Train small nnU-Nets with nnU-Net's own planner, preprocessing and trainer.
 
-``train_nnunet.py RAW OUT CONFIGURATION:FOLDS ...``: RAW is a folder of `pneumoscope data convert --to nnunet`. Only
-sizes are changed (patch, features, iterations), and training is shown what lies in the file, without augmentation. A
-``3d_lowres`` is the plan of ``3d_fullres`` at twice the spacing, as phantoms are too small for nnU-Net to plan one. The
-results lie in OUT/nnunet/results, as `nnUNetv2_train` leaves them.
+``train_nnunet.py RAW OUT EPOCHS CONFIGURATION:FOLDS ...``: RAW is a folder of `pneumoscope data convert --to nnunet`.
+Only sizes are changed (patch, features, iterations), and training is shown what lies in the file, without augmentation.
+A ``3d_lowres`` is the plan of ``3d_fullres`` at twice the spacing, as phantoms are too small for nnU-Net to plan one.
+The results lie in OUT/nnunet/results, as `nnUNetv2_train` leaves them.
 """
 
 import json
@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 
 
-def main(raw: Path, out: Path, wanted: dict[str, int]) -> None:
+def main(raw: Path, out: Path, epochs: int, wanted: dict[str, int]) -> None:
     work = out / "nnunet"
     for name in ("raw", "preprocessed", "results"):
         (work / name).mkdir(parents=True, exist_ok=True)
@@ -22,6 +22,7 @@ def main(raw: Path, out: Path, wanted: dict[str, int]) -> None:
     os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f"}
     shutil.copytree(raw, work / "raw" / "Dataset001_phantom")
 
+    import numpy as np
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
     from nnunetv2.run.run_training import get_trainer_from_args
@@ -63,11 +64,13 @@ def main(raw: Path, out: Path, wanted: dict[str, int]) -> None:
     for configuration, folds in wanted.items():
         for fold in range(folds):
             trainer = get_trainer_from_args("1", configuration, fold, device=torch.device("cpu"))
-            trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, 60, 1
-            trainer.initial_lr = 0.03
+            trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = epochs, 60, 1
+            trainer.initial_lr, trainer.oversample_foreground_percent = 0.03, 1.0
             torch.manual_seed(fold)
+            np.random.seed(fold)  # nnU-Net's loaders draw patches from it
             trainer.run_training()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), {c: int(n) for c, n in (word.split(":") for word in sys.argv[3:])})
+    folds = {configuration: int(n) for configuration, n in (word.split(":") for word in sys.argv[4:])}
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), folds)

@@ -16,7 +16,7 @@ from pneumoscope.errors import Finding, InputError, ReadError
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, suffix_of
 from pneumoscope.io.masks import CODE, in_house_order, place_mask
 from pneumoscope.severity.regions import LUNGMASK_ORDER, TOTALSEGMENTATOR_ORDER, lobe_of, with_house_labels
-from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef
@@ -207,7 +207,7 @@ def _read(
         if kind_of(file) == "dicom":
             from pneumoscope.io.dicom.masks import read_dicom_mask
 
-            mask = read_dicom_mask(file, grid)
+            mask = read_dicom_mask(file, grid, threshold)
         else:
             read = read_lungs if part == "lungs" else read_mask
             mask = read_mask_or_probability(file, threshold, read, scan=grid)
@@ -265,7 +265,7 @@ def _selected(mask: Mask, part: Part, path: Path, given: Mapping[str, str]) -> M
 
 def _names_of(mask: Mask, path: Path) -> Mapping[int, str] | None:
     """Names of the file itself, of nnU-Net's dataset.json beside it, or the order of lungmask or TotalSegmentator."""
-    if any(name != f"label {label}" for label, name in mask.names.items()):
+    if is_named(mask.names):
         return mask.names
     beside = path.parent / "dataset.json"
     if beside.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from itertools import product
@@ -15,25 +16,41 @@ from numpy.typing import NDArray
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.stored import Stored
-from pneumoscope.volume import RAS, Mask
+from pneumoscope.volume import RAS, Mask, is_named
 
 LABELS_ECODE = 6
 """NIfTI extension code "comment": plain text."""
 
 LABELS_KEY = "pneumoscope_labels"
 
+LABEL_TABLE = re.compile(rb'<Label\s+Key="(\d{1,3})"[^>]*>\s*(?:<!\[CDATA\[)?([^<\]]{1,64})')
+"""A label in the XML of a CaretExtension, which TotalSegmentator writes into its files of many labels."""
+
 
 def labels_in_extensions(block: bytes, endianness: str) -> Mapping[int, str] | None:
-    """Label names from our own header extension; other extensions, which may hold identities, are passed over."""
+    """Label names from our own header extension or a table of labels in XML.
+
+    Other extensions, which may hold identities, are passed over.
+    """
     at = 0
     while at + 8 <= len(block):
         size, code = struct.unpack(endianness + "ii", block[at : at + 8])
         if size < 16 or at + size > len(block):
             return None
-        if code == LABELS_ECODE and (names := parse_labels(block[at + 8 : at + size])):
+        content = block[at + 8 : at + size]
+        if code == LABELS_ECODE and (names := parse_labels(content)):
+            return names
+        if b"<LabelTable>" in content and (names := _labels_in_xml(content)):
             return names
         at += size
     return None
+
+
+def _labels_in_xml(content: bytes) -> dict[int, str]:
+    """Names of the labels 1 to 255; empty where a name is twice there or is no text."""
+    pairs = [(int(key), name.decode("ascii", "replace").strip()) for key, name in LABEL_TABLE.findall(content)]
+    names = {key: name for key, name in pairs if 0 < key < 256}
+    return names if len({*names.values()}) == len(names) and all(map(str.isprintable, names.values())) else {}
 
 
 def labels_text(names: Mapping[int, str]) -> str:
@@ -107,10 +124,9 @@ def labels_of(stored: Stored, threshold: float | None, names: Mapping[int, str],
 def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, str]) -> Mask:
     """The mask with names where its file has none: that of `single` for a label alone, else `several`."""
     names = several if len(mask.names) > 1 else dict.fromkeys(mask.names, single[1])
-    unnamed = all(name == f"label {label}" for label, name in mask.names.items())
-    return (
-        Mask(mask.labels, mask.grid, dict(names), mask.native) if unnamed and set(mask.names) <= set(several) else mask
-    )
+    if is_named(mask.names) or not set(mask.names) <= set(several):
+        return mask
+    return Mask(mask.labels, mask.grid, dict(names), mask.native)
 
 
 LATTICE_TOLERANCE = 0.02

@@ -15,7 +15,7 @@ from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, requir
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import in_house_order, labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
-from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, present_labels
+from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named, present_labels
 
 Intensity = Literal["auto", "hu"]
 
@@ -129,7 +129,7 @@ def read_mask_or_probability(
 ) -> Mask:
     """A mask of labels as `read_mask` takes it; one of probabilities or grey levels is cut at the threshold.
 
-    Labels stay what they are, whatever the threshold. More than `MOST_LABELS` of them are grey levels.
+    Labels stay what they are, whatever the threshold. More than `MOST_LABELS` of them without names are grey levels.
 
     Args:
         path: the file.
@@ -146,7 +146,7 @@ def read_mask_or_probability(
     require_threshold(threshold)
     try:
         mask = (read or read_mask)(path, scan=scan)
-        if len(mask.names) <= MOST_LABELS:
+        if len(mask.names) <= MOST_LABELS or is_named(mask.names):
             return mask
     except ReadError as problem:
         if problem.code != MASK_CODE:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.severity.tally import Box, LungPart, slabs
-from pneumoscope.volume import LUNG_LABELS, Mask
+from pneumoscope.volume import LUNG_LABELS, Mask, is_named
 
 LOBES = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe")
 
@@ -73,9 +73,8 @@ def lobe_lookup(lobes: Mask) -> NDArray[np.uint8]:
     Raises:
         InputError: no label is a lobe, or two labels are the same one.
     """
-    unnamed = all(name == f"label {label}" for label, name in lobes.names.items())
     meaning = {label: lobe_of(name) for label, name in lobes.names.items()}
-    if unnamed:
+    if not is_named(lobes.names):
         known = TOTALSEGMENTATOR_ORDER if set(lobes.names) & set(TOTALSEGMENTATOR_ORDER) else LUNGMASK_ORDER
         meaning = {label: known.get(label) for label in lobes.names}
     found = [name for name in meaning.values() if name]
@@ -116,7 +115,7 @@ def sides_of(names: Mapping[int, str]) -> NDArray[np.uint8]:
     ``lung_upper_lobe_left``. Without names, 10 to 14 are TotalSegmentator's lobes. Where no label has a side, every
     label is lung.
     """
-    if all(name == f"label {label}" for label, name in names.items()) and set(names) <= set(TOTALSEGMENTATOR_ORDER):
+    if not is_named(names) and set(names) <= set(TOTALSEGMENTATOR_ORDER):
         names = {label: TOTALSEGMENTATOR_ORDER[label] for label in names}
     sides = np.zeros(256, np.uint8)
     for label, name in names.items():

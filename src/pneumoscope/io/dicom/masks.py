@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ from pneumoscope.volume import Mask
 OFF_PLANE = 0.25
 """Largest distance of a contour from its slice, in slices."""
 
+ON_CONTOUR = 1e-3
+"""Voxels nearer to a contour than this part of a voxel lie on it."""
 
-def read_dicom_mask(path: str | Path, scan: Grid) -> Mask:
+
+def read_dicom_mask(path: str | Path, scan: Grid, threshold: float | None = None) -> Mask:
     """The labels of a SEG or RTSTRUCT with the names of its segments or regions.
 
     A SEG comes on its own planes, which may be a part of the scan; overlapping segments take the higher number.
-    Contours are filled on the scan's slices, a contour inside another cuts a hole.
+    Contours are filled on the scan's slices, a contour inside another cuts a hole. Of a SEG of fractions the
+    most likely segment counts where it lies above the threshold.
 
     Args:
         path: the file.
         scan: grid of the scan it was drawn on.
+        threshold: for fractions, which are refused without one.
 
     Raises:
         ReadError: IN-MSK-069: neither of the two, compressed, or its planes or contours do not lie on the scan.
@@ -44,7 +50,7 @@ def read_dicom_mask(path: str | Path, scan: Grid) -> Mask:
             if modality == "RTSTRUCT":
                 return _read_contours(header, scan, path)
             if modality == "SEG":
-                return _read_segments(path, header)
+                return _read_segments(path, header, threshold)
         except (
             InvalidDicomError,
             AttributeError,
@@ -80,7 +86,7 @@ def series_of_mask(path: str | Path) -> set[str]:
     }
 
 
-def _read_segments(path: str | Path, header: Any) -> Mask:
+def _read_segments(path: str | Path, header: Any, threshold: float | None) -> Mask:
     import highdicom
 
     if header.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -90,14 +96,20 @@ def _read_segments(path: str | Path, header: Any) -> Mask:
     seg = highdicom.seg.segread(path)
     numbers = [int(n) for n in seg.segment_numbers if n]
     names = {n: str(seg.get_segment_description(n).segment_label) for n in numbers}
-    made = seg.get_volume(segment_numbers=numbers, combine_segments=True, skip_overlap_checks=True)
-    grid = Grid(made.spatial_shape, LPS_TO_RAS @ made.affine)
-    return Mask.from_native(np.asarray(made.array), grid, names)
+    if str(header.SegmentationType) != "FRACTIONAL":
+        made = seg.get_volume(segment_numbers=numbers, combine_segments=True, skip_overlap_checks=True)
+        labels = np.asarray(made.array)
+    else:
+        made = seg.get_volume(segment_numbers=numbers)  # (..., segments), 0 to 1
+        values = np.asarray(made.array, np.float32)
+        if threshold is None and np.any((values > 0) & (values < 1)):
+            raise ReadError("holds fractions, expected whole segments; cut it with --threshold", code=CODE, path=path)
+        above = values.max(axis=-1) > (threshold or 0)
+        labels = np.where(above, np.array(numbers, np.uint8)[values.argmax(axis=-1)], np.uint8(0))
+    return Mask.from_native(labels, Grid(made.spatial_shape, LPS_TO_RAS @ made.affine), names)
 
 
 def _read_contours(header: Any, scan: Grid, path: str | Path) -> Mask:
-    from skimage.draw import polygon
-
     named = {int(item.ROINumber): str(item.ROIName) for item in header.StructureSetROISequence}
     labels = np.zeros(scan.shape, np.uint8)
     names: dict[int, str] = {}
@@ -113,19 +125,37 @@ def _read_contours(header: Any, scan: Grid, path: str | Path) -> Mask:
                     code=CODE,
                     path=path,
                 )
-            rows, columns = polygon(index[:, 0], index[:, 1], scan.shape[:2])
-            region[rows, columns, round(level)] ^= True
+            _toggle(region[:, :, round(level)], index[:, :2])
         labels[region] = label
         names[label] = named.get(number, f"region {number}")
     return Mask(labels, scan, names)
 
 
+def _toggle(region: NDArray[np.bool_], contour: NDArray[np.float64]) -> None:
+    """Fill a contour (n, 2), or cut it out where it lies in a region (i, j) that is filled already.
+
+    Many programs draw through the middle of the outermost voxels: voxels on a contour belong to what is around them,
+    so a contour takes them along, and a hole leaves them.
+    """
+    from skimage.draw import polygon2mask
+
+    low = np.maximum(np.floor(contour.min(axis=0)).astype(int) - 1, 0)
+    high = np.maximum(np.ceil(contour.max(axis=0)).astype(int) + 2, 0)
+    box = region[low[0] : high[0], low[1] : high[1]]
+    moved = [polygon2mask(box.shape, contour - low + shift) for shift in product((-ON_CONTOUR, ON_CONTOUR), repeat=2)]
+    strict = np.logical_and.reduce(moved)
+    if strict.any() and box[strict].mean() > 0.5:
+        box[strict] = False
+    else:
+        box |= np.logical_or.reduce(moved)
+
+
 def _contours(header: Any) -> Iterator[tuple[int, list[NDArray[np.float64]]]]:
-    """Number of each region, and its closed contours (n, 3) in LPS millimetres."""
+    """Number of each region, and its closed contours (n, 3) in LPS millimetres, a hole behind what it lies in."""
     for region in header.get("ROIContourSequence") or ():
         planes = [
             np.asarray(item.ContourData, np.float64).reshape(-1, 3)
             for item in region.get("ContourSequence") or ()
             if item.get("ContourGeometricType") == "CLOSED_PLANAR"
         ]
-        yield int(region.ReferencedROINumber), planes
+        yield int(region.ReferencedROINumber), sorted(planes, key=lambda points: -np.ptp(points, axis=0).sum())
