@@ -49,7 +49,7 @@ def test_a_damaged_scan_ends_with_one_and_the_others_are_written(cli, phantom, t
     image.write_bytes(image.read_bytes()[:2000])
     ran = cli("data", "convert", "phantom", root, "-o", tmp_path / "out", "--to", "nnunet")
     assert ran.code == 1
-    assert ran.err.startswith("error: 1 cases could not be read and were left out")
+    assert ran.err.startswith("error: 1 of 2 cases could not be read; left out")
     assert ran.err.count("\n") == 1
     assert f"{first}.nii.gz" in ran.err
     assert [case.case for case in read_dataset("nnunet", tmp_path / "out")] == [second]

@@ -21,7 +21,7 @@ def test_what_is_written_is_read(cli, tmp_path):
 def test_dicom_of_site_c_has_no_lungs(cli, tmp_path):
     ran = phantom(cli, tmp_path / "c", "--site", "C", "--format", "dicom")
     assert ran.code == 0, ran
-    assert ran.out == f"1 cases of site C in {tmp_path / 'c'}\n"
+    assert ran.out == f"1 case of site C in {tmp_path / 'c'}\n"
     [case] = read_dataset("phantom", tmp_path / "c")
     assert case.load().lungs is None
 

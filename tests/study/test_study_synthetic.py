@@ -120,6 +120,19 @@ def test_options_of_the_call_are_those_of_the_command(tmp_path: Path, recipe: st
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_refused_for_its_data_does_not_block_the_corrected_call(tmp_path: Path) -> None:
+    settings = [
+        "data.phantom_size=tiny",
+        *(f"data.sites.{n}.phantom_patients=1" for n in (1, 2, 3)),
+        "split.train_slices=4000",
+        "split.shortage=error",
+    ]
+    for _ in range(2):
+        with pytest.raises(InputError, match="balanced draw of 4000"):
+            ps.run_study("maganaris-2022b-demo", out=tmp_path / "out", synthetic=True, settings=settings)
+    assert not (tmp_path / "out" / EXPERIMENT_FILE).exists()
+
+
 def test_a_run_says_what_was_made_anew(tmp_path: Path) -> None:
     write_run(tmp_path, ["Tr1: settings changed"], resumed=True, synthetic=False)
     assert json.loads((tmp_path / "run.json").read_text()) == {

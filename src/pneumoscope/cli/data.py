@@ -100,7 +100,7 @@ def phantom(
     if common.json:
         say_json({"folder": out, "site": site, "seed": common.seed or 0, "cases": cases})
     else:
-        say(f"{len(cases)} cases of site {site} in {out}")
+        say(f"{len(cases)} case{'s' * (len(cases) != 1)} of site {site} in {out}")
 
 
 @common_options("jobs", "on", "cluster")
@@ -212,11 +212,12 @@ def convert(
         undrawn = (
             f", {len(done.without_infiltrate)} of them without infiltrate masks" if done.without_infiltrate else ""
         )
-        say(f"{len(done.cases)} cases in {done.folder} for {to}{undrawn}")
+        say(f"{len(done.cases)} case{'s' * (len(done.cases) != 1)} in {done.folder} for {to}{undrawn}")
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" (and {len(done.failed) - 1} more)" if len(done.failed) > 1 else ""
-        raise RunError(f"{len(done.failed)} cases could not be read and were left out: {first}{more}")
+        asked = len(done.failed) + len(done.cases)
+        raise RunError(f"{len(done.failed)} of {asked} cases could not be read; left out: {first}{more}")
 
 
 @common_options("seed", "overwrite")

@@ -71,5 +71,5 @@ def _show(summary: Mapping[str, Any], out: Path, common: Common) -> None:
     )
     together = summary["scored_as_one"]
     for case, why in list(together.items())[:1]:
-        say(f"{len(together)} of {summary['cases']} cases are scored as any only, first {case}: {why}")
+        say(f"{len(together)} of {summary['cases']} cases: {why} (any); first: {case}")
     say(f"written to {out}")

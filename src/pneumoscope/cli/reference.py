@@ -19,8 +19,8 @@ Made by `make docs` from the commands themselves; do not edit.
 
 Exit codes: 0 done; 1 something failed while running (in a batch: any case, the others are still written); 2 the call
 or the input is unusable; 130 interrupted. Errors are one line on stderr that begins with `error: `; `--debug` adds the
-traceback. Results go to stdout, with `--json` as one JSON document. Progress goes to stderr, only when that is a
-terminal. Nothing is fetched from or sent to anywhere.
+traceback. Results go to stdout, with `--json` as one JSON document. Progress goes to stderr: a bar on a
+terminal, else a line a minute; `--quiet` leaves it out. Nothing is fetched from or sent to anywhere.
 """
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.jobs.local import processors
 from pneumoscope.jobs.lock import locks
@@ -28,7 +28,7 @@ from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.reports.figures import marked
 from pneumoscope.study.base import Modality, StudyOptions, StudyResult
-from pneumoscope.study.folder import SYNTHETIC, mark_tables, write_environment, write_run
+from pneumoscope.study.folder import EXPERIMENT_FILE, SYNTHETIC, mark_tables, write_environment, write_run
 from pneumoscope.study.modalities import modality_of
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scores.table import write_scores
@@ -61,7 +61,12 @@ class Study:
         modality.check()
         folder = modality.folder = modality.open(out)
         self._note_environment(folder)
-        modality.read()
+        try:
+            modality.read()
+        except PneumoscopeError:
+            if not modality.resume:  # nothing was made: the corrected call may have the folder
+                (folder / EXPERIMENT_FILE).unlink(missing_ok=True)
+            raise
         self._lap("reading")
         with marked(modality.mark()):
             per_case = pd.concat(self._stages(folder).values(), ignore_index=True)

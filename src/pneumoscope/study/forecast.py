@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.recipes.systems import ON_SLICES
+from pneumoscope.recipes.systems import ON_SLICES, split_external
 from pneumoscope.study.data import StudyDataset, two_channel_target
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ class Forecast:
     def sentence(self) -> str:
         """One line for people."""
         memory = f"{self.gigabytes:.1f} GB" + (f" in each of {self.jobs} processes" if self.jobs > 1 else "")
-        text = f"at most about {max(1, round(self.minutes))} minutes of training, {memory}"
+        minutes = max(1, round(self.minutes))
+        training = f"at most about {minutes} minute{'s' * (minutes > 1)} of training" if self.steps else "no training"
+        text = f"{training}, {memory}" if self.steps or not self.not_counted else memory
         return f"{text}; {self.not_counted} stages on volumes are not counted" if self.not_counted else text
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,7 +170,8 @@ def forecast(
     peak = peak_gigabytes()
     fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
     minutes = ((steps + beside) * per_step + validation) / 60 / fitting
-    uncounted = len(experiment.stages.chain) - len(counted)
+    elsewhere = [stage for stage in experiment.stages.chain if split_external(stage.system)[0]]
+    uncounted = len(experiment.stages.chain) - len(counted) - len(elsewhere)
     return Forecast(steps, round(per_step, 4), round(minutes, 1), round(peak, 2), fitting, uncounted)
 
 

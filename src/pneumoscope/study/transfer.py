@@ -151,9 +151,12 @@ class Transfer(Modality):
         return transfer_page(experiment, folder)
 
     def shown(self, tables: Mapping[str, pd.DataFrame]) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-        """The matrix, ours beside the paper's."""
-        columns = ("name", "f1", "f1_low", "f1_high", "paper_f1")
-        return ("stage and test set", "f1", "low", "high", "paper"), tables["matrix"][list(columns)].to_numpy().tolist()
+        """The matrix with the test sets' names; beside it the paper's values where there are any."""
+        matrix = tables["matrix"]
+        names = {site.number: site.label for site in self.experiment.data.sites}
+        titles = {"name": "stage and test set", "site": "test set", "f1": "f1", "f1_low": "low", "f1_high": "high"}
+        titles |= {"paper_f1": "paper"} if matrix["paper_f1"].notna().any() else {}
+        return list(titles.values()), matrix.assign(site=matrix["test"].map(names))[list(titles)].to_numpy().tolist()
 
     def _draw(self, per_case: pd.DataFrame, matrix: pd.DataFrame) -> None:
         (self.folder / "figures").mkdir(exist_ok=True)
