@@ -63,6 +63,18 @@ def test_the_matrix_has_a_row_per_model_and_set(scored, work):
     assert "dense" in page
     assert "drawn" in page
     assert "first" in page
+    assert scored.shown[0] == ["stage and test set", "test set", "f1", "low", "high"]
+    assert [row[1] for row in scored.shown[1]] == ["first", "second"] * 2
+    assert "2 models or sets of masks made elsewhere were tested on the datasets 1 (first), 2 (second)" in page
+    for wrong in (
+        "were trained, each",
+        "Trained on",
+        "trained on last",
+        "on sets it was trained on",
+        "its own,",
+        "of them test",
+    ):
+        assert wrong not in page, wrong
     splits = [pd.read_csv(file) for file in (work / "out" / "splits").glob("*.csv")]
     assert {part for split in splits for part in split["part"]} == {"test"}
     systems = [

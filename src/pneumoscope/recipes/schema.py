@@ -11,7 +11,7 @@ from typing import ClassVar
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Settings, setting
 from pneumoscope.recipes.strategy import Strategy, plain_strategy, strategy_parts
-from pneumoscope.recipes.systems import SLICES, VolumeSystem, settled_systems
+from pneumoscope.recipes.systems import SLICES, VolumeSystem, settled_systems, split_external
 
 LOSSES = (
     "cross_entropy",
@@ -381,6 +381,10 @@ class Experiment(Settings):
         """The stages that lead to `name`, first training first, itself last."""
         stage = self.stage(name)
         return [*(self.lineage(stage.start) if stage.start else []), stage]
+
+    def trained_on(self, name: str) -> list[int]:
+        """The sets that a stage is known to have been trained on, in order; none of one that is made elsewhere."""
+        return [stage.site for stage in self.lineage(name) if not split_external(stage.system)[0]]
 
     def strategy_of(self, name: str) -> frozenset[str]:
         """The parts of the strategy that a stage is trained by; a first training is always plain."""

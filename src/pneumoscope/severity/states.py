@@ -204,7 +204,7 @@ def dips_upwards(lung: NDArray[np.bool_], slice_mm: float) -> float:
 
 
 def has_sternal_wires(hu: NDArray[np.float32], box: tuple[slice, ...], spacing_mm: tuple[float, ...]) -> bool:
-    """Whether metal lies one above the other, in tissue, in front of the middle of the lungs' box of a scan (i, j, k)."""
+    """Whether metal lies one above the other, in tissue, in front of the middle of the lungs' box (i, j, k)."""
     across, deep, high = box
     half, ahead = round(MIDLINE_MM / spacing_mm[0]), round(40 / spacing_mm[1])
     middle = (across.start + across.stop) // 2

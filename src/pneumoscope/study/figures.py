@@ -94,10 +94,10 @@ def _heat(axes: Axes, values: NDArray[np.float64], experiment: Experiment) -> No
     axes.set_facecolor("#dfe3e8")
     sites = [site.number for site in experiment.data.sites]
     for row, stage in enumerate(experiment.stages.chain):
-        seen = {s.site for s in experiment.lineage(stage.name)}
+        seen = experiment.trained_on(stage.name)
         for column, value in enumerate(values[row]):
             text = "" if np.isnan(value) else f"{value:.3f}"
-            weight = "bold" if sites[column] == stage.site else "normal"
+            weight = "bold" if sites[column] in seen[-1:] else "normal"
             colour = "black" if np.isnan(value) or value > 0.6 else "white"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, weight=weight)
             if sites[column] in seen:  # sets this model has been trained on

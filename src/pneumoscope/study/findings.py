@@ -38,14 +38,22 @@ def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, 
 def in_a_minute(experiment: Experiment, tables: Row) -> list[str]:
     """The study in three sentences for a reader without statistics; sentences without numbers are left out."""
     rows = [row for row in tables["rows"] if row["f1"] is not None]
-    known = {stage.name: [s.site for s in experiment.lineage(stage.name)] for stage in experiment.stages.chain}
+    known = {stage.name: experiment.trained_on(stage.name) for stage in experiment.stages.chain}
     names = ", ".join(f"{site.number} ({site.label})" for site in experiment.data.sites)
-    said = [
-        f"{len(known)} networks were trained, each on one or more of the datasets {names}, and each was tested on all "
-        "of them. The score (F1) is the overlap with the reader's mask: 0 is none, 1 is complete."
-    ]
-    own = [row["f1"] for row in rows if row["test"] == known[row["stage"]][-1]]
-    unseen = [row["f1"] for row in rows if row["test"] not in known[row["stage"]]]
+    score = "The score (F1) is the overlap with the reader's mask: 0 is none, 1 is complete."
+    trained, given = sum(map(bool, known.values())), sum(not sites for sites in known.values())
+    said = []
+    if trained:
+        what = (
+            f"{trained} networks were trained, each on one or more of the datasets {names}, and each was tested on all"
+        )
+        said.append(f"{what} of them. {score}")
+    if given:
+        count = f"{given} models or sets of masks" if given > 1 else "A model or set of masks"
+        verb = "were" if given > 1 else "was"
+        said.append(f"{count} made elsewhere {verb} tested on the datasets {names}.{'' if trained else ' ' + score}")
+    own = [row["f1"] for row in rows if row["test"] in known[row["stage"]][-1:]]
+    unseen = [row["f1"] for row in rows if known[row["stage"]] and row["test"] not in known[row["stage"]]]
     if own and unseen:
         said.append(
             f"On the dataset a network was trained on last it scored {min(own):.2f} to {max(own):.2f}; on datasets it "
@@ -53,7 +61,7 @@ def in_a_minute(experiment: Experiment, tables: Row) -> list[str]:
         )
     last, first = main_stages(experiment)[-1], main_stages(experiment)[0]
     cells = {(row["stage"], row["test"]): row["f1"] for row in rows}
-    site = known[first][0]
+    site = next(iter(known[first]), None)
     before, after = cells.get((first, site)), cells.get((last, site))
     if first != last and before is not None and after is not None:
         word = "fell" if after < before else "rose"
@@ -97,8 +105,9 @@ def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -
     new: list[Row] = []
     for row in rows:
         if row["stage"] in stages and row["ece"] is not None:
-            seen = {s.site for s in experiment.lineage(row["stage"])}
-            (known if row["test"] in seen else new).append(row)
+            seen = experiment.trained_on(row["stage"])
+            if seen:
+                (known if row["test"] in seen else new).append(row)
     if not known or not new:
         return []
     parts = [f"{100 * _mean(known, 'ece'):.1f} % on sets it was trained on, {100 * _mean(new, 'ece'):.1f} % on others"]
@@ -139,7 +148,8 @@ def _lesions(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row])
         f"{100 * r['missed']:.0f} % of them missed)"
         for r in (sizes[0], sizes[-1])
     ]
-    return [("Which lesions are missed?", f"On set {site}, its own, {last} finds {' and '.join(parts)}.")]
+    own = ", its own," if site in experiment.trained_on(last) else ""
+    return [("Which lesions are missed?", f"On set {site}{own} {last} finds {' and '.join(parts)}.")]
 
 
 def _looks(looks: Row) -> list[tuple[str, str]]:

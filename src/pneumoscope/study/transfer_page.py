@@ -23,6 +23,10 @@ SLICE_SPLIT_LIMIT = (
     "--set split.by=patient the study keeps patients apart."
 )
 PATIENT_SPLIT = "Patients are kept whole: none has slices in more than one part."
+GIVEN_MODELS = (
+    "What the models were trained on is not known here: one that was trained on a patient of a test set scores higher "
+    "on it than on new patients."
+)
 GENERAL_LIMITS = (
     "A mean over slices counts patients with many infected slices more; the Dice per patient counts each alike.",
     "Intervals draw patients. With few patients they are rough, and they leave out the chance in training: another "
@@ -32,7 +36,7 @@ GENERAL_LIMITS = (
 )
 
 
-RESEARCH_ONLY = "A comparison of trainings on small datasets. It does not show how a model performs on your patients."
+RESEARCH_ONLY = "A comparison of models on small datasets. It does not show how a model performs on your patients."
 
 
 def transfer_page(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def transfer_page(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return {
         "section": "study_transfer.html",
         "research_only": RESEARCH_ONLY,
-        "nav": _nav(strategic, systems, shift),
+        "nav": _nav(experiment, strategic, systems, shift),
         **dict.fromkeys(("intervals", "forgetting", "calibration"), ()),  # the section has them in more detail
         "matrix": tables["rows"],
         "forgotten": tables["forgetting"],
@@ -72,12 +76,15 @@ def transfer_page(experiment: Experiment, folder: Path) -> dict[str, Any]:
     }
 
 
-def _nav(strategic: dict[str, Any], systems: list[Any], shift: dict[str, Any]) -> list[tuple[str, str]]:
+def _nav(
+    experiment: Experiment, strategic: dict[str, Any], systems: list[Any], shift: dict[str, Any]
+) -> list[tuple[str, str]]:
     """Places of the page by their names."""
     places = [("summary", "Summary"), ("found", "Findings")]
     places += [("systems", "Systems")] if systems else []
     places += [("strategies", "Strategies")] if strategic["strategies"] else []
-    places += [("matrix", "Matrix"), ("forgetting", "Forgetting")]
+    places += [("matrix", "Matrix")]
+    places += [("forgetting", "Forgetting")] if experiment.split.by != "none" else []
     places += [("why", "Why it drops"), ("trust", "Calibration")] if shift else []
     return [*places, ("sets", "Sets and splits"), ("examples", "Examples"), ("limits", "Limits")]
 
@@ -130,7 +137,19 @@ def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def headline(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
-    """The longest chain in a sentence per set: how F1 on it went from stage to stage, and the paper's numbers."""
+    """The longest chain in a sentence per set: how F1 on it went from stage to stage, and the paper's numbers.
+
+    Where nothing was trained: the best F1 on each set.
+    """
+    if not any(experiment.trained_on(stage.name) for stage in experiment.stages.chain):
+        measured = [row for row in rows if row["f1"] is not None]
+        best = [
+            max((r for r in measured if r["test"] == s), key=lambda r: r["f1"])
+            for s in {r["test"]: 0 for r in measured}
+        ]
+        return (
+            "Highest F1: " + ", ".join(f"{row['f1']:.2f} on set {row['test']} ({row['stage']})" for row in best) + "."
+        )
     longest = max((experiment.lineage(stage.name) for stage in experiment.stages.chain), key=len)
     cells = {(row["stage"], row["test"]): row for row in rows}
     sentences = []
@@ -155,8 +174,10 @@ def limits(experiment: Experiment, summary: dict[str, Any]) -> list[str]:
     if experiment.split.by == "slice":
         leaking = sum(row["patients_in_several_parts"] for row in summary["sets"])
         said.append(SLICE_SPLIT_LIMIT.format(leaking=leaking, patients=sum(row["patients"] for row in summary["sets"])))
-    else:
+    elif experiment.split.by == "patient":
         said.append(PATIENT_SPLIT)
+    else:
+        said.append(GIVEN_MODELS)
     for row in summary["sets"]:
         if row["lung_masks_supplied"]:
             said.append(

@@ -180,7 +180,8 @@ def all_rows(study_set: StudyDataset) -> NDArray[np.intp]:
 
 
 def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the distance is worth for each stage: telling scans of sets never seen, and of those it segments badly.
+    """What the distance is worth for each stage that was trained here: telling scans of sets never seen, and of those
+    it segments badly.
 
     Returns:
         Per stage ``stage, sites, auc, low, high, known, strangers`` (AUC of the distance for scans of sets that no
@@ -191,7 +192,9 @@ def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
     experiment: Experiment = matrix.experiment
     result = []
     for stage in experiment.stages.chain:
-        sites = list(dict.fromkeys(s.site for s in experiment.lineage(stage.name)))
+        sites = list(dict.fromkeys(experiment.trained_on(stage.name)))
+        if not sites:
+            continue
         near = distances[[f"to_{n}" for n in sites]].min(axis=1).to_numpy(float)
         strange = ~distances["test"].isin(sites).to_numpy()
         use = np.isfinite(near)
@@ -287,7 +290,7 @@ def _write_leakage(matrix: Matrix, folder: Path, sets: Mapping[int, StudyDataset
     """Write `leakage.json`, `shift/leakage.csv` and a picture where the split holds patients out; see `leakage`."""
     experiment = matrix.experiment
     splits = {number: study_set.split for number, study_set in sets.items()}
-    learnt = {s.name: {e.site for e in experiment.lineage(s.name)} for s in experiment.stages.chain}
+    learnt = {s.name: set(experiment.trained_on(s.name)) for s in experiment.stages.chain}
     scoring = experiment.scoring
     rows = matrix.per_case[matrix.per_case["part"] == "test"]
     found = study_leakage(rows, splits, learnt, n=scoring.interval_resamples, seed=scoring.interval_seed)
