@@ -30,21 +30,36 @@ import psutil
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def scans(root: Path, count: int, size: str = "tiny", masks: bool = True) -> Path:
-    """A manifest of scans, with masks or to be segmented, each a little denser than the one before."""
+def scans(root: Path, count: int, size: str = "tiny", masks: bool = True, finer: int = 1) -> Path:
+    """A manifest of scans, with masks or to be segmented, each a little denser than the one before.
+
+    `finer` repeats each slice so often; full size takes 20 s a scan to make and as long to segment.
+    """
     from pneumoscope.datasets.phantom.folder import scan_patient
     from pneumoscope.io.write import write_mask, write_volume
 
     made = scan_patient("B", 0, size=size)
     volume = made.scan.volume
-    write_mask(made.lungs, root / "lungs.nii.gz", volume.native)
-    write_mask(made.scan.truth, root / "infiltrate.nii.gz", volume.native)
+    if finer > 1:
+        assert not masks
+        grids = [grid.resize((*grid.shape[:2], grid.shape[2] * finer)) for grid in (volume.grid, volume.native)]
+        volume = replace(volume, hu=np.repeat(volume.hu, finer, axis=2), grid=grids[0], native=grids[1])
+    if masks:
+        write_mask(made.lungs, root / "lungs.nii.gz", volume.native)
+        write_mask(made.scan.truth, root / "infiltrate.nii.gz", volume.native)
     lines = ["case,image" + (",lungs,infiltrate" if masks else "")]
     for number in range(count):
         write_volume(replace(volume, hu=volume.hu + np.float32(number)), root / f"s{number:02}.nii.gz")
         lines.append(f"s{number:02},s{number:02}.nii.gz" + (",lungs.nii.gz,infiltrate.nii.gz" if masks else ""))
     (root / "cases.csv").write_text("\n".join(lines) + "\n")
     return root / "cases.csv"
+
+
+def ran(command: list[str], **environment: str) -> None:
+    """Run a command, and show what it said where it fails."""
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
 def call(verb: str, table: Path, out: Path, *more: str) -> list[str]:
@@ -66,7 +81,7 @@ def same(root: Path, options: argparse.Namespace) -> None:
     first: dict[str, bytes] = {}
     for name, more in ways.items():
         begun = time.perf_counter()
-        subprocess.run(call(options.verb, table, root / name, *more), check=True, env=one_thread(), **QUIET)
+        ran(call(options.verb, table, root / name, *more), OMP_NUM_THREADS="1")
         made = contents(root / name)
         first = first or made
         differing = [file for file in first.keys() | made.keys() if first.get(file) != made.get(file)]
@@ -76,23 +91,30 @@ def same(root: Path, options: argparse.Namespace) -> None:
         )
 
 
-def one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def speed(root: Path, options: argparse.Namespace) -> None:
-    table = scans(root, options.scans, options.size, masks=False)
+    table = scans(root, options.scans, options.size, False, options.finer)
     spent: dict[int, float] = {}
     for count in (1, 2) * options.repeats:
-        begun = time.perf_counter()
+        begun, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
         more = ["--on", "dask", "--jobs", str(count), "--overwrite"]
-        subprocess.run(call("segment", table, root / "out", *more), check=True, env=one_thread(), **QUIET)
-        spent[count] = min(spent.get(count, 1e9), time.perf_counter() - begun)
-    busy = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} processors"
-    print(
-        f"{options.scans} scans: 1 worker {spent[1]:.1f} s, 2 workers {spent[2]:.1f} s, {spent[1] / spent[2]:.2f} times"
-    )
-    print(busy)
+        ran(call("segment", table, root / "out", *more), OMP_NUM_THREADS="1")
+        seconds, own = time.perf_counter() - begun, own_seconds() - own
+        spent[count] = min(spent.get(count, 1e9), seconds)
+        others = (busy_seconds() - busy - own) / seconds
+        print(f"{count} workers: {seconds:.1f} s, {own:.1f} s of processor; others had {others:.2f} of "
+              f"{os.cpu_count()} processors", flush=True)  # fmt: skip
+    print(f"{options.scans} scans: {spent[1] / spent[2]:.2f} times")
+
+
+def busy_seconds() -> float:
+    """Of all processors of this machine."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq + getattr(times, "steal", 0.0)
+
+
+def own_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def nothing(side_by_side: int) -> object:
@@ -127,7 +149,7 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 def kills(root: Path, options: argparse.Namespace) -> None:
     table = scans(root, options.scans)
-    subprocess.run(call("quantify", table, root / "whole"), check=True, **QUIET)
+    ran(call("quantify", table, root / "whole"))
     whole, chance, out = contents(root / "whole"), random.Random(1), root / "out"
     more = ["--on", "dask", "--jobs", "2", "--resume"]
     left = {"worker": options.workers, "submit": options.submits}
@@ -159,7 +181,7 @@ def kills(root: Path, options: argparse.Namespace) -> None:
             print("all is done; the same bytes:", contents(out) == whole, flush=True)
             shutil.rmtree(out)
             done = {}
-    subprocess.run(call("quantify", table, out, *more), check=True, **QUIET)
+    ran(call("quantify", table, out, *more))
     print("at the end the same bytes:", contents(out) == whole)
 
 
@@ -168,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=["same", "speed", "empty", "kills"])
     parser.add_argument("--scans", type=int, default=24)
     parser.add_argument("--size", choices=["tiny", "small", "full"], default="small", help="of the scans of speed")
+    parser.add_argument("--finer", type=int, default=1, help="how often each slice of speed is repeated")
     parser.add_argument("--repeats", type=int, default=1, help="of speed; the shortest counts")
     parser.add_argument("--verb", choices=["segment", "quantify"], default="segment")
     parser.add_argument("--slurm", action="store_true")

@@ -4,12 +4,14 @@ import os
 import signal
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.jobs.machines import current, machines, part_of, read_cluster
+from pneumoscope.jobs.dask import slurm_cluster
+from pneumoscope.jobs.machines import Cluster, current, machines, part_of, read_cluster
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
 
@@ -208,28 +210,37 @@ def test_workers_of_this_machine_have_the_threads_that_the_user_gives(tmp_path, 
     assert outcome.facts["n"] == "3"
 
 
-@pytest.mark.parametrize(("failures", "ends"), [(2, "done"), (3, "Dask cannot start workers here: Nanny failed")])
-def test_workers_killed_while_they_start_are_started_again(tmp_path, monkeypatch, failures, ends):
-    start, left = distributed.LocalCluster, list(range(failures))
+def waits(run, jobs, again):
+    """Says which worker does a job, and from when to when."""
+    begun = time.perf_counter()
+    time.sleep(0.05 * (1 + jobs[0].item % 7))
+    facts = {"worker": distributed.get_worker().address, "begun": begun, "ended": time.perf_counter()}
+    return [Outcome(job.name, facts=facts) for job in jobs], 2.0
 
-    def started(**settings):
-        if left:
-            left.pop()
-            raise RuntimeError("Nanny failed to start.")
-        return start(**settings)
 
-    monkeypatch.setattr("distributed.LocalCluster", started)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    (tmp_path / "log").mkdir()
-    jobs = [Job("a", "a", tmp_path / "out" / "a")]
-    with machines("dask", jobs=1):
-        if ends == "done":
-            assert [o.status for o in run_jobs(jobs, None, lambda *_: None, opener=partial(act, tmp_path / "log"))] == [
-                ends
-            ]
-        else:
-            with pytest.raises(RunError, match=ends):
-                run_jobs(jobs, None, lambda *_: None, opener=partial(act, tmp_path / "log"))
+def test_a_worker_of_several_threads_gets_one_call_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("pneumoscope.jobs.dask.work", waits)
+    jobs = [Job(f"{n}", n, tmp_path / f"{n}", marked=False) for n in range(120)]
+    threads = {"n_workers": 24, "threads_per_worker": 4, "processes": False}
+    with (
+        distributed.LocalCluster(**threads, dashboard_address=":0", protocol="tcp", host="127.0.0.1") as cluster,
+        machines(cluster.scheduler_address.replace("tcp", "dask")),
+    ):
+        outcomes = run_jobs(jobs, None, lambda *_: None, opener=counts_threads)
+    calls = sorted((o.facts["worker"], o.facts["begun"], o.facts["ended"]) for o in outcomes)
+    assert len({worker for worker, _, _ in calls}) == 24
+    assert [(a, b) for a, b in pairwise(calls) if a[0] == b[0] and b[1] < a[2]] == []
+
+
+def test_a_worker_of_slurm_takes_one_call_at_a_time_and_computes_with_all_its_processors(monkeypatch, tmp_path):
+    pytest.importorskip("dask_jobqueue")
+    scripts = []
+    monkeypatch.setattr("pneumoscope.jobs.dask._require_accepted", scripts.append)
+    with slurm_cluster(Cluster(cpus=4, gpus=1, partition="p", preamble=("module load x",)), tmp_path):
+        pass
+    lines = scripts[0].splitlines()
+    assert {"#SBATCH -p p", "#SBATCH --cpus-per-task=4", "#SBATCH --gres=gpu:1", "module load x"} <= set(lines)
+    assert "--nthreads 1 " in lines[-1]
 
 
 def test_no_scheduler_is_one_line(tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.errors import InputError, RunError
+from pneumoscope.jobs import local
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
+from pneumoscope.progress import FORECAST
 
 
 def lengths(log, settings, jobs):
@@ -154,6 +156,29 @@ def test_side_by_side_gives_the_same_and_a_killed_worker_is_named(run):
     assert "SIGKILL" in found["b"].error
     assert "memory" in found["b"].error
     assert {n: o.facts for n, o in found.items() if n != "b"} == {n: one[n] for n in "ac"}
+
+
+def hurried(log, jobs):
+    local.CALL_SECONDS = 0.0
+    return lengths(log, {}, jobs)
+
+
+def test_jobs_that_take_longer_than_those_before_are_given_back(run, monkeypatch):
+    """Else a call of 256 short jobs, when long ones follow, is an hour without a word while other workers are idle."""
+    calls, start = [], local.LocalWorkers.start
+    monkeypatch.setattr("pneumoscope.jobs.run._how_many", lambda *_: 9)
+    monkeypatch.setattr(local.LocalWorkers, "start", lambda *given: calls.append(len(given[1])) or start(*given))
+    found = run(opener=partial(hurried, run.log), side_by_side=2)
+    assert {n: o.facts for n, o in found.items()} == {n: {"n": 4} for n in "abc"}
+    assert run.ran == ["a", "b", "c"]
+    assert calls == [3, 2, 1]
+
+
+def test_a_forecast_counts_what_is_left(run, monkeypatch):
+    said = []
+    monkeypatch.setattr("pneumoscope.jobs.run.LONG_SECONDS", 0)
+    run(side_by_side=2, progress=lambda *now: said.append(now))
+    assert [now[-1] for now in said if now[0] == FORECAST] == ["3 cases, about 1 min on 2 workers"]
 
 
 def test_a_worker_that_cannot_start_says_why(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,8 +111,7 @@ def run_batch(
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
     scans = part_of(scans)
-    names = [scan.case for scan in scans]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(scan.case for scan in scans).items() if count > 1)
     if twice:
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     started = time.perf_counter()

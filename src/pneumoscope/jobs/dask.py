@@ -1,7 +1,8 @@
 """Jobs on Dask and SLURM: each Dask worker hands them to a worker process of its own, as this machine does.
 
 So a scan that crashes its process is reported in the same words everywhere, libraries that block do not make a worker
-miss its heartbeats, and a training gets SIGTERM in its main thread. SLURM jobs are Dask workers (dask-jobqueue).
+miss its heartbeats, and a training gets SIGTERM in its main thread. SLURM jobs are Dask workers (dask-jobqueue); those
+of a cluster of this machine are threads of this process, since they only wait for theirs.
 """
 
 from __future__ import annotations
@@ -33,9 +34,6 @@ from pneumoscope.jobs.graph import Job, Opener
 from pneumoscope.jobs.local import Done, Executor, JobProcess, WorkerLostError, processors
 from pneumoscope.jobs.machines import Cluster, Machines
 
-STARTS = 3
-"""How often workers of this machine are started when one of them dies before it is ready."""
-
 CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0
 """How long a file may take to be seen by another machine: network file systems keep lists of names for a while."""
@@ -49,7 +47,6 @@ LOGS = ".slurm"
 SETTINGS = {
     "distributed.worker.daemon": False,  # workers have processes of their own
     "distributed.scheduler.allowed-failures": 0,  # the runner counts, job by job
-    "distributed.nanny.pre-spawn-environ": {},  # threads are set below
     "distributed.admin.large-graph-warning-threshold": "1GB",
     "logging": {"distributed": "critical", "distributed.nanny": "critical", "distributed.worker": "critical"},
 }
@@ -61,14 +58,14 @@ class Run:
 
     Attributes:
         given: of `JobProcess`.
-        threads: of each worker; 0 takes those of the Dask worker.
+        threads: of each worker; 0 takes those of the Dask worker, None leaves what the user has set.
         probe: a file in the output folder.
         content: its SHA-256.
         version: of pneumoscope.
     """
 
     given: bytes
-    threads: int
+    threads: int | None
     probe: str
     content: str
     version: str = __version__
@@ -90,7 +87,10 @@ class DaskWorkers(Executor):
         self._where, self._opener, self._folder = where, opener, folder
         self._stack = ExitStack()
         self._started = self._seen = self._looked = 0.0
-        self._width, self._any, self._ended_well = 0, False, False
+        self._workers: list[str] = []
+        self._used: dict[Future[Any], str | None] = {}
+        self._any, self._ended_well = False, False
+        self._threads: int | None = None
         self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
 
     def __enter__(self) -> DaskWorkers:
@@ -107,7 +107,6 @@ class DaskWorkers(Executor):
                 raise InputError(
                     f"no Dask scheduler answers at {self._where.on}; start one, or use --on dask"
                 ) from problem
-            self._calls = self._client.get_executor(pure=False)
             self._run = self._probed(stack)
             self._stack = stack.pop_all()
         if _has("bokeh") and self._client.dashboard_link:
@@ -128,11 +127,12 @@ class DaskWorkers(Executor):
     def _start(self, stack: ExitStack) -> Any:
         """The cluster, or the address of one."""
         where = self._where
+        self._share = 1
         if where.on.startswith("dask://"):
-            self._threads, self._share = 0, 1
+            self._threads = 0
             return where.on.replace("dask://", "tcp://")
         if where.on == "slurm":
-            self._threads, self._share = where.cluster.cpus, 1
+            self._threads = where.cluster.cpus
             stack.push(self._clear_logs)
             cluster = stack.enter_context(slurm_cluster(where.cluster, self._folder))
             count = where.jobs or where.cluster.workers
@@ -141,22 +141,13 @@ class DaskWorkers(Executor):
             return cluster
         from distributed import LocalCluster
 
-        count = where.jobs or processors()
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        self._threads = int(given) if given.isdecimal() and int(given) else max(1, processors() // count)
-        self._share = count
-        for left in reversed(range(STARTS)):
-            try:
-                return stack.enter_context(
-                    LocalCluster(
-                        n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-                        memory_limit=0,
-                    )
-                )  # fmt: skip
-            except RuntimeError as problem:  # a worker was killed before it was ready
-                if not left:
-                    raise RunError(f"Dask cannot start workers here: {problem}") from problem
-        raise AssertionError
+        self._share = where.jobs or processors()
+        return stack.enter_context(
+            LocalCluster(
+                n_workers=self._share, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0",
+                memory_limit=0,
+            )
+        )  # fmt: skip
 
     def _clear_logs(self, kind: object, problem: object, trace: object) -> None:
         """What SLURM jobs printed is kept where the run failed."""
@@ -179,14 +170,14 @@ class DaskWorkers(Executor):
         if now - self._looked > 1:
             self._looked = now
             try:
-                self._width = len(self._client.scheduler_info(n_workers=-1)["workers"])
+                self._workers = list(self._client.scheduler_info(n_workers=-1)["workers"])
             except (OSError, TypeError, KeyError):
-                self._width = 0
-            if self._width:
+                self._workers = []
+            if self._workers:
                 self._seen, self._any = now, True
             else:
                 self._complain(now)
-        return min(self._width, self._where.jobs or self._width)
+        return min(len(self._workers), self._where.jobs or len(self._workers))
 
     def _complain(self, now: float) -> None:
         """Say why there is no worker, from time to time.
@@ -209,14 +200,19 @@ class DaskWorkers(Executor):
         return queue_state() + "".join(f"; a worker ended with: {line}" for line in last)
 
     def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
-        """See `Executor`."""
-        call: Future[Any] = self._calls.submit(work, self._run, list(jobs), again)
-        return call
+        """See `Executor`; Dask itself would give a worker of several threads several calls, while others have none."""
+        used = set(self._used.values())
+        worker = next((address for address in self._workers if address not in used), None)
+        calls = self._client.get_executor(pure=False, workers=worker, allow_other_workers=worker is not None)
+        future: Future[Any] = calls.submit(work, self._run, list(jobs), again)
+        self._used[future] = worker
+        return future
 
     def outcomes(self, future: Future[Any]) -> Done:
         """See `Executor`."""
         from distributed import KilledWorker
 
+        self._used.pop(future)
         try:
             done: Done = future.result()
         except KilledWorker as problem:
@@ -241,7 +237,8 @@ def slurm_cluster(settings: Cluster, folder: Path) -> Any:
         account=settings.account,
         walltime=settings.walltime,
         memory=settings.memory,
-        cores=settings.cpus,
+        cores=1,  # threads of the Dask worker, which takes one call at a time
+        job_cpu=settings.cpus,
         processes=1,
         python=python,
         interface=settings.interface,
@@ -288,9 +285,9 @@ def queue_state() -> str:
 
 # -- in a Dask worker --------------------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
-_mine: dict[str, JobProcess] = {}
-"""The process that does the jobs of the run at hand, by the run's probe."""
+_locks: dict[str, threading.Lock] = {}
+_mine: dict[str, tuple[str, JobProcess]] = {}
+"""By the address of a Dask worker in this process: the probe of the run at hand, and the process that does its jobs."""
 
 
 def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
@@ -300,33 +297,38 @@ def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
         InputError: this machine does not see the run's files, or has another version.
         WorkerLostError, OpeningError: see `Executor.outcomes`.
     """
-    with _lock:
-        if run.probe not in _mine:
-            check_sight(run)
-            for other in list(_mine):
-                release(other)
-            _mine[run.probe] = _process(run)
-        process = _mine[run.probe]
+    from distributed import get_worker
+
+    worker = get_worker()
+    with _locks.setdefault(worker.address, threading.Lock()):
+        process = _process(run, worker)
         outcomes, seconds = process.result_of(process.start(jobs, again))
     host = socket.gethostname()
     return [replace(outcome, host=host) for outcome in outcomes], seconds
 
 
 def release(probe: str) -> None:
-    """End the process that works for a run, and what it is doing."""
-    if process := _mine.pop(probe, None):
-        process.terminate()
+    """End the processes that work for a run, and what they are doing."""
+    for address, (of, process) in list(_mine.items()):
+        if of == probe:
+            del _mine[address]
+            process.terminate()
 
 
-def _process(run: Run) -> JobProcess:
+def _process(run: Run, worker: Any) -> JobProcess:
+    """The process of this worker for a run; that of an earlier run is ended."""
     from multiprocessing import current_process
 
-    from distributed import get_worker
-
-    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # Dask's default forbids children
-    threads = run.threads or get_worker().state.nthreads
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    return JobProcess(run.given)
+    probe, process = _mine.get(worker.address, ("", None))
+    if process is None or probe != run.probe:
+        check_sight(run)
+        release(probe)
+        current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # Dask's default forbids children
+        if run.threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(run.threads or worker.state.nthreads)
+        process = JobProcess(run.given)
+        _mine[worker.address] = run.probe, process
+    return process
 
 
 def check_sight(run: Run) -> None:

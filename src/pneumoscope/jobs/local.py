@@ -22,10 +22,13 @@ from pneumoscope.processes import WorkerProcess, end_workers
 MOST_JOBS = 256
 """Of one call."""
 
+CALL_SECONDS = 5.0
+"""After so long a worker gives back those of its jobs that it has not started: some take longer than those before."""
+
 AT_WORK, ENDED = 1, 2
 
 Done = tuple[list[Outcome], float]
-"""Outcomes of some jobs, and the seconds they took."""
+"""Outcomes of the jobs that were done, and the seconds they took."""
 
 
 class WorkerLostError(Exception):
@@ -210,7 +213,7 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
     """Do jobs in a prepared process.
 
     Args:
-        jobs: in any number.
+        jobs: in any number; after `CALL_SECONDS` no other is started.
         again: keep those whose mark is valid.
 
     Raises:
@@ -227,6 +230,8 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
 
     def each() -> Iterator[Job]:
         for job in left:
+            if job is not left[0] and time.perf_counter() - begun > CALL_SECONDS:
+                return
             _states[places[job.name]] = AT_WORK
             yield job
 

@@ -192,7 +192,7 @@ def _on_workers(
     A death counts against the jobs that were at work, or, where nobody knows, against a job that was alone.
     """
     queue, deaths, stops = Queue(jobs), Counter[str](), Counter[str]()
-    did, spent, forecast = 0, 0.0, True
+    did, new, spent, forecast = 0, 0, 0.0, True
     with executor:
         for note in executor.notes:
             progress(NOTE, 1, 1, note)
@@ -203,7 +203,10 @@ def _on_workers(
             for part, call in executor.ended(LOOK_SECONDS):
                 try:
                     outcomes, seconds = executor.outcomes(call)
-                    did, spent = did + len(part), spent + seconds
+                    did, spent = did + len(outcomes), spent + seconds
+                    new += sum(not outcome.kept for outcome in outcomes)
+                    ended = {outcome.name for outcome in outcomes}
+                    queue.ready.extendleft(job for job in reversed(part) if job.name not in ended)
                 except WorkerLostError as problem:
                     outcomes = []
                     blamed = problem.at_work or ([part[0].name] if len(part) == 1 else [])
@@ -228,11 +231,12 @@ def _on_workers(
                     outcomes = [failure(job.name, problem) for job in part]
                 for outcome in outcomes:
                     yield from queue.ended(outcome if resume else replace(outcome, kept=False))
-            if forecast and did >= (width := max(1, executor.width())):
-                forecast = False
-                seconds = spent / did * (len(jobs) - did) / width
+            if forecast and new >= (width := max(1, executor.width())):
+                forecast, left = False, len(jobs) - did + new
+                seconds = spent / new * left / width
                 if executor.remote or seconds > LONG_SECONDS:
-                    progress(FORECAST, 1, 1, f"{len(jobs)} {what}, about {_duration(seconds)} on {width} workers")
+                    workers = f"{width} worker{'s' if width > 1 else ''}"
+                    progress(FORECAST, 1, 1, f"{left} {what}, about {_duration(seconds)} on {workers}")
 
 
 def _known(problem: Exception) -> PneumoscopeError:
