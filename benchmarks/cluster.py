@@ -3,7 +3,8 @@
 python benchmarks/cluster.py same --scans 24 [--slurm]     case folders and cases.csv by local, Dask and SLURM
 python benchmarks/cluster.py speed --scans 24              segment by one and by two Dask workers, one thread each
 python benchmarks/cluster.py empty --jobs 1000 100000      seconds and memory of jobs that do nothing, through Dask
-python benchmarks/cluster.py kills --workers 40 --submits 10
+python benchmarks/cluster.py kills --workers 40 --submits 10 --schedulers 1
+python benchmarks/cluster.py study                         six independent stages, one or two at a time
 For SLURM without one: scripts/slurm_node.sh python benchmarks/cluster.py same --slurm
 """
 
@@ -14,7 +15,7 @@ import os
 import random
 import resource
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def scans(root: Path, count: int, size: str = "tiny", masks: bool = True, finer: int = 1) -> Path:
@@ -140,54 +139,143 @@ def empty(root: Path, options: argparse.Namespace) -> None:
               f"{after.ru_maxrss / 1024:.0f} MiB", flush=True)  # fmt: skip
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """Processes that compute, and the Dask workers around them."""
-    with suppress(psutil.Error):
-        return [p for p in process.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    return []
+class Nodes:
+    """A scheduler and two nodes of one Dask worker each, as somebody would start them; for --on dask nothing."""
+
+    def __init__(self, root: Path, on: str) -> None:
+        self.root, self.on, self.processes = root, on, list[psutil.Popen]()
+        self.port = 0
+        if on == "dask://":
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+            self.on = f"dask://127.0.0.1:{self.port}"
+            self.start()
+
+    def start(self) -> None:
+        """Whatever of it does not run."""
+        for number in range(3) if self.port else ():
+            if len(self.processes) > number and self.processes[number].poll() is None:
+                continue
+            tool = "scheduler" if number == 0 else "worker"
+            more = [f"--port={self.port}", "--host=127.0.0.1"]
+            if number:
+                more = [
+                    f"tcp://127.0.0.1:{self.port}",
+                    "--nthreads=1",
+                    f"--local-directory={self.root}",
+                    "--no-dashboard",
+                ]
+            command = [sys.executable, "-m", f"distributed.cli.dask_{tool}", *more]
+            log = (self.root / f"{tool}-{number}.log").open("a")
+            process = psutil.Popen(command, env={**os.environ, "DASK_DISTRIBUTED__WORKER__DAEMON": "False"},
+                                   stdout=log, stderr=log)  # fmt: skip
+            self.processes[number : number + 1] = [process]
+
+    def targets(self, command: psutil.Process) -> list[list[psutil.Process]]:
+        """What is killed together: a process that computes, the Dask worker around it, or a whole node."""
+        roots = self.processes[1:] or [command]
+        found = list[list[psutil.Process]]()
+        for process in roots:
+            with suppress(psutil.Error):
+                inside = process.children(recursive=True)
+                found += [[p] for p in inside if "spawn_main" in " ".join(p.cmdline())]
+                found += [[process, *inside]] if self.port and inside else []
+        return found
+
+    def stop(self) -> None:
+        """End all of it."""
+        for process in self.processes:
+            with suppress(psutil.Error):
+                for one in [*process.children(recursive=True), process]:
+                    one.kill()
+        for process in self.processes:
+            process.wait()
 
 
 def kills(root: Path, options: argparse.Namespace) -> None:
     table = scans(root, options.scans)
     ran(call("quantify", table, root / "whole"))
     whole, chance, out = contents(root / "whole"), random.Random(1), root / "out"
-    more = ["--on", "dask", "--jobs", "2", "--resume"]
     left = {"worker": options.workers, "submit": options.submits}
+    left |= {"scheduler": options.schedulers} if options.on == "dask://" else {}
+    nodes = Nodes(root, options.on)
+    more = ["--on", nodes.on, "--jobs", "2", "--resume"]
     runs, done = 0, dict[str, int]()
-    while left["worker"] or left["submit"] or runs == 0:
-        process = subprocess.Popen(call("quantify", table, out, *more), **QUIET)
+    while any(left.values()) or runs == 0:
+        nodes.start()
+        process = psutil.Popen(call("quantify", table, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         runs += 1
         while process.poll() is None:
             time.sleep(chance.uniform(0.2, 1.5))
+            if process.poll() is not None:
+                break
+            nodes.start()
             kind = chance.choice([name for name, count in left.items() if count] or ["none"])
-            targets = workers_of(psutil.Process(process.pid)) if kind == "worker" and process.poll() is None else []
+            targets = nodes.targets(process) if kind == "worker" else []
             if targets:
-                with suppress(psutil.Error):
-                    chance.choice(targets).kill()
-                    left["worker"] -= 1
-            elif kind == "submit" and chance.random() < 0.3 and process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                for target in chance.choice(targets):
+                    with suppress(psutil.Error):
+                        target.kill()
+                left["worker"] -= 1
+            elif kind == "scheduler" and len(list(out.glob("*/done.json"))) > 2:
+                nodes.processes[0].kill()
+                left["scheduler"] -= 1
+            elif kind == "submit" and chance.random() < 0.3:
+                process.kill()
                 left["submit"] -= 1
+        said = process.stderr.read().decode().strip().splitlines()[-1:] if process.wait() > 0 else ""
         half = [
             n for n, data in contents(out).items() if n != "cases.csv" and "private" not in n and data != whole.get(n)
         ]
         now = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/done.json")}
         twice = [name for name, when in done.items() if now.get(name) != when]
-        print(f"run {runs} ended with {process.returncode}; kills left {left}; {len(done)} cases done before, "
-              f"{len(now)} now; done again: {twice}; files with other bytes: {half}", flush=True)  # fmt: skip
+        print(f"run {runs} ended with {process.returncode} {said}; kills left {left}; "
+              f"{len(done)} cases done before, {len(now)} now; done again: {twice}; files with other bytes: {half}",
+              flush=True)  # fmt: skip
         done = now
         if process.returncode == 0:
             print("all is done; the same bytes:", contents(out) == whole, flush=True)
             shutil.rmtree(out)
             done = {}
+    nodes.start()
     ran(call("quantify", table, out, *more))
     print("at the end the same bytes:", contents(out) == whole)
+    nodes.stop()
+
+
+def six_stages() -> object:
+    """A transfer study whose stages do not wait for each other: three sites, each learnt by two systems."""
+    from pneumoscope.recipes.access import with_overrides
+    from pneumoscope.recipes.papers.transfer_systems import transfer_systems_small
+
+    small = with_overrides(transfer_systems_small(), ["stages.first.max_epochs=60", "stages.first.patience=60"])
+    first = [stage for stage in small.stages.chain if stage.name in ("Tr1-2d", "Tr1-2.5d")]
+    chain = [replace(stage, name=f"{stage.name}-{site}", site=site) for site in (1, 2, 3) for stage in first]
+    return replace(small, stages=replace(small.stages, chain=tuple(chain)))
+
+
+def study(root: Path, options: argparse.Namespace) -> None:
+    from pneumoscope.jobs.machines import machines
+    from pneumoscope.study.engine import run_study
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tables = dict[str, bytes]()
+    for name, on, jobs in (("first", "local", 1), ("one process", "local", 1), ("two processes", "local", 2),
+                           ("two Dask workers", "dask", 2)):  # fmt: skip
+        begun = time.perf_counter()
+        with machines(on, jobs=jobs):
+            run_study(six_stages(), root / name, device="cpu", synthetic=True, jobs=jobs)
+        spent = time.perf_counter() - begun
+        made = {path.name: path.read_bytes() for path in (root / name).glob("*.csv")}
+        tables = tables or made
+        differing = [file for file in tables.keys() | made.keys() if tables.get(file) != made.get(file)]
+        print(f"{name}: {spent:.1f} s, {len(made)} tables, other bytes: {differing}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["same", "speed", "empty", "kills"])
+    parser.add_argument("what", choices=["same", "speed", "empty", "kills", "study"])
     parser.add_argument("--scans", type=int, default=24)
     parser.add_argument("--size", choices=["tiny", "small", "full"], default="small", help="of the scans of speed")
     parser.add_argument("--finer", type=int, default=1, help="how often each slice of speed is repeated")
@@ -197,9 +285,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 10000, 100000])
     parser.add_argument("--workers", type=int, default=40)
     parser.add_argument("--submits", type=int, default=10)
+    parser.add_argument("--schedulers", type=int, default=1)
+    parser.add_argument("--on", choices=["dask", "dask://"], default="dask://", help="of kills: whose scheduler it is")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        {"same": same, "speed": speed, "empty": empty, "kills": kills}[options.what](Path(folder), options)
+        {"same": same, "speed": speed, "empty": empty, "kills": kills, "study": study}[options.what](
+            Path(folder), options
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,13 @@ from pneumoscope.cli.reference import commands
 NAMES = [name for name, _ in commands()]
 
 
+def command_of(name):
+    command = get_command(app)
+    for part in name.split():
+        command = command.commands[part]
+    return command
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_is_grouped_and_ends_with_an_example(cli, name):
     ran = cli(*name.split(), "-h")
@@ -33,17 +40,26 @@ def test_help_is_grouped_and_ends_with_an_example(cli, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_example_is_a_call_that_is_understood(name):
-    command, words = get_command(app), shlex.split(EXAMPLES[name])
-    for part in name.split():
-        assert words.pop(0) == part
-        command = command.commands[part]
-    command.make_context(name, words)  # raises for an unknown option or a missing one
+    words = shlex.split(EXAMPLES[name])
+    assert words[: len(name.split())] == name.split()
+    command_of(name).make_context(name, words[len(name.split()) :])  # raises for an unknown option or a missing one
 
 
 def test_the_programs_own_help_names_every_verb_once(cli):
     listed = [name for names in VERBS.values() for name in names]
     assert sorted(listed) == sorted(get_command(app).commands)
     assert cli("-h").out.count("\n  segment ") == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_verb_takes_parts_or_says_what_it_takes(cli, name):
+    words = [option for one in command_of(name).params for option in one.opts]
+    ran = cli(*name.split(), "--part", "1/2")
+    assert ran.code == 2
+    assert ("use --on slurm" in ran.err) == ("--on" in words and "--part" not in words)
+    if "--part" in words:
+        assert "--on" in words
+        assert "No such option" not in ran.err
 
 
 @pytest.mark.parametrize("columns", [80, 100])
