@@ -6,7 +6,7 @@ import pytest
 
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
-from pneumoscope.study.scores.forgetting import FORMULAS, lineages_of, transfer
+from pneumoscope.study.scores.matrix import FORMULAS, lineages_of, transfer
 from pneumoscope.study.scores.table import forgetting, tidy
 
 TOY = {  # stage: F1 on sets 1, 2, 3; made up, so that every number below can be done by hand

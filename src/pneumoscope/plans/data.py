@@ -21,6 +21,7 @@ from pneumoscope.plans.survey import TrainingPlan
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.study.data import has_mask
+from pneumoscope.study.learners.slices import Slices
 from pneumoscope.volume import Mask, Volume
 
 TOLERATED = 0.03
@@ -103,21 +104,6 @@ def split_patients(cases: Sequence[Case], share: float, seed: int) -> tuple[list
 
 
 LungFinder = Callable[[Volume], Mask]
-
-
-@dataclass(frozen=True, eq=False)
-class OwnSlices:
-    """Slices with lung of several scans.
-
-    Attributes:
-        images: (n, c, h, w) uint8, 255 times the network's input.
-        target: (n, 1, h, w) uint8, 1 = infiltrate.
-        names: ``case/slice`` of each.
-    """
-
-    images: NDArray[np.uint8]
-    target: NDArray[np.uint8]
-    names: tuple[str, ...]
 
 
 def read_own_cases(data: Mapping[str, Path]) -> list[Case]:
@@ -214,7 +200,7 @@ def own_lungs(device: str, precision: str) -> LungFinder:
     return find
 
 
-def case_slices(case: Case, scan: LabelledScan, preprocessing: ModelInput, lungs_for: LungFinder) -> OwnSlices:
+def case_slices(case: Case, scan: LabelledScan, preprocessing: ModelInput, lungs_for: LungFinder) -> Slices:
     """The slices of one scan that show lung; none where no lung is found.
 
     Raises:
@@ -230,7 +216,7 @@ def case_slices(case: Case, scan: LabelledScan, preprocessing: ModelInput, lungs
     if images.dtype != np.uint8:
         images = np.rint(np.clip(np.asarray(images, np.float32), 0, 1) * 255).astype(np.uint8)
     target = _target(fitted, np.ascontiguousarray(to_slices(scan.infiltrate.labels)[rows] > 0))
-    return OwnSlices(np.asarray(images, np.uint8), target[:, None], tuple(f"{case.case}/{row}" for row in rows))
+    return np.asarray(images, np.uint8), target[:, None], [f"{case.case}/{row}" for row in rows]
 
 
 def _target(fitted: ModelInput, infected: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -248,8 +234,8 @@ def _target(fitted: ModelInput, infected: NDArray[np.bool_]) -> NDArray[np.uint8
 
 def gather(
     cases: Sequence[Case], preprocessing: ModelInput, lungs_for: LungFinder, progress: Progress = silent
-) -> OwnSlices:
-    """The slices of several scans, one scan in memory at a time.
+) -> Slices:
+    """The slices of several scans, one scan in memory at a time: images 255 times the network's input, 1 = infiltrate.
 
     Raises:
         InputError: no slice shows lung, or none infiltrate.
@@ -258,7 +244,7 @@ def gather(
     for done, case in enumerate(cases, start=1):
         parts.append(case_slices(case, case.load(), preprocessing, lungs_for))
         progress("reading", done, len(cases), case.case)
-    images, target = (np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "target"))
+    images, target = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
     if not len(images) or not target.any():
         raise InputError(f"{len(cases)} scans hold {len(images)} slices with lung and no infiltrate on them")
-    return OwnSlices(images, target, tuple(name for part in parts for name in part.names))
+    return images, target, [name for part in parts for name in part[2]]

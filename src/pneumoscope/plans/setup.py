@@ -17,6 +17,7 @@ from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress
+from pneumoscope.study.learners.volume_training import box_card
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,9 +72,9 @@ def set_up_slices(
 
     model, preprocessing, card, said = start_of(plan)
     parts = [gather(cases, preprocessing, lungs_for, progress) for cases in (train, val)]
-    augment = SliceAugment(image_channels=max(1, parts[0].images.shape[1] - 1)) if plan.augment else None
-    sources = [ArraySource(p.images, p.target, p.names, augment if p is parts[0] else None) for p in parts]
-    return TrainingSetup(model, SegmentationTask(plan.loss), sources[0], sources[1], card, said, "slices")
+    augment = SliceAugment(image_channels=max(1, parts[0][0].shape[1] - 1)) if plan.augment else None
+    train_slices, val_slices = ArraySource(*parts[0], augment), ArraySource(*parts[1])
+    return TrainingSetup(model, SegmentationTask(plan.loss), train_slices, val_slices, card, said, "slices")
 
 
 def start_of(plan: OwnPlan) -> tuple[nn.Module, ModelInput, dict[str, Any], str]:
@@ -215,14 +216,5 @@ def start_of_volumes(plan: VolumePlan) -> tuple[UNet3D, dict[str, Any], str]:
 
 
 def preprocessing_card(plan: VolumePlan) -> dict[str, Any]:
-    """As `inference.volumes.VolumeInput.from_card` reads it: half overlapping boxes, their middles trusted more."""
-    return {
-        "kind": "hu_volume",
-        "window_hu": list(plan.window_hu),
-        "spacing_mm": list(plan.spacing_mm),
-        "normalise": "zscore" if plan.scale == "grey_zscore" else "unit",
-        "grey_levels": 256 if plan.scale == "grey_zscore" else None,
-        "patch": list(plan.patch),
-        "overlap": [0.5, 0.5, 0.5],
-        "blend": "gaussian",
-    }
+    """Of the model: half overlapping boxes, their middles trusted more."""
+    return box_card(recipe_of(plan), plan.patch, (0.5, 0.5, 0.5), "gaussian")

@@ -25,8 +25,7 @@ from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
 from pneumoscope.study.scores.cells import reliability_of, write_table
-from pneumoscope.study.scores.forgetting import FORMULAS, lineages_of, transfer
-from pneumoscope.study.scores.matrix import Matrix, untrained_f1
+from pneumoscope.study.scores.matrix import FORMULAS, Matrix, lineages_of, transfer, untrained_f1
 from pneumoscope.study.scores.predictions import predict_stage
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems

@@ -232,13 +232,22 @@ def _preprocessing_card(recipe: VolumeRecipe, phase: Phase, overlap: tuple[float
     if recipe.clip_hu is None or phase.whole:
         return {"kind": "whole_volume" if phase.whole else "raw_volume", "window_hu": recipe.clip_hu,
                 "scale": recipe.scale, "shape": recipe.shape, "patch": [k, j, i]}  # fmt: skip
+    return box_card(recipe, (k, j, i), (overlap[2], overlap[1], overlap[0]), "mean")
+
+
+def box_card(
+    recipe: VolumeRecipe, patch: tuple[int, int, int], overlap: tuple[float, float, float], blend: str
+) -> dict[str, Any]:
+    """Preprocessing of a network on boxes as `inference.volumes.VolumeInput.from_card` reads it."""
+    assert recipe.clip_hu is not None
+    grey = recipe.scale == "grey_zscore"
     return {
         "kind": "hu_volume",
         "window_hu": list(recipe.clip_hu),
-        "spacing_mm": recipe.spacing_mm,
-        "normalise": "zscore" if recipe.scale == "grey_zscore" else "unit",
-        "grey_levels": 256 if recipe.scale == "grey_zscore" else None,
-        "patch": [k, j, i],
-        "overlap": list(reversed(overlap)),
-        "blend": "mean",
+        "spacing_mm": recipe.spacing_mm and list(recipe.spacing_mm),
+        "normalise": "zscore" if grey else "unit",
+        "grey_levels": 256 if grey else None,
+        "patch": list(patch),
+        "overlap": list(overlap),
+        "blend": blend,
     }
