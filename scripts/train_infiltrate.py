@@ -80,7 +80,8 @@ LIMITS = [
     "units are estimates.",
     "Three chests without pneumonia were in the training; small false finds in others are to be expected.",
     "Tumour, effusion, fibrosis, children and emphysema were not or hardly in the training data.",
-    "Ground-glass and consolidation are not told apart; lesions lower than about 5 mm are smoothed away.",
+    "Ground-glass and consolidation are not told apart; lesions lower than about 5 mm are smoothed away, as are those "
+    "that lie flat on the diaphragm.",
 ]
 FINAL_STEPS = 1200
 FINAL_TRAINING = {
@@ -250,6 +251,7 @@ def hounsfield_card(examples: int) -> dict[str, Any]:
         "threshold": 0.4,
         "smallest_ml": 0.5,
         "smooth_z_mm": 4.0,
+        "dome_layer_mm": 10.0,
         "preprocessing": {
             "kind": "hu_frame",
             "frame": list(FRAME),

@@ -6,7 +6,8 @@ from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import installed_engines, predict_probability
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
-from pneumoscope.inference.segmenter import Segmenter, _labels, segment_volume
+from pneumoscope.inference.maps import marked
+from pneumoscope.inference.segmenter import Segmenter, segment_volume
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.lung_crop import LungCrop
@@ -192,10 +193,29 @@ def test_specks_are_dropped_by_volume_and_lesions_stay():
     probability = np.zeros((12, 10, 8), np.uint8)
     probability[1:4, 1:4, 1:4] = 200  # 27 voxels
     probability[8, 8, 6] = probability[9, 9, 7] = 255  # two that touch at a corner
-    assert _labels(probability, 0.5, 0).sum() == 29
-    assert _labels(probability, 0.5, 3).sum() == 27
-    assert _labels(probability, 0.5, 28).sum() == 0
-    assert _labels(probability, 0.9, 0).sum() == 2
+    lung, spacing = np.ones(probability.shape, bool), (5.0, 10.0, 2.0)  # 0.1 ml a voxel
+    for threshold, ml, left in ((0.5, 0, 29), (0.5, 0.3, 27), (0.5, 2.8, 0), (0.9, 0, 2)):
+        assert marked(probability, lung, spacing, {"threshold": threshold, "smallest_ml": ml}).sum() == left
+
+
+def test_a_dome_of_the_diaphragm_is_no_infiltrate_and_a_lesion_upon_it_is():
+    lung = np.zeros((30, 8, 20), bool)
+    lung[:, :, 4:18] = True
+    lung[10:20, :, 4:8] = False  # the dome
+    probability = np.zeros(lung.shape, np.uint8)
+    probability[11:19, 2:6, 8:11] = 255  # 9 mm over the dome
+    spacing = (2.0, 2.0, 3.0)
+
+    def left(mm, **other):
+        return int(marked(probability, lung, spacing, {"threshold": 0.5, "dome_layer_mm": mm, **other}).sum())
+
+    layer = 8 * 4 * 3
+    assert (left(0), left(8), left(10)) == (layer, layer, 0)
+    probability[2:8, 2:6, 12:14] = 255  # a flat lesion in the middle of the lung
+    assert left(10) == 6 * 4 * 2
+    probability[11:19, 2:6, 11:13] = 255  # 15 mm over the dome: a lesion of the base
+    assert left(10) == 6 * 4 * 2 + 8 * 4 * 5
+    assert left(10, threshold=1.0) == left(10)
 
 
 def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):

@@ -6,12 +6,14 @@ network says, shown one way; networks on volumes have one per overlapping window
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
 from pneumoscope.inference.engines import predict_probability
 from pneumoscope.inference.inputs import ModelInput
 from pneumoscope.inference.members import Member
@@ -243,3 +245,38 @@ def dense_enough(
         share = cv2.blur(weight, (columns, rows))
         out[k] = lung & (total >= limit_hu * share)
     return out
+
+
+DOME_SHARE = 0.9
+
+
+def marked(
+    probability: NDArray[np.uint8],
+    lung: NDArray[np.bool_],
+    spacing_mm: tuple[float, ...],
+    card: Mapping[str, Any],
+) -> NDArray[np.bool_]:
+    """Infiltrate (i, j, k) as the numbers of a card say: its threshold, pieces of a size, no domes of the diaphragm.
+
+    The dome moved, or fills its slices in part: a component of which `DOME_SHARE` lies at most ``dome_layer_mm`` above
+    the end of the lung below it is left out. Without that entry, or in slices thicker than it, none is.
+
+    Args:
+        probability: 0 to 255.
+        lung: on the same grid.
+        spacing_mm: of the grid.
+        card: of the model.
+    """
+    marks = probability >= np.ceil(255 * float(card.get("threshold", 0.5)))
+    marks = components.without_small(marks, 1000 * float(card.get("smallest_ml", 0.0)) / float(np.prod(spacing_mm)))
+    layer = int(float(card.get("dome_layer_mm", 0.0)) / spacing_mm[2])
+    for piece in components.each(marks) if layer else ():
+        (left, back, low), (right, front, top) = piece.min(axis=0), piece.max(axis=0) + 1
+        if top - low > 3 * layer:
+            continue
+        base = max(0, low - layer)
+        ended = np.cumsum(~lung[left:right, back:front, base:top], axis=2, dtype=np.int32)
+        ended[..., layer + 1 :] -= ended[..., : -layer - 1].copy()  # voxels outside lung in the layer below each voxel
+        if np.mean(ended[tuple((piece - (left, back, base)).T)] > 0) >= DOME_SHARE:
+            marks[tuple(piece.T)] = False
+    return marks

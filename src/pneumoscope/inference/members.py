@@ -19,7 +19,7 @@ ONE_OF_SLICES: Mapping[int, str] = {0: "background", 1: "infiltrate"}
 
 _NUMBERS = {
     "threshold": (0.0, 1.0), "smallest_ml": (0.0, 1e4), "denser_than_lung_hu": (-1024.0, 3071.0),
-    "smooth_z_mm": (0.0, 20.0),
+    "smooth_z_mm": (0.0, 20.0), "dome_layer_mm": (0.0, 30.0),
 }  # fmt: skip
 """Entries of a card that may be left out, and their bounds."""
 
@@ -113,8 +113,8 @@ def load_for(model: str | Path, task: str) -> tuple[Any, dict[str, Any]]:
 def joint_card(members: Sequence[Member], external: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The card of one network as it is; of several one that names them all.
 
-    Their threshold is the mean of theirs, the smallest piece kept and the smoothing the largest of theirs. `external`
-    are cards of models of other programs.
+    Their threshold is the mean of theirs, the other numbers are the largest of theirs. `external` are cards of models
+    of other programs.
     """
     cards = [*(member.card for member in members), *external]
     if len(cards) == 1:
@@ -125,8 +125,10 @@ def joint_card(members: Sequence[Member], external: Sequence[dict[str, Any]] = (
         "title": f"average of {len(cards)} models",
         "task": "infiltrate",
         "threshold": sum(float(card.get("threshold", 0.5)) for card in cards) / len(cards),
-        "smallest_ml": max(float(card.get("smallest_ml", 0.0)) for card in cards),
-        "smooth_z_mm": max(float(card.get("smooth_z_mm", 0.0)) for card in cards),
+        **{
+            name: max(float(card.get(name, 0.0)) for card in cards)
+            for name in ("smallest_ml", "smooth_z_mm", "dome_layer_mm")
+        },
         "licence": list(dict.fromkeys(licences)),
         "limits": list(dict.fromkeys(limits)),
         "members": [

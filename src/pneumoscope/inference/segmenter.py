@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope import components
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
@@ -22,7 +21,7 @@ from pneumoscope.inference.familiar import FINDING
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
-from pneumoscope.inference.maps import Maps, is_mirrored, slice_maps, volume_maps
+from pneumoscope.inference.maps import Maps, is_mirrored, marked, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
@@ -203,9 +202,8 @@ class Segmenter:
         found = said[0].infiltrate if len(said) == 1 and maps is None else None
         if found is None:
             assert probability is not None  # `_joint` gives one for several
-            smallest = float(self.card.get("smallest_ml", 0.0)) / volume.grid.voxel_volume_ml
-            labels = _labels(probability, float(self.card.get("threshold", 0.5)), smallest)
-            found = Mask(labels, volume.grid, dict(INFILTRATE_LABEL))
+            marks = marked(probability, lungs.any, volume.spacing_mm, self.card)
+            found = Mask(marks.astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL))
         seconds["infiltrate"] = time.perf_counter() - started + spent
         mirrored = any(is_mirrored(member, self.mirror) for member in self.members)
         return Segmentation(
@@ -311,11 +309,6 @@ def segment_volume(
     found = Segmenter(model, **options).run(volume, lungs, progress=progress)
     masks = {name: replace(getattr(found, name), native=volume.native) for name in ("lungs", "infiltrate")}
     return replace(found, scan=volume, **masks)
-
-
-def _labels(probability: NDArray[np.uint8], threshold: float, smallest_voxels: float) -> NDArray[np.uint8]:
-    """Voxels (i, j, k) at or above the threshold, without pieces (26 neighbours) smaller than so many voxels."""
-    return components.without_small(probability >= np.ceil(threshold * 255), smallest_voxels).astype(np.uint8)
 
 
 def _named(progress: Progress, name: str) -> Progress:
