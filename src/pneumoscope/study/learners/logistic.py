@@ -26,7 +26,6 @@ from pneumoscope.study.xray_repeat import AS_PAPER, Mitigation, Repeat, all_miti
 Numbers = NDArray[np.floating[Any]]
 
 THUMBNAILS, CORNERS, NO_LUNGS = "thumbnails", "corners", "no lungs"
-BASELINES = (THUMBNAILS, CORNERS, NO_LUNGS)
 """What the regressions are shown: the small picture, its four corners, the small picture with the lungs cut out."""
 
 FILE = "regressions.npz"
