@@ -118,19 +118,7 @@ def test_weights_of_another_stage_put_in_its_place_are_not_taken(small, slices, 
     assert noted.notes == ["Tr1: the kept weights are damaged or were replaced; restored from the checkpoint"]
 
 
-def test_a_damaged_checkpoint_falls_back_and_says_so(small, slices, tmp_path):
-    first = train_stage(small, job(small), slices, slices, tmp_path)
-    (first.folder / "done.json").unlink()  # killed before its end
-    last = first.folder / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-9])
-    noted = Noted()
-    again = train_stage(small, job(small), slices, slices, tmp_path, resume=True, progress=noted)
-    assert same(weights(first), weights(again))
-    assert "last.ckpt is damaged" in noted.notes[0]
-    assert "previous.ckpt" in noted.notes[0]
-
-
-def test_a_stage_begun_from_other_weights_does_not_go_on_from_their_checkpoint(small, slices, tmp_path):
+def test_a_stage_started_from_other_weights_does_not_resume_their_checkpoint(small, slices, tmp_path):
     parents = [
         train_stage(e, job(e), slices, slices, tmp_path / str(n))
         for n, e in enumerate((small, with_overrides(small, ["training.seed=5"])))

@@ -152,7 +152,7 @@ class OwnData(Modality):
             training = OwnTraining(
                 own, "own training", _shaping(plan, setup), lambda: (setup.model, setup.origin), None,
                 lambda model: setup.task, setup.train, setup.val, lambda model: config,
-                lambda result, origin: _card(own.name, plan, setup, result, origin, parts.train),
+                lambda result, origin: _card(own.resolve().name, plan, setup, result, origin, parts.train),
                 plan, setup, self.experiment.max_minutes,
             )  # fmt: skip
             self.trained[name] = training.run(resume=self.resume, progress=self.progress)
