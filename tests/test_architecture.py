@@ -6,6 +6,8 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import pneumoscope
 
 ROOT = Path(pneumoscope.__file__).parent
@@ -58,3 +60,14 @@ def test_no_import_runs_in_a_circle() -> None:
     graph = {name: imports_of(path, set(files)) - {name} for name, path in files.items()}
     assert sum(map(len, graph.values())) > 500  # the walk sees the house
     assert circle(graph) == []
+
+
+@pytest.mark.parametrize("room", ["study", "plans", "recipes"])
+def test_no_code_asks_what_kind_an_experiment_or_a_case_is(room: str) -> None:
+    """What differs by kind is a method of a modality, or an attribute that all kinds have."""
+    kinds = {"Experiment", "VolumeExperiment", "XrayExperiment", "OwnPlan", "VolumePlan", "Case", "SliceStack"}
+    for path in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                asked = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                assert not asked & kinds, f"{path}:{node.lineno}"
