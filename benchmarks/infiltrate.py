@@ -1,6 +1,7 @@
 """Infiltrate recipes side by side: cross-validated Dice, and what they find on whole scans that they never saw.
 
-    python benchmarks/infiltrate.py --data ../shared/data --run RUN [--model infiltrate] [--overlays FOLDER]
+    python benchmarks/infiltrate.py --data ../shared/data                        # the shipped model on whole scans
+    python benchmarks/infiltrate.py --data ../shared/data --run RUN [--model DIR] [--overlays FOLDER]
 
 `RUN` is the folder of `scripts/train_infiltrate.py`: `dice.csv`, and `<recipe>-<fold>/model` of the folds that were
 trained. A scan is shown to the model of the fold that left it out; `normal002` and `P002` are in no training and are
@@ -73,9 +74,11 @@ def measures(
     return {"ml": np.count_nonzero(found) * ml, "percent": 100 * np.count_nonzero(found) / np.count_nonzero(inside)}
 
 
-def models_for(name: str, run: Path, extra: list[str]) -> dict[str, list[str]]:
+def models_for(name: str, run: Path | None, extra: list[str]) -> dict[str, list[str]]:
     """Which models a scan is shown to, by recipe."""
     out = {Path(model).name: [model] for model in extra}
+    if run is None:
+        return out
     if (run / "final" / "model" / "card.json").is_file():
         out["final"] = [str(run / "final" / "model")]
     for recipe in RECIPES:
@@ -106,11 +109,11 @@ def overlay(folder: Path, name: str, volume: Volume, lungs: Mask, found: NDArray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with ct-slices and ct-volumes")
-    parser.add_argument("--run", type=Path, required=True, help="folder of scripts/train_infiltrate.py")
+    parser.add_argument("--run", type=Path, help="folder of scripts/train_infiltrate.py")
     parser.add_argument("--model", action="append", default=[], help="another model to show the scans to; repeatable")
     parser.add_argument("--overlays", type=Path, help="also write contours of every scan into this folder")
     options = parser.parse_args()
-    for recipe, row in summary(options.run / "dice.csv").items():
+    for recipe, row in (summary(options.run / "dice.csv") if options.run else {}).items():
         for source, (mean, number, folds) in row.items():
             print(f"{recipe:12} {source:12} Dice {mean:.3f}  ({number} scans, {folds} folds)")
     lung_model, segmenters = LungFinder(), dict[str, Segmenter]()
@@ -132,7 +135,8 @@ def main() -> None:
             print(f"{recipe:12} {name:16} {shown_means}  ({len(rows)} models)", flush=True)
             if options.overlays:
                 overlay(options.overlays / recipe, name, volume, lungs, masks[0])
-    (options.run / "scans.json").write_text(json.dumps(table, indent=2))
+    if options.run:
+        (options.run / "scans.json").write_text(json.dumps(table, indent=2))
 
 
 if __name__ == "__main__":
