@@ -65,7 +65,7 @@ def photograph(address: str, name: str, size: tuple[int, int], width: int = 1000
         time.sleep(1)
         picture = Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     picture = picture.resize((width, width * size[1] // size[0]), Image.Resampling.LANCZOS)
-    picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(HERE / f"{name}.png", optimize=True)
+    picture.quantize(256, Image.Quantize.MEDIANCUT).save(HERE / f"{name}.png", optimize=True)
 
 
 def view_page(work: Path) -> None:

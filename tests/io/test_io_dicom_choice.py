@@ -137,7 +137,7 @@ def test_a_hospitals_study_is_one_case(tmp_path: Path) -> None:
         assert volume.source["kernel"] == "B70f"
         assert volume.case == listing.scans[0].case
     assert listing.sentence() == (
-        "1 scan, 3 other DICOM series of their studies and 3 DICOM files that are no CT volume ignored"
+        "1 scan, 3 other DICOM series of their studies and 3 DICOM files without a CT volume ignored"
     )
     (note,) = listing.scans[0].findings
     assert note.message.count("softer kernel") == 2

@@ -82,7 +82,7 @@ def test_folder_of_images_is_one_case_each(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     listing = list_scans(tmp_path)
     assert [ref.case for ref in listing.scans] == ["a", "b", "c", "d", "e"]
-    assert listing.sentence() == "5 scans, 1 other files and 2 hidden or system files ignored; first: a"
+    assert listing.sentence() == "5 scans, 1 other file and 2 hidden or system files ignored; first: a"
 
 
 def test_a_cleaned_copy_below_its_scans_is_passed_over(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_an_image_among_dicom_slices_is_passed_over_and_counted(tmp_path: Path, 
     scan_file(folder, name) if "nii" in name else (folder / name).write_bytes(b"x")
     listing = list_scans(tmp_path)
     assert [ref.path for ref in listing.scans] == [folder]
-    assert "1 images beside DICOM slices" in listing.sentence()
+    assert "1 image beside DICOM slices" in listing.sentence()
     volume = read_volume(folder)
     np.testing.assert_array_equal(volume.hu, wanted)
     (note,) = (f.message for f in volume.findings if f.severity == "warning")
@@ -350,7 +350,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no scan"):
         find_scans(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match="1 other files ignored"):
+    with pytest.raises(InputError, match="1 other file ignored"):
         find_scans(tmp_path)
     with pytest.raises(ReadError, match="no image"):
         read_volume(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ class Listing:
         return sum(self.passed.values())
 
     def sentence(self) -> str:
-        """``12 scans, 2 masks beside their scans and 1 other files ignored; first: chest_01``."""
+        """``12 scans, 2 masks beside their scans and 1 other file ignored; first: chest_01``."""
         scans = f"{len(self.scans)} scan{'s' if len(self.scans) != 1 else ''}"
         ignored = f", {_in_words(self.passed)} ignored" if self.ignored else ""
         return f"{scans}{ignored}" + (f"; first: {self.scans[0].case}" if len(self.scans) > 1 else "")
@@ -107,8 +108,16 @@ def list_scans(
     return Listing(tuple(_with_unique_names(found)), {what: count for what, count in passed.items() if count})
 
 
+_NOUN = re.compile(r"\b(scan|mask|image|link|file)s\b")
+"""The noun that is counted, in the words of what was ignored."""
+
+
 def _in_words(passed: Mapping[str, int]) -> str:
-    return " and ".join(", ".join(f"{count} {what}" for what, count in passed.items() if count).rsplit(", ", 1))
+    def worded(what: str, n: int) -> str:
+        return f"{n} {what}" if n > 1 else f"1 {_NOUN.sub(lambda found: found[1], what, count=1)}"
+
+    counts = [worded(what, n) for what, n in passed.items() if n]
+    return " and ".join(", ".join(counts).rsplit(", ", 1))
 
 
 def _of_path(path: Path, series: str, progress: Progress = silent) -> tuple[list[ScanRef], Counter[str]]:

@@ -87,7 +87,7 @@ def studies_of(places: Sequence[DicomPlace], series: str) -> tuple[dict[Path, li
         if survey.usable:
             continue
         if survey.only_others or (known and survey.studies and survey.studies <= known):
-            passed["DICOM files that are no CT volume"] += len(survey.where.files)
+            passed["DICOM files without a CT volume"] += len(survey.where.files)
         else:
             asked = None if series in (BEST, ALL) else series
             name = survey.series[0].uid if survey.series else survey.where.path.name
