@@ -126,3 +126,18 @@ def test_evaluations_are_put_together_and_finished_by_the_verb(made, tmp_path):
     assert run(["merge", str(tmp_path / "out"), str(tmp_path / "1"), str(tmp_path / "2")]) == 0
     assert run([*call, str(tmp_path / "out"), "--resume"]) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_folds_are_put_together_whatever_their_machines_were(tmp_path):
+    for number in (1, 2):
+        fold = tmp_path / f"part-{number}" / f"fold-{number}"
+        fold.mkdir(parents=True)
+        (fold / "model.safetensors").write_text(f"of fold {number}")
+        for name in ("plan.json", "study.json", "scores.csv"):
+            (fold.parent / name).write_text(f"by machine {number}")
+    assert run(["merge", str(tmp_path / "out"), str(tmp_path / "part-1"), str(tmp_path / "part-2")]) == 0
+    assert {name: data.decode() for name, data in contents(tmp_path / "out").items()} == {
+        "fold-1/model.safetensors": "of fold 1",
+        "fold-2/model.safetensors": "of fold 2",
+        "plan.json": "by machine 1",
+    }

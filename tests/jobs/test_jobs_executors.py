@@ -2,20 +2,25 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pneumoscope.errors import InputError, RunError
+from pneumoscope.io.files import write_text
 from pneumoscope.jobs.dask import slurm_cluster
 from pneumoscope.jobs.machines import Cluster, current, machines, part_of, read_cluster
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
 
-distributed = pytest.importorskip("distributed")
+distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
 
 pytestmark = pytest.mark.enable_socket
 
@@ -45,6 +50,22 @@ def on(request, monkeypatch):
         yield {}
 
 
+SIGNALS = {
+    "vanishes": [signal.SIGKILL],
+    "out of walltime": [signal.SIGTERM, signal.SIGKILL],
+    "hangs": [signal.SIGSTOP],
+}
+"""What becomes of a node: SLURM ends one that is out of time politely, and some seconds later for good."""
+
+
+def end_node(*signals):
+    """All processes of the node that does this job: its nanny, its Dask worker and this one."""
+    numbers = " ".join(str(process.pid) for process in (*psutil.Process().parents()[:2], psutil.Process()))
+    script = "; sleep 2; ".join(f"kill -{number:d} {numbers}" for number in signals)
+    subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    time.sleep(60)
+
+
 def act(log, jobs):
     """Does what the item says; writes down each job that was started."""
 
@@ -61,9 +82,11 @@ def act(log, jobs):
             os.kill(os.getpid(), signal.SIGTERM)
         if job.item.startswith("after "):
             assert (job.folder.parent / job.item[6:] / "result").exists(), "done before what it needs"
+        if job.item in SIGNALS and (log / job.name).read_text() == "x":
+            end_node(*SIGNALS[job.item])
         time.sleep(0.02)
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "result").write_text(job.item)
+        write_text(job.folder / "result", job.item * (100_000 if job.item == "large" else 1))
         return Outcome(job.name, facts={"item": job.item})
 
     return Step("act", 1, lambda item: {"item": item}, work)
@@ -179,6 +202,28 @@ def test_the_first_failure_of_a_strict_run_is_raised(run):
     assert (run.root / "out/a" / DONE_FILE).exists()
 
 
+def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(run):
+    out = run.root / "out"
+    out.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", out], check=False).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    try:
+        items = {"a": "1", "b": "large", "c": "2", "d": "3"}
+        found = run(items)
+        assert {n: o.status for n, o in found.items() if n != "b"} == {"a": "done", "c": "done", "d": "done"}
+        assert found["b"].status == "failed"
+        assert "the disk is full; free space" in found["b"].error
+        subprocess.run(["mount", "-o", "remount,size=4m", out], check=True)
+        again = run(items, resume=True)
+        assert [o.status for o in again.values()] == ["done"] * 4
+        assert [run.started(name) for name in items] == [1, 2, 1, 1]
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
 # -- Dask --------------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +243,31 @@ def test_a_worker_that_sees_other_files_says_so(tmp_path, scheduler, monkeypatch
     assert not (tmp_path / "log/a").exists()
 
 
+@pytest.mark.parametrize(
+    "fate", ["vanishes", "out of walltime", pytest.param("hangs", marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_what_a_lost_node_had_in_hands_is_done_by_another(tmp_path, monkeypatch, fate):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    items = {f"a{n}": f"{n}" for n in range(4)} | {"unlucky": fate} | {f"b{n}": f"{n}" for n in range(4)}
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "10s"}),
+        distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", processes=True
+        ) as cluster,
+        ExitStack() as nodes,
+    ):
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--nthreads=1"]
+        for number in range(2):
+            where = ["--no-dashboard", f"--local-directory={tmp_path / f'node-{number}'}"]
+            node = nodes.enter_context(psutil.Popen([*command, *where], stderr=subprocess.DEVNULL))
+            nodes.callback(lambda node=node: [p.kill() for p in (*node.children(recursive=True), node)])
+        with machines(cluster.scheduler_address.replace("tcp", "dask")):
+            run = Run(tmp_path, {})
+            found = run(items)
+    assert [o.status for o in found.values()] == ["done"] * len(items)
+    assert {name: run.started(name) for name in items} == {name: 2 if name == "unlucky" else 1 for name in items}
+
+
 def counts_threads(side_by_side):
     return Step("threads", 1, work=lambda job, _: Outcome(job.name, facts={"n": os.environ["OMP_NUM_THREADS"]}))
 
@@ -210,7 +280,7 @@ def test_workers_of_this_machine_have_the_threads_that_the_user_gives(tmp_path, 
     assert outcome.facts["n"] == "3"
 
 
-def waits(run, jobs, again):
+def waits(run, jobs):
     """Says which worker does a job, and from when to when."""
     begun = time.perf_counter()
     time.sleep(0.05 * (1 + jobs[0].item % 7))

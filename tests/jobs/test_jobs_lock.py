@@ -56,6 +56,14 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_that_is_said(other, tmp_
     assert f"took over the lock of process {other.pid}" in caplog.text
 
 
+def test_a_clock_that_is_set_frees_no_lock(other, tmp_path, monkeypatch):
+    """Linux tells when a process started by the time since the start of the machine, and that by the clock of now."""
+    for module in ("psutil", "psutil._pslinux"):
+        monkeypatch.setattr(f"{module}.boot_time", lambda: 3600.0)
+    with pytest.raises(InputError, match=f"in use by another run .process {other.pid}"), locked(tmp_path / "out"):
+        pass
+
+
 def test_a_process_number_that_is_used_again_is_not_the_owner(tmp_path, caplog):
     owner = {"pid": os.getpid(), "started": 1e9, "host": socket.gethostname()}
     (tmp_path / LOCK_FILE).write_text(json.dumps(owner))

@@ -102,6 +102,19 @@ def test_what_was_changed_is_done_again_and_named(run, caplog, change, why):
     assert why in caplog.text
 
 
+@pytest.mark.parametrize("when", [0, 4_000_000_000], ids=["1970", "2096"])
+def test_clocks_do_not_count(run, when):
+    run()
+    for path in run.root.rglob("*"):
+        os.utime(path, (when, when))
+    run(resume=True)
+    assert run.ran == []
+    (run.root / "b.txt").write_text("BBBB")  # as long as before, and of the same time
+    os.utime(run.root / "b.txt", (when, when))
+    run(resume=True)
+    assert run.ran == ["b"]
+
+
 def test_other_settings_do_every_job_again(run, caplog):
     run({"window": 1})
     run({"window": 2}, resume=True)

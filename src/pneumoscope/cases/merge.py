@@ -28,9 +28,12 @@ TABLES = {"cases.csv": "cases", "predictions.csv": "images"}
 
 UNMERGED = (
     *TABLES, RUN_FILE, LOCK_FILE, FOLDER, "report.html", "per_case.csv", "summary.json", "findings.csv", "audit.json",
-    "audit.html",
+    "audit.html", "study.json", "scores.csv", "intervals.csv",
 )  # fmt: skip
 """What tells of a part as a whole."""
+
+OF_ANY = ("environment.json", "plan.json")
+"""What every part holds, with words about its machine; that of the first is taken."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _link(part: Path, out: Path, overwrite: bool) -> None:
             continue
         target = out / inside
         if target.exists():
-            if target.samefile(path) or target.read_bytes() == path.read_bytes():
+            if str(inside) in OF_ANY or target.samefile(path) or target.read_bytes() == path.read_bytes():
                 continue
             if not overwrite:
                 raise InputError(f"{inside} is in two of the parts, or was there before", path=part)

@@ -88,7 +88,8 @@ class DaskWorkers(Executor):
         self._stack = ExitStack()
         self._started = self._seen = self._looked = 0.0
         self._workers: list[str] = []
-        self._used: dict[Future[Any], str | None] = {}
+        self._used: dict[Future[Any], str] = {}
+        self._lost: set[Future[Any]] = set()
         self._any, self._ended_well = False, False
         self._threads: int | None = None
         self.advice = "give workers more memory" + (" (--cluster memory=...)" if where.on == "slurm" else "")
@@ -175,9 +176,17 @@ class DaskWorkers(Executor):
                 self._workers = []
             if self._workers:
                 self._seen, self._any = now, True
+                self._give_up_lost()
             else:
                 self._complain(now)
         return min(len(self._workers), self._where.jobs or len(self._workers))
+
+    def _give_up_lost(self) -> None:
+        """Calls that wait for workers that are gone; a scheduler that allows failures would keep them for ever."""
+        for future, worker in self._used.items():
+            if worker not in self._workers and not future.done():
+                self._lost.add(future)
+                future.cancel()
 
     def _complain(self, now: float) -> None:
         """Say why there is no worker, from time to time.
@@ -202,9 +211,9 @@ class DaskWorkers(Executor):
     def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
         """See `Executor`; Dask itself would give a worker of several threads several calls, while others have none."""
         used = set(self._used.values())
-        worker = next((address for address in self._workers if address not in used), None)
-        calls = self._client.get_executor(pure=False, workers=worker, allow_other_workers=worker is not None)
-        future: Future[Any] = calls.submit(work, self._run, list(jobs), again)
+        worker = next(address for address in self._workers if address not in used)
+        calls = self._client.get_executor(pure=False, workers=worker)
+        future: Future[Any] = calls.submit(work, self._run, list(jobs))
         self._used[future] = worker
         return future
 
@@ -218,6 +227,8 @@ class DaskWorkers(Executor):
         except KilledWorker as problem:
             raise WorkerLostError("its worker was lost") from problem
         except CancelledError as problem:
+            if future in self._lost:
+                raise WorkerLostError("its worker was lost") from problem
             where = "scheduler of this run" if self._where.on in ("dask", "slurm") else f"scheduler at {self._where.on}"
             raise RunError(f"the {where} was lost; what is done is kept, continue with --resume") from problem
         return done
@@ -290,8 +301,8 @@ _mine: dict[str, tuple[str, JobProcess]] = {}
 """By the address of a Dask worker in this process: the probe of the run at hand, and the process that does its jobs."""
 
 
-def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
-    """Do jobs in the process of this worker.
+def work(run: Run, jobs: Sequence[Job]) -> Done:
+    """Do those of the jobs that are not done in the process of this worker: Dask itself may call again for a lost one.
 
     Raises:
         InputError: this machine does not see the run's files, or has another version.
@@ -302,7 +313,7 @@ def work(run: Run, jobs: Sequence[Job], again: bool) -> Done:
     worker = get_worker()
     with _locks.setdefault(worker.address, threading.Lock()):
         process = _process(run, worker)
-        outcomes, seconds = process.result_of(process.start(jobs, again))
+        outcomes, seconds = process.result_of(process.start(jobs, again=True))
     host = socket.gethostname()
     return [replace(outcome, host=host) for outcome in outcomes], seconds
 

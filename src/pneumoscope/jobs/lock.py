@@ -148,7 +148,12 @@ def _lock_file(handle: int) -> None:
 
 
 def _owner() -> dict[str, Any]:
-    return {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname()}
+    return {"pid": os.getpid(), "started": _since_boot(psutil.Process()), "host": socket.gethostname()}
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """Seconds from the start of the machine to that of a process: a clock that is set moves both times of day."""
+    return process.create_time() - psutil.boot_time()
 
 
 def _require_stale(lock: Path, content: bytes, age_s: float) -> None:
@@ -188,7 +193,7 @@ def _runs(pid: int, started: float) -> bool:
     """Whether the process is alive and is the one that was meant: numbers are used again."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 2
+        return process.status() != psutil.STATUS_ZOMBIE and abs(_since_boot(process) - started) < 2
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
