@@ -73,7 +73,9 @@ def test_a_mask_that_others_have(tree):
     text = (tree / "manifest.csv").read_text().replace("lungs/B-001.nii.gz", "")
     (tree / "manifest.csv").write_text(text)
     found = check_dataset("manifest", tree)
-    assert [(p.case, p.what) for p in found.problems] == [("B-001", "no lungs mask, though other cases of B have one")]
+    assert [(p.case, p.what) for p in found.problems] == [
+        ("B-001", "no lungs mask, though other cases of phantom-B have one")
+    ]
     (tree / "manifest.csv").write_text("\n".join(",".join(line.split(",")[:2]) for line in text.splitlines()))
     bare = check_dataset("manifest", tree, quick=True)
     assert bare.whole
@@ -87,7 +89,7 @@ def publish(monkeypatch, expected):
 def test_counts_against_published_ones(tree, monkeypatch):
     whole = counts(check_dataset("manifest", tree))
     expected = {
-        "scans": 3, "slices": whole["slices"], "scans@B": 3, "slices_with_lung@masks": whole["slices_with_lung"],
+        "scans": 3, "slices": whole["slices"], "scans@phantom-B": 3, "slices_with_lung@masks": whole["slices_with_lung"],
     }  # fmt: skip
     publish(monkeypatch, expected)
     assert check_dataset("manifest", tree).whole
