@@ -89,8 +89,11 @@ def publish(monkeypatch, expected):
 def test_counts_against_published_ones(tree, monkeypatch):
     whole = counts(check_dataset("manifest", tree))
     expected = {
-        "scans": 3, "slices": whole["slices"], "scans@phantom-B": 3, "slices_with_lung@masks": whole["slices_with_lung"],
-    }  # fmt: skip
+        "scans": 3,
+        "slices": whole["slices"],
+        "scans@phantom-B": 3,
+        "slices_with_lung@masks": whole["slices_with_lung"],
+    }
     publish(monkeypatch, expected)
     assert check_dataset("manifest", tree).whole
     publish(monkeypatch, {**expected, "slices": 1})
