@@ -10,7 +10,7 @@ fi
 state=$(mktemp -d /tmp/slurm-node.XXXXXX)
 chmod 755 "$state"
 host=$(hostname -s)
-cpus=$(nproc)
+cpus=$(env -u OMP_NUM_THREADS nproc) # which would count threads otherwise
 memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
 ports=$((20000 + RANDOM % 20000))
 mkdir -p "$state"/{ctld,d,log}

@@ -1,6 +1,7 @@
 """What holds for every executor: one process, several, Dask and (marked) SLURM."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -272,12 +273,19 @@ def counts_threads(side_by_side):
     return Step("threads", 1, work=lambda job, _: Outcome(job.name, facts={"n": os.environ["OMP_NUM_THREADS"]}))
 
 
-def test_workers_of_this_machine_have_the_threads_that_the_user_gives(tmp_path, monkeypatch):
+def test_workers_of_this_machine_have_the_threads_that_the_user_gives_and_a_dashboard(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("pneumoscope.jobs.dask._has", lambda package: True)  # bokeh, which draws it
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     with machines("dask", jobs=1):
-        (outcome,) = run_jobs([Job("a", 0, tmp_path / "a")], None, lambda *_: None, opener=counts_threads)
+        (outcome,) = run_jobs(
+            [Job("a", 0, tmp_path / "a")], None, lambda *_: None, opener=counts_threads,
+            progress=lambda *now: said.append((now[0], now[-1])),
+        )  # fmt: skip
     assert outcome.facts["n"] == "3"
+    assert ("forecast", "1 cases, about 1 min on 1 worker") in said
+    assert re.fullmatch(r"note: dashboard: http://127.0.0.1:\d+/status", ": ".join(said[0]))
 
 
 def waits(run, jobs):

@@ -145,8 +145,8 @@ class DaskWorkers(Executor):
         self._share = where.jobs or processors()
         return stack.enter_context(
             LocalCluster(
-                n_workers=self._share, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0",
-                memory_limit=0,
+                n_workers=self._share, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
+                dashboard_address="127.0.0.1:0", memory_limit=0,
             )
         )  # fmt: skip
 
