@@ -1,9 +1,13 @@
 """`pneumoscope doctor`: what is there, what is missing."""
 
+import re
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+from inference.external_models import nnunet_result
 from pneumoscope.cli import doctor
 from pneumoscope.errors import ModelError
 from pneumoscope.models import cards
@@ -65,6 +69,26 @@ def test_a_torch_that_cannot_be_imported(cli, healthy, monkeypatch):
     ran = cli("doctor", "--json")
     assert ran.code == 1
     assert any("torch cannot be imported" in problem for problem in ran.json["problems"])
+
+
+def test_optional_parts_are_those_of_the_extras():
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    declared = {extra: tuple(re.match(r"[\w-]+", line)[0] for line in lines) for extra, lines in extras.items()}
+    assert declared == doctor.OPTIONAL
+
+
+def test_weights_of_other_programs_are_found_where_these_keep_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path))
+    assert {v for k, v in doctor.examine().optional.items() if ":" in k} == {"weights not here"}
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "unet_r231-d5d2fc3d.pth").write_bytes(b"")
+    nnunet_result(tmp_path / "Dataset291_TotalSegmentator_part1_organs_1559subj" / "trainer", {})
+    found = doctor.examine().optional
+    assert found["lungmask:R231"] == f"weights in {tmp_path / 'hub' / 'checkpoints'}"
+    assert found["lungmask:LTRCLobes"] == "weights not here"
+    assert found["totalsegmentator:total"].startswith(f"weights in {tmp_path}")
 
 
 def test_from_a_bare_source_folder_there_are_no_declared_packages(monkeypatch):

@@ -6,6 +6,7 @@ PNEUMOSCOPE_PEERS keeps the result between runs.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -198,6 +199,55 @@ def test_lungmask_gives_what_it_gives_itself(tmp_path, scan, name, classes):
     assert set(model.predict(volume).lungs.names) == {1, 2}
     assert (model.predict(volume).lobes is not None) == (classes == 6)
     print(f"lungmask {version('lungmask')} {name}: 0 of {expected.size} voxels differ")
+
+
+def test_segment_takes_lungs_and_lobes_of_lungmask(tmp_path, scan):
+    pytest.importorskip("lungmask")
+    from lungmask import LMInferer
+    from lungmask.resunet import UNet
+
+    torch.manual_seed(1)
+    network = UNet(n_classes=6, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
+    weights = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), weights)
+    call = [sys.executable, "-m", "pneumoscope", "segment", "-i", str(scan), "-o", str(tmp_path / "out"), "--quiet"]
+    subprocess.run([*call, "--lungs-model", f"lungmask:LTRCLobes@{weights}"], check=True)
+    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "scan" / "lungs.nii.gz")))
+    own = LMInferer(modelpath=str(weights), force_cpu=True, tqdm_disable=True).apply(sitk.ReadImage(str(scan)))
+    assert np.array_equal(lungs, np.take([0, 2, 2, 1, 1, 1], own))
+    assert lungs.any()
+    assert json.loads((tmp_path / "out" / "scan" / "report.json").read_text())["lobes"] is not None
+    print(
+        f"segment --lungs-model lungmask:LTRCLobes: 0 of {lungs.size} voxels differ from lungmask {version('lungmask')}"
+    )
+
+
+@pytest.mark.parametrize("grid", ["scan", "fine"])
+def test_totalsegmentators_weights_give_what_it_gives_itself(tmp_path, results, request, monkeypatch, grid):
+    pytest.importorskip("totalsegmentator")
+    place = tmp_path / "Dataset291_TotalSegmentator_part1_organs_1559subj"
+    place = place / "nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres"
+    shutil.copytree(results / "nnUNetTrainer__nnUNetPlans__3d_fullres", place)
+    dataset = json.loads((place / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "lung_upper_lobe_left": 1, "lung_lower_lobe_right": 2}
+    (place / "dataset.json").write_text(json.dumps(dataset))
+    for name in ("TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    from totalsegmentator.nnunet import nnUNet_predict_image
+
+    file = request.getfixturevalue(grid)
+    image, *_ = nnUNet_predict_image(
+        file, None, 291, folds=[0], trainer="nnUNetTrainerNoMirroring", device=torch.device("cpu"), quiet=True,
+    )  # fmt: skip
+    volume = read_volume(file)
+    model = open_external("totalsegmentator:total", Access(device="cpu"), task="lungs")
+    found = model.predict(volume)
+    sides = array_to_native(found.lungs.labels, volume.native)
+    expected = np.take([0, 2, 1], np.asarray(image.dataobj).astype(int))
+    assert np.array_equal(sides, expected)
+    assert found.lobes.names.keys() >= {3, 4}
+    assert set(np.unique(expected)) == {0, 1, 2}
+    print(f"TotalSegmentator {version('TotalSegmentator')}: 0 of {expected.size} voxels differ")
 
 
 def test_pickles_of_a_real_result_need_trust(tmp_path, results):

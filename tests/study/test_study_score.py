@@ -75,6 +75,8 @@ def test_the_matrix_has_a_row_per_model_and_set(scored, work):
         "of them test",
     ):
         assert wrong not in page, wrong
+    calibration = pd.read_csv(work / "out" / "shift" / "calibration.csv")
+    assert set(calibration["stage"]) == {"dense"}, "masks have no probabilities to calibrate"
     splits = [pd.read_csv(file) for file in (work / "out" / "splits").glob("*.csv")]
     assert {part for split in splits for part in split["part"]} == {"test"}
     systems = [

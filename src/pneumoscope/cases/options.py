@@ -73,7 +73,8 @@ class ModelOptions:
         metavar="NAME|DIR|KIND:PATH", file=True,
     )  # fmt: skip
     lungs_model: str | Path = option(
-        "lungs", "The model that finds the lungs, likewise, or lungmask:NAME[@FILE].", metavar="NAME|DIR|KIND:PATH",
+        "lungs", "The model that finds the lungs, likewise, or lungmask:NAME[@FILE] or totalsegmentator:total[@DIR].",
+        metavar="NAME|DIR|KIND:PATH",
         file=True,
     )  # fmt: skip
     label: Sequence[str] = option(

@@ -29,7 +29,7 @@ class Checkup:
 
     Attributes:
         versions: package -> version, or "missing"; Python and the system beside them.
-        optional: package of an optional part -> version, or how to install it.
+        optional: package of an optional part -> version, or how to install it; weights of other programs -> where.
         devices: device name as `--device` takes it -> what it is.
         precisions: precision as `--precision` takes it -> on which devices, and why not elsewhere.
         memory: free and total memory, free disk in the current folder, in GB (10^9 bytes), processor cores.
@@ -119,20 +119,29 @@ def _versions(problems: list[str]) -> dict[str, str]:
 
 
 OPTIONAL = {
-    "onnx": "fast", "onnxruntime": "fast", "openvino": "fast", "nnunetv2": "nnunet", "monai": "monai",
-    "lungmask": "lungmask",
+    "fast": ("onnx", "onnxruntime", "openvino"), "cluster": ("distributed", "dask-jobqueue", "cryptography", "bokeh"),
+    "nnunet": ("nnunetv2",), "monai": ("monai",), "lungmask": ("lungmask",),
 }  # fmt: skip
-"""Packages of optional parts, and the extra that brings each."""
+"""Packages of optional parts by the extra that brings them."""
 
 
 def _optional() -> dict[str, str]:
-    """Engines and programs whose models are run where they are there; none of them is imported."""
+    """Packages of the extras and weights of other programs, none of them imported or read."""
+    from pneumoscope.inference.external import files_of
+    from pneumoscope.inference.lungmask import FILES
+
     found = {}
-    for name, extra in OPTIONAL.items():
+    for extra, names in OPTIONAL.items():
+        for name in names:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = f"not here; pip install 'pneumoscope[{extra}]'"
+    for model in (*(f"lungmask:{name}" for name in FILES), "totalsegmentator:total"):
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = f"not here; pip install 'pneumoscope[{extra}]'"
+            found[model] = f"weights in {files_of(model)[0].parent}"
+        except (PneumoscopeError, ImportError):  # lungmask's folder is torch's
+            found[model] = "weights not here"
     return found
 
 

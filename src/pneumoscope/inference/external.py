@@ -29,6 +29,7 @@ KINDS: Mapping[str, str] = {
     "onnx": "graphs",
     "torchscript": "graphs",
     "lungmask": "lungmask",
+    "totalsegmentator": "nnunet",
 }
 """What may stand before the colon, and the module beside this one that reads it."""
 
@@ -208,6 +209,17 @@ def open_external(model: str | Path, access: Access, *, task: str) -> External:
     return External(f"{kind}:{Path(path).name}", network, known, kinds, lobes, probable, findings)
 
 
+def files_of(model: str | Path) -> list[Path]:
+    """The files that a model of another program is read from.
+
+    Raises:
+        ModelError: they are not there.
+    """
+    kind, path = _required(model)
+    files: list[Path] = import_module(f"pneumoscope.inference.{KINDS[kind]}").files_of(kind, path)
+    return files
+
+
 def content_of(model: str | Path) -> str:
     """Hex SHA-256 over all of a model that shapes its results, for stamps; of one that is not there, of its name."""
     from pneumoscope.jobs.stamp import content_of_files, stamp
@@ -217,7 +229,7 @@ def content_of(model: str | Path) -> str:
         return content_of_model(model)
     kind, path = _required(model)
     try:
-        sums = content_of_files(import_module(f"pneumoscope.inference.{KINDS[kind]}").files_of(kind, path))
+        sums = content_of_files(files_of(model))
     except (ModelError, OSError):
         sums = path
     return stamp("external model", revision=1, program=kind, files=sums)

@@ -2,18 +2,20 @@
 
 FOLDER is what `nnUNetv2_train` writes (``nnUNetTrainer__nnUNetPlans__3d_fullres`` with plans.json, dataset.json and
 fold_0, ...), or the folder above it. No environment variables are needed. nnU-Net does not turn scans: voxels are shown
-in the order of the file, as `nnUNetv2_predict` does.
+in the order of the file, as `nnUNetv2_predict` does. ``totalsegmentator:total[@FOLDER]`` is the nnU-Net with lobes that
+TotalSegmentator keeps on this machine; it is shown scans turned to RAS and never mirrored, as TotalSegmentator does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ from pneumoscope.io.files import read_json
 from pneumoscope.models.export import is_installed
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import RAS, Volume, array_to_native
+
+TOTAL = "Dataset291_TotalSegmentator_part1_organs_1559subj"
+"""What TotalSegmentator calls its network for organs and lobes."""
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -67,7 +72,28 @@ class Results:
 
 def files_of(kind: str, path: str) -> list[Path]:
     """See `external.content_of`."""
-    return find_results(path).files
+    return find_results(_totalsegmentator(path) if kind == "totalsegmentator" else path).files
+
+
+def _totalsegmentator(spec: str) -> str:
+    """The folder of ``total[@FOLDER]``: FOLDER, or where TotalSegmentator itself put its weights.
+
+    Raises:
+        ModelError: another task, or no such folder.
+    """
+    name, _, given = spec.partition("@")
+    if name != "total":
+        raise ModelError(f"of TotalSegmentator's tasks only total has lobes; expected total[@FOLDER], got {spec!r}")
+    home = os.environ.get("TOTALSEG_HOME_DIR") or Path.home() / ".totalsegmentator"
+    kept = os.environ.get("TOTALSEG_WEIGHTS_PATH") or Path(home) / "nnunet" / "results"
+    folder = Path(given) if given else Path(kept) / TOTAL
+    if not folder.is_dir():
+        raise ModelError(
+            "the weights of TotalSegmentator's total are not there, and nothing is fetched; run TotalSegmentator "
+            "itself once, or name the folder with totalsegmentator:total@FOLDER",
+            path=folder,
+        )
+    return str(folder)
 
 
 def find_results(spec: str) -> Results:
@@ -115,7 +141,8 @@ def _is_fold(part: str) -> bool:
 
 def read(kind: str, path: str, access: Access) -> NnUnet:
     """Open a trained nnU-Net; see `external.open_external`."""
-    results = find_results(path)
+    total = kind == "totalsegmentator"
+    results = find_results(_totalsegmentator(path) if total else path)
     labels = _labels(read_json(results.folder / "dataset.json", error=ModelError), results.folder)
     plans = read_json(results.folder / "plans.json", error=ModelError)
     reader = str(plans.get("image_reader_writer"))
@@ -134,7 +161,8 @@ def read(kind: str, path: str, access: Access) -> NnUnet:
             _require_plain(weights)
     if not is_installed("nnunetv2"):
         raise InputError("models of nnU-Net need the package nnunetv2; run `pip install 'pneumoscope[nnunet]'`")
-    return NnUnet(results, labels, READERS[reader], access)
+    access = replace(access, mirror=bool(access.mirror)) if total else access
+    return NnUnet(results, labels, total or READERS[reader], access)
 
 
 def _labels(dataset: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:

@@ -41,7 +41,9 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
         write_bytes(figures / "changes.png", changes_png(changed))
     if not found:
         return
-    write_bytes(figures / "calibration.png", calibration_png([r for r in found["calibration"] if r["stage"] in shown]))
+    calibrated = [row for row in found["calibration"] if row["stage"] in shown]
+    if calibrated:
+        write_bytes(figures / "calibration.png", calibration_png(calibrated))
     write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
     if found["lesions"]:
         write_bytes(figures / "lesions.png", lesions_png(found["lesions"], main_stages(experiment)))

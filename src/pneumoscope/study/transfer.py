@@ -14,7 +14,7 @@ from pneumoscope.io.files import write_json
 from pneumoscope.progress import FORECAST
 from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
-from pneumoscope.study.analysis.calibration import study_cells, write_shift
+from pneumoscope.study.analysis.calibration import has_probabilities, study_cells, write_shift
 from pneumoscope.study.analysis.comparison import Compared, compare_retraining
 from pneumoscope.study.analysis.lung_effect import lung_effect, write_lung_effect
 from pneumoscope.study.base import Modality
@@ -125,6 +125,7 @@ class Transfer(Modality):
         calibrated = {
             (cell.stage, str(cell.test)): reliability_of(cell.voxels.total("test"), scoring.calibration_bins)
             for cell in kept
+            if has_probabilities(cell)
         }
         return Scores(self.cells.tidy, calibrated, self.forgotten, rounds_of(scoring), self.cells.means)
 

@@ -68,6 +68,11 @@ def fit_temperature(counts: NDArray[np.integer]) -> float:
     return float(math.exp(found.x))
 
 
+def has_probabilities(cell: Cell) -> bool:
+    """Whether a stage gave more than labels: a voxel with a probability other than 0 and 1."""
+    return bool(cell.voxels.total("test")[:, 1:-1].any())
+
+
 def calibration_row(cell: Cell, scoring: Scoring) -> dict[str, Any]:
     """Calibration of one cell on its test slices, before and after a temperature fitted on its validation slices.
 
@@ -258,7 +263,7 @@ def write_shift(
     experiment = matrix.experiment
     cells = study_cells(experiment, folder)
     progress("shift", 0, 3, "calibration")
-    calibration = [calibration_row(cell, experiment.scoring) for cell in cells]
+    calibration = [calibration_row(cell, experiment.scoring) for cell in cells if has_probabilities(cell)]
     progress("shift", 1, 3, "appearance")
     features = {n: features_of(experiment, study_set, all_rows(study_set)) for n, study_set in sets.items()}
     looks = appearance(experiment, sets, features)
