@@ -142,7 +142,7 @@ def matrix(out: Path) -> int:
     pneumoscope("model", "describe", out / "basic.onnx", "--patch", "16x64x64", "--spacing", "26x5.3x5.3",
                 "--orientation", "SPL", "--window", "-1000:400", *labels)  # fmt: skip
     pneumoscope("train", "--data", f"phantom={out / 'train'}", "-o", out / "ours", "--dims", "2d", "--size", "64",
-                "--epochs", "4", "-q")  # fmt: skip
+                "--epochs", "30", "-q")  # fmt: skip
     results = out / "nnunet" / "results" / "Dataset001_phantom" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     models = {"nnunet": f"nnunet:{results}", "monai": f"bundle:{out / 'bundle'}", "onnx": f"onnx:{out / 'basic.onnx'}",
               "shipped": "infiltrate", "trained": out / "ours"}  # fmt: skip

@@ -75,6 +75,9 @@ def test_the_matrix_has_a_row_per_model_and_set(scored, work):
         "of them test",
     ):
         assert wrong not in page, wrong
+    table = pd.read_csv(work / "out" / "systems.csv")
+    assert list(table["system"].unique()) == ["dense", "drawn"], "rows go by their names, not by paths"
+    assert table["training_seconds"].isna().all()
     calibration = pd.read_csv(work / "out" / "shift" / "calibration.csv")
     assert set(calibration["stage"]) == {"dense"}, "masks have no probabilities to calibrate"
     splits = [pd.read_csv(file) for file in (work / "out" / "splits").glob("*.csv")]

@@ -2,7 +2,7 @@
 
 A row per system and set, and one for the mean over the sets. Costs are those of all stages of the system's longest
 lineage, measured where each was made (`study.folder`): a resumed stage has the time of its last process
-only, and says so in ``resumed``.
+only, and says so in ``resumed``. What was made elsewhere goes by the name of its stage and has no costs of training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pneumoscope.io.files import write_bytes
 from pneumoscope.metrics.intervals import over_seeds_and_sets
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.recipes.systems import THRESHOLD
+from pneumoscope.recipes.systems import THRESHOLD, split_external
 from pneumoscope.reports.figures import new_figure, png
 from pneumoscope.study.folder import read_cost
 from pneumoscope.study.scores.cells import write_table
@@ -58,7 +58,10 @@ def systems_table(cells: Matrix, folder: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for system in systems_of(experiment):
         stage = main_stage(experiment, system).name
-        about = {"system": system, "stage": stage, **_training(experiment, folder, stage)}
+        given = split_external(system)[0]
+        about = {"system": stage, "stage": stage} if given else (
+            {"system": system, "stage": stage, **_training(experiment, folder, stage)}
+        )  # fmt: skip
         per_set = []
         for test in cells.tests:
             cell: Any = matrix.loc[stage, test]
@@ -146,10 +149,12 @@ def read_systems(folder: Path) -> list[dict[str, Any]]:
 
 
 def systems_png(table: pd.DataFrame) -> bytes:
-    """Left the Dice of every system on every set with intervals, right the time of its trainings."""
+    """Left the Dice of every system on every set with intervals, right the time of trainings, where there are any."""
     systems = list(dict.fromkeys(table["system"]))
     figure = new_figure(8.6, 1.4 + 0.42 * len(systems))
-    left, right = figure.subplots(1, 2, width_ratios=(2.2, 1), sharey=True)
+    seconds = table[table["test"].astype(str) == MEAN].set_index("system").reindex(systems)["training_seconds"]
+    trained = seconds.notna().any()
+    left, *more = figure.subplots(1, 1 + trained, width_ratios=(2.2, 1)[: 1 + trained], sharey=True, squeeze=False)[0]
     tests = [test for test in dict.fromkeys(table["test"].astype(str)) if test != MEAN]
     colours = ("#0b6bcb", "#e8650a", "#2e8540", "#8a5fbf", "#b58a3c")
     for number, test in enumerate([*tests, MEAN]):
@@ -165,10 +170,10 @@ def systems_png(table: pd.DataFrame) -> bytes:
     left.set_xlim(-0.02, 1.02)
     left.set_xlabel("Dice per patient after the last stage")
     left.grid(axis="x", color="#dde1e6", lw=0.6)
-    seconds = table[table["test"].astype(str) == MEAN].set_index("system").reindex(systems)["training_seconds"]
-    right.barh(range(len(systems)), seconds.clip(lower=0.1), color="#8a98a8", height=0.5)
-    right.set_xscale("log")
-    right.set_xlabel("training, s")
+    for right in more:
+        right.barh(range(len(systems)), seconds.clip(lower=0.1), color="#8a98a8", height=0.5)
+        right.set_xscale("log")
+        right.set_xlabel("training, s")
     figure.legend(
         *left.get_legend_handles_labels(), loc="upper center", ncols=len(tests) + 1, fontsize=8, frameon=False
     )
