@@ -153,8 +153,8 @@ def systems_png(table: pd.DataFrame) -> bytes:
     systems = list(dict.fromkeys(table["system"]))
     figure = new_figure(8.6, 1.4 + 0.42 * len(systems))
     seconds = table[table["test"].astype(str) == MEAN].set_index("system").reindex(systems)["training_seconds"]
-    trained = seconds.notna().any()
-    left, *more = figure.subplots(1, 1 + trained, width_ratios=(2.2, 1)[: 1 + trained], sharey=True, squeeze=False)[0]
+    panels = 2 if seconds.notna().any() else 1
+    left, *more = figure.subplots(1, panels, width_ratios=(2.2, 1)[:panels], sharey=True, squeeze=False)[0]
     tests = [test for test in dict.fromkeys(table["test"].astype(str)) if test != MEAN]
     colours = ("#0b6bcb", "#e8650a", "#2e8540", "#8a5fbf", "#b58a3c")
     for number, test in enumerate([*tests, MEAN]):
