@@ -219,7 +219,7 @@ def kills(root: Path, options: argparse.Namespace) -> None:
                         target.kill()
                 left["worker"] -= 1
             elif kind == "scheduler" and len(list(out.glob("*/done.json"))) > 2:
-                nodes.processes[0].kill()
+                nodes.stop()  # with it the nodes, whose nannies would wait for it without a worker
                 left["scheduler"] -= 1
             elif kind == "submit" and chance.random() < 0.3:
                 process.kill()
