@@ -68,7 +68,7 @@ test-slurm: $(VENV)/.test
 
 $(VENV)/.peers: pyproject.toml $(VENV)/.test
 	$(RUN) pip install --quiet --no-deps nnunetv2 dynamic-network-architectures timm lungmask acvl-utils \
-		batchgenerators batchgeneratorsv2 rt-utils TotalSegmentator
+		batchgenerators batchgeneratorsv2 rt-utils TotalSegmentator dicom2nifti
 	$(RUN) pip install --quiet fill-voids graphviz seaborn scikit-learn yacs einops tqdm future blosc2 unittest2 \
 		more-itertools requests threadpoolctl imageio tifffile fastremap pynrrd
 	@touch $@

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pneumoscope.study.analysis.mitigations import balance
+from pneumoscope.study.xray_repeat import balance
 
 from pneumoscope.datasets.splits.draw import Selection, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs

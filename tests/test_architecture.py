@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,22 @@ def test_no_code_asks_what_kind_an_experiment_or_a_case_is(room: str) -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
                 asked = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
                 assert not asked & kinds, f"{path}:{node.lineno}"
+
+
+def test_scripts_and_helpers_of_tests_import_names_that_exist() -> None:
+    """Code outside the package that few tests run: a moved name would be noticed by whoever runs it next."""
+    house = ROOT.parents[1]
+    missing = []
+    for path in (file for room in ("benchmarks", "scripts", "tests", "docs") for file in (house / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pneumoscope":
+                try:
+                    module = import_module(node.module)
+                    missing += [
+                        f"{path.relative_to(house)}: {node.module}.{alias.name}"
+                        for alias in node.names
+                        if not hasattr(module, alias.name) and not find_spec(f"{node.module}.{alias.name}")
+                    ]
+                except ModuleNotFoundError as problem:
+                    missing.append(f"{path.relative_to(house)}: {problem}")
+    assert not missing

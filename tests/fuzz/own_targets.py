@@ -203,9 +203,9 @@ def shown(root: Path, *pages: str) -> None:
     from starlette.testclient import TestClient
 
     from pneumoscope.viewer.app import make_app
-    from pneumoscope.viewer.guard import Guard
+    from pneumoscope.viewer.guard import RequestGuard
 
-    guard = Guard(("127.0.0.1:8765",), "fuzz")
+    guard = RequestGuard(("127.0.0.1:8765",), "fuzz")
     client = TestClient(make_app(root, guard), base_url="http://127.0.0.1:8765")
     client.get(f"/?token={guard.token}")
     refused = False
