@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pneumoscope.study.xray_repeat import balance
 
 from pneumoscope.datasets.splits.draw import Selection, split_radiographs
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
 from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_content
 from pneumoscope.io.files import write_json
+from pneumoscope.study.xray_repeat import balance
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import Batch
 from pneumoscope.training.tasks import PictureSource

@@ -20,6 +20,7 @@ WIDTH = 900
 
 
 def main() -> None:
+    """Draw all."""
     folder = Path(sys.argv[1])
     scans = {path.name.split(".")[0]: path for path in sorted((folder / "reduced").glob("*.nii.gz"))}
     segmenter = Segmenter()

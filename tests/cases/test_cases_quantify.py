@@ -19,7 +19,7 @@ from pneumoscope.io.files import RUNS
 from pneumoscope.io.scan_ref import ScanRef
 from pneumoscope.io.scans import find_scans
 from pneumoscope.io.write import write_mask, write_volume
-from pneumoscope.plans import train as own_train
+from pneumoscope.plans.train import MARKERS
 from pneumoscope.study.folder import open_folder
 from tables import rows_of
 
@@ -215,7 +215,7 @@ def test_no_run_is_mixed_with_the_run_of_another_verb(tmp_path, held, flags):
         ),
         "predictions.csv": lambda: classify_radiographs([image], out, **flags),
         "experiment.json": lambda: open_folder(out, **{"resume": False, "overwrite": False, **flags}),
-        "started.json": lambda: own_train._prepare(out, **{"resume": False, "overwrite": False, **flags}),
+        "started.json": lambda: open_folder(out, markers=MARKERS, **{"resume": False, "overwrite": False, **flags}),
     }
     for own, verb in verbs.items():
         if own != held and (own, held) != ("started.json", "summary.json"):
