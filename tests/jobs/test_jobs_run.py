@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.jobs import local
-from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.local import Executor
+from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, _on_workers, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST
 
@@ -221,3 +223,35 @@ def test_only_marks_of_files_wait_for_the_disk(tmp_path, monkeypatch, files):
     run_jobs([Job("a", "a", tmp_path / "a")], Step("k", 1, lambda item: {}, work), lambda *_: None)
     assert (tmp_path / "a" / DONE_FILE).is_file()
     assert len(synced) == 2 * files
+
+
+class Fickle(Executor):
+    """A worker that is seen at every second look only."""
+
+    looks = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def width(self):
+        self.looks += 1
+        return self.looks % 2
+
+    def start(self, jobs, again):
+        assert self.looks % 2, "the last look said that nobody is there"
+        future = Future()
+        future.set_result(([Outcome(job.name) for job in jobs], 1.0))
+        return future
+
+    def outcomes(self, future):
+        return future.result()
+
+
+def test_no_job_is_given_to_a_worker_that_left_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr("pneumoscope.jobs.run.LOOK_SECONDS", 0)
+    jobs = [Job(name, name, tmp_path / name, marked=False) for name in "abc"]
+    found = list(_on_workers(jobs, Fickle(), False, "cases", lambda *_: None))
+    assert [outcome.name for outcome in found] == ["a", "b", "c"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -127,6 +128,25 @@ def test_calls_that_cannot_be_meant_are_refused(changes, words):
     given = {"data": {"phantom": "x"}, "models": {}, "predictions": {"drawn": "y"}, **changes}
     with pytest.raises(InputError, match=words):
         score_experiment(given["data"], given["models"], given["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({"models": {"none": "bundle:NOWHERE"}}, "NOWHERE"),
+        ({"models": {"none": "NOWHERE"}}, "NOWHERE"),
+        ({"predictions": {"none": "NOWHERE"}}, "no such folder of masks"),
+        ({"models": {"dense": "torchscript:DENSE"}, "labels": ("dense:1=tumour",)}, "cannot mean 'tumour'"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_before_anything_is_written(work, tmp_path, rows, words):
+    shown = {"DENSE": str(work / "dense.pt"), "NOWHERE": str(tmp_path / "NOWHERE")}
+    given = {key: value if key == "labels" else {
+        name: reduce(lambda text, pair: text.replace(*pair), shown.items(), model) for name, model in value.items()
+    } for key, value in rows.items()}  # fmt: skip
+    with pytest.raises(PneumoscopeError, match=words):
+        score_study(tmp_path / "out", data={"phantom": work / "A"}, device="cpu", **given)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_a_set_without_masks_of_a_case_is_refused(work, tmp_path):

@@ -203,7 +203,7 @@ def test_the_forecast_counts_on_measured_steps(made):
     assert expected.steps == 2 * 3 + trainings * 3
     assert 0 < expected.seconds_per_step * expected.steps / 60 <= expected.minutes + 0.1
     assert 0.05 < expected.gigabytes < 20
-    assert "minutes" in expected.sentence()
+    assert "minute" in expected.sentence()
     assert "GB" in expected.sentence()
 
 

@@ -197,9 +197,11 @@ def _on_workers(
         for note in executor.notes:
             progress(NOTE, 1, 1, note)
         while queue or executor.busy():
-            while queue and executor.free() > 0:
-                again = bool(queue.again)
-                executor.submit(queue.take(_how_many(queue, executor.width(), spent, did)), resume or again)
+            while queue:
+                count, again = _how_many(queue, executor.width(), spent, did), bool(queue.again)
+                if executor.free() <= 0:  # asked last: workers come and go
+                    break
+                executor.submit(queue.take(count), resume or again)
             for part, call in executor.ended(LOOK_SECONDS):
                 try:
                     outcomes, seconds = executor.outcomes(call)

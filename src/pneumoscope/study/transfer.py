@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pneumoscope.inference.external import Access
 from pneumoscope.io.files import write_json
 from pneumoscope.progress import FORECAST
 from pneumoscope.study import figures
@@ -22,6 +23,7 @@ from pneumoscope.study.data import StudyDataset, lung_folders, require_data, roo
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
+from pneumoscope.study.learners.external import require_external
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
 from pneumoscope.study.scores.cells import reliability_of, write_table
@@ -48,6 +50,8 @@ class Transfer(Modality):
         require_data(plan.recipe, options.data, options.synthetic)
         if options.accept_if_forgetting_below is not None:
             require_limit(options.accept_if_forgetting_below)
+        if not self.resume:
+            require_external(plan.stages.chain, Access(options.trust, labels=options.labels))
 
     def read(self) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""

@@ -70,6 +70,23 @@ def content_of_system(system: str) -> str:
     return content_of_files([path])
 
 
+def require_external(stages: Sequence[Stage], access: Access) -> None:
+    """Open what the external ones among the stages name, so that nothing is written where one cannot be used.
+
+    Raises:
+        ModelError: no such model, damaged, or not to be read without trust.
+        InputError: no such folder of masks, or its program is not installed.
+    """
+    from pneumoscope.inference.segmenter import Segmenter
+
+    for stage in stages:
+        kind, path = split_external(stage.system)
+        if kind:
+            content_of_system(stage.system)
+        if kind and kind != PREDICTIONS:
+            Segmenter(path, device="cpu", trust=access.trust, labels=labels_of(stage.name, access.labels))
+
+
 @dataclass(frozen=True, eq=False)
 class ExternalStage(ScanPredictor):
     """A model, or a folder of masks, as a stage.
