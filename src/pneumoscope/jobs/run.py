@@ -198,10 +198,10 @@ def _on_workers(
             progress(NOTE, 1, 1, note)
         while queue or executor.busy():
             while queue:
-                count, again = _how_many(queue, executor.width(), spent, did), bool(queue.again)
+                several, again = _how_many(queue, executor.width(), spent, did), bool(queue.again)
                 if executor.free() <= 0:  # asked last: workers come and go
                     break
-                executor.submit(queue.take(count), resume or again)
+                executor.submit(queue.take(several), resume or again)
             for part, call in executor.ended(LOOK_SECONDS):
                 try:
                     outcomes, seconds = executor.outcomes(call)
