@@ -16,9 +16,9 @@ import pytest
 
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import write_text
-from pneumoscope.jobs.dask import slurm_cluster
 from pneumoscope.jobs.machines import Cluster, current, machines, part_of, read_cluster
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.slurm import slurm_cluster
 from pneumoscope.jobs.stamp import DONE_FILE
 
 distributed, dask = pytest.importorskip("distributed"), pytest.importorskip("dask")
@@ -313,7 +313,7 @@ def test_a_worker_of_several_threads_gets_one_call_at_a_time(tmp_path, monkeypat
 def test_a_worker_of_slurm_takes_one_call_at_a_time_and_computes_with_all_its_processors(monkeypatch, tmp_path):
     pytest.importorskip("dask_jobqueue")
     scripts = []
-    monkeypatch.setattr("pneumoscope.jobs.dask._require_accepted", scripts.append)
+    monkeypatch.setattr("pneumoscope.jobs.slurm._require_accepted", scripts.append)
     with slurm_cluster(Cluster(cpus=4, gpus=1, partition="p", preamble=("module load x",)), tmp_path):
         pass
     lines = scripts[0].splitlines()

@@ -1,4 +1,7 @@
-"""Lung masks from elsewhere for a dataset that has none: a folder of masks, or of case folders of `segment`."""
+"""Lung masks from elsewhere for a dataset that has none: a folder of masks, or of case folders of `segment`.
+
+Masks given for scans, in the forms of other programs, are matched by `cases.given_masks`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Every stage on every test set, after all trainings: a row per slice, kept cell by cell (`study.scores.cells`).
+"""Every stage on every test set, after all trainings: a row per slice, kept cell by cell.
 
-Scores are made from the kept predictions of a stage; only slices that were not predicted (the rest of a set that is
-scored whole) and the untrained network are asked again.
+`study.scores.cells` names the scores and keeps them, `study.scores.matrix` makes the matrix of them. Scores are
+made from the kept predictions of a stage; only slices that were not predicted (the rest of a set that is scored whole)
+and the untrained network are asked again.
 """
 
 from __future__ import annotations
