@@ -299,7 +299,7 @@ def waits(run, jobs):
 def test_a_worker_of_several_threads_gets_one_call_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.jobs.dask.work", waits)
     jobs = [Job(f"{n}", n, tmp_path / f"{n}", marked=False) for n in range(120)]
-    threads = {"n_workers": 24, "threads_per_worker": 4, "processes": False}
+    threads = {"n_workers": 24, "threads_per_worker": 4, "processes": False, "memory_limit": 0}
     with (
         distributed.LocalCluster(**threads, dashboard_address=":0", protocol="tcp", host="127.0.0.1") as cluster,
         machines(cluster.scheduler_address.replace("tcp", "dask")),

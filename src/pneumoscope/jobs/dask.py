@@ -16,7 +16,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -212,6 +212,11 @@ class DaskWorkers(Executor):
         self._used[future] = worker
         return future
 
+    def ended(self, seconds: float) -> Iterator[tuple[list[Job], Future[Any]]]:
+        """See `Executor`; a call whose worker is gone ends here, also when no job is left to give out."""
+        self.width()
+        yield from super().ended(seconds)
+
     def outcomes(self, future: Future[Any]) -> Done:
         """See `Executor`."""
         from distributed import KilledWorker
@@ -305,7 +310,7 @@ def check_sight(run: Run) -> None:
         raise InputError(
             f"is another folder on {host}; write to a file system that all machines share", path=probe.parent
         )
-    mine = probe.with_name(f"{probe.name}-{host}-{os.getpid()}")
+    mine = probe.with_name(f"{probe.name}-{host}-{os.getpid()}-{threading.get_ident()}")
     try:
         mine.write_bytes(b"")
         mine.unlink()

@@ -115,7 +115,8 @@ class Executor(ABC):
         """Calls that have ended, after waiting up to so long for the first."""
         if not self._running:
             time.sleep(seconds)
-        for future in wait(self._running, seconds, FIRST_COMPLETED).done:
+        wait(self._running, seconds, FIRST_COMPLETED)
+        for future in [one for one in self._running if one.done()]:  # `wait` leaves out what was just cancelled
             yield self._running.pop(future), future
 
 
