@@ -6,7 +6,7 @@ from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import installed_engines, predict_probability
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
-from pneumoscope.inference.maps import marked
+from pneumoscope.inference.maps import infiltrate_mask
 from pneumoscope.inference.segmenter import Segmenter, segment_volume
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
@@ -195,7 +195,7 @@ def test_specks_are_dropped_by_volume_and_lesions_stay():
     probability[8, 8, 6] = probability[9, 9, 7] = 255  # two that touch at a corner
     lung, spacing = np.ones(probability.shape, bool), (5.0, 10.0, 2.0)  # 0.1 ml a voxel
     for threshold, ml, left in ((0.5, 0, 29), (0.5, 0.3, 27), (0.5, 2.8, 0), (0.9, 0, 2)):
-        assert marked(probability, lung, spacing, {"threshold": threshold, "smallest_ml": ml}).sum() == left
+        assert infiltrate_mask(probability, lung, spacing, {"threshold": threshold, "smallest_ml": ml}).sum() == left
 
 
 def test_a_dome_of_the_diaphragm_is_no_infiltrate_and_a_lesion_upon_it_is():
@@ -207,7 +207,7 @@ def test_a_dome_of_the_diaphragm_is_no_infiltrate_and_a_lesion_upon_it_is():
     spacing = (2.0, 2.0, 3.0)
 
     def left(mm, **other):
-        return int(marked(probability, lung, spacing, {"threshold": 0.5, "dome_layer_mm": mm, **other}).sum())
+        return int(infiltrate_mask(probability, lung, spacing, {"threshold": 0.5, "dome_layer_mm": mm, **other}).sum())
 
     layer = 8 * 4 * 3
     assert (left(0), left(8), left(10)) == (layer, layer, 0)
@@ -216,6 +216,14 @@ def test_a_dome_of_the_diaphragm_is_no_infiltrate_and_a_lesion_upon_it_is():
     probability[11:19, 2:6, 11:13] = 255  # 15 mm over the dome: a lesion of the base
     assert left(10) == 6 * 4 * 2 + 8 * 4 * 5
     assert left(10, threshold=1.0) == left(10)
+    probability[:] = 0
+    assert left(10) == 0
+
+
+def test_in_a_single_slice_no_dome_is_told_from_infiltrate():
+    lung, probability = np.ones((8, 8, 1), bool), np.zeros((8, 8, 1), np.uint8)
+    probability[2:5, 2:5] = 255
+    assert infiltrate_mask(probability, lung, (1.0, 1.0, 3.0), {"dome_layer_mm": 10.0}).sum() == 9
 
 
 def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):

@@ -248,18 +248,20 @@ def dense_enough(
 
 
 DOME_SHARE = 0.9
+"""Of a component, in the layer above the diaphragm; a lesion upon it reaches higher with more than a tenth of it."""
 
 
-def marked(
+def infiltrate_mask(
     probability: NDArray[np.uint8],
     lung: NDArray[np.bool_],
     spacing_mm: tuple[float, ...],
     card: Mapping[str, Any],
 ) -> NDArray[np.bool_]:
-    """Infiltrate (i, j, k) as the numbers of a card say: its threshold, pieces of a size, no domes of the diaphragm.
+    """Infiltrate (i, j, k) as the numbers of a card say: threshold, least volume, no domes of the diaphragm.
 
-    The dome moved, or fills its slices in part: a component of which `DOME_SHARE` lies at most ``dome_layer_mm`` above
-    the end of the lung below it is left out. Without that entry, or in slices thicker than it, none is.
+    A dome moves with the breath and fills its slices in part: a component (26 neighbours) of which `DOME_SHARE` lies at
+    most ``dome_layer_mm`` above the end of the lung below it is left out. Without that entry, or in slices thicker than
+    it, none is; what lies below the lowest slice is not known and counts as lung.
 
     Args:
         probability: 0 to 255.

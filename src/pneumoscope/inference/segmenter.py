@@ -21,7 +21,7 @@ from pneumoscope.inference.familiar import FINDING
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
-from pneumoscope.inference.maps import Maps, is_mirrored, marked, slice_maps, volume_maps
+from pneumoscope.inference.maps import Maps, infiltrate_mask, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
@@ -202,7 +202,7 @@ class Segmenter:
         found = said[0].infiltrate if len(said) == 1 and maps is None else None
         if found is None:
             assert probability is not None  # `_joint` gives one for several
-            marks = marked(probability, lungs.any, volume.spacing_mm, self.card)
+            marks = infiltrate_mask(probability, lungs.any, volume.spacing_mm, self.card)
             found = Mask(marks.astype(np.uint8), volume.grid, dict(INFILTRATE_LABEL))
         seconds["infiltrate"] = time.perf_counter() - started + spent
         mirrored = any(is_mirrored(member, self.mirror) for member in self.members)

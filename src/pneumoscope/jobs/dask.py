@@ -273,7 +273,8 @@ def _process(run: Run, worker: Any) -> JobProcess:
     probe, process = _mine.get(worker.address, ("", None))
     if process is None or probe != run.probe:
         check_sight(run)
-        release(probe)
+        if process is not None:
+            process.terminate()
         current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # Dask's default forbids children
         if run.threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(run.threads or worker.state.nthreads)
