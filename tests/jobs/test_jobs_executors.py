@@ -222,7 +222,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(run):
         assert [o.status for o in again.values()] == ["done"] * 4
         assert [run.started(name) for name in items] == [1, 2, 1, 1]
     finally:
-        subprocess.run(["umount", out], check=True)
+        subprocess.run(["umount", "--lazy", out], check=True)  # a SLURM job that ends has its log there
 
 
 # -- Dask --------------------------------------------------------------------------------------------------------------
