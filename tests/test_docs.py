@@ -1,5 +1,6 @@
 """The documents: links that lead somewhere, every verb described, the reference as the program is."""
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,9 @@ from pneumoscope.cli.reference import cli_reference, commands
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-CALL = re.compile(r"^pneumoscope (.+)$", re.MULTILINE)
+CALL = re.compile(r"^ *(?:[\w./]*/)?pneumoscope (?!#)(.+)$", re.MULTILINE)
+SPAN = re.compile(r"`pneumoscope ([^`<]+)`")
+INDENTED = re.compile(r"^ {4}.*$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -54,17 +57,35 @@ def test_every_verb_and_option_has_help(name, command):
     assert all(parameter.help for parameter in command.params if parameter.name != "help")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_verb_is_one_call_that_the_reference_names():
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    rows = [
+        re.findall(r"`([^`]+)`", cell)
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for cell in line.split("|")
+    ]
+    cells = [cell for cell in rows if cell]
+    table = dict(zip([verb for [verb] in cells[::2]], cells[1::2], strict=True))
+    assert sorted(table) == sorted(name for name, _ in commands())
+    for call in {name for calls in table.values() for name in calls if "." in name}:
+        assert pkgutil.resolve_name(f"pneumoscope.{call.removeprefix('ps.')}"), call
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.relative_to(ROOT).as_posix())  # the first: CHANGELOG
 def test_commands_shown_in_documents_exist(page):
     known = dict(commands())
-    for block in FENCE.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
-        for call in CALL.findall(block):
-            words = shlex.split(call, comments=True)
-            verb = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
-            assert verb, f"`pneumoscope {call}`: no such verb"
-            options = {option for parameter in known[verb].params for option in parameter.opts}
-            unknown = [word for word in words if word.startswith("-") and word not in options]
-            assert not unknown, f"`pneumoscope {call}`: no option {unknown}"
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = [*FENCE.findall(text), *INDENTED.findall(FENCE.sub("", text))]
+    for call in [*(call for block in blocks for call in CALL.findall(block)), *SPAN.findall(FENCE.sub("", text))]:
+        words = shlex.split(" ".join(call.split()), comments=True)
+        verb = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in known), None)
+        if words[0].startswith("-") or (len(words) == 1 and any(name.startswith(f"{words[0]} ") for name in known)):
+            continue  # an option of the program, or a group of verbs
+        assert verb, f"`pneumoscope {call}`: no such verb"
+        options = {option for parameter in known[verb].params for option in parameter.opts} | {"-h", "--help"}
+        unknown = [word for word in words if re.match("-[a-z-]", word) and word not in options]
+        assert not unknown, f"`pneumoscope {call}`: no option {unknown}"
 
 
 def test_no_path_of_a_developers_machine():

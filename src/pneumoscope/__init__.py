@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
+    from pneumoscope.study.engine import score_study
     from pneumoscope.volume import Mask, Volume
 
 _CALLS = (
@@ -36,6 +37,7 @@ _CALLS = (
 )  # fmt: skip
 _HOMES = {
     **dict.fromkeys(_CALLS, "api"),
+    "score_study": "study.engine",
     "Grid": "geometry",
     "Volume": "volume",
     "Mask": "volume",
@@ -60,6 +62,7 @@ __all__ = [
     "read_mask",
     "read_scan",
     "run_study",
+    "score_study",
     "segment",
     "train",
 ]
@@ -72,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
