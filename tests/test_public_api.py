@@ -87,7 +87,7 @@ def test_segment_without_the_model_says_which_there_are(files):
         ps.segment(files["scan"], model="heart")
 
 
-def test_run_study_hands_over_the_changed_recipe(monkeypatch, tmp_path):
+def test_run_study_passes_on_the_recipe_and_its_settings(monkeypatch, tmp_path):
     calls = []
 
     def run(*args, **kwargs):
@@ -96,8 +96,7 @@ def test_run_study_hands_over_the_changed_recipe(monkeypatch, tmp_path):
 
     monkeypatch.setattr(engine, "run_study", run)
     ps.run_study("maganaris-2022b", out=tmp_path, settings=["training.seed=9"], data={"1": "x"}, resume=True)
-    [((experiment, out), options)] = calls
-    assert experiment.training.seed == 9
-    assert out == tmp_path
+    [((recipe, out), options)] = calls
+    assert (recipe, out, options["settings"]) == ("maganaris-2022b", tmp_path, ["training.seed=9"])
     assert options["resume"] is True
     assert {name: str(root) for name, root in options["data"].items()} == {"1": "x"}

@@ -267,19 +267,17 @@ def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = 
     return audit_dataset(name, root, out, made_of(AuditOptions, options), progress=progress, **run)
 
 
-def convert(
-    name: str, root: str | Path, *, out: str | Path, to: Literal["nnunet", "slices", "manifest"], **options: Any
-) -> Converted:
+def convert(name: str, root: str | Path, *, out: str | Path, **options: Any) -> Converted:
     """Write a dataset in the layout of another tool.
 
-    `options` are those of `pneumoscope.datasets.convert.convert_dataset`: overwrite, progress, and the reader's own.
+    `options` are ``to``, ``labels`` (fields of `pneumoscope.datasets.options.ConvertOptions`), overwrite and progress.
 
     Raises:
         InputError: an unknown layout, or a dataset that cannot be read.
     """
     from pneumoscope.datasets.convert import convert_dataset
 
-    return convert_dataset(name, root, out, to, **options)
+    return convert_dataset(name, root, out, **options)
 
 
 def train(
@@ -350,37 +348,25 @@ def crossval(
 
 
 def run_study(
-    recipe: str | Experiment | VolumeExperiment | XrayExperiment,
-    *,
-    out: str | Path,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    seeds: int | None = None,
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    **options: Any,
+    recipe: str | Experiment | VolumeExperiment | XrayExperiment, *, out: str | Path, **options: Any
 ) -> StudyResult:
     """Run a recipe: train the stages, score each on every test set, report.
 
     Args:
         recipe: a name of `pneumoscope study list`, or an experiment.
         out: the study folder to write.
-        settings: changes as ``key=value``, as for ``--set``.
-        seed: of everything drawn at random; None leaves those of the recipe.
-        seeds: trainings of a study of radiographs, each with its own draw and split.
-        precision: of trainings; auto leaves that of the recipe.
-        options: fields of `pneumoscope.study.base.StudyOptions`: data, synthetic, resume, overwrite, device, jobs,
-            lungs, accept_if_forgetting_below, progress.
+        options: fields of `pneumoscope.study.options.StudyOptions`: data, synthetic, settings (changes as
+            ``key=value``), seed, seeds, precision, resume, overwrite, device, jobs, lungs, accept_if_forgetting_below,
+            trust, labels, progress.
 
     Raises:
-        InputError: no such recipe or key, a value out of bounds, a folder that is not the dataset, neither data nor
-            `synthetic`, or an option of another kind of study.
+        InputError: no such recipe, key or option, a value out of bounds, a folder that is not the dataset, neither data
+            nor `synthetic`, or an option of another kind of study.
         RunError: a training failed, or a model was refused by `accept_if_forgetting_below`.
     """
-    from pneumoscope.recipes.registry import build_any
     from pneumoscope.study import engine
 
-    experiment = build_any(recipe, settings, seed=seed, seeds=seeds, precision=precision)
-    result = engine.run_study(experiment, out, **options)
+    result = engine.run_study(recipe, out, **options)
     result.require_accepted()
     return result
 

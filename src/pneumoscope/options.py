@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pneumoscope.errors import InputTypeError
+from pneumoscope.errors import InputError, InputTypeError
 
 Made = TypeVar("Made")
 
@@ -23,6 +23,10 @@ class Rules:
         file: the value is a path of the user's machine; records hold its last part only.
         low, high: inclusive bounds of a number.
         commas: a list may also be given as one value with commas.
+        parse: makes the value of a text of the command line, or of all texts of an option that is repeatable; raises
+            InputError or ValueError. None where the type says how.
+        many: the option is repeatable, and `parse` gets a list.
+        ask: what is asked for on a terminal where a required value is not given.
     """
 
     help: str
@@ -32,11 +36,63 @@ class Rules:
     low: float | None = None
     high: float | None = None
     commas: bool = False
+    parse: Callable[[Any], Any] | None = None
+    many: bool = False
+    ask: str = ""
+
+
+REQUIRED: Any = MISSING
+"""The default of an option that must be given."""
 
 
 def option(default: Any, help_text: str, **rules: Any) -> Any:
-    """A dataclass field that is an option; `rules` are fields of `Rules`."""
-    return field(default=default, metadata={"option": Rules(help_text, **rules)})
+    """A dataclass field that is an option; `rules` are fields of `Rules`. A class as default is called for it."""
+    metadata = {"option": Rules(help_text, **rules)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require_choices(options: Any, values: Mapping[str, Any] | None = None) -> None:
+    """Refuse values that the `Literal` of a field does not name; of a class, those of `values`.
+
+    Raises:
+        InputError: the field, its value and the choices.
+    """
+    kind, given = (type(options), vars(options)) if values is None else (options, values)
+    for name, hint in get_type_hints(kind).items():
+        value = given.get(name)
+        if name in given and get_origin(hint) is Literal and value not in get_args(hint):
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(str, get_args(hint)))}")
+
+
+def named(values: Sequence[str]) -> dict[str, str]:
+    """``["a=1", "b=x=y"]`` as ``{"a": "1", "b": "x=y"}``.
+
+    Raises:
+        InputError: a value without a name or ``=``, or a name given twice.
+    """
+    result: dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            raise InputError(f"{value!r} is not NAME=VALUE")
+        if name in result:
+            raise InputError(f"{name} is given twice")
+        result[name] = rest
+    return result
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """``48x128x128`` or ``48,128,128`` as numbers.
+
+    Raises:
+        InputError: other than two or three positive whole numbers.
+    """
+    parts = text.strip().lower().replace(",", "x").split("x")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{text!r} is no size; expected e.g. 320x320 or 80x160x160")
+    return tuple(int(part) for part in parts)
 
 
 def options_of(kind: Any) -> dict[str, tuple[Field[Any], Rules]]:
@@ -61,7 +117,7 @@ def recorded(options: Any) -> dict[str, Any]:
     """All fields as plain values for `run.json`; of paths the last part only: a record tells nothing of the machine."""
     files = {name for name, (_, rules) in options_of(options).items() if rules.file}
     values = {item.name: getattr(options, item.name) for item in fields(options)}
-    return {name: _last_part(value) if name in files else value for name, value in values.items()}
+    return {name: _last_part(v) if name in files else v for name, v in values.items() if not callable(v)}
 
 
 def without_files(options: Any) -> dict[str, Any]:
@@ -76,6 +132,8 @@ def without_files(options: Any) -> dict[str, Any]:
 
 def _last_part(path: Any) -> Any:
     """The name of a file or of each of several; a list of one is that one."""
+    if isinstance(path, Mapping):
+        return {name: _last_part(one) for name, one in path.items()}
     if isinstance(path, Sequence) and not isinstance(path, str):
         names = [Path(one).name for one in path]
         return names[0] if len(names) == 1 else names

@@ -65,7 +65,10 @@ def test_report_again(cli, demo):
 
 
 def test_report_of_what_is_no_study(cli, tmp_path):
-    cli("study", "report", tmp_path).refused(str(tmp_path))
+    cli("study", "report", tmp_path).refused(str(tmp_path), "holds no study")
+    (tmp_path / "plan.json").write_text("{}")
+    for verb in (("report", tmp_path), ("compare", tmp_path, "-o", tmp_path / "out")):
+        cli("study", *verb).refused("training on own scans", "validation.csv", "model info")
 
 
 def test_a_study_is_not_written_over(cli, demo):
@@ -82,8 +85,7 @@ def test_a_run_with_other_settings_is_not_gone_on_with(cli, demo):
 def test_a_finished_run_is_gone_on_with_at_once(cli, demo, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(demo[0], copy)
-    seeds = [word for key in ("data.phantom_seed", "split.seed", "training.seed") for word in ("--set", f"{key}=3")]
-    ran = cli(*RUN, "-o", copy, *SET, *seeds, "--resume", "--device", "cpu")
+    ran = cli(*RUN, "-o", copy, *SET, "--seed", "3", "--resume", "--device", "cpu")
     assert ran.code == 0, ran
     assert ran.out.splitlines()[-1] == f"report: {copy / 'report.html'}"
     assert (copy / "matrix.csv").read_bytes() == (demo[0] / "matrix.csv").read_bytes()

@@ -209,7 +209,7 @@ def test_real_layouts_convert_too(to, tmp_path):
     for name in ("nnunet", "covid1920"):
         root = TREES[name](tmp_path / name)
         out = tmp_path / f"{name}-{to}"
-        done = convert_dataset(name, root, out, to)
+        done = convert_dataset(name, root, out, to=to)
         back = {case.case: case for case in read_dataset(READER[to], out)}
         for case in read_dataset(name, root)[:2]:
             got, wanted = back[case.case].load(), case.load()
@@ -222,7 +222,7 @@ def test_real_layouts_convert_too(to, tmp_path):
 
 def test_dicom_with_contours_converts(tmp_path, in_process):
     (made,) = trees.ricord(tmp_path / "data", patients=1)
-    convert_dataset("ricord", tmp_path / "data", tmp_path / "out", "nnunet")
+    convert_dataset("ricord", tmp_path / "data", tmp_path / "out", to="nnunet")
     (back,) = read_dataset("nnunet", tmp_path / "out")
     scan = back.load()
     assert scan.infiltrate.any.sum() == made.truth.sum()
@@ -234,9 +234,9 @@ def test_pictures_are_never_passed_on_as_hounsfield_units(tmp_path):
     root = trees.make_slices(tmp_path / "pictures")
     for to in ("slices", "manifest"):
         with pytest.raises(InputError, match="8-bit pictures"):
-            convert_dataset("slices", root, tmp_path / to, to)
+            convert_dataset("slices", root, tmp_path / to, to=to)
         assert list((tmp_path / to).iterdir()) == []
-    done = convert_dataset("slices", root, tmp_path / "nnunet", "nnunet")
+    done = convert_dataset("slices", root, tmp_path / "nnunet", to="nnunet")
     assert json.loads((tmp_path / "nnunet" / "dataset.json").read_text())["channel_names"] == {"0": "grey"}
     assert len(done.cases) == 6
     with pytest.raises(ReadError, match="Hounsfield"):
@@ -328,10 +328,10 @@ def test_a_folder_of_something_else_is_never_written_into(cases, tmp_path):
 
 def test_unusable_calls(cases, tmp_path):
     root = trees.make_nnunet(tmp_path / "data")
-    with pytest.raises(InputError, match="cannot convert to 'bids'"):
-        convert_dataset("nnunet", root, tmp_path / "out", "bids")
+    with pytest.raises(InputError, match="to is 'bids'"):
+        convert_dataset("nnunet", root, tmp_path / "out", to="bids")
     with pytest.raises(InputError, match="own folder"):
-        convert_dataset("nnunet", root, root / "out", "slices")
+        convert_dataset("nnunet", root, root / "out", to="slices")
     with pytest.raises(InputError, match="both be written as 'A'"):
         convert_cases([replace(cases[0], case="A"), replace(cases[0], case="a")], tmp_path / "out", "slices")
     assert not (tmp_path / "out").exists()

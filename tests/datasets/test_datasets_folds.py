@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
+from pneumoscope.datasets.options import SplitOptions
 from pneumoscope.datasets.public.covid19ctseg import DATASET, MA_GROUPS, ma_folds
 from pneumoscope.datasets.splits.draw import leaking, read_split
-from pneumoscope.datasets.splits.files import SplitPlan, slice_counts, write_folds
+from pneumoscope.datasets.splits.files import slice_counts, write_folds
 from pneumoscope.datasets.splits.folds import (
     Fold,
     Link,
@@ -280,7 +281,8 @@ def test_slices_are_counted_from_headers_along_the_body(stored_cases, tiny):
 
 
 def test_folds_are_written_and_the_same_whatever_the_order(stored_cases, tmp_path):
-    plan = SplitPlan(folds=4, links=(Link("B:c0", "A:c7", "the same scan"),))
+    (tmp_path / "links.csv").write_text("a,b,reason\nB:c0,A:c7,the same scan\n")
+    plan = SplitOptions(folds=4, links=tmp_path / "links.csv")
     summary = write_folds(stored_cases, plan, tmp_path / "out")
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert files == [
@@ -306,7 +308,7 @@ def test_folds_are_written_and_the_same_whatever_the_order(stored_cases, tmp_pat
 
 
 def test_splits_by_slice_say_that_they_leak(stored_cases, tmp_path):
-    summary = write_folds(stored_cases, SplitPlan("slice", 3), tmp_path / "out")
+    summary = write_folds(stored_cases, SplitOptions(by="slice", folds=3), tmp_path / "out")
     assert summary["unit"] == "slices"
     assert all("A:p3" in fold["leaking_groups"] for fold in summary["folds"])
     assert sum(fold["test"] for fold in summary["folds"]) == sum(3 + n for n in range(8)) + 5
@@ -316,7 +318,7 @@ def test_splits_by_slice_say_that_they_leak(stored_cases, tmp_path):
 def test_a_file_of_nnunets_is_judged_for_leaks(stored_cases, tmp_path):
     path = tmp_path / "splits_final.json"
     path.write_text(json.dumps([{"train": ["c1", "c2", "c3"], "val": ["c4", "c5"]}, {"train": ["c2"], "val": ["c3"]}]))
-    summary = write_folds(stored_cases[:8], SplitPlan(splits_file=path), tmp_path / "out")
+    summary = write_folds(stored_cases[:8], SplitOptions(splits_file=path), tmp_path / "out")
     assert summary["by"] == "file"
     assert [fold["leaking_groups"] for fold in summary["folds"]] == [[], ["A:p1"]]
     table = pd.read_csv(tmp_path / "out" / "folds.csv")
@@ -325,10 +327,10 @@ def test_a_file_of_nnunets_is_judged_for_leaks(stored_cases, tmp_path):
 
 def test_plans_that_make_no_sense():
     for plan in ({"by": "age"}, {"to": "monai"}, {"by": "slice", "to": "nnunet"}):
-        with pytest.raises(DatasetError):
-            SplitPlan(**plan)
+        with pytest.raises(InputError):
+            SplitOptions(**plan)
     with pytest.raises(DatasetError, match="no case"):
-        write_folds([], SplitPlan(), "nowhere")
+        write_folds([], SplitOptions(), "nowhere")
 
 
 def test_a_case_whose_slices_are_unknown_is_named():

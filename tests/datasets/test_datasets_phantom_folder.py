@@ -105,9 +105,9 @@ def test_dicom_reads_back_the_same(tmp_path):
 
 
 def test_bad_calls_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match="unknown format"):
+    with pytest.raises(InputError, match="format is 'png'"):
         write_phantom(tmp_path, "A", 1, format="png", size="tiny")
-    with pytest.raises(DatasetError, match="at least one patient"):
+    with pytest.raises(InputError, match="one patient or more"):
         write_phantom(tmp_path, "A", 0, size="tiny")
 
 

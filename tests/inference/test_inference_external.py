@@ -218,7 +218,7 @@ def test_other_channels_than_described_are_refused(tmp_path, changes, words):
     [("orientation = 'RRS'", "orientation"), ("patch = [4, 4]", "three sides"), ("window_hu = [[5, 5]]", "window"),
      ("size = 3", "entries size"), ("activation = 'relu'", "softmax"), ("spacing_mm = [0, 1, 1]", "positive"),
      ("patch = [true, true, true]", "cannot be read"), ("patch = [9999, 9999, 9999]", "at most"),
-     ("range = [0.0]", "of length 2"), ("overlap = 'half'", "cannot be read"), ("orientation = 3", "cannot be read"),
+     ("range = [0.0]", "two numbers"), ("overlap = 'half'", "cannot be read"), ("orientation = 3", "cannot be read"),
      ("[labels]\n0 = 'b'\n2 = 'x'", "numbered"), ("nonsense", "cannot be read")],
 )  # fmt: skip
 def test_a_description_that_cannot_be_is_refused(tmp_path, entry, words):

@@ -40,9 +40,9 @@ def test_a_check_by_several_workers(phantom, tmp_path, monkeypatch, where):
 @pytest.mark.parametrize("where", WHERE, ids=str)
 def test_a_conversion_by_several_workers(phantom, tmp_path, where, to):
     pytest.importorskip("distributed")
-    alone = convert_dataset("phantom", phantom, tmp_path / "one", to)
+    alone = convert_dataset("phantom", phantom, tmp_path / "one", to=to)
     with machines(**where):
-        more = convert_dataset("phantom", phantom, tmp_path / "two", to)
+        more = convert_dataset("phantom", phantom, tmp_path / "two", to=to)
     assert (more.cases, more.failed, more.labels) == (alone.cases, alone.failed, alone.labels)
     assert len(alone.failed) == 1
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

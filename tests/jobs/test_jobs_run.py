@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.jobs import local
-from pneumoscope.jobs.local import Executor
+from pneumoscope.jobs import executor, local
+from pneumoscope.jobs.executor import Executor
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, _on_workers, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST
@@ -174,7 +174,7 @@ def test_side_by_side_gives_the_same_and_a_killed_worker_is_named(run):
 
 
 def hurried(log, jobs):
-    local.CALL_SECONDS = 0.0
+    executor.CALL_SECONDS = 0.0
     return lengths(log, {}, jobs)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pneumoscope.cli.data_audit import audit
 from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, DatasetName, common_options, pairs
+from pneumoscope.cli.options import Common, DatasetName, common_options
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
+from pneumoscope.datasets.options import ConvertOptions, PhantomOptions, SplitOptions
 from pneumoscope.errors import RunError
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.check import DatasetCheck
+
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
 
 group = new_group("Datasets: what can be read, where to get it, synthetic scans.")
 
@@ -63,21 +67,11 @@ def info(
 
 
 @group.command("phantom")
-@common_options("seed", "overwrite")
+@common_options("seed", "overwrite", options=PhantomOptions)
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The dataset's folder.")],
-    site: Annotated[str, typer.Option("--site", metavar="A|B|C", help="Which synthetic hospital.")],
-    patients: Annotated[int, typer.Option("--patients", min=1, metavar="N", help="How many patients.")],
+    out: Out,
     common: Common,
-    file_format: Annotated[
-        str, typer.Option("--format", metavar="nifti|dicom", help="How the scans are stored.")
-    ] = "nifti",
-    size: Annotated[
-        str,
-        typer.Option(
-            "--size", metavar="full|small|tiny", help="full is as large as patients' scans; tiny is for tests."
-        ),
-    ] = "full",
+    options: PhantomOptions,
 ) -> None:
     """Make synthetic chest CTs with exact masks.
 
@@ -87,26 +81,17 @@ def phantom(
     from pneumoscope.datasets.phantom.folder import write_phantom
 
     with progress_for(common) as progress:
-        cases = write_phantom(
-            out,
-            site,
-            patients,
-            seed=common.seed or 0,
-            format=file_format,
-            size=size,
-            overwrite=common.overwrite,
-            progress=progress,
-        )
+        cases = write_phantom(out, overwrite=common.overwrite, progress=progress, **vars(options))
     if common.json:
-        say_json({"folder": out, "site": site, "seed": common.seed or 0, "cases": cases})
+        say_json({"folder": out, "site": options.site, "seed": options.seed, "cases": cases})
     else:
-        say(f"{len(cases)} case{'s' * (len(cases) != 1)} of site {site} in {out}")
+        say(f"{len(cases)} case{'s' * (len(cases) != 1)} of site {options.site} in {out}")
 
 
 @common_options("jobs", "on", "cluster")
 def check(
     name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder, or the table of a manifest.")],
+    root: Root,
     common: Common,
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at the listing only: names, pairs, empty files; open nothing.")
@@ -161,27 +146,8 @@ def _why(found: DatasetCheck) -> str:
     return ", ".join([*parts, f"{differ} counts differ"] if differ else parts)
 
 
-NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
-"""Layouts whose labels are the user's own."""
-
-
-@common_options("jobs", "on", "cluster", "overwrite")
-def convert(
-    name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The dataset's folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
-    to: Annotated[str, typer.Option("--to", metavar="nnunet|slices|manifest", help="The layout to write.")],
-    common: Common,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label",
-            metavar="NAME=MEANING",
-            help="What a label of nnunet, decathlon or miscnn is: right lung, left lung, lung, ground-glass, "
-            "consolidation, infiltrate or ignore. May be given several times.",
-        ),
-    ] = None,
-) -> None:
+@common_options("jobs", "on", "cluster", "overwrite", options=ConvertOptions)
+def convert(name: DatasetName, root: Root, out: Out, common: Common, options: ConvertOptions) -> None:
     """Write a dataset in the layout of another tool.
 
     nnunet is nnU-Net's raw data, slices are 16-bit PNG pictures, manifest is NIfTI files with a table. Scans come back
@@ -190,29 +156,15 @@ def convert(
     """
     from pneumoscope.datasets.convert import convert_dataset
 
-    if label and name not in NAMED_LABELS:
-        raise typer.BadParameter(
-            f"{name} has labels of its own; for {', '.join(NAMED_LABELS)} only", param_hint="--label"
-        )
-    options: dict[str, Any] = {"labels": pairs(label, "--label")} if label else {}
     with progress_for(common) as progress:
-        done = convert_dataset(name, root, out, to, overwrite=common.overwrite, progress=progress, **options)
+        done = convert_dataset(name, root, out, overwrite=common.overwrite, progress=progress, **vars(options))
     if common.json:
-        say_json(
-            {
-                "folder": done.folder,
-                "to": done.to,
-                "cases": list(done.cases),
-                "without_infiltrate": list(done.without_infiltrate),
-                "labels": dict(done.labels),
-                "failed": dict(done.failed),
-            }
-        )
+        say_json(asdict(done))
     else:
         undrawn = (
             f", {len(done.without_infiltrate)} of them without infiltrate masks" if done.without_infiltrate else ""
         )
-        say(f"{len(done.cases)} case{'s' * (len(done.cases) != 1)} in {done.folder} for {to}{undrawn}")
+        say(f"{len(done.cases)} case{'s' * (len(done.cases) != 1)} in {done.folder} for {done.to}{undrawn}")
     if done.failed:
         first = next(iter(done.failed.values()))
         more = f" (and {len(done.failed) - 1} more)" if len(done.failed) > 1 else ""
@@ -220,74 +172,17 @@ def convert(
         raise RunError(f"{len(done.failed)} of {asked} cases could not be read; left out: {first}{more}")
 
 
-@common_options("seed", "overwrite")
-def split(
-    name: DatasetName,
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder of the dataset.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")],
-    common: Common,
-    folds: Annotated[int, typer.Option("--folds", min=2, metavar="K", help="How many folds.")] = 5,
-    by: Annotated[
-        str,
-        typer.Option(
-            "--by",
-            metavar="patient|slice|ma",
-            help="By patient; by slice, which leaks; or take the published folds of covid19ctseg.",
-        ),
-    ] = "patient",
-    ma_task: Annotated[
-        str,
-        typer.Option(
-            "--ma-task", metavar="20/80|80/20", help="With --by ma: the share trained on and the share tested on."
-        ),
-    ] = "20/80",
-    validation: Annotated[
-        bool, typer.Option("--validation/--no-validation", help="Set a validation part apart in each fold.")
-    ] = True,
-    others: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="NAME=ROOT", help="Another dataset split together with it; may be repeated."),
-    ] = None,
-    links: Annotated[
-        Path | None,
-        typer.Option("--links", metavar="CSV", help="Cases that are of one person: a,b[,reason] of DATASET:CASE."),
-    ] = None,
-    link_suspected: Annotated[
-        bool,
-        typer.Option(
-            "--link-suspected", help="Keep datasets that very probably share patients on one side of a split."
-        ),
-    ] = False,
-    from_file: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="JSON", help="Take the folds from nnU-Net's splits_final.json."),
-    ] = None,
-    to: Annotated[str, typer.Option("--to", metavar="csv|nnunet", help="Slice tables, or splits_final.json.")] = "csv",
-) -> None:
+@common_options("seed", "overwrite", options=SplitOptions)
+def split(name: DatasetName, root: Root, out: Out, common: Common, options: SplitOptions) -> None:
     """Split a dataset for cross-validation.
 
     Every case is tested in exactly one fold, and no patient stands on two sides. Writes split.json (how, and what
     leaks), folds.csv (one row per fold and case), and a table of slices per fold, or nnU-Net's splits_final.json.
     """
-    from pneumoscope.datasets.public.covid19ctseg import MaTask
-    from pneumoscope.datasets.registry import read_dataset
-    from pneumoscope.datasets.splits.files import By, SplitPlan, To, write_folds
-    from pneumoscope.datasets.splits.folds import read_links
+    from pneumoscope.datasets.splits.files import split_dataset
 
-    plan = SplitPlan(
-        cast(By, by), folds, common.seed or 0, validation, cast(MaTask, ma_task),
-        tuple(read_links(links)) if links else (), from_file, cast(To, to),
-    )  # fmt: skip
-    if link_suspected:
-        plan = plan.with_suspected
-    cases = []
-    more = pairs(others or [], "--with")
-    if name in more:
-        raise typer.BadParameter(f"{name} is given twice", param_hint="--with")
-    for dataset, where in {name: str(root), **more}.items():
-        cases += [replace(case, dataset=dataset) for case in read_dataset(dataset, where)]
     with progress_for(common) as progress:
-        summary = write_folds(cases, plan, out, overwrite=common.overwrite, progress=progress)
+        summary = split_dataset(name, root, out, overwrite=common.overwrite, progress=progress, **vars(options))
     if common.json:
         say_json(summary)
     else:

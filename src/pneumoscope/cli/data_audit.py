@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cases.options import AuditOptions
-from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options, pairs
+from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
+from pneumoscope.options import named
 
 if TYPE_CHECKING:
     from pneumoscope.cases.audit import AuditResult
@@ -60,7 +61,7 @@ def _with_settings(rules: AuditRules, settings: list[str]) -> AuditRules:
     """Thresholds with changes; an unknown name or a value that is no number is a usage error."""
     kinds = {entry.name: type(getattr(rules, entry.name)) for entry in fields(rules)}
     changes: dict[str, Any] = {}
-    for key, text in pairs(settings, "--set").items():
+    for key, text in named(settings).items():
         if key not in kinds:
             raise typer.BadParameter(f"no threshold {key!r}; there are {', '.join(kinds)}", param_hint="--set")
         try:

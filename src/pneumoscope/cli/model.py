@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options, model_names, pairs
+from pneumoscope.cli.options import Common, common_options, model_names
 from pneumoscope.cli.output import say, say_fields, say_json, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
+from pneumoscope.models.options import DescribeOptions, ExportOptions
 
 if TYPE_CHECKING:
     from pneumoscope.volume import Volume
@@ -24,14 +24,6 @@ group = new_group("Shipped and own models: card, licence, checksum, export.")
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A shipped model's name, or a model folder.", autocompletion=model_names)
 ]
-
-
-class Target(StrEnum):
-    """Formats that other programs read."""
-
-    ONNX = "onnx"
-    TORCHSCRIPT = "torchscript"
-    BUNDLE = "bundle"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -112,21 +104,13 @@ def verify(
 
 
 @group.command("export")
-@common_options("overwrite")
+@common_options("overwrite", options=ExportOptions)
 def export(
     model: Model,
-    to: Annotated[Target, typer.Option("--to", metavar="onnx|torchscript|bundle", help="A graph, or a MONAI bundle.")],
     common: Common,
+    options: ExportOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to write; default MODEL-FORMAT here.")
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", metavar="HxW|DxHxW", help="Size of the pictures, where the card names none."),
-    ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option("--check", metavar="SCAN", help="The scan to compare on; default a small synthetic one."),
     ] = None,
 ) -> None:
     """Write a model for other programs.
@@ -138,22 +122,20 @@ def export(
     from pneumoscope.inference.exports import TASKS, describe_export, verify_on_scan
     from pneumoscope.models.export import export_model
 
-    sizes = _sizes(size)
-    folder = out or Path(f"{cards.find_model(model).resolve().name}-{to.value}")
-    done = export_model(model, folder, to.value, size=sizes, overwrite=common.overwrite)
-    if to is not Target.BUNDLE:
+    folder = out or Path(f"{cards.find_model(model).resolve().name}-{options.to}")
+    done = export_model(model, folder, options.to, size=options.size, overwrite=common.overwrite)
+    if options.to != "bundle":
         done = describe_export(done)
-    shows_scans = check is not None or cards.read_card(cards.find_model(model)).get("task") in TASKS
-    verified = verify_on_scan(model, done, _scan(check)) if shows_scans else None
+    shows_scans = options.check is not None or cards.read_card(cards.find_model(model)).get("task") in TASKS
+    verified = verify_on_scan(model, done, _scan(options.check)) if shows_scans else None
     if common.json:
-        on_scan = asdict(verified) if verified else None
-        say_json({**asdict(done), "size": list(done.size), "files": list(done.files), "verified": on_scan})
+        say_json({**asdict(done), "verified": asdict(verified) if verified else None})
         return
     taken = f"{' x '.join(map(str, done.size))}" + (f" or any multiple of {done.stride}" if done.stride else "")
     say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {taken}")
     if done.difference is not None:
         say(f"{done.checked_with} computes the same from it; largest difference of logits {done.difference:.2g}")
-    elif to is Target.ONNX:
+    elif options.to == "onnx":
         say("not compared with the network: neither onnxruntime nor openvino is installed")
     if verified:
         say(
@@ -170,54 +152,12 @@ def _scan(file: Path | None) -> Volume:
     return make_phantom("A", 0, size="tiny").volume if file is None else read_volume(file)
 
 
-def _sizes(text: str | None) -> tuple[int, ...] | None:
-    """``320x320`` as numbers."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is no size; expected e.g. 320x320 or 80x160x160", param_hint="--size")
-    return tuple(int(part) for part in parts)
-
-
 @group.command("describe")
-@common_options("overwrite")
+@common_options("overwrite", options=DescribeOptions)
 def describe(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX or TorchScript model.")],
     common: Common,
-    patch: Annotated[
-        str | None, typer.Option("--patch", metavar="DxHxW", help="Voxels of a window; 1xHxW for slices.")
-    ] = None,
-    window: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--window", metavar="LOW:HIGH", help="Hounsfield units of an input channel. Repeatable, in order."
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="N=NAME", help="What output channel N is. Repeatable.")
-    ] = None,
-    orientation: Annotated[
-        str, typer.Option("--orientation", metavar="SPL", help="Where the axes of the picture run to, first to last.")
-    ] = "SPL",
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", metavar="AxBxC", help="Millimetres along these axes; default the scan's.")
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option("--overlap", metavar="SHARE", help="Share of a window that the next one covers.")
-    ] = 0.5,
-    to_range: Annotated[str, typer.Option("--range", metavar="LOW:HIGH", help="What a window is spread over.")] = "0:1",
-    normalise: Annotated[
-        str,
-        typer.Option("--normalise", metavar="unit|zscore", help="zscore: less the scan's mean, over its deviation."),
-    ] = "unit",
-    channels: Annotated[
-        str, typer.Option("--channels", metavar="first|last", help="Where the channels stand in the tensors.")
-    ] = "first",
-    activation: Annotated[
-        str,
-        typer.Option("--activation", metavar="softmax|sigmoid|none", help="What makes probabilities of the output."),
-    ] = "softmax",
+    options: DescribeOptions,
     check: Annotated[Path | None, typer.Option("--check", metavar="SCAN", help="Also run it on a scan.")] = None,
 ) -> None:
     """Describe how scans are shown to an ONNX or TorchScript file.
@@ -227,19 +167,7 @@ def describe(
     """
     from pneumoscope.inference.graphs import Description, write_description
 
-    sides = _given(patch, "--patch", "Voxels of a window along the axes, e.g. 48x128x128", common).split("x")
-    windows = window or _given(None, "--window", "Hounsfield units of each channel, e.g. -1000:400", common).split()
-    names = label or _given(None, "--label", "Output channels, e.g. 0=background 1=infiltrate", common).split()
-    try:
-        description = Description(
-            patch=tuple(int(n) for n in sides), labels={int(k): v for k, v in pairs(names, "--label").items()},
-            window_hu=tuple(_two(text) for text in windows), orientation=orientation,
-            spacing_mm=None if spacing is None else tuple(float(n) for n in spacing.split("x")),
-            overlap=overlap, range=_two(to_range), normalise=normalise, channels=channels,  # type: ignore[arg-type]
-            slices=sides[0] == "1", activation=activation,  # type: ignore[arg-type]
-        )  # fmt: skip
-    except ValueError as problem:
-        raise typer.BadParameter(f"a number is needed ({problem}); see `pneumoscope model describe --help`") from None
+    description = Description(**{**vars(options), "slices": options.patch[0] == 1})
     written = write_description(file, description, overwrite=common.overwrite)
     found = _checked(file, check) if check else {}
     if common.json:
@@ -248,21 +176,6 @@ def describe(
     say(f"wrote {written}")
     for name, ml in found.items():
         say(f"{name}: {ml:.1f} ml in {check}")
-
-
-def _given(value: str | None, flag: str, question: str, common: Common) -> str:
-    """A value, asked for on a terminal where it was not given."""
-    import sys
-
-    if value is None and (common.json or common.quiet or not sys.stdin.isatty()):
-        raise typer.BadParameter(f"is needed: {question}", param_hint=flag)
-    return value if value is not None else str(typer.prompt(question))
-
-
-def _two(text: str) -> tuple[float, float]:
-    """``-1000:400`` as numbers."""
-    low, _, high = text.partition(":")
-    return float(low), float(high)
 
 
 def _checked(file: Path, scan: Path) -> dict[str, float]:

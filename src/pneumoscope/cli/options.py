@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from pneumoscope.errors import InputError
 from pneumoscope.options import Rules, options_of
 from pneumoscope.recipes.settings import MAX_SEED
 
@@ -161,8 +163,9 @@ def common_options(*names: str, options: type | None = None) -> Callable[[Callab
             if common.devices > 1:
                 common = replace(common, device=f"{common.device}*{common.devices}")
             if options is not None:
-                own = {p.name: _passed_on(options, p.name, values.pop(p.name)) for p in parameters}
-                values["options"] = options(**own, **{name: getattr(common, name) for name in shared_fields})
+                own = {p.name: _passed_on(options, p.name, values.pop(p.name), common) for p in parameters}
+                taken = {name: getattr(common, name) for name in shared_fields}
+                values["options"] = options(**_given(own), **_given(taken))
             verb(**values, common=common)
 
         signature = inspect.signature(verb, eval_str=True)
@@ -190,7 +193,9 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
     for name, (item, rules) in options_of(kind).items():
         annotation: Any = _plain_type(hints[name], rules)
         choices = [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
-        default = _listed(item.default) if annotation == list[str] else item.default
+        required = item.default is MISSING and item.default_factory is MISSING
+        default = None if rules.parse or item.default is MISSING else item.default
+        default = _listed(default) if annotation == list[str] and default is not None else default
         flags = rules.flags or (_flag(name, hints[name], default),)
         declared = typer.Option(
             *flags,
@@ -200,8 +205,10 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
             max=rules.high,
             autocompletion=model_names if rules.metavar.startswith("NAME|DIR") else None,
         )
-        kept: Any = Annotated[annotation if default is not None else Optional[annotation], declared]  # noqa: UP045
-        result.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kept))
+        must = required and not rules.ask
+        kept: Any = Annotated[annotation if must or default is not None else Optional[annotation], declared]  # noqa: UP045
+        shown = inspect.Parameter.empty if must else default
+        result.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=kept))
     return result
 
 
@@ -218,6 +225,8 @@ def _flag(name: str, hint: Any, default: Any) -> str:
 
 def _plain_type(hint: Any, rules: Rules) -> Any:
     """A type that typer knows for the annotation of a field."""
+    if rules.parse:
+        return list[str] if rules.many else str
     parts = [hint]
     if get_origin(hint) in (Union, UnionType):
         parts = [part for part in get_args(hint) if part is not NoneType]
@@ -228,24 +237,33 @@ def _plain_type(hint: Any, rules: Rules) -> Any:
     return parts[0]
 
 
-def _passed_on(kind: type, name: str, value: Any) -> Any:
-    """A value from the command line as the field takes it: lists as tuples, or their one item if the default is one."""
+def _passed_on(kind: type, name: str, value: Any, common: Common) -> Any:
+    """A value from the command line as the field takes it: parsed, lists as tuples, or their one item if the default
+    is one. None leaves the default."""
+    item, rules = options_of(kind)[name]
+    flag = (rules.flags or (_flag(name, None, item.default),))[0]
+    if rules.ask and not value:
+        value = _asked(rules, flag, common)
+    if rules.parse:
+        try:
+            return rules.parse(value) if value else None
+        except (InputError, ValueError) as problem:
+            raise typer.BadParameter(str(problem), param_hint=flag) from None
     if not isinstance(value, list):
         return value
-    item, rules = options_of(kind)[name]
     parts = [part.strip() for one in value for part in one.split(",")] if rules.commas else value
     unique = tuple(dict.fromkeys(parts)) if rules.commas else tuple(parts)
     return unique[0] if isinstance(item.default, str) and len(unique) == 1 else unique
 
 
-def pairs(values: list[str], option: str) -> dict[str, str]:
-    """``["a=1", "b=x=y"]`` as ``{"a": "1", "b": "x=y"}``; anything without a name and ``=`` is a usage error."""
-    result: dict[str, str] = {}
-    for value in values:
-        name, equals, rest = value.partition("=")
-        if not (name and equals and rest):
-            raise typer.BadParameter(f"{value!r} is not NAME=VALUE", param_hint=option)
-        if name in result:
-            raise typer.BadParameter(f"{name} is given twice", param_hint=option)
-        result[name] = rest
-    return result
+def _asked(rules: Rules, flag: str, common: Common) -> Any:
+    """A required value that was not given, from a person at a terminal."""
+    if common.json or common.quiet or not sys.stdin.isatty():
+        raise typer.BadParameter(f"is needed: {rules.ask}", param_hint=flag)
+    answer = str(typer.prompt(rules.ask))
+    return answer.split() if rules.many else answer
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not given, which keeps its default."""
+    return {name: value for name, value in values.items() if value is not None}

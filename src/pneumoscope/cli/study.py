@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options, pairs
+from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
 from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
+from pneumoscope.study.options import RecipeOptions, ScoreOptions, StudyOptions
 
 if TYPE_CHECKING:
     from pneumoscope.study.base import StudyResult
@@ -22,12 +23,6 @@ RecipeName = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE", help="A name of `pneumoscope study list`.", autocompletion=lambda: list(ALL_RECIPES)
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value; the keys are those of `study show`. May be repeated."
     ),
 ]
 
@@ -50,14 +45,14 @@ def list_recipes(common: Common) -> None:
 
 
 @group.command("show")
-@common_options("precision", "seed")
-def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
+@common_options("precision", "seed", options=RecipeOptions)
+def show(recipe: RecipeName, common: Common, options: RecipeOptions) -> None:
     """Show every number of a recipe with its source.
 
     Each line is a key that `study run --set KEY=VALUE` takes, its value and unit, and where it comes from: the paper's
     section or table, or our choice where the paper is silent. Misprints of the paper, and how each is read, follow.
     """
-    experiment = build_any(recipe, settings or [], seed=common.seed, precision=common.precision)
+    experiment = build_any(recipe, options.settings, seed=options.seed, precision=options.precision)
     rows, about = describe(experiment), {"citation": experiment.citation, "notes": list(experiment.notes)}
     if common.json:
         say_json({"recipe": recipe, "summary": ALL_RECIPES[recipe].summary, **about, "values": rows})
@@ -72,48 +67,14 @@ def show(recipe: RecipeName, common: Common, settings: Settings = None) -> None:
 
 
 @group.command("run")
-@common_options("device", "devices", "precision", "seed", "jobs", "on", "cluster", "overwrite", "resume")
+@common_options(
+    "device", "devices", "precision", "seed", "jobs", "on", "cluster", "overwrite", "resume", options=StudyOptions
+)
 def run(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The study folder to write.")],
     common: Common,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="NAME=ROOT",
-            help="The folder of a dataset of the recipe, by its name or number. May be repeated.",
-        ),
-    ] = None,
-    synthetic: Annotated[
-        bool,
-        typer.Option("--synthetic", help="Run on synthetic scans instead of --data; tables, figures and page say so."),
-    ] = False,
-    lungs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lungs",
-            metavar="NAME=DIR",
-            help="Lung masks made elsewhere for a set that has none (a file per case, or case folders of segment). "
-            "Without any, lung.supply decides: a network trained on the other sets, or the shipped one.",
-        ),
-    ] = None,
-    settings: Settings = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            "--seeds", min=1, metavar="N", help="Trainings of a study of radiographs, each with its own draw and split."
-        ),
-    ] = None,
-    accept_if_forgetting_below: Annotated[
-        float | None,
-        typer.Option(
-            "--accept-if-forgetting-below",
-            metavar="F1",
-            help="Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
-            "exit code is 1.",
-        ),
-    ] = None,
+    options: StudyOptions,
 ) -> None:
     """Run a recipe and report on it.
 
@@ -123,21 +84,8 @@ def run(
     """
     from pneumoscope.study.engine import run_study
 
-    experiment = build_any(recipe, settings or [], seed=common.seed, seeds=seeds, precision=common.precision)
     with progress_for(common) as progress:
-        result = run_study(
-            experiment,
-            out,
-            data=pairs(data or [], "--data"),
-            synthetic=synthetic,
-            resume=common.resume,
-            overwrite=common.overwrite,
-            device=common.device,
-            jobs=common.jobs or 1,
-            lungs=pairs(lungs or [], "--lungs"),
-            accept_if_forgetting_below=accept_if_forgetting_below,
-            progress=progress,
-        )
+        result = run_study(recipe, out, **{**vars(options), "progress": progress})
     print_study(result, common)
     result.require_accepted()
 
@@ -179,36 +127,11 @@ def _shown(value: Any) -> str:
 
 
 @group.command("score")
-@common_options("device", "overwrite")
+@common_options("device", "overwrite", "resume", options=ScoreOptions)
 def score(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The study folder to write.")],
     common: Common,
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data", metavar="SET=ROOT", help="A test set: a reader of `data list`, or READER:LABEL. May be repeated."
-        ),
-    ],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", metavar="NAME=MODEL", help="A row: what `segment --model` takes. May be repeated."),
-    ] = None,
-    predictions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--predictions", metavar="NAME=DIR", help="A row: a folder with a mask per case. May be repeated."
-        ),
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Read models of other programs whose format can run code.")
-    ] = False,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--label", metavar="[NAME:]LABEL=MEANING", help="What a label of all rows, or of NAME's, is. Repeatable."
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
+    options: ScoreOptions,
 ) -> None:
     """Score models and masks as they are on many test sets.
 
@@ -218,11 +141,7 @@ def score(
     from pneumoscope.study.engine import score_study
 
     with progress_for(common) as progress:
-        result = score_study(
-            out, data=pairs(data, "--data"), models=pairs(model or [], "--model"),
-            predictions=pairs(predictions or [], "--predictions"), trust=trust, resume=resume,
-            labels=tuple(label or ()), overwrite=common.overwrite, device=common.device, progress=progress,
-        )  # fmt: skip
+        result = score_study(out, **{**vars(options), "progress": progress})
     print_study(result, common)
 
 
@@ -266,11 +185,10 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
     return *(row[name] for name in ("run", "stage", "test", "structure", "metric")), *means, *gap
 
 
-@common_options("device", "precision", "seed", "overwrite")
+@common_options("device", "precision", "seed", "overwrite", "resume")
 def demo(
     common: Common,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="Resume a demo that was stopped.")] = False,
 ) -> None:
     """Run the transfer study on synthetic data: nothing needed.
 
@@ -281,12 +199,7 @@ def demo(
 
     with progress_for(common) as progress:
         result = run_demo(
-            out,
-            device=common.device,
-            precision=common.precision,
-            seed=common.seed,
-            overwrite=common.overwrite,
-            resume=resume,
-            progress=progress,
-        )
+            out, device=common.device, precision=common.precision, seed=common.seed, overwrite=common.overwrite,
+            resume=common.resume, progress=progress,
+        )  # fmt: skip
     print_study(result, common)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pneumoscope.datasets.case import Case, LabelledScan
+from pneumoscope.datasets.options import ConvertOptions
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.geometry import Grid
@@ -28,6 +29,7 @@ from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
 
@@ -36,6 +38,8 @@ SOURCE_COLUMNS = (
     "case", "part", "dataset", "patient", "source", "date", "licence", "citation", "values", "stored",
 )  # fmt: skip
 MANIFEST_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
+NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
+"""Layouts whose labels are the user's own."""
 NOT_HU = "IN-SET-131"
 """The finding of volumes that hold grey values of pictures."""
 
@@ -245,7 +249,7 @@ class Converted:
 
 
 def convert_dataset(
-    name: str, root: str | Path, out: str | Path, to: str, *, overwrite: bool = False, progress: Progress = silent,
+    name: str, root: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress = silent,
     **options: Any,
 ) -> Converted:  # fmt: skip
     """Read a dataset and write it in another layout, one case in memory at a time.
@@ -254,21 +258,21 @@ def convert_dataset(
         name: a key of `pneumoscope.datasets.registry.DATASETS`.
         root: its folder.
         out: the folder to write; new, empty, or one that an earlier conversion made.
-        to: ``nnunet``, ``slices`` or ``manifest``.
         overwrite: replace an earlier conversion; nothing else in the folder is touched.
         progress: called after each case.
-        options: keywords of the set's reader.
+        options: fields of `pneumoscope.datasets.options.ConvertOptions`: to, labels.
 
     Raises:
         InputError: an unknown layout, an output folder in use or inside the dataset, a set that cannot be read, or
             one of which no case can be read.
     """
-    if to not in LAYOUTS:
-        raise InputError(f"cannot convert to {to!r}; expected one of {', '.join(LAYOUTS)}")
+    made = made_of(ConvertOptions, options)
+    if made.labels and name not in NAMED_LABELS:
+        raise InputError(f"{name} has labels of its own; --label is for {', '.join(NAMED_LABELS)} only")
     if name != "manifest" and Path(out).resolve().is_relative_to(Path(root).resolve()):
         raise InputError("lies in the dataset's own folder; choose another place", path=out)
-    cases = read_dataset(name, root, **options)
-    return convert_cases(cases, out, to, overwrite=overwrite, progress=progress)
+    cases = read_dataset(name, root, **({"labels": made.labels} if made.labels else {}))
+    return convert_cases(cases, out, made.to, overwrite=overwrite, progress=progress)
 
 
 def convert_cases(

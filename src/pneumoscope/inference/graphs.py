@@ -25,7 +25,7 @@ import json
 import math
 import tomllib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,8 @@ from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan, softmax
 from pneumoscope.io.files import write_text
 from pneumoscope.models.export import is_installed
+from pneumoscope.models.options import DescribeOptions
+from pneumoscope.options import require_choices
 from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Volume
@@ -60,25 +62,12 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class Description(DescribeOptions):
     """How a scan is shown to a network and what its channels mean; the fields are those of the TOML.
 
     Raises:
         InputError: a value that cannot be, named with what was expected.
     """
-
-    patch: tuple[int, ...]
-    labels: Mapping[int, str]
-    window_hu: tuple[tuple[float, float], ...]
-    orientation: str = HOUSE
-    spacing_mm: tuple[float, ...] | None = None
-    overlap: float | tuple[float, ...] = 0.5
-    blend: str = "gaussian"
-    range: tuple[float, float] = (0.0, 1.0)
-    normalise: str = "unit"
-    channels: str = "first"
-    slices: bool = False
-    activation: str = "softmax"
 
     def __post_init__(self) -> None:
         set_as = {
@@ -97,9 +86,9 @@ class Description:
             raise InputError(
                 f"orientation is {self.orientation!r}, expected three letters such as SPL or RAS"
             ) from problem
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(str, choices))}")
+        require_choices(self)
+        if not isinstance(self.slices, bool):
+            raise InputError(f"slices is {self.slices!r}, expected true or false")
         sides, spacing = len(self.patch), self.spacing_mm
         if sides != 3 or (self.slices and self.patch[0] != 1) or not 0 < math.prod(self.patch) <= MOST_VOXELS:
             raise InputError(
@@ -192,12 +181,6 @@ class Description:
         )
 
 
-_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "blend": ("gaussian", "mean"), "normalise": ("unit", "zscore"), "channels": ("first", "last"),
-    "activation": ("softmax", "sigmoid", "none"), "slices": (True, False),
-}  # fmt: skip
-
-
 def _toml(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml, value))}]"
@@ -230,6 +213,7 @@ def read_description(model: str | Path) -> Description:
         wrong = sorted(set(given) - known)
         if wrong:
             raise InputError(f"has the entries {', '.join(wrong)}; known are {', '.join(sorted(known))}")
+        require_choices(Description, given)
         return msgspec.convert(given, Description, str_keys=True)
     except (InputError, ValueError, OSError) as problem:
         raise ModelError(f"cannot be read as a description: {problem}", path=path) from problem

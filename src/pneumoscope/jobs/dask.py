@@ -27,8 +27,8 @@ from typing import Any
 from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import make_folder
+from pneumoscope.jobs.executor import Done, Executor, JobProcess, WorkerLostError, processors
 from pneumoscope.jobs.graph import Job, Opener
-from pneumoscope.jobs.local import Done, Executor, JobProcess, WorkerLostError, processors
 from pneumoscope.jobs.machines import Machines
 from pneumoscope.jobs.slurm import LOGS, queue_state, slurm_cluster
 

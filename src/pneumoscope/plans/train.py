@@ -26,12 +26,13 @@ from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.score import ON_FOLDS, forecast_own, numbers_of, out_of_memory_advice, score_own
 from pneumoscope.plans.setup import TrainingSetup, set_up
 from pneumoscope.progress import NOTE, Progress
-from pneumoscope.study.base import Modality, StudyOptions
+from pneumoscope.study.base import Modality
 from pneumoscope.study.engine import Study
 from pneumoscope.study.folder import open_folder
 from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
+from pneumoscope.study.options import StudyOptions
 from pneumoscope.study.scores.cells import kept_table, read_table
 from pneumoscope.study.scores.table import Scores, tidy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,42 +13,11 @@ import pandas as pd
 
 from pneumoscope.errors import RunError
 from pneumoscope.objects import Tabled
-from pneumoscope.progress import Noted, Progress, silent
+from pneumoscope.progress import Noted
 from pneumoscope.study.analysis.comparison import Compared, compare_cells
 from pneumoscope.study.folder import start
+from pneumoscope.study.options import StudyOptions
 from pneumoscope.study.scores.table import Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """How an experiment is run.
-
-    Attributes:
-        data: dataset name or number -> folder.
-        synthetic: run on synthetic scans instead; every table, figure and page then says so.
-        resume: continue the study in the folder; what was made of the same data, settings and weights is kept, the rest
-            is made again and named in ``notes`` of `run.json`.
-        overwrite: remove the study in the folder and start again.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        jobs: processes for stages that do not wait for each other; fewer where memory does not hold them.
-        lungs: dataset name or number -> folder of lung masks made elsewhere, for sets without their own.
-        accept_if_forgetting_below: refuse retrained models that lost as much F1 on an earlier set, or more.
-        trust: read models of other programs whose format can run code.
-        labels: ``LABEL=MEANING`` for labels of models and masks made elsewhere, ``STAGE:LABEL=MEANING`` for one stage.
-        progress: called about every part.
-    """
-
-    data: Mapping[str, str | Path] = field(default_factory=dict)
-    synthetic: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    device: str = "auto"
-    jobs: int = 1
-    lungs: Mapping[str, str | Path] = field(default_factory=dict)
-    accept_if_forgetting_below: float | None = None
-    trust: bool = False
-    labels: tuple[str, ...] = ()
-    progress: Progress = silent
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.errors import RunError
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.base import StudyResult
@@ -30,47 +29,22 @@ NEW_PATIENT = 900
 
 
 @locks("out")
-def run_demo(
-    out: str | Path,
-    *,
-    experiment: Experiment | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    seed: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress = silent,
-) -> StudyResult:
+def run_demo(out: str | Path, *, experiment: Experiment | None = None, **options: Any) -> StudyResult:
     """Run the demo study into `out` and segment one case into `out/cases/<case>`.
 
     Args:
         out: the study folder.
         experiment: another profile; by default `four_channel_demo`.
-        device: see `run_study`.
-        precision: other than ``auto`` replaces the profile's.
-        seed: replaces the seeds of data, split and training.
-        overwrite: start again over a study in `out`.
-        resume: continue the study in `out`.
-        progress: called about every part.
+        options: fields of `StudyOptions`, ``device`` and ``progress`` also for the case.
 
     Returns:
         The study, with `case_folder` set; its `report` links the case.
     """
-    plan = four_channel_demo() if experiment is None else experiment
-    settings = [] if precision == "auto" else [f"training.precision={precision}"]
-    if seed is not None:
-        settings += [f"{key}={seed}" for key in ("data.phantom_seed", "split.seed", "training.seed")]
-    study = run_study(
-        with_overrides(plan, settings),
-        out,
-        synthetic=True,
-        resume=resume,
-        overwrite=overwrite,
-        device=device,
-        progress=progress,
-    )
+    study = run_study(experiment or four_channel_demo(), out, synthetic=True, **options)
     begun = time.perf_counter()
-    case_folder = segment_new_patient(study, device=device, progress=progress)
+    case_folder = segment_new_patient(
+        study, **{name: options[name] for name in ("device", "progress") if name in options}
+    )
     seconds = {**study.seconds, "case": round(time.perf_counter() - begun, 2)}
     return replace(study, case_folder=case_folder, report=write_report(study.folder), seconds=seconds)
 

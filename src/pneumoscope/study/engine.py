@@ -20,16 +20,18 @@ import pandas as pd
 
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.io.files import write_frame, write_json
-from pneumoscope.jobs.local import processors
+from pneumoscope.jobs.executor import processors
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.options import made_of, recorded
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.reports.figures import marked
-from pneumoscope.study.base import Modality, StudyOptions, StudyResult
+from pneumoscope.study.base import Modality, StudyResult
 from pneumoscope.study.folder import EXPERIMENT_FILE, SYNTHETIC, mark_tables, write_environment, write_run
 from pneumoscope.study.modalities import modality_of
+from pneumoscope.study.options import ScoreOptions, StudyOptions
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scores.table import write_scores
 
@@ -125,7 +127,8 @@ class Study:
             self.progress("left out", 1, 1, line)
         facts = {"synthetic": mark == SYNTHETIC, "mark": mark, "left_out": modality.left_out}
         write_json(folder / "study.json", {**modality.summary(), **facts, "notes": notes, "seconds": self.seconds})
-        write_run(folder, notes, resumed=self.options.resume, synthetic=bool(mark), **modality.facts())
+        facts = {"options": recorded(self.options), **modality.facts()}
+        write_run(folder, notes, resumed=self.options.resume, synthetic=bool(mark), **facts)
         refusal = modality.judge()
         return StudyResult(
             folder,
@@ -203,35 +206,30 @@ def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
         options: fields of `StudyOptions`.
 
     Raises:
-        InputError: the folder holds another study, data are missing, or an option is of another kind of study.
+        InputError: no such recipe, key or option, a value out of bounds, the folder holds another study, data are
+            missing, or an option is of another kind of study.
         RunError: a training failed; the study can be resumed.
     """
-    built = build_any(experiment)
-    return Study(modality_of(built)(built, StudyOptions(**options))).run(out)
+    made = made_of(StudyOptions, options)
+    built = build_any(experiment, made.settings, seed=made.seed, seeds=made.seeds, precision=made.precision)
+    return Study(modality_of(built)(built, made)).run(out)
 
 
-def score_study(
-    out: str | Path,
-    *,
-    data: Mapping[str, str | Path],
-    models: Mapping[str, str | Path] | None = None,
-    predictions: Mapping[str, str | Path] | None = None,
-    **options: Any,
-) -> StudyResult:
+def score_study(out: str | Path, **options: Any) -> StudyResult:
     """A transfer matrix of models as they are, without training: `matrix.csv` and the report of a study.
 
     Args:
         out: the study folder.
-        data: name of a set -> folder; see `learners.external.score_experiment`.
-        models: name of a row -> what `segment` takes as model.
-        predictions: name of a row -> folder with a mask per case.
-        options: other fields of `StudyOptions`.
+        options: fields of `ScoreOptions`: ``data``, name of a set -> folder (see `learners.external.score_experiment`),
+            ``models``, name of a row -> what `segment` takes as model, ``predictions``, name of a row -> folder with a
+            mask per case.
 
     Raises:
         InputError: nothing to score, a set or a mask is not there, or a model is refused.
     """
     from pneumoscope.study.learners.external import score_experiment
 
-    named = [{name: str(value) for name, value in (given or {}).items()} for given in (data, models, predictions)]
-    roots = {str(number): root for number, root in enumerate(data.values(), start=1)}
-    return run_study(score_experiment(*named), out, data=roots, **options)
+    made = vars(made_of(ScoreOptions, options))
+    named = [{name: str(value) for name, value in made.pop(part).items()} for part in ("data", "models", "predictions")]
+    roots = {str(number): root for number, root in enumerate(named[0].values(), start=1)}
+    return run_study(score_experiment(*named), out, data=roots, **made)

@@ -116,6 +116,12 @@ def kind_of(folder: str | Path) -> str:
         InputError: no study lies there, or its `experiment.json` cannot be read.
     """
     path = Path(folder) / EXPERIMENT_FILE
+    if not path.is_file() and (Path(folder) / "plan.json").is_file():
+        raise InputError(
+            "holds a training on own scans, which has no page: its scores are in validation.csv, test.csv or "
+            "per_case.csv, and `pneumoscope model info` shows its card",
+            path=folder,
+        )
     if not path.is_file():
         raise InputError(f"holds no study ({EXPERIMENT_FILE} is missing); make one with study run", path=folder)
     kind = read_json(path, remedy="use --overwrite to start again").get("kind")

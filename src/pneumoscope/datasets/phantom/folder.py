@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.formats.manifest import case_of_row, load_scan
+from pneumoscope.datasets.options import PhantomOptions
 from pneumoscope.datasets.phantom.patient import draw_patient
 from pneumoscope.datasets.phantom.scanner import (
     Fault,
@@ -37,6 +38,7 @@ from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.jobs.lock import locks
+from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
@@ -147,13 +149,11 @@ def write_phantom(
     site: str,
     patients: int,
     *,
-    seed: int = 0,
-    format: Literal["nifti", "dicom"] | str = "nifti",
-    size: str = "full",
     overwrite: bool = False,
     progress: Progress = silent,
+    **options: Any,
 ) -> list[str]:
-    """Write the patients 0 .. patients - 1 of a site as a dataset.
+    """Write the patients 0 .. patients - 1 of a site as a dataset; `options` are fields of `PhantomOptions`.
 
     The folder gets ``manifest.csv`` (any reader of manifests takes it), ``images``, ``lungs`` (not at site C),
     ``infiltrate``, ``truth`` (exact infiltrate and lungs), ``faults.csv`` and, last, ``phantom.json``. The same call
@@ -163,15 +163,13 @@ def write_phantom(
         The case names.
 
     Raises:
-        DatasetError: unknown site, size or format, no patient, or a negative seed.
-        InputError: the folder holds another set and `overwrite` is not given.
+        DatasetError: unknown site or size.
+        InputError: an unknown format, no patient, a negative seed, or the folder holds another set and `overwrite` is
+            not given.
     """
-    name, scale = phantom_site(site).name, phantom_size(size)
-    if format not in ("nifti", "dicom"):
-        raise DatasetError(f"unknown format {format!r} for synthetic scans; there are nifti and dicom")
-    if patients < 1 or seed < 0:
-        raise DatasetError(f"needs at least one patient and a seed of 0 or more, got {patients} and {seed}")
-    plan = {"version": VERSION, "site": name, "seed": seed, "size": scale, "format": format, "patients": patients}
+    made = made_of(PhantomOptions, {"site": site, "patients": patients, **options})
+    name = phantom_site(site).name
+    plan = {"version": VERSION, **asdict(made), "site": name, "size": phantom_size(made.size)}
     cases = [_case_name(name, number) for number in range(patients)]
     folder = Path(out)
     if not overwrite and _finished(folder, plan):

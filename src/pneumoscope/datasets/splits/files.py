@@ -11,9 +11,9 @@ The folder::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -21,7 +21,9 @@ from pneumoscope._version import __version__
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.nnunet import FILE as NNUNET_FILE
 from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
-from pneumoscope.datasets.public.covid19ctseg import MaTask, ma_folds
+from pneumoscope.datasets.options import SplitOptions
+from pneumoscope.datasets.public.covid19ctseg import ma_folds
+from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.datasets.splits.draw import PARTS, leaking, write_split
 from pneumoscope.datasets.splits.folds import (
     SUSPECTED,
@@ -33,67 +35,57 @@ from pneumoscope.datasets.splits.folds import (
     group_members,
     leaking_groups,
     members_of,
+    read_links,
     slice_folds,
     untied,
 )
-from pneumoscope.errors import DatasetError
+from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, write_frame, write_json
+from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 
 FORMAT = 1
 """Layout of split.json; grows when an entry changes its meaning."""
 
-By = Literal["patient", "slice", "ma"]
-To = Literal["csv", "nnunet"]
 
+def split_dataset(
+    name: str, root: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Split a dataset, with further ones if `options` name them, as `write_folds` does.
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """How to split.
+    Args:
+        name: of `pneumoscope data list`.
+        root: its folder.
+        out: the folder to write.
+        overwrite: replace a split that lies there.
+        progress: called while slices are counted.
+        options: fields of `SplitOptions`.
 
-    Attributes:
-        by: ``patient`` keeps groups whole; ``slice`` deals slices, which leaks; ``ma`` takes the published folds of
-            COVID-19-CT-Seg.
-        folds: how many; the published ones are five whatever this says.
-        seed: of the draw; the published folds need none.
-        validation: set a validation part apart in each fold; the published folds and a file have none.
-        ma_task: which of the published tasks.
-        links: cases tied beyond their patients.
-        splits_file: take the folds from this file of nnU-Net's instead of drawing them.
-        to: ``csv`` for slice tables, ``nnunet`` for ``splits_final.json``.
+    Raises:
+        InputError: see `write_folds`; a dataset named twice.
     """
-
-    by: By = "patient"
-    folds: int = 5
-    seed: int = 0
-    validation: bool = True
-    ma_task: MaTask = "20/80"
-    links: tuple[Link, ...] = field(default=())
-    splits_file: Path | None = None
-    to: To = "csv"
-
-    def __post_init__(self) -> None:
-        if self.by not in get_args(By) or self.to not in get_args(To):
-            raise DatasetError(
-                f"a split goes by {', '.join(get_args(By))} to {', '.join(get_args(To))}; got {self.by!r}, {self.to!r}"
-            )
-        if self.by == "slice" and (self.to == "nnunet" or self.splits_file):
-            raise DatasetError("nnU-Net splits cases, not slices; use --by patient, or --to csv without a file")
-
-    @property
-    def with_suspected(self) -> SplitPlan:
-        """The plan with the suspected overlaps between datasets tied as well."""
-        return replace(self, links=(*self.links, *SUSPECTED))
+    plan = made_of(SplitOptions, options)
+    if name in plan.others:
+        raise InputError(f"{name} is given twice; --with names other datasets")
+    cases = [
+        replace(case, dataset=dataset)
+        for dataset, folder in {name: root, **plan.others}.items()
+        for case in read_dataset(dataset, folder)
+    ]
+    return write_folds(cases, plan, out, overwrite=overwrite, progress=progress)
 
 
-def draw_folds(cases: Sequence[Case], plan: SplitPlan) -> tuple[list[Fold], dict[Member, str]]:
+def draw_folds(
+    cases: Sequence[Case], plan: SplitOptions, links: Sequence[Link]
+) -> tuple[list[Fold], dict[Member, str]]:
     """The folds of a plan by patient, of the published split or of a file, and the group of every case.
 
     Raises:
         DatasetError: too few patients, cases that the plan does not fit, an unusable file.
     """
     members = members_of(cases)
-    groups = group_members(members, plan.links)
+    groups = group_members(members, links)
     if plan.splits_file is not None:
         return read_nnunet_splits(plan.splits_file, members), groups
     if plan.by == "ma":
@@ -102,7 +94,7 @@ def draw_folds(cases: Sequence[Case], plan: SplitPlan) -> tuple[list[Fold], dict
 
 
 def write_folds(
-    cases: Sequence[Case], plan: SplitPlan, out: str | Path, *, overwrite: bool = False, progress: Progress = silent
+    cases: Sequence[Case], plan: SplitOptions, out: str | Path, *, overwrite: bool = False, progress: Progress = silent
 ) -> dict[str, Any]:
     """Draw folds and write them; the content depends on the cases and the plan alone.
 
@@ -115,7 +107,8 @@ def write_folds(
     """
     if not cases:
         raise DatasetError("there is no case to split")
-    folds, groups = draw_folds(cases, plan) if plan.by != "slice" else ([], group_members(members_of(cases)))
+    links = [*(read_links(plan.links) if plan.links else ()), *(SUSPECTED if plan.link_suspected else ())]
+    folds, groups = draw_folds(cases, plan, links) if plan.by != "slice" else ([], group_members(members_of(cases)))
     counts = slice_counts(cases, progress) if plan.to == "csv" else {}
     tables = _slice_tables(cases, plan, folds, counts)
     folder = prepare_folder(out, marker="split.json", overwrite=overwrite)
@@ -126,7 +119,7 @@ def write_folds(
     for n, by_dataset in enumerate(tables):
         for dataset, table in by_dataset.items():
             write_split(table, folder / "splits" / f"fold_{n}" / f"{dataset}.csv")
-    summary = _summary(plan, folds, groups, tables)
+    summary = {**_summary(plan, folds, groups, tables), "links": [asdict(link) for link in links]}
     write_json(folder / "split.json", summary)
     return summary
 
@@ -161,7 +154,7 @@ def _slices_in_header(case: Case) -> int | None:
 
 
 def _slice_tables(
-    cases: Sequence[Case], plan: SplitPlan, folds: Sequence[Fold], counts: Mapping[str, Mapping[str, int]]
+    cases: Sequence[Case], plan: SplitOptions, folds: Sequence[Fold], counts: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, pd.DataFrame]]:
     """Per fold, the split table of each dataset."""
     if plan.to != "csv":
@@ -194,7 +187,7 @@ def _fold_table(folds: Sequence[Fold], groups: Mapping[Member, str]) -> pd.DataF
 
 
 def _summary(
-    plan: SplitPlan,
+    plan: SplitOptions,
     folds: Sequence[Fold],
     groups: Mapping[Member, str],
     tables: Sequence[Mapping[str, pd.DataFrame]],
@@ -223,7 +216,6 @@ def _summary(
         "unit": "cases" if folds else "slices",
         "cases": len(groups),
         "groups": len(set(groups.values())),
-        "links": [asdict(link) for link in plan.links],
         "suspected_overlaps_not_tied": [asdict(link) for link in untied(sorted(groups), groups)],
         "folds": [{**size, "leaking_groups": leak} for size, leak in zip(sizes, leaks, strict=True)],
     }

@@ -70,7 +70,7 @@ def train_model(
         job: its scans.
         folder: the study folder.
         cache: of prepared volumes.
-        device, resume, progress: as in `study.base.StudyOptions`.
+        device, resume, progress: as in `study.options.StudyOptions`.
         stages: where the folders of the phases lie; ``stages`` of the study folder by default.
         start: a model whose weights the first phase begins from.
 

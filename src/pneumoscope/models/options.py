@@ -1,0 +1,75 @@
+"""Options of `model export` and `describe`, each once; a file of their own, so that help loads nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pneumoscope.options import REQUIRED, named, option, require_choices, sides
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """``-1000:400`` as numbers."""
+    low, _, high = text.partition(":")
+    return float(low), float(high)
+
+
+def _labels(values: Sequence[str]) -> dict[int, str]:
+    return {int(number): name for number, name in named(values).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is written for other programs, and what it is compared on.
+
+    Raises:
+        InputError: a format that does not exist.
+    """
+
+    to: Literal["onnx", "torchscript", "bundle"] = option(REQUIRED, "A graph, or a MONAI bundle.")
+    size: tuple[int, ...] | None = option(
+        None, "Size of the pictures, where the card names none.", metavar="HxW|DxHxW", parse=sides
+    )
+    check: Path | None = option(
+        None, "The scan to compare on; default a small synthetic one.", metavar="SCAN", file=True
+    )
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeOptions:
+    """How a scan is shown to a network and what its channels mean; see `pneumoscope.inference.graphs`."""
+
+    patch: tuple[int, ...] = option(
+        REQUIRED, "Voxels of a window; 1xHxW for slices.", metavar="DxHxW", parse=sides,
+        ask="Voxels of a window along the axes, e.g. 48x128x128",
+    )  # fmt: skip
+    window_hu: Sequence[tuple[float, ...]] = option(
+        REQUIRED, "Hounsfield units of an input channel. Repeatable, in order.", metavar="LOW:HIGH",
+        flags=("--window",), parse=lambda texts: tuple(map(_pair, texts)), many=True,
+        ask="Hounsfield units of each channel, e.g. -1000:400",
+    )  # fmt: skip
+    labels: Mapping[int, str] = option(
+        REQUIRED, "What output channel N is. Repeatable.", metavar="N=NAME", flags=("--label",), parse=_labels,
+        many=True, ask="Output channels, e.g. 0=background 1=infiltrate",
+    )  # fmt: skip
+    orientation: str = option("SPL", "Where the axes of the picture run to, first to last.", metavar="SPL")
+    spacing_mm: tuple[float, ...] | None = option(
+        None, "Millimetres along these axes; default the scan's.", metavar="AxBxC", flags=("--spacing",),
+        parse=lambda text: tuple(map(float, text.split("x"))),
+    )  # fmt: skip
+    overlap: float | tuple[float, ...] = option(
+        0.5, "Share of a window that the next one covers; default 0.5.", metavar="SHARE", parse=float
+    )
+    blend: Literal["gaussian", "mean"] = option("gaussian", "How windows that overlap are averaged.")
+    range: tuple[float, ...] = option(
+        (0.0, 1.0), "What a window is spread over; default 0:1.", metavar="LOW:HIGH", parse=_pair
+    )
+    normalise: Literal["unit", "zscore"] = option("unit", "zscore: less the scan's mean, over its deviation.")
+    channels: Literal["first", "last"] = option("first", "Where the channels stand in the tensors.")
+    slices: bool = False
+    activation: Literal["softmax", "sigmoid", "none"] = option("softmax", "What makes probabilities of the output.")

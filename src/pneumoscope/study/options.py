@@ -1,0 +1,92 @@
+"""Options of the study verbs, each once; a file of their own, so that help loads nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumoscope.options import REQUIRED, named, option
+from pneumoscope.progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Which values of a recipe are changed; arguments of `recipes.registry.build_any`."""
+
+    settings: Sequence[str] = option(
+        (), "Change one value; the keys are those of `study show`. May be repeated.", metavar="KEY=VALUE",
+        flags=("--set",),
+    )  # fmt: skip
+    seed: int | None = None
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """How a study is run.
+
+    Attributes:
+        resume: continue the study in the folder; what was made of the same data, settings and weights is kept, the rest
+            is made again and named in ``notes`` of `run.json`.
+        overwrite: remove the study in the folder and start again.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        progress: called about every part.
+    """
+
+    trust: bool = option(False, "Read models of other programs whose format can run code.")
+    labels: tuple[str, ...] = option(
+        (), "What a label of models and masks made elsewhere is, of all rows or of NAME's. Repeatable.",
+        metavar="[NAME:]LABEL=MEANING", flags=("--label",),
+    )  # fmt: skip
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(_Run, RecipeOptions):
+    """How an experiment is run.
+
+    Attributes:
+        data, lungs: dataset name or number -> folder.
+        jobs: processes for stages that do not wait for each other; fewer where memory does not hold them.
+    """
+
+    data: Mapping[str, str | Path] = option(
+        dict, "The folder of a dataset of the recipe, by its name or number. May be repeated.", metavar="NAME=ROOT",
+        parse=named, many=True, file=True,
+    )  # fmt: skip
+    synthetic: bool = option(False, "Run on synthetic scans instead of --data; tables, figures and page say so.")
+    lungs: Mapping[str, str | Path] = option(
+        dict, "Lung masks made elsewhere for a set that has none (a file per case, or case folders of segment). "
+        "Without any, lung.supply decides: a network trained on the other sets, or the shipped one.",
+        metavar="NAME=DIR", parse=named, many=True, file=True,
+    )  # fmt: skip
+    seeds: int | None = option(
+        None, "Trainings of a study of radiographs, each with its own draw and split.", metavar="N", low=1
+    )
+    accept_if_forgetting_below: float | None = option(
+        None, "Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
+        "exit code is 1.", metavar="F1",
+    )  # fmt: skip
+    jobs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(_Run):
+    """What is scored on which sets, without training."""
+
+    data: Mapping[str, str | Path] = option(
+        REQUIRED, "A test set: a reader of `data list`, or READER:LABEL. May be repeated.", metavar="SET=ROOT",
+        parse=named, many=True, file=True,
+    )  # fmt: skip
+    models: Mapping[str, str | Path] = option(
+        dict, "A row: what `segment --model` takes. May be repeated.", metavar="NAME=MODEL", flags=("--model",),
+        parse=named, many=True, file=True,
+    )  # fmt: skip
+    predictions: Mapping[str, str | Path] = option(
+        dict, "A row: a folder with a mask per case. May be repeated.", metavar="NAME=DIR", parse=named, many=True,
+        file=True,
+    )  # fmt: skip
