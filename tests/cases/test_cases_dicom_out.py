@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import re
+import shutil
 import zlib
 
 import numpy as np
@@ -75,6 +76,31 @@ def test_a_dicom_case_has_both_and_they_agree_with_the_report(phantom, tmp_path)
     again.mkdir()
     quantify(root, again, deidentify=True)
     assert pydicom.dcmread(again / "seg.dcm").PatientIdentityRemoved == "YES"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_headers_are_parsed_once_and_a_zip_is_unpacked_once(phantom, tmp_path, monkeypatch, packed):
+    """The headers travel with the volume: SEG and SR are made of them, and no file is opened again."""
+    from pneumoscope.io import archive
+    from pneumoscope.io.dicom import process
+
+    asked, unpacked = [], []
+    exchange, unpack = process.exchange, archive._unpack_all
+    monkeypatch.setattr(
+        process, "exchange", lambda given, *more: asked.append(given["action"]) or exchange(given, *more)
+    )
+    monkeypatch.setattr(archive, "_unpack_all", lambda *given: unpacked.append(given[-1]) or unpack(*given))
+    root = tmp_path / "data"
+    shutil.copytree(phantom[0], root)
+    if packed:
+        shutil.make_archive(str(tmp_path / "series"), "zip", root / "series")
+        shutil.rmtree(root / "series")
+        shutil.move(tmp_path / "series.zip", root / "series")
+    (tmp_path / "case").mkdir()
+    quantify(root, tmp_path / "case")
+    assert {"seg.dcm", "report.dcm"} <= {path.name for path in (tmp_path / "case").iterdir()}
+    assert asked == ["read", "derive"]
+    assert len(unpacked) == packed
 
 
 def test_a_nifti_case_has_neither_and_old_ones_go(phantom, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pneumoscope.cases import segment as segment_module
 from pneumoscope.cases.options import SAVABLE, SegmentOptions
 from pneumoscope.cases.segment import segment_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
@@ -103,6 +104,16 @@ def test_every_scan_is_read_once(work, tmp_path, monkeypatch, resume):
     assert read == [scan.path for scan in scans]
 
 
+def test_models_are_loaded_once_and_by_no_process_that_only_keeps_the_books(work, tmp_path, monkeypatch):
+    loaded, honest = [], segment_module.segmenter_of
+    monkeypatch.setattr(segment_module, "segmenter_of", lambda options: loaded.append(options) or honest(options))
+    options = SegmentOptions(model=work / "infiltrate", lungs_model="lungs", fast=True)
+    segment_module._open(options, {}, 0)
+    assert not loaded
+    segment_cases(find_scans(work / "scans"), tmp_path / "out", options)
+    assert len(loaded) == 1
+
+
 def test_a_broken_scan_does_not_stop_the_others(work, tmp_path):
     broken = tmp_path / "scans"
     broken.mkdir()
@@ -144,8 +155,12 @@ def test_a_resumed_run_keeps_cases_until_the_model_or_an_option_changes(work, tm
 
 
 @pytest.mark.slow
-def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path):
+def test_two_at_a_time_give_what_one_at_a_time_gives(work, tmp_path, monkeypatch):
+    """And only the processes that work load the models."""
     run(work, tmp_path / "one")
+    monkeypatch.setattr(
+        "pneumoscope.cases.segment.segmenter_of", lambda options: pytest.fail("the parent loads models")
+    )
     run(work, tmp_path / "two", jobs=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

@@ -366,13 +366,15 @@ def test_probability_keeps_its_values(tmp_path: Path) -> None:
     native = grid_of(chest())
     ras = np.random.default_rng(1).random(native.shape)
     write_image(ras, native, tmp_path / "p.nii.gz")
-    write_image(ras, native, tmp_path / "small.nii.gz", scaled=True)
+    small_ras = np.rint(255 * ras).astype(np.uint8)
+    write_image(small_ras, native, tmp_path / "small.nii.gz", scaled=True)
     whole, small = (nib.load(tmp_path / name) for name in ("p.nii.gz", "small.nii.gz"))
     assert whole.get_data_dtype() == np.float32
     assert small.get_data_dtype() == np.uint8
     expected = array_to_native(ras, native)
     np.testing.assert_allclose(whole.get_fdata(), expected, rtol=1e-6)
     np.testing.assert_allclose(small.get_fdata(), expected, atol=0.5001 / 255)
+    np.testing.assert_array_equal(small.dataobj.get_unscaled(), array_to_native(small_ras, native))
 
 
 @pytest.mark.parametrize(
@@ -380,8 +382,8 @@ def test_probability_keeps_its_values(tmp_path: Path) -> None:
     [
         (np.zeros((1, 2, 3)), "p.nii", False, GeometryError),
         (np.full((24, 20, 16), np.nan), "p.nii", False, GeometryError),
-        (np.full((24, 20, 16), 1.5), "p.nii", True, GeometryError),
-        (np.zeros((24, 20, 16)), "p.mha", True, InputError),
+        (np.full((24, 20, 16), 0.5), "p.nii", True, GeometryError),
+        (np.zeros((24, 20, 16), np.uint8), "p.mha", True, InputError),
         (np.zeros((24, 20, 16)), "p.png", False, InputError),
     ],
 )

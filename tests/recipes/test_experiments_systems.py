@@ -8,8 +8,7 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.recipes import access
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
-from pneumoscope.recipes.papers.transfer import transfer_slices
-from pneumoscope.recipes.papers.transfer_systems import transfer_systems, transfer_systems_small
+from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_systems, transfer_systems_small
 from pneumoscope.recipes.registry import RECIPES, build_any
 from pneumoscope.recipes.systems import OWN_SYSTEMS, VOLUME_RECIPES, build_volume_recipe, volume_system
 from pneumoscope.study.folder import start

@@ -19,7 +19,7 @@ from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.analysis.shortcuts import probes
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.base import StudyContext
-from pneumoscope.study.learners.classifier_steps import resnet_frozen
+from pneumoscope.study.learners.classifier import resnet_frozen
 from pneumoscope.study.learners.logistic import BaselineStage, RegressionLearner, choose_logistic, fit_logistic
 from pneumoscope.study.scores.classification import remedies
 from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool

@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,6 @@ def audit_dataset(
         file_names(cases)
     folder = Path(out)
     _require_free(folder, options, [Path(root), *(path for _, path in options.also)], overwrite or resume)
-    segmenter = None if current().remote else _segmenter(options)
     clear_temporary(folder)
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
@@ -156,10 +155,9 @@ def audit_dataset(
     try:
         others = _prints_of(options, folder, resume, progress)
         jobs = [Job(case.case, case, job_folder(folder, case.case)) for case in cases]
-        step = _judging(options, segmenter)
         outcomes = run_jobs(
-            jobs, step, write, opener=partial(_open, options), side_by_side=current().jobs or 1, resume=resume,
-            strict=True, what="audit", progress=progress,
+            jobs, _judging(options), write, opener=partial(_open, options), side_by_side=current().jobs or 1,
+            resume=resume, strict=True, what="audit", progress=progress,
         )  # fmt: skip
         masked, off_grid = (sum(o.facts[count] for o in outcomes) for count in ("masked", "off_grid"))
         if masked > 1 and off_grid == masked:
@@ -280,16 +278,18 @@ def _scan_of_set(label: str, case: Case) -> dict[str, Any]:
 
 
 def _open(options: AuditOptions, jobs: int) -> Step:
-    return _judging(options, _segmenter(options))
+    return _judging(options)
 
 
-def _judging(options: AuditOptions, segmenter: Segmenter | None) -> Step:
-    models = [] if segmenter is None else [content_of_model(options.model), content_of_model(options.lungs_model)]  # type: ignore[arg-type]
-    device = None if segmenter is None else options.device
+def _judging(options: AuditOptions) -> Step:
+    """How a case is judged; the process that judges loads the models, once, when it has its first case."""
+    segmenter = cache(partial(_segmenter, options))
+    models = [] if options.model is None else [content_of_model(options.model), content_of_model(options.lungs_model)]
+    device = None if options.model is None else options.device
     shaping = {"thresholds": asdict(options.rules), "model": [*models, device]}
 
     def work(job: Job, progress: Progress) -> Outcome:
-        facts, lungs = judge_one(job.item, options, segmenter)
+        facts, lungs = judge_one(job.item, options, segmenter())
         if lungs is not None:
             write_mask(lungs, job.folder / MODEL_LUNGS, lungs.grid)
         return Outcome(job.name, facts=facts)

@@ -99,7 +99,7 @@ def run_batch(
         scans: from `io.scans.find_scans`.
         out: refused when it holds a run, unless `overwrite` or `resume`.
         opener: see `case_step`; also called before anything is written, so that it can refuse, unless other machines
-            do the work.
+            do the work: with 0 where worker processes do it, so that this process loads nothing.
         options: what goes into `run.json`.
         jobs: scans worked on at the same time, each in its own process.
         overwrite: do every case again.
@@ -116,7 +116,7 @@ def run_batch(
         raise InputError(f"two scans would be written as {twice[0]!r}; rename one or use a CSV manifest")
     started = time.perf_counter()
     progress("cases", 0, max(1, len(scans)), "loading")
-    step = None if current().remote else opener(1)
+    step = None if current().remote else opener(int(jobs == 1 or len(scans) == 1))
     private = Private(Path(out), key)
     require_no_other_run(out, "cases.csv")
     folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)

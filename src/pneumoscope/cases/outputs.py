@@ -186,7 +186,7 @@ def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) 
 
 
 def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
-    """Maps on the scan's grid, values in [0, 1]."""
+    """Maps on the scan's grid, as the bytes that they are, with the slope to [0, 1]."""
     from pneumoscope.io.write import write_image
 
     maps = {
@@ -196,8 +196,7 @@ def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -
     }
     for name, values in maps.items():
         if values is not None:
-            scaled = values.astype(np.float32) / 255
-            write_image(scaled, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
+            write_image(values, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
 
 
 def write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:

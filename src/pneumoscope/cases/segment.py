@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def _read(scan: ScanRef, options: SegmentOptions) -> Volume:
 
 
 def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int) -> Step:
-    """Load the models once in a process, with its share of the cores; `reading` are scans by case."""
+    """Load the models once in a process that works, with its share of the cores; `reading` are scans by case."""
     if jobs > 1:
         import os
 
@@ -118,13 +118,15 @@ def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int
     from pneumoscope.inference.external import content_of
     from pneumoscope.training.devices import pick_device
 
-    segmenter = segmenter_of(options)
+    loaded = cache(partial(segmenter_of, options))
+    if jobs:
+        loaded()
     models = [options.model] if isinstance(options.model, (str, Path)) else options.model
     ways = {k: v for k, v in without_files(options).items() if k not in ("device", "engine")}
     return case_step(
         "segment",
         lambda scan, folder, progress: segment_case(
-            scan, folder, segmenter, options, reading=reading.pop(scan.case, None), progress=progress
+            scan, folder, loaded(), options, reading=reading.pop(scan.case, None), progress=progress
         ),
         lambda scan: {"masks": [scan.lungs, scan.infiltrate, scan.lobes]},
         shares={"reading": 12, "lungs": 30, "infiltrate": 30, "measuring": 5, WRITING: 20, PAGE: 3},

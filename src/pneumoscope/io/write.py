@@ -46,10 +46,10 @@ def write_image(array: NDArray[np.generic], native: Grid, path: str | Path, *, s
         array: (i, j, k) RAS+, numbers; float64 and half are stored as float32, booleans as uint8.
         native: the scan's `Volume.native`.
         path: as for `write_mask`.
-        scaled: store values in [0, 1] as uint8 with slope 1/255 (NIfTI only): a quarter of the size, steps of 0.004.
+        scaled: the array holds bytes of 255ths, stored as they are with slope 1/255 (NIfTI only).
 
     Raises:
-        GeometryError: the shape does not fit, or values are not finite, or outside [0, 1] with `scaled`.
+        GeometryError: the shape does not fit, values are not finite, or no bytes with `scaled`.
         InputError: another suffix.
     """
     if array.shape != native.reorient(RAS).shape:
@@ -59,10 +59,9 @@ def write_image(array: NDArray[np.generic], native: Grid, path: str | Path, *, s
     if scaled:
         if suffix_of(path) not in (".nii", ".nii.gz"):
             raise InputError(f"scaled images are written as .nii or .nii.gz, got {suffix_of(path)!r}", path=path)
-        if array.size and (array.min() < 0 or array.max() > 1):
-            raise GeometryError(f"expected values in [0, 1], got {array.min():.4g} to {array.max():.4g}", path=path)
-        stored = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
-        _save(array_to_native(stored, native), native, path, slope=1 / 255)
+        if array.dtype != np.uint8:
+            raise GeometryError(f"expected bytes of 255ths, got {array.dtype}", path=path)
+        _save(array_to_native(array, native), native, path, slope=1 / 255)
         return
     if array.dtype.kind in "fb":
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.uint8, copy=False)

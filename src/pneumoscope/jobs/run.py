@@ -223,13 +223,13 @@ def _on_workers(
                             text = f"{problem}, {often}; {executor.advice}"
                             outcomes.append(Outcome(job.name, "failed", error=text, exit_code=1))
                 except OpeningError as problem:
-                    if executor.remote and not did:
+                    if not did:
                         raise _known(problem.problem) from problem
                     outcomes = [failure(job.name, problem.problem) for job in part]
                 except PneumoscopeError:  # what ends the run: other machines see other files, say
                     raise
                 except Exception as problem:  # no process can be started, a job cannot be pickled
-                    if executor.remote and not did:
+                    if not did:
                         raise _known(problem) from problem
                     outcomes = [failure(job.name, problem) for job in part]
                 for outcome in outcomes:

@@ -10,8 +10,12 @@ from pneumoscope.recipes.access import configured
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
-from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_slices_short
-from pneumoscope.recipes.papers.transfer_systems import transfer_systems, transfer_systems_small
+from pneumoscope.recipes.papers.transfer import (
+    transfer_slices,
+    transfer_slices_short,
+    transfer_systems,
+    transfer_systems_small,
+)
 from pneumoscope.recipes.settings import Recipe, all_values
 from pneumoscope.recipes.systems import VOLUME_RECIPES
 

@@ -1,7 +1,8 @@
-"""The pictures of a study: learning curves, heat maps of F1, examples; and of a comparison of studies."""
+"""Pictures of a study: curves, heat maps of F1, examples, changes, calibration, appearance; and of a comparison."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from pneumoscope.io.files import write_bytes
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import INFILTRATE, TRUTH, data_uri, new_figure, png, vectors
-from pneumoscope.study.shift_figures import draw_shift
+from pneumoscope.study.findings import main_stages
+from pneumoscope.study.folder import read_if_there
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,3 +151,216 @@ def redraw(experiment: Experiment, folder: Path, matrix: pd.DataFrame, best_epoc
     for name, best_epoch in best_epochs.items():
         history = pd.read_csv(folder / "stages" / name / "history.csv")
         write_curves(history, best_epoch, name, folder / "figures" / f"curves_{name}.png")
+
+
+COLOURS = (
+    "#0b6bcb", "#e8650a", "#1b8a5a", "#a0399c", "#b08900", "#5c6670", "#c3261d", "#0a8f9c", "#7a5c3e", "#3f51b5",
+    "#000000", "#e377c2",
+)  # fmt: skip
+"""One per line; told apart by colour-blind readers up to the fifth, by their marks beyond."""
+
+MARKS = "osD^vP*XhH<>"
+
+MOST_LINES = 8
+"""Stages that one picture takes; of studies with more the main chain is drawn."""
+
+
+def draw_shift(experiment: Experiment, folder: Path) -> None:
+    """Draw what `shift/shift.json` and `matrix.json` of a study hold; nothing where they are absent."""
+    figures = folder / "figures"
+    found, tables = read_if_there(folder / "shift" / "shift.json"), read_if_there(folder / "matrix.json")
+    shown = [stage.name for stage in experiment.stages.chain]
+    shown = shown if len(shown) <= MOST_LINES else main_stages(experiment)
+    changed = [row for row in tables.get("differences", []) if row["stage"] in shown]
+    if changed:
+        write_bytes(figures / "changes.png", changes_png(changed))
+    if not found:
+        return
+    calibrated = [row for row in found["calibration"] if row["stage"] in shown]
+    if calibrated:
+        write_bytes(figures / "calibration.png", calibration_png(calibrated))
+    write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
+    if found["lesions"]:
+        write_bytes(figures / "lesions.png", lesions_png(found["lesions"], main_stages(experiment)))
+    told = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
+    if told:
+        write_bytes(figures / "distance.png", distance_png(told))
+
+
+def changes_png(differences: Sequence[Mapping[str, Any]]) -> bytes:
+    """F1 of each retrained stage minus the stage before it, on each set, with intervals over patients."""
+    rows = [r for r in differences if r["kind"] == "step" and r["measure"] == "f1" and r["mean"] is not None]
+    figure = new_figure(6.4, 0.9 + 0.27 * len(rows))
+    axes = figure.subplots()
+    tests = sorted({r["test"] for r in rows})
+    for place, row in enumerate(rows):
+        colour = COLOURS[tests.index(row["test"]) % len(COLOURS)]
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
+        axes.plot(row["mean"], place, "o", color=colour, ms=5)
+    axes.axvline(0, color="#59626d", lw=0.8)
+    axes.set_yticks(range(len(rows)), [f"{r['stage']} - {r['against']}, set {r['test']}" for r in rows], fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set_xlabel("change of F1 by the retraining (left: lost, right: gained)", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    _plain(axes)
+    figure.tight_layout()
+    return png(figure)
+
+
+def calibration_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Reliability curves: how often infiltrate is there against how sure the stage is; a panel per set."""
+    tests = sorted({row["test"] for row in rows})
+    figure = new_figure(max(3.4, 2.9 * len(tests)), 3.4)
+    panels = figure.subplots(1, max(1, len(tests)), squeeze=False)[0]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    for axes, test in zip(panels, tests, strict=False):
+        axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=0.8, ls="--")
+        for row in (r for r in rows if r["test"] == test):
+            n = stages.index(row["stage"])
+            axes.plot(
+                _floats(row["confidence"]),
+                _floats(row["frequency"]),
+                marker=MARKS[n % len(MARKS)],
+                color=COLOURS[n % len(COLOURS)],
+                ms=3.5,
+                lw=1.1,
+                label=row["stage"],
+            )
+        axes.set_title(f"set {test}", fontsize=9)
+        axes.set_xlabel("predicted probability", fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=7)
+        _plain(axes)
+    panels[0].set_ylabel("share that is infiltrate", fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(6, max(1, len(labels))), fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.08 * math.ceil(len(labels) / 6), 1, 1))
+    return png(figure)
+
+
+def appearance_png(looks: Mapping[str, Any]) -> bytes:
+    """Histograms of healthy lung and of infiltrate, a line per set."""
+    figure = new_figure(7.4, 2.9)
+    panels = figure.subplots(1, 2)
+    edges = np.array(looks["edges"])
+    middle = (edges[:-1] + edges[1:]) / 2
+    names = {row["test"]: row["name"] for row in looks["sets"]}
+    for axes, kind in zip(panels, ("lung", "infiltrate"), strict=True):
+        for n, (number, shares) in enumerate(sorted(looks["histograms"].items(), key=lambda item: int(item[0]))):
+            label = f"set {number}: {names[int(number)]}"
+            axes.plot(
+                middle, 100 * np.array(_floats(shares[kind])), color=COLOURS[n % len(COLOURS)], lw=1.4, label=label
+            )
+        axes.set_title("healthy lung" if kind == "lung" else "infiltrate", fontsize=9)
+        axes.set_xlabel(looks["unit"] + (" (clipped to the first window)" if looks["unit"] == "HU" else ""), fontsize=8)
+        axes.set_ylim(0)
+        axes.tick_params(labelsize=7)
+        _plain(axes)
+    panels[0].set_ylabel("% of pixels per bin", fontsize=8)
+    panels[0].legend(fontsize=7, frameon=False)
+    figure.tight_layout()
+    return png(figure)
+
+
+def lesions_png(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> bytes:
+    """Share of a lesion's area that is found, by kind of lesion and set, a line per stage of the longest chain."""
+    tests = sorted({row["test"] for row in rows})
+    kinds = list(dict.fromkeys((row["by"], row["group"]) for row in rows))
+    figure = new_figure(7.4, 0.7 + 0.24 * len(kinds))
+    panels = figure.subplots(1, len(tests), squeeze=False)[0]
+    for axes, test in zip(panels, tests, strict=True):
+        for n, stage in enumerate(stages):
+            own = {(r["by"], r["group"]): r["found"] for r in rows if r["test"] == test and r["stage"] == stage}
+            axes.plot(
+                _floats([own.get(kind) for kind in kinds]),
+                np.arange(len(kinds)) + 0.14 * (n - (len(stages) - 1) / 2),
+                MARKS[n % len(MARKS)],
+                color=COLOURS[n % len(COLOURS)],
+                ms=5,
+                label=stage,
+            )
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_title(f"set {test}", fontsize=9)
+        axes.set_xlabel("share found", fontsize=8)
+        names = [f"{by}: {group}" for by, group in kinds] if axes is panels[0] else [""] * len(kinds)
+        axes.set_yticks(range(len(kinds)), names, fontsize=7)
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.grid(axis="y", color="#dfe3e8", lw=0.6)
+        axes.tick_params(axis="x", labelsize=7)
+        _plain(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=max(1, len(labels)), fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    return png(figure)
+
+
+def distance_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """ROC curves of the distance from the training data for scans of sets never seen."""
+    figure = new_figure(3.9, 3.7)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=0.8, ls="--")
+    for n, row in enumerate(rows):
+        text = f"{row['stage']}: {row['auc']:.2f}"
+        colour = COLOURS[n % len(COLOURS)]
+        axes.step(row["false_positive"], row["true_positive"], where="post", color=colour, lw=1.3, label=text)
+    axes.set_xlabel("scans of known sets refused", fontsize=8)
+    axes.set_ylabel("scans of new sets refused", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7, frameon=False, loc="lower right", title="area", title_fontsize=7)
+    axes.set_aspect("equal")
+    _plain(axes)
+    figure.tight_layout()
+    return png(figure)
+
+
+def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Gain on the newest set against loss on the earlier ones, a mark per strategy; a panel per order of sets."""
+    orders = list(dict.fromkeys(row["sets"] for row in rows))[:3]
+    figure = new_figure(4.1 * len(orders) + 0.3, 4.3)
+    panels = figure.subplots(1, len(orders), squeeze=False)[0]
+    names = list(dict.fromkeys(row["strategy"] for row in rows))
+    for axes, order in zip(panels, orders, strict=True):
+        for row in (r for r in rows if r["sets"] == order and not math.isnan(r["gain"] + r["loss"])):
+            n = names.index(row["strategy"])
+            reach = [_reach(row, key) for key in ("loss", "gain")]
+            axes.errorbar(
+                row["loss"],
+                row["gain"],
+                xerr=reach[0],
+                yerr=reach[1],
+                fmt=MARKS[n % len(MARKS)],
+                color=COLOURS[n % len(COLOURS)],
+                ms=6,
+                lw=0.8,
+                label=row["strategy"],
+            )
+        axes.axhline(0, color="#9aa5b1", lw=0.8)
+        axes.axvline(0, color="#9aa5b1", lw=0.8)
+        axes.set_title(f"sets {order.replace('-', ', then ')}", fontsize=9)
+        axes.set_xlabel("F1 lost on earlier sets (right: worse)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        _plain(axes)
+    panels[0].set_ylabel("F1 gained on the newest set (up: better)", fontsize=8)
+    marks = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    lines = math.ceil(len(marks) / 4)
+    figure.legend(marks.values(), marks.keys(), loc="lower center", ncols=4, fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.055 * lines, 1, 1))
+    return png(figure)
+
+
+def _reach(row: Mapping[str, Any], key: str) -> Any:
+    """(2, 1) distances to both ends of the interval; None without one."""
+    ends = (row[key] - row[f"{key}_low"], row[f"{key}_high"] - row[key])
+    return None if any(math.isnan(v) for v in ends) else np.abs(ends)[:, None]
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if v is None else float(v) for v in values]
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -177,8 +177,7 @@ def forecast(
 
 def seconds_per_step(experiment: Experiment, study_set: StudyDataset, device: str) -> float:
     """Wall time of an optimiser step on this machine, the fastest of a few."""
-    from pneumoscope.study.learners.examples import make_augment
-    from pneumoscope.study.learners.slices import StageJob, new_model
+    from pneumoscope.study.learners.slices import StageJob, make_augment, new_model
     from pneumoscope.training.data import ArraySource
     from pneumoscope.training.tasks import SegmentationTask
 

@@ -126,7 +126,7 @@ def strategies(experiment: Experiment, folder: Path) -> dict[str, Any]:
     if len({experiment.strategy_of(s.name) for s in experiment.stages.chain if s.start}) < 2:
         return {"strategies": [], "strategies_sentence": "", "strategies_picture": ""}
     from pneumoscope.study.analysis.comparison import compare, read_runs, sentence
-    from pneumoscope.study.shift_figures import comparison_png
+    from pneumoscope.study.figures import comparison_png
 
     rows = compare(read_runs([folder]))
     return {

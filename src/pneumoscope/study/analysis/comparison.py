@@ -272,7 +272,7 @@ def compare_retraining(folders: Sequence[Path]) -> Compared:
     Raises:
         InputError: as `read_runs`, and where nothing is retrained.
     """
-    from pneumoscope.study.shift_figures import comparison_png
+    from pneumoscope.study.figures import comparison_png
 
     runs = read_runs(folders)
     if not runs:

@@ -20,7 +20,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.inference.external import Access
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, stamp
-from pneumoscope.recipes.papers.transfer_systems import transfer_systems
+from pneumoscope.recipes.papers.transfer import transfer_systems
 from pneumoscope.recipes.schema import Experiment, Site, Stage
 from pneumoscope.recipes.settings import OUR_CHOICE, all_from, revise
 from pneumoscope.recipes.systems import PREDICTIONS, split_external

@@ -23,8 +23,7 @@ from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.schema import Stage
 from pneumoscope.study.data import two_channel_target
 from pneumoscope.study.learners.base import Learner, StudyContext
-from pneumoscope.study.learners.examples import neighbours_of
-from pneumoscope.study.learners.slices import Slices, StageJob, StrategyTerms, TrainedModel, train_stage
+from pneumoscope.study.learners.slices import Slices, StageJob, StrategyTerms, TrainedModel, neighbours_of, train_stage
 from pneumoscope.study.lungs import evenly
 
 if TYPE_CHECKING:
