@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -124,3 +128,21 @@ def browser() -> Iterator[Page]:
 def browser_without_gl() -> Iterator[Page]:
     """With no WebGL at all."""
     yield from _start(*NO_GL)
+
+
+@pytest.fixture(scope="session")
+def viewing():
+    """A context manager that serves a folder and gives the address to open."""
+
+    @contextmanager
+    def serve(root) -> Iterator[str]:
+        command = [sys.executable, "-m", "pneumoscope", "view", str(root)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                assert process.stdout is not None
+                yield process.stdout.readline().strip()
+            finally:
+                process.kill()
+
+    return serve

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -20,7 +17,7 @@ pytestmark = [pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"]), pytest
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def served(tmp_path_factory, viewing):
     """Address of a viewer over two cases."""
     root = tmp_path_factory.mktemp("served")
     for n, name in enumerate(("one", "two")):
@@ -38,18 +35,8 @@ def served(tmp_path_factory):
         total = {"share_percent": severity.total.share_percent, "infiltrate_ml": 1.0, "lung_ml": 2.0}
         report = {"case": name, "severity": {"total": total, "states": []}, "findings": []}
         (root / name / "report.json").write_text(json.dumps(report))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pneumoscope", "view", str(root)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
+    with viewing(root) as address:
+        yield address
 
 
 def wait(driver, script, seconds=60):

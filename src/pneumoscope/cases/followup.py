@@ -229,7 +229,10 @@ def _write_view(path: Path, baseline: Timepoint, found: Aligned) -> None:
     simple = Mask(fates, grid, {1: "new", 2: "resolved", 3: "persistent"})
     lungs, volume = coarse(baseline.lungs), found.baseline.volume
     later = Volume(found.followup_hu, grid, grid, found.change.followup)
-    before = ViewScan("baseline", volume, lungs, coarse(baseline.infiltrate))
-    after = ViewScan("follow-up, laid over it", later, lungs, coarse(found.infiltrate))
-    notes = ("Both scans are shown on the coarse copies that were registered, about 3 mm.",)
+    before = ViewScan(found.change.baseline, volume, lungs, coarse(baseline.infiltrate))
+    after = ViewScan(f"{found.change.followup}, aligned", later, lungs, coarse(found.infiltrate))
+    notes = (
+        "Both scans are shown on the coarse copies that were registered, about 3 mm.",
+        "Outlines of the lungs are those of the baseline on both.",
+    )
     write_change_view(path, before, after, simple, view_table(found.change.as_dict()), notes=notes)

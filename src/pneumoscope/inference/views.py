@@ -24,8 +24,8 @@ FILE = "views.safetensors"
 
 REASONS = {
     "frontal": "",
-    "lateral": "is a lateral or oblique view by its look",
-    "other": "is no whole, upright frontal chest X-ray by its look",
+    "lateral": "looks like a lateral or oblique view",
+    "other": "does not look like a whole, upright frontal chest X-ray",
 }
 """What each class of the network means for an answer, in the order of its outputs."""
 

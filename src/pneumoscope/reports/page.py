@@ -125,8 +125,9 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             return [(prefix, ", ".join(printable(str(part)) for part in value))]
         numbered = enumerate(value, start=1)
         return [line for n, part in numbered for line in flat(part, f"{prefix} {n}" if len(value) > 1 else prefix)]
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return [(prefix, "" if value is None else printable(text))]
+    if isinstance(value, bool) or value is None:
+        return [(prefix, {True: "yes", False: "no", None: ""}[value])]
+    return [(prefix, f"{value:.4g}" if isinstance(value, float) else printable(str(value)))]
 
 
 CARD_FIRST = ("description", "task", "data", "licence", "warning", "limits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,7 +100,10 @@ def wrong_on_unseen(card: Mapping[str, Any], name: str) -> str:
     total, wrong = sum(n for _, n in given), sum(n for right, n in given if not right)
     if not tests:
         return ""
-    films = ", ".join(f"{test['pictures']} {class_name(test['class'])}" for test in tests)
+    counts: Counter[str] = Counter()
+    for test in tests:
+        counts[class_name(test["class"])] += test["pictures"]
+    films = ", ".join(f"{count} {shown}" for shown, count in counts.items())
     share = f"wrong in {wrong} of {total} ({percent(100 * wrong / total)})" if total else "never given"
     return f"On films of hospitals not in training ({films}), this answer was {share}."
 
