@@ -67,17 +67,17 @@ def with_masks(scans: Sequence[ScanRef], options: object) -> list[ScanRef]:
 class _Finder:
     """Where the mask of a case lies in a file, a folder or a pattern (``{case}``, or ``*`` for the case's name)."""
 
-    def __init__(self, source: str, part: Part, scans: int) -> None:
-        self.source, self.part = source, part
+    def __init__(self, source: str, part: Part, scans: int, option: str = "") -> None:
+        self.source, self.part, self.option = source, part, option or f"--{part}"
         self.is_pattern = "{case}" in source or "*" in source
         path = Path(source)
         if not self.is_pattern and not path.exists():
-            raise InputError(f"--{part}: no such file or folder; give a mask, a folder or a pattern", path=source)
+            raise InputError(f"{self.option}: no such file or folder; give a mask, a folder or a pattern", path=source)
         self.single = not self.is_pattern and (path.is_file() or _is_structures(path, part))
         if self.single and scans > 1:
             raise InputError(
-                f"--{part} is one mask, but there are {scans} scans; give a folder with a mask per case, or a pattern "
-                "such as masks/{case}.nii.gz",
+                f"{self.option} is one mask, but there are {scans} scans; give a folder with a mask per case, or a "
+                "pattern such as masks/{case}.nii.gz",
                 path=source,
             )
         self._by_series: dict[str, Path] | None = None
@@ -90,7 +90,7 @@ class _Finder:
         found = found or self._of_series(scan)
         if found is None:
             raise InputError(
-                f"--{self.part}: there is no mask of {scan.case}; looked for {self._said(scan.case)}", path=self.source
+                f"{self.option}: there is no mask of {scan.case}; looked for {self._said(scan.case)}", path=self.source
             )
         return found
 
@@ -164,7 +164,7 @@ def mask_of_case(volume: Volume, folder: str | Path, meanings: Sequence[str] = (
     """
     from pneumoscope.io.scan_ref import ScanRef
 
-    path = _Finder(str(folder), "infiltrate", 1)(ScanRef(volume.case, Path(volume.case)))
+    path = _Finder(str(folder), "infiltrate", 1, "--predictions")(ScanRef(volume.case, Path(volume.case)))
     given = {plain(name): meaning for name, _, meaning in (pair.rpartition("=") for pair in meanings)}
     wrong = sorted(set(given.values()) - set(MEANINGS))
     if wrong:

@@ -143,6 +143,7 @@ def score(
     with progress_for(common) as progress:
         result = score_study(out, **{**vars(options), "progress": progress})
     print_study(result, common)
+    result.require_accepted()
 
 
 @group.command("compare")

@@ -211,11 +211,12 @@ class Stage(Settings):
     """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
 
     `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
-    what makes the stage: one of `recipes.systems`, which a stage and the one it starts from have in common.
+    what makes the stage: one of `recipes.systems`, which a stage and the one it starts from have in common. Of a stage
+    that is trained elsewhere, site and start say what was done there; site 0 is not known.
     """
 
     name: str
-    site: int = setting("set", low=1)
+    site: int = setting("set", low=0)
     start: str | None = setting()
     strategy: str | None = setting(default=None, why=OUR_CHOICE + "the strategy of the experiment")
     system: str = setting(default=SLICES, why=OUR_CHOICE + "the 2D U-Net of the experiment")
@@ -355,7 +356,7 @@ class Experiment(Settings):
             if len(set(values)) != len(values) or not values:
                 raise InputError(f"{self.recipe}: {what} must be given and unique, got {values}")
         for place, stage in enumerate(self.stages.chain):
-            if stage.site not in numbers:
+            if stage.site not in numbers and (stage.site or not split_external(stage.system)[0]):
                 raise InputError(f"stage {stage.name} trains on set {stage.site}; the sets are {numbers}")
             if stage.start is not None and stage.start not in names[:place]:
                 raise InputError(f"stage {stage.name} starts from {stage.start!r}; before it run {names[:place]}")
@@ -383,8 +384,19 @@ class Experiment(Settings):
         return [*(self.lineage(stage.start) if stage.start else []), stage]
 
     def trained_on(self, name: str) -> list[int]:
-        """The sets that a stage is known to have been trained on, in order; none of one that is made elsewhere."""
-        return [stage.site for stage in self.lineage(name) if not split_external(stage.system)[0]]
+        """The sets that a stage is known to have been trained on, in order.
+
+        Of a stage that is trained elsewhere: those of its chain, where it has one or nothing is trained here.
+        """
+        lineage = self.lineage(name)
+        chained = len(lineage) > 1 or any(stage.start == name for stage in self.stages.chain)
+        known = chained or self.split.by == "none" or not split_external(lineage[0].system)[0]
+        return [stage.site for stage in lineage if stage.site and known]
+
+    def learnt_before(self, name: str) -> list[int]:
+        """The sets that the stages before it in its lineage were trained on, without its own, in order."""
+        earlier = dict.fromkeys(stage.site for stage in self.lineage(name)[:-1])
+        return [site for site in earlier if site not in (0, self.stage(name).site)]
 
     def strategy_of(self, name: str) -> frozenset[str]:
         """The parts of the strategy that a stage is trained by; a first training is always plain."""

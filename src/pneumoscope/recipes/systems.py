@@ -193,15 +193,15 @@ def _require_possible(experiment: Experiment, stage: Stage) -> None:
             "of your own"
         )
     before = experiment.stage(stage.start).system if stage.start else system
-    if before != system:
+    if before != system and not (split_external(system)[0] and split_external(before)[0]):
         raise InputError(
             f"{here} is of system {system} and starts from {stage.start}, which is of {before}: its weights do not "
             "fit; start it from a stage of its own system, or from none"
         )
+    if stage.start and not stage.site:
+        raise InputError(f"{here} was retrained from {stage.start} on a set that is not known; give its site")
     if system == SLICES:
         return
-    if split_external(system)[0] and stage.start is not None:
-        raise InputError(f"{here}: system {system} is trained elsewhere and starts from no stage; leave start out")
     if experiment.split.by == "slice":
         raise InputError(
             f"{here}: system {system} sees several slices of a scan at once, and split.by=slice puts slices of one "

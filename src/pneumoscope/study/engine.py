@@ -222,7 +222,7 @@ def score_study(out: str | Path, **options: Any) -> StudyResult:
         out: the study folder.
         options: fields of `ScoreOptions`: ``data``, name of a set -> folder (see `learners.external.score_experiment`),
             ``models``, name of a row -> what `segment` takes as model, ``predictions``, name of a row -> folder with a
-            mask per case.
+            mask per case, or one of these per set by the set's label, ``trained_on``, name of a row -> labels of sets.
 
     Raises:
         InputError: nothing to score, a set or a mask is not there, or a model is refused.
@@ -230,6 +230,7 @@ def score_study(out: str | Path, **options: Any) -> StudyResult:
     from pneumoscope.study.learners.external import score_experiment
 
     made = vars(made_of(ScoreOptions, options))
-    named = [{name: str(value) for name, value in made.pop(part).items()} for part in ("data", "models", "predictions")]
+    parts = ("data", "models", "predictions", "trained_on")
+    named = [{name: str(value) for name, value in made.pop(part).items()} for part in parts]
     roots = {str(number): root for number, root in enumerate(named[0].values(), start=1)}
     return run_study(score_experiment(*named), out, data=roots, **made)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pneumoscope.recipes.schema import Experiment
+from pneumoscope.recipes.systems import split_external
 
 Row = Mapping[str, Any]
 
@@ -41,7 +42,8 @@ def in_a_minute(experiment: Experiment, tables: Row) -> list[str]:
     known = {stage.name: experiment.trained_on(stage.name) for stage in experiment.stages.chain}
     names = ", ".join(f"{site.number} ({site.label})" for site in experiment.data.sites)
     score = "The score (F1) is the overlap with the reader's mask: 0 is none, 1 is complete."
-    trained, given = sum(map(bool, known.values())), sum(not sites for sites in known.values())
+    given = sum(bool(split_external(stage.system)[0]) for stage in experiment.stages.chain)
+    trained = len(known) - given
     said = []
     if trained:
         what = (
@@ -139,7 +141,7 @@ def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, st
 def _lesions(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Smallest against largest lesions, of the last stage on its own set and of the first on sets never seen."""
     last = stages[-1]
-    site = experiment.stage(last).site
+    site = experiment.stage(last).site or experiment.data.sites[0].number
     sizes = [r for r in rows if r["stage"] == last and r["test"] == site and r["by"] == "size" and r["lesions"]]
     if len(sizes) < 2:
         return []

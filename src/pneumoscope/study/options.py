@@ -39,6 +39,10 @@ class _Run:
         (), "What a label of models and masks made elsewhere is, of all rows or of NAME's. Repeatable.",
         metavar="[NAME:]LABEL=MEANING", flags=("--label",),
     )  # fmt: skip
+    accept_if_forgetting_below: float | None = option(
+        None, "Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
+        "exit code is 1.", metavar="F1",
+    )  # fmt: skip
     resume: bool = False
     overwrite: bool = False
     device: str = "auto"
@@ -67,10 +71,6 @@ class StudyOptions(_Run, RecipeOptions):
     seeds: int | None = option(
         None, "Trainings of a study of radiographs, each with its own draw and split.", metavar="N", low=1
     )
-    accept_if_forgetting_below: float | None = option(
-        None, "Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
-        "exit code is 1.", metavar="F1",
-    )  # fmt: skip
     jobs: int = 1
 
 
@@ -89,4 +89,8 @@ class ScoreOptions(_Run):
     predictions: Mapping[str, str | Path] = option(
         dict, "A row: a folder with a mask per case. May be repeated.", metavar="NAME=DIR", parse=named, many=True,
         file=True,
+    )  # fmt: skip
+    trained_on: Mapping[str, str] = option(
+        dict, "Sets that a row was trained on, in order. With those of an earlier row and one more it is that row "
+        "retrained: forgetting is measured. May be repeated.", metavar="NAME=SET,...", parse=named, many=True,
     )  # fmt: skip

@@ -146,8 +146,8 @@ class Transfer(Modality):
 
     @classmethod
     def compare(cls, folders: Sequence[Path]) -> Compared:
-        """By what each way of retraining gains and loses."""
-        return compare_retraining(folders)
+        """By what each way of retraining gains and loses; where nothing is retrained, cell by cell."""
+        return compare_retraining(folders, cls.measures)
 
     @staticmethod
     def page(experiment: Any, folder: Path) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Transfer(Modality):
     def _draw(self, per_case: pd.DataFrame, matrix: pd.DataFrame) -> None:
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, model in self.maker.models.items():
-            number = self.experiment.stage(name).site
+            number = self.experiment.stage(name).site or self.experiment.data.sites[0].number
             own = per_case[(per_case["stage"] == name) & (per_case["test"] == number)].reset_index(drop=True)
             examples = []
             for kind, percentile in (("good", figures.GOOD_PERCENTILE), ("bad", figures.BAD_PERCENTILE)):

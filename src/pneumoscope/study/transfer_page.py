@@ -24,8 +24,8 @@ SLICE_SPLIT_LIMIT = (
 )
 PATIENT_SPLIT = "Patients are kept whole: none has slices in more than one part."
 GIVEN_MODELS = (
-    "What the models were trained on is not known here: one that was trained on a patient of a test set scores higher "
-    "on it than on new patients."
+    "What the models were trained on is known here only as far as the call says: one that was trained on a patient of "
+    "a test set scores higher on it than on new patients."
 )
 GENERAL_LIMITS = (
     "A mean over slices counts patients with many infected slices more; the Dice per patient counts each alike.",
@@ -150,7 +150,8 @@ def headline(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
         return (
             "Highest F1: " + ", ".join(f"{row['f1']:.2f} on set {row['test']} ({row['stage']})" for row in best) + "."
         )
-    longest = max((experiment.lineage(stage.name) for stage in experiment.stages.chain), key=len)
+    names = [stage.name for stage in experiment.stages.chain]
+    longest = experiment.lineage(max(names, key=lambda name: len(experiment.trained_on(name))))
     cells = {(row["stage"], row["test"]): row for row in rows}
     sentences = []
     for site in sorted({stage.site for stage in longest}):

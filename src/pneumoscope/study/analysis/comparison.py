@@ -19,7 +19,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.strategy import STRATEGIES
-from pneumoscope.recipes.systems import SLICES
+from pneumoscope.recipes.systems import SLICES, split_external
 from pneumoscope.study.folder import read_experiment, read_if_there
 from pneumoscope.study.scores.matrix import Matrix, PerPatient, read_matrix
 from pneumoscope.study.scores.table import INTERVAL_ROUNDS, compare_scores, read_scores
@@ -126,9 +126,11 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         for stage in experiment.stages.chain:
             if stage.start is None:
                 continue
-            sets = tuple(s.site for s in experiment.lineage(stage.name))
+            sets = tuple(experiment.trained_on(stage.name))
             strategy = "+".join(sorted(experiment.strategy_of(stage.name), key=list(STRATEGIES).index))
-            if stage.system != SLICES:
+            if split_external(stage.system)[0]:
+                strategy = f"{stage.name}, trained elsewhere"
+            elif stage.system != SLICES:
                 strategy = f"{stage.system}: {strategy}"
             runs.append(Run(strategy, sets, experiment.training.seed, stage.name, matrix, folder, is_synthetic(folder)))
     _require_once(runs)
@@ -266,17 +268,18 @@ Compared = tuple[dict[str, Any], Sequence[str], str, dict[str, Any]]
 """What stands in comparison.json, columns of comparison.csv, template, and what the page is given beside."""
 
 
-def compare_retraining(folders: Sequence[Path]) -> Compared:
-    """Transfer studies by what each way of retraining gains and loses, with a picture.
+def compare_retraining(folders: Sequence[Path], measures: Sequence[str]) -> Compared:
+    """Transfer studies by what each way of retraining gains and loses, with a picture; where nothing is retrained, cell
+    by cell.
 
     Raises:
-        InputError: as `read_runs`, and where nothing is retrained.
+        InputError: as `read_runs`.
     """
     from pneumoscope.study.figures import comparison_png
 
     runs = read_runs(folders)
     if not runs:
-        raise InputError("none of these studies retrains a stage: nothing to compare", path=folders[0])
+        return compare_cells(different_folders(folders), measures)
     rows, experiment = compare(runs), runs[0].matrix.experiment
     result = {
         "recipes": sorted({run.matrix.experiment.recipe for run in runs}),

@@ -115,8 +115,7 @@ class StudyContext:
 
     def earlier(self, stage: Stage) -> list[int]:
         """Numbers of the sets that the lineage of a stage was trained on before, without its own."""
-        lineage = self.experiment.lineage(stage.name)[:-1]
-        return [site for site in dict.fromkeys(s.site for s in lineage) if site != stage.site]
+        return [int(site) for site in self.experiment.learnt_before(stage.name)]
 
     def scans(self, stage: Stage, part: str) -> list[tuple[int, str]]:
         """(set, case) of the scans of a part that a stage sees: of its own set; by ``joint`` of those before as well.

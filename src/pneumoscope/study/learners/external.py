@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import InputError
 from pneumoscope.inference.external import Access
 from pneumoscope.io.kinds import case_name
-from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, stamp
+from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, mark_started, stamp, what_changed
+from pneumoscope.progress import NOTE
 from pneumoscope.recipes.papers.transfer import transfer_systems
 from pneumoscope.recipes.schema import Experiment, Site, Stage
 from pneumoscope.recipes.settings import OUR_CHOICE, all_from, revise
 from pneumoscope.recipes.systems import PREDICTIONS, split_external
-from pneumoscope.study.learners.base import Learner, ScanPredictor, ScanSlices, scan_of, start_stage
+from pneumoscope.study.learners.base import Learner, ScanPredictor, ScanSlices, scan_of
 from pneumoscope.volume import Volume
 
 if TYPE_CHECKING:
@@ -38,14 +40,20 @@ class ExternalLearner(Learner):
 
     def make(self, stage: Stage) -> ExternalStage:
         """Note in the stage's folder what it is; the model is loaded when the first scan is predicted."""
-        own, content = self.study.stage_folder(stage.name), content_of_system(self.system)
-        labels = labels_of(stage.name, self.study.labels)
-        wanted = stamp("external stage", revision=2, model=content, labels=labels)
-        kept = self.study.resume and is_done(own, wanted)
-        if not kept:
-            start_stage(own, wanted, {"model": content}, resume=self.study.resume, progress=self.study.progress)
+        study, own = self.study, self.study.stage_folder(stage.name)
+        labels = labels_of(stage.name, study.labels)
+        kind = split_external(self.system)[0]
+        parts = {"masks" if kind == PREDICTIONS else "model": content_of_system(self.system), "labels": labels}
+        wanted = stamp("external stage", revision=3, **parts)
+        if not (study.resume and is_done(own, wanted)):
+            changed = ", ".join(what_changed(own, **parts)) if study.resume else ""
+            if changed:
+                study.progress(NOTE, 1, 1, f"{stage.name}: {changed} changed; it is predicted and scored again")
+            mark_started(own, wanted, **parts)
             mark_done(own, wanted)
-        return ExternalStage(stage.name, own, wanted, not kept, self.system, Access(self.study.trust, labels=labels))
+        access = Access(study.trust, labels=labels)
+        names = {site.number: site.label for site in study.experiment.data.sites}
+        return ExternalStage(stage.name, own, wanted, False, self.system, access, names)
 
 
 def labels_of(stage: str, given: Sequence[str]) -> tuple[str, ...]:
@@ -94,10 +102,12 @@ class ExternalStage(ScanPredictor):
     Attributes:
         system: ``external:MODEL`` or ``predictions:DIR``.
         access: how the model is opened, and what the labels of a model or of masks mean.
+        sets: number of a set -> its label; masks of a set may lie in a folder of that name.
     """
 
     system: str
     access: Access
+    sets: Mapping[int, str]
 
     @cached_property
     def _models(self) -> dict[str, Any]:
@@ -110,13 +120,21 @@ class ExternalStage(ScanPredictor):
         shown = scan_of(study_set, rows)
         return replace(shown, volume=replace(shown.volume, case=case))
 
+    def predict_scan(
+        self, images: ScanSlices, *, site: int, device: str, precision: str
+    ) -> tuple[NDArray[np.float32], int]:
+        """See `Predictor`; of masks, those of the set `site`."""
+        kind, path = split_external(self.system)
+        if kind != PREDICTIONS:
+            return super().predict_scan(images, site=site, device=device, precision=precision)
+        from pneumoscope.cases.given_masks import mask_of_case
+
+        mask = mask_of_case(images.volume, masks_of_set(path, self.sets[site]), self.access.labels)
+        return images.cut(mask.any.astype(np.float32)), 0
+
     def probability(self, volume: Volume, device: str) -> NDArray[Any]:
         """The model's; 0 and 1 where it gives labels only."""
-        kind, path = split_external(self.system)
-        if kind == PREDICTIONS:
-            from pneumoscope.cases.given_masks import mask_of_case
-
-            return mask_of_case(volume, path, self.access.labels).any.astype(np.float32)
+        path = split_external(self.system)[1]
         if device not in self._models:
             from pneumoscope.inference.segmenter import Segmenter
 
@@ -127,7 +145,18 @@ class ExternalStage(ScanPredictor):
         return np.asarray(found.probability, np.float32) / np.float32(255)
 
 
-def score_experiment(data: Mapping[str, str], models: Mapping[str, str], predictions: Mapping[str, str]) -> Experiment:
+def masks_of_set(folder: str, label: str) -> Path:
+    """Where the masks of a set lie: in the folder of its label, or beside those of all other sets."""
+    own = Path(folder) / label
+    return own if own.is_dir() else Path(folder)
+
+
+def score_experiment(
+    data: Mapping[str, str],
+    models: Mapping[str, str],
+    predictions: Mapping[str, str],
+    trained_on: Mapping[str, str] = MappingProxyType({}),
+) -> Experiment:
     """The study of `score_study`: every model on every patient of every set, in Hounsfield units.
 
     Args:
@@ -135,9 +164,11 @@ def score_experiment(data: Mapping[str, str], models: Mapping[str, str], predict
             several sets have one reader.
         models: name of a row -> what `segment --model` takes.
         predictions: name of a row -> folder of masks.
+        trained_on: name of a row -> labels of the sets that it was trained on, in order, with commas. A row that was
+            trained on those of an earlier row and one more is that row retrained.
 
     Raises:
-        InputError: no set, no row, a row twice, or no such reader.
+        InputError: no set, no row, a row twice, no such reader, or no such row or set in `trained_on`.
     """
     rows = [*((name, f"external:{model}") for name, model in models.items()),
             *((name, f"{PREDICTIONS}:{folder}") for name, folder in predictions.items())]  # fmt: skip
@@ -158,7 +189,13 @@ def score_experiment(data: Mapping[str, str], models: Mapping[str, str], predict
                      phantom_patients=3)
         )  # fmt: skip
     base = transfer_systems()
-    chain = tuple(all_from(GIVEN, Stage, name=name, site=1, start=None, system=system) for name, system in rows)
+    learnt = _learnt(trained_on, [name for name, _ in rows], [site.label for site in sites])
+    before = {name: next((b for b, _ in rows if learnt[b] and learnt[b] == learnt[name][:-1]), None) for name in learnt}
+    order = sorted(rows, key=lambda row: len(learnt[row[0]]))  # a row stands behind the one that it started from
+    chain = tuple(
+        all_from(GIVEN, Stage, name=name, site=(learnt[name] or [0])[-1], start=before[name], system=system)
+        for name, system in (rows if not any(before.values()) else order)
+    )
     return replace(
         base,
         recipe="score",
@@ -170,3 +207,25 @@ def score_experiment(data: Mapping[str, str], models: Mapping[str, str], predict
         lung=replace(revise(base.lung, OUR_CHOICE + "nothing is trained", supply="shipped"), sites=(1,)),
         stages=replace(base.stages, chain=chain),
     )
+
+
+def _learnt(trained_on: Mapping[str, str], rows: Sequence[str], labels: Sequence[str]) -> dict[str, list[int]]:
+    """The numbers of the sets that each row was trained on; none where nothing is said.
+
+    Raises:
+        InputError: no such row, no such set, or a set twice.
+    """
+    for name, given in trained_on.items():
+        sets = [label.strip() for label in given.split(",")]
+        wrong = next((label for label in sets if labels.count(label) != 1 or sets.count(label) > 1), None)
+        wrong = name if name not in rows else wrong
+        if wrong is not None:
+            what, known = ("row", rows) if name not in rows else ("set", labels)
+            raise InputError(
+                f"--trained-on {name}={given}: there is no {what} {wrong!r}, or it is there twice; the {what}s "
+                f"are {', '.join(known)}"
+            )
+    return {
+        name: [1 + list(labels).index(label.strip()) for label in trained_on[name].split(",")]
+        if name in trained_on else [] for name in rows
+    }  # fmt: skip

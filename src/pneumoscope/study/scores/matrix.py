@@ -163,7 +163,7 @@ class Matrix:
             if not earlier:
                 continue
             pairs = [(earlier[-1].name, test, "step") for test in self.tests]
-            for test in dict.fromkeys(s.site for s in earlier if s.site != stage.site):
+            for test in self.experiment.learnt_before(stage.name):
                 best = max((s.name for s in earlier), key=lambda name: _known(f1[name, test]))
                 pairs.append((best, test, "loss"))
             for against, test, kind in pairs:
@@ -251,7 +251,7 @@ def lineages_of(experiment: Experiment) -> dict[str, tuple[list[str], list[int]]
     """Of every retrained stage those before it, and the sets they were trained on, for `table.forgetting`."""
     chain = experiment.stages.chain
     earlier = {stage.name: [s.name for s in experiment.lineage(stage.name)[:-1]] for stage in chain}
-    return {stage.name: (earlier[stage.name], _learnt_before(experiment, stage)) for stage in chain}
+    return {stage.name: (earlier[stage.name], experiment.learnt_before(stage.name)) for stage in chain}
 
 
 def transfer(
@@ -272,7 +272,8 @@ def transfer(
         lineage = experiment.lineage(stage.name)
         if len(lineage) < 2:
             continue
-        back = [f1[stage.name, j] - f1[_learnt_by(lineage[:-1], j), j] for j in _learnt_before(experiment, stage)]
+        learnt = experiment.learnt_before(stage.name)
+        back = [f1[stage.name, j] - f1[_learnt_by(lineage[:-1], j), j] for j in learnt]
         forward = [
             f1[before.name, after.site] - untrained.get(after.site, math.nan) for before, after in pairwise(lineage)
         ]
@@ -301,12 +302,6 @@ def f1_of(matrix: pd.DataFrame) -> dict[tuple[str, int], float]:
         (str(stage), int(test)): float(value)
         for stage, test, value in zip(matrix["stage"], matrix["test"], matrix["f1"], strict=True)
     }
-
-
-def _learnt_before(experiment: Experiment, stage: Stage) -> list[int]:
-    """Sets that earlier stages of the lineage were trained on, without the stage's own, in the order of learning."""
-    earlier = experiment.lineage(stage.name)[:-1]
-    return [site for site in dict.fromkeys(s.site for s in earlier) if site != stage.site]
 
 
 def _learnt_by(lineage: list[Stage], site: int) -> str:
