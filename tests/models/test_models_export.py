@@ -59,6 +59,8 @@ def test_the_card_goes_along_with_the_sum_of_the_new_file(folder, tmp_path):
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["weights"]["sha256"] == sha256(tmp_path / "out" / "model.onnx")
     assert card["export"]["size"] == [16, 20]
+    assert card["export"]["dynamic_axes"] == {"0": "n", "2": "h", "3": "w"}
+    assert card["export"]["opset"] == 18
     assert card["licence"] == "CC0-1.0"
     assert card["preprocessing"] == SQUARE
     with pytest.raises(ModelError, match=r"holds model\.onnx, an export"):
@@ -196,6 +198,88 @@ def decided(network):
     return network
 
 
+def blocked(*packages):
+    """The first lines of a process in which these packages cannot be imported, whatever is installed."""
+    return f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages!r}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+for package in {packages!r}:
+    try:
+        __import__(package)
+    except ImportError:
+        continue
+    sys.exit(package + " can be imported")
+"""
+
+
+ALONE = """
+import json, sys, tomllib
+import nibabel as nib
+import numpy as np
+
+file, scan, out = sys.argv[1:]
+said = tomllib.load(open(file.rpartition(".")[0] + ".toml", "rb"))
+image = nib.load(scan)
+turn = nib.orientations.ornt_transform(
+    nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(said["orientation"])
+)
+low, high = said["window_hu"][0]
+shown = nib.orientations.apply_orientation(np.asarray(image.dataobj, np.float32), turn)
+x = ((np.clip(shown, low, high) - low) / (high - low)).astype(np.float32)
+x = np.ascontiguousarray(x)[None, None]
+assert list(x.shape[2:]) == said["patch"]
+if file.endswith(".onnx"):
+    import onnxruntime
+    logits, = onnxruntime.InferenceSession(file).run(None, {"image": x})
+else:
+    import torch
+    logits = torch.jit.load(file)(torch.from_numpy(x)).detach().numpy()
+mask = logits[0].argmax(0).astype(np.uint8)
+back = nib.orientations.ornt_transform(
+    nib.orientations.axcodes2ornt(said["orientation"]), nib.io_orientation(image.affine)
+)
+nib.save(nib.Nifti1Image(nib.orientations.apply_orientation(mask, back), image.affine), out)
+"""
+
+
+@pytest.mark.parametrize(
+    ("to", "packages"),
+    [pytest.param("onnx", ("pneumoscope", "torch", "monai"), marks=needs_onnx),
+     ("torchscript", ("pneumoscope", "onnxruntime", "monai"))],
+)  # fmt: skip
+def test_an_exported_graph_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path, rng, to, packages):
+    """A process that knows only a runtime, nibabel and numpy, and does what the description beside the graph says."""
+    import nibabel as nib
+
+    from pneumoscope.inference.exports import describe_export
+    from pneumoscope.inference.segmenter import Segmenter
+    from pneumoscope.io.read import read_volume
+    from pneumoscope.volume import Mask
+
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    torch.manual_seed(10)
+    card = {"task": "infiltrate", "labels": {"0": "background", "1": "infiltrate"}}
+    fields = {"kind": "hu_volume", "window_hu": [-1000, 400], "patch": [8, 12, 10]}
+    save_model(tmp_path / "model", decided(UNet3D(UNet3DConfig(1, 2, (2, 4)))), {**card, "preprocessing": fields})
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 7], [0, 0, 3.0, 1], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(rng.uniform(-1000, 400, (12, 10, 8)).astype(np.int16), affine), tmp_path / "scan.nii.gz")
+    done = describe_export(export_model(tmp_path / "model", tmp_path / "out", to))
+    file = tmp_path / "out" / next(name for name in done.files if name.startswith("model.") and "toml" not in name)
+    call = [sys.executable, "-I", "-c", blocked(*packages) + ALONE, file, tmp_path / "scan.nii.gz", tmp_path / "m.nii"]
+    subprocess.run([str(word) for word in call], check=True)
+    theirs = np.asarray(nib.load(tmp_path / "m.nii").dataobj)
+    volume = read_volume(tmp_path / "scan.nii.gz", intensity="hu")
+    everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
+    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    assert np.array_equal(own.infiltrate.to_native(volume.native), theirs)
+    assert 0 < theirs.mean() < 1
+
+
 def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path, rng):
     pytest.importorskip("monai.bundle")
     import nibabel as nib
@@ -214,12 +298,12 @@ def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path,
     nib.save(nib.Nifti1Image(rng.uniform(-1000, 400, (11, 9, 8)).astype(np.int16), affine), tmp_path / "scan.nii.gz")
     export_model(tmp_path / "model", tmp_path / "out", "bundle")
     root = tmp_path / "out"
-    code = (
-        "import sys; sys.modules['pneumoscope'] = None; from monai.bundle import run; "
+    code = blocked("pneumoscope") + (
+        "from monai.bundle import run; "
         f"run(config_file={str(root / 'configs' / 'inference.json')!r}, bundle_root={str(root)!r}, "
         f"image={str(tmp_path / 'scan.nii.gz')!r}, output_dir={str(tmp_path / 'masks')!r})"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", code], check=True, capture_output=True)
     theirs = np.asarray(nib.load(next((tmp_path / "masks").rglob("*.nii.gz"))).dataobj).squeeze()
     volume = read_volume(tmp_path / "scan.nii.gz", intensity="hu")
     everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})

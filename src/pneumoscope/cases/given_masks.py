@@ -85,8 +85,17 @@ class _Finder:
     def __call__(self, scan: ScanRef) -> Path:
         if self.single:
             return Path(self.source)
-        tried = [scan.case, re.sub(r"_0000$", "", scan.case)]
-        found = next((path for name in tried for path in self._candidates(name) if path.exists()), None)
+        tried = dict.fromkeys([scan.case, re.sub(r"_0000$", "", scan.case)])
+        there = [path for name in tried for path in self._candidates(name) if path.exists()]
+        found = there[0] if there else None
+        if found is not None and suffix_of(found) != ".seg.nrrd":  # Slicer puts it beside the scan
+            stem = found.name.removesuffix(suffix_of(found))
+            other = next((p for p in there[1:] if p.name.removesuffix(suffix_of(p)) == stem), None)
+            if other is not None:
+                raise InputError(
+                    f"{self.option}: there are two masks of {scan.case}, {found.name} and {other.name}; keep one",
+                    path=self.source,
+                )
         found = found or self._of_series(scan)
         if found is None:
             raise InputError(
@@ -150,21 +159,30 @@ def _structures(folder: Path, part: Part) -> Iterator[tuple[str, Path]]:
     yield from ((name, files[name]) for name in names)
 
 
-def mask_of_case(volume: Volume, folder: str | Path, meanings: Sequence[str] = ()) -> Mask:
-    """The infiltrate mask of `volume.case` in a folder or pattern, on the scan's grid.
-
-    Args:
-        volume: the scan.
-        folder: folder or pattern.
-        meanings: ``LABEL=MEANING``, the label by number or name; without any, labels go by their names.
+def mask_file(case: str, folder: str | Path) -> Path:
+    """Where the infiltrate mask of a case lies in a folder.
 
     Raises:
-        InputError: there is none, or a meaning is none.
-        ReadError: as `read_given`.
+        InputError: there is none, or there are two.
     """
     from pneumoscope.io.scan_ref import ScanRef
 
-    path = _Finder(str(folder), "infiltrate", 1, "--predictions")(ScanRef(volume.case, Path(volume.case)))
+    return _Finder(str(folder), "infiltrate", 1, "--predictions")(ScanRef(case, Path(case)))
+
+
+def mask_of_case(volume: Volume, folder: str | Path, meanings: Sequence[str] = ()) -> Mask:
+    """The infiltrate mask of `volume.case` in a folder, on the scan's grid.
+
+    Args:
+        volume: the scan.
+        folder: see `mask_file`.
+        meanings: ``LABEL=MEANING``, the label by number or name; without any, labels go by their names.
+
+    Raises:
+        InputError: as `mask_file`, or a meaning is none.
+        ReadError: as `read_given`.
+    """
+    path = mask_file(volume.case, folder)
     given = {plain(name): meaning for name, _, meaning in (pair.rpartition("=") for pair in meanings)}
     wrong = sorted(set(given.values()) - set(MEANINGS))
     if wrong:

@@ -120,7 +120,7 @@ def export(
     (`model describe`).
     """
     from pneumoscope.inference.exports import TASKS, describe_export, verify_on_scan
-    from pneumoscope.models.export import export_model
+    from pneumoscope.models.export import OPSET, export_model
 
     folder = out or Path(f"{cards.find_model(model).resolve().name}-{options.to}")
     done = export_model(model, folder, options.to, size=options.size, overwrite=common.overwrite)
@@ -132,7 +132,8 @@ def export(
         say_json({**asdict(done), "verified": asdict(verified) if verified else None})
         return
     taken = f"{' x '.join(map(str, done.size))}" + (f" or any multiple of {done.stride}" if done.stride else "")
-    say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {taken}")
+    opset = f"; opset {OPSET}" if options.to == "onnx" else ""
+    say(f"wrote {done.folder}: {', '.join(done.files)}, for any number of pictures of {taken}{opset}")
     if done.difference is not None:
         say(f"{done.checked_with} computes the same from it; largest difference of logits {done.difference:.2g}")
     elif options.to == "onnx":

@@ -254,7 +254,7 @@ def _meanings(network: Network, given: Sequence[str]) -> tuple[LabelMap, Mapping
     """Lungs and infiltrates, what these are called, lobes by number, and the names that have no meaning here.
 
     Raises:
-        ModelError: `given` names a label that does not exist or a meaning that is none.
+        ModelError: `given` names a label that does not exist, one twice, or a meaning that is none.
     """
     by_name = {plain(name): name for name in network.labels}
     by_number = {str(values[0]): name for name, values in network.labels.items() if len(values) == 1}
@@ -269,6 +269,8 @@ def _meanings(network: Network, given: Sequence[str]) -> tuple[LabelMap, Mapping
         if meaning not in (*MEANINGS, *LOBES):
             expected = ", ".join((*MEANINGS, *LOBES))
             raise ModelError(f"--label {pair}: a label cannot mean {meaning!r}; expected one of {expected}")
+        if own.get(name, meaning) != meaning:
+            raise ModelError(f"--label {pair}: {name} was already said to mean {own[name]!r}; give each label once")
         own[name] = meaning
     lobes: dict[int, str] = {}
     meanings: dict[str, str] = {}

@@ -3,7 +3,7 @@
 FOLDER is what `nnUNetv2_train` writes (``nnUNetTrainer__nnUNetPlans__3d_fullres`` with plans.json, dataset.json and
 fold_0, ...), or the folder above it. No environment variables are needed. nnU-Net does not turn scans: voxels are shown
 in the order of the file, as `nnUNetv2_predict` does. ``totalsegmentator:total[@FOLDER]`` is the nnU-Net with lobes that
-TotalSegmentator keeps on this machine; it is shown scans turned to RAS and never mirrored, as TotalSegmentator does.
+TotalSegmentator keeps on this machine; around it stands what TotalSegmentator does, see `TotalSegmentator`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from pneumoscope.volume import RAS, Volume, array_to_native
 
 TOTAL = "Dataset291_TotalSegmentator_part1_organs_1559subj"
 """What TotalSegmentator calls its network for organs and lobes."""
+
+SPACING_MM = 1.5
+"""Of the scans that TotalSegmentator shows to that network."""
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -161,8 +164,9 @@ def read(kind: str, path: str, access: Access) -> NnUnet:
             _require_plain(weights)
     if not is_installed("nnunetv2"):
         raise InputError("models of nnU-Net need the package nnunetv2; run `pip install 'pneumoscope[nnunet]'`")
-    access = replace(access, mirror=bool(access.mirror)) if total else access
-    return NnUnet(results, labels, total or READERS[reader], access)
+    if total:
+        return TotalSegmentator(results, labels, True, replace(access, mirror=bool(access.mirror)))
+    return NnUnet(results, labels, READERS[reader], access)
 
 
 def _labels(dataset: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:
@@ -224,6 +228,9 @@ def _require_plain(path: Path) -> None:
 class NnUnet(Network):
     """nnU-Net's predictor with its own preprocessing, sliding windows, mirroring and way back."""
 
+    step = 0.5
+    """From one window to the next, as a share of its sides."""
+
     def __init__(self, results: Results, labels: Mapping[str, tuple[int, ...]], turned: bool, access: Access) -> None:
         import torch
 
@@ -237,7 +244,8 @@ class NnUnet(Network):
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
             self._predictor = nnUNetPredictor(
-                use_mirroring=self.mirrored, perform_everything_on_device=device.type == "cuda",
+                tile_step_size=self.step, use_mirroring=self.mirrored,
+                perform_everything_on_device=device.type == "cuda",
                 device=torch.device(device), allow_tqdm=False,
             )  # fmt: skip
             try:
@@ -257,18 +265,23 @@ class NnUnet(Network):
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """See `Network.predict`."""
         grid = volume.native.reorient(RAS) if self._turned else volume.native
-        image = np.ascontiguousarray(array_to_native(volume.hu, grid).transpose(2, 1, 0))[None]
-        spacing = {"spacing": list(grid.spacing_mm[::-1])}
+        image = array_to_native(volume.hu, grid)
         progress("windows", 0, 1)
         try:
             with _quietly():
-                found = self._predictor.predict_single_npy_array(image, spacing, None, None, bool(probable))
+                found = self._shown(image, grid.spacing_mm, probable=bool(probable))
         except RuntimeError as problem:
             raise RunError(f"{self.engine} failed: {' '.join(str(problem).split())[:200]}", path=self.path) from problem
         progress("windows", 1, 1)
         if not probable:
             return _inside(found, grid), None
         return _inside(found[0], grid), _inside(to_bytes(self._joint(np.asarray(found[1]), probable)), grid)
+
+    def _shown(self, image: NDArray[np.float32], spacing_mm: Sequence[float], *, probable: bool) -> Any:
+        """Labels (k, j, i), or these and probabilities (c, k, j, i), of an image (i, j, k) in the order of its file."""
+        turned = np.ascontiguousarray(image.transpose(2, 1, 0))[None]
+        properties = {"spacing": list(spacing_mm[::-1])}
+        return self._predictor.predict_single_npy_array(turned, properties, None, None, probable)
 
     def _joint(self, heads: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
         """Of labels the sum, of regions, which lie in each other, the largest."""
@@ -280,6 +293,30 @@ class NnUnet(Network):
         if not np.isfinite(joint.sum()):
             raise RunError("gave probabilities that are no numbers; train or copy it again", path=self.path)
         return np.asarray(joint, np.float32)
+
+
+class TotalSegmentator(NnUnet):
+    """The same as TotalSegmentator runs it: windows that overlap by a fifth, on 1.5 mm voxels made by linear
+    interpolation in whole Hounsfield units; labels come back by the nearest voxel, without probabilities."""
+
+    step = 0.8
+
+    def predict(
+        self, volume: Volume, probable: Sequence[str], progress: Progress = silent
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """See `Network.predict`."""
+        return super().predict(volume, (), progress)
+
+    def _shown(self, image: NDArray[np.float32], spacing_mm: Sequence[float], *, probable: bool) -> Any:
+        from scipy import ndimage
+
+        spacing = np.asarray(spacing_mm, np.float32)  # as a NIfTI header holds it
+        if (spacing == SPACING_MM).all():
+            return super()._shown(image, spacing_mm, probable=probable)
+        resampled = ndimage.zoom(image.astype(np.float64), spacing / SPACING_MM, mode="nearest", order=1)
+        found = super()._shown(np.trunc(resampled).astype(np.float32), (SPACING_MM,) * 3, probable=probable)
+        back = np.divide(image.shape[::-1], found.shape)
+        return ndimage.zoom(np.asarray(found), back, mode="nearest", order=0)
 
 
 def _inside(values: Any, grid: Grid) -> NDArray[np.uint8]:

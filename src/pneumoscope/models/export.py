@@ -80,7 +80,7 @@ def to_onnx(model: nn.Module, size: Sequence[int], *, any_size: bool = False) ->
     plain = deepcopy(model).to("cpu", torch.float32).eval()
     sample = torch.zeros(1, channels, *size)
     buffer = io.BytesIO()
-    free = {0: "n", **(dict(enumerate("dhw"[-len(size) :], start=2)) if any_size else {})}
+    free = _free_axes(size, any_size=any_size)
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter needs onnxscript; the older one is announced to go and warns of every constant it folds.
         warnings.simplefilter("ignore")
@@ -178,15 +178,16 @@ def export_model(
     model, card = load_model(source)
     picture = _size(model, card, size, source)
     stride = _stride(model, picture)
+    any_size = stride is not None
     if to != "bundle":
-        any_size = stride is not None
         graph = to_onnx(model, picture, any_size=any_size) if to == "onnx" else to_torchscript(model, picture)
         checked, difference = check_onnx(model, graph, picture) if to == "onnx" else ("torch", None)
         file = ONNX_FILE if to == "onnx" else SCRIPT_FILE
         folder = prepare_folder(out, marker=file, overwrite=overwrite)
         write_bytes(folder / file, graph)
-        facts = {"format": to, "opset": OPSET, "input": IMAGE, "output": LOGITS, "size": list(picture),
-                 "multiple_of": stride}  # fmt: skip
+        facts = {"format": to, "input": IMAGE, "output": LOGITS, "size": list(picture), "multiple_of": stride,
+                 "dynamic_axes": _free_axes(picture, any_size=any_size)}  # fmt: skip
+        facts |= {"opset": OPSET} if to == "onnx" else {}
         sums = {"file": file, "bytes": len(graph), "sha256": sha256(folder / file)}
         write_card(folder, {**card, "weights": sums, "export": facts})
         return Exported(folder, (CARD_FILE, file), picture, stride, checked, difference)
@@ -220,6 +221,11 @@ def _size(model: nn.Module, card: dict[str, Any], size: Sequence[int] | None, fo
     if len(sizes) != axes or min(sizes) < 1:
         raise InputError(f"the network takes pictures of {axes} axes, got the size {list(sizes)}")
     return sizes
+
+
+def _free_axes(size: Sequence[int], *, any_size: bool) -> dict[int, str]:
+    """Axes of the input that may have any length, and their names: the number of pictures, and their sides."""
+    return {0: "n", **(dict(enumerate("dhw"[-len(size) :], start=2)) if any_size else {})}
 
 
 def _stride(model: nn.Module, size: Sequence[int]) -> int | None:

@@ -23,7 +23,7 @@ from pneumoscope.study.data import StudyDataset, lung_folders, require_data, roo
 from pneumoscope.study.folder import mark_of
 from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
-from pneumoscope.study.learners.external import require_external
+from pneumoscope.study.learners.external import require_external, require_masks
 from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import LUNG_STAGE, open_sets
 from pneumoscope.study.scores.cells import reliability_of, write_table
@@ -52,6 +52,7 @@ class Transfer(Modality):
             require_limit(options.accept_if_forgetting_below)
         if not self.resume:
             require_external(plan.stages.chain, Access(options.trust, labels=options.labels))
+            require_masks(plan, self.roots)
 
     def read(self) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""

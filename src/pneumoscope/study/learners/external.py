@@ -95,6 +95,23 @@ def require_external(stages: Sequence[Stage], access: Access) -> None:
             Segmenter(path, device="cpu", trust=access.trust, labels=labels_of(stage.name, access.labels))
 
 
+def require_masks(experiment: Experiment, roots: Mapping[int, Path]) -> None:
+    """See that the folders of masks have one of every case of every set; nothing is loaded.
+
+    Raises:
+        InputError: a case without mask, or with two.
+    """
+    from pneumoscope.cases.given_masks import mask_file
+    from pneumoscope.study.data import find_cases
+
+    systems = (split_external(stage.system) for stage in experiment.stages.chain)
+    folders = [path for kind, path in systems if kind == PREDICTIONS]
+    for number, cases in find_cases(experiment, roots, Path()).items() if folders and roots else ():
+        for folder in folders:
+            for case in cases:
+                mask_file(case.case, masks_of_set(folder, experiment.site(number).label))
+
+
 @dataclass(frozen=True, eq=False)
 class ExternalStage(ScanPredictor):
     """A model, or a folder of masks, as a stage.
