@@ -133,7 +133,7 @@ def export(
         return
     taken = f"{' x '.join(map(str, done.size))}" + (f" or any multiple of {done.stride}" if done.stride else "")
     opset = f"; opset {OPSET}" if options.to == "onnx" else ""
-    say(f"wrote {done.folder}: {', '.join(done.files)}, for any number of pictures of {taken}{opset}")
+    say(f"wrote {done.folder}: {', '.join(done.files)}, for pictures of {taken}, any number at a time{opset}")
     if done.difference is not None:
         say(f"{done.checked_with} computes the same from it; largest difference of logits {done.difference:.2g}")
     elif options.to == "onnx":
