@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from phantom_followup import LesionChange, Pose, scan_dates
 from pneumoscope.cases.followup import compare_cases
-from pneumoscope.cases.outputs import CaseContent, write_case
+from pneumoscope.cases.outputs import write_case
 from pneumoscope.datasets.phantom.folder import scan_patient
+from pneumoscope.reports.case import CaseContent
 from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.assess import assess
 

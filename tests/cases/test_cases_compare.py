@@ -12,10 +12,11 @@ import pneumoscope as ps
 from phantom_followup import LesionChange, Pose, scan_dates
 from pneumoscope.cases.compare import Timepoint, compare_dates, read_timepoint, require_quality
 from pneumoscope.cases.followup import compare_cases
-from pneumoscope.cases.outputs import CaseContent, write_case
+from pneumoscope.cases.outputs import write_case
 from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import Segmentation
 from pneumoscope.preprocess.registration import RegistrationRules
+from pneumoscope.reports.case import CaseContent
 from pneumoscope.severity.assess import assess
 from pneumoscope.volume import Mask, Volume
 

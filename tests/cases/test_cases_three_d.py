@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from pneumoscope.cases.options import SAVABLE, CaseOptions
-from pneumoscope.cases.outputs import CaseContent, write_case
+from pneumoscope.cases.outputs import write_case
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
+from pneumoscope.reports.case import CaseContent
 from pneumoscope.severity.measure import measure
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask
 

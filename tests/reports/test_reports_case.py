@@ -12,7 +12,7 @@ from pneumoscope.errors import Finding, GeometryError
 from pneumoscope.geometry import Grid
 from pneumoscope.metrics.overlap import count, score
 from pneumoscope.reports import case, page
-from pneumoscope.reports.case import write_case_report
+from pneumoscope.reports.case import CaseContent, write_case_report
 from pneumoscope.severity.measure import STATES, measure
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask
 
@@ -45,7 +45,7 @@ def written(tmp_path, small_case):
         content = {**small_case, **changes}
         masks = (content["volume"], content["lungs"], content["infiltrate"])
         content.setdefault("severity", measure(*masks))
-        report = write_case_report(tmp_path / "out", **content)
+        report = write_case_report(tmp_path / "out", CaseContent(**content))
         assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
         html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         return report, html, Page(html)
@@ -54,14 +54,13 @@ def written(tmp_path, small_case):
 
 
 def test_page_shows_the_numbers_of_the_json(written):
-    report, _, shown = written(timings={"lungs": 12.25})
+    report, _, shown = written()
     severity = report["severity"]
     for side in ("right", "left", "total"):
         part = severity[side]
         for name, value in part.items():
             as_text = {"ml": page.ml, "hu": page.hu, "percent": page.percent}[name.rsplit("_", 1)[1]]
             assert as_text(value) in shown.text, (side, name)
-    assert page.seconds(report["timings_seconds"]["lungs"]) in shown.text
     assert page.number(report["truth"]["dice"], 3) in shown.text
     assert f"of {severity['slices_with_lung']} with lung, {severity['slices']} in all" in shown.text
 
@@ -99,9 +98,7 @@ def test_hostile_texts_are_shown_not_run(written, small_case):
     card = {"name": HOSTILE, "limits": HOSTILE, HOSTILE: HOSTILE, "data": [{HOSTILE: HOSTILE}]}
     volume = replace(small_case["volume"], case=HOSTILE, source={HOSTILE: HOSTILE})
     infiltrate = Mask(small_case["infiltrate"].labels, volume.grid, {1: HOSTILE, 2: "b"})
-    _, html, shown = written(
-        volume=volume, infiltrate=infiltrate, findings=[finding], cards=[card], timings={HOSTILE: 1.0}
-    )
+    _, html, shown = written(volume=volume, infiltrate=infiltrate, findings=[finding], cards=[card])
     assert not [tag for tag, _ in shown.tags if tag == "script"]
     assert not [a for _, a in shown.tags if any(name.startswith("on") for name in a)]
     assert "<script>alert(1)" in shown.text
@@ -197,7 +194,7 @@ def test_json_comes_last(small_case, tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.reports.case.write_page", fail)
     severity = measure(small_case["volume"], small_case["lungs"], small_case["infiltrate"])
     with pytest.raises(OSError, match="disk full"):
-        write_case_report(tmp_path, **small_case, severity=severity)
+        write_case_report(tmp_path, CaseContent(**small_case, severity=severity))
     assert not list(tmp_path.iterdir())
 
 
@@ -211,5 +208,5 @@ def test_masks_on_another_grid_are_refused(small_case, tmp_path):
     severity = measure(small_case["volume"], small_case["lungs"], small_case["infiltrate"])
     other = Mask.empty(Grid.from_spacing((4, 5, 6), (1, 1, 1)), INFILTRATE_LABEL)
     with pytest.raises(GeometryError, match="another grid"):
-        write_case_report(tmp_path, **{**small_case, "truth": other}, severity=severity)
+        write_case_report(tmp_path, CaseContent(**{**small_case, "truth": other}, severity=severity))
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from pneumoscope.progress import Noted
 from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.settings import revise
 from pneumoscope.study.data import build_set
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.slices import StageJob, new_model, train_stage
 from pneumoscope.study.lungs import LungSupply, evenly
 
@@ -36,6 +37,10 @@ def slices():
     return images, target, [f"case slice {n}" for n in range(6)]
 
 
+def trained(experiment, made, train, val, folder, **context):
+    return train_stage(StudyContext(experiment, {}, folder, **context), made, train, val)
+
+
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
 
@@ -45,7 +50,7 @@ def same(a, b):
 
 
 def test_a_stage_leaves_model_card_history_and_checkpoint(small, slices, tmp_path):
-    done = train_stage(small, job(small), slices, slices, tmp_path)
+    done = trained(small, job(small), slices, slices, tmp_path)
     folder = tmp_path / "stages" / "Tr1"
     for name in ("model.safetensors", "card.json", "history.csv", "last.ckpt", "done.json"):
         assert (folder / name).is_file(), name
@@ -60,14 +65,14 @@ def test_a_stage_leaves_model_card_history_and_checkpoint(small, slices, tmp_pat
 def test_the_card_serves_inference(small, slices, tmp_path):
     from pneumoscope.inference.segmenter import Segmenter
 
-    done = train_stage(small, job(small), slices, slices, tmp_path)
+    done = trained(small, job(small), slices, slices, tmp_path)
     assert Segmenter(done.folder).input.needs_lungs
 
 
 def test_a_reason_that_is_worded_anew_trains_nothing_again(small, slices, tmp_path):
-    train_stage(small, job(small), slices, slices, tmp_path)
+    trained(small, job(small), slices, slices, tmp_path)
     reworded = replace(small, training=revise(small.training, "our choice: put better", seed=small.training.seed))
-    assert not train_stage(reworded, job(reworded), slices, slices, tmp_path, resume=True).trained_now
+    assert not trained(reworded, job(reworded), slices, slices, tmp_path, resume=True).trained_now
 
 
 def swapped(array):
@@ -85,7 +90,7 @@ def swapped(array):
      ("setting", "settings")],
 )  # fmt: skip
 def test_a_stage_whose_data_or_settings_changed_is_trained_anew_and_says_so(small, slices, tmp_path, change, said):
-    train_stage(small, job(small), slices, slices, tmp_path)
+    trained(small, job(small), slices, slices, tmp_path)
     images, targets, names = slices
     train = val = slices
     if change == "scan":
@@ -97,44 +102,44 @@ def test_a_stage_whose_data_or_settings_changed_is_trained_anew_and_says_so(smal
     else:
         small = with_overrides(small, ["training.weight_decay=0.1"])
     noted = Noted()
-    again = train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted)
+    again = trained(small, job(small), train, val, tmp_path, resume=True, progress=noted)
     assert again.trained_now
     assert noted.notes == [f"Tr1: {said} changed since it was trained; it is trained again"]
     noted.notes = []
-    assert not train_stage(small, job(small), train, val, tmp_path, resume=True, progress=noted).trained_now
+    assert not trained(small, job(small), train, val, tmp_path, resume=True, progress=noted).trained_now
     assert noted.notes == []
 
 
 def test_weights_of_another_stage_put_in_its_place_are_not_taken(small, slices, tmp_path):
     """Card and weights agree with each other, and are not those that were trained here."""
-    first = train_stage(small, job(small), slices, slices, tmp_path)
+    first = trained(small, job(small), slices, slices, tmp_path)
     other = with_overrides(small, ["training.seed=5"])
-    stranger = train_stage(other, job(other), slices, slices, tmp_path / "other")
+    stranger = trained(other, job(other), slices, slices, tmp_path / "other")
     for name in ("model.safetensors", "card.json"):
         shutil.copyfile(stranger.folder / name, first.folder / name)
     noted = Noted()
-    again = train_stage(small, job(small), slices, slices, tmp_path, resume=True, progress=noted)
+    again = trained(small, job(small), slices, slices, tmp_path, resume=True, progress=noted)
     assert same(weights(first), weights(again))
     assert noted.notes == ["Tr1: the kept weights are damaged or were replaced; restored from the checkpoint"]
 
 
 def test_a_stage_started_from_other_weights_does_not_resume_their_checkpoint(small, slices, tmp_path):
     parents = [
-        train_stage(e, job(e), slices, slices, tmp_path / str(n))
+        trained(e, job(e), slices, slices, tmp_path / str(n))
         for n, e in enumerate((small, with_overrides(small, ["training.seed=5"])))
     ]
     retrain = {"budget": small.stages.retrain}
-    train_stage(small, job(small, "Tr1_R_2", parents[0], **retrain), slices, slices, tmp_path)
+    trained(small, job(small, "Tr1_R_2", parents[0], **retrain), slices, slices, tmp_path)
     (tmp_path / "stages" / "Tr1_R_2" / "done.json").unlink()  # killed at the end; then its parent is another
-    other = train_stage(small, job(small, "Tr1_R_2", parents[1], **retrain), slices, slices, tmp_path, resume=True)
-    clean = train_stage(small, job(small, "Tr1_R_2", parents[1], **retrain), slices, slices, tmp_path / "clean")
+    other = trained(small, job(small, "Tr1_R_2", parents[1], **retrain), slices, slices, tmp_path, resume=True)
+    clean = trained(small, job(small, "Tr1_R_2", parents[1], **retrain), slices, slices, tmp_path / "clean")
     assert same(weights(other), weights(clean))
 
 
 def test_a_stage_begins_with_the_weights_of_the_one_before(small, slices, tmp_path):
-    first = train_stage(small, job(small), slices, slices, tmp_path)
+    first = trained(small, job(small), slices, slices, tmp_path)
     still = with_overrides(small, ["stages.retrain.learning_rate=1e-12"])
-    second = train_stage(still, job(still, "Tr1_R_2", first, budget=still.stages.retrain), slices, slices, tmp_path)
+    second = trained(still, job(still, "Tr1_R_2", first, budget=still.stages.retrain), slices, slices, tmp_path)
     for name, tensor in first.model.state_dict().items():
         if "running" not in name and "num_batches" not in name:
             assert np.allclose(tensor.numpy(), second.model.state_dict()[name].numpy(), atol=1e-6), name
@@ -144,9 +149,9 @@ def test_a_stage_begins_with_the_weights_of_the_one_before(small, slices, tmp_pa
 
 
 def test_weights_of_another_shape_are_refused(small, slices, tmp_path):
-    first = train_stage(small, job(small), slices, slices, tmp_path)
+    first = trained(small, job(small), slices, slices, tmp_path)
     with pytest.raises(ModelError, match="Tr1 does not fit the next stage"):
-        train_stage(small, job(small, "wide", first, features=(4, 16)), slices, slices, tmp_path)
+        trained(small, job(small, "wide", first, features=(4, 16)), slices, slices, tmp_path)
 
 
 def test_the_first_weights_depend_on_the_seed_alone(small):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pneumoscope.cases.outputs import SUMMARY_COLUMNS, CaseContent, summary_of, write_case
+from pneumoscope.cases.outputs import SUMMARY_COLUMNS, summary_of, write_case
 from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
@@ -20,6 +20,7 @@ from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.case import CaseContent
 
 if TYPE_CHECKING:
     from pneumoscope.cases.options import CaseOptions

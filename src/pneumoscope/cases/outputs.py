@@ -9,16 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pneumoscope.cases.options import CaseOptions, SegmentOptions
 from pneumoscope.errors import Finding, PneumoscopeError
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.case import CaseContent
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.regions import ZONES
 from pneumoscope.volume import Mask, Volume
@@ -37,37 +34,6 @@ SIDE_BY_SIDE = 2
 
 MAX_POINTS = 2_000_000
 """Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CaseContent:
-    """Everything that is known of one case when it is written; all arrays on the scan's grid.
-
-    Attributes:
-        volume: the scan; its findings are reported too.
-        lungs: 1 = right, 2 = left.
-        infiltrate: what was found, or marked elsewhere.
-        severity: of these masks.
-        probability: (i, j, k) uint8, the network's probability times 255; None without a network.
-        entropy: (i, j, k) uint8, how unsure the networks are, times 255; None when not asked for.
-        variance: likewise, how far their votes lie apart.
-        computing: how the networks were run, for `report.json`; None without a network.
-        truth: a reader's infiltrate to compare with, or None.
-        findings: more findings, of the run.
-        cards: cards of the models used; a ``name`` may be added.
-    """
-
-    volume: Volume
-    lungs: Mask
-    infiltrate: Mask
-    severity: Severity
-    probability: NDArray[np.uint8] | None = None
-    entropy: NDArray[np.uint8] | None = None
-    variance: NDArray[np.uint8] | None = None
-    computing: Mapping[str, Any] | None = None
-    truth: Mask | None = None
-    findings: tuple[Finding, ...] = ()
-    cards: tuple[Mapping[str, Any], ...] = ()
 
 
 WRITING, PAGE = "writing", "page"
@@ -108,14 +74,8 @@ def write_case(
     shown = done.get("surfaces")
     return write_case_report(
         folder,
-        volume=content.volume,
-        lungs=content.lungs,
-        infiltrate=content.infiltrate,
-        severity=content.severity,
-        findings=(*content.volume.findings, *content.findings, *(done.get("DICOM") or ())),
-        cards=content.cards,
-        computing=content.computing,
-        truth=content.truth,
+        content,
+        findings=done.get("DICOM") or (),
         page=not options.fast,
         picture=done.get("picture"),
         still=None if shown is None or shown.still is None else shown.still.png,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_scans, run_batch, write_measured
 from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
-from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, CaseContent
+from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING
 from pneumoscope.errors import InputError
 from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.case import CaseContent
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef

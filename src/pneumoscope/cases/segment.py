@@ -29,11 +29,12 @@ from pneumoscope.cases.batch import (
 )
 from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import SegmentOptions
-from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, CaseContent, write_case
+from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, write_case
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.jobs.machines import current
 from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.case import CaseContent
 
 if TYPE_CHECKING:
     from pneumoscope.io.scan_ref import ScanRef

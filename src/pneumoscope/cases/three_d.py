@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pneumoscope.volume import Mask
 
 if TYPE_CHECKING:
-    from pneumoscope.cases.outputs import CaseContent
+    from pneumoscope.reports.case import CaseContent
     from pneumoscope.surfaces.mesh import Mesh
     from pneumoscope.surfaces.still import Still
 

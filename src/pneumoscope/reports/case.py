@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pneumoscope.io.files import jsonable, write_json
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
-from pneumoscope.reports.page import NOTICE, card_table, flat, seconds, words, write_page
+from pneumoscope.reports.page import NOTICE, card_table, flat, words, write_page
 from pneumoscope.reports.severity import severity_rows
 from pneumoscope.severity.measure import STATES, Severity
 from pneumoscope.volume import Mask, Volume
@@ -79,18 +79,42 @@ _FILES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseContent:
+    """Everything that is known of one case when it is written; all arrays on the scan's grid.
+
+    Attributes:
+        volume: the scan; its findings are reported too.
+        lungs: 1 = right, 2 = left.
+        infiltrate: what was found, or marked elsewhere.
+        severity: of these masks.
+        probability: (i, j, k) uint8, the network's probability times 255; None without a network.
+        entropy: (i, j, k) uint8, how unsure the networks are, times 255; None when not asked for.
+        variance: likewise, how far their votes lie apart.
+        computing: how the networks were run, for `report.json`; None without a network.
+        truth: a reader's infiltrate to compare with, or None.
+        findings: more findings, of the run.
+        cards: cards of the models used; a ``name`` may be added.
+    """
+
+    volume: Volume
+    lungs: Mask
+    infiltrate: Mask
+    severity: Severity
+    probability: NDArray[np.uint8] | None = None
+    entropy: NDArray[np.uint8] | None = None
+    variance: NDArray[np.uint8] | None = None
+    computing: Mapping[str, Any] | None = None
+    truth: Mask | None = None
+    findings: tuple[Finding, ...] = ()
+    cards: tuple[Mapping[str, Any], ...] = ()
+
+
 def write_case_report(
     folder: str | Path,
+    content: CaseContent,
     *,
-    volume: Volume,
-    lungs: Mask,
-    infiltrate: Mask,
-    severity: Severity,
     findings: Sequence[Finding] = (),
-    cards: Sequence[Mapping[str, Any]] = (),
-    computing: Mapping[str, Any] | None = None,
-    timings: Mapping[str, float] | None = None,
-    truth: Mask | None = None,
     page: bool = True,
     picture: bytes | None = None,
     still: bytes | None = None,
@@ -100,15 +124,8 @@ def write_case_report(
 
     Args:
         folder: the case's folder; files of ours that lie in it are linked.
-        volume: the scan; its own findings are reported too.
-        lungs: its lungs.
-        infiltrate: its infiltrates.
-        severity: of these masks, from `pneumoscope.severity.measure`.
-        findings: more findings, of the run.
-        cards: the model cards used, as `pneumoscope.models.cards.read_card` gives them; a ``name`` may be added.
-        computing: how the networks were run: engines, number of models, mirroring, uncertainty; None without any.
-        timings: seconds by step. None leaves them out: the same input then gives the same bytes.
-        truth: a reader's infiltrate; adds the scores against it.
+        content: the case; a reader's infiltrate adds the scores against it.
+        findings: of writing, beside those of the case and of its scan.
         page: whether to write ``report.html``.
         picture: its slices, from `slices_png`; None has them drawn here.
         still: a PNG of the surfaces, shown below the slices.
@@ -120,7 +137,8 @@ def write_case_report(
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
     """
-    every = _unique((*volume.findings, *findings))
+    volume, truth, computing = content.volume, content.truth, content.computing
+    every = _unique((*volume.findings, *content.findings, *findings))
     report = {
         "format": FORMAT,
         "kind": "case",
@@ -128,19 +146,19 @@ def write_case_report(
         "software": {"name": "pneumoscope", "version": __version__},
         "case": volume.case,
         "scan": _scan(volume),
-        "severity": severity.as_dict(),
-        "profile": _profile(volume, lungs, infiltrate),
-        "slices_shown": figures.choose_slices(lungs.labels, infiltrate.labels),
-        "truth": None if truth is None else _against(truth, infiltrate),
+        "severity": content.severity.as_dict(),
+        "profile": _profile(volume, content.lungs, content.infiltrate),
+        "slices_shown": figures.choose_slices(content.lungs.labels, content.infiltrate.labels),
+        "truth": None if truth is None else _against(truth, content.infiltrate),
         "findings": [finding.as_dict() for finding in every],
-        "models": [dict(card) for card in cards],
+        "models": [dict(card) for card in content.cards],
         "computing": None if computing is None else dict(computing),
         "surfaces": None if surfaces is None else dict(surfaces),
-        "timings_seconds": None if timings is None else dict(timings),
+        "timings_seconds": None,  # the same case gives the same bytes; times stand in run.json
     }
     report = jsonable(report)
     if page:
-        picture = picture or slices_png(volume, lungs, infiltrate, truth)
+        picture = picture or slices_png(volume, content.lungs, content.infiltrate, truth)
         write_page(Path(folder) / "report.html", "case.html", _context(Path(folder), report, picture, still))
     write_json(Path(folder) / "report.json", report)  # last: it tells that the case is whole
     return report
@@ -308,5 +326,4 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("values of the scan", f"{low:.0f} to {high:.0f} HU".replace("-", "\N{MINUS SIGN}"))]
     rows += flat(report["scan"]["source"])
     rows += flat(report.get("computing") or {})
-    rows += [(f"time: {words(step)}", seconds(value)) for step, value in (report["timings_seconds"] or {}).items()]
     return rows

@@ -16,6 +16,7 @@ from pneumoscope.objects import Tabled
 from pneumoscope.progress import Noted
 from pneumoscope.study.analysis.comparison import Compared, compare_cells
 from pneumoscope.study.folder import start
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.options import StudyOptions
 from pneumoscope.study.scores.table import Scores
 
@@ -111,6 +112,11 @@ class Modality(ABC):
         self.device, self.resume, self.folder = options.device, options.resume, Path()
         self.progress, self.by_workers = Noted(options.progress), False
         self.left_out: list[str] = []
+
+    @property
+    def context(self) -> StudyContext:
+        """What learners work with."""
+        return StudyContext(self.experiment, {}, self.folder, self.device, self.resume, self.progress)
 
     @abstractmethod
     def check(self) -> None:

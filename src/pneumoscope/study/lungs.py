@@ -19,6 +19,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudyDataset, build_set, find_cases, set_names
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, preprocessing_card, train_stage
 from pneumoscope.volume import Mask, Volume
 
@@ -140,14 +141,10 @@ class LungSupply:
         )
         channels = slice(0, job.in_channels)
         return train_stage(
-            experiment,
+            StudyContext(experiment, {}, self.folder, self.device, self.resume, self.progress),
             job,
             (train.images[:, channels], _lung(train.lungs), _names(train)),
             (val.images[:, channels], _lung(val.lungs), _names(val)),
-            self.folder,
-            device=self.device,
-            resume=self.resume,
-            progress=self.progress,
         )
 
     def _slices(self, part: str) -> SliceSet:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import read_done, stamp
@@ -103,10 +102,7 @@ class Volumes(Modality):
     def train(self, name: str) -> None:
         """Train a network; an ensemble has nothing of its own, and a threshold is fitted when it is scored."""
         if name in self.jobs:
-            self.trained[name] = train_model(
-                self.experiment, self.jobs[name], self.folder, open_cache(), device=self.device, resume=self.resume,
-                progress=self.progress,
-            )  # fmt: skip
+            self.trained[name] = train_model(self.context, self.jobs[name])
 
     def score(self, name: str) -> pd.DataFrame:
         """See `Modality`; networks that no ensemble asks for again are let go."""

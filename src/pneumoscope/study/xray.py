@@ -7,6 +7,7 @@ adults without their set, a source that cannot be left out) is left out and said
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pneumoscope.jobs.stamp import stamp
 from pneumoscope.study import xray_data
 from pneumoscope.study.analysis.shortcuts import probes
 from pneumoscope.study.base import Modality
-from pneumoscope.study.learners.base import Classifier, StudyContext
+from pneumoscope.study.learners.base import Classifier
 from pneumoscope.study.learners.classifier import ClassifierLearner, NetworkStage
 from pneumoscope.study.learners.logistic import BaselineStage, RegressionLearner
 from pneumoscope.study.scores.cells import kept_table
@@ -84,9 +85,7 @@ class Xray(Modality):
     def train(self, name: str) -> None:
         """Train a network, or fit the baselines of a repeat."""
         stage = self.plan[name]
-        context = StudyContext(
-            self.experiment, {}, self.folder, self.device, self.resume, self.progress, supply=self.supply
-        )
+        context = replace(self.context, supply=self.supply)
         self.made[name] = LEARNERS[type(stage)](context).make(stage)
 
     def score(self, name: str) -> pd.DataFrame:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.jobs.stamp import stamp
-from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Budget, Experiment
 from pneumoscope.recipes.systems import NEIGHBOURS
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 
 if TYPE_CHECKING:
@@ -273,19 +273,10 @@ class TrainedModel:
 
 
 def train_stage(
-    experiment: Experiment,
-    job: StageJob,
-    train: Slices,
-    val: Slices,
-    folder: Path,
-    *,
-    own: Path | None = None,
+    study: StudyContext, job: StageJob, train: Slices, val: Slices, own: Path | None = None,
     shared: dict[str, TrainedModel] | None = None,
-    device: str = "auto",
-    resume: bool = False,
-    progress: Progress = silent,
-) -> TrainedModel:
-    """Train one stage into `folder/stages/<name>` (or `own`), or take it from there when `resume` finds it done.
+) -> TrainedModel:  # fmt: skip
+    """Train one stage into its folder of the study (or `own`), or take it from there when it is done and resumed.
 
     Trainings that are alike in everything that shapes the weights are done once: `shared` knows them by stamp,
     gives the one that is there (with its own name and folder), and is called with a new one.
@@ -296,6 +287,7 @@ def train_stage(
     from pneumoscope.training.strategies.penalties import PenalisedTask
     from pneumoscope.training.tasks import SegmentationTask
 
+    experiment = study.experiment
     sources = sources_of(experiment, job, train, val)
 
     def task(model: UNet) -> Task:
@@ -304,20 +296,20 @@ def train_stage(
         return plain if penalties is None else PenalisedTask(plain, penalties(model), job.guard.note)
 
     training = NetworkTraining(
-        own or folder / "stages" / job.name,
+        own or study.stage_folder(job.name),
         "slices stage",
         shaping_parts(experiment, job, [source.content for source in sources]),
         lambda: (new_model(experiment, job), "new weights"),
         job.start,
         task,
         *sources,
-        lambda model: train_config(experiment.training, job.budget, frozen=job.guard.frozen, device=device),
+        lambda model: train_config(experiment.training, job.budget, frozen=job.guard.frozen, device=study.device),
         lambda result, origin: model_card(experiment, job, result, origin, len(train[0])),
     )
     known = shared if shared is not None else {}
     wanted = training.stamp
     if wanted not in known:
-        made = training.run(resume=resume, progress=progress)
+        made = training.run(resume=study.resume, progress=study.progress)
         known[wanted] = TrainedModel(training.own.name, training.own, made.model, made.sha256, made.trained_now)
     return known[wanted]
 

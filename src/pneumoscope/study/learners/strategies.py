@@ -59,18 +59,7 @@ class SliceLearner(Learner):
         train, val = self.slices(stage.site, "train"), self.validation(stage, parts)
         job = guarded_job(self, stage, parts)
         apart = bool(parts & KEPT)
-        trained = train_stage(
-            study.experiment,
-            job,
-            train,
-            val,
-            study.folder,
-            own=own / "training" / stage.name if apart else own,
-            shared=self.trainings,
-            device=study.device,
-            resume=study.resume,
-            progress=study.progress,
-        )
+        trained = train_stage(study, job, train, val, own / "training" / stage.name if apart else own, self.trainings)
         made = self._kept(stage, parts, trained, own) if apart or trained.folder != own else trained
         return replace(made, near=self.near)
 

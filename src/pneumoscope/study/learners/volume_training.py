@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, prepare
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import read_card
-from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
+from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 
@@ -52,51 +53,33 @@ def stage_name(experiment: VolumeExperiment, job: ModelJob, phase: Phase) -> str
 
 
 def train_model(
-    experiment: VolumeExperiment,
-    job: ModelJob,
-    folder: Path,
-    cache: ArrayCache | None,
-    *,
-    device: str = "auto",
-    resume: bool = False,
-    progress: Progress = silent,
-    stages: Path | None = None,
-    start: VolumeModel | None = None,
+    study: StudyContext, job: ModelJob, stages: Path | None = None, start: VolumeModel | None = None
 ) -> VolumeModel:
-    """Train all phases of a model, or take what is finished from the folder.
+    """Train all phases of a model, or take what is finished from the folder; volumes go through the cache.
 
     Args:
-        experiment: the recipe.
-        job: its scans.
-        folder: the study folder.
-        cache: of prepared volumes.
-        device, resume, progress: as in `study.options.StudyOptions`.
+        study: its experiment is the recipe.
+        job: the model's scans.
         stages: where the folders of the phases lie; ``stages`` of the study folder by default.
         start: a model whose weights the first phase begins from.
 
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    for phase in experiment.phases:
-        own = (stages or folder / "stages") / stage_name(experiment, job, phase)
-        start = _train_phase(experiment, job, phase, start, own, cache, device, resume, progress)
+    cache = open_cache()
+    for phase in study.experiment.phases:
+        own = (stages or study.folder / "stages") / stage_name(study.experiment, job, phase)
+        start = _train_phase(study, job, phase, start, own, cache)
     assert start is not None  # an experiment has phases
     return start
 
 
 def _train_phase(
-    experiment: VolumeExperiment,
-    job: ModelJob,
-    phase: Phase,
-    start: VolumeModel | None,
-    own: Path,
-    cache: ArrayCache | None,
-    device: str,
-    resume: bool,
-    progress: Progress,
+    study: StudyContext, job: ModelJob, phase: Phase, start: VolumeModel | None, own: Path, cache: ArrayCache | None
 ) -> VolumeModel:
     from pneumoscope.training.multiclass import MulticlassTask
 
+    experiment = study.experiment
     train, val = sources(experiment, job, phase, cache)
     training = NetworkTraining(
         own,
@@ -107,10 +90,10 @@ def _train_phase(
         lambda model: MulticlassTask(CLASS_NAMES[experiment.preparation.classes], experiment.training.loss),
         train,
         val,
-        lambda model: phase_config(experiment, phase, model, device),
+        lambda model: phase_config(experiment, phase, model, study.device),
         lambda result, origin: _card(experiment, job, phase, result, origin),
     )
-    made = training.run(resume=resume, progress=progress)
+    made = training.run(resume=study.resume, progress=study.progress)
     return VolumeModel(job, phase, made.model, own, training.stamp, made.trained_now, made.seconds)
 
 

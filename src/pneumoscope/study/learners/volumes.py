@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import LungFinder
 from pneumoscope.errors import ModelError
@@ -78,15 +77,10 @@ class VolumeLearner(Learner):
         train, val = (tuple(_case(study.sets[n], case, recipe) for n, case in found) for found in scans.values())
         own = study.stage_folder(stage.name)
         trained = train_model(
-            recipe,
+            replace(study, experiment=recipe),
             ModelJob(stage.name, 1, 1, "full", train, val),
-            study.folder,
-            open_cache(),
-            device=study.device,
-            resume=study.resume,
-            progress=study.progress,
-            stages=own / "training",
-            start=None if start is None else start.trained,
+            own / "training",
+            None if start is None else start.trained,
         )
         weights = read_card(trained.folder)["weights"]["sha256"]
         made = stamp("volume stage", revision=1, weights=weights, **_answering(recipe, trained))
