@@ -3,6 +3,7 @@
     python benchmarks/golden.py record before          # in the checkout before the change
     python benchmarks/golden.py record after           # after it, on the same machine; with names, only these parts
     python benchmarks/golden.py compare before after
+    python benchmarks/golden.py time OLD_CHECKOUT NEW_CHECKOUT      # processor time of the same calls, in turn
 
 Runs the demo (transfer study and one segmented case), a study on volumes, an X-ray study, trainings on own data and
 `segment` of a synthetic scan, each by the command line of the checkout this file lies in. Of every file the SHA-256 is
@@ -22,6 +23,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,10 @@ def settings(text: str) -> list[str]:
     return [word for value in text.split() for word in ("--set", value)]
 
 
-def run(*arguments: str | Path) -> None:
-    """The command line of this checkout; its output only when it fails."""
+def run(*arguments: str | Path, root: Path = ROOT) -> None:
+    """The command line of a checkout; its output only when it fails."""
     command = [sys.executable, "-m", "pneumoscope", *map(str, arguments)]
-    path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(root / "src"), os.environ.get("PYTHONPATH"))))
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}")
@@ -104,11 +107,35 @@ def own(out: Path) -> None:
 PARTS = (demo, volumes, xray, own)
 
 
-def help_of(*verb: str) -> str:
-    """The help text of a verb of this checkout."""
+def help_of(*verb: str, root: Path = ROOT) -> str:
+    """The help text of a verb of a checkout."""
     command = [sys.executable, "-m", "pneumoscope", *verb, "--help"]
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    surroundings = {**os.environ, "PYTHONPATH": str(root / "src"), "COLUMNS": "200"}
     return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout
+
+
+TIMED_STUDY = (
+    "stages.first.max_epochs=4 stages.retrain.max_epochs=4 lung.budget.max_epochs=3 data.sites.1.phantom_patients=10 "
+    "data.sites.2.phantom_patients=10 data.sites.3.phantom_patients=10 split.train_slices=60 split.validation_slices=20"
+)
+ROUNDS = 3
+
+
+def take_times(checkouts: list[Path], scratch: Path) -> None:
+    """Print the processor and wall seconds of a short demo study and of `segment`, by each checkout in turn."""
+    run("data", "phantom", "-o", scratch / "site", "--site", "A", "--patients", "1", "--size", "small", "--seed", "3")
+    scan = next((scratch / "site" / "images").glob("*.nii.gz"))
+    for number in range(ROUNDS):
+        for place, root in enumerate(checkouts):
+            synthetic = ["--synthetic"] if "--synthetic" in help_of("study", "run", root=root) else []
+            study = ("study", "run", "maganaris-2022b-demo", "--device", "cpu", *synthetic, *settings(TIMED_STUDY))
+            for call in (study, ("segment", "-i", scan, "--device", "cpu", "--precision", "fp32")):
+                out = scratch / f"{number}-{place}-{call[0]}"
+                before, since = os.times(), time.perf_counter()
+                run(*call, "-o", out, root=root)
+                spent, wall = os.times(), time.perf_counter() - since
+                own, system = (getattr(spent, k) - getattr(before, k) for k in ("children_user", "children_system"))
+                print(f"{call[0]:8} {root} processor {own + system:.1f} s, wall {wall:.1f} s", flush=True)
 
 
 def steady(value: Any) -> Any:
@@ -155,14 +182,18 @@ def compare(before: Path, after: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("record", "compare"))
+    parser.add_argument("what", choices=("record", "compare", "time"))
     parser.add_argument(
-        "folders", nargs="+", help="record: the folder, then the parts if not all; compare: both folders"
+        "folders", nargs="+", help="record: the folder, then the parts if not all; compare, time: both folders"
     )
     given = parser.parse_args()
     first, *rest = given.folders
     if given.what == "record":
         record(Path(first).resolve(), rest)
+        return 0
+    if given.what == "time":
+        with tempfile.TemporaryDirectory() as scratch:
+            take_times([Path(name).resolve() for name in given.folders], Path(scratch))
         return 0
     return min(compare(Path(first), Path(rest[0])), 1)
 

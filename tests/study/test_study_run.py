@@ -8,7 +8,6 @@ from made_up_hospitals import make_cases
 
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.recipes.access import with_overrides
-from pneumoscope.study.demo import run_demo
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.cells import SLICE_COLUMNS, read_table
 from pneumoscope.study.scores.matrix import COLUMNS, Matrix
@@ -152,27 +151,3 @@ def test_refusals_leave_a_finished_study_alone(small, hospitals, whole, tmp_path
     with pytest.raises(InputError, match="other settings"):
         run_study(with_overrides(small, ["training.seed=4"]), copy, resume=True, synthetic=True)
     assert tables(copy) == tables(whole.folder)
-
-
-@pytest.mark.slow
-def test_the_demo_runs_from_nothing_to_a_case(small, no_figures, tmp_path):
-    """Everything real but tiny: synthetic sites on disk, the study, a new patient segmented by the study's networks."""
-    tiny = with_overrides(
-        small,
-        [
-            "data.phantom_size=tiny",
-            *(f"data.sites.{n}.phantom_patients=3" for n in (1, 2, 3)),
-            "stages.first.max_epochs=1",
-            "lung.budget.max_epochs=1",
-            "split.train_slices=4",
-            "split.validation_slices=2",
-        ],
-    )
-    result = run_demo(tmp_path, experiment=tiny)
-    assert result.report == tmp_path / "report.html"
-    assert len(result.matrix) == 18
-    assert result.case_folder is not None
-    for name in ("report.json", "report.html", "lungs.nii.gz", "infiltrate.nii.gz", "points/lungs.csv"):
-        assert (result.case_folder / name).is_file(), name
-    assert f"cases/{result.case_folder.name}/report.html" in result.report.read_text()
-    assert "case" in result.seconds

@@ -107,10 +107,6 @@ def phantoms(folder):
     return read_phantom(folder / "data" / "covid19ctseg")
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
@@ -158,31 +154,6 @@ def test_folds_trained_by_two_processes_are_those_of_one(finished, tmp_path, mon
     assert not [what for what in seen if "epoch" in what]  # none was trained in this process
     for name in ("per_case.csv", "matrix.csv", "scores.csv", "calibration.csv"):
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_same_weights_and_scores(finished, tmp_path):
-    def kill_in_the_second_model(what, done, total, note=""):
-        if what.startswith("k2-f2 epoch 2"):
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_study(finished.experiment, tmp_path, device="cpu", progress=kill_in_the_second_model, synthetic=True)
-    first = (tmp_path / "stages/k2-f1/model.safetensors").stat().st_mtime_ns
-    run_study(finished.experiment, tmp_path, device="cpu", resume=True, synthetic=True)
-    assert (tmp_path / "stages/k2-f1/model.safetensors").stat().st_mtime_ns == first, "a finished model was made again"
-    for name in ("per_case.csv", "folds.csv", "matrix.csv", "stages/k2-f1/model.safetensors",
-                 "stages/k2-f2/model.safetensors", "stages/k2-f2/history.csv"):  # fmt: skip
-        assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
-
-
-@pytest.mark.slow
-def test_another_study_is_refused(finished):
-    with pytest.raises(InputError, match="already holds a run"):
-        run_study(finished.experiment, finished.folder, synthetic=True)
-    other = with_overrides(finished.experiment, ["training.seed=9"])
-    with pytest.raises(InputError, match=r"training\.seed: 0 -> 9"):
-        run_study(other, finished.folder, resume=True, synthetic=True)
 
 
 @pytest.mark.slow

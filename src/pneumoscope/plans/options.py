@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pneumoscope.errors import InputError
-from pneumoscope.options import option
-
-_BOX = re.compile(r"(\d+)[x,](\d+)[x,](\d+)")
+from pneumoscope.options import option, sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +26,18 @@ class PlanOptions:
     patience: int | None = option(None, "Stop after N without gain.", metavar="N", low=1)
     max_minutes: float | None = option(None, "Stop after about so long.", metavar="M", low=0)
     batch_size: int | None = option(None, "Slices, or boxes, a step.", metavar="N", low=1)
-    patch: str | None = option(None, "3d: voxels of the box it sees.", metavar="SLICESxROWSxCOLUMNS")
+    patch: tuple[int, ...] | None = option(
+        None, "3d: voxels of the box it sees.", metavar="SLICESxROWSxCOLUMNS", parse=sides
+    )
 
     def __post_init__(self) -> None:
-        if self.patch is not None and not _BOX.fullmatch(self.patch.strip().lower()):
-            raise InputError(f"{self.patch!r} is no box; expected SLICESxROWSxCOLUMNS, e.g. 48x64x64")
+        if self.patch is not None and len(self.patch) != 3:
+            raise InputError(f"{self.patch} is no box; expected SLICESxROWSxCOLUMNS, e.g. 48x64x64")
 
     def values(self) -> dict[str, Any]:
         """Arguments of `plans.data.plan_for` beside the data, the folder and the common options."""
-        others = {
-            name: value for name, value in vars(self).items() if name not in ("plan_only", "max_minutes", "folds")
-        }
-        box = self.patch and _BOX.fullmatch(self.patch.strip().lower())
-        return others | {"patch": tuple(int(n) for n in box.groups()) if box else None}
+        apart = ("plan_only", "max_minutes", "folds")
+        return {name: value for name, value in vars(self).items() if name not in apart}
 
 
 @dataclass(frozen=True, kw_only=True)

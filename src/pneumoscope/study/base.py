@@ -116,7 +116,10 @@ class Modality(ABC):
     @property
     def context(self) -> StudyContext:
         """What learners work with."""
-        return StudyContext(self.experiment, {}, self.folder, self.device, self.resume, self.progress)
+        return StudyContext(
+            self.experiment, {}, self.folder, self.device, self.resume, self.progress, trust=self.options.trust,
+            labels=self.options.labels,
+        )  # fmt: skip
 
     @abstractmethod
     def check(self) -> None:

@@ -7,6 +7,7 @@ without a mask is met, and never when all sets have masks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from pneumoscope import components
 from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
-from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudyDataset, build_set, find_cases, set_names
 from pneumoscope.study.learners.base import StudyContext
@@ -37,37 +37,17 @@ SURE, SMALLEST_SHARE = 0.5, 0.005
 """In pictures: probability from which a pixel is lung, and the share of the picture below which a piece is none."""
 
 
-class LungSupply:
-    """Finds the lungs of a scan; trains its network when first asked.
+@dataclass
+class LungSupply(StudyContext):
+    """Finds the lungs of a scan; trains its network when first asked, on those of `sets` that `lung.sites` names."""
 
-    Args:
-        experiment: the study.
-        sets: the sets that are ready, by number; those of `experiment.lung.sites` must be among them when asked.
-        folder: the study folder.
-        device: for training and prediction.
-        resume: take a finished network from the folder.
-        progress: called about training.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        sets: Mapping[int, StudyDataset],
-        folder: Path,
-        *,
-        device: str = "auto",
-        resume: bool = False,
-        progress: Progress = silent,
-    ) -> None:
-        self.experiment, self.sets, self.folder = experiment, sets, folder
-        self.device, self.resume, self.progress = device, resume, progress
-        self._model: TrainedModel | None = None
-        self._finder: LungFinder | None = None
+    _model: TrainedModel | None = None
+    _finder: LungFinder | None = None
 
     @property
     def model_folder(self) -> Path:
         """Where the network lies once it is trained."""
-        return self.folder / "stages" / LUNG_STAGE
+        return self.stage_folder(LUNG_STAGE)
 
     def network(self) -> TrainedModel:
         """The trained network.
@@ -141,7 +121,7 @@ class LungSupply:
         )
         channels = slice(0, job.in_channels)
         return train_stage(
-            StudyContext(experiment, {}, self.folder, self.device, self.resume, self.progress),
+            self,
             job,
             (train.images[:, channels], _lung(train.lungs), _names(train)),
             (val.images[:, channels], _lung(val.lungs), _names(val)),
@@ -178,28 +158,21 @@ def _names(slices: SliceSet) -> list[str]:
 
 
 def open_sets(
-    experiment: Experiment,
-    folder: Path,
-    roots: Mapping[int, Path],
-    *,
-    device: str = "auto",
-    resume: bool = True,
-    masks: Mapping[int, Path] | None = None,
-    progress: Progress = silent,
-) -> dict[int, StudyDataset]:
+    experiment: Experiment, folder: Path, roots: Mapping[int, Path], *, masks: Mapping[int, Path] | None = None,
+    **context: Any,
+) -> dict[int, StudyDataset]:  # fmt: skip
     """Read every set, those that teach the lung network first, as the others may need it.
 
     Args:
         experiment: the study.
         folder: the study folder; splits and the lung network are there or are written.
         roots: folder by set number; none for synthetic sites.
-        device: for the lung network.
-        resume: take a finished lung network from the folder.
         masks: folders of lung masks made elsewhere, by set number.
-        progress: called about every set.
+        context: ``device``, ``resume`` (True by default) and ``progress``, see `StudyContext`.
     """
     sets: dict[int, StudyDataset] = {}
-    lungs = LungSupply(experiment, sets, folder, device=device, resume=resume, progress=progress)
+    lungs = LungSupply(experiment, sets, folder, **{"resume": True, **context})
+    progress = lungs.progress
     cases = find_cases(experiment, roots, folder, progress, lungs=masks)
     teachers, names = experiment.lung.sites, set_names(experiment, cases)
     for site in sorted(experiment.data.sites, key=lambda s: (s.number not in teachers, s.number)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,9 @@ class Transfer(Modality):
     def read(self) -> None:
         """Read every set, those that teach the lung network first, as the others may need it."""
         self.sets: dict[int, StudyDataset] = open_sets(
-            self.experiment,
-            self.folder,
-            self.roots,
-            device=self.device,
-            resume=self.resume,
-            masks=self.masks,
+            self.experiment, self.folder, self.roots, masks=self.masks, device=self.device, resume=self.resume,
             progress=self.progress,
-        )
+        )  # fmt: skip
 
     def mark(self) -> str:
         """See `Modality`."""
@@ -89,10 +85,7 @@ class Transfer(Modality):
     @cached_property
     def maker(self) -> StageMaker:
         """Makes the stages, and knows those made."""
-        return StageMaker(
-            self.experiment, self.sets, self.folder, device=self.device, resume=self.resume, progress=self.progress,
-            trust=self.options.trust, labels=self.options.labels,
-        )  # fmt: skip
+        return StageMaker(**vars(replace(self.context, sets=self.sets)))
 
     @cached_property
     def scorer(self) -> Scorer:
