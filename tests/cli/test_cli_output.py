@@ -42,6 +42,17 @@ def test_no_bar_without_a_terminal_or_when_quiet(monkeypatch, capsys, terminal, 
     assert ("computed again" in capsys.readouterr().err) == (not quiet)
 
 
+@pytest.mark.parametrize(("terminal", "lines"), [(False, 1), (True, 3)])
+def test_a_long_error_breaks_between_words_on_a_terminal_only(monkeypatch, capsys, terminal, lines):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "error: " + "a folder without scans; " * 4
+    output.remark(text)
+    shown = capsys.readouterr().err.splitlines()
+    assert (len(shown), max(map(len, shown)) <= 40) == (lines, terminal)
+    assert " ".join(" ".join(shown).split()) == text.strip()
+
+
 def test_bar_on_a_terminal_goes_to_stderr_without_colours(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")

@@ -116,7 +116,7 @@ def list_given(paths: Sequence[str], series: str, common: Common) -> tuple[ScanR
     with progress_for(common) as progress:
         listing = list_scans(paths, series=series, progress=progress)
     if not common.quiet and (listing.ignored or (len(listing.scans) > 1 and sys.stderr.isatty())):
-        remark(wrapped(listing.sentence()))
+        remark(listing.sentence())
     return listing.scans
 
 

@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from pneumoscope.cli.options import Common
 from pneumoscope.errors import printable
@@ -42,12 +42,12 @@ def say(text: str = "") -> None:
 def remark(text: str) -> None:
     """A line beside the results, on stderr. A reader that has gone does not stop the work."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, stream: TextIO | None = None) -> str:
     """A line for people, broken between words where a terminal is narrower; in a pipe it stays one line."""
-    if not sys.stdout.isatty():
+    if not (stream or sys.stdout).isatty():
         return text
     indent = " " * (len(text) - len(text.lstrip()) + 2)
     width = shutil.get_terminal_size().columns
