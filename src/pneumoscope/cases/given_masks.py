@@ -85,14 +85,15 @@ class _Finder:
     def __call__(self, scan: ScanRef) -> Path:
         if self.single:
             return Path(self.source)
-        tried = [scan.case, re.sub(r"_0000$", "", scan.case)]
-        found = next((path for name in tried for path in self._candidates(name) if path.exists()), None)
-        if found is not None and not self.is_pattern and suffix_of(found) != ".seg.nrrd":  # Slicer's lie beside scans
+        tried = dict.fromkeys([scan.case, re.sub(r"_0000$", "", scan.case)])
+        there = [path for name in tried for path in self._candidates(name) if path.exists()]
+        found = there[0] if there else None
+        if found is not None and suffix_of(found) != ".seg.nrrd":  # Slicer puts it beside the scan
             stem = found.name.removesuffix(suffix_of(found))
-            names = [f"{stem}{suffix}" for suffix in SUFFIXES if found.with_name(f"{stem}{suffix}").is_file()]
-            if len(names) > 1:
+            other = next((p for p in there[1:] if p.name.removesuffix(suffix_of(p)) == stem), None)
+            if other is not None:
                 raise InputError(
-                    f"{self.option}: there are two masks of {scan.case}, {names[0]} and {names[1]}; keep one",
+                    f"{self.option}: there are two masks of {scan.case}, {found.name} and {other.name}; keep one",
                     path=self.source,
                 )
         found = found or self._of_series(scan)

@@ -21,10 +21,8 @@ from pneumoscope.cli import (
     cache,
     cases,
     cluster,
-    compare,
     data,
     doctor,
-    evaluate,
     model,
     study,
     train,
@@ -80,8 +78,6 @@ def version(common: Common) -> None:
 
 for verb_group in (
     cases,
-    compare,
-    evaluate,
     data,
     study,
     train,

@@ -1,18 +1,19 @@
-"""`pneumoscope segment` and `quantify`: scans in, case folders out; what they print, and how they end."""
+"""`pneumoscope segment`, `quantify`, `compare` and `evaluate`: scans and masks in; what they print, how they end."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cases.options import QuantifyOptions, SegmentOptions
+from pneumoscope.cases.options import ModelOptions, QuantifyOptions, SegmentOptions
 from pneumoscope.cli.options import WHERE, Common, common_options
-from pneumoscope.cli.output import progress_for, remark, say, say_json, wrapped
+from pneumoscope.cli.output import interval, number, progress_for, remark, say, say_json, say_table, wrapped
 from pneumoscope.errors import InputError, RunError, printable
+from pneumoscope.metrics.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
@@ -54,6 +55,8 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("segment")(segment)
     app.command("quantify")(quantify)
+    app.command("compare")(compare)
+    app.command("evaluate")(evaluate)
 
 
 @common_options("device", "precision", "seed", *WHERE, "overwrite", "resume", options=SegmentOptions)
@@ -183,3 +186,94 @@ def _without_place(message: str, name: str) -> str:
     place, colon, reason = rest.partition(": ")
     named = colon and (name in place or "/" in place)
     return f"{code}{bracket}{reason if named else rest}"
+
+
+@common_options("device", "precision", "overwrite", "resume", options=ModelOptions)
+def compare(
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="The first date: a case folder, or a scan.")],
+    followup: Annotated[Path, typer.Argument(metavar="FOLLOWUP", help="A later date of the same patient.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
+    common: Common,
+    options: ModelOptions,
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="MORE", help="Further dates of that patient, in order.")
+    ] = None,
+) -> None:
+    """Compare two or more scans of one patient.
+
+    Says what is new, resolved and persistent, per lung and zone. Takes case folders that segment or quantify wrote, or
+    scans, which are segmented first. Scans that cannot be registered (another patient, a mirrored scan, half
+    of the lungs) are refused. A difference below the noise floor is called no measurable change.
+    """
+    from pneumoscope.cases.followup import compare_cases
+
+    with progress_for(common) as progress:
+        result = compare_cases(
+            [baseline, followup, *(more or [])], out, options=SegmentOptions(**vars(options)),
+            overwrite=common.overwrite, resume=common.resume, progress=progress,
+        )  # fmt: skip
+    if common.json:
+        say_json({"out": out, **result.as_dict()})
+        return
+    from pneumoscope.reports.compare import sentence
+
+    for change in result.as_dict()["changes"]:
+        say(f"{change['followup']}: {change['verdict']}. {sentence(change)}")
+    say(f"written to {out}")
+
+
+@common_options(*WHERE, "overwrite", "resume", options=EvaluateOptions)
+def evaluate(
+    prediction: Annotated[
+        Path, typer.Option("--input", "-i", metavar="PRED", help="The mask or folder of masks to score.")
+    ],
+    reference: Annotated[
+        Path, typer.Option("--reference", "-r", metavar="REF", help="The reference mask, or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")],
+    common: Common,
+    options: EvaluateOptions,
+) -> None:
+    """Score predicted masks against reference masks.
+
+    Masks are matched by case name. Writes per_case.csv, one row per case and label, and summary.json with means and
+    95 % intervals. A case that cannot be scored is listed and the others are scored; the exit code is then 1.
+    """
+    from pneumoscope.metrics.folders import CasesFailedError, evaluate_folders
+
+    failed: CasesFailedError | None = None
+    try:
+        with progress_for(common) as progress:
+            summary: Mapping[str, Any] = evaluate_folders(
+                prediction, reference, out, options, overwrite=common.overwrite, resume=common.resume,
+                progress=progress,
+            )  # fmt: skip
+    except CasesFailedError as problem:
+        failed, summary = problem, problem.summary
+    _show_scores(summary, out, common)
+    if failed:
+        raise failed
+
+
+def _show_scores(summary: Mapping[str, Any], out: Path, common: Common) -> None:
+    if common.json:
+        say_json(summary)
+        return
+    say_table(
+        ("label", "cases", "dice", "95 % interval", "iou", "precision", "recall", "nsd", "hd95 mm", "infinite"),
+        [
+            (
+                label,
+                found["cases"],
+                number(found["dice"]["mean"]),
+                interval(found["dice"]["low"], found["dice"]["high"]),
+                *(number(found[name]["mean"]) for name in ("iou", "precision", "recall", "nsd", "hd95")),
+                found["n_infinite"],
+            )
+            for label, found in summary["labels"].items()
+        ],
+    )
+    together = summary["scored_as_one"]
+    for case, why in list(together.items())[:1]:
+        say(f"{len(together)} of {summary['cases']} cases: {why} (any); first: {case}")
+    say(f"written to {out}")
