@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from lungs import scans
 from painted_lesions import paint_lesions
-from pneumoscope.datasets.phantom.lesions import LesionPlan
+from pneumoscope.datasets.phantom.patient import LesionPlan
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from painted_lesions import paint_lesions
-from pneumoscope.datasets.phantom.lesions import LesionPlan
+from pneumoscope.datasets.phantom.patient import LesionPlan
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.io.read import read_volume
 from pneumoscope.models.unet import UNet
-from pneumoscope.preprocess.lung_crop import LungCrop
+from pneumoscope.preprocess.slices import LungCrop
 from pneumoscope.preprocess.slices import resize_nearest, to_slices
 from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.volume import Mask, Volume

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.datasets.case import LabelledScan
-from pneumoscope.datasets.phantom.lesions import PLACING_STEP_MM, LesionPlan, Lesions, Room, place_in
+from pneumoscope.datasets.phantom.patient import PLACING_STEP_MM, LesionPlan, Lesions, Room, place_in
 from pneumoscope.datasets.phantom.shapes import Field, Lattice, Positions, smoothstep
 from pneumoscope.errors import DatasetError
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume

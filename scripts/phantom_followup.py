@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.phantom.lesions import NO_LESION, LesionPlan, Lesions, place_lesions
+from pneumoscope.datasets.phantom.patient import NO_LESION, LesionPlan, Lesions, place_lesions
 from pneumoscope.datasets.phantom.patient import Patient, draw_patient
 from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, true_labels
 from pneumoscope.datasets.phantom.shapes import Positions

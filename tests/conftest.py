@@ -89,24 +89,25 @@ def tilted() -> Grid:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """DICOM is read and written by the same code and the same JSON in this process: a second faster per call."""
-    from pneumoscope.io.dicom import process, worker
+    from pneumoscope.io.dicom import read as reading
+    from pneumoscope.io.dicom import worker
 
     def exchange(asked: dict[str, Any], stream: BinaryIO | None = None) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reply = json.dumps(worker.answer(json.loads(json.dumps(asked)), stream))
-        return process.understood(reply.encode(), 0, asked)
+        return reading.understood(reply.encode(), 0, asked)
 
     def read(_: object, path: Path, case: str, least_side: int | None) -> tuple[Any, dict[str, Any]]:
-        asked = process.request_for(path, "radiograph", process._LIMITS, True, case) | {"least_side": least_side}
-        with process.scratch() as (stream, name):
+        asked = reading.request_for(path, "radiograph", reading._LIMITS, True, case) | {"least_side": least_side}
+        with reading.scratch() as (stream, name):
             reply = exchange(asked | {"out": name}, stream)
             stream.seek(0)
             return np.frombuffer(stream.read(), "<f4").reshape(reply["shape"]).astype(np.float32), reply
 
     monkeypatch.setenv("PNEUMOSCOPE_SALT", "only for tests")
-    monkeypatch.setattr(process, "exchange", exchange)
-    monkeypatch.setattr(process.DicomReaders, "read", read)
+    monkeypatch.setattr(reading, "exchange", exchange)
+    monkeypatch.setattr(reading.DicomReaders, "read", read)
 
 
 @pytest.fixture

@@ -25,53 +25,28 @@ if TYPE_CHECKING:
         run_study,
         segment,
         train,
-    )
+    )  # fmt: skip
     from pneumoscope.errors import PneumoscopeError
     from pneumoscope.geometry import Grid
     from pneumoscope.study.engine import score_study
     from pneumoscope.volume import Mask, Volume
 
-_CALLS = (
-    "audit", "classify", "compare", "compare_studies", "convert", "crossval", "evaluate", "quantify", "read_mask",
-    "read_scan", "run_study", "segment", "train",
-)  # fmt: skip
-_HOMES = {
-    **dict.fromkeys(_CALLS, "api"),
-    "score_study": "study.engine",
-    "Grid": "geometry",
-    "Volume": "volume",
-    "Mask": "volume",
-    "PneumoscopeError": "errors",
-}
-"""Public name -> its module; loaded on first use, so that `import pneumoscope` costs nothing."""
-
 __all__ = [
-    "Grid",
-    "Mask",
-    "PneumoscopeError",
-    "Volume",
-    "__version__",
-    "audit",
-    "classify",
-    "compare",
-    "compare_studies",
-    "convert",
-    "crossval",
-    "evaluate",
-    "quantify",
-    "read_mask",
-    "read_scan",
-    "run_study",
-    "score_study",
-    "segment",
+    "Grid", "Mask", "PneumoscopeError", "Volume", "__version__", "audit", "classify", "compare", "compare_studies",
+    "convert", "crossval", "evaluate", "quantify", "read_mask", "read_scan", "run_study", "score_study", "segment",
     "train",
-]
+]  # fmt: skip
+_HOMES = {
+    "Grid": "geometry", "Mask": "volume", "PneumoscopeError": "errors", "Volume": "volume",
+    "score_study": "study.engine",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """A public name, from `_HOMES` or the `api`; loaded on first use, so that `import pneumoscope` costs nothing."""
+    if name not in __all__:
         raise AttributeError(f"module 'pneumoscope' has no attribute {name!r}")
-    return getattr(import_module(f"pneumoscope.{_HOMES[name]}"), name)
+    return getattr(import_module(f"pneumoscope.{_HOMES.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

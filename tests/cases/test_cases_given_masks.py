@@ -13,7 +13,7 @@ from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import LPS_TO_RAS
-from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.io.scans import ScanRef
 from pneumoscope.severity.regions import LOBES, LUNGMASK_ORDER, TOTALSEGMENTATOR_ORDER, lobe_lookup
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 

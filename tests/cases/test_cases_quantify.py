@@ -16,8 +16,7 @@ from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import RUNS
-from pneumoscope.io.scan_ref import ScanRef
-from pneumoscope.io.scans import find_scans
+from pneumoscope.io.scans import ScanRef, find_scans
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.plans.train import MARKERS
 from pneumoscope.study.folder import open_folder

@@ -15,10 +15,9 @@ from grids import all_axis_codes, build_grid
 from pneumoscope.cases.audit import audit_dataset
 from pneumoscope.cases.options import AuditOptions
 from pneumoscope.datasets.audit.anatomy import FLIPS, best_flip, look
-from pneumoscope.datasets.audit.case import differences, judge_case
+from pneumoscope.datasets.audit.case import RawCase, RawMask, differences, judge_case
 from pneumoscope.datasets.audit.duplicates import content_hash, find_duplicates, fingerprint, similarity
 from pneumoscope.datasets.audit.infiltrate import Scene, infiltrate_pieces
-from pneumoscope.datasets.audit.raw import RawCase, RawMask
 from pneumoscope.datasets.audit.repair import file_index, repair_case
 from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, REPAIRS, AuditFinding, AuditRules, ranked, spotted
 from pneumoscope.datasets.case import Case

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.datasets.case import Case, LabelledScan
-from pneumoscope.datasets.formats.lung_masks import PATTERNS, with_lung_masks
+from pneumoscope.datasets.formats.manifest import PATTERNS, with_lung_masks
 from pneumoscope.errors import DatasetError, PneumoscopeError
 from pneumoscope.io.write import write_mask
 from pneumoscope.volume import LUNG_LABELS, Mask

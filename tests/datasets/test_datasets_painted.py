@@ -3,7 +3,7 @@ import pytest
 
 from painted_lesions import paint_lesions
 from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.datasets.phantom.lesions import LesionPlan
+from pneumoscope.datasets.phantom.patient import LesionPlan
 from pneumoscope.errors import DatasetError
 from pneumoscope.volume import Mask, Volume
 

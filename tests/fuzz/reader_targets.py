@@ -21,9 +21,9 @@ import dicom_making as making
 from border_files import chest, grid_of, nifti_bytes
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom import process
 from pneumoscope.io.dicom import read as dicom
-from pneumoscope.io.dicom.process import DicomReaders, _Child
+from pneumoscope.io.dicom import read as reading
+from pneumoscope.io.dicom.read import DicomReaders, _Child
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.io.read import read_mask, read_volume
 from pneumoscope.io.write import write_volume
@@ -90,7 +90,7 @@ class KeptProcess:
         self._child = _Child()
 
     def exchange(self, request: dict[str, Any], stream: BinaryIO | None) -> dict[str, Any]:
-        """What `process.exchange` does."""
+        """What `reading.exchange` does."""
         if not self._child.alive:
             self._child.close()
             self._child = _Child()
@@ -110,7 +110,7 @@ def read_slices(path: Path) -> None:
     if _kept is None:
         _kept = KeptProcess()
         atexit.register(_kept.close)
-        process.exchange = _kept.exchange
+        reading.exchange = _kept.exchange
     dicom.read_dicom(path, min_slices=1, any_modality=True)
 
 

@@ -10,7 +10,7 @@ from pneumoscope.inference.maps import infiltrate_mask
 from pneumoscope.inference.segmenter import Segmenter, segment_volume
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.lung_crop import LungCrop
+from pneumoscope.preprocess.slices import LungCrop
 from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 

@@ -22,7 +22,7 @@ from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
 from pneumoscope.geometry import LPS_TO_RAS
-from pneumoscope.io.dicom import process
+from pneumoscope.io.dicom import read as reading
 from pneumoscope.io.dicom import worker as dicom_worker
 from pneumoscope.io.dicom.read import ReadLimits, is_dicom, list_series, read_dicom
 from pneumoscope.io.dicom.search import single
@@ -330,7 +330,7 @@ def test_a_crashing_process_is_one_error(tmp_path: Path, own_process: None, monk
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\nread line\nkill -{signal.SIGSEGV.value} $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr(process.sys, "executable", str(script))
+    monkeypatch.setattr(reading.sys, "executable", str(script))
     with pytest.raises(ReadError, match=r"IN-DCM-102.*status -11"):
         read_dicom(folder)
 
@@ -350,7 +350,7 @@ def test_an_unforeseen_failure_tells_its_place_but_no_values(
     import io
     import sys
 
-    request = {**process.request_for(tmp_path, "list", ReadLimits(), False)}
+    request = {**reading.request_for(tmp_path, "list", ReadLimits(), False)}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request) + "\n"))
     monkeypatch.setattr(dicom_worker, "limit_process", lambda *limits: None)
 
@@ -362,7 +362,7 @@ def test_an_unforeseen_failure_tells_its_place_but_no_values(
     reply = capsys.readouterr().out
     assert "SECRET" not in reply
     with pytest.raises(ReadError, match=r"IN-DCM-102.*KeyError at test_io_dicom.py"):
-        process.understood(reply.encode(), 0, request)
+        reading.understood(reply.encode(), 0, request)
 
 
 def test_missing_path() -> None:

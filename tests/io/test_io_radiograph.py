@@ -285,17 +285,17 @@ def test_a_png_whose_last_rows_were_never_written_is_refused_and_a_black_end_is_
 
 
 def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monkeypatch, own_process):
-    from pneumoscope.io.dicom import process
-    from pneumoscope.io.dicom.process import DicomReaders
+    from pneumoscope.io.dicom import read as reading
+    from pneumoscope.io.dicom.read import DicomReaders
 
     began = []
 
-    class Counted(process._Child):
+    class Counted(reading._Child):
         def __init__(self) -> None:
             began.append(self)
             super().__init__()
 
-    monkeypatch.setattr(process, "_Child", Counted)
+    monkeypatch.setattr(reading, "_Child", Counted)
     stored = ramp().astype(np.uint16) * 16
     files = [dicom(tmp_path / f"{n}.dcm", stored + n) for n in range(3)]
     bad = dicom(tmp_path / "ct.dcm", stored, modality="CT")
@@ -317,10 +317,10 @@ def test_one_process_reads_many_dicom_files_and_a_crash_costs_one(tmp_path, monk
 
 
 def test_a_file_that_takes_too_long_ends_its_process(tmp_path, monkeypatch, own_process):
-    from pneumoscope.io.dicom import process
+    from pneumoscope.io.dicom import read as reading
     from pneumoscope.io.dicom.read import ReadLimits
 
-    monkeypatch.setattr(process, "_LIMITS", ReadLimits(wall_s=0, memory_mib=2048))
+    monkeypatch.setattr(reading, "_LIMITS", ReadLimits(wall_s=0, memory_mib=2048))
     with pytest.raises(ReadError, match="IN-DCM-101"):
         read_radiograph(dicom(tmp_path / "a.dcm", ramp()))
 

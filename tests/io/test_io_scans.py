@@ -19,8 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.io.kinds import MAX_CASE_BYTES, case_name, kind_of, suffix_of
 from pneumoscope.io.read import read_volume
-from pneumoscope.io.scan_ref import ScanRef, read_manifest
-from pneumoscope.io.scans import find_scans, list_scans
+from pneumoscope.io.scans import ScanRef, find_scans, list_scans, read_manifest
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.volume import Mask, Volume
 
@@ -481,7 +480,7 @@ def test_manifest_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "list.csv").write_bytes(b"case,image\n\xff\xfe,x\n")
     with pytest.raises(InputError, match="UTF-8"):
         find_scans(tmp_path / "list.csv")
-    monkeypatch.setattr("pneumoscope.io.scan_ref.MAX_BYTES", 5)
+    monkeypatch.setattr("pneumoscope.io.scans.MAX_BYTES", 5)
     with pytest.raises(InputError, match="larger than"):
         find_scans(tmp_path / "list.csv")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.cases.audit_case import content_of_case, judge_one
 from pneumoscope.cases.options import AuditOptions
+from pneumoscope.datasets.audit.case import read_raw
 from pneumoscope.datasets.audit.duplicates import (
     Fingerprint,
     find_duplicates,
@@ -24,7 +25,6 @@ from pneumoscope.datasets.audit.duplicates import (
     pack_print,
     unpack_print,
 )
-from pneumoscope.datasets.audit.raw import read_raw
 from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, AuditFinding, ranked
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link

@@ -6,9 +6,8 @@ from base64 import b64encode
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from pneumoscope.datasets.audit.case import Judged, differences, judge_case
+from pneumoscope.datasets.audit.case import Judged, RawCase, differences, judge_case, read_raw
 from pneumoscope.datasets.audit.duplicates import fingerprint, pack_print
-from pneumoscope.datasets.audit.raw import RawCase, read_raw
 from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError

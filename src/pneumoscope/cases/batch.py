@@ -24,7 +24,7 @@ from pneumoscope.reports.case import CaseContent
 
 if TYPE_CHECKING:
     from pneumoscope.cases.options import CaseOptions
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
 
 RUN_FILE = "run.json"
 

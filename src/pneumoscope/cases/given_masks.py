@@ -19,7 +19,7 @@ from pneumoscope.severity.regions import LUNGMASK_ORDER, TOTALSEGMENTATOR_ORDER,
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named
 
 if TYPE_CHECKING:
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
 
 Part = Literal["lungs", "lobes", "infiltrate"]
 SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".dcm")
@@ -165,7 +165,7 @@ def mask_file(case: str, folder: str | Path) -> Path:
     Raises:
         InputError: there is none, or there are two.
     """
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
 
     return _Finder(str(folder), "infiltrate", 1, "--predictions")(ScanRef(case, Path(case)))
 

@@ -16,7 +16,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.files import atomic_path, csv_text
 
 if TYPE_CHECKING:
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
     from pneumoscope.jobs.run import Outcome
 
 FOLDER, KEY_FILE, ERRORS_FILE = "private", "key.csv", "errors.csv"

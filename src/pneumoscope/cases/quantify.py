@@ -18,7 +18,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
 
 if TYPE_CHECKING:
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
     from pneumoscope.jobs.run import Step
 
 

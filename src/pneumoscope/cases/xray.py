@@ -32,7 +32,7 @@ from pneumoscope.inference.radiographs import (
     RadiographClassifier,
     with_findings_applied,
 )
-from pneumoscope.io.dicom.process import DicomReaders
+from pneumoscope.io.dicom.read import DicomReaders
 from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.jobs.lock import locks

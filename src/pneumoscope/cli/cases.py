@@ -17,7 +17,7 @@ from pneumoscope.metrics.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
 
 SHOWN_NAMES = 3
 """Of the cases that failed for one reason; all are in the table."""

@@ -54,11 +54,8 @@ def entry_of(
     Nothing is kept where the cache cannot name the case (`content_of`), or where its files change while they are read.
 
     Args:
-        cache: None makes it.
-        case: whose files and reader name the entry.
         kind: what is stored, e.g. ``slices``.
         settings: JSON values that shape it besides.
-        make: loads and works on the case.
     """
 
     def content() -> dict[str, Any] | None:
@@ -85,7 +82,6 @@ def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[s
     was given them: a dataset that was moved is read again.
 
     Args:
-        case: the case.
         stamps: folder for remembered sums.
         trust_stamps: believe that a file whose stamp is unchanged is unchanged.
 

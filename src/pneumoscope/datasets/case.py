@@ -167,7 +167,6 @@ def in_subset(case: Case, subset: str) -> bool:
     """Whether a published count with the suffix ``@subset`` counts this case (see `DatasetInfo.expected`).
 
     Args:
-        case: any case.
         subset: empty for all cases, `MASKS` for those with an infiltrate file, else a `Case.source`.
     """
     if subset == MASKS:

@@ -115,10 +115,7 @@ def check_dataset(
     """Check a dataset on disk, one scan in memory at a time.
 
     Args:
-        name: of the dataset.
-        root: its folder or table.
         quick: check the listing only: names, pairs, empty files; nothing is opened.
-        progress: called per case.
 
     Raises:
         DatasetError: the folder is not that dataset at all.
@@ -205,7 +202,7 @@ def _listed(case: Case, root: Path) -> _Seen:
 
 def _read(case: Case, found: _Seen) -> None:
     """Read every file of a case to its end; what is wrong becomes a problem."""
-    from pneumoscope.datasets.audit.raw import read_raw
+    from pneumoscope.datasets.audit.case import read_raw
     from pneumoscope.io.masks import fit_mask
     from pneumoscope.volume import Mask, present_labels
 

@@ -256,10 +256,8 @@ def convert_dataset(
 
     Args:
         name: a key of `pneumoscope.datasets.registry.DATASETS`.
-        root: its folder.
         out: the folder to write; new, empty, or one that an earlier conversion made.
         overwrite: replace an earlier conversion; nothing else in the folder is touched.
-        progress: called after each case.
         options: fields of `pneumoscope.datasets.options.ConvertOptions`: to, labels.
 
     Raises:

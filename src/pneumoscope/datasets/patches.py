@@ -203,7 +203,6 @@ def draw_centre(
     """The middle (3,) of a random box, in voxels; the box lies inside the volume wherever it fits into it.
 
     Args:
-        volume: to cut from.
         patch: (d, h, w) of the box.
         foreground: probability that a voxel of the last class lies in the box; without such voxels the box is anywhere.
         rng: three or four numbers are drawn from it, whatever comes of them.

@@ -236,7 +236,6 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
 
     Args:
         name: a key of `DATASETS`.
-        root: its folder.
         options: keywords of the set's own reader, e.g. ``eight_bit="refuse"`` of covid19ctseg.
 
     Raises:

@@ -129,7 +129,6 @@ def build_slice_set(
 
     Args:
         cases: where the scans come from; each is loaded once and let go.
-        recipe: windows, size and what to keep.
         lungs_for: supplies the lung mask of cases that store none; None refuses such cases.
         progress: called with (cases done, cases in all).
         cache: keeps the slices of each case, so that no scan is read a second time; the result is the same to the bit.

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import ModelError
-from pneumoscope.preprocess.lung_crop import LungCrop
-from pneumoscope.preprocess.slices import resize_linear, resize_nearest
+from pneumoscope.preprocess.slices import LungCrop, resize_linear, resize_nearest
 from pneumoscope.preprocess.windows import Appearance, HuWindow, model_input, window_channels
 
 

@@ -34,7 +34,6 @@ def atomic_path(path: str | Path, *, synced: bool = True) -> Iterator[Path]:
     new one, never a part.
 
     Args:
-        path: the file.
         synced: without it, a file is whole after the process was killed but may be lost when the power goes: for what
             is cheap to make again, as a sync takes milliseconds.
 
@@ -127,8 +126,6 @@ def read_json(
 
     Args:
         path: the file; a byte order mark is allowed.
-        expected: Python type(s) of the whole document.
-        error: class of the exception.
         remedy: what the reader of the message can do; ends it.
 
     Returns:
@@ -279,7 +276,6 @@ def prepare_folder(path: str | Path, *, marker: str, overwrite: bool = False, re
     """Make an output folder; refuse one that holds another run.
 
     Args:
-        path: the folder.
         marker: a file name that tells a finished or started run of this kind, e.g. ``run.json``. A JSON marker with
             ``"results": 0`` (every case failed) does not count.
         overwrite: write over what is there (files are replaced one by one, nothing else is deleted).

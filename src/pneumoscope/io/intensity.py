@@ -83,7 +83,6 @@ def require_hu(values: NDArray[np.generic], *, family: str = "IN-NII", path: str
     Args:
         values: finite, any shape, real values (slope and intercept applied).
         family: start of the code, ``IN-NII``, ``IN-ITK`` or ``IN-DCM``.
-        path: file for the message.
 
     Raises:
         ReadError: row 67.
@@ -108,8 +107,6 @@ def check_content(
 
     Args:
         values: finite, any shape, HU.
-        family: start of the code.
-        path: file for the message.
 
     Raises:
         ReadError: row 68.
@@ -162,8 +159,6 @@ def fill_nonfinite(
     Args:
         hu: stored order, shape of `native`.
         native: the grid, which tells the axial planes.
-        family: start of the code.
-        path: file for the message.
 
     Raises:
         ReadError: row 57.

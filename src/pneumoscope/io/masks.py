@@ -185,10 +185,7 @@ def fit_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path
     """The mask on exactly `grid`, when it lies there within tolerance; otherwise a refusal that says how it is off.
 
     Args:
-        mask: labels.
         grid: the scan's `Volume.grid`.
-        what: name for the message.
-        path: file for the message.
 
     Raises:
         ReadError: IN-MSK-069: another shape, mirrored, shifted (half a voxel is named), or another spacing.

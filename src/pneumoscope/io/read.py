@@ -80,7 +80,6 @@ def read_mask(
     Args:
         path: the file, or a folder called ``X.nii`` that holds one; or an image that is read already.
         names: label numbers that are allowed, and what they mean.
-        threshold: see rule 1.
         scan: the grid of its scan, when that is known: a mask of more than twice its voxels is refused unread.
 
     Raises:
@@ -132,10 +131,7 @@ def read_mask_or_probability(
     Labels stay what they are, whatever the threshold. More than `MOST_LABELS` of them without names are grey levels.
 
     Args:
-        path: the file.
         threshold: voxels above it become label 1; None refuses fractions.
-        read: how labels are read; None for `read_mask`.
-        scan: as in `read_mask`.
 
     Raises:
         InputError: a threshold outside [0, 255).

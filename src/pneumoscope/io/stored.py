@@ -310,9 +310,7 @@ def check_budget(
     """Bytes of voxels, once they are known to be affordable. Nothing is allocated before this.
 
     Args:
-        place: the file, for messages.
         shape: sizes from the header, each at least 1.
-        itemsize: bytes per voxel.
         packed: size of the compressed file and how often its codec can shrink data, or None when it is not compressed.
         sparse: a mask, which is allowed to compress without bound up to `BOMB_FLOOR_VOXELS`.
         scan: the mask's scan, when it is known.

@@ -45,7 +45,6 @@ def write_image(array: NDArray[np.generic], native: Grid, path: str | Path, *, s
     Args:
         array: (i, j, k) RAS+, numbers; float64 and half are stored as float32, booleans as uint8.
         native: the scan's `Volume.native`.
-        path: as for `write_mask`.
         scaled: the array holds bytes of 255ths, stored as they are with slope 1/255 (NIfTI only).
 
     Raises:

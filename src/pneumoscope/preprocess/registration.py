@@ -114,7 +114,6 @@ class Registration:
 
         Args:
             values: (i, j, k) on `source`.
-            source: a grid in the follow-up's space.
             target: a grid in the baseline's space, e.g. the baseline scan's.
             order: 0 nearest neighbour, 1 linear.
             outside: what lies beyond `source`.
@@ -190,7 +189,6 @@ def register(
     Args:
         baseline: fixed.
         followup: moving.
-        rules: see `RegistrationRules`.
         start_mm: added to the first guess, which lays the centres of the lungs over each other; another start ends
             at nearly the same map when the registration is stable.
         seed: which voxels the deformation samples; the same seed gives the same map.

@@ -189,7 +189,7 @@ def find_cases(
         InputError: a set without a case that fits its pattern.
         DatasetError: a case without a mask in its folder of lung masks.
     """
-    from pneumoscope.datasets.formats.lung_masks import with_lung_masks
+    from pneumoscope.datasets.formats.manifest import with_lung_masks
     from pneumoscope.datasets.registry import read_dataset
 
     grey = experiment.preprocessing.intensity == "grey8"

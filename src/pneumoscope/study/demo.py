@@ -19,7 +19,7 @@ from pneumoscope.study.report import write_report
 from pneumoscope.study.scores.matrix import best_stage
 
 if TYPE_CHECKING:
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
 
 CASE_SITE = 1
 """The set whose synthetic hospital the case comes from; the best stage on that set segments it."""
@@ -82,7 +82,7 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
 def _new_patient(experiment: Experiment, folder: Path) -> ScanRef:
     """Write the scan of a patient that is in no set, and what the site's reader annotated on it."""
     from pneumoscope.datasets.phantom.folder import make_phantom
-    from pneumoscope.io.scan_ref import ScanRef
+    from pneumoscope.io.scans import ScanRef
     from pneumoscope.io.write import write_mask, write_volume
 
     site = experiment.site(CASE_SITE).phantom_site

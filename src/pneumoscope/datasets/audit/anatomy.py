@@ -150,10 +150,8 @@ def lung_fit(
     """Whether a lung mask is a mask of this scan: at most one finding, after which nothing else is judged by the mask.
 
     Args:
-        case: its name.
         lungs: (i, j, k) the mask.
         anatomy: what density shows; None where it cannot be judged, and then only emptiness is.
-        rules: thresholds.
     """
     seen = anatomy is not None and anatomy.lung_ml >= rules.least_lung_ml
     if not lungs.any():
@@ -187,9 +185,7 @@ def lung_sides(
     """Right (1) lying on the patient's left: in the whole mask, or in runs of slices.
 
     Args:
-        case: its name.
         labels: (i, j, k) RAS+, 1 = right and 2 = left.
-        grid: of the scan.
         sized: whether millimetres are real.
         rows_are_body: neighbouring slices are neighbours in the body, so that runs make sense.
     """

@@ -93,13 +93,7 @@ def content_hash(values: NDArray[np.floating]) -> str:
 def find_duplicates(
     prints: Sequence[Fingerprint], others: Iterable[Fingerprint] = (), rules: AuditRules | None = None
 ) -> list[AuditFinding]:
-    """Every scan that is a copy of an earlier one of the set, or of one of another set; one finding per copy.
-
-    Args:
-        prints: of the set, in its order.
-        others: of other sets that were named.
-        rules: thresholds.
-    """
+    """Every scan that is a copy of an earlier one of the set, or of one of another set; one finding per copy."""
     rules = rules or AuditRules()
     found: list[AuditFinding] = []
     earlier: list[Fingerprint] = list(others)

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.anatomy import look
-from pneumoscope.datasets.audit.case import Judged, judge_case
-from pneumoscope.datasets.audit.raw import RawCase, RawMask
+from pneumoscope.datasets.audit.case import Judged, RawCase, RawMask, judge_case
 from pneumoscope.datasets.audit.rules import REPAIRS, AuditFinding, AuditRules
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.convert import write_values
@@ -100,10 +99,6 @@ def repair_case(
 
     Args:
         raw: the case as read; its arrays are not changed.
-        kinds: kinds to repair, of `REPAIRS`.
-        rules: thresholds.
-        lungs: lungs found by a model, as for `judge_case`.
-        stacked: as for `judge_case`.
     """
     rules = rules or AuditRules()
     anatomy = look(raw.volume) if raw.hounsfield else None
@@ -163,7 +158,6 @@ def file_index(where: NDArray[np.integer], native: Grid) -> NDArray[np.integer]:
 
     Args:
         where: indices into the RAS+ array.
-        native: the file's grid.
     """
     order, flips = native.reorientation(RAS)
     out = np.empty_like(where)

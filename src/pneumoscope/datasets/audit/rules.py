@@ -79,14 +79,10 @@ def spotted(
     """A finding about voxels: slice, volume and centre are worked out from them.
 
     Args:
-        case: its name.
         kind: key of `KINDS`.
-        severity: see `AuditFinding`.
-        detail: one sentence.
         where: (n, 3) voxel indices, n at least 1.
         grid: RAS+ grid of the scan.
         sized: whether the grid's millimetres are real; if not, volume and centre stay open.
-        mask: the mask concerned.
         confidence: for ranking; by default the number of voxels.
     """
     middle = where.mean(axis=0)

@@ -85,7 +85,6 @@ def read_description(root: str | Path, kind: str) -> Description:
 
     Args:
         root: the dataset's folder or one above.
-        kind: of layout, for messages.
 
     Raises:
         DatasetError: no folder, no description, several, a damaged one.

@@ -86,7 +86,6 @@ def label_map(labels: Mapping[str, Sequence[int]], given: Mapping[str, str] | No
     Args:
         labels: name -> labels on disk; 0 is background whatever it is called.
         given: name -> one of `MEANINGS`, for names not known here or meant otherwise.
-        path: for messages.
 
     Raises:
         DatasetError: a name without a meaning, a meaning that is none, or a label that is right and left lung at once.

@@ -100,9 +100,7 @@ def write_as_filed(mask: Mask, path: str | Path, native: Grid, files: CaseFiles)
 
     Args:
         mask: on the case's grid.
-        path: as for `write_mask`.
         native: `Volume.native` of the case.
-        files: of the case.
     """
     from pneumoscope.io.write import write_mask
 
@@ -136,7 +134,6 @@ def read_labels(path: Path, header: Grid) -> StoredLabels:
     """Labels of one mask file, compared with its scan by shape and then by place.
 
     Args:
-        path: the mask.
         header: the scan's grid by its header.
 
     Raises:
@@ -189,9 +186,7 @@ def map_labels(
     """Labels on disk to labels here; ignored ones become background, with a finding that counts them.
 
     Args:
-        stored: the mask.
         known: label on disk -> label here.
-        files: of the case, for the labels it ignores.
 
     Raises:
         DatasetError: labels the set does not declare.

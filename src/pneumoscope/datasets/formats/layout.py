@@ -165,7 +165,6 @@ def require_pairs(tree: Tree, images: dict[str, Path], masks: dict[str, Path], w
     """Refuse images without mask, and with `both` masks without image: half a download.
 
     Args:
-        tree: for the message.
         images, masks: files by case.
         what: kind of mask, e.g. ``lung mask (rp_lung_msk)``.
         both: whether a mask without its image counts as well.

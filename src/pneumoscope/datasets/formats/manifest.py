@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
+from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.scan_ref import ScanRef
+from pneumoscope.io.scans import ScanRef
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
 
 
@@ -21,9 +22,9 @@ def read_manifest_cases(path: str | Path) -> list[Case]:
     are read when a case is loaded.
 
     Raises:
-        InputError: the table cannot be used (see `pneumoscope.io.scan_ref.read_manifest`).
+        InputError: the table cannot be used (see `pneumoscope.io.scans.read_manifest`).
     """
-    from pneumoscope.io.scan_ref import read_manifest
+    from pneumoscope.io.scans import read_manifest
 
     table = Path(path) / "manifest.csv" if Path(path).is_dir() else Path(path)
     return [case_of_row("manifest", ref, partial(load_scan, ref)) for ref in read_manifest(table)]
@@ -70,3 +71,55 @@ def _named(mask: Mask, path: Path, what: str) -> Mask:
         return Mask(mask.labels, mask.grid, LUNG_LABELS)
     with_kinds = highest == 2 or 2 in mask.names
     return Mask(mask.labels, mask.grid, INFILTRATE_LABELS if with_kinds else INFILTRATE_LABEL)
+
+
+PATTERNS = ("{case}/lungs.nii.gz", "{case}.nii.gz", "{case}.nii", "{case}_lungs.nii.gz", "{case}_lung.nii.gz",
+            "{case}-lungs.nii.gz", "{case}_mask.nii.gz")  # fmt: skip
+"""Where the mask of a case is looked for, in this order."""
+
+
+def with_lung_masks(cases: list[Case], folder: str | Path) -> list[Case]:
+    """The cases, loading their lungs from a folder; masks that the dataset stores itself are not used.
+
+    Labels are those of `pneumoscope.io.read.read_lungs`: 1 = right, 2 = left.
+
+    Args:
+        folder: holds a mask for each case, named as in `PATTERNS`.
+
+    Raises:
+        DatasetError: no such folder, or cases without a mask in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DatasetError("no such folder of lung masks; expected one file per case", path=root)
+    found = {case.case: _mask_of(case.case, root) for case in cases}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DatasetError(
+            f"holds no lung mask of {missing[0]}{more}; expected {missing[0]}.nii.gz or {missing[0]}/lungs.nii.gz",
+            path=root,
+        )
+    return [_with_mask(case, path) for case in cases if (path := found[case.case])]
+
+
+def _with_mask(case: Case, path: Path) -> Case:
+    files = None if case.files is None else replace(case.files, lungs=path, lung_labels=SAME_LABELS)
+    return replace(case, load=partial(_load, case, path), files=files)
+
+
+def _mask_of(case: str, root: Path) -> Path | None:
+    candidates = (root / pattern.format(case=case) for pattern in PATTERNS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _load(case: Case, path: Path) -> LabelledScan:
+    from pneumoscope.io.masks import fit_mask
+    from pneumoscope.io.read import read_lungs
+    from pneumoscope.severity.regions import with_house_labels
+
+    scan = case.load()
+    lungs = with_house_labels(
+        fit_mask(read_lungs(path, scan=scan.volume.grid), scan.volume.grid, what="the lung mask", path=path)
+    )
+    return replace(scan, lungs=lungs)

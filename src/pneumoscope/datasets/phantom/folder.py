@@ -288,7 +288,7 @@ def read_phantom(root: str | Path) -> list[Case]:
     Raises:
         DatasetError: no such folder, an unfinished one, or a table that differs from the description.
     """
-    from pneumoscope.io.scan_ref import read_manifest
+    from pneumoscope.io.scans import read_manifest
 
     held = read_phantom_json(root)
     try:

@@ -103,9 +103,6 @@ def expose(painted: Painted, protocol: Protocol, scanner: Scanner, part: slice, 
 
     Args:
         painted: slices without noise; `painted.hu` is changed.
-        protocol, scanner: how it was scanned.
-        part: which slices these are.
-        rng: of the noise.
     """
     hu = painted.hu
     if scanner.kernel == "soft":

@@ -77,7 +77,6 @@ class Lattice:
 
         Args:
             field: (z, y, x) values on the lattice; outside it the edge values go on.
-            where: voxel centres.
             smooth: approximating B-spline (for noise) instead of the interpolating Catmull-Rom spline (for shapes).
         """
         wz, wy, wx = (
@@ -257,9 +256,6 @@ def grow_tree(
     Args:
         root: (3,) where the vessel enters.
         inside: signed distance of the shape on `lattice`; points keep 4 mm away from its surface.
-        lattice: of `inside`.
-        rng: of the scatter.
-        tips: number of points.
         thinnest_mm: radius of the last branches.
     """
     nodes = _scatter(root, inside, lattice, rng, tips)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.phantom.anatomy import SPINE_Y_MM, Shapes, vertebra_heights
-from pneumoscope.datasets.phantom.lesions import NO_LESION
-from pneumoscope.datasets.phantom.patient import Patient
+from pneumoscope.datasets.phantom.patient import NO_LESION, Patient
 from pneumoscope.datasets.phantom.shapes import Field, Positions, Tubes, blend, coverage, paint, smoothstep
 
 AIR_HU = -1000.0

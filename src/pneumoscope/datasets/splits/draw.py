@@ -51,7 +51,6 @@ def balanced_draw(
         table: one row per slice with ``case, slice, patient, has_infiltrate`` and optionally ``has_lung``.
         n_train: training slices; an odd number gives the extra one to the slices with infiltrate.
         n_val: validation slices, likewise.
-        seed: of the draw.
         shortage: what to do when a kind has too few slices. ``error`` raises; ``proportional`` shrinks training and
             validation by one common factor, still half and half, so that at most `LARGEST_DRAWN_SHARE` of either
             kind is taken.
@@ -210,9 +209,7 @@ def held_out_draw(
     the remaining patients is `balanced_draw` with the same seed.
 
     Args:
-        table: as for `balanced_draw`.
         share: of all patients, in (0, 1); at least one is held out and at least one with infiltrate is left.
-        n_train, n_val, seed, shortage: as for `balanced_draw`.
 
     Returns:
         The split table ``case,slice,patient,part``, sorted by case and slice; see `exposure`.
@@ -284,7 +281,6 @@ def select_radiographs(
         cases: to draw from; those of other classes are passed over.
         classes: names of `XrayCase.label`, in the order of their numbers.
         counts: pictures per class; the paper's Dataset_1 has 544, 500 and 456 (section 3.2).
-        seed: of the draw.
         shortage: when a class has fewer, take ``all`` and note it, or raise an ``error``.
 
     Raises:
@@ -328,12 +324,10 @@ def split_radiographs(
     """``train``, ``val`` or ``test`` for each selected picture, class by class.
 
     Args:
-        selection: the pictures.
         cases, groups: of all pictures, by place.
         by: ``group`` keeps patients and copies whole; ``image`` is the paper's, by picture.
         test_share: of the pictures; the paper: 0.2.
         validation_share: of the rest; the paper: 0.125.
-        seed: of the split.
 
     Raises:
         DatasetError: a class with fewer than `MIN_GROUPS` groups (or pictures).

@@ -207,9 +207,7 @@ def group_folds(groups: Mapping[Member, str], n_folds: int, seed: int = 0, *, va
     even as groups allow. Fold f tests on deal f; with `validation` it chooses on deal f + 1 and trains on the others.
 
     Args:
-        groups: the group of each case, of `group_members`.
         n_folds: at least 2, with `validation` at least 3.
-        seed: of the shuffle.
         validation: set a validation part apart.
 
     Raises:
@@ -240,9 +238,7 @@ def share_fold(groups: Mapping[Member, str], share: float, seed: int = 0) -> Fol
     Groups are shuffled and taken in turn. Each part holds at least one group.
 
     Args:
-        groups: the group of each case, of `group_members`.
         share: above 0 and below 1.
-        seed: of the shuffle.
 
     Raises:
         DatasetError: a share out of bounds, or fewer than two groups.
@@ -276,9 +272,6 @@ def slice_folds(table: pd.DataFrame, n_folds: int, seed: int = 0, *, validation:
 
     Args:
         table: ``case, slice, patient``, one row per slice.
-        n_folds: as for `group_folds`.
-        seed: of the shuffle.
-        validation: as for `group_folds`.
 
     Returns:
         A split table ``case,slice,patient,part`` per fold, sorted by case and slice.
@@ -305,7 +298,6 @@ def as_table(fold: Fold, dataset: str, slices: Mapping[str, int]) -> pd.DataFram
 
     Args:
         fold: the fold; cases of other datasets are left out.
-        dataset: whose table.
         slices: how many axial slices each case has.
 
     Raises:

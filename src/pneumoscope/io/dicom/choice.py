@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from pneumoscope.errors import Finding, ReadError
-from pneumoscope.io.dicom.frames import Frame, frames_of
-from pneumoscope.io.dicom.header import Header, text
-from pneumoscope.io.dicom.series import Folder, kernel
+from pneumoscope.io.dicom.header import Header, refused, text
+from pneumoscope.io.dicom.series import Folder, Frame, frames_of, kernel
 
 BEST, ALL = "best", "all"
 
@@ -216,8 +215,6 @@ def left_out(chosen: Series, group: Sequence[Series], numbers: Sequence[str]) ->
     """What of a study was not read, and why; None when it has one series.
 
     Args:
-        chosen: the series that is read.
-        group: all of its study.
         numbers: of the series in the order of `group`, as ``--series`` takes them.
     """
     others = [(n, one) for n, one in zip(numbers, group, strict=True) if one is not chosen]
@@ -240,10 +237,8 @@ def choose(folder: Folder, series: str | None, min_slices: int, where: str) -> t
     """The UID of the series to read, and findings about what was skipped.
 
     Args:
-        folder: from `sort_out`.
         series: a number from the list of series (1 is the first), a SeriesInstanceUID, or ``best``, which None means.
         min_slices: series with fewer images are skipped.
-        where: the input, for messages.
 
     Raises:
         ReadError: rows 13, 15, 16, 40, 41, and 2 or 3 when nothing but damaged files is there.
@@ -266,23 +261,23 @@ def choose(folder: Folder, series: str | None, min_slices: int, where: str) -> t
 def _best(folder: Folder, enough: list[Series], listed: list[Series], min_slices: int, where: str) -> Series:
     if not enough and folder.broken:
         lost = folder.broken[0]
-        raise ReadError(lost.message, code=f"IN-DCM-{lost.row:03d}", path=lost.found.name)
+        raise refused(lost.row, lost.message, lost.found)
     if not enough:
         counts = ", ".join(str(one.images) for one in listed)
-        raise ReadError(
+        raise refused(
+            16,
             f"is not a volume: {len(listed)} series with {counts} image(s), at least {min_slices} are needed; "
             "give the folder that holds all slices of the series",
-            code="IN-DCM-016",
-            path=where,
+            where,
         )
     studies = partition(enough)
     if len(studies) > 1:
         listing = "; ".join(describe(str(n), one) for n, one in enumerate(listed, start=1))
-        raise ReadError(
+        raise refused(
+            13,
             f"holds {len(studies)} studies with the CT series {listing}; give the folder of one, or choose a series "
             "by its number with --series N (in Python series='N')",
-            code="IN-DCM-013",
-            path=where,
+            where,
         )
     return ranked(enough)[0]
 
@@ -292,26 +287,26 @@ def _named(listed: list[Series], series: str, where: str) -> Series:
         if series in (one.uid, str(number)):
             return one
     listing = "; ".join(describe(str(n), one) for n, one in enumerate(listed, start=1))
-    raise ReadError(f"has no series {series[:64]!r}; there are {listing}", code="IN-DCM-013", path=where)
+    raise refused(13, f"has no series {series[:64]!r}; there are {listing}", where)
 
 
 def _nothing(folder: Folder, where: str) -> ReadError:
     if folder.broken:
         lost = folder.broken[0]
-        return ReadError(lost.message, code=f"IN-DCM-{lost.row:03d}", path=lost.found.name)
+        return refused(lost.row, lost.message, lost.found)
     if folder.scouts:
-        return ReadError("holds only scout images; give the folder of the axial series", code="IN-DCM-015", path=where)
+        return refused(15, "holds only scout images; give the folder of the axial series", where)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(folder.other.items()))
     others = set(folder.other) - {"DICOMDIR"}
     if others and others <= {"MR", "PT", "NM", "CR", "DX", "US", "MG", "XA", "RF", "OT", "SC"}:
         xray = "; for radiographs use `pneumoscope xray predict`" if others & {"CR", "DX"} else ""
         message = f"holds no CT image ({kinds}); give a CT series{xray}"
-        return ReadError(message, code="IN-DCM-041", path=where)
+        return refused(41, message, where)
     found = f"{kinds}; " if kinds else ""
-    return ReadError(
+    return refused(
+        40,
         f"holds no CT image series ({found}{folder.junk} files that are no DICOM); give the folder of a chest CT",
-        code="IN-DCM-040",
-        path=where,
+        where,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import ReadError
+from pneumoscope.io.dicom.header import refused
 
 _JPEG = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
 _JPEG_LOSSLESS = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"})
@@ -40,11 +41,7 @@ def decode_frame(
     """One frame, (rows, columns), signed only when its own codestream says so.
 
     Args:
-        data: the joined fragments of the frame.
-        syntax: a member of `COMPRESSED_SYNTAXES`.
-        shape: rows and columns of the header.
         bits_allocated: 8, 16 or 32; the word size of RLE.
-        name: file, for messages.
 
     Raises:
         ReadError: damaged or cut short (IN-DCM-027), or of another size than the header says (IN-DCM-030).
@@ -52,11 +49,11 @@ def decode_frame(
     data = _without_padding(data, syntax, name)
     inner = None if syntax == RLE else codestream_shape(data)
     if inner is not None and inner != shape:
-        raise ReadError(
+        raise refused(
+            30,
             f"the compressed picture has {inner[0]} x {inner[1]} pixels, the header says {shape[0]} x {shape[1]}; "
             "export the series again",
-            code="IN-DCM-030",
-            path=name,
+            name,
         )
     try:
         frame = _decode(data, syntax, shape, bits_allocated)
@@ -168,9 +165,7 @@ def _is_whole(frame: NDArray[Any], data: bytes, syntax: str) -> bool:
 
 
 def _damaged(name: str) -> ReadError:
-    return ReadError(
-        "the compressed picture is damaged or cut short; copy or export the file again", code="IN-DCM-027", path=name
-    )
+    return refused(27, "the compressed picture is damaged or cut short; copy or export the file again", name)
 
 
 def codestream_shape(data: bytes) -> tuple[int, int] | None:

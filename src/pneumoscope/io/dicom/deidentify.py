@@ -135,7 +135,6 @@ def source_header(packed: Mapping[str, Any], key: bytes | None, series: str) -> 
     """The header of one source image as pydicom dataset, fit to be the source of a SEG or SR.
 
     Args:
-        packed: by `pack_header`.
         key: hashes UIDs and drops everything personal; None keeps identity as it is stored, as DICOM wants it of
             objects that belong to the same study.
         series: a name that all images of the series share; UIDs that are missing come from it where the series has

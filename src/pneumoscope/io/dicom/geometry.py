@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
 from pneumoscope.geometry import LPS_TO_RAS, ORTHONORMAL_TOLERANCE
-from pneumoscope.io.dicom.frames import Frame
+from pneumoscope.io.dicom.header import refused
+from pneumoscope.io.dicom.series import Frame
 
 SAME_POSITION_MM = 0.01
 """Slices closer than this lie at one place; no CT is sampled so finely."""
@@ -70,7 +71,6 @@ def stack(
     Args:
         frames: at least one slice.
         same_pixels: tells whether two slices hold the same picture; called for slices at one position only.
-        where: the input, for messages.
         fill_gaps: interpolate a few missing or unevenly spaced slices instead of refusing.
         min_slices: fewer are not a volume.
 
@@ -82,10 +82,10 @@ def stack(
     ordered = sorted(frames, key=lambda frame: float(frame.position_mm @ normal))  # equal ones in order of file
     kept, findings = _without_copies(ordered, normal, same_pixels)
     if len(kept) < max(1, min_slices):
-        raise ReadError(
+        raise refused(
+            16,
             f"{len(kept)} slice(s) are not a volume, at least {min_slices} are needed; give the folder of the series",
-            code="IN-DCM-016",
-            path=where,
+            where,
         )
     if len(kept) == 1:
         return _single(kept[0], normal, findings, where)
@@ -122,12 +122,12 @@ def _require_alike(frames: Sequence[Frame]) -> None:
     limit = 2 * np.sin(np.radians(MAX_ANGLE_DEG) / 2)
     for frame in frames:
         if np.linalg.norm(frame.directions - reference, axis=1).max() > limit:
-            raise _refused(14, "lies at an angle to the other slices; keep the slices of one orientation", frame)
+            raise refused(14, "lies at an angle to the other slices; keep the slices of one orientation", frame)
     groups = Counter(frame.kernel for frame in frames if frame.kernel)
     if len(groups) > 1:
         listed = ", ".join(f"{count} with kernel {name}" for name, count in groups.most_common())
         odd = next(f for f in frames if f.kernel == groups.most_common()[-1][0])
-        raise _refused(9, f"belongs to another reconstruction of the series ({listed}); keep one of them", odd)
+        raise refused(9, f"belongs to another reconstruction of the series ({listed}); keep one of them", odd)
 
 
 def _most_common_direction(frames: Sequence[Frame]) -> NDArray[np.float64]:
@@ -145,7 +145,7 @@ def _require_one(
     usual = groups.most_common(1)[0][0]
     odd = next(frame for frame in frames if key(frame) != usual)
     other = next(frame for frame in frames if key(frame) == usual)
-    raise _refused(row, f"{words(odd)}, other slices like {other.name} {words(other)[4:]}; keep one kind", odd)
+    raise refused(row, f"{words(odd)}, other slices like {other.name} {words(other)[4:]}; keep one kind", odd)
 
 
 def _without_copies(
@@ -173,7 +173,7 @@ def _two_pictures(first: Frame, second: Frame, ordered: list[Frame], normal: NDA
         return f"acquisition {known}, kernel {frame.kernel or '?'}"
 
     listed = ", ".join(f"{count} x ({name})" for name, count in sorted(Counter(map(group, ordered)).items()))
-    return _refused(
+    return refused(
         9,
         f"shows another picture at the place of {first.name} ({float(second.position_mm @ normal):.2f} mm); the series "
         f"holds {listed}; keep the files of one acquisition or reconstruction",
@@ -184,7 +184,7 @@ def _two_pictures(first: Frame, second: Frame, ordered: list[Frame], normal: NDA
 def _single(frame: Frame, normal: NDArray[np.float64], findings: list[Finding], where: str) -> Stack:
     step = frame.gap_mm or frame.thickness_mm
     if step is None:
-        raise ReadError("a single slice without a thickness is not a volume", code="IN-DCM-016", path=where)
+        raise refused(16, "a single slice without a thickness is not a volume", where)
     note = Finding("IN-DCM-016", "a single slice; its thickness is taken for the slice distance")
     return Stack([frame], [Step(0, 0, 0.0)], _affine(frame, normal * step), [*findings, note])
 
@@ -196,7 +196,7 @@ def _require_line(frames: list[Frame], place: NDArray[np.float64]) -> None:
     off = np.linalg.norm(positions - positions[0] - share[:, None] * (positions[-1] - positions[0]), axis=1)
     allowed = max(0.1, 0.1 * min(frames[0].spacing_mm))
     if off.max() > allowed:
-        raise _refused(
+        raise refused(
             10,
             f"is shifted sideways by {off.max():.2f} mm against the other slices; keep one reconstruction",
             frames[int(off.argmax())],
@@ -220,12 +220,16 @@ def _even_steps(
     )
     bridgeable = gaps.max() <= MAX_FILLED_GAP * usual and missing <= max(1, MAX_FILLED_SHARE * len(frames))
     if not (fill_gaps and bridgeable):
-        remedy = ", or read it in Python with pneumoscope.io.read_dicom(path, fill_gaps=True)" if bridgeable else ""
-        raise ReadError(
+        remedy = (
+            ", or read it in Python with pneumoscope.io.dicom.read.read_dicom(path, fill_gaps=True)"
+            if bridgeable
+            else ""
+        )
+        raise refused(
+            row,
             f"{what}: the usual distance is {usual:.3f} mm, it is not kept between {shown} mm (near "
             f"{frames[spots[0] if spots else 0].name}); export the whole series again{remedy}",
-            code=f"IN-DCM-{row:03d}",
-            path=where,
+            where,
         )
     note = f"{what}; interpolated to even distances, voxels between {shown} mm are guesses"
     return _interpolated(place, usual), [Finding(f"IN-DCM-{row:03d}", note)]
@@ -305,10 +309,8 @@ def _tilt(
         return upright, []
     angle = float(np.degrees(np.arctan2(sideways, np.linalg.norm(upright))))
     if angle > MAX_TILT_DEG:
-        raise ReadError(
-            f"the slices lean by {angle:.0f} degrees, which no gantry does; export the series again",
-            code="IN-DCM-012",
-            path=where,
+        raise refused(
+            12, f"the slices lean by {angle:.0f} degrees, which no gantry does; export the series again", where
         )
     if np.sin(np.radians(angle)) <= ORTHONORMAL_TOLERANCE:
         return vector, []
@@ -334,7 +336,3 @@ def _affine(first: Frame, vector: NDArray[np.float64]) -> NDArray[np.float64]:
     lps[:3, 2] = vector
     lps[:3, 3] = first.position_mm
     return np.asarray(LPS_TO_RAS @ lps)
-
-
-def _refused(row: int, message: str, frame: Frame) -> ReadError:
-    return ReadError(message, code=f"IN-DCM-{row:03d}", path=frame.name)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError
-from pneumoscope.io.dicom.header import TAGS, BadValueError, Header, numbers, raw, sequence, text
+from pneumoscope.io.dicom.header import TAGS, BadValueError, Header, numbers, raw, refused, sequence, text
 from pneumoscope.io.dicom.pixels import is_lossy, pixel_format, read_frame
 
 MODALITIES = ("CR", "DX", "RG", "XA", "")
@@ -28,11 +28,6 @@ _ENOUGH = 500_000
 
 def radiograph_of(header: Header, out: BinaryIO, least_side: int | None = None) -> dict[str, Any]:
     """Write the picture as float32 and answer with its size and what there is to say about it.
-
-    Args:
-        header: of the file.
-        out: where the picture goes.
-        least_side: see `io.formats.radiograph.read_radiograph`.
 
     Raises:
         ReadError: IN-XRY-088 for another modality or a colour picture, IN-XRY-089 without pixels; and those of
@@ -181,4 +176,4 @@ def _spacing(header: Header) -> list[float] | None:
 
 
 def _refused(row: int, message: str, header: Header) -> ReadError:
-    return ReadError(message, code=f"IN-XRY-{row:03d}", path=header.name)
+    return refused(row, message, header, family="IN-XRY")

@@ -118,10 +118,8 @@ class Header:
         if len(data) < 2:
             if default is not None:
                 return default
-            raise ReadError(
-                f"the image has no {keyword}, so that its pixels cannot be read; export the series again",
-                code="IN-DCM-002",
-                path=self.name,
+            raise refused(
+                2, f"the image has no {keyword}, so that its pixels cannot be read; export the series again", self
             )
         return int.from_bytes(data[:2], "big" if self.big_endian else "little")
 
@@ -175,6 +173,11 @@ def sequence(tags: Any, keyword: str) -> list[Any]:
     return list(tags[TAGS[keyword]].value or [])
 
 
+def refused(row: int, message: str, where: Any, family: str = "IN-DCM") -> ReadError:
+    """The refusal of catalogue row `row`; `where` is a place in words, or what has a ``name``: a header or a frame."""
+    return ReadError(message, code=f"{family}-{row:03d}", path=getattr(where, "name", where))
+
+
 def read_header(found: Found) -> Header:
     """Read the elements in `TAGS` of one file up to its pixels.
 
@@ -187,17 +190,13 @@ def read_header(found: Found) -> Header:
             warnings.simplefilter("ignore")
             return _parse(found)
     except RecursionError as error:
-        raise ReadError(
-            "sequences are nested too deeply to be a real image; remove the file", code="IN-DCM-042", path=found.name
-        ) from error
+        raise refused(42, "sequences are nested too deeply to be a real image; remove the file", found) from error
     except (ReadError, MemoryError):
         raise
     except Exception as error:  # pydicom raises nearly everything for damaged files, and quotes values
         if is_of_machine(error):
             raise
-        raise ReadError(
-            "the header is damaged or ends too early; copy or export the file again", code="IN-DCM-002", path=found.name
-        ) from error
+        raise refused(2, "the header is damaged or ends too early; copy or export the file again", found) from error
 
 
 def _parse(found: Found) -> Header:
@@ -281,9 +280,9 @@ def inflate(found: Found) -> bytes:
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
         data = engine.decompress(stream.read(), limit)
     if engine.unconsumed_tail:
-        raise ReadError(
+        raise refused(
+            31,
             f"inflates from {found.size} bytes to more than {limit >> 20} MiB, which no CT does; remove the file",
-            code="IN-DCM-031",
-            path=found.name,
+            found,
         )
     return data

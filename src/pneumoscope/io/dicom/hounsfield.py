@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, ReadError
-from pneumoscope.io.dicom.frames import Frame
+from pneumoscope.errors import Finding
+from pneumoscope.io.dicom.header import refused
 from pneumoscope.io.dicom.pixels import Stored, is_lossy
+from pneumoscope.io.dicom.series import Frame
 
 AIR_HU = -1024
 """The floor: padding and darker values become this, the HU of nothing."""
@@ -45,11 +46,11 @@ class Hounsfield:
         self._trusted = trusted
         self._foreign = [frame for frame in frames if not frame.in_hu]
         if self._foreign and not (trusted or any_values):
-            raise ReadError(
+            raise refused(
+                17,
                 "RescaleType says that the values are not Hounsfield units; give the CT series, or "
                 'intensity="hu" if these are HU after all',
-                code="IN-DCM-017",
-                path=self._foreign[0].header.name,
+                self._foreign[0].header,
             )
         self._frames = frames
         self._unscaled = [frame for frame in frames if frame.slope is None or frame.intercept is None]
@@ -137,14 +138,16 @@ class Hounsfield:
             return self._quality()
         top = self._counts["top"]
         if self._share("high") > 1e-3 or (self._share("top") > 0.01 and self._counts["wrapped"] > 0.9 * top):
-            raise self._refused(
+            raise refused(
                 22,
                 f"values reach {self._high:.0f} HU: signed samples that are marked unsigned; export the series again",
+                self._where,
             )
         if self._share("far_below") > 0.05 and self._share("body") < 0.005 and not self._trusted:
-            raise self._refused(
+            raise refused(
                 17,
                 f"values begin at {self._low:.0f} HU and hold no tissue: the intercept was applied twice; export again",
+                self._where,
             )
         findings = []
         if self._foreign:
@@ -157,10 +160,11 @@ class Hounsfield:
             findings.append(Finding("IN-DCM-017", note))
         elif self._unscaled:
             if self._share("air") < 0.005 or self._low < -1500 or self._high > 4095:
-                raise self._refused(
+                raise refused(
                     17,
                     f"RescaleSlope or RescaleIntercept is missing (in {self._unscaled[0].name}) and stored values "
                     f"from {self._low:.0f} to {self._high:.0f} are not HU; export the series again",
+                    self._where,
                 )
             note = f"{len(self._unscaled)} slice(s) without rescale; their values prove to be HU (air near -1000)"
             findings.append(Finding("IN-DCM-017", note))
@@ -200,9 +204,6 @@ class Hounsfield:
             note = "MONOCHROME1 only asks for an inverted display; values were read as they are"
             findings.append(Finding("IN-DCM-039", note, "info"))
         return findings
-
-    def _refused(self, row: int, message: str) -> ReadError:
-        return ReadError(message, code=f"IN-DCM-{row:03d}", path=self._where)
 
 
 def _lossy(frame: Frame) -> bool:

@@ -32,7 +32,6 @@ def read_dicom_mask(path: str | Path, scan: Grid, threshold: float | None = None
     most likely segment counts where it lies above the threshold.
 
     Args:
-        path: the file.
         scan: grid of the scan it was drawn on.
         threshold: for fractions, which are refused without one.
 

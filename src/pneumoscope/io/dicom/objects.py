@@ -144,13 +144,10 @@ def make_segmentation(
     """A binary SEG with one segment per structure.
 
     Args:
-        source: the series.
         file: the `Structure.file` of all its segments.
-        names: of the segments, in `STRUCTURES`.
         segments: (k, rows, columns) the number of each voxel's segment, from 1 in the order of `names`, 0 for none; no
             segment is empty.
         models: what found them, e.g. ``lungs, infiltrate``; empty for masks made elsewhere.
-        version: of this program.
     """
     import highdicom as hd
 
@@ -244,11 +241,8 @@ def make_report(
     """A Comprehensive 3D SR after TID 1500 that refers to the SEGs and to the source images.
 
     Args:
-        source: the series.
-        segs: what `make_segmentation` made, at least one.
         measured: structure -> quantity in `QUANTITIES` -> value; every segment has a group, with or without numbers.
         states: e.g. ``lung_incomplete``; written as qualitative evaluations of the first group.
-        models, version: as in the SEG.
     """
     from highdicom import sr
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import ReadError, is_of_machine, printable
 from pneumoscope.io.dicom.codecs import COMPRESSED_SYNTAXES, LOSSY_SYNTAXES, RLE, decode_frame
-from pneumoscope.io.dicom.header import NATIVE_SYNTAXES, Header, PixelBlock
+from pneumoscope.io.dicom.header import NATIVE_SYNTAXES, Header, PixelBlock, refused
 
 MAX_FRAME_PIXELS, MAX_RADIOGRAPH_PIXELS = 1 << 24, 1 << 26
 """4096 x 4096 is far above any CT, 8192 x 8192 above any detector."""
@@ -75,16 +75,15 @@ def pixel_format(header: Header, *, grey_levels: bool = False) -> PixelFormat:
     """Sizes and sample format of a file, proven to fit the bytes that are there.
 
     Args:
-        header: the file.
         grey_levels: 8-bit pictures are welcome too (radiographs); they are no Hounsfield units.
 
     Raises:
         ReadError: rows 1, 2, 17 (8-bit pictures), 29, 30, 31, 32.
     """
     if header.pixels is None:
-        raise _refused(2, "the image ends before its pixels; copy or export the file again", header)
+        raise refused(2, "the image ends before its pixels; copy or export the file again", header)
     if header.syntax not in NATIVE_SYNTAXES | COMPRESSED_SYNTAXES:
-        raise _refused(
+        raise refused(
             29,
             f"transfer syntax {_uid(header.syntax)} cannot be decoded; export the series uncompressed",
             header,
@@ -93,18 +92,18 @@ def pixel_format(header: Header, *, grey_levels: bool = False) -> PixelFormat:
     allocated = header.integer("BitsAllocated")
     frames = _frames(header)
     if rows < 1 or columns < 1:
-        raise _refused(30, f"the header says {rows} x {columns} pixels; export the series again", header)
+        raise refused(30, f"the header says {rows} x {columns} pixels; export the series again", header)
     if rows * columns > (MAX_RADIOGRAPH_PIXELS if grey_levels else MAX_FRAME_PIXELS):
-        raise _refused(31, f"the header says {rows} x {columns} pixels, no CT has that many; remove the file", header)
+        raise refused(31, f"the header says {rows} x {columns} pixels, no CT has that many; remove the file", header)
     if allocated == 8 and not grey_levels:
-        raise _refused(
+        raise refused(
             17, "8-bit pictures hold grey levels, not Hounsfield units; export the original CT images", header
         )
     stored = header.integer("BitsStored", allocated)
     high = header.integer("HighBit", stored - 1)
     words = (8, 16, 32) if grey_levels else (16, 32)
     if allocated not in words or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
-        raise _refused(29, f"{stored} bits in words of {allocated} cannot be decoded; export the series again", header)
+        raise refused(29, f"{stored} bits in words of {allocated} cannot be decoded; export the series again", header)
     signed = header.integer("PixelRepresentation", 0) == 1
     layout = PixelFormat((rows, columns), frames, allocated, stored, high, signed)
     _require_bytes(header, layout)
@@ -116,7 +115,7 @@ def _frames(header: Header) -> int:
     if not given:
         return 1
     if not given.isdecimal() or not 1 <= int(given[:12]) <= MAX_FRAMES:
-        raise _refused(32, "the number of frames is no sensible number; export the series again", header)
+        raise refused(32, "the number of frames is no sensible number; export the series again", header)
     return int(given)
 
 
@@ -129,16 +128,16 @@ def _require_bytes(header: Header, layout: PixelFormat) -> None:
             raise _lies(header, layout, there)
         return
     if there < length:
-        raise _refused(
+        raise refused(
             1, f"ends inside the pixels: {there} of {length} bytes are there; copy or export the file again", header
         )
     if header.syntax in COMPRESSED_SYNTAXES:
-        raise _refused(27, "says it is compressed, but its pixels are not; export the series again", header)
+        raise refused(27, "says it is compressed, but its pixels are not; export the series again", header)
     if length < need:
         raise _lies(header, layout, length)
     if not _is_padding(header, layout, need, length - need):
         message = f"the header says {rows} x {columns} pixels ({need} bytes), the file holds {length} bytes of them"
-        raise _refused(30, f"{message}; export the series again", header)
+        raise refused(30, f"{message}; export the series again", header)
 
 
 def _is_padding(header: Header, layout: PixelFormat, need: int, excess: int) -> bool:
@@ -160,7 +159,7 @@ def _is_padding(header: Header, layout: PixelFormat, need: int, excess: int) -> 
 
 def _lies(header: Header, layout: PixelFormat, there: int) -> ReadError:
     row = 32 if layout.frames > 1 and layout.frame_bytes <= there else 30
-    return _refused(
+    return refused(
         row,
         f"the header says {layout.frames} frame(s) of {layout.shape[0]} x {layout.shape[1]} pixels, "
         f"{layout.frame_bytes * layout.frames} bytes, but {there} are there; export the series again",
@@ -177,7 +176,7 @@ def read_frame(header: Header, layout: PixelFormat, index: int) -> Stored:
     if header.syntax in NATIVE_SYNTAXES:
         data = header.pixel_bytes(index * layout.frame_bytes, layout.frame_bytes)
         if len(data) < layout.frame_bytes:
-            raise _refused(
+            raise refused(
                 1,
                 f"ends inside the pixels: {len(data)} of {layout.frame_bytes} bytes are there; copy the file again",
                 header,
@@ -214,7 +213,7 @@ def _fragments(header: Header, layout: PixelFormat, index: int) -> bytes:
     except Exception as error:
         if is_of_machine(error):
             raise
-        raise _refused(1, "ends inside the compressed pixels; copy or export the file again", header) from error
+        raise refused(1, "ends inside the compressed pixels; copy or export the file again", header) from error
 
 
 @lru_cache(maxsize=1)
@@ -234,10 +233,6 @@ def _samples(words: NDArray[np.integer], stored: int, high: int, signed: bool) -
         return words if stored == size else (words << up) >> down
     values = words.view(f"i{words.dtype.itemsize}")
     return values if stored == size else (values << up) >> down
-
-
-def _refused(row: int, message: str, header: Header) -> ReadError:
-    return ReadError(message, code=f"IN-DCM-{row:03d}", path=header.name)
 
 
 def _uid(value: str) -> str:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import contiguous
-from pneumoscope.io.dicom import process
+from pneumoscope.io.dicom import read
 from pneumoscope.io.dicom.deidentify import uid_key
-from pneumoscope.io.dicom.process import ReadLimits, request_for
+from pneumoscope.io.dicom.read import ReadLimits, request_for
 from pneumoscope.io.files import atomic_path
 from pneumoscope.volume import Mask, Volume
 
@@ -40,7 +40,6 @@ def write_dicom_results(
     Args:
         volume: the scan, read from DICOM; its native grid is that of the series.
         masks: on the grid of `volume`; label names as in `pneumoscope.volume` (others are left out).
-        folder: where the files go.
         measured: label name -> ``volume_ml``, ``share_percent``, ``mean_hu`` -> value.
         states: of the severity report.
         models: names of the models; empty for masks made elsewhere.
@@ -58,7 +57,7 @@ def write_dicom_results(
     from pneumoscope.io.dicom.objects import REPORT_FILE
 
     with ExitStack() as stack:
-        stream, name = stack.enter_context(process.scratch())
+        stream, name = stack.enter_context(read.scratch())
         found: dict[str, list[str]] = {}
         for file, names, segments in _segments(volume, masks):
             stream.write(segments.data)
@@ -86,7 +85,7 @@ def write_dicom_results(
             "segmentations": segmentations,
             "report": report,
         }
-        process.exchange(request, stream)
+        read.exchange(request, stream)
     return tuple(targets)
 
 

@@ -17,15 +17,14 @@ import numpy as np
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io.contents import DicomPlace
-from pneumoscope.io.dicom import process
+from pneumoscope.io.dicom import read
 from pneumoscope.io.dicom.choice import ALL, BEST, Series, left_out, partition, ranked, series_of
 from pneumoscope.io.dicom.deidentify import case_name
 from pneumoscope.io.dicom.header import DEFLATED, BadValueError, Header, numbers, read_header, transfer_syntax
-from pneumoscope.io.dicom.process import ReadLimits, request_for
-from pneumoscope.io.dicom.read import MIN_SLICES
+from pneumoscope.io.dicom.read import MIN_SLICES, ReadLimits, request_for
 from pneumoscope.io.dicom.series import Folder, place
 from pneumoscope.io.kinds import Found, look
-from pneumoscope.io.scan_ref import Identity, ScanRef
+from pneumoscope.io.scans import Identity, ScanRef
 
 if TYPE_CHECKING:
     from pneumoscope.io.dicom.series import Folder
@@ -67,7 +66,6 @@ def studies_of(places: Sequence[DicomPlace], series: str) -> tuple[dict[Path, li
 
     Args:
         places: of one input; the series of one study may lie in several.
-        series: as for `list_scans`.
     """
     surveys = [_survey(where) for where in places]
     usable = [(survey, one) for survey in surveys for one in survey.usable]
@@ -206,15 +204,13 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     """All CT images at or below a folder; scouts and other modalities are only counted.
 
     Args:
-        path: the folder.
         subjects: a regular expression; only a PatientID that it matches whole is returned.
-        limits: time and memory of the reading process.
 
     Raises:
         ReadError: nothing there, more than 50 000 files, or a file that only an attacker writes.
     """
     request = request_for(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
-    reply = process.exchange(request)
+    reply = read.exchange(request)
     images = tuple(
         ImageInfo(
             file=Path(entry["file"]),

@@ -1,4 +1,4 @@
-"""The process that touches untrusted DICOM, started by `pneumoscope.io.dicom.process`.
+"""The process that touches untrusted DICOM, started by `pneumoscope.io.dicom.read`.
 
 It takes JSON requests on standard input, a line each, writes voxels to the file named in them, and answers with a line
 of JSON on standard output. Limits are set before the first byte of DICOM is read, so that a decoder that crashes, hangs
@@ -22,15 +22,14 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, ReadError, is_of_machine
 from pneumoscope.io.dicom.choice import choose, listing
-from pneumoscope.io.dicom.frames import Frame, frames_of
 from pneumoscope.io.dicom.geometry import Stack, Step, stack
 from pneumoscope.io.dicom.grey_levels import radiograph_of
-from pneumoscope.io.dicom.header import read_header
+from pneumoscope.io.dicom.header import read_header, refused
 from pneumoscope.io.dicom.hounsfield import Hounsfield
 from pneumoscope.io.dicom.objects import pack_series
 from pneumoscope.io.dicom.pixels import is_lossy, read_frame
 from pneumoscope.io.dicom.search import index_of
-from pneumoscope.io.dicom.series import Folder, sort_out
+from pneumoscope.io.dicom.series import Folder, Frame, frames_of, sort_out
 from pneumoscope.io.kinds import Found, discover
 
 _MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "UIH", "UNITED IMAGING", "NEUSOFT", "HITACHI", "FUJIFILM")
@@ -149,7 +148,7 @@ def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:
     if not lost:
         return []
     if not fill_gaps:
-        raise ReadError(lost[0].message, code=f"IN-DCM-{lost[0].row:03d}", path=lost[0].found.name)
+        raise refused(lost[0].row, lost[0].message, lost[0].found)
     return [
         Finding(f"IN-DCM-{row:03d}", f"{count} damaged or empty file(s) treated as missing slices")
         for row, count in sorted(Counter(broken.row for broken in lost).items())
@@ -163,11 +162,11 @@ def _require_room(frames: list[Frame], max_voxels: int, where: str) -> None:
     free_mib = psutil.virtual_memory().available >> 20
     need_mib = voxels * 10 >> 20  # int16 handed over, float32 in the volume, and one float32 copy to work with
     if voxels > max_voxels or need_mib > free_mib:
-        raise ReadError(
+        raise refused(
+            31,
             f"would be {voxels} voxels and need {need_mib} MiB; allowed are {max_voxels} voxels, {free_mib} MiB are "
             "free; give one series only, or use a larger machine",
-            code="IN-DCM-031",
-            path=where,
+            where,
         )
 
 

@@ -319,11 +319,8 @@ def save_nifti(
 
     Args:
         array: (i, j, k), of a type NIfTI knows.
-        native: its grid.
         path: ends in .nii or .nii.gz.
-        labels: names for a header extension.
         slope: real value = slope * stored value.
-        level: deflate level for .nii.gz.
     """
     if max(array.shape) > 32767:
         raise GeometryError(f"NIfTI-1 holds at most 32767 voxels along an axis, got {array.shape}", path=path)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-    from pneumoscope.io.dicom.process import DicomReaders
+    from pneumoscope.io.dicom.read import DicomReaders
 
 FAMILY = "IN-XRY"
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
@@ -59,7 +59,6 @@ def read_radiograph(
     the first is taken.
 
     Args:
-        path: the file.
         case: name for outputs; by default the file's stem.
         least_side: when given, larger pictures are shrunk by a whole number while they are read, so that neither side
             falls below this: a JPEG is not even decoded in full. Sizes are checked and findings reported all the same.
@@ -77,7 +76,7 @@ def read_radiograph(
     if size > MAX_BYTES:
         raise place.error(84, f"has {size >> 20} MiB, expected a picture of at most {MAX_BYTES >> 20} MiB")
     if head[128:132] == b"DICM":
-        from pneumoscope.io.dicom.process import DicomReaders
+        from pneumoscope.io.dicom.read import DicomReaders
         from pneumoscope.io.dicom.search import single
 
         name = case or single(Path(path), None).case.replace("ct-", "xr-", 1)
