@@ -22,6 +22,7 @@ import errno
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -58,13 +59,7 @@ class PneumoscopeError(Exception):
         return " ".join(part for part in parts if part)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.code, self.path, self.file)
-
-
-def _rebuild(
-    kind: type[PneumoscopeError], message: str, code: str | None, path: str | None, file: str | None
-) -> PneumoscopeError:
-    return kind(message, code=code, path=path, file=file)
+        return partial(type(self), self.message, code=self.code, path=self.path, file=self.file), ()
 
 
 def printable(text: str | Path) -> str:

@@ -240,6 +240,20 @@ def reorient_array(
     return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
 
 
+def cut(array: NDArray[Any], start: Sequence[int], shape: Sequence[int], fill: float) -> NDArray[Any]:
+    """The box of `shape` from voxel `start` on, which may lie outside: there it is `fill`. A copy."""
+    box = np.full(tuple(shape), fill, array.dtype)
+    source, target = [], []
+    for begin, size, length in zip(start, shape, array.shape, strict=True):
+        low, high = max(begin, 0), min(begin + size, length)
+        if low >= high:
+            return box
+        source.append(slice(low, high))
+        target.append(slice(low - begin, high - begin))
+    box[tuple(target)] = array[tuple(source)]
+    return box
+
+
 def whole_triple(values: Sequence[int], what: str, *, least: int) -> tuple[int, int, int]:
     """Three whole numbers of at least `least`, as plain ints; GeometryError naming `what` for anything else."""
     numbers = np.asarray(values)

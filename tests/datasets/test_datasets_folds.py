@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
 from pneumoscope.datasets.options import SplitOptions
-from pneumoscope.datasets.public.covid19ctseg import DATASET, MA_GROUPS, ma_folds
+from pneumoscope.datasets.public.covid19ctseg import MA_GROUPS, NAME, ma_folds
 from pneumoscope.datasets.splits.draw import leaking, read_split
 from pneumoscope.datasets.splits.files import slice_counts, write_folds
 from pneumoscope.datasets.splits.folds import (
@@ -141,7 +141,7 @@ def test_links_from_a_table(tmp_path):
     with pytest.raises(DatasetError, match="nowhere"):
         read_links(tmp_path / "nowhere.csv")
     path.write_bytes(b"a,b\n\xff\xfe,x\n")
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="no CSV table"):
         read_links(path)
 
 
@@ -186,7 +186,7 @@ def test_slice_folds_test_every_slice_once_and_leak(make_table):
 @pytest.fixture
 def ma_members():
     cases = [case for group in MA_GROUPS for case in group]
-    return [Member(DATASET, case, "_".join(case.split("_")[:2])) for case in cases]
+    return [Member(NAME, case, "_".join(case.split("_")[:2])) for case in cases]
 
 
 def test_the_published_folds(ma_members):
@@ -199,13 +199,13 @@ def test_the_published_folds(ma_members):
         assert {m.case for m in a.train} == set(group)
     groups = group_members(ma_members)
     assert [leaking_groups(fold, groups) for fold in large] == [
-        [], [], [f"{DATASET}:radiopaedia_10", f"{DATASET}:radiopaedia_29"], [],
-        [f"{DATASET}:radiopaedia_10", f"{DATASET}:radiopaedia_29"],
+        [], [], [f"{NAME}:radiopaedia_10", f"{NAME}:radiopaedia_29"], [],
+        [f"{NAME}:radiopaedia_10", f"{NAME}:radiopaedia_29"],
     ]  # fmt: skip
     with pytest.raises(DatasetError, match=r"missing .'coronacases_001'"):
         ma_folds([m for m in ma_members if m.case != "coronacases_001"])
     with pytest.raises(DatasetError, match=r"not among them .'x'"):
-        ma_folds([*ma_members, Member(DATASET, "x", "x")])
+        ma_folds([*ma_members, Member(NAME, "x", "x")])
     with pytest.raises(DatasetError, match="20/80 and 80/20"):
         ma_folds(ma_members, "50/50")
 

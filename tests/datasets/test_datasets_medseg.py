@@ -12,7 +12,6 @@ import pytest
 from trees import EXPECTED, make_medseg, make_medseg_slices
 
 from pneumoscope.datasets.public.medseg import read_medseg_cases, read_medseg_slices_cases
-from pneumoscope.datasets.registry import DATASETS
 from pneumoscope.errors import DatasetError, ReadError
 from pneumoscope.io.write import write_mask
 
@@ -78,43 +77,6 @@ def test_no_matrix_is_taken_for_granted(tmp_path):
     rewrite(root / "rp_im" / "2.nii.gz", lambda array, affine: (array[:, 6:-10], affine))
     with pytest.raises(DatasetError, match=r"rp_lung_msk/2\.nii\.gz: has 64 x 64 x \d+ voxels, its scan 64 x 48"):
         read_medseg_cases(root)[1].load()
-
-
-@pytest.mark.parametrize("folder", ["rp_im", "rp_msk", "rp_lung_msk"])
-def test_a_folder_that_is_missing_is_named(tmp_path, folder):
-    root = make_medseg(tmp_path, cases=(1, 2))
-    (root / folder).rename(tmp_path / "elsewhere")
-    (root / f"{folder}.zip").write_bytes(b"PK")
-    with pytest.raises(DatasetError, match=rf"no scan in a folder {folder}; .*unzip {folder}\.zip first"):
-        read_medseg_cases(root)
-
-
-@pytest.mark.parametrize("folder", ["rp_im", "rp_msk", "rp_lung_msk"])
-def test_half_a_folder(tmp_path, folder):
-    root = make_medseg(tmp_path, cases=(1, 2, 3))
-    (root / folder / "2.nii.gz").unlink()
-    with pytest.raises(DatasetError, match="half a download"):
-        read_medseg_cases(root)
-
-
-def test_a_scan_as_nii_and_nii_gz(tmp_path):
-    root = make_medseg(make_medseg(tmp_path, cases=(1,)), variant="nii", cases=(1,))
-    with pytest.raises(DatasetError, match=r"scan 1 twice: rp_im/1\.nii and rp_im/1\.nii\.gz|1\.nii\.gz and rp_im/1"):
-        read_medseg_cases(root)
-
-
-@pytest.mark.parametrize(
-    ("read", "marker"),
-    [(read_medseg_cases, "images_radiopedia.npy"), (read_medseg_slices_cases, "images_medseg.npy")],
-)
-def test_the_numpy_repack_gets_a_word(tmp_path, read, marker):
-    (tmp_path / marker).touch()
-    with pytest.raises(DatasetError, match=rf"{marker}.*neither voxel size nor orientation"):
-        read(tmp_path)
-
-
-def test_the_overlap_with_radiopaedia_is_told():
-    assert any("overlaps the radiopaedia half" in note for note in DATASETS["medseg"].notes)
 
 
 def test_a_damaged_file_is_named_when_it_is_loaded(tmp_path):
@@ -183,14 +145,6 @@ def test_a_stack_of_another_length(tmp_path):
     rewrite(root / "tr_im.nii.gz", lambda array, affine: (array[:, :, :60], affine))
     with pytest.raises(DatasetError, match=r"tr_im\.nii\.gz: measures 64 x 64 x 60, expected a stack of 100 slices"):
         read_medseg_slices_cases(root)[0].load()
-
-
-@pytest.mark.parametrize("stem", ["tr_im", "tr_mask"])
-def test_a_missing_stack_is_named(tmp_path, stem):
-    root = make_medseg_slices(tmp_path)
-    (root / f"{stem}.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=f"holds no {stem}"):
-        read_medseg_slices_cases(root)
 
 
 def test_one_stack_is_kept_at_a_time(stacks):

@@ -236,6 +236,39 @@ def test_half_a_download(name, copied):
     assert cases[0].case.rpartition("_")[2] in message or "tr_mask" in message
 
 
+MA, ROOT, THREE = {"cases": ("coronacases_001",)}, {"variant": "root"}, {"cases": (1, 2, 3)}
+MA_SCANS, TRAIN = "COVID-19-CT-Seg_20cases", "COVID-19-20_v2/Train"
+DAMAGED = [  # a set, how its tree is made, what is added to it and what is taken away, what is said
+    ("covid19ctseg", MA, "Lung_Mask/mine.nii.gz", "", r"Lung_Mask/mine\.nii\.gz: mine is no name of this set"),
+    ("covid19ctseg", MA, f"{MA_SCANS}/radiopaedia_org_covid-19-pneumonia-23_86359_0-dcm.nii.gz", "",
+     "radiopaedia_23_86359_0 without lung mask"),
+    ("covid19ctseg", MA, "", f"{MA_SCANS}/coronacases_001.nii.gz", "masks only"),
+    ("covid1920", {}, "", f"{TRAIN}/volume-covid19-A-0247_ct.nii.gz", "of volume-covid19-A-0247 without its scan"),
+    ("mosmed", ROOT, "", "masks", r"study_0255\.nii\.gz: 0255 \(and 2 more\) without mask"),
+    ("mosmed", ROOT, "", "CT-1/study_0304.nii.gz", r"0304_mask\.nii\.gz: mask .* of 0304 without its scan"),
+    ("mosmed", ROOT, "CT-2/study_0001.nii.gz", "",
+     r"study 0001 twice: CT-0/study_0001\.nii\.gz and CT-2/study_0001\.nii\.gz"),
+    *(("medseg", THREE, f"{folder}.zip", folder, rf"no scan in a folder {folder}; .*unzip {folder}\.zip first")
+      for folder in ("rp_im", "rp_msk", "rp_lung_msk")),
+    *(("medseg", THREE, "", f"{folder}/2.nii.gz", "half a download") for folder in ("rp_im", "rp_msk", "rp_lung_msk")),
+    ("medseg", THREE, "rp_im/1.nii", "", r"scan 1 twice: rp_im/1\.nii and rp_im/1\.nii\.gz|1\.nii\.gz and rp_im/1"),
+    ("medseg", THREE, "images_radiopedia.npy", "", "images_radiopedia.*neither voxel size nor orientation"),
+    *(("medseg-slices", {}, "", f"{stem}.nii.gz", f"holds no {stem}") for stem in ("tr_im", "tr_mask")),
+    ("medseg-slices", {}, "images_medseg.npy", "", "images_medseg.*neither voxel size nor orientation"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "made", "more", "less", "words"), DAMAGED)
+def test_a_damaged_tree_is_refused_in_words(tmp_path, name, made, more, less, words):
+    root = TREES[name](tmp_path, **made)
+    if less:
+        (root / less).rename(tmp_path.parent / f"{tmp_path.name}-{Path(less).name}")
+    if more:
+        (root / more).touch()
+    with pytest.raises(DatasetError, match=words):
+        read_dataset(name, root)
+
+
 def test_links_out_of_the_folder(name, copied, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, cut, draw_centre, prepare
+from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, draw_centre, prepare
 from pneumoscope.errors import InputError
-from pneumoscope.geometry import Grid
+from pneumoscope.geometry import Grid, cut
 from pneumoscope.training.augment3d import VolumeAugment, Warp, elastic
 from pneumoscope.training.data import Batch, PatchSource
 from pneumoscope.training.multiclass import (

@@ -33,6 +33,7 @@ from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io.files import atomic_path, clear_temporary, require_no_other_run, write_csv, write_json
 from pneumoscope.io.read import read_mask
+from pneumoscope.io.scans import MANIFEST_COLUMNS
 from pneumoscope.io.write import write_mask
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.machines import current, part_of
@@ -368,7 +369,7 @@ def write_copy(cases: Sequence[Case], options: AuditOptions, out: Path, progress
             left.update(f.kind for f in repaired.left)
             changed += bool(repaired.changes)
     progress("cleaned copy", len(cases), len(cases))
-    write_csv(folder / copy.TABLE, copy.TABLE_COLUMNS, rows)
+    write_csv(folder / copy.TABLE, MANIFEST_COLUMNS, rows)
     return {
         "cases": len(rows),
         "cases_changed": changed,

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from pneumoscope.datasets.case import MASKS, SAME_LABELS, Case, in_subset
-from pneumoscope.datasets.formats.decathlon import shown
+from pneumoscope.datasets.formats.layout import shown
 from pneumoscope.datasets.registry import dataset_info, read_dataset
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
+from pneumoscope.io.files import read_csv
+from pneumoscope.io.scans import MANIFEST
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import Progress, silent
@@ -328,16 +330,13 @@ def _beyond(cases: Iterable[Case], root: Path) -> tuple[list[str], bool]:
 
 def _missing_from_table(root: Path) -> list[str]:
     """Files that a manifest lists and that are not there; empty where there is no such table."""
-    import csv
-
-    table = root / "manifest.csv" if root.is_dir() else root
+    table = root / MANIFEST if root.is_dir() else root
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = read_csv(table)
+    except InputError:
         return []
-    cells = [str(row[c]).strip() for row in rows for c in ("image", "lungs", "infiltrate") if row.get(c)]
-    return [cell for cell in cells if cell and not (table.parent / cell).exists()]
+    cells = [row[column] for row in rows for column in ("image", "lungs", "infiltrate") if row.get(column)]
+    return [cell for cell in cells if not (table.parent / cell).exists()]
 
 
 def listed(names: Sequence[str]) -> list[str]:

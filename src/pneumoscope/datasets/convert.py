@@ -26,6 +26,7 @@ from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.io.kinds import case_name
+from pneumoscope.io.scans import MANIFEST_COLUMNS
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
@@ -37,7 +38,6 @@ SOURCES = "sources.csv"
 SOURCE_COLUMNS = (
     "case", "part", "dataset", "patient", "source", "date", "licence", "citation", "values", "stored",
 )  # fmt: skip
-MANIFEST_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
 NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
 """Layouts whose labels are the user's own."""
 NOT_HU = "IN-SET-131"
@@ -339,6 +339,8 @@ def file_names(cases: Sequence[Case]) -> list[str]:
 
 def _prepared(folder: Path, overwrite: bool) -> Path:
     """The output folder: new, empty, or an earlier conversion that may be replaced or was not finished."""
+    import psutil
+
     held = _held(folder)
     if held is None and folder.is_dir():
         others = [p.name for p in folder.iterdir() if not p.name.startswith((".tmp-", LOCK_FILE))]
@@ -348,7 +350,8 @@ def _prepared(folder: Path, overwrite: bool) -> Path:
             )
     unfinished = held is not None and not held.get("finished")
     for left in folder.glob(".tmp-*-convert"):
-        if not _is_alive(left.name.split("-")[1]):
+        owner = left.name.split("-")[1]
+        if not owner.isdecimal() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
     prepare_folder(folder, marker=MARKER, overwrite=overwrite or unfinished)
     return folder
@@ -360,12 +363,6 @@ def _held(folder: Path) -> dict[str, Any] | None:
     except InputError:
         return None
     return held if isinstance(held.get("entries"), list) else None
-
-
-def _is_alive(pid: str) -> bool:
-    import psutil
-
-    return pid.isdecimal() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
 
 
 def _put_in_place(work: Path, folder: Path, last: str, to: str) -> None:

@@ -11,10 +11,9 @@ or a study without a cache, keeps its prepared arrays in memory: 5 bytes a voxel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,17 +217,3 @@ def draw_centre(
     low = np.minimum(size, shape) / 2 - 0.5
     inside = np.clip(centre, low, low + spare)
     return np.asarray(np.rint(inside - (size - 1) / 2) + (size - 1) / 2)
-
-
-def cut(array: NDArray[Any], start: Sequence[int], shape: Sequence[int], fill: float) -> NDArray[Any]:
-    """The box of `shape` from voxel `start` on, which may lie outside: there it is `fill`. A copy."""
-    box = np.full(tuple(shape), fill, array.dtype)
-    source, target = [], []
-    for begin, size, length in zip(start, shape, array.shape, strict=True):
-        low, high = max(begin, 0), min(begin + size, length)
-        if low >= high:
-            return box
-        source.append(slice(low, high))
-        target.append(slice(low - begin, high - begin))
-    box[tuple(target)] = array[tuple(source)]
-    return box

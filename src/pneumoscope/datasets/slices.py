@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.formats.layout import natural
 from pneumoscope.errors import DatasetError
 
 PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -45,27 +46,15 @@ class SliceSource:
     same_patient: Mapping[str, str] = field(default_factory=dict)
 
 
-def _as_is(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return picture
-
-
-def _upside_down(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return picture[..., ::-1, :]
-
-
-def _transposed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return picture.swapaxes(-1, -2)
-
-
 _MA = "Ma et al. 2020, COVID-19 CT Lung and Infection Segmentation Dataset, doi:10.5281/zenodo.3757476"
 _MA_LICENCE = "CC BY-NC-SA 4.0 (also stated as CC BY 4.0; treated as non-commercial)"
 
 SOURCES: Mapping[str, SliceSource] = {
-    "coronacases": SliceSource("coronacases", _as_is, _MA_LICENCE, _MA),
-    "radiopaedia": SliceSource("radiopaedia", _upside_down, _MA_LICENCE, _MA),
+    "coronacases": SliceSource("coronacases", lambda picture: picture, _MA_LICENCE, _MA),
+    "radiopaedia": SliceSource("radiopaedia", lambda picture: picture[..., ::-1, :], _MA_LICENCE, _MA),
     "medseg": SliceSource(
         "medseg",
-        _transposed,
+        lambda picture: picture.swapaxes(-1, -2),
         "free use with acknowledgement",
         "MedSeg, COVID-19 CT segmentation dataset, set 1 (images: SIRM), medicalsegmentation.com/covid19",
         flat=True,
@@ -126,8 +115,21 @@ class SliceScan:
             DatasetError: pictures and masks that do not pair or differ in size, damaged ones, masks with other values
                 than expected.
         """
-        known = SOURCES[self.source]
-        return _single(self, known) if known.flat else _scan(self, known)
+        known, folder = SOURCES[self.source], self.folder
+        images = _stack(folder / "ct", self.slices)
+        lungs = None if known.flat else _masks(folder / "lung", self.slices, images.shape)
+        if known.flat and (folder / "classes").is_dir():
+            drawn: NDArray[np.uint8] | None = _stack(folder / "classes", self.slices)
+            if drawn is not None and drawn.max() > 2:
+                raise DatasetError(
+                    "holds classes above 2; expected 0, 1 = ground-glass, 2 = consolidation", path=folder
+                )
+            _require_shape(drawn, images.shape, folder / "classes" / self.slices[0])
+        else:
+            drawn = _masks(folder / "infection", self.slices, images.shape)
+        image, *masks = (None if a is None else np.ascontiguousarray(known.turn(a)) for a in (images, lungs, drawn))
+        assert image is not None
+        return SliceStack(self.case, self.patient, image, masks[0], masks[1], known.name, self.slices)
 
 
 def slice_scans(root: str | Path, source: str) -> list[SliceScan]:
@@ -148,7 +150,7 @@ def slice_scans(root: str | Path, source: str) -> list[SliceScan]:
             SliceScan(f"{source}-{stem}", f"{source}-{known.same_patient.get(stem, stem)}", (stem,), source, folder)
             for stem in stems
         ]
-    scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: _natural(p.name))
+    scans = sorted((p for p in folder.iterdir() if (p / "ct").is_dir()), key=lambda p: natural(p.name))
     if not scans:
         raise DatasetError(f"holds no <patient>/ct folders; expected the slices of {source}", path=folder)
     parts = known.patient_parts
@@ -173,49 +175,10 @@ def read_slice_folder(root: str | Path, source: str) -> list[SliceStack]:
     return [scan.read() for scan in slice_scans(root, source)]
 
 
-def _scan(scan: SliceScan, source: SliceSource) -> SliceStack:
-    folder, stems = scan.folder, scan.slices
-    images = _stack(folder / "ct", stems)
-    lungs = _masks(folder / "lung", stems, images.shape) if (folder / "lung").is_dir() else None
-    drawn = _masks(folder / "infection", stems, images.shape) if (folder / "infection").is_dir() else None
-    return SliceStack(
-        scan.case,
-        scan.patient,
-        _turned(images, source),
-        None if lungs is None else _turned(lungs, source),
-        None if drawn is None else _turned(drawn, source),
-        source.name,
-        stems,
-    )
-
-
-def _single(scan: SliceScan, source: SliceSource) -> SliceStack:
-    folder, stem = scan.folder, scan.slices[0]
-    image = _stack(folder / "ct", (stem,))
-    if (folder / "classes").is_dir():
-        drawn: NDArray[np.uint8] | None = _stack(folder / "classes", (stem,))
-        if drawn is not None and drawn.max() > 2:
-            raise DatasetError("holds classes above 2; expected 0, 1 = ground-glass, 2 = consolidation", path=folder)
-        _require_shape(drawn, image.shape, folder / "classes" / stem)
-    else:
-        drawn = _masks(folder / "infection", (stem,), image.shape) if (folder / "infection").is_dir() else None
-    return SliceStack(
-        scan.case,
-        scan.patient,
-        _turned(image, source),
-        None,
-        None if drawn is None else _turned(drawn, source),
-        source.name,
-        (stem,),
-    )
-
-
-def _turned(stack: NDArray[np.uint8], source: SliceSource) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(source.turn(stack))
-
-
-def _masks(folder: Path, stems: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Masks stored as 0/255: 1 where above 127. A mask stored as 0/1 would come out empty and is refused."""
+def _masks(folder: Path, stems: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Masks stored as 0/255: 1 where above 127; None without a folder. One stored as 0/1 would be empty: refused."""
+    if not folder.is_dir():
+        return None
     stack = _stack(folder, stems)
     _require_shape(stack, shape, folder)
     if 0 < stack.max() <= 127:
@@ -250,14 +213,7 @@ def _stems(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DatasetError("is missing; expected a folder of slices", path=folder)
     pictures = (p for p in folder.iterdir() if p.suffix.lower() in PIXEL_SUFFIXES and not p.name.startswith("."))
-    stems = sorted((p.stem for p in pictures), key=_natural)
+    stems = sorted((p.stem for p in pictures), key=natural)
     if not stems:
         raise DatasetError("holds no .png or .jpg slices", path=folder)
     return stems
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 2 before 10."""
-    import re
-
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]

@@ -39,7 +39,7 @@ def source_of(image: Any, what: str, kind: type) -> str | Path | Stored:
     if isinstance(image, (tuple, list)) and len(image) == 2 and np.shape(image[1]) == (4, 4):
         array, affine, name = np.asarray(image[0]), image[1], "array"
     elif type(image).__module__.startswith("SimpleITK"):
-        array, affine, name = _of_sitk(image, what), _affine_of_sitk(image), "SimpleITK image"
+        (array, affine), name = _of_sitk(image, what), "SimpleITK image"
     elif hasattr(image, "affine") and hasattr(image, "dataobj"):
         array, affine, name = np.asanyarray(image.dataobj), image.affine, "nibabel image"
     elif hasattr(image, "affine") and (hasattr(image, "detach") or hasattr(image, "numpy")):
@@ -88,9 +88,17 @@ def to_nibabel(image: Volume | Mask) -> Any:
 
 def to_sitk(image: Volume | Mask) -> Any:
     """See `Voxels.to_sitk`."""
+    return sitk_image(*stored_voxels(image))
+
+
+def sitk_image(array: NDArray[Any], grid: Grid) -> Any:
+    """An ITK image, in LPS+, of an array (i, j, k) on its grid.
+
+    Raises:
+        GeometryError: the axes are not perpendicular.
+    """
     import SimpleITK as sitk  # noqa: N813
 
-    array, grid = stored_voxels(image)
     if not grid.is_orthogonal:
         raise GeometryError(f"the axes of {grid} are not perpendicular, which ITK does not know; resample it first")
     affine, steps = LPS_TO_RAS @ grid.affine, np.asarray(grid.spacing_mm)
@@ -125,18 +133,14 @@ def _installed(module: str, name: str) -> Any:
         raise InputError(f"{name} is not installed; run `pip install {name.lower()}`") from None
 
 
-def _of_sitk(image: Any, what: str) -> NDArray[Any]:
+def _of_sitk(image: Any, what: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
     import SimpleITK as sitk  # noqa: N813
 
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{what} is a SimpleITK image of size {image.GetSize()}, expected (i, j, k) and one value each"
         )
-    return np.asarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))
-
-
-def _affine_of_sitk(image: Any) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
+    return np.asarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0)), LPS_TO_RAS @ affine

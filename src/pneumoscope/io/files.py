@@ -72,22 +72,12 @@ def _sync(path: Path) -> None:
 
 def clear_temporary(folder: str | Path) -> None:
     """Remove temporary files that a killed process left anywhere below `folder`; those of living processes stay."""
+    import psutil
+
     for path in Path(folder).rglob(".tmp-*-*"):
         owner = path.name.split("-")[1]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             path.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is there, and not ours
-        return True
-    return True
 
 
 def write_bytes(path: str | Path, data: bytes, *, synced: bool = True) -> None:
@@ -204,6 +194,27 @@ def _integer(text: str) -> int:
     if len(text) > 21 or abs(int(text)) > LARGEST_INTEGER:
         raise ValueError(f"a whole number of {len(text)} digits")
     return int(text)
+
+
+def read_csv(
+    path: str | Path, needed: Sequence[str] = (), *, error: type[PneumoscopeError] = InputError
+) -> list[dict[str, str]]:
+    """Rows of a CSV by column; cells and column names are stripped, unnamed columns and empty rows left out.
+
+    Raises:
+        PneumoscopeError: of the class `error`: no CSV in UTF-8 (a web page that was saved under its name, say), or one
+            without the columns that are needed.
+    """
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            table = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise error(f"is no CSV table in UTF-8 ({type(problem).__name__}); fetch it again", path=path) from None
+    header = table[0] if table else []
+    missing = [name for name in needed if name not in header]
+    if missing:
+        raise error(f"has no column {', '.join(missing)}; expected {', '.join(needed)}", path=path)
+    return [{name: cell for name, cell in zip(header, row, strict=False) if name} for row in table[1:] if any(row)]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError, ReadError
-from pneumoscope.geometry import Grid
+from pneumoscope.geometry import Grid, cut
 from pneumoscope.io.stored import Stored
 from pneumoscope.volume import RAS, Mask, is_named
 
@@ -143,19 +143,10 @@ def pasted(mask: Mask, scan: Grid) -> Mask | None:
     first = np.rint(start).astype(int)
     if step.max() > LATTICE_TOLERANCE * min(scan.spacing_mm) or np.abs(start - first).max() > LATTICE_TOLERANCE:
         return None
-    own, whole = [], []
-    for begin, size, room in zip(first.tolist(), mask.grid.shape, scan.shape, strict=True):
-        low, high = max(0, begin), min(room, begin + size)
-        if low >= high:
-            return None
-        whole.append(slice(low, high))
-        own.append(slice(low - begin, high - begin))
-    inside = mask.labels[tuple(own)]
-    if np.count_nonzero(inside) != np.count_nonzero(mask.labels):
+    if (first + mask.grid.shape <= 0).any() or (first >= scan.shape).any():
         return None
-    labels = np.zeros(scan.shape, np.uint8)
-    labels[tuple(whole)] = inside
-    return Mask(labels, scan, mask.names)
+    labels = cut(mask.labels, (-first).tolist(), scan.shape, 0)
+    return Mask(labels, scan, mask.names) if np.count_nonzero(labels) == np.count_nonzero(mask.labels) else None
 
 
 def place_mask(mask: Mask, grid: Grid, *, what: str = "the mask", path: str | Path | None = None) -> Mask:

@@ -163,11 +163,6 @@ def read_stored(path: Path, kind: Kind, *, sparse: bool = False, scan: Grid | No
     return read(path, sparse=sparse, scan=scan)
 
 
-def family_of(stored: Stored) -> str:
-    """Start of the codes for a file's format."""
-    return "IN-NII" if stored.format == "NIfTI" else "IN-ITK"
-
-
 def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity, case: str | None) -> Volume:
     if kind == "dicom":
         from pneumoscope.io.dicom.read import read_dicom
@@ -187,7 +182,7 @@ def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity,
 
 
 def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> Volume:
-    family = family_of(stored)
+    family = "IN-NII" if stored.format == "NIfTI" else "IN-ITK"
     place = Place(path, family)
     if min(stored.grid.shape) < 2:
         raise place.error(

@@ -80,6 +80,7 @@ class ScanRef:
 
 REQUIRED = ("case", "image")
 OPTIONAL = ("lungs", "infiltrate", "patient", "date", "source")
+MANIFEST_COLUMNS = (*REQUIRED, *OPTIONAL)
 PATHS = ("case", "image", "lungs", "infiltrate")
 """Columns that do not come out again: paths may say too much, and the case has a column of its own."""
 
@@ -112,7 +113,7 @@ def read_manifest(path: str | Path) -> list[ScanRef]:
     titles = [cell.strip() for cell in rows[0]] if rows else []
     header = [title.lower() for title in titles]
     missing = [name for name in REQUIRED if name not in header]
-    if missing or len(set(header) & {*REQUIRED, *OPTIONAL}) != sum(name in (*REQUIRED, *OPTIONAL) for name in header):
+    if missing or len(set(header) & {*MANIFEST_COLUMNS}) != sum(name in MANIFEST_COLUMNS for name in header):
         raise InputError(
             f"has the columns {', '.join(header[:12]) or 'none'}; expected case,image and any of "
             f"{','.join(OPTIONAL)}, each once",

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
+from pneumoscope.io.exchange import sitk_image
 from pneumoscope.preprocess.spatial import Resample, crop_to
 from pneumoscope.volume import Mask, Volume
 
@@ -199,7 +200,7 @@ def register(
     import SimpleITK as sitk  # noqa: N813
 
     rules = rules or RegistrationRules()
-    fixed, moving = _image(baseline.volume.hu, baseline.volume.grid), _image(followup.volume.hu, followup.volume.grid)
+    fixed, moving = (sitk_image(copy.volume.hu, copy.volume.grid) for copy in (baseline, followup))
     wide = [_near(copy, rules.body_mm) for copy in (baseline, followup)]
     close = [_near(copy, rules.lung_mm) for copy in (baseline, followup)]
     stages = {}
@@ -259,7 +260,7 @@ def _near(copy: WorkingCopy, margin_mm: float) -> sitk.Image:
     step = copy.volume.grid.spacing_mm[0]
     near = ndimage.distance_transform_edt(copy.lungs < 0.5) * step <= margin_mm
     spots = ndimage.binary_dilation(copy.infiltrate > 0.05, iterations=1)
-    return _image((near & ~spots).astype(np.uint8), copy.volume.grid)
+    return sitk_image((near & ~spots).astype(np.uint8), copy.volume.grid)
 
 
 def _centre(copy: WorkingCopy) -> list[float]:
@@ -270,17 +271,6 @@ def _centre(copy: WorkingCopy) -> list[float]:
 
 def _lps(ras: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(ras, np.float64) * (-1, -1, 1)
-
-
-def _image(array: NDArray[Any], grid: Grid) -> sitk.Image:
-    """An ITK image in LPS+ of an array (i, j, k) on an upright grid."""
-    import SimpleITK as sitk  # noqa: N813
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetSpacing(grid.spacing_mm)
-    image.SetOrigin(_lps(grid.origin_mm).tolist())
-    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    return image
 
 
 def _field(transform: sitk.Transform, fixed: sitk.Image) -> NDArray[np.float32]:

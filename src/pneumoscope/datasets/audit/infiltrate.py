@@ -86,7 +86,8 @@ def infiltrate_pieces(
     """
     if not drawn.any():
         return
-    box, start = _box(drawn, margin=0)
+    box = ndimage.find_objects(drawn.view(np.uint8))[0]
+    start = np.array([side.start for side in box])
     part = drawn[box].copy()
     lungless = _lungless(scene, part.shape[2], int(start[2]))
     far = _distance(scene)
@@ -292,12 +293,3 @@ def _reach(
     for axis, steps in enumerate(reach):
         grown = ndimage.maximum_filter1d(grown.view(np.uint8), 2 * steps + 1, axis=axis, mode="constant").view(bool)
     return np.asarray(grown)
-
-
-def _box(mask: NDArray[np.bool_], *, margin: int) -> tuple[tuple[slice, slice, slice], NDArray[np.int64]]:
-    """The box around what is marked, and where it begins."""
-    ranges = []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ranges.append(slice(max(0, int(used[0]) - margin), min(mask.shape[axis], int(used[-1]) + 1 + margin)))
-    return (ranges[0], ranges[1], ranges[2]), np.array([r.start for r in ranges])

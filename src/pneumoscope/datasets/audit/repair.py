@@ -24,6 +24,7 @@ from pneumoscope.io.files import atomic_path
 from pneumoscope.io.formats.nrrd_metaimage import save_nrrd
 from pneumoscope.io.kinds import kind_of, suffix_of
 from pneumoscope.io.read import read_stored
+from pneumoscope.io.scans import MANIFEST_COLUMNS
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, RAS, Mask
 
 MAX_ROUNDS = 6
@@ -169,7 +170,6 @@ def file_index(where: NDArray[np.integer], native: Grid) -> NDArray[np.integer]:
 TABLE = "manifest.csv"
 CHANGES = "changes.csv"
 CHANGE_COLUMNS = ("case", "mask", "i", "j", "k", "x", "y", "z", "from", "to", "kind")
-TABLE_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
 _CHUNK = 100_000
 
 
@@ -195,7 +195,7 @@ def write_case(folder: Path, raw: RawCase, repaired: Repaired, name: str) -> dic
     from pneumoscope.io.write import write_mask
 
     case = raw.case
-    row: dict[str, Any] = dict.fromkeys(TABLE_COLUMNS, "")
+    row: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS, "")
     row |= {"case": name, "patient": case.patient, "date": case.date, "source": case.source}
     row["image"] = _image(folder, case, raw, name)
     for what, labels in (("lungs", repaired.lungs), ("infiltrate", repaired.infiltrate)):

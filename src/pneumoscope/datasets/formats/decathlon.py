@@ -9,7 +9,7 @@ Its zips are full of ``._name`` files of macOS; they are in no list here, and en
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -192,12 +192,6 @@ def _channels(channels: Any, path: Path) -> dict[int, str]:
 
 def _text(value: Any) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
-
-
-def shown(names: Iterable[str]) -> str:
-    """The first of some names and how many more there are."""
-    listed = list(names)
-    return listed[0] if len(listed) == 1 else f"{listed[0]} (and {len(listed) - 1} more)"
 
 
 KIND = "the Decathlon's layout (imagesTr, labelsTr)"

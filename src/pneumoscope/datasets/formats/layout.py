@@ -1,10 +1,10 @@
-"""Links in a dataset's folder: followed inside it only."""
+"""A dataset's folder: its scans by name, pairs of scan and mask; links are followed inside it only."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,15 +79,19 @@ class Tree:
         hint = f"; unzip {', '.join(packed[:4])} first" if packed else ""
         return DatasetError(f"{problem}; expected {self.expected}{hint}", path=path or self.root)
 
-    def by_key(self, what: str, key: Callable[[Found], str | None]) -> dict[str, Path]:
-        """The scans for which `key` gives a name, by that name in natural order.
+    def by_key(self, what: str, key: re.Pattern[str] | Callable[[Found], str | None]) -> dict[str, Path]:
+        """The scans for which `key` gives a name (of a pattern the first group), by that name in natural order.
 
         Raises:
             DatasetError: two files with one name.
         """
         found: dict[str, Path] = {}
         for scan in self.scans:
-            name = key(scan)
+            if isinstance(key, re.Pattern):
+                match = key.fullmatch(scan.stem)
+                name = None if match is None else match[1]
+            else:
+                name = key(scan)
             if name is None:
                 continue
             if name in found:
@@ -174,17 +178,16 @@ def require_pairs(tree: Tree, images: dict[str, Path], masks: dict[str, Path], w
     """
     bare = [name for name in images if name not in masks]
     if bare:
-        raise tree.error(
-            f"{_shown(bare)} without {what}: half a download? Copy or unzip the rest", path=images[bare[0]]
-        )
+        raise tree.error(f"{shown(bare)} without {what}: half a download? Copy or unzip the rest", path=images[bare[0]])
     lost = [name for name in masks if name not in images] if both else []
     if lost:
         raise tree.error(
-            f"{what} of {_shown(lost)} without its scan: half a download? Copy or unzip the rest", path=masks[lost[0]]
+            f"{what} of {shown(lost)} without its scan: half a download? Copy or unzip the rest", path=masks[lost[0]]
         )
 
 
-def _shown(names: list[str]) -> str:
+def shown(names: Sequence[str]) -> str:
+    """The first of some names and how many more there are."""
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 

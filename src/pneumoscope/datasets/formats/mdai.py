@@ -1,4 +1,4 @@
-"""Closed outlines in pixel coordinates to masks.
+"""Annotations that MD.ai exports as JSON, and their closed outlines in pixel coordinates as masks.
 
 Convention: x counts columns and y counts rows from the outer corner of the first pixel, as web viewers do (pixel (0, 0)
 covers [0, 1) x [0, 1), its centre lies at (0.5, 0.5)). A pixel belongs to an outline when its centre does.

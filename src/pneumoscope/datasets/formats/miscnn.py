@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan, make_case
-from pneumoscope.datasets.formats.decathlon import shown
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
-from pneumoscope.datasets.formats.layout import SCAN_SUFFIXES, Found, walk
+from pneumoscope.datasets.formats.layout import SCAN_SUFFIXES, Found, shown, walk
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import case_name, suffix_of
 from pneumoscope.volume import present_labels

@@ -1,12 +1,12 @@
-"""nnU-Net's ``splits_final.json``: a list of folds, each ``{"train": [case, ...], "val": [case, ...]}``.
+"""nnU-Net's layout (imagesTr, labelsTr, dataset.json) as cases, and its ``splits_final.json``.
 
-What nnU-Net calls ``val`` is what a fold is scored on at the end, so it is our ``test``. It knows no third part: our
-validation cases are written as training cases, and a file read here has none.
+That file is a list of folds, each ``{"train": [case, ...], "val": [case, ...]}``. What nnU-Net calls ``val`` is what a
+fold is scored on at the end, so it is our ``test``. It knows no third part: our validation cases are written as
+training cases, and a file read here has none.
 """
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
-from pneumoscope.datasets.formats.decathlon import Description, files_of, read_description, shown
+from pneumoscope.datasets.formats.decathlon import Description, files_of, read_description
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
+from pneumoscope.datasets.formats.layout import shown
 from pneumoscope.datasets.splits.folds import Fold, Member
-from pneumoscope.errors import DatasetError
-from pneumoscope.io.files import read_json, write_json
+from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.io.files import read_csv, read_json, write_json
 from pneumoscope.io.kinds import case_name
 
 FILE = "splits_final.json"
@@ -126,14 +127,10 @@ def read_nnunet_cases(
 
 def read_sources(path: Path) -> Mapping[str, Mapping[str, str]]:
     """Rows of a ``sources.csv`` of `data convert` by case; {} when there is none or it is another table."""
-    if not path.is_file():
-        return {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, ValueError, csv.Error):
+        return {row["case"]: row for row in read_csv(path, ("case",)) if row["case"]}
+    except InputError:
         return {}
-    return {row["case"]: {key: value or "" for key, value in row.items() if key} for row in rows if row.get("case")}
 
 
 def _channel(held: Description, wanted: int | str | None) -> int:

@@ -37,6 +37,7 @@ from pneumoscope.datasets.phantom.tissue import lung_labels
 from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
+from pneumoscope.io.scans import MANIFEST, MANIFEST_COLUMNS, read_manifest
 from pneumoscope.jobs.lock import locks
 from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
@@ -136,9 +137,7 @@ def _assemble(
     return PhantomScan(scan, exact_lungs, tuple(faults))
 
 
-TABLE = "manifest.csv"
 FAULTS = "faults.csv"
-TABLE_COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "date", "source")
 FAULT_COLUMNS = ("case", "slice", "kind", "voxels", "x", "y", "z")
 VERSION = 1
 """Raised when the same seed would give other scans."""
@@ -170,7 +169,7 @@ def write_phantom(
     made = made_of(PhantomOptions, {"site": site, "patients": patients, **options})
     name = phantom_site(site).name
     plan = {"version": VERSION, **asdict(made), "site": name, "size": phantom_size(made.size)}
-    cases = [_case_name(name, number) for number in range(patients)]
+    cases = [case_name(name, number) for number in range(patients)]
     folder = Path(out)
     if not overwrite and _finished(folder, plan):
         return cases
@@ -193,18 +192,13 @@ def _write(
         faults.extend(found)
     progress(f"phantom {name}", patients, patients)
     write_csv(folder / FAULTS, FAULT_COLUMNS, faults)
-    write_csv(folder / TABLE, TABLE_COLUMNS, rows)
+    write_csv(folder / MANIFEST, MANIFEST_COLUMNS, rows)
     title = phantom_site(name).title
     info = dataset_info("phantom")
     write_json(
         folder / PHANTOM_FILE,
         {**plan, "title": title, "licence": info.licence, "citation": info.citation, "cases": cases},
     )
-
-
-def _case_name(site: str, number: int) -> str:
-
-    return case_name(site, number)
 
 
 def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
@@ -288,15 +282,13 @@ def read_phantom(root: str | Path) -> list[Case]:
     Raises:
         DatasetError: no such folder, an unfinished one, or a table that differs from the description.
     """
-    from pneumoscope.io.scans import read_manifest
-
     held = read_phantom_json(root)
     try:
-        refs = read_manifest(Path(root) / TABLE)
+        refs = read_manifest(Path(root) / MANIFEST)
     except InputError as error:
         raise DatasetError(f"the synthetic dataset is damaged: {error}", path=root) from error
     if [ref.case for ref in refs] != held["cases"]:
-        raise DatasetError(f"{TABLE} and {PHANTOM_FILE} name different cases; make the dataset again", path=root)
+        raise DatasetError(f"{MANIFEST} and {PHANTOM_FILE} name different cases; make the dataset again", path=root)
     return [case_of_row("phantom", ref, partial(_load, ref)) for ref in refs]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below, read_rows
+from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import read_csv
 
 EXPECTED = "metadata.csv and images/ of ieee8023/covid-chestxray-dataset"
 NEEDED = ("patientid", "finding", "view", "modality", "folder", "filename")
@@ -37,7 +38,7 @@ def read_cohen(root: Path) -> list[XrayCase]:
     if table is None:
         return _without_table(root, list(pictures.values()))
     cases = []
-    for row in read_rows(table, NEEDED):
+    for row in read_csv(table, NEEDED, error=DatasetError):
         label = label_of(row["finding"])
         frontal = row["view"].upper() in FRONTAL
         if label is None or not frontal or row["modality"].lower() != "x-ray" or row["folder"].lower() != "images":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.labelled import load_case
-from pneumoscope.datasets.formats.layout import Found, Tree, require_pairs, walk
+from pneumoscope.datasets.formats.layout import Tree, require_pairs, walk
 
 NAME = "covid1920"
 EXPECTED = "Train with volume-covid19-A-NNNN_ct.nii.gz and _seg.nii.gz, and Validation with _ct.nii.gz"
@@ -26,7 +26,8 @@ _VALIDATION = (
 VALIDATION = frozenset(_VALIDATION.split())
 """Numbers of the validation scans, as published."""
 
-VOLUME = re.compile(r"(volume-covid19-[A-Z]-(\d{4}(?:_\d)?))(_ct|_seg)?", re.IGNORECASE)
+_NAME = r"(volume-covid19-[A-Z]-(\d{4}(?:_\d)?))"
+SCAN, MASK, VOLUME = (re.compile(_NAME + suffix, re.IGNORECASE) for suffix in ("_ct", "_seg", "(?:_ct|_seg)?"))
 
 
 def read_covid1920_cases(root: str | Path) -> list[Case]:
@@ -41,8 +42,8 @@ def read_covid1920_cases(root: str | Path) -> list[Case]:
         DatasetError: no scans, a training scan without mask, a mask without scan, a scan twice.
     """
     tree = walk(root, EXPECTED)
-    images = tree.by_key("scan", partial(_with_suffix, "_ct"))
-    masks = tree.by_key("mask", partial(_with_suffix, "_seg"))
+    images = tree.by_key("scan", SCAN)
+    masks = tree.by_key("mask", MASK)
     if not images:
         raise tree.error("holds no volume-covid19-A-NNNN_ct.nii.gz")
     parts = _parts(tree)
@@ -62,11 +63,6 @@ def volume_case(dataset: str, name: str, source: str, files: CaseFiles) -> Case:
     return make_case(
         dataset, name, partial(load_case, name, files), files, patient=patient.removeprefix("volume-"), source=source
     )
-
-
-def _with_suffix(suffix: str, scan: Found) -> str | None:
-    match = VOLUME.fullmatch(scan.stem)
-    return match[1] if match and (match[3] or "").lower() == suffix else None
 
 
 def _parts(tree: Tree) -> dict[Path, str]:

@@ -1,8 +1,8 @@
-"""The published cross-validation of COVID-19-CT-Seg: five groups of four scans (Ma et al., Medical Physics 48, 2021).
+"""COVID-19-CT-Seg: 20 chest CTs, 10 Coronacases and 10 Radiopaedia, and their published cross-validation.
 
-Source: the pickled splits in github.com/JunMa11/COVID-19-CT-Seg-Benchmark, Task 1 (train on a group, test on the
-other sixteen) and Task1_COVID_82 (train on sixteen, test on the group). Each group holds two Coronacases and two
-Radiopaedia scans.
+The folds (Ma et al., Medical Physics 48, 2021) are the pickled splits in github.com/JunMa11/COVID-19-CT-Seg-Benchmark,
+Task 1 (train on a group, test on the other sixteen) and Task1_COVID_82 (train on sixteen, test on the group). Each
+group of four scans holds two Coronacases and two Radiopaedia scans.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pneumoscope.io import intensity as hounsfield
 from pneumoscope.io.read import read_volume
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
-DATASET = "covid19ctseg"
+NAME = "covid19ctseg"
 
 MA_GROUPS: tuple[tuple[str, str, str, str], ...] = (
     ("coronacases_008", "coronacases_007", "radiopaedia_36_86526_0", "radiopaedia_4_85506_1"),
@@ -49,12 +49,12 @@ def ma_folds(members: Sequence[Member], task: MaTask = "20/80") -> list[Fold]:
     """
     if task not in ("20/80", "80/20"):
         raise DatasetError(f"the published tasks are 20/80 and 80/20, got {task!r}")
-    own = {member.case: member for member in members if member.dataset == DATASET}
+    own = {member.case: member for member in members if member.dataset == NAME}
     published = {case for group in MA_GROUPS for case in group}
     if set(own) != published or len(own) != len(members):
         missing, more = sorted(published - set(own)), sorted({m.case for m in members} - published)
         raise DatasetError(
-            f"the published folds are of the 20 scans of {DATASET}; missing {missing[:3]}, not among them {more[:3]}"
+            f"the published folds are of the 20 scans of {NAME}; missing {missing[:3]}, not among them {more[:3]}"
         )
     folds = []
     for group in MA_GROUPS:
@@ -64,7 +64,6 @@ def ma_folds(members: Sequence[Member], task: MaTask = "20/80") -> list[Fold]:
     return folds
 
 
-NAME = "covid19ctseg"
 EXPECTED = (
     "COVID-19-CT-Seg_20cases beside Lung_and_Infection_Mask, or beside Lung_Mask and Infection_Mask (also ct_scans, "
     "lung_mask, infection_mask)"

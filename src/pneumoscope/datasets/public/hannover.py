@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below, read_rows
+from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import read_csv
 
 EXPECTED = "data.csv (or patients.csv) and the pictures of ml-workgroup/covid-19-image-repository"
 _FRONTAL = ("pa", "ap", "")
@@ -26,7 +27,7 @@ def read_hannover(root: Path) -> list[XrayCase]:
     if table is None:
         raise DatasetError(f"has no data.csv; expected {EXPECTED}", path=root)
     cases = []
-    for row in read_rows(table, ("image_id", "patient_id")):
+    for row in read_csv(table, ("image_id", "patient_id"), error=DatasetError):
         view = row.get("projection", "").lower()
         path = pictures.get(row["image_id"].lower())
         if path is None or view not in _FRONTAL or row.get("modality", "CR").upper() not in ("CR", "DX", "X-RAY", ""):

@@ -1,8 +1,9 @@
-"""MosMedData's ``dataset_registry``, as workbook (``.xlsx``) or ``.csv``: which study is of which class.
+"""MosMedData COVID19_1110: 1110 chest CTs in 8 mm slices by class CT-0 to CT-4, 50 of them with infiltrate masks.
 
-A workbook is a zip of XML. The one table in it needs no spreadsheet library: cells are read in order, shared strings
-looked up. Sizes are checked before anything is inflated, and document types, which could expand without end, are
-refused. Headings differ between copies, so columns are known by what stands in them.
+The class of a study is its folder, else what ``dataset_registry`` says, a workbook (``.xlsx``) or ``.csv``. A workbook
+is a zip of XML. The one table in it needs no spreadsheet library: cells are read in order, shared strings looked up.
+Sizes are checked before anything is inflated, and document types, which could expand without end, are refused.
+Headings differ between copies, so columns are known by what stands in them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from xml.etree import ElementTree
 
 from pneumoscope.datasets.case import Case, CaseFiles, make_case
 from pneumoscope.datasets.formats.labelled import load_case
-from pneumoscope.datasets.formats.layout import Found, Tree, require_pairs, walk
+from pneumoscope.datasets.formats.layout import Tree, require_pairs, walk
 from pneumoscope.errors import DatasetError
 
 STEM = "dataset_registry"
@@ -132,7 +133,6 @@ LAST_STUDY = (254, 938, 1063, 1108, 1110)
 
 _STUDY_FILE = re.compile(r"study_(\d{4})", re.IGNORECASE)
 _MASK = re.compile(r"study_(\d{4})_mask", re.IGNORECASE)
-_CATEGORY_FOLDER = re.compile(r"ct[-_ ]?([0-4])", re.IGNORECASE)
 
 
 def read_mosmed_cases(root: str | Path) -> list[Case]:
@@ -149,8 +149,8 @@ def read_mosmed_cases(root: str | Path) -> list[Case]:
             registry that is needed and cannot be read.
     """
     tree = walk(root, EXPECTED)
-    images = tree.by_key("study", partial(_number, _STUDY_FILE))
-    masks = tree.by_key("mask of study", partial(_number, _MASK))
+    images = tree.by_key("study", _STUDY_FILE)
+    masks = tree.by_key("mask of study", _MASK)
     if not images:
         raise tree.error("holds no study_NNNN.nii.gz")
     to_be_masked = {number: path for number, path in images.items() if int(number) in MASKED or number in masks}
@@ -169,29 +169,18 @@ def published_category(number: int) -> str:
     return next((f"CT-{n}" for n, last in enumerate(LAST_STUDY) if 1 <= number <= last), "")
 
 
-def _number(pattern: re.Pattern[str], scan: Found) -> str | None:
-    match = pattern.fullmatch(scan.stem)
-    return match[1] if match else None
-
-
 def _categories(tree: Tree, images: dict[str, Path]) -> dict[str, str]:
     """Class of each study; the registry is opened only when a folder does not say."""
-    by_folder = {scan.path: _of_folder(scan) for scan in tree.scans}
+    by_folder = {}
+    for scan in tree.scans:
+        named = map(_CATEGORY.fullmatch, reversed(scan.folders))
+        by_folder[scan.path] = next((f"CT-{match[1]}" for match in named if match), "")
     found = {number: by_folder[path] for number, path in images.items()}
     if all(found.values()):
         return found
-
     table = find_registry(tree.others)
     registered = {} if table is None else read_registry(table)
     return {
         number: category or registered.get(number) or published_category(int(number))
         for number, category in found.items()
     }
-
-
-def _of_folder(scan: Found) -> str:
-    for folder in reversed(scan.folders):
-        match = _CATEGORY_FOLDER.fullmatch(folder)
-        if match:
-            return f"CT-{match[1]}"
-    return ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below, read_rows
+from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import read_csv
 
 EXPECTED = "images*/NNNNNNNN_MMM.png and Data_Entry_2017.csv of NIH ChestX-ray14, or folders named after a finding"
 TABLES = ("data_entry_2017.csv", "data_entry_2017_v2020.csv")
@@ -29,7 +30,7 @@ def read_nih(root: Path) -> list[XrayCase]:
     table = find_table(root, TABLES)
     stated: dict[str, tuple[str, str]] = {}
     if table is not None:
-        rows = read_rows(table, ("Image Index", "Finding Labels"))
+        rows = read_csv(table, ("Image Index", "Finding Labels"), error=DatasetError)
         stated = {
             Path(r["Image Index"]).stem: (label_of(r["Finding Labels"]), r.get("View Position", "")) for r in rows
         }

@@ -1,4 +1,4 @@
-"""What a copy of RICORD 1a holds: its series by UID, and the file of the drawings. No pixel is opened."""
+"""MIDRC-RICORD-1a: 120 COVID-19 chest CTs as DICOM, and the contours that readers drew on them (MD.ai's JSON)."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from pneumoscope.datasets.splits.draw import COLUMNS, leaking
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import read_csv
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
@@ -153,16 +154,9 @@ def read_links(path: str | Path) -> list[Link]:
     Raises:
         DatasetError: the file is missing, is not such a table, or a side is no pattern.
     """
-    import csv
-
+    rows = read_csv(path, ("a", "b"), error=DatasetError)
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
-            table = csv.DictReader(stream)
-            if not {"a", "b"} <= set(table.fieldnames or ()):
-                raise DatasetError("a table of links has the columns a,b[,reason]", path=path)
-            return [Link((row["a"] or "").strip(), (row["b"] or "").strip(), row.get("reason") or "") for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"cannot be read as a table of links: {error}", path=path) from error
+        return [Link(row["a"], row.get("b", ""), row.get("reason", "")) for row in rows]
     except DatasetError as error:
         raise DatasetError(error.message, path=path) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.registry import dataset_info, require_unique
 from pneumoscope.errors import DatasetError
+from pneumoscope.io.files import read_csv
 from pneumoscope.io.formats.radiograph import SUFFIXES
 from pneumoscope.io.kinds import case_name, files_below
 
@@ -119,26 +120,6 @@ def pictures_below(root: Path, expected: str) -> list[Path]:
     return found
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV; cells and column names are stripped, unnamed columns dropped.
-
-    Raises:
-        DatasetError: no CSV in UTF-8 with those columns (a web page that was saved under its name, say).
-    """
-    import csv
-
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            table = [[cell.strip() for cell in row] for row in csv.reader(stream, strict=True)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"is no CSV table in UTF-8 ({type(error).__name__}); fetch it again", path=path) from None
-    header = table[0] if table else []
-    missing = [name for name in needed if name not in header]
-    if missing:
-        raise DatasetError(f"has no column {', '.join(missing)}; expected {', '.join(needed)}", path=path)
-    return [{name: cell for name, cell in zip(header, row, strict=False) if name} for row in table[1:] if any(row)]
-
-
 def find_table(root: Path, names: Iterable[str]) -> Path | None:
     """The first file of one of these names (lower case), the nearest to the root."""
     wanted = set(names)
@@ -163,7 +144,7 @@ def read_table(path: Path) -> list[XrayCase]:
     if not table.is_file():
         raise DatasetError(f"no such table; expected a CSV image,label[,patient,source,view] ({OWN_TABLE})", path=table)
     cases, names = [], set()
-    for number, row in enumerate(read_rows(table, ("image", "label")), start=2):
+    for number, row in enumerate(read_csv(table, ("image", "label"), error=DatasetError), start=2):
         if not row["image"] or not row["label"]:
             raise DatasetError(f"line {number} has no image or no label", path=table)
         picture = table.parent / row["image"]

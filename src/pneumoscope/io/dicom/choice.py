@@ -328,16 +328,9 @@ def _set_aside(folder: Folder, small: int, min_slices: int) -> list[Finding]:
 
 def listing(folder: Folder) -> list[dict[str, Any]]:
     """The answer to a ``list`` request: what `io.dicom.read.SeriesInfo` holds, apart from the case's name."""
+    same = ("images", "rows", "columns", "kernel", "thickness_mm")
+    found = [series_of(*item) for item in folder.slices.items()]
     return [
-        {
-            "number": number,
-            "images": one.images,
-            "rows": one.rows,
-            "columns": one.columns,
-            "kernel": one.kernel,
-            "thickness_mm": one.thickness_mm,
-            "first_file": one.first,
-            "series_uid": one.uid,
-        }
-        for number, one in enumerate((series_of(*item) for item in folder.slices.items()), start=1)
+        {"number": n, **{name: getattr(one, name) for name in same}, "first_file": one.first, "series_uid": one.uid}
+        for n, one in enumerate(found, start=1)
     ]

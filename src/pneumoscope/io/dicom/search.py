@@ -211,19 +211,11 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     """
     request = request_for(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
     reply = read.exchange(request)
+    rows: list[dict[str, Any]] = reply["images"]
+    lists = ("position_mm", "normal")
+    places = [{name: row[name] and tuple(row[name]) for name in lists} for row in rows]
     images = tuple(
-        ImageInfo(
-            file=Path(entry["file"]),
-            study_uid=entry["study_uid"],
-            series_uid=entry["series_uid"],
-            image_uid=entry["image_uid"],
-            subject=entry["subject"],
-            position_mm=_triple(entry["position_mm"]),
-            normal=_triple(entry["normal"]),
-            rows=entry["rows"],
-            columns=entry["columns"],
-        )
-        for entry in reply["images"]
+        ImageInfo(**{**row, **place, "file": Path(row["file"])}) for row, place in zip(rows, places, strict=True)
     )
     return Index(images, reply["damaged"], reply["other"])
 
@@ -274,7 +266,3 @@ def _place(header: Header) -> tuple[list[float] | None, list[float] | None]:
 def _uid(value: str) -> str:
     """A UID as it is written in DICOM, "" for anything else."""
     return value if _UID.fullmatch(value) else ""
-
-
-def _triple(values: Sequence[float] | None) -> tuple[float, float, float] | None:
-    return None if values is None else (float(values[0]), float(values[1]), float(values[2]))
