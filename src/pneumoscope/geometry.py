@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pneumoscope.errors import GeometryError
 
-SAME_SPACE_TOLERANCE_MM = 1e-2
-"""Two grids are the same space when none of their outer corners differ by more than this."""
+SAME_SPACE_TOLERANCE_MM = 1e-2  # Two grids are the same space when none of their outer corners differ by more than this
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Direction columns whose dot products stay below this count as perpendicular (NIfTI headers are float32)."""

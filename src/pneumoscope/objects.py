@@ -26,13 +26,9 @@ def _called(module: str) -> Any:
 
 
 class Shown:
-    """A result with numbers and a picture.
+    """A result with numbers and a picture."""
 
-    Attributes:
-        panels: axes side by side in its picture.
-    """
-
-    panels: ClassVar[int] = 1
+    panels: ClassVar[int] = 1  # axes side by side in its picture
 
     def _numbers(self) -> Mapping[str, str]:
         """What stands beside the picture, ready to be read."""

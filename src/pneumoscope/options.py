@@ -14,35 +14,24 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is known of an option beside its type and default.
+    """What is known of an option beside its type and default."""
 
-    Attributes:
-        help: one or two sentences, for the command line and the reference.
-        metavar: what stands for the value in the help; made from the type where empty.
-        flags: names on the command line; made from the field's name where empty.
-        file: the value is a path of the user's machine; records hold its last part only.
-        low, high: inclusive bounds of a number.
-        commas: a list may also be given as one value with commas.
-        parse: makes the value of a text of the command line, or of all texts of an option that is repeatable; raises
-            InputError or ValueError. None where the type says how.
-        many: the option is repeatable, and `parse` gets a list.
-        ask: what is asked for on a terminal where a required value is not given.
-    """
-
-    help: str
-    metavar: str = ""
-    flags: tuple[str, ...] = ()
-    file: bool = False
+    help: str  # one or two sentences, for the command line and the reference
+    metavar: str = ""  # what stands for the value in the help; made from the type where empty
+    flags: tuple[str, ...] = ()  # names on the command line; made from the field's name where empty
+    file: bool = False  # the value is a path of the user's machine; records hold its last part only
+    # inclusive bounds of a number
     low: float | None = None
     high: float | None = None
-    commas: bool = False
+    commas: bool = False  # a list may also be given as one value with commas
+    # makes the value of a text of the command line, or of all texts of an option that is repeatable; raises InputError
+    # or ValueError. None where the type says how.
     parse: Callable[[Any], Any] | None = None
-    many: bool = False
-    ask: str = ""
+    many: bool = False  # the option is repeatable, and `parse` gets a list
+    ask: str = ""  # what is asked for on a terminal where a required value is not given
 
 
-REQUIRED: Any = MISSING
-"""The default of an option that must be given."""
+REQUIRED: Any = MISSING  # The default of an option that must be given
 
 
 def option(default: Any, help_text: str, **rules: Any) -> Any:

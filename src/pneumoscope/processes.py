@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing.process import BaseProcess
 
-LOOK_SECONDS = 0.5
-"""How often a child looks whether its parent is still there."""
+LOOK_SECONDS = 0.5  # How often a child looks whether its parent is still there
 
 GRACE_SECONDS = 60.0
 """How long a worker may take to save what it has when the run is ended: a step of a training on a busy machine."""
 
-REAP_SECONDS = 10.0
-"""How long the status of a process that has ended may be in coming."""
+REAP_SECONDS = 10.0  # How long the status of a process that has ended may be in coming
 
 
 def end_with_parent(parent: int | None = None) -> None:

@@ -22,14 +22,12 @@ RAS = ("R", "A", "S")
 LUNG_LABELS: Mapping[int, str] = {1: "right lung", 2: "left lung"}
 """House order of lung labels, whatever order a dataset uses on disk."""
 
-LUNG_LABEL: Mapping[int, str] = {1: "lung"}
-"""Lung label where sides are not distinguished."""
+LUNG_LABEL: Mapping[int, str] = {1: "lung"}  # Lung label where sides are not distinguished
 
 INFILTRATE_LABELS: Mapping[int, str] = {1: "ground-glass", 2: "consolidation"}
 """Infiltrate labels where model or reader tells the two apart."""
 
-INFILTRATE_LABEL: Mapping[int, str] = {1: "infiltrate"}
-"""Infiltrate label where they are not distinguished."""
+INFILTRATE_LABEL: Mapping[int, str] = {1: "infiltrate"}  # Infiltrate label where they are not distinguished
 
 
 def _to_ras(array: NDArray[Scalar], native: Grid) -> tuple[NDArray[Scalar], Grid]:

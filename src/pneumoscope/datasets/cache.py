@@ -34,8 +34,7 @@ from pneumoscope.jobs.stamp import stamp
 MAX_BYTES = 20 * 2**30
 """Default bound: 20 GiB. The 4617 lung slices of Maganaris 2022b take 4.4 GiB (320 x 320, four float16 channels)."""
 
-STALE_SECONDS = 24 * 3600
-"""Unfinished entries older than this belong to processes that were killed."""
+STALE_SECONDS = 24 * 3600  # Unfinished entries older than this belong to processes that were killed
 
 VARIABLE, SIZE_VARIABLE = "PNEUMOSCOPE_CACHE", "PNEUMOSCOPE_CACHE_GB"
 FORMAT = "v1"
@@ -43,17 +42,11 @@ FORMAT = "v1"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What is cached.
+    """What is cached."""
 
-    Attributes:
-        arrays: by name; read-only when they come from disk.
-        facts: JSON values that belong to them.
-        keep: whether it may be stored; False for what was made while its files changed.
-    """
-
-    arrays: Mapping[str, NDArray[Any]]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    keep: bool = True
+    arrays: Mapping[str, NDArray[Any]]  # by name; read-only when they come from disk
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON values that belong to them
+    keep: bool = True  # whether it may be stored; False for what was made while its files changed
 
 
 @dataclass

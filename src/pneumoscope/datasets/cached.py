@@ -29,11 +29,8 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json, sha256, write_text
 from pneumoscope.jobs.stamp import stamp
 
-RACY_NS = 2_000_000_000
-"""A file younger than this may change again without its stamp showing it."""
-
-DETACHED = (".mhd", ".nhdr", ".hdr", ".img")
-"""Headers whose voxels lie in another file, which is not known here."""
+RACY_NS = 2_000_000_000  # A file younger than this may change again without its stamp showing it
+DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # Headers whose voxels lie in another file, which is not known here
 
 
 def key_of(kind: str, made_of: Mapping[str, Any]) -> str:

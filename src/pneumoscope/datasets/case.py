@@ -17,19 +17,15 @@ from pneumoscope.volume import Mask, Volume
 class LabelledScan:
     """A scan with its annotated masks, all on one grid.
 
-    Attributes:
-        volume: the scan.
-        lungs: 1 = right, 2 = left; None where the dataset stores no lung masks.
-        infiltrate: what the reader annotated; None where nobody did (which is not the same as an empty mask).
-        truth: the exact infiltrate, known for synthetic scans only; differs from `infiltrate` by the reader's style.
-
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
     """
 
-    volume: Volume
-    lungs: Mask | None = None
+    volume: Volume  # the scan
+    lungs: Mask | None = None  # 1 = right, 2 = left; None where the dataset stores no lung masks
+    # what the reader annotated; None where nobody did (which is not the same as an empty mask)
     infiltrate: Mask | None = None
+    # the exact infiltrate, known for synthetic scans only; differs from `infiltrate` by the reader's style
     truth: Mask | None = None
 
     def __post_init__(self) -> None:
@@ -50,37 +46,29 @@ _PATIENT_AXES: Mapping[str, PatientAxis] = {
     "R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot",
 }  # fmt: skip
 
-SAME_LABELS: Mapping[int, int] = {1: 1, 2: 2}
-"""A file whose labels already mean what they mean here."""
+SAME_LABELS: Mapping[int, int] = {1: 1, 2: 2}  # A file whose labels already mean what they mean here
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of a case, as stored: what `data check` opens and `data audit` judges before anything is corrected.
+    """The files of a case, as stored: what `data check` opens and `data audit` judges before anything is corrected."""
 
-    Attributes:
-        image: the scan: a file or a DICOM folder.
-        lungs: file of the lung mask, if there is one.
-        infiltrate: file of the infiltrate mask, if there is one; may be the same file as `lungs`.
-        lung_labels: label on disk -> label here (1 = right, 2 = left).
-        infiltrate_labels: label on disk -> label here.
-        ignored_labels: labels the dataset declares and that are neither lung nor infiltrate (pleural effusion, say).
-            In a file that holds both, a label of one kind is ignored for the other; the two maps come first.
-        mirrored: how the file's header places the voxels wrongly: the patient's axes along which it is mirrored.
-            Masks of the set share the fault. See `corrected_grid`.
-        stored_axes: which way the file's voxel axes are known to run whatever its header says, e.g. ``("L", "P", "")``;
-            an empty letter trusts the header.
-        part: index along the file's third axis, where each index is a patient of its own; the case is that slice.
-    """
-
-    image: Path
-    lungs: Path | None = None
-    infiltrate: Path | None = None
+    image: Path  # the scan: a file or a DICOM folder
+    lungs: Path | None = None  # file of the lung mask, if there is one
+    infiltrate: Path | None = None  # file of the infiltrate mask, if there is one; may be the same file as `lungs`
+    # label on disk -> label here (1 = right, 2 = left)
     lung_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
-    infiltrate_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)
+    infiltrate_labels: Mapping[int, int] = field(default_factory=lambda: SAME_LABELS)  # label on disk -> label here
+    # labels the dataset declares and that are neither lung nor infiltrate (pleural effusion, say). In a file that holds
+    # both, a label of one kind is ignored for the other; the two maps come first.
     ignored_labels: frozenset[int] = frozenset()
+    # how the file's header places the voxels wrongly: the patient's axes along which it is mirrored. Masks of the set
+    # share the fault. See `corrected_grid`.
     mirrored: tuple[PatientAxis, ...] = ()
+    # which way the file's voxel axes are known to run whatever its header says, e.g. ``("L", "P", "")``; an empty
+    # letter trusts the header.
     stored_axes: tuple[str, str, str] | None = None
+    # index along the file's third axis, where each index is a patient of its own; the case is that slice
     part: int | None = None
 
     def corrected_grid(self, header: Grid) -> Grid:
@@ -116,29 +104,18 @@ def _turned_round(grid: Grid, axis: int) -> Grid:
 
 @dataclass(frozen=True)
 class Case:
-    """A scan that can be loaded, with what must be known before it is.
+    """A scan that can be loaded, with what must be known before it is."""
 
-    Attributes:
-        dataset: name in `pneumoscope.datasets.registry`, e.g. ``phantom``.
-        case: unique within the dataset; names folders and rows.
-        patient: scans of one patient share it; splits go by it.
-        source: site or sub-collection, e.g. ``phantom-A`` or ``coronacases``.
-        licence: the licence of the data, for model cards.
-        citation: how to cite the data.
-        load: reads the scan; may take seconds and hundreds of megabytes, keep the result only as long as needed.
-        date: of the scan as the dataset states it (ISO 8601 where possible), empty where it does not.
-        files: where the case lies; None where its masks are no files (contours, pictures).
-    """
-
-    dataset: str
-    case: str
-    patient: str
-    source: str
-    licence: str
-    citation: str
+    dataset: str  # name in `pneumoscope.datasets.registry`, e.g. ``phantom``
+    case: str  # unique within the dataset; names folders and rows
+    patient: str  # scans of one patient share it; splits go by it
+    source: str  # site or sub-collection, e.g. ``phantom-A`` or ``coronacases``
+    licence: str  # the licence of the data, for model cards
+    citation: str  # how to cite the data
+    # reads the scan; may take seconds and hundreds of megabytes, keep the result only as long as needed
     load: Callable[[], LabelledScan]
-    date: str = ""
-    files: CaseFiles | None = None
+    date: str = ""  # of the scan as the dataset states it (ISO 8601 where possible), empty where it does not
+    files: CaseFiles | None = None  # where the case lies; None where its masks are no files (contours, pictures)
 
 
 SYNTHETIC_SOURCES = ("phantom-A", "phantom-B", "phantom-C")
@@ -159,8 +136,7 @@ def make_case(
     return Case(dataset, case, patient or case, source, licence, citation, load, date, files)
 
 
-MASKS = "masks"
-"""The subset of cases with an annotated infiltrate, see `in_subset`."""
+MASKS = "masks"  # The subset of cases with an annotated infiltrate, see `in_subset`
 
 
 def in_subset(case: Case, subset: str) -> bool:

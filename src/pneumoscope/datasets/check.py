@@ -32,32 +32,20 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that keeps the set from being whole.
+    """Something that keeps the set from being whole."""
 
-    Attributes:
-        case: which case, empty where it is about the set.
-        what: one sentence.
-    """
-
-    case: str
-    what: str
+    case: str  # which case, empty where it is about the set
+    what: str  # one sentence
 
 
 @dataclass(frozen=True)
 class Count:
-    """One count held against the published one.
+    """One count held against the published one."""
 
-    Attributes:
-        name: key as in `DatasetInfo.expected`, e.g. ``slices@masks``.
-        found: what was counted; None where the set or a quick check cannot tell.
-        published: None where nothing is published.
-        note: why `found` is missing.
-    """
-
-    name: str
-    found: int | None
-    published: int | None
-    note: str = ""
+    name: str  # key as in `DatasetInfo.expected`, e.g. ``slices@masks``
+    found: int | None  # what was counted; None where the set or a quick check cannot tell
+    published: int | None  # None where nothing is published
+    note: str = ""  # why `found` is missing
 
     @property
     def differs(self) -> bool:
@@ -67,23 +55,15 @@ class Count:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        dataset: name.
-        quick: whether files were only listed.
-        counts: scans, patients, slices, per subset.
-        problems: what is missing, unreadable or off.
-        notes: what is worth knowing and no fault: cases without masks, a count that cannot be compared.
-        beyond: files of the folder that belong to no case.
-    """
-
-    dataset: str
-    quick: bool
-    counts: tuple[Count, ...]
-    problems: tuple[Problem, ...]
+    dataset: str  # name
+    quick: bool  # whether files were only listed
+    counts: tuple[Count, ...]  # scans, patients, slices, per subset
+    problems: tuple[Problem, ...]  # what is missing, unreadable or off
+    # what is worth knowing and no fault: cases without masks, a count that cannot be compared
     notes: tuple[str, ...] = ()
-    beyond: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()  # files of the folder that belong to no case
 
     @property
     def whole(self) -> bool:

@@ -38,30 +38,23 @@ SOURCES = "sources.csv"
 SOURCE_COLUMNS = (
     "case", "part", "dataset", "patient", "source", "date", "licence", "citation", "values", "stored",
 )  # fmt: skip
-NAMED_LABELS = ("nnunet", "decathlon", "miscnn")
-"""Layouts whose labels are the user's own."""
-NOT_HU = "IN-SET-131"
-"""The finding of volumes that hold grey values of pictures."""
+NAMED_LABELS = ("nnunet", "decathlon", "miscnn")  # Layouts whose labels are the user's own
+NOT_HU = "IN-SET-131"  # The finding of volumes that hold grey values of pictures
 
 
 @dataclass
 class Run:
-    """One conversion under way.
+    """One conversion under way."""
 
-    Attributes:
-        work: the folder that is written.
-        rows: of ``sources.csv``; ``drawn`` tells whether somebody annotated it.
-        entries, slices: what the layout's own tables get.
-        kinds: label files that tell ground-glass and consolidation apart, in layouts with one list of labels.
-        plain: whether some mask does not.
-    """
-
-    work: Path
+    work: Path  # the folder that is written
+    # of ``sources.csv``; ``drawn`` tells whether somebody annotated it
     rows: list[dict[str, Any]] = field(default_factory=list)
+    # what the layout's own tables get
     entries: list[dict[str, Any]] = field(default_factory=list)
     slices: list[list[Any]] = field(default_factory=list)
+    # label files that tell ground-glass and consolidation apart, in layouts with one list of labels
     kinds: list[tuple[Path, Grid]] = field(default_factory=list)
-    plain: bool = False
+    plain: bool = False  # whether some mask does not
 
     def facts(self) -> dict[str, Any]:
         """As JSON values, but for the folder."""
@@ -79,17 +72,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one layout is written.
+    """How one layout is written."""
 
-    Attributes:
-        case: writes one case.
-        finish: writes what describes them all.
-        last: the file that readers look for; moved into place after everything else.
-    """
-
-    case: Callable[[Run, Case, LabelledScan, str], None]
-    finish: Callable[[Run, Mapping[int, str]], None]
-    last: str
+    case: Callable[[Run, Case, LabelledScan, str], None]  # writes one case
+    finish: Callable[[Run, Mapping[int, str]], None]  # writes what describes them all
+    last: str  # the file that readers look for; moved into place after everything else
 
 
 def _nnunet_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
@@ -229,23 +216,15 @@ MARKER = "convert.json"
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        folder: where.
-        to: the layout.
-        cases: names, in order.
-        without_infiltrate: those that nobody annotated.
-        labels: of the infiltrate masks, number -> name; plain infiltrate where some masks do not tell kinds apart.
-        failed: case -> why it could not be read; the others are written.
-    """
-
-    folder: Path
-    to: str
-    cases: tuple[str, ...]
-    without_infiltrate: tuple[str, ...]
+    folder: Path  # where
+    to: str  # the layout
+    cases: tuple[str, ...]  # names, in order
+    without_infiltrate: tuple[str, ...]  # those that nobody annotated
+    # of the infiltrate masks, number -> name; plain infiltrate where some masks do not tell kinds apart
     labels: Mapping[int, str]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # case -> why it could not be read; the others are written
 
 
 def convert_dataset(

@@ -39,28 +39,22 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
 }
 """What the labels 0, 1, 2 ... of a prepared volume mean; the first is Mueller 2021's order (section 2.5)."""
 
-REMEMBERED = 4096
-"""At most so many infected voxels of a volume are remembered as places to cut a box around."""
+REMEMBERED = 4096  # At most so many infected voxels of a volume are remembered as places to cut a box around
 
 
 @dataclass(frozen=True)
 class VolumeRecipe:
-    """How a scan becomes the array a 3D network sees.
+    """How a scan becomes the array a 3D network sees."""
 
-    Attributes:
-        clip_hu: values are clipped to this range; None leaves them.
-        scale: ``grey_zscore`` spreads each volume over 0 to 255 whole numbers and then gives it mean 0 and deviation 1
-            (Mueller 2021, 2.2); ``unit`` spreads the clipping range over [0, 1]; ``none`` leaves Hounsfield units.
-        spacing_mm: (i, j, k) voxel size to resample to; None keeps the scan's.
-        shape: (i, j, k) voxels the whole field of view is squeezed into; None keeps what `spacing_mm` gives.
-        classes: ``lungs_infiltrate``, ``infiltrate`` or ``lungs``, see `CLASS_NAMES`.
-    """
-
-    clip_hu: tuple[float, float] | None = (-1250.0, 250.0)
+    clip_hu: tuple[float, float] | None = (-1250.0, 250.0)  # values are clipped to this range; None leaves them
+    # ``grey_zscore`` spreads each volume over 0 to 255 whole numbers and then gives it mean 0 and deviation 1 (Mueller
+    # 2021, 2.2); ``unit`` spreads the clipping range over [0, 1]; ``none`` leaves Hounsfield units
     scale: Scale = "grey_zscore"
+    # (i, j, k) voxel size to resample to; None keeps the scan's
     spacing_mm: tuple[float, float, float] | None = (1.58, 1.58, 2.70)
+    # (i, j, k) voxels the whole field of view is squeezed into; None keeps what `spacing_mm` gives
     shape: Triple | None = None
-    classes: Classes = "lungs_infiltrate"
+    classes: Classes = "lungs_infiltrate"  # ``lungs_infiltrate``, ``infiltrate`` or ``lungs``, see `CLASS_NAMES`
 
     def __post_init__(self) -> None:
         if self.scale not in ("none", "grey_zscore", "unit") or self.classes not in CLASS_NAMES:
@@ -86,25 +80,16 @@ class VolumeRecipe:
 
 @dataclass(frozen=True, eq=False)
 class PreparedVolume:
-    """One scan as a 3D network sees it.
+    """One scan as a 3D network sees it."""
 
-    Attributes:
-        case: its name.
-        patient: whose it is.
-        image: (d, h, w) float32.
-        labels: (d, h, w) uint8 classes of the recipe; None for a scan without reference.
-        places: (m, 3) int32 voxels of the last class, a random draw of at most `REMEMBERED`; empty where there is none.
-        grid: (i, j, k) grid of image and labels, RAS+.
-        lowest: value of `image` that stands for what lies outside of it.
-    """
-
-    case: str
-    patient: str
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8] | None
+    case: str  # its name
+    patient: str  # whose it is
+    image: NDArray[np.float32]  # (d, h, w) float32
+    labels: NDArray[np.uint8] | None  # (d, h, w) uint8 classes of the recipe; None for a scan without reference
+    # (m, 3) int32 voxels of the last class, a random draw of at most `REMEMBERED`; empty where there is none
     places: NDArray[np.int32]
-    grid: Grid
-    lowest: float = 0.0
+    grid: Grid  # (i, j, k) grid of image and labels, RAS+
+    lowest: float = 0.0  # value of `image` that stands for what lies outside of it
 
     @property
     def shape(self) -> Triple:

@@ -25,16 +25,6 @@ AnyCase = TypeVar("AnyCase", "Case", "XrayCase")
 class DatasetInfo:
     """What must be known of a dataset before it is read.
 
-    Attributes:
-        title: one line for listings.
-        kind: ``ct`` volumes, ``slices`` (single pictures) or ``xray``.
-        licence: of the data; goes into the card of every model trained on them.
-        citation: what to cite.
-        home: where to get it; nothing is fetched by pneumoscope.
-        expected: published counts, see below; empty for a user's own data.
-        readable: whether this version reads it.
-        notes: what surprises people: labels, intensities, orientation, missing masks.
-
     Keys of `expected` are ``scans``, ``patients``, ``slices`` (axial, of all scans together), ``slices_with_lung`` and
     ``slices_with_infiltrate`` (with at least one such voxel in the drawn mask); X-ray sets count ``images``. Patients
     are counted as the reader groups them. A suffix ``@subset`` counts some cases only, those for which
@@ -42,14 +32,14 @@ class DatasetInfo:
     ``Case.source`` (``slices@coronacases``). A count whose masks the set does not hold can be shown and not compared.
     """
 
-    title: str
-    kind: Literal["ct", "slices", "xray"]
-    licence: str
-    citation: str
-    home: str
-    expected: Mapping[str, int]
-    readable: bool
-    notes: tuple[str, ...] = ()
+    title: str  # one line for listings
+    kind: Literal["ct", "slices", "xray"]  # ``ct`` volumes, ``slices`` (single pictures) or ``xray``
+    licence: str  # of the data; goes into the card of every model trained on them
+    citation: str  # what to cite
+    home: str  # where to get it; nothing is fetched by pneumoscope
+    expected: Mapping[str, int]  # published counts, see below; empty for a user's own data
+    readable: bool  # whether this version reads it
+    notes: tuple[str, ...] = ()  # what surprises people: labels, intensities, orientation, missing masks
 
 
 _OWN = "as your data are licensed"
@@ -197,8 +187,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
 }  # fmt: skip
 
 
-PHANTOM_FILE = "phantom.json"
-"""Marks a folder of `data phantom`."""
+PHANTOM_FILE = "phantom.json"  # Marks a folder of `data phantom`
 
 READERS: Mapping[str, str] = {
     "phantom": "pneumoscope.datasets.phantom.folder:read_phantom",

@@ -27,22 +27,17 @@ PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class SliceSource:
-    """How one source is stored and whose it is.
-
-    Attributes:
-        turn: stored picture (..., h, w) to house view.
-        flat: one folder for all scans instead of one per patient.
-        patient_parts: leading ``_`` parts of a folder name that name the patient; scans that share them are one
-            person (``radiopaedia_10_85902_1`` and ``_3``).
-        same_patient: of a flat folder, a picture that shows the slice of another one again, and that other one.
-    """
+    """How one source is stored and whose it is."""
 
     name: str
-    turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    turn: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]  # stored picture (..., h, w) to house view
     licence: str
     citation: str
-    flat: bool = False
+    flat: bool = False  # one folder for all scans instead of one per patient
+    # leading ``_`` parts of a folder name that name the patient; scans that share them are one person
+    # (``radiopaedia_10_85902_1`` and ``_3``)
     patient_parts: int = 2
+    # of a flat folder, a picture that shows the slice of another one again, and that other one
     same_patient: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,26 +60,17 @@ SOURCES: Mapping[str, SliceSource] = {
 
 @dataclass(frozen=True, eq=False)
 class SliceStack:
-    """8-bit slices of one scan in the house view; neighbours in the stack are neighbours in the body, gaps occur.
+    """8-bit slices of one scan in the house view; neighbours in the stack are neighbours in the body, gaps occur."""
 
-    Attributes:
-        case: folder (or ``medseg-<N>``), unique within the source.
-        patient: scans of one person share it.
-        images: (n, h, w) uint8 grey values; not Hounsfield units.
-        lungs: (n, h, w) uint8, 1 = lung (without sides), or None where none are stored.
-        infiltrate: (n, h, w) uint8, 1 = infiltrate, or 1 = ground-glass and 2 = consolidation where distinguished;
-            None where nobody annotated.
-        source: key of `SOURCES`.
-        slices: file stems, e.g. ``("000", "001")``.
-    """
-
-    case: str
-    patient: str
-    images: NDArray[np.uint8]
-    lungs: NDArray[np.uint8] | None
+    case: str  # folder (or ``medseg-<N>``), unique within the source
+    patient: str  # scans of one person share it
+    images: NDArray[np.uint8]  # (n, h, w) uint8 grey values; not Hounsfield units
+    lungs: NDArray[np.uint8] | None  # (n, h, w) uint8, 1 = lung (without sides), or None where none are stored
+    # (n, h, w) uint8, 1 = infiltrate, or 1 = ground-glass and 2 = consolidation where distinguished; None where nobody
+    # annotated
     infiltrate: NDArray[np.uint8] | None
-    source: str
-    slices: tuple[str, ...]
+    source: str  # key of `SOURCES`
+    slices: tuple[str, ...]  # file stems, e.g. ``("000", "001")``
 
     @property
     def dataset(self) -> str:
@@ -94,19 +80,14 @@ class SliceStack:
 
 @dataclass(frozen=True)
 class SliceScan:
-    """One scan of a source before its pictures are opened.
+    """One scan of a source before its pictures are opened."""
 
-    Attributes:
-        case, patient, slices: as in `SliceStack`.
-        source: key of `SOURCES`.
-        folder: of the scan; of the whole source where that is flat.
-    """
-
+    # as in `SliceStack`
     case: str
     patient: str
     slices: tuple[str, ...]
-    source: str
-    folder: Path
+    source: str  # key of `SOURCES`
+    folder: Path  # of the scan; of the whole source where that is flat
 
     def read(self) -> SliceStack:
         """Open the pictures.

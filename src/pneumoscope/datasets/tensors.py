@@ -29,21 +29,15 @@ TABLE_COLUMNS = (
 
 @dataclass(frozen=True)
 class SliceRecipe:
-    """How slices become channels.
+    """How slices become channels."""
 
-    Attributes:
-        windows: HU windows, one channel each, scaled to [0, 1].
-        size: rows and columns, by nearest neighbour; an integer for a square, None to keep the scan's matrix.
-        lung_channel: add the lung mask (0 or 1) as the last channel.
-        only_lung_slices: leave out slices whose mask shows no lung (the paper does, section 3.2).
-        store: element type kept in memory. ``float16`` holds values in [0, 1] to within 0.00025 (0.2 HU in a window
-            of 820 HU); ``uint8`` holds ``round(255 x)``, to within 0.002 (1.6 HU), in half the memory.
-    """
-
-    windows: tuple[HuWindow, ...]
+    windows: tuple[HuWindow, ...]  # HU windows, one channel each, scaled to [0, 1]
+    # rows and columns, by nearest neighbour; an integer for a square, None to keep the scan's matrix
     size: int | tuple[int, int] | None = 320
-    lung_channel: bool = True
-    only_lung_slices: bool = True
+    lung_channel: bool = True  # add the lung mask (0 or 1) as the last channel
+    only_lung_slices: bool = True  # leave out slices whose mask shows no lung (the paper does, section 3.2)
+    # element type kept in memory. ``float16`` holds values in [0, 1] to within 0.00025 (0.2 HU in a window of 820 HU);
+    # ``uint8`` holds ``round(255 x)``, to within 0.002 (1.6 HU), in half the memory.
     store: Literal["float16", "uint8"] = "float16"
 
     @property
@@ -54,22 +48,17 @@ class SliceRecipe:
 
 @dataclass(frozen=True, eq=False)
 class SliceSet:
-    """Slices, their targets and their origin; row r of the table belongs to index r of the arrays.
+    """Slices, their targets and their origin; row r of the table belongs to index r of the arrays."""
 
-    Attributes:
-        images: (n, c, h, w) float16 in [0, 1], or uint8 = round(255 x); see `as_float32`.
-        target: (n, h, w) uint8 infiltrate labels; 0 where there is none.
-        lungs: (n, h, w) uint8 lung labels, 1 = right, 2 = left.
-        table: ``dataset, case, slice, patient, has_lung, has_infiltrate, row_mm, column_mm, slice_mm``. ``slice`` is
-            the index k along the RAS+ volume (0 = the slice nearest the feet). The two flags are taken at the scan's
-            own resolution: a speck of infiltrate can vanish from `target` when the slice is made smaller, and is still
-            flagged. ``row_mm`` and ``column_mm`` are the distances between the rows and columns of the arrays here,
-            after resizing; ``slice_mm`` that between slices of the scan. Sets of pictures may lack the three.
-    """
-
+    # (n, c, h, w) float16 in [0, 1], or uint8 = round(255 x); see `as_float32`
     images: NDArray[np.float16] | NDArray[np.uint8]
-    target: NDArray[np.uint8]
-    lungs: NDArray[np.uint8]
+    target: NDArray[np.uint8]  # (n, h, w) uint8 infiltrate labels; 0 where there is none
+    lungs: NDArray[np.uint8]  # (n, h, w) uint8 lung labels, 1 = right, 2 = left
+    # ``dataset, case, slice, patient, has_lung, has_infiltrate, row_mm, column_mm, slice_mm``. ``slice`` is the index k
+    # along the RAS+ volume (0 = the slice nearest the feet). The two flags are taken at the scan's own resolution: a
+    # speck of infiltrate can vanish from `target` when the slice is made smaller, and is still flagged. ``row_mm`` and
+    # ``column_mm`` are the distances between the rows and columns of the arrays here, after resizing; ``slice_mm`` that
+    # between slices of the scan. Sets of pictures may lack the three.
     table: pd.DataFrame
 
     def __post_init__(self) -> None:

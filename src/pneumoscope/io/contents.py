@@ -40,15 +40,10 @@ OWN_IMAGES = re.compile(
 
 @dataclass
 class DicomPlace:
-    """A folder with DICOM files in it or below.
+    """A folder with DICOM files in it or below."""
 
-    Attributes:
-        path: the folder.
-        files: its DICOM files at any depth.
-    """
-
-    path: Path
-    files: list[Found]
+    path: Path  # the folder
+    files: list[Found]  # its DICOM files at any depth
 
 
 @dataclass
@@ -74,17 +69,12 @@ class _Node:
 
 @dataclass
 class Contents:
-    """Candidates below a folder.
+    """Candidates below a folder."""
 
-    Attributes:
-        found: images (a folder called ``X.nii`` with one image in it counts as one) and places, in the order of paths.
-        beside: images passed over because they lie among DICOM slices.
-        passed: what was passed over, in words, and how often.
-    """
-
+    # images (a folder called ``X.nii`` with one image in it counts as one) and places, in the order of paths
     found: list[Path | DicomPlace] = field(default_factory=list)
-    beside: list[Path] = field(default_factory=list)
-    passed: Counter[str] = field(default_factory=Counter)
+    beside: list[Path] = field(default_factory=list)  # images passed over because they lie among DICOM slices
+    passed: Counter[str] = field(default_factory=Counter)  # what was passed over, in words, and how often
 
 
 def contents_of(folder: Path, progress: Progress = silent) -> Contents:

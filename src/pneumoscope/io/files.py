@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_DEPTH = 100
 MAX_JSON_BYTES = 256 << 20
-LARGEST_INTEGER = 2**64 - 1
-"""Limits of a JSON document of this package; more is a damaged or hostile file."""
+LARGEST_INTEGER = 2**64 - 1  # Limits of a JSON document of this package; more is a damaged or hostile file
 
 
 @contextmanager

@@ -18,11 +18,8 @@ from pneumoscope.errors import Finding, ReadError
 from pneumoscope.geometry import Grid, reorient_array
 from pneumoscope.volume import RAS
 
-AIR_HU = -1024.0
-"""The lowest value kept: darker ones (padding, resampling overshoot) mean air."""
-
-MIN_AIR_OR_LUNG_SHARE = 0.005
-"""A chest CT has far more than 0.5 % of its voxels between -1100 and -400 HU."""
+AIR_HU = -1024.0  # The lowest value kept: darker ones (padding, resampling overshoot) mean air
+MIN_AIR_OR_LUNG_SHARE = 0.005  # A chest CT has far more than 0.5 % of its voxels between -1100 and -400 HU
 
 MIN_TISSUE_SHARE = 0.005
 """A chest has far more than 0.5 % of its voxels between -300 and 300 HU; what a failed masking leaves has none."""
@@ -33,8 +30,7 @@ HIGHEST_HU, MAX_HIGH_SHARE = 4095, 0.02
 MAX_NONFINITE_SHARE = 0.35
 """Blank corners of a round field of view take 21.5 %, of one resampled obliquely somewhat more."""
 
-MAX_NONFINITE_SLICE_SHARE = 0.5
-"""A slice with more blank voxels than this counts as lost."""
+MAX_NONFINITE_SLICE_SHARE = 0.5  # A slice with more blank voxels than this counts as lost
 
 COMMON_WINDOWS: tuple[tuple[int, int], ...] = (
     (-160, 240), (-1250, 250), (-1350, 150), (-1000, 400), (-1024, 600), (-1000, 200), (-1000, 1000), (-1024, 3071),

@@ -204,11 +204,8 @@ def _inflated(head: bytes) -> bytes:
         return b""
 
 
-MAX_FILES = 50_000
-"""A folder with more files is not one scan."""
-
-SNIFF_FILES = 200
-"""How many files of a folder `is_dicom` reads before it gives up."""
+MAX_FILES = 50_000  # A folder with more files is not one scan
+SNIFF_FILES = 200  # How many files of a folder `is_dicom` reads before it gives up
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 
@@ -222,20 +219,14 @@ DicomKind = Literal["dicom", "bare", "empty", "other"]
 
 @dataclass(frozen=True)
 class Found:
-    """One file of the input.
+    """One file of the input."""
 
-    Attributes:
-        path: where it lies: never print it, hospitals export under names of patients.
-        name: its place among the files, such as ``file 3 of 12``, in the order of their paths.
-        kind: ``dicom`` has the DICM mark, ``bare`` looks like a dataset without it, ``empty`` has no bytes
-            (or is a link to nothing), ``other`` is no DICOM.
-        size: bytes.
-    """
-
-    path: Path
-    name: str
+    path: Path  # where it lies: never print it, hospitals export under names of patients
+    name: str  # its place among the files, such as ``file 3 of 12``, in the order of their paths
+    # ``dicom`` has the DICM mark, ``bare`` looks like a dataset without it, ``empty`` has no bytes (or is a link to
+    # nothing), ``other`` is no DICOM
     kind: DicomKind
-    size: int
+    size: int  # bytes
 
 
 def is_dicom(path: str | Path) -> bool:

@@ -18,8 +18,7 @@ from pneumoscope.geometry import Grid, cut
 from pneumoscope.io.stored import Stored
 from pneumoscope.volume import RAS, Mask, is_named
 
-LABELS_ECODE = 6
-"""NIfTI extension code "comment": plain text."""
+LABELS_ECODE = 6  # NIfTI extension code "comment": plain text
 
 LABELS_KEY = "pneumoscope_labels"
 
@@ -78,8 +77,7 @@ def labels_extension(names: Mapping[int, str]) -> bytes:
 
 CODE = "IN-MSK-069"
 
-ROUNDING_TOLERANCE = 0.01
-"""Values this near to a whole number are taken as it: float masks store 0.9999 for 1."""
+ROUNDING_TOLERANCE = 0.01  # Values this near to a whole number are taken as it: float masks store 0.9999 for 1
 
 
 def require_threshold(threshold: float | None) -> None:
@@ -129,8 +127,7 @@ def in_house_order(mask: Mask, several: Mapping[int, str], single: Mapping[int, 
     return Mask(mask.labels, mask.grid, dict(names), mask.native)
 
 
-LATTICE_TOLERANCE = 0.02
-"""Voxels that a crop's lattice may lie beside the scan's."""
+LATTICE_TOLERANCE = 0.02  # Voxels that a crop's lattice may lie beside the scan's
 
 
 def pasted(mask: Mask, scan: Grid) -> Mask | None:

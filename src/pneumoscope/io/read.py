@@ -19,8 +19,7 @@ from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named, 
 
 Intensity = Literal["auto", "hu"]
 
-MOST_LABELS = 25
-"""A mask with more labels than that holds grey levels."""
+MOST_LABELS = 25  # A mask with more labels than that holds grey levels
 
 
 @names_failures

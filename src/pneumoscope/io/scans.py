@@ -32,50 +32,31 @@ from pneumoscope.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Identity:
-    """Which DICOM series a case is: for the private key file, and for nothing else.
+    """Which DICOM series a case is: for the private key file, and for nothing else."""
 
-    Attributes:
-        series_uid: SeriesInstanceUID.
-        patient: PatientID.
-        study_date: as DICOM writes it, YYYYMMDD.
-    """
-
-    series_uid: str = ""
-    patient: str = ""
-    study_date: str = ""
+    series_uid: str = ""  # SeriesInstanceUID
+    patient: str = ""  # PatientID
+    study_date: str = ""  # as DICOM writes it, YYYYMMDD
 
 
 @dataclass(frozen=True)
 class ScanRef:
-    """Where a scan lies, before anything is read.
+    """Where a scan lies, before anything is read."""
 
-    Attributes:
-        case: name for outputs; unique in a listing, safe as a file name.
-        path: file, DICOM folder or zip, for `read_volume`.
-        lungs: lung mask that came with it, or None.
-        infiltrate: infiltrate mask that came with it, or None.
-        lobes: lobe mask that came with it, or None. Masks may be folders with one file per structure.
-        patient: patient id as the manifest gives it (groups scans of one person), or None.
-        date: date or day as the manifest gives it, or None.
-        source: hospital, dataset or scanner as the manifest gives it, or None.
-        columns: name and value of the manifest's columns that are no paths, for `cases.csv`.
-        series: which DICOM series, for `read_volume`; None for other files, and where the reader shall find it.
-        identity: of a DICOM series, else empty.
-        findings: what the search has to say about the scan.
-    """
-
-    case: str
-    path: Path
-    lungs: Path | None = None
-    infiltrate: Path | None = None
-    lobes: Path | None = None
-    patient: str | None = None
-    date: str | None = None
-    source: str | None = None
+    case: str  # name for outputs; unique in a listing, safe as a file name
+    path: Path  # file, DICOM folder or zip, for `read_volume`
+    lungs: Path | None = None  # lung mask that came with it, or None
+    infiltrate: Path | None = None  # infiltrate mask that came with it, or None
+    lobes: Path | None = None  # lobe mask that came with it, or None. Masks may be folders with one file per structure.
+    patient: str | None = None  # patient id as the manifest gives it (groups scans of one person), or None
+    date: str | None = None  # date or day as the manifest gives it, or None
+    source: str | None = None  # hospital, dataset or scanner as the manifest gives it, or None
+    # name and value of the manifest's columns that are no paths, for `cases.csv`
     columns: tuple[tuple[str, str], ...] = ()
+    # which DICOM series, for `read_volume`; None for other files, and where the reader shall find it
     series: str | None = field(default=None, repr=False)
-    identity: Identity = field(default=Identity(), repr=False, compare=False)
-    findings: tuple[Finding, ...] = field(default=(), compare=False)
+    identity: Identity = field(default=Identity(), repr=False, compare=False)  # of a DICOM series, else empty
+    findings: tuple[Finding, ...] = field(default=(), compare=False)  # what the search has to say about the scan
 
 
 REQUIRED = ("case", "image")
@@ -192,15 +173,10 @@ MANIFEST = "manifest.csv"
 
 @dataclass(frozen=True)
 class Listing:
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        scans: one entry per case, in the order given, names unique.
-        passed: what was passed over, in words, and how often.
-    """
-
-    scans: tuple[ScanRef, ...]
-    passed: Mapping[str, int] = field(default_factory=dict)
+    scans: tuple[ScanRef, ...]  # one entry per case, in the order given, names unique
+    passed: Mapping[str, int] = field(default_factory=dict)  # what was passed over, in words, and how often
 
     @property
     def ignored(self) -> int:
@@ -267,8 +243,7 @@ def list_scans(
     return Listing(tuple(_with_unique_names(found)), {what: count for what, count in passed.items() if count})
 
 
-_NOUN = re.compile(r"\b(scan|mask|image|link|file)s\b")
-"""The noun that is counted, in the words of what was ignored."""
+_NOUN = re.compile(r"\b(scan|mask|image|link|file)s\b")  # The noun that is counted, in the words of what was ignored
 
 
 def _in_words(passed: Mapping[str, int]) -> str:

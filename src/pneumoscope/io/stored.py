@@ -26,8 +26,7 @@ from pneumoscope.errors import NO_ROOM, Finding, ReadError, RunError, is_of_mach
 from pneumoscope.geometry import Grid, contiguous, reorient_array
 from pneumoscope.volume import RAS
 
-MAX_VOXELS = 2**30
-"""More voxels than any chest CT has (1024 cubed)."""
+MAX_VOXELS = 2**30  # More voxels than any chest CT has (1024 cubed)
 
 MAX_DEFLATE_RATIO, MAX_BZIP2_RATIO = 1100, 45_000
 """Deflate cannot shrink further than about 1032 to 1: a header that promises more is lying. Runs in bzip2 can."""
@@ -39,8 +38,7 @@ MASK_ROOM, BOMB_FLOOR_VOXELS = 2, 2**28
 """A mask has at most twice the voxels of its scan. Where that is not known, one that inflates more than 100-fold is
 refused above 512 x 512 x 1024 voxels: empty masks pack as far as deflate goes."""
 
-MAX_TAIL_BYTES = 2**20
-"""Bytes after the last voxel that are tolerated with a finding; more of them are refused."""
+MAX_TAIL_BYTES = 2**20  # Bytes after the last voxel that are tolerated with a finding; more of them are refused
 
 CHUNK = 2**20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -64,26 +62,17 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """An image as stored, checked in form but not yet in meaning.
+    """An image as stored, checked in form but not yet in meaning."""
 
-    Attributes:
-        array: (i, j, k) in the file's own axis order, unscaled.
-        grid: where it lies, RAS+ millimetres.
-        slope, intercept: real value = slope * array + intercept.
-        scale_is_broken: the file's slope or intercept is NaN or infinite and was left out.
-        findings: what was odd and accepted.
-        labels: label names found in our own header field, else None.
-        format: for reports.
-    """
-
-    array: NDArray[Any]
-    grid: Grid
-    format: str
+    array: NDArray[Any]  # (i, j, k) in the file's own axis order, unscaled
+    grid: Grid  # where it lies, RAS+ millimetres
+    format: str  # for reports
+    # real value = slope * array + intercept
     slope: float = 1.0
     intercept: float = 0.0
-    scale_is_broken: bool = False
-    findings: tuple[Finding, ...] = ()
-    labels: Mapping[int, str] | None = field(default=None)
+    scale_is_broken: bool = False  # the file's slope or intercept is NaN or infinite and was left out
+    findings: tuple[Finding, ...] = ()  # what was odd and accepted
+    labels: Mapping[int, str] | None = field(default=None)  # label names found in our own header field, else None
 
     def values(self) -> NDArray[Any]:
         """Real values in stored order: the array itself where there is no scaling, else float32 (float64 if wide)."""

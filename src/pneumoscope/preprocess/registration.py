@@ -26,69 +26,47 @@ from pneumoscope.volume import Mask, Volume
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
-WORKING_MM = 3.0
-"""Spacing of the copies that are compared."""
-
-MARGIN_MM = 24.0
-"""Tissue kept around the lungs: ribs and spine steer the rigid step."""
+WORKING_MM = 3.0  # Spacing of the copies that are compared
+MARGIN_MM = 24.0  # Tissue kept around the lungs: ribs and spine steer the rigid step
 
 HU_RANGE = (-1000.0, 200.0)
 THREADS = 2
 
-SAMPLED = 0.2
-"""Share of the voxels that the deformation samples."""
+SAMPLED = 0.2  # Share of the voxels that the deformation samples
 
 OUTSIDE_HU = -1000.0
 
 
 @dataclass(frozen=True)
 class RegistrationRules:
-    """How the steps are done.
+    """How the steps are done."""
 
-    Attributes:
-        body_mm: the rigid and affine steps use the lungs and this far around them.
-        lung_mm: the deformation uses the lungs and this far around them: far enough to see their edge, near enough
-            that ribs, along which the lung slides, do not hold it.
-        knots_mm: distance between knots of the deformation; smaller follows more and folds more easily.
-        iterations: at most, of the affine steps and of the deformation.
-        spacing_mm: of the working copies.
-    """
-
-    body_mm: float = 15.0
+    body_mm: float = 15.0  # the rigid and affine steps use the lungs and this far around them
+    # the deformation uses the lungs and this far around them: far enough to see their edge, near enough that ribs,
+    # along which the lung slides, do not hold it
     lung_mm: float = 6.0
-    knots_mm: float = 45.0
-    iterations: tuple[int, int] = (60, 25)
-    spacing_mm: float = WORKING_MM
+    knots_mm: float = 45.0  # distance between knots of the deformation; smaller follows more and folds more easily
+    iterations: tuple[int, int] = (60, 25)  # at most, of the affine steps and of the deformation
+    spacing_mm: float = WORKING_MM  # of the working copies
 
 
 @dataclass(frozen=True, eq=False)
 class WorkingCopy:
-    """A scan as it is registered.
+    """A scan as it is registered."""
 
-    Attributes:
-        volume: on an upright grid of about `WORKING_MM`, cut to the lungs and a margin.
-        lungs: (i, j, k) share of each voxel that is lung, 0 to 1.
-        infiltrate: (i, j, k) share that is infiltrate.
-    """
-
-    volume: Volume
-    lungs: NDArray[np.float32]
-    infiltrate: NDArray[np.float32]
+    volume: Volume  # on an upright grid of about `WORKING_MM`, cut to the lungs and a margin
+    lungs: NDArray[np.float32]  # (i, j, k) share of each voxel that is lung, 0 to 1
+    infiltrate: NDArray[np.float32]  # (i, j, k) share that is infiltrate
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """A map from the baseline to the follow-up.
+    """A map from the baseline to the follow-up."""
 
-    Attributes:
-        grid: the baseline's working grid.
-        displacement_mm: (i, j, k, 3) RAS+; a place p of the baseline lies at p + displacement in the follow-up.
-        stages: similarity (correlation, 1 is equal) inside the lungs after each step.
-    """
-
-    grid: Grid
+    grid: Grid  # the baseline's working grid
+    # (i, j, k, 3) RAS+; a place p of the baseline lies at p + displacement in the follow-up
     displacement_mm: NDArray[np.float32]
-    stages: dict[str, float]
+    stages: dict[str, float]  # similarity (correlation, 1 is equal) inside the lungs after each step
 
     def displacement_at(self, index: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Displacement at fractional indices (3, ...) of the working grid, (3, ...); the border goes on outside."""

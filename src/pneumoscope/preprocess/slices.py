@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
 
-Size = int | Sequence[int]
-"""Height and width in pixels, or one number for a square."""
+Size = int | Sequence[int]  # Height and width in pixels, or one number for a square
 
 
 def to_slices(array_ijk: NDArray[Any]) -> NDArray[Any]:
@@ -114,17 +113,11 @@ def _require_axes(array: NDArray[Any], count: int, what: str) -> None:
 
 @dataclass(frozen=True)
 class LungCrop:
-    """A box of a slice stack and the frame it is scaled into, proportions kept, centred.
+    """A box of a slice stack and the frame it is scaled into, proportions kept, centred."""
 
-    Attributes:
-        box: (top, bottom, left, right), bottom and right exclusive; may reach beyond the slice.
-        frame: (rows, columns) of the result.
-        full: (rows, columns) of the slices the box was taken on.
-    """
-
-    box: tuple[int, int, int, int]
-    frame: tuple[int, int]
-    full: tuple[int, int]
+    box: tuple[int, int, int, int]  # (top, bottom, left, right), bottom and right exclusive; may reach beyond the slice
+    frame: tuple[int, int]  # (rows, columns) of the result
+    full: tuple[int, int]  # (rows, columns) of the slices the box was taken on
 
     @classmethod
     def around(cls, lungs: NDArray[np.bool_], frame: tuple[int, int], margin: float = 0.03) -> LungCrop:

@@ -24,8 +24,7 @@ from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid, whole_triple
 from pneumoscope.volume import Mask, Volume
 
-AIR_HU = -1024.0
-"""What lies outside of a scan: the lowest value common CT scanners store."""
+AIR_HU = -1024.0  # What lies outside of a scan: the lowest value common CT scanners store
 
 EDGE_TOLERANCE_VOXELS = 1e-4
 """A place this little outside the outer voxel edge still counts as inside (rounding of stored affines)."""
@@ -137,16 +136,12 @@ class Resample(Step):
     dotted (aliasing), and small labels may vanish. Volumes in ml must therefore be counted on the scan's own grid.
 
     The inverse samples once more and is exact for the grid, but not for the values.
-
-    Attributes:
-        target: the grid of the result.
-        method: ``linear`` for floating values; ``nearest`` copies values, for labels.
-        fill_hu: what lies outside of the source.
     """
 
-    target: Grid
+    target: Grid  # the grid of the result
+    # ``linear`` for floating values; ``nearest`` copies values, for labels
     method: Literal["linear", "nearest"] = "linear"
-    fill_hu: float = AIR_HU
+    fill_hu: float = AIR_HU  # what lies outside of the source
 
     def __post_init__(self) -> None:
         if self.method not in ("linear", "nearest"):

@@ -22,16 +22,12 @@ from pneumoscope.preprocess.slices import Size, resize_nearest
 class HuWindow:
     """A part of the Hounsfield scale that is spread over [0, 1].
 
-    Attributes:
-        low_hu: becomes 0, and all below too.
-        high_hu: becomes 1, and all above too.
-
     Raises:
         InputError: a bound is not finite, or `low_hu` is not below `high_hu`.
     """
 
-    low_hu: float
-    high_hu: float
+    low_hu: float  # becomes 0, and all below too
+    high_hu: float  # becomes 1, and all above too
 
     def __post_init__(self) -> None:
         if not (isfinite(self.low_hu) and isfinite(self.high_hu) and self.low_hu < self.high_hu):
@@ -114,19 +110,13 @@ def _require_stack(stack: NDArray[Any], what: str) -> None:
 
 @dataclass(frozen=True)
 class Appearance:
-    """The steps from Hounsfield units to an equalised 8-bit slice.
+    """The steps from Hounsfield units to an equalised 8-bit slice."""
 
-    Attributes:
-        size: rows and columns after the resize.
-        window_hu: values outside are clipped first; keeps metal and padding from setting the scale.
-        clip_limit: of CLAHE; 0 leaves the equalisation out.
-        tiles: CLAHE tiles along rows and columns.
-    """
-
-    size: int = 256
+    size: int = 256  # rows and columns after the resize
+    # values outside are clipped first; keeps metal and padding from setting the scale
     window_hu: tuple[float, float] = (-1024.0, 2000.0)
-    clip_limit: float = 7.0
-    tiles: int = 8
+    clip_limit: float = 7.0  # of CLAHE; 0 leaves the equalisation out
+    tiles: int = 8  # CLAHE tiles along rows and columns
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window_hu", tuple(float(v) for v in self.window_hu))

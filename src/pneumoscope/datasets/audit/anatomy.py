@@ -24,14 +24,9 @@ STEP_MM = 2.5
 AERATED_BELOW_HU = -350.0
 """Between fat and infiltrated lung on one side and aerated lung on the other; scans that read 50 HU off still pass."""
 
-GAS_ABOVE_AIR_HU = 40.0
-"""Gas reads as the room's air within the noise of a median; even emphysema holds some tissue."""
-
-LARGEST_SHARE = 0.1
-"""A connected piece of air smaller than this share of the largest is gut or a gap, not lung."""
-
-CLOSING_MM = 10.0
-"""Vessels, fissures and infiltrate narrower than twice this that aerated lung surrounds count as lung."""
+GAS_ABOVE_AIR_HU = 40.0  # Gas reads as the room's air within the noise of a median; even emphysema holds some tissue
+LARGEST_SHARE = 0.1  # A connected piece of air smaller than this share of the largest is gut or a gap, not lung
+CLOSING_MM = 10.0  # Vessels, fissures and infiltrate narrower than twice this that aerated lung surrounds count as lung
 
 AXES = ("left-right", "front-back", "head-foot")
 Flip = tuple[bool, bool, bool]
@@ -43,25 +38,15 @@ FLIPS: tuple[Flip, ...] = tuple(
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """The scan thinned, with the lung seen in it.
+    """The scan thinned, with the lung seen in it."""
 
-    Attributes:
-        hu: (i, j, k) float32, every `steps`-th voxel in plane.
-        lung: (i, j, k) bool, aerated lung with what it surrounds.
-        aerated: (i, j, k) bool, aerated lung alone.
-        steps: voxels of the scan per thinned voxel along (i, j, k).
-        lung_ml: volume of `aerated`.
-        air_hu: what plain air reads on this scan.
-        typical_hu: the patient's aerated lung, the lower quartile.
-    """
-
-    hu: NDArray[np.float32]
-    lung: NDArray[np.bool_]
-    aerated: NDArray[np.bool_]
-    steps: tuple[int, int, int]
-    lung_ml: float
-    air_hu: float
-    typical_hu: float
+    hu: NDArray[np.float32]  # (i, j, k) float32, every `steps`-th voxel in plane
+    lung: NDArray[np.bool_]  # (i, j, k) bool, aerated lung with what it surrounds
+    aerated: NDArray[np.bool_]  # (i, j, k) bool, aerated lung alone
+    steps: tuple[int, int, int]  # voxels of the scan per thinned voxel along (i, j, k)
+    lung_ml: float  # volume of `aerated`
+    air_hu: float  # what plain air reads on this scan
+    typical_hu: float  # the patient's aerated lung, the lower quartile
 
     def thin(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A mask of the scan on the thinned grid."""

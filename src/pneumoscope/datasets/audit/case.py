@@ -29,23 +29,14 @@ NOT_HU, NO_SIZE = "IN-SET-131", "IN-SET-132"
 
 @dataclass(frozen=True, eq=False)
 class RawMask:
-    """Labels as stored, turned to RAS+.
+    """Labels as stored, turned to RAS+."""
 
-    Attributes:
-        labels: (i, j, k) uint8 as on disk.
-        grid: RAS+ grid of `labels`.
-        native: the file's own grid.
-        meaning: label on disk -> label here.
-        declared: labels of the file that are known to mean something, here or elsewhere.
-        path: the file, None where the mask is no file.
-    """
-
-    labels: NDArray[np.uint8]
-    grid: Grid
-    native: Grid
-    meaning: Mapping[int, int]
-    declared: frozenset[int]
-    path: Path | None = None
+    labels: NDArray[np.uint8]  # (i, j, k) uint8 as on disk
+    grid: Grid  # RAS+ grid of `labels`
+    native: Grid  # the file's own grid
+    meaning: Mapping[int, int]  # label on disk -> label here
+    declared: frozenset[int]  # labels of the file that are known to mean something, here or elsewhere
+    path: Path | None = None  # the file, None where the mask is no file
 
     def house(self) -> NDArray[np.uint8]:
         """The labels as they are called here; everything else 0."""
@@ -61,25 +52,17 @@ class RawMask:
 
 @dataclass(frozen=True, eq=False)
 class RawCase:
-    """One case read for the audit, one at a time in memory.
+    """One case read for the audit, one at a time in memory."""
 
-    Attributes:
-        case: what the reader says of it.
-        volume: the scan.
-        lungs, infiltrate: its masks; None where there is none, or where it could not be read.
-        hounsfield: whether densities can be judged; `why_not` says why not.
-        sized: whether the millimetres of the grid are real (8-bit slices have none).
-        problems: (mask, message) of masks that could not be read.
-    """
-
-    case: Case
-    volume: Volume
+    case: Case  # what the reader says of it
+    volume: Volume  # the scan
+    # its masks; None where there is none, or where it could not be read
     lungs: RawMask | None = None
     infiltrate: RawMask | None = None
-    hounsfield: bool = True
+    hounsfield: bool = True  # whether densities can be judged; `why_not` says why not
     why_not: str = ""
-    sized: bool = True
-    problems: tuple[tuple[str, str], ...] = field(default=())
+    sized: bool = True  # whether the millimetres of the grid are real (8-bit slices have none)
+    problems: tuple[tuple[str, str], ...] = field(default=())  # (mask, message) of masks that could not be read
 
     @property
     def one_file(self) -> bool:
@@ -172,25 +155,17 @@ def stored_labels(path: Path) -> tuple[NDArray[np.uint8], Grid]:
     return laid_out(labels_of(stored, None, {}, path), stored.grid, np.uint8), stored.grid
 
 
-LEAST_SLICES = 3
-"""Fewer are no volume whose masks could be held against the anatomy of a chest."""
+LEAST_SLICES = 3  # Fewer are no volume whose masks could be held against the anatomy of a chest
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What came of one case.
+    """What came of one case."""
 
-    Attributes:
-        findings: unranked, with their voxels.
-        not_judged: rule -> why it was left out; never silently.
-        lungs: (i, j, k) labels 1 and 2 that later steps may trust, or None.
-        infiltrate: (i, j, k) labels likewise, or None.
-    """
-
-    findings: list[AuditFinding]
-    not_judged: dict[str, str] = field(default_factory=dict)
-    lungs: NDArray[np.uint8] | None = None
-    infiltrate: NDArray[np.uint8] | None = None
+    findings: list[AuditFinding]  # unranked, with their voxels
+    not_judged: dict[str, str] = field(default_factory=dict)  # rule -> why it was left out; never silently
+    lungs: NDArray[np.uint8] | None = None  # (i, j, k) labels 1 and 2 that later steps may trust, or None
+    infiltrate: NDArray[np.uint8] | None = None  # (i, j, k) labels likewise, or None
 
 
 def judge_case(

@@ -16,29 +16,22 @@ from pneumoscope.datasets.audit.anatomy import FLIPS, mirrored
 from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity
 from pneumoscope.volume import Volume
 
-BLOCKS = (32, 32, 24)
-"""Means over so many blocks along (i, j, k) make the fingerprint; fewer where the scan is smaller."""
+BLOCKS = (32, 32, 24)  # Means over so many blocks along (i, j, k) make the fingerprint; fewer where the scan is smaller
 
 LEVELS = 48
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of a scan to know it again.
+    """What is kept of a scan to know it again."""
 
-    Attributes:
-        dataset, case, patient: whose it is.
-        content: hash of the voxels, the same for every order and direction of the axes and every file format.
-        blocks: (a, b, c) float32, ranks of the block means, mean 0 and length 1.
-        picture: (h, w) uint8, the middle slice, small, for the report.
-    """
-
+    # whose it is
     dataset: str
     case: str
     patient: str
-    content: str
-    blocks: NDArray[np.float32]
-    picture: NDArray[np.uint8]
+    content: str  # hash of the voxels, the same for every order and direction of the axes and every file format
+    blocks: NDArray[np.float32]  # (a, b, c) float32, ranks of the block means, mean 0 and length 1
+    picture: NDArray[np.uint8]  # (h, w) uint8, the middle slice, small, for the report
 
 
 def fingerprint(volume: Volume, *, dataset: str, case: str, patient: str) -> Fingerprint:

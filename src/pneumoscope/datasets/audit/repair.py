@@ -36,37 +36,25 @@ NOT_CARRIED = "not-carried"
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """Voxels of one mask that one repair changes.
+    """Voxels of one mask that one repair changes."""
 
-    Attributes:
-        mask: ``lungs`` or ``infiltrate``.
-        kind: of the finding that is repaired, or `NOT_CARRIED`.
-        where: (n, 3) voxel indices (i, j, k), RAS+.
-        before: (n,) label on disk.
-        after: (n,) label in the copy.
-    """
-
-    mask: str
-    kind: str
-    where: NDArray[np.integer]
-    before: NDArray[np.uint8]
-    after: NDArray[np.uint8]
+    mask: str  # ``lungs`` or ``infiltrate``
+    kind: str  # of the finding that is repaired, or `NOT_CARRIED`
+    where: NDArray[np.integer]  # (n, 3) voxel indices (i, j, k), RAS+
+    before: NDArray[np.uint8]  # (n,) label on disk
+    after: NDArray[np.uint8]  # (n,) label in the copy
 
 
 @dataclass(frozen=True, eq=False)
 class Repaired:
-    """A case's masks after repair, in the labels used here (lungs 1 = right, 2 = left; infiltrate 1 and 2).
+    """A case's masks after repair, in the labels used here (lungs 1 = right, 2 = left; infiltrate 1 and 2)."""
 
-    Attributes:
-        lungs, infiltrate: (i, j, k) uint8, None where there is none to write.
-        changes: every voxel that differs from the originals, in the order of the repairs.
-        left: findings about the repaired masks that were not repaired.
-    """
-
+    # (i, j, k) uint8, None where there is none to write
     lungs: NDArray[np.uint8] | None
     infiltrate: NDArray[np.uint8] | None
+    # every voxel that differs from the originals, in the order of the repairs
     changes: list[Change] = field(default_factory=list)
-    left: list[AuditFinding] = field(default_factory=list)
+    left: list[AuditFinding] = field(default_factory=list)  # findings about the repaired masks that were not repaired
 
 
 def is_repairable(

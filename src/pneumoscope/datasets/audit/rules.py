@@ -17,35 +17,21 @@ _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True, eq=False)
 class AuditFinding:
-    """Something about an annotation that a person should check.
+    """Something about an annotation that a person should check."""
 
-    Attributes:
-        case: which case.
-        kind: key of `KINDS`.
-        severity: ``error`` (certainly wrong), ``warning`` (probably), ``note`` (worth knowing).
-        detail: one sentence with the numbers behind it.
-        slice: index k of the RAS+ volume, counted from the feet from 0; None for a whole case.
-        voxels: how many are concerned; 0 for a whole case.
-        volume_ml: their volume; None where voxels have no known size.
-        centre_mm: x, y, z of their centre in RAS+ mm; None for a whole case.
-        confidence: for ranking within severity and kind, larger first.
-        mask: ``lungs`` or ``infiltrate``, the mask the finding is about; empty for the scan.
-        where: (n, 3) voxel indices (i, j, k) RAS+, while the case is at hand.
-        other: the case it is a copy of, for duplicates.
-    """
-
-    case: str
-    kind: str
-    severity: Severity
-    detail: str
-    slice: int | None = None
-    voxels: int = 0
-    volume_ml: float | None = None
-    centre_mm: tuple[float, float, float] | None = None
-    confidence: float = 0.0
-    mask: str = ""
+    case: str  # which case
+    kind: str  # key of `KINDS`
+    severity: Severity  # ``error`` (certainly wrong), ``warning`` (probably), ``note`` (worth knowing)
+    detail: str  # one sentence with the numbers behind it
+    slice: int | None = None  # index k of the RAS+ volume, counted from the feet from 0; None for a whole case
+    voxels: int = 0  # how many are concerned; 0 for a whole case
+    volume_ml: float | None = None  # their volume; None where voxels have no known size
+    centre_mm: tuple[float, float, float] | None = None  # x, y, z of their centre in RAS+ mm; None for a whole case
+    confidence: float = 0.0  # for ranking within severity and kind, larger first
+    mask: str = ""  # ``lungs`` or ``infiltrate``, the mask the finding is about; empty for the scan
+    # (n, 3) voxel indices (i, j, k) RAS+, while the case is at hand
     where: NDArray[np.int32] | None = field(default=None, repr=False)
-    other: str = ""
+    other: str = ""  # the case it is a copy of, for duplicates
 
     def row(self) -> dict[str, object]:
         """The row of ``findings.csv``; cells that do not apply are empty."""
@@ -112,17 +98,11 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding.
+    """A kind of finding."""
 
-    Attributes:
-        title: for people.
-        meaning: one sentence: what was seen.
-        repair: what `--fix` does about it; empty where a person must decide.
-    """
-
-    title: str
-    meaning: str
-    repair: str = ""
+    title: str  # for people
+    meaning: str  # one sentence: what was seen
+    repair: str = ""  # what `--fix` does about it; empty where a person must decide
 
 
 KINDS: Mapping[str, Kind] = {

@@ -35,24 +35,16 @@ MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Description:
-    """What a ``dataset.json`` says.
+    """What a ``dataset.json`` says."""
 
-    Attributes:
-        folder: where it lies.
-        labels: name -> labels on disk (several for a region).
-        channels: channel number -> name.
-        ending: suffix of the files, e.g. ``.nii.gz``.
-        licence, citation: as stated, "" where not.
-        raw: all of it.
-    """
-
-    folder: Path
-    labels: Mapping[str, tuple[int, ...]]
-    channels: Mapping[int, str]
-    ending: str
+    folder: Path  # where it lies
+    labels: Mapping[str, tuple[int, ...]]  # name -> labels on disk (several for a region)
+    channels: Mapping[int, str]  # channel number -> name
+    ending: str  # suffix of the files, e.g. ``.nii.gz``
+    # as stated, "" where not
     licence: str
     citation: str
-    raw: Mapping[str, Any]
+    raw: Mapping[str, Any]  # all of it
 
     @property
     def path(self) -> Path:

@@ -49,17 +49,13 @@ _SIDES = {"right lung": 1, "left lung": 2, "lung": 1}
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Labels on disk by what they are here; see `CaseFiles`.
+    """Labels on disk by what they are here; see `CaseFiles`."""
 
-    Attributes:
-        lung_labels, infiltrate_labels, ignored_labels: as in `CaseFiles`; a label of nested regions may be in all.
-        has_sides: whether right and left lung are distinguished.
-    """
-
+    # as in `CaseFiles`; a label of nested regions may be in all
     lung_labels: Mapping[int, int]
     infiltrate_labels: Mapping[int, int]
     ignored_labels: frozenset[int]
-    has_sides: bool
+    has_sides: bool  # whether right and left lung are distinguished
 
     def files(self, image: Path, mask: Path | None) -> CaseFiles:
         """The files of a case with this map; a mask without labels of one kind is no mask of that kind."""

@@ -115,19 +115,12 @@ def slice_of(grid: Grid, index: int) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class StoredLabels:
-    """A mask file's labels as they are stored.
+    """A mask file's labels as they are stored."""
 
-    Attributes:
-        path: the file.
-        labels: (i, j, k) in the file's own axis order.
-        grid: of the file's header; None where the mask is to be laid on its scan voxel for voxel.
-        findings: what was odd and accepted.
-    """
-
-    path: Path
-    labels: NDArray[np.uint8]
-    grid: Grid | None
-    findings: tuple[Finding, ...]
+    path: Path  # the file
+    labels: NDArray[np.uint8]  # (i, j, k) in the file's own axis order
+    grid: Grid | None  # of the file's header; None where the mask is to be laid on its scan voxel for voxel
+    findings: tuple[Finding, ...]  # what was odd and accepted
 
 
 def read_labels(path: Path, header: Grid) -> StoredLabels:

@@ -26,11 +26,8 @@ def refuse_links_out(folder: Path) -> None:
                 require_inside(path, real)
 
 
-MAX_DEPTH = 6
-"""Folders below the root that are looked into; unpackers nest two or three deep."""
-
-MAX_ENTRIES = 100_000
-"""A folder with more is no dataset known here, but somebody's home."""
+MAX_DEPTH = 6  # Folders below the root that are looked into; unpackers nest two or three deep
+MAX_ENTRIES = 100_000  # A folder with more is no dataset known here, but somebody's home
 
 SCAN_SUFFIXES = (".nii", ".nii.gz")
 ARCHIVE_SUFFIXES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".gz")
@@ -39,17 +36,11 @@ _PASSED_OVER = ("__macosx",)
 
 @dataclass(frozen=True)
 class Found:
-    """A NIfTI file, or a folder called ``X.nii`` that holds one (made by unpackers that expand the gzip layer).
+    """A NIfTI file, or a folder called ``X.nii`` that holds one (made by unpackers that expand the gzip layer)."""
 
-    Attributes:
-        stem: name of the file, or of that folder, without ``.nii`` and ``.nii.gz``.
-        path: the file itself.
-        folders: lower-case names of the folders it lies in, the root's own first.
-    """
-
-    stem: str
-    path: Path
-    folders: tuple[str, ...]
+    stem: str  # name of the file, or of that folder, without ``.nii`` and ``.nii.gz``
+    path: Path  # the file itself
+    folders: tuple[str, ...]  # lower-case names of the folders it lies in, the root's own first
 
     def below(self, names: Iterable[str]) -> str | None:
         """The nearest of `names` (lower case) among the folders it lies in, None for none."""
@@ -59,19 +50,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Tree:
-    """Everything of interest in a folder.
+    """Everything of interest in a folder."""
 
-    Attributes:
-        root: as the user gave it.
-        expected: what the folder should hold, for messages.
-        scans: every NIfTI file, in natural order of the paths.
-        others: every other file.
-    """
-
-    root: Path
-    expected: str
-    scans: tuple[Found, ...]
-    others: tuple[Path, ...]
+    root: Path  # as the user gave it
+    expected: str  # what the folder should hold, for messages
+    scans: tuple[Found, ...]  # every NIfTI file, in natural order of the paths
+    others: tuple[Path, ...]  # every other file
 
     def error(self, problem: str, path: str | Path | None = None) -> DatasetError:
         """A refusal in one line: the problem, what was expected, and archives that wait to be unzipped."""

@@ -84,26 +84,17 @@ Unusable = Literal["without data", "without an area", "drawn on a picture of ano
 
 @dataclass(frozen=True)
 class Drawing:
-    """One annotation of one image.
+    """One annotation of one image."""
 
-    Attributes:
-        label: name of the label, blanks tidied, "" where its id stands in no label group.
-        group: name of the label group.
-        reader: who drew it, "" where the file does not say.
-        mode: freeform, polygon, bbox, mask, line, location ...; "" where the file does not say.
-        series_uid, image_uid: what it was drawn on.
-        size: (rows, columns) of the picture it was drawn on, None where the file does not say.
-        data: the shape as exported.
-    """
-
-    label: str
-    group: str
-    reader: str
-    mode: str
+    label: str  # name of the label, blanks tidied, "" where its id stands in no label group
+    group: str  # name of the label group
+    reader: str  # who drew it, "" where the file does not say
+    mode: str  # freeform, polygon, bbox, mask, line, location ...; "" where the file does not say
+    # what it was drawn on
     series_uid: str
     image_uid: str
-    size: tuple[int, int] | None
-    data: Any
+    size: tuple[int, int] | None  # (rows, columns) of the picture it was drawn on, None where the file does not say
+    data: Any  # the shape as exported
 
     def mask(self, shape: tuple[int, int]) -> NDArray[np.bool_] | Unusable:
         """The pixels of the drawing, (rows, columns), or why there are none.
@@ -141,16 +132,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export says.
+    """What an export says."""
 
-    Attributes:
-        drawings: those with an image, by SeriesInstanceUID, in the file's order.
-        exam_labels: names given to whole exams, by StudyInstanceUID (annotations without a series).
-        series_labels: names given to whole series, by SeriesInstanceUID (annotations without an image).
-    """
-
-    drawings: Mapping[str, tuple[Drawing, ...]]
+    drawings: Mapping[str, tuple[Drawing, ...]]  # those with an image, by SeriesInstanceUID, in the file's order
+    # names given to whole exams, by StudyInstanceUID (annotations without a series)
     exam_labels: Mapping[str, tuple[str, ...]]
+    # names given to whole series, by SeriesInstanceUID (annotations without an image)
     series_labels: Mapping[str, tuple[str, ...]]
 
     @property

@@ -31,8 +31,7 @@ from pneumoscope.io.files import write_json
 from pneumoscope.preprocess.slices import from_slices, to_slices
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
 
-LUNG: dict[int, str] = {1: "lung"}
-"""Lung without sides."""
+LUNG: dict[int, str] = {1: "lung"}  # Lung without sides
 
 NOT_HU = Finding(
     "IN-SET-131",

@@ -22,31 +22,21 @@ LATTICE_MM = 4.5
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The sizes that differ between patients.
+    """The sizes that differ between patients."""
 
-    Attributes:
-        scale: size of the whole chest along (x, y, z).
-        half_width_mm, half_depth_mm: of the inside of the rib cage, before scaling.
-        fat_mm: subcutaneous fat at the side; the front has less, the back more.
-        muscle_mm: chest wall between ribs and fat.
-        breast_mm: thickness of breast tissue, 0 for none.
-        right_dome_z_mm, left_dome_z_mm: tops of the diaphragm.
-        heart_turn_rad: how far the heart's axis points to the left front.
-        heart_scale: size of the heart.
-        spine_phase_mm: where the first vertebra starts.
-    """
-
-    scale: tuple[float, float, float]
+    scale: tuple[float, float, float]  # size of the whole chest along (x, y, z)
+    # of the inside of the rib cage, before scaling
     half_width_mm: float
     half_depth_mm: float
-    fat_mm: float
-    muscle_mm: float
-    breast_mm: float
+    fat_mm: float  # subcutaneous fat at the side; the front has less, the back more
+    muscle_mm: float  # chest wall between ribs and fat
+    breast_mm: float  # thickness of breast tissue, 0 for none
+    # tops of the diaphragm
     right_dome_z_mm: float
     left_dome_z_mm: float
-    heart_turn_rad: float
-    heart_scale: float
-    spine_phase_mm: float
+    heart_turn_rad: float  # how far the heart's axis points to the left front
+    heart_scale: float  # size of the heart
+    spine_phase_mm: float  # where the first vertebra starts
 
     def half_width_at(self, z: NDArray[np.float64] | Field) -> Field:
         """Half width of the rib cage's inside at height z (unscaled), falling to nothing at the apex."""
@@ -82,24 +72,17 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """Signed distances (mm, negative inside) on a lattice, each (z, y, x) float32.
+    """Signed distances (mm, negative inside) on a lattice, each (z, y, x) float32."""
 
-    Attributes:
-        lattice: where the values lie, in real (scaled) millimetres.
-        body, muscle, cage: skin, outside of the muscles, inside of the rib cage.
-        lungs: both lungs; `x` tells the sides apart.
-        heart: heart with its great veins.
-        abdomen: everything below the diaphragm.
-        liver, spleen, stomach: organs under it.
-    """
-
-    lattice: Lattice
+    lattice: Lattice  # where the values lie, in real (scaled) millimetres
+    # skin, outside of the muscles, inside of the rib cage
     body: Field
     muscle: Field
     cage: Field
-    lungs: Field
-    heart: Field
-    abdomen: Field
+    lungs: Field  # both lungs; `x` tells the sides apart
+    heart: Field  # heart with its great veins
+    abdomen: Field  # everything below the diaphragm
+    # organs under it
     liver: Field
     spleen: Field
     stomach: Field

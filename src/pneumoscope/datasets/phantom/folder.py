@@ -49,17 +49,11 @@ DETAIL = {"tiny": (9.0, 150), "small": (6.0, 450), "full": (4.5, 700)}
 
 @dataclass(frozen=True, eq=False)
 class PhantomScan:
-    """One synthetic scan with everything that is known about it.
+    """One synthetic scan with everything that is known about it."""
 
-    Attributes:
-        scan: what the site would give away; `scan.lungs` is None where the site stores none.
-        lungs: the exact lungs, always.
-        faults: annotation faults planted into `scan.infiltrate`.
-    """
-
-    scan: LabelledScan
-    lungs: Mask
-    faults: tuple[Fault, ...]
+    scan: LabelledScan  # what the site would give away; `scan.lungs` is None where the site stores none
+    lungs: Mask  # the exact lungs, always
+    faults: tuple[Fault, ...]  # annotation faults planted into `scan.infiltrate`
 
 
 def make_phantom(site: str, patient: int, *, seed: int = 0, size: str = "full") -> LabelledScan:
@@ -139,8 +133,7 @@ def _assemble(
 
 FAULTS = "faults.csv"
 FAULT_COLUMNS = ("case", "slice", "kind", "voxels", "x", "y", "z")
-VERSION = 1
-"""Raised when the same seed would give other scans."""
+VERSION = 1  # Raised when the same seed would give other scans
 
 
 def write_phantom(

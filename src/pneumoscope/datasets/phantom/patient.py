@@ -18,41 +18,25 @@ PLACING_STEP_MM = 9.0
 
 @dataclass(frozen=True)
 class LesionPlan:
-    """How much infiltrate a patient has.
+    """How much infiltrate a patient has."""
 
-    Attributes:
-        share: part of the lungs with infiltrate, 0 to 1, met to within one lesion.
-        height: part of the lungs' height in which lesions may lie.
-        radius_mm: smallest and largest lesion radius.
-        consolidation: chance that a lesion has a dense core.
-        dorsal: preference for the back; 0 for none.
-    """
-
-    share: float
-    height: float
-    radius_mm: tuple[float, float]
-    consolidation: float
-    dorsal: float
+    share: float  # part of the lungs with infiltrate, 0 to 1, met to within one lesion
+    height: float  # part of the lungs' height in which lesions may lie
+    radius_mm: tuple[float, float]  # smallest and largest lesion radius
+    consolidation: float  # chance that a lesion has a dense core
+    dorsal: float  # preference for the back; 0 for none
 
 
 @dataclass(frozen=True, eq=False)
 class Lesions:
-    """Fields of one patient on the shapes' lattice.
+    """Fields of one patient on the shapes' lattice."""
 
-    Attributes:
-        lattice: of `depth` and `dense`.
-        depth: mm inside the infiltrate, smooth (z, y, x); negative outside.
-        dense: mm inside the consolidated cores, likewise.
-        grade: 0 to 1, how opaque the ground glass of a place is.
-        fine: finer lattice of the noise that makes borders irregular.
-        fringe, meshwork: noise on `fine`: of the border, and of the pattern inside ground glass.
-    """
-
-    lattice: Lattice
-    depth: Field
-    dense: Field
-    grade: Field
-    fine: Lattice
+    lattice: Lattice  # of `depth` and `dense`
+    depth: Field  # mm inside the infiltrate, smooth (z, y, x); negative outside
+    dense: Field  # mm inside the consolidated cores, likewise
+    grade: Field  # 0 to 1, how opaque the ground glass of a place is
+    fine: Lattice  # finer lattice of the noise that makes borders irregular
+    # noise on `fine`: of the border, and of the pattern inside ground glass
     fringe: Field
     meshwork: Field
 
@@ -72,32 +56,23 @@ class Lesions:
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """Where lesions find room.
+    """Where lesions find room."""
 
-    Attributes:
-        lattice: where the values lie.
-        lungs: signed distance to the lungs' surface in mm, negative inside, (z, y, x).
-    """
-
-    lattice: Lattice
-    lungs: Field
+    lattice: Lattice  # where the values lie
+    lungs: Field  # signed distance to the lungs' surface in mm, negative inside, (z, y, x)
 
 
 @dataclass(frozen=True, eq=False)
 class Lesion:
-    """One ellipsoid, flattened along `normal`.
+    """One ellipsoid, flattened along `normal`."""
 
-    Attributes:
-        centre, normal: (3,) as (z, y, x); mm, and unit length.
-        radius_mm, thickness_mm: half axes along and across the pleura.
-        core_mm: depth at which consolidation begins, None without.
-    """
-
+    # (3,) as (z, y, x); mm, and unit length
     centre: NDArray[np.float64]
     normal: NDArray[np.float64]
+    # half axes along and across the pleura
     radius_mm: float
     thickness_mm: float
-    core_mm: float | None
+    core_mm: float | None  # depth at which consolidation begins, None without
 
 
 def place_lesions(
@@ -233,24 +208,16 @@ class Texture:
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """A body, ready to be scanned.
+    """A body, ready to be scanned."""
 
-    Attributes:
-        anatomy, shapes, lesions, texture: see their classes.
-        vessels: lung arteries and veins, thick to thin.
-        bronchi: small airways beside the arteries, the air in them.
-        airways, great_vessels, ribs, cartilage, sternum, shoulders, processes: see `phantom_bones`, scaled.
-        ground_glass_hu: faintest and densest ground glass of this patient.
-        lung_hu, dependent_hu: healthy parenchyma in the middle, and how much denser the back is than the front.
-        meshwork_hu: how much the pattern inside ground glass stands out.
-    """
-
+    # see their classes
     anatomy: Anatomy
     shapes: Shapes
     lesions: Lesions
     texture: Texture
-    vessels: Tubes
-    bronchi: Tubes
+    vessels: Tubes  # lung arteries and veins, thick to thin
+    bronchi: Tubes  # small airways beside the arteries, the air in them
+    # see `phantom_bones`, scaled
     airways: Tubes
     great_vessels: Tubes
     ribs: Tubes
@@ -258,10 +225,11 @@ class Patient:
     sternum: Tubes
     shoulders: Tubes
     processes: Tubes
-    ground_glass_hu: tuple[float, float]
+    ground_glass_hu: tuple[float, float]  # faintest and densest ground glass of this patient
+    # healthy parenchyma in the middle, and how much denser the back is than the front
     lung_hu: float
     dependent_hu: float
-    meshwork_hu: float
+    meshwork_hu: float  # how much the pattern inside ground glass stands out
 
 
 def draw_patient(

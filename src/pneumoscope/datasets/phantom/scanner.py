@@ -23,19 +23,14 @@ VOXELS_AT_ONCE = 1_500_000
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """How one patient was scanned.
+    """How one patient was scanned."""
 
-    Attributes:
-        where: voxel centres; x and y rising, z rising.
-        pixel_mm, slice_mm, slab_mm: in-plane spacing, slice distance, thickness a slice averages over.
-        centre_mm: (x, y) of the round field of view.
-    """
-
-    where: Positions
+    where: Positions  # voxel centres; x and y rising, z rising
+    # in-plane spacing, slice distance, thickness a slice averages over
     pixel_mm: float
     slice_mm: float
     slab_mm: float
-    centre_mm: tuple[float, float]
+    centre_mm: tuple[float, float]  # (x, y) of the round field of view
 
     @property
     def grid(self) -> Grid:
@@ -164,18 +159,12 @@ SPECK_VOXELS = 3
 
 @dataclass(frozen=True)
 class Fault:
-    """A planted annotation fault.
+    """A planted annotation fault."""
 
-    Attributes:
-        kind: ``speck`` (a few voxels outside the lungs) or ``no-lung`` (infiltrate on a slice without lung).
-        slice: index k of the RAS+ volume.
-        voxels: how many.
-        x_mm, y_mm, z_mm: middle, RAS+.
-    """
-
-    kind: str
-    slice: int
-    voxels: int
+    kind: str  # ``speck`` (a few voxels outside the lungs) or ``no-lung`` (infiltrate on a slice without lung)
+    slice: int  # index k of the RAS+ volume
+    voxels: int  # how many
+    # middle, RAS+
     x_mm: float
     y_mm: float
     z_mm: float

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.floating[Any]]
-"""Float32 by convention; sums with plain numbers keep it."""
+Field = NDArray[np.floating[Any]]  # Float32 by convention; sums with plain numbers keep it
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,11 @@ class Positions:
 
 @dataclass(frozen=True)
 class Lattice:
-    """A coarse upright lattice of points.
+    """A coarse upright lattice of points."""
 
-    Attributes:
-        low_mm: (z, y, x) of its first point.
-        spacing_mm: the same along all axes.
-        shape: points along (z, y, x).
-    """
-
-    low_mm: tuple[float, float, float]
-    spacing_mm: float
-    shape: tuple[int, int, int]
+    low_mm: tuple[float, float, float]  # (z, y, x) of its first point
+    spacing_mm: float  # the same along all axes
+    shape: tuple[int, int, int]  # points along (z, y, x)
 
     @classmethod
     def covering(cls, low_mm: tuple[float, float, float], high_mm: tuple[float, float, float], step: float) -> Lattice:
@@ -155,18 +148,13 @@ Points = NDArray[np.float64]  # (n, 3), each (z, y, x) in mm
 
 @dataclass(frozen=True, eq=False)
 class Tubes:
-    """Straight pieces with round ends.
+    """Straight pieces with round ends."""
 
-    Attributes:
-        start, end: (n, 3) as (z, y, x) in mm.
-        radius_mm: (n,).
-        flatness: how much distances along z shrink; below 1 the pieces are taller than wide, as ribs are.
-    """
-
+    # (n, 3) as (z, y, x) in mm
     start: Points
     end: Points
-    radius_mm: NDArray[np.float64]
-    flatness: float = 1.0
+    radius_mm: NDArray[np.float64]  # (n,)
+    flatness: float = 1.0  # how much distances along z shrink; below 1 the pieces are taller than wide, as ribs are
 
     def __len__(self) -> int:
         return len(self.radius_mm)

@@ -19,83 +19,50 @@ Size = Literal["tiny", "small", "full"]
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a site's pictures look.
+    """How a site's pictures look."""
 
-    Attributes:
-        pixels: matrix per size.
-        slice_mm: distances between slices that occur, per size.
-        slab_mm: thickness a slice averages over; None for the slice distance.
-        field_mm: smallest and largest field of view.
-        noise_hu: standard deviation of the noise in soft tissue.
-        kernel: ``soft`` blurs picture and noise, ``sharp`` lifts edges and fine noise.
-        offset_hu, gain: how far the stored values are from Hounsfield units.
-        levels: grey levels the values went through, None for whole HU.
-        ceiling_hu: values above are lost.
-        air_outside: whether corners outside the round field of view are blanked.
-        stored_axes: orientation on disk.
-    """
-
-    pixels: Mapping[str, int]
-    slice_mm: Mapping[str, tuple[float, ...]]
-    slab_mm: float
-    field_mm: tuple[float, float]
-    noise_hu: float
-    kernel: Literal["soft", "sharp"]
+    pixels: Mapping[str, int]  # matrix per size
+    slice_mm: Mapping[str, tuple[float, ...]]  # distances between slices that occur, per size
+    slab_mm: float  # thickness a slice averages over; None for the slice distance
+    field_mm: tuple[float, float]  # smallest and largest field of view
+    noise_hu: float  # standard deviation of the noise in soft tissue
+    kernel: Literal["soft", "sharp"]  # ``soft`` blurs picture and noise, ``sharp`` lifts edges and fine noise
+    # how far the stored values are from Hounsfield units
     offset_hu: float
     gain: float
-    levels: int | None
-    ceiling_hu: float
-    air_outside: bool
-    stored_axes: AxisCodes
+    levels: int | None  # grey levels the values went through, None for whole HU
+    ceiling_hu: float  # values above are lost
+    air_outside: bool  # whether corners outside the round field of view are blanked
+    stored_axes: AxisCodes  # orientation on disk
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Who comes to a site.
+    """Who comes to a site."""
 
-    Attributes:
-        severe, severe_share: chance of a severe case, and the shares of lung they have.
-        mild_share: shares of lung of the others.
-        height: part of the lung's height with lesions; sets how many slices have none.
-        ground_glass_hu: faintest and densest ground glass.
-        consolidation: chance that a lesion has a dense core.
-        radius_mm: lesion radii.
-        dependent_hu: how much denser the healthy back of the lung is than the front.
-        lung_hu: healthy parenchyma in the middle.
-    """
-
+    # chance of a severe case, and the shares of lung they have
     severe: float
     severe_share: tuple[float, float]
-    mild_share: tuple[float, float]
-    height: tuple[float, float]
-    ground_glass_hu: tuple[float, float]
-    consolidation: float
-    radius_mm: tuple[float, float]
-    dependent_hu: float
-    lung_hu: float
+    mild_share: tuple[float, float]  # shares of lung of the others
+    height: tuple[float, float]  # part of the lung's height with lesions; sets how many slices have none
+    ground_glass_hu: tuple[float, float]  # faintest and densest ground glass
+    consolidation: float  # chance that a lesion has a dense core
+    radius_mm: tuple[float, float]  # lesion radii
+    dependent_hu: float  # how much denser the healthy back of the lung is than the front
+    lung_hu: float  # healthy parenchyma in the middle
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How a site's reader draws.
+    """How a site's reader draws."""
 
-    Attributes:
-        margin_mm: how far outside (positive) or inside (negative) the true border.
-        rounding_mm: how much the outline is smoothed; 0 follows the true border.
-        vessels: whether vessels inside are part of the infiltrate.
-        faintest_hu: places below are left out (after the site's own offset), None to keep all.
-        smallest_ml: smaller lesions are overlooked.
-        kinds: whether ground glass and consolidation are distinguished.
-        lungs: whether lung masks are stored.
-    """
-
-    margin_mm: float
-    rounding_mm: float
-    vessels: bool
-    faintest_hu: float | None
-    smallest_ml: float
-    kinds: bool
-    lungs: bool
+    margin_mm: float  # how far outside (positive) or inside (negative) the true border
+    rounding_mm: float  # how much the outline is smoothed; 0 follows the true border
+    vessels: bool  # whether vessels inside are part of the infiltrate
+    faintest_hu: float | None  # places below are left out (after the site's own offset), None to keep all
+    smallest_ml: float  # smaller lesions are overlooked
+    kinds: bool  # whether ground glass and consolidation are distinguished
+    lungs: bool  # whether lung masks are stored
 
 
 @dataclass(frozen=True)

@@ -20,25 +20,15 @@ AIR_HU = -1000.0
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """Slices of a patient, each array (z, y, x).
+    """Slices of a patient, each array (z, y, x)."""
 
-    Attributes:
-        hu: float32 Hounsfield units, without noise.
-        lung: signed distance to the lungs' surface in mm, negative inside.
-        depth: mm inside the infiltrate, irregular border included; negative outside.
-        smooth_depth: the same without the fine irregularities, as an outline drawn by hand would run.
-        dense: mm inside consolidation.
-        vessels: share of each voxel that is vessel.
-        body: signed distance to the skin in mm.
-    """
-
-    hu: Field
-    lung: Field
-    depth: Field
-    smooth_depth: Field
-    dense: Field
-    vessels: Field
-    body: Field
+    hu: Field  # float32 Hounsfield units, without noise
+    lung: Field  # signed distance to the lungs' surface in mm, negative inside
+    depth: Field  # mm inside the infiltrate, irregular border included; negative outside
+    smooth_depth: Field  # the same without the fine irregularities, as an outline drawn by hand would run
+    dense: Field  # mm inside consolidation
+    vessels: Field  # share of each voxel that is vessel
+    body: Field  # signed distance to the skin in mm
 
 
 def lung_labels(painted: Painted, where: Positions) -> NDArray[np.uint8]:

@@ -23,8 +23,7 @@ _VALIDATION = (
     "0297 0302 0318_0 0330 0343 0345 0369_1 0376 0408 0420 0441 0451 0457 0489 0490 0509 0513 0516 0523 0538 0543 "
     "0584 0620 0631 0654 0673 0676 0690 0697"
 )
-VALIDATION = frozenset(_VALIDATION.split())
-"""Numbers of the validation scans, as published."""
+VALIDATION = frozenset(_VALIDATION.split())  # Numbers of the validation scans, as published
 
 _NAME = r"(volume-covid19-[A-Z]-(\d{4}(?:_\d)?))"
 SCAN, MASK, VOLUME = (re.compile(_NAME + suffix, re.IGNORECASE) for suffix in ("_ct", "_seg", "(?:_ct|_seg)?"))

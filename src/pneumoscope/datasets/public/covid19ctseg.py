@@ -70,8 +70,7 @@ EXPECTED = (
 )
 LUNGS, INFECTION, BOTH = "lung_mask", "infection_mask", "lung_and_infection_mask"
 
-WINDOW_HU = (-1250.0, 250.0)
-"""What 0 and 255 mean in the Radiopaedia scans, by the guidelines of the dataset."""
+WINDOW_HU = (-1250.0, 250.0)  # What 0 and 255 mean in the Radiopaedia scans, by the guidelines of the dataset
 
 HEAD_TO_FOOT = frozenset({"radiopaedia_7_85703_0"})
 """Scans whose header is mirrored head to foot as well as front to back."""

@@ -125,11 +125,8 @@ def _tag(element: ElementTree.Element) -> str:
 
 NAME = "mosmed"
 EXPECTED = "studies/CT-0 to CT-4 with study_0001.nii.gz and so on, and masks"
-MASKED = range(255, 305)
-"""Studies with a mask, all in CT-1."""
-
-LAST_STUDY = (254, 938, 1063, 1108, 1110)
-"""Number of the last study of CT-0 ... CT-4."""
+MASKED = range(255, 305)  # Studies with a mask, all in CT-1
+LAST_STUDY = (254, 938, 1063, 1108, 1110)  # Number of the last study of CT-0 ... CT-4.
 
 _STUDY_FILE = re.compile(r"study_(\d{4})", re.IGNORECASE)
 _MASK = re.compile(r"study_(\d{4})_mask", re.IGNORECASE)

@@ -31,20 +31,14 @@ _ROOT_NAMES = re.compile(r"MIDRC-RICORD-1A.*|manifest-\d+", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Series:
-    """One CT series on disk.
+    """One CT series on disk."""
 
-    Attributes:
-        uid, study_uid: identify it; never printed.
-        patient: ``MIDRC-RICORD-1A-<site>-<number>``, or a hash of the exam where neither folder nor header tells.
-        site: the number of the site, or ``site unknown``.
-        images: its images, in order of file name.
-    """
-
+    # identify it; never printed
     uid: str
     study_uid: str
-    patient: str
-    site: str
-    images: tuple[ImageInfo, ...]
+    patient: str  # ``MIDRC-RICORD-1A-<site>-<number>``, or a hash of the exam where neither folder nor header tells
+    site: str  # the number of the site, or ``site unknown``
+    images: tuple[ImageInfo, ...]  # its images, in order of file name
 
     @property
     def folder(self) -> Path:
@@ -54,19 +48,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a copy holds of the set.
+    """What a copy holds of the set."""
 
-    Attributes:
-        annotations: the file of the drawings.
-        export: what it says.
-        series: CT series on disk, by UID.
-        damaged: files that should be images and cannot be read.
-    """
-
-    annotations: Path
-    export: Export
-    series: Mapping[str, Series]
-    damaged: int
+    annotations: Path  # the file of the drawings
+    export: Export  # what it says
+    series: Mapping[str, Series]  # CT series on disk, by UID
+    damaged: int  # files that should be images and cannot be read
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -153,8 +140,7 @@ INFILTRATE_NAMES = frozenset({"infectious opacity", "infectious tib/micronodules
 """Labels that mean infiltrate, in lower case."""
 
 UNION, MAJORITY = "union", "majority"
-OFF_PLACE = 0.25
-"""A drawing belongs to a slice whose place differs by less than this share of a slice distance."""
+OFF_PLACE = 0.25  # A drawing belongs to a slice whose place differs by less than this share of a slice distance
 
 
 def read_ricord_cases(

@@ -24,8 +24,7 @@ from pneumoscope.io.files import write_csv, write_frame
 
 COLUMNS = ("case", "slice", "patient", "part")
 PARTS = ("train", "val", "test")
-XRAY_COLUMNS = (*COLUMNS, "dataset", "label", "source", "group")
-"""Of a split file of radiographs; `slice` is 0."""
+XRAY_COLUMNS = (*COLUMNS, "dataset", "label", "source", "group")  # Of a split file of radiographs; `slice` is 0
 
 LARGEST_DRAWN_SHARE = 0.75
 """The proportional fallback never takes more than this share of either kind of slice away from the test set.
@@ -246,25 +245,17 @@ def exposure(split: pd.DataFrame) -> dict[str, Exposure]:
     return {name: "seen" if name in used else "unseen" for name in tested}
 
 
-MIN_GROUPS = 3
-"""Groups a class needs to stand in all three parts."""
+MIN_GROUPS = 3  # Groups a class needs to stand in all three parts
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Radiographs that take part.
+    """Radiographs that take part."""
 
-    Attributes:
-        rows: indices into the list of cases, ascending (n,).
-        labels: class number of each (n,).
-        classes: their names.
-        notes: classes with fewer pictures than asked for.
-    """
-
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
+    rows: NDArray[np.int64]  # indices into the list of cases, ascending (n,)
+    labels: NDArray[np.int64]  # class number of each (n,)
+    classes: tuple[str, ...]  # their names
+    notes: tuple[str, ...]  # classes with fewer pictures than asked for
 
 
 def select_radiographs(

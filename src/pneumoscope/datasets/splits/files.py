@@ -44,8 +44,7 @@ from pneumoscope.io.files import prepare_folder, write_frame, write_json
 from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 
-FORMAT = 1
-"""Layout of split.json; grows when an entry changes its meaning."""
+FORMAT = 1  # Layout of split.json; grows when an entry changes its meaning
 
 
 def split_dataset(

@@ -28,17 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Member:
-    """A case as a split sees it.
+    """A case as a split sees it."""
 
-    Attributes:
-        dataset: name of the dataset.
-        case: unique within it.
-        patient: the dataset's own patient; cases that share it are one person.
-    """
-
-    dataset: str
-    case: str
-    patient: str
+    dataset: str  # name of the dataset
+    case: str  # unique within it
+    patient: str  # the dataset's own patient; cases that share it are one person
 
     @property
     def ref(self) -> str:
@@ -48,19 +42,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Link:
-    """Cases that are, or may be, of the same people.
+    """Cases that are, or may be, of the same people."""
 
-    Attributes:
-        a: pattern of ``dataset:case`` with ``*`` and ``?``.
-        b: likewise; everything that fits it is tied to everything that fits `a`.
-        reason: why, for the record.
-        same_name: tie only cases of equal names, one by one.
-    """
-
-    a: str
-    b: str
-    reason: str = ""
-    same_name: bool = False
+    a: str  # pattern of ``dataset:case`` with ``*`` and ``?``
+    b: str  # likewise; everything that fits it is tied to everything that fits `a`
+    reason: str = ""  # why, for the record
+    same_name: bool = False  # tie only cases of equal names, one by one
 
     def __post_init__(self) -> None:
         for pattern in (self.a, self.b):
@@ -165,18 +152,13 @@ def read_links(path: str | Path) -> list[Link]:
 class Fold:
     """One way to split; the parts share no case, and are sorted.
 
-    Attributes:
-        train: cases to train on.
-        test: cases to test on, once, at the end.
-        val: cases to choose the best epoch by; empty where the split has none.
-
     Raises:
         DatasetError: nothing to train on or to test on, or a case in two parts.
     """
 
-    train: tuple[Member, ...]
-    test: tuple[Member, ...]
-    val: tuple[Member, ...] = ()
+    train: tuple[Member, ...]  # cases to train on
+    test: tuple[Member, ...]  # cases to test on, once, at the end
+    val: tuple[Member, ...] = ()  # cases to choose the best epoch by; empty where the split has none
 
     def __post_init__(self) -> None:
         often = Counter((*self.train, *self.val, *self.test))

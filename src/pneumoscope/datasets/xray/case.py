@@ -37,30 +37,19 @@ READERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class XrayCase:
-    """A radiograph that can be loaded.
+    """A radiograph that can be loaded."""
 
-    Attributes:
-        dataset: name in `pneumoscope.datasets.registry`, e.g. ``kermany``.
-        case: unique within the dataset.
-        patient: pictures of one person share it; splits go by it. Unique across datasets.
-        label: one of `LABELS`, or a class of a user's own table.
-        source: hospital or sub-collection, e.g. ``guangzhou``; what a network must not learn.
-        licence, citation: of the data, for model cards.
-        path: the picture.
-        view: ``PA``, ``AP``, ``AP Supine`` ... as the set says, "" where it does not.
-        part: the set's own ``train``, ``val`` or ``test``, "" where it has none.
-    """
-
-    dataset: str
-    case: str
-    patient: str
-    label: str
-    source: str
+    dataset: str  # name in `pneumoscope.datasets.registry`, e.g. ``kermany``
+    case: str  # unique within the dataset
+    patient: str  # pictures of one person share it; splits go by it. Unique across datasets.
+    label: str  # one of `LABELS`, or a class of a user's own table
+    source: str  # hospital or sub-collection, e.g. ``guangzhou``; what a network must not learn
+    # of the data, for model cards
     licence: str
     citation: str
-    path: Path
-    view: str = ""
-    part: str = ""
+    path: Path  # the picture
+    view: str = ""  # ``PA``, ``AP``, ``AP Supine`` ... as the set says, "" where it does not.
+    part: str = ""  # the set's own ``train``, ``val`` or ``test``, "" where it has none
 
     def load(self) -> Radiograph:
         """Read the picture.

@@ -27,33 +27,23 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures that are one.
+    """Two pictures that are one."""
 
-    Attributes:
-        a, b: places in the list of cases, a before b.
-        correlation: correlation of the shrunken pictures; 1.0 for equal pixels.
-        equal: whether the pixels are the same.
-    """
-
+    # places in the list of cases, a before b
     a: int
     b: int
-    correlation: float
-    equal: bool
+    correlation: float  # correlation of the shrunken pictures; 1.0 for equal pixels
+    equal: bool  # whether the pixels are the same
 
 
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """What is compared of a list of pictures.
+    """What is compared of a list of pictures."""
 
-    Attributes:
-        digests: SHA-256 of the 8-bit pixels and their size; "" for pictures that cannot be read.
-        small: (n, SIDE * SIDE) float32, each with mean 0 and length 1; zeros where there is nothing to compare.
-        unreadable: place -> why.
-    """
-
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # SHA-256 of the 8-bit pixels and their size; "" for pictures that cannot be read
+    # (n, SIDE * SIDE) float32, each with mean 0 and length 1; zeros where there is nothing to compare
     small: NDArray[np.float32]
-    unreadable: dict[int, str]
+    unreadable: dict[int, str]  # place -> why
 
 
 def take_prints(cases: Sequence[XrayCase], progress: Callable[[int, int], None] | None = None) -> Prints:

@@ -32,36 +32,28 @@ LUNG_BOX = (0.12, 0.82, 0.08, 0.92)
 """Top, bottom, left and right as shares of rows and columns: where the lungs lie in most frontal radiographs."""
 
 VIEWS = ("whole", "lung_box", "no_lungs", "corners")
-MID_GREY = 128
-"""What is painted over what is hidden: the same in every picture."""
+MID_GREY = 128  # What is painted over what is hidden: the same in every picture
 
 
 @dataclass(frozen=True)
 class PictureRecipe:
-    """How a radiograph becomes a square.
+    """How a radiograph becomes a square."""
 
-    Attributes:
-        side: rows and columns of the result.
-        fit: ``stretch`` to the square as the paper's "resized to 224 x 224" reads, or ``pad``: the proportions are kept
-            and the rest is black.
-        equalise: ``none``, ``global`` (histogram equalisation) or ``clahe`` (contrast-limited and local).
-        clip_limit, tiles: of CLAHE.
-        border: share of rows and columns cut off at each edge, before anything else.
-        view: ``whole``; ``lung_box``: only the box, enlarged to the square; ``no_lungs``: the box painted over;
-            ``corners``: all but the four corners painted over.
-        lung_box: top, bottom, left, right as shares.
-        corner: side of a corner as a share of the square's.
-    """
-
-    side: int = 224
+    side: int = 224  # rows and columns of the result
+    # ``stretch`` to the square as the paper's "resized to 224 x 224" reads, or ``pad``: the proportions are kept and
+    # the rest is black
     fit: Literal["stretch", "pad"] = "stretch"
+    # ``none``, ``global`` (histogram equalisation) or ``clahe`` (contrast-limited and local)
     equalise: Literal["none", "global", "clahe"] = "none"
+    # of CLAHE
     clip_limit: float = 2.0
     tiles: int = 8
-    border: float = 0.0
+    border: float = 0.0  # share of rows and columns cut off at each edge, before anything else
+    # ``whole``; ``lung_box``: only the box, enlarged to the square; ``no_lungs``: the box painted over; ``corners``:
+    # all but the four corners painted over
     view: Literal["whole", "lung_box", "no_lungs", "corners"] = "whole"
-    lung_box: tuple[float, float, float, float] = LUNG_BOX
-    corner: float = 0.125
+    lung_box: tuple[float, float, float, float] = LUNG_BOX  # top, bottom, left, right as shares
+    corner: float = 0.125  # side of a corner as a share of the square's
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lung_box", tuple(float(v) for v in self.lung_box))
@@ -148,17 +140,11 @@ def _share_of(pixels: NDArray[np.float32], top: float, bottom: float, left: floa
 
 @dataclass(frozen=True, eq=False)
 class PictureSet:
-    """Squares of a list of cases.
+    """Squares of a list of cases."""
 
-    Attributes:
-        pixels: (n, side, side) uint8, mapped from a file.
-        digest: of recipe, files and pictures: equal digests hold equal squares.
-        recipe: how they were made.
-    """
-
-    pixels: NDArray[np.uint8]
-    digest: str
-    recipe: PictureRecipe
+    pixels: NDArray[np.uint8]  # (n, side, side) uint8, mapped from a file
+    digest: str  # of recipe, files and pictures: equal digests hold equal squares
+    recipe: PictureRecipe  # how they were made
 
 
 def build_pictures(

@@ -33,8 +33,7 @@ RULES = (
 )
 """Why a series stands behind another, in the order of the rules."""
 
-ENOUGH_MM = 120.0
-"""A series as long as this, or half as long as the longest, covers enough."""
+ENOUGH_MM = 120.0  # A series as long as this, or half as long as the longest, covers enough
 
 _CHEST = re.compile(r"chest|thora|torax|lung|pulm|poumon|polmon|pecho|hrct", re.IGNORECASE)
 _ELSEWHERE = re.compile(
@@ -47,44 +46,30 @@ _REFORMAT = re.compile(
 _LUNG_KERNEL = re.compile(r"lung|^l$|^y[a-d]$|^fc5\d|^fc8\d|v?sharp", re.IGNORECASE)
 _SHARP_KERNEL = re.compile(r"bone|edge|^[de][bc]?$|^fc3\d", re.IGNORECASE)
 _NUMBERED_KERNEL = re.compile(r"^[a-z]{1,2}(\d\d)", re.IGNORECASE)
-_LUNG_FROM = 50
-"""Siemens numbers kernels by sharpness; from B50 on they are meant for lung."""
+_LUNG_FROM = 50  # Siemens numbers kernels by sharpness; from B50 on they are meant for lung
 
 
 @dataclass(frozen=True)
 class Series:
-    """One CT series in numbers, without its headers.
+    """One CT series in numbers, without its headers."""
 
-    Attributes:
-        uid: SeriesInstanceUID; never print it.
-        study: StudyInstanceUID and PatientID; likewise.
-        patient, study_date: as the header gives them; likewise.
-        look: what tells it from other series of its study, apart from UIDs.
-        folders: where its files lie.
-        first: the place of its first file.
-        images, rows, columns: slices, counting frames of multi-frame files, and their matrix.
-        kernel: a short plain word, "" when not given.
-        thickness_mm: slice thickness, else the distance; 0 when neither is known.
-        length_mm: from the first to the last slice, 0 when positions are missing.
-        order: one number per rule of `RULES` except ``covers too little``, lower is better.
-        series_number: the tie-break.
-    """
-
-    uid: str
-    study: tuple[str, str]
+    uid: str  # SeriesInstanceUID; never print it
+    study: tuple[str, str]  # StudyInstanceUID and PatientID; likewise
+    # as the header gives them; likewise
     patient: str
     study_date: str
-    look: tuple[str, ...]
-    folders: frozenset[Path]
-    first: str
+    look: tuple[str, ...]  # what tells it from other series of its study, apart from UIDs
+    folders: frozenset[Path]  # where its files lie
+    first: str  # the place of its first file
+    # slices, counting frames of multi-frame files, and their matrix
     images: int
     rows: int
     columns: int
-    kernel: str
-    thickness_mm: float
-    length_mm: float
-    order: tuple[float, ...]
-    series_number: int
+    kernel: str  # a short plain word, "" when not given
+    thickness_mm: float  # slice thickness, else the distance; 0 when neither is known
+    length_mm: float  # from the first to the last slice, 0 when positions are missing
+    order: tuple[float, ...]  # one number per rule of `RULES` except ``covers too little``, lower is better
+    series_number: int  # the tie-break
 
 
 def series_of(uid: str, headers: Sequence[Header]) -> Series:

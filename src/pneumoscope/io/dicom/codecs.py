@@ -20,8 +20,7 @@ _JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
 _HTJ2K = frozenset({"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"})
 RLE = "1.2.840.10008.1.2.5"
 
-COMPRESSED_SYNTAXES = _JPEG | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000 | _HTJ2K | {RLE}
-"""What `decode_frame` understands."""
+COMPRESSED_SYNTAXES = _JPEG | _JPEG_LOSSLESS | _JPEG_LS | _JPEG_2000 | _HTJ2K | {RLE}  # What `decode_frame` understands
 
 LOSSY_SYNTAXES = _JPEG | {"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203"}
 """Syntaxes that may have lost detail."""

@@ -14,8 +14,7 @@ from pneumoscope.geometry import LPS_TO_RAS, ORTHONORMAL_TOLERANCE
 from pneumoscope.io.dicom.header import refused
 from pneumoscope.io.dicom.series import Frame
 
-SAME_POSITION_MM = 0.01
-"""Slices closer than this lie at one place; no CT is sampled so finely."""
+SAME_POSITION_MM = 0.01  # Slices closer than this lie at one place; no CT is sampled so finely
 
 SPACING_TOLERANCE = 0.01
 """Distances may differ from their mean by this share (or by SAME_POSITION_MM, or by the rounding of the text)."""
@@ -23,13 +22,11 @@ SPACING_TOLERANCE = 0.01
 ROUNDINGS_MM = (1.0, 0.5, 0.25, 0.2, 0.1, 0.01, 0.001)
 """Units that writers round positions to; coarser than 0.1 mm they leave a choice of distances."""
 
-MAX_ANGLE_DEG = 0.5
-"""Slices turned by more than this against each other are not parallel."""
+MAX_ANGLE_DEG = 0.5  # Slices turned by more than this against each other are not parallel
 
 MAX_TILT_DEG = 45.0
 MAX_FILLED_SHARE = 0.1
-MAX_FILLED_GAP = 3.05
-"""Longest gap that `fill_gaps` bridges, in slice distances: two slices missing side by side."""
+MAX_FILLED_GAP = 3.05  # Longest gap that `fill_gaps` bridges, in slice distances: two slices missing side by side
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Stack:
-    """A regular volume made of slices.
+    """A regular volume made of slices."""
 
-    Attributes:
-        frames: source slices in order of position.
-        steps: one per slice of the volume; plain unless gaps were filled.
-        affine: (column, row, slice) index to RAS+ mm, (4, 4).
-        findings: what was odd.
-    """
-
-    frames: list[Frame]
-    steps: list[Step]
-    affine: NDArray[np.float64]
-    findings: list[Finding] = field(default_factory=list)
+    frames: list[Frame]  # source slices in order of position
+    steps: list[Step]  # one per slice of the volume; plain unless gaps were filled
+    affine: NDArray[np.float64]  # (column, row, slice) index to RAS+ mm, (4, 4)
+    findings: list[Finding] = field(default_factory=list)  # what was odd
 
 
 def stack(

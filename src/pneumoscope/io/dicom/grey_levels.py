@@ -19,11 +19,8 @@ from pneumoscope.io.dicom.pixels import is_lossy, pixel_format, read_frame
 MODALITIES = ("CR", "DX", "RG", "XA", "")
 """Computed and digital radiography, film, and files that do not say; anything else is another kind of picture."""
 
-_TAILS = (0.5, 99.5)
-"""Percentiles shown as black and white where the file names no window."""
-
-_ENOUGH = 500_000
-"""Pixels that they are taken from, evenly spread, where there are more."""
+_TAILS = (0.5, 99.5)  # Percentiles shown as black and white where the file names no window
+_ENOUGH = 500_000  # Pixels that they are taken from, evenly spread, where there are more
 
 
 def radiograph_of(header: Header, out: BinaryIO, least_side: int | None = None) -> dict[str, Any]:

@@ -70,37 +70,23 @@ class BadValueError(ValueError):
 
 @dataclass(frozen=True)
 class PixelBlock:
-    """Where the pixels of a file lie.
+    """Where the pixels of a file lie."""
 
-    Attributes:
-        offset: first byte of the value, in the file (in the inflated dataset when deflated).
-        length: bytes declared, None when encapsulated.
-        available: bytes from `offset` to the end.
-    """
-
-    offset: int
-    length: int | None
-    available: int
+    offset: int  # first byte of the value, in the file (in the inflated dataset when deflated)
+    length: int | None  # bytes declared, None when encapsulated
+    available: int  # bytes from `offset` to the end
 
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What one DICOM file says, without its pixels.
+    """What one DICOM file says, without its pixels."""
 
-    Attributes:
-        found: the file.
-        tags: pydicom dataset of the elements in `TAGS`.
-        syntax: transfer syntax UID.
-        big_endian: byte order of numbers.
-        pixels: None when the file holds none.
-        notes: rows of the catalogue that reading it touched: 4 (no DICM mark), 5 (no transfer syntax).
-    """
-
-    found: Found
-    tags: Any
-    syntax: str
-    big_endian: bool
-    pixels: PixelBlock | None
+    found: Found  # the file
+    tags: Any  # pydicom dataset of the elements in `TAGS`
+    syntax: str  # transfer syntax UID
+    big_endian: bool  # byte order of numbers
+    pixels: PixelBlock | None  # None when the file holds none
+    # rows of the catalogue that reading it touched: 4 (no DICM mark), 5 (no transfer syntax)
     notes: tuple[int, ...] = ()
 
     @property

@@ -17,11 +17,8 @@ from pneumoscope.io.dicom.header import refused
 from pneumoscope.io.dicom.pixels import Stored, is_lossy
 from pneumoscope.io.dicom.series import Frame
 
-AIR_HU = -1024
-"""The floor: padding and darker values become this, the HU of nothing."""
-
-HIGHEST_HU = 20_000
-"""Metal on an extended scale stays below; more than a trace above means wrapped or unscaled values."""
+AIR_HU = -1024  # The floor: padding and darker values become this, the HU of nothing
+HIGHEST_HU = 20_000  # Metal on an extended scale stays below; more than a trace above means wrapped or unscaled values
 
 THICK_SLICES_MM = 10.0
 _CHEST = re.compile(r"CHEST|THORA|TORAX|LUNG|PULM|BODY|TRUNK|HEART|CARD|CORON|MEDIAST|AORT|ESOPH|BREAST|RIB|HILUM")

@@ -17,11 +17,8 @@ from pneumoscope.io.masks import CODE
 from pneumoscope.io.stored import MAX_VOXELS
 from pneumoscope.volume import Mask
 
-OFF_PLANE = 0.25
-"""Largest distance of a contour from its slice, in slices."""
-
-ON_CONTOUR = 1e-3
-"""Voxels nearer to a contour than this part of a voxel lie on it."""
+OFF_PLANE = 0.25  # Largest distance of a contour from its slice, in slices
+ON_CONTOUR = 1e-3  # Voxels nearer to a contour than this part of a voxel lie on it
 
 
 def read_dicom_mask(path: str | Path, scan: Grid, threshold: float | None = None) -> Mask:

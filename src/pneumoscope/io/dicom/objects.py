@@ -41,18 +41,13 @@ _LEFT: Code3 = ("7771000", "SCT", "Left")
 
 @dataclass(frozen=True)
 class Structure:
-    """How a structure is coded.
+    """How a structure is coded."""
 
-    Attributes:
-        category, kind: segmented property category and type.
-        side: laterality, or None.
-        colour: CIELab (L*, a*, b*) recommended for display.
-    """
-
+    # segmented property category and type
     category: Code3
     kind: Code3
-    side: Code3 | None
-    colour: tuple[float, float, float]
+    side: Code3 | None  # laterality, or None
+    colour: tuple[float, float, float]  # CIELab (L*, a*, b*) recommended for display
 
     @property
     def file(self) -> str:
@@ -84,25 +79,16 @@ QUANTITIES: Mapping[str, tuple[Code3, Code3, Code3 | None]] = {
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The series a result is about.
+    """The series a result is about."""
 
-    Attributes:
-        headers: pydicom datasets of the source images, one per file.
-        positions_mm: (k, 3) LPS+ of the first pixel of every slice of the mask; None when slice k is image k.
-        directions: (2, 3) LPS+ along a row and down a column.
-        spacing_mm: between rows, between columns, between slices.
-        key: makes UIDs of the results, with a patient's data kept or not.
-        deidentify: the headers carry no identity, the results shall not either.
-        case: stands for the patient then.
-    """
-
-    headers: Sequence[Any]
+    headers: Sequence[Any]  # pydicom datasets of the source images, one per file
+    # (k, 3) LPS+ of the first pixel of every slice of the mask; None when slice k is image k
     positions_mm: NDArray[np.float64] | None
-    directions: NDArray[np.float64]
-    spacing_mm: tuple[float, float, float]
-    key: bytes
-    deidentify: bool
-    case: str
+    directions: NDArray[np.float64]  # (2, 3) LPS+ along a row and down a column
+    spacing_mm: tuple[float, float, float]  # between rows, between columns, between slices
+    key: bytes  # makes UIDs of the results, with a patient's data kept or not
+    deidentify: bool  # the headers carry no identity, the results shall not either
+    case: str  # stands for the patient then
 
     def uid(self, *parts: str) -> str:
         """A UID of a result: the same for the same series, results and key."""

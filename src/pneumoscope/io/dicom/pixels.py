@@ -16,11 +16,8 @@ MAX_FRAME_PIXELS, MAX_RADIOGRAPH_PIXELS = 1 << 24, 1 << 26
 """4096 x 4096 is far above any CT, 8192 x 8192 above any detector."""
 
 MAX_FRAMES = 1 << 20
-MAX_PADDING_BYTES = 1 << 16
-"""Padding is no longer than the pixels and this."""
-
-MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 9, 1 << 12
-"""Blocks of disks and tapes."""
+MAX_PADDING_BYTES = 1 << 16  # Padding is no longer than the pixels and this
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1 << 9, 1 << 12  # Blocks of disks and tapes
 
 MAX_EXPANSION, MIN_EXPANDED_BYTES = 60, 1 << 26
 """No codec packs a whole file 60-fold that shows something; up to 64 MiB it does no harm."""
@@ -28,38 +25,24 @@ MAX_EXPANSION, MIN_EXPANDED_BYTES = 60, 1 << 26
 
 @dataclass(frozen=True)
 class Stored:
-    """The stored values of one frame.
+    """The stored values of one frame."""
 
-    Attributes:
-        values: (rows, columns) integers with the sign their samples have.
-        words: (rows, columns) the words as they lie in the file, unsigned, unmasked (for padding marks).
-        sign_from_codestream: JPEG 2000 says another sign than the header; the codestream was followed.
-    """
-
-    values: NDArray[np.integer]
+    values: NDArray[np.integer]  # (rows, columns) integers with the sign their samples have
+    # (rows, columns) the words as they lie in the file, unsigned, unmasked (for padding marks)
     words: NDArray[np.integer]
-    sign_from_codestream: bool = False
+    sign_from_codestream: bool = False  # JPEG 2000 says another sign than the header; the codestream was followed
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How samples lie in words.
+    """How samples lie in words."""
 
-    Attributes:
-        shape: (rows, columns).
-        frames: at least 1.
-        bits_allocated: 16 or 32 (8 for grey pictures).
-        bits_stored: bits that carry the value.
-        high_bit: highest of them.
-        signed: two's complement.
-    """
-
-    shape: tuple[int, int]
-    frames: int
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
+    shape: tuple[int, int]  # (rows, columns)
+    frames: int  # at least 1
+    bits_allocated: int  # 16 or 32 (8 for grey pictures)
+    bits_stored: int  # bits that carry the value
+    high_bit: int  # highest of them
+    signed: bool  # two's complement
 
     def excess_bytes(self, pixels: PixelBlock) -> int:
         """Bytes of padding behind uncompressed pixels."""

@@ -45,17 +45,12 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """What reading one scan may cost.
+    """What reading one scan may cost."""
 
-    Attributes:
-        wall_s: seconds before the reading process is ended.
-        memory_mib: its address space; voxels are written to disk as they come, so it does not grow with the scan.
-        max_voxels: larger scans are refused before anything is allocated (2**30: 4096 slices of 512 x 512).
-    """
-
-    wall_s: int = 600
+    wall_s: int = 600  # seconds before the reading process is ended
+    # its address space; voxels are written to disk as they come, so it does not grow with the scan
     memory_mib: int = 4096
-    max_voxels: int = 1 << 30
+    max_voxels: int = 1 << 30  # larger scans are refused before anything is allocated (2**30: 4096 slices of 512 x 512)
 
 
 def request_for(
@@ -282,34 +277,23 @@ class _Child(ReadingProcess):
 
 __all__ = ["ReadLimits", "SeriesInfo", "is_dicom", "list_series", "read_dicom"]
 
-MIN_SLICES = 3
-"""The fewest slices whose distances can be compared."""
+MIN_SLICES = 3  # The fewest slices whose distances can be compared
 
 
 @dataclass(frozen=True)
 class SeriesInfo:
-    """One CT series of a folder.
+    """One CT series of a folder."""
 
-    Attributes:
-        number: what `read_dicom(..., series=str(number))` takes.
-        case: its name in outputs, a keyed hash.
-        images: slices, counting the frames of multi-frame files.
-        rows, columns: matrix of the first.
-        kernel: convolution kernel, "" when not given.
-        thickness_mm: of its slices, 0 when not known.
-        first_file: the place of its first file, such as ``file 3 of 12``.
-        series_uid: identifies the series in the hospital: never print it.
-    """
-
-    number: int
-    case: str
-    images: int
+    number: int  # what `read_dicom(..., series=str(number))` takes
+    case: str  # its name in outputs, a keyed hash
+    images: int  # slices, counting the frames of multi-frame files
+    # matrix of the first
     rows: int
     columns: int
-    kernel: str
-    thickness_mm: float
-    first_file: str
-    series_uid: str
+    kernel: str  # convolution kernel, "" when not given
+    thickness_mm: float  # of its slices, 0 when not known
+    first_file: str  # the place of its first file, such as ``file 3 of 12``
+    series_uid: str  # identifies the series in the hospital: never print it
 
 
 @names_failures

@@ -39,19 +39,12 @@ NO_SCANS = frozenset(
 
 @dataclass(frozen=True)
 class _Survey:
-    """A place in numbers.
+    """A place in numbers."""
 
-    Attributes:
-        where: the place.
-        series: its CT series, in the order of their first files.
-        studies: StudyInstanceUID and PatientID of whatever could be read.
-        only_others: nothing but kinds in `NO_SCANS`.
-    """
-
-    where: DicomPlace
-    series: tuple[Series, ...]
-    studies: frozenset[tuple[str, str]]
-    only_others: bool
+    where: DicomPlace  # the place
+    series: tuple[Series, ...]  # its CT series, in the order of their first files
+    studies: frozenset[tuple[str, str]]  # StudyInstanceUID and PatientID of whatever could be read
+    only_others: bool  # nothing but kinds in `NO_SCANS`
 
     @property
     def usable(self) -> list[Series]:
@@ -163,41 +156,28 @@ _UID = re.compile(r"[0-9.]{1,64}")
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """One CT image of one frame.
+    """One CT image of one frame."""
 
-    Attributes:
-        file: where it lies.
-        study_uid, series_uid, image_uid: identify it in the hospital: never print them.
-        subject: PatientID where it is a subject number of the pattern asked for, else "".
-        position_mm: centre of the first pixel, LPS+; None where the header gives none.
-        normal: unit normal of the image plane, LPS+; None where the header gives none.
-        rows, columns: size of the picture.
-    """
-
-    file: Path
+    file: Path  # where it lies
+    # identify it in the hospital: never print them
     study_uid: str
     series_uid: str
     image_uid: str
-    subject: str
-    position_mm: tuple[float, float, float] | None
-    normal: tuple[float, float, float] | None
+    subject: str  # PatientID where it is a subject number of the pattern asked for, else ""
+    position_mm: tuple[float, float, float] | None  # centre of the first pixel, LPS+; None where the header gives none
+    normal: tuple[float, float, float] | None  # unit normal of the image plane, LPS+; None where the header gives none
+    # size of the picture
     rows: int
     columns: int
 
 
 @dataclass(frozen=True)
 class Index:
-    """What lies below a folder.
+    """What lies below a folder."""
 
-    Attributes:
-        images: CT images of one frame, in order of file name.
-        damaged: files that should be images and cannot be read.
-        other: files that are DICOM of another kind, or none.
-    """
-
-    images: tuple[ImageInfo, ...]
-    damaged: int
-    other: int
+    images: tuple[ImageInfo, ...]  # CT images of one frame, in order of file name
+    damaged: int  # files that should be images and cannot be read
+    other: int  # files that are DICOM of another kind, or none
 
 
 def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | None = None) -> Index:

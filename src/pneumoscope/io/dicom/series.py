@@ -39,8 +39,7 @@ _OTHER_IMAGE_CLASSES = re.compile(
 )
 _STANDARD_CLASS = "1.2.840.10008."
 SCOUT_THICKNESS_MM = 100.0
-SMALLEST_BYTES = 132
-"""Preamble and mark: a shorter file was cut, a longer one without the mark never was a DICOM file."""
+SMALLEST_BYTES = 132  # Preamble and mark: a shorter file was cut, a longer one without the mark never was a DICOM file
 
 
 @dataclass(frozen=True)
@@ -55,21 +54,13 @@ class Broken:
 
 @dataclass
 class Folder:
-    """What lies in the input, sorted out.
+    """What lies in the input, sorted out."""
 
-    Attributes:
-        slices: CT images by series UID, in order of file name.
-        scouts: localisers by series UID.
-        broken: files that should be slices and are not readable.
-        other: how many DICOM files of each other kind.
-        junk: how many files that are no DICOM.
-    """
-
-    slices: dict[str, list[Header]] = field(default_factory=dict)
-    scouts: dict[str, list[Header]] = field(default_factory=dict)
-    broken: list[Broken] = field(default_factory=list)
-    other: Counter[str] = field(default_factory=Counter)
-    junk: int = 0
+    slices: dict[str, list[Header]] = field(default_factory=dict)  # CT images by series UID, in order of file name
+    scouts: dict[str, list[Header]] = field(default_factory=dict)  # localisers by series UID
+    broken: list[Broken] = field(default_factory=list)  # files that should be slices and are not readable
+    other: Counter[str] = field(default_factory=Counter)  # how many DICOM files of each other kind
+    junk: int = 0  # how many files that are no DICOM
 
 
 def sort_out(files: Iterable[Found], *, any_modality: bool = False) -> Folder:
@@ -201,39 +192,27 @@ _HOUNSFIELD = re.compile(
 """RescaleType, letters only: the code HU (also HU_MOD, the French UH), UCUM's [hnsf'U], Hounsfield's name, CT number;
 or words that name no unit, such as the code US for unspecified."""
 
-DIRECTION_TOLERANCE = 1e-2
-"""How far direction cosines may be from unit length and a right angle."""
+DIRECTION_TOLERANCE = 1e-2  # How far direction cosines may be from unit length and a right angle
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice before its pixels are read.
+    """One slice before its pixels are read."""
 
-    Attributes:
-        header: its file.
-        layout: sizes and sample format of the file.
-        index: which frame of the file.
-        position_mm: centre of the first pixel, LPS+, (3,).
-        directions: unit vectors along a row and down a column, LPS+, (2, 3).
-        spacing_mm: (between columns, between rows).
-        slope, intercept: stored value to HU; None when the file gives none.
-        thickness_mm, gap_mm: SliceThickness and SpacingBetweenSlices, None when missing or unusable.
-        in_hu: RescaleType says Hounsfield units, in whatever spelling, or nothing of other units.
-        kernel: convolution kernel, a short word.
-    """
-
-    header: Header
-    layout: PixelFormat
-    index: int
-    position_mm: NDArray[np.float64]
-    directions: NDArray[np.float64]
-    spacing_mm: tuple[float, float]
+    header: Header  # its file
+    layout: PixelFormat  # sizes and sample format of the file
+    index: int  # which frame of the file
+    position_mm: NDArray[np.float64]  # centre of the first pixel, LPS+, (3,)
+    directions: NDArray[np.float64]  # unit vectors along a row and down a column, LPS+, (2, 3)
+    spacing_mm: tuple[float, float]  # (between columns, between rows)
+    # stored value to HU; None when the file gives none
     slope: float | None
     intercept: float | None
+    # SliceThickness and SpacingBetweenSlices, None when missing or unusable
     thickness_mm: float | None
     gap_mm: float | None
-    in_hu: bool
-    kernel: str
+    in_hu: bool  # RescaleType says Hounsfield units, in whatever spelling, or nothing of other units
+    kernel: str  # convolution kernel, a short word
 
     @property
     def name(self) -> str:

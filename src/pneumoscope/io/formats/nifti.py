@@ -46,14 +46,9 @@ UNIT_MM: Mapping[int, float] = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 QUATERNION_TOLERANCE = 1e-3
 """By how much the three stored parts of a unit quaternion may be longer than 1: rounding by the writer."""
 
-FORMS_TOLERANCE = 1e-3
-"""sform and qform agree when no direction differs by more than this part of a voxel step ..."""
-
-FORMS_ORIGIN_VOXELS = 0.05
-"""... and their origins by no more than this part of a voxel."""
-
-SPACING_LIMITS_MM = (0.02, 50.0)
-"""A chest CT's voxel edge lies between these; outside, the unit is wrong."""
+FORMS_TOLERANCE = 1e-3  # sform and qform agree when no direction differs by more than this part of a voxel step ..
+FORMS_ORIGIN_VOXELS = 0.05  # ... and their origins by no more than this part of a voxel.
+SPACING_LIMITS_MM = (0.02, 50.0)  # A chest CT's voxel edge lies between these; outside, the unit is wrong
 
 MAX_EXTENSION_BYTES = 16 * 2**20
 
@@ -292,11 +287,8 @@ def _shear_note(affine: NDArray[np.float64], place: Place) -> tuple[Finding, ...
     return (place.note(63, text, "info" if shear <= FORMS_TOLERANCE else "warning"),)
 
 
-FAST_LEVEL = 1
-"""Deflate level for intensities: higher ones cost seconds and save little of a noisy picture."""
-
-LABEL_LEVEL = 3
-"""Deflate level for masks: as fast as level 1 on label maps, and smaller."""
+FAST_LEVEL = 1  # Deflate level for intensities: higher ones cost seconds and save little of a noisy picture
+LABEL_LEVEL = 3  # Deflate level for masks: as fast as level 1 on label maps, and smaller
 
 _SLAB_BYTES = 4 * 2**20
 

@@ -36,11 +36,8 @@ MAX_BYTES = 512 * 2**20
 BOMB_RATIO, BOMB_FLOOR_BYTES = 100, 64 * 2**20
 """A picture that unpacks more than 100-fold is refused once it is larger than 64 MiB."""
 
-MIN_SIDE = 64
-"""Pixels; smaller pictures show no lung."""
-
-MAX_PIXELS = 60_000_000
-"""Twice the largest detectors (about 4300 x 3500 would be 15 million)."""
+MIN_SIDE = 64  # Pixels; smaller pictures show no lung
+MAX_PIXELS = 60_000_000  # Twice the largest detectors (about 4300 x 3500 would be 15 million)
 
 _TAIL_BYTES = 4096
 _BLOCK_ROWS = 256
