@@ -21,7 +21,7 @@ from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
 from pneumoscope.geometry import Grid
 from pneumoscope.io.formats.nifti import FAST_LEVEL, save_nifti
-from pneumoscope.volume import Mask, Volume, array_to_native
+from pneumoscope.volume import Volume, array_to_native
 
 COLUMNS = ("case", "image", "lungs", "infiltrate", "patient", "source")
 
@@ -420,8 +420,3 @@ def write(root: Path, drafts: Iterable[Draft]) -> None:
 
 def _save(array: np.ndarray, native: Grid, header: Grid, path: Path) -> None:
     save_nifti(array_to_native(np.ascontiguousarray(array), native), header, path, level=FAST_LEVEL)
-
-
-def as_mask(labels: np.ndarray, grid: Grid) -> Mask:
-    """Any labels as a mask."""
-    return Mask(labels.astype(np.uint8), grid, {n: f"label {n}" for n in range(1, 256)})

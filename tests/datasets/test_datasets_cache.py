@@ -15,7 +15,7 @@ import pytest
 
 from pneumoscope.datasets import cached
 from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
-from pneumoscope.datasets.cached import content_of, key_of, remembered_content
+from pneumoscope.datasets.cached import content_of, remembered_content
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
@@ -392,11 +392,6 @@ def test_lungs_of_a_network_are_cached_under_its_name_only(own, cache, old_files
 
 def load_without_lungs(ref):
     return replace(load_scan(ref), lungs=None)
-
-
-def test_keys_tell_kinds_and_order_apart():
-    assert key_of("slices", {"a": 1, "b": 2}) == key_of("slices", {"b": 2, "a": 1})
-    assert key_of("slices", {"a": 1}) != key_of("scan", {"a": 1})
 
 
 def test_where_the_cache_lies(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import UID
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom.codecs import decode_frame
+from pneumoscope.io.dicom.pixels import decode_frame
 from pneumoscope.io.dicom.read import read_dicom
 from pneumoscope.volume import array_to_native
 

@@ -259,19 +259,6 @@ def test_names_of_others_are_not_read(text: str) -> None:
     assert parse_labels('{"pneumoscope_labels": {"1": "a\\nb\\u001b[31m"}}') == {1: "ab[31m"}
 
 
-KILLED = """
-import sys, numpy as np
-from pneumoscope.geometry import Grid
-from pneumoscope.io.write import write_mask
-from pneumoscope.volume import Mask
-grid = Grid.from_spacing((200, 200, 100), (1, 1, 1))
-mask = Mask(np.random.default_rng(0).integers(0, 2, grid.shape, np.uint8), grid, {1: "x"})
-print("ready", flush=True)
-while True:
-    write_mask(mask, sys.argv[1], grid)
-"""
-
-
 @pytest.mark.real
 @pytest.mark.parametrize("case", ["id001", "id002"])
 def test_real_scans_with_overshoot(real_data: Path, tmp_path: Path, case: str) -> None:

@@ -96,7 +96,7 @@ class ArrayCache:
         """The entry of that name, from disk, or made now and stored.
 
         Args:
-            key: hexadecimal name, see `pneumoscope.datasets.cached.key_of`.
+            key: hexadecimal name, the start of a stamp.
             make: makes the entry; runs in one process at a time, must not ask for the same key.
         """
         found = self._open(key)

@@ -33,16 +33,6 @@ RACY_NS = 2_000_000_000  # A file younger than this may change again without its
 DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # Headers whose voxels lie in another file, which is not known here
 
 
-def key_of(kind: str, made_of: Mapping[str, Any]) -> str:
-    """The name of an entry: a sum over JSON values, whatever their order.
-
-    Args:
-        kind: what is stored, e.g. ``slices``; it and the version of this software are part of the sum.
-        made_of: content, way of reading and settings.
-    """
-    return stamp(kind, revision=1, **made_of)[:40]
-
-
 def entry_of(
     cache: ArrayCache | None, case: Case, kind: str, settings: Mapping[str, Any], make: Callable[[], Entry]
 ) -> Entry:
@@ -68,7 +58,7 @@ def entry_of(
     before = content()
     if cache is None or before is None:
         return make()
-    return cache.get(key_of(kind, {"content": before, **settings}), steady)
+    return cache.get(stamp(kind, revision=1, content=before, **settings)[:40], steady)
 
 
 def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[str, Any] | None:
