@@ -1,4 +1,7 @@
-"""What a folder holds that may be a scan: image files, and places with DICOM. For the search and the reader alike."""
+"""What a folder holds that may be a scan: image files, and places with DICOM. For the search and the reader alike.
+
+A scan found is a `ScanRef` until it is read.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pneumoscope.errors import InputError
+from pneumoscope.errors import Finding, InputError
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, Found, Walk, case_name, files_below, is_scan_name, look, suffix_of
 from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
@@ -36,6 +39,35 @@ OWN_IMAGES = re.compile(
     r"followup_infiltrate_on_baseline)\.nii\.gz"
 )
 """Marks of a case folder and the images that `segment`, `quantify` and `compare` write into it."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which DICOM series a case is: for the private key file, and for nothing else."""
+
+    series_uid: str = ""  # SeriesInstanceUID
+    patient: str = ""  # PatientID
+    study_date: str = ""  # as DICOM writes it, YYYYMMDD
+
+
+@dataclass(frozen=True)
+class ScanRef:
+    """Where a scan lies, before anything is read."""
+
+    case: str  # name for outputs; unique in a listing, safe as a file name
+    path: Path  # file, DICOM folder or zip, for `read_volume`
+    lungs: Path | None = None  # lung mask that came with it, or None
+    infiltrate: Path | None = None  # infiltrate mask that came with it, or None
+    lobes: Path | None = None  # lobe mask that came with it, or None. Masks may be folders with one file per structure.
+    patient: str | None = None  # patient id as the manifest gives it (groups scans of one person), or None
+    date: str | None = None  # date or day as the manifest gives it, or None
+    source: str | None = None  # hospital, dataset or scanner as the manifest gives it, or None
+    # name and value of the manifest's columns that are no paths, for `cases.csv`
+    columns: tuple[tuple[str, str], ...] = ()
+    # which DICOM series, for `read_volume`; None for other files, and where the reader shall find it
+    series: str | None = field(default=None, repr=False)
+    identity: Identity = field(default=Identity(), repr=False, compare=False)  # of a DICOM series, else empty
+    findings: tuple[Finding, ...] = field(default=(), compare=False)  # what the search has to say about the scan
 
 
 @dataclass

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from pneumoscope.errors import Finding, InputError
-from pneumoscope.io.contents import DicomPlace, contents_of
+from pneumoscope.errors import InputError
+from pneumoscope.io.contents import DicomPlace, ScanRef, contents_of
 from pneumoscope.io.kinds import (
     NO_PICTURES,
     PICTURES,
@@ -28,36 +28,6 @@ from pneumoscope.io.kinds import (
 )
 from pneumoscope.io.stored import Place, open_regular
 from pneumoscope.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which DICOM series a case is: for the private key file, and for nothing else."""
-
-    series_uid: str = ""  # SeriesInstanceUID
-    patient: str = ""  # PatientID
-    study_date: str = ""  # as DICOM writes it, YYYYMMDD
-
-
-@dataclass(frozen=True)
-class ScanRef:
-    """Where a scan lies, before anything is read."""
-
-    case: str  # name for outputs; unique in a listing, safe as a file name
-    path: Path  # file, DICOM folder or zip, for `read_volume`
-    lungs: Path | None = None  # lung mask that came with it, or None
-    infiltrate: Path | None = None  # infiltrate mask that came with it, or None
-    lobes: Path | None = None  # lobe mask that came with it, or None. Masks may be folders with one file per structure.
-    patient: str | None = None  # patient id as the manifest gives it (groups scans of one person), or None
-    date: str | None = None  # date or day as the manifest gives it, or None
-    source: str | None = None  # hospital, dataset or scanner as the manifest gives it, or None
-    # name and value of the manifest's columns that are no paths, for `cases.csv`
-    columns: tuple[tuple[str, str], ...] = ()
-    # which DICOM series, for `read_volume`; None for other files, and where the reader shall find it
-    series: str | None = field(default=None, repr=False)
-    identity: Identity = field(default=Identity(), repr=False, compare=False)  # of a DICOM series, else empty
-    findings: tuple[Finding, ...] = field(default=(), compare=False)  # what the search has to say about the scan
-
 
 REQUIRED = ("case", "image")
 OPTIONAL = ("lungs", "infiltrate", "patient", "date", "source")

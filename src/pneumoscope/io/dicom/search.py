@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.contents import DicomPlace
+from pneumoscope.io.contents import DicomPlace, Identity, ScanRef
 from pneumoscope.io.dicom import read
 from pneumoscope.io.dicom.choice import ALL, BEST, Series, left_out, partition, ranked, series_of
 from pneumoscope.io.dicom.deidentify import case_name
@@ -24,7 +24,6 @@ from pneumoscope.io.dicom.header import DEFLATED, BadValueError, Header, numbers
 from pneumoscope.io.dicom.read import MIN_SLICES, ReadLimits, request_for
 from pneumoscope.io.dicom.series import Folder, place
 from pneumoscope.io.kinds import Found, look
-from pneumoscope.io.scans import Identity, ScanRef
 
 if TYPE_CHECKING:
     from pneumoscope.io.dicom.series import Folder
