@@ -210,11 +210,7 @@ def _even_steps(
     )
     bridgeable = gaps.max() <= MAX_FILLED_GAP * usual and missing <= max(1, MAX_FILLED_SHARE * len(frames))
     if not (fill_gaps and bridgeable):
-        remedy = (
-            ", or read it in Python with pneumoscope.io.dicom.read.read_dicom(path, fill_gaps=True)"
-            if bridgeable
-            else ""
-        )
+        remedy = ", or read it in Python with pneumoscope.io.read_dicom(path, fill_gaps=True)" if bridgeable else ""
         raise refused(
             row,
             f"{what}: the usual distance is {usual:.3f} mm, it is not kept between {shown} mm (near "
