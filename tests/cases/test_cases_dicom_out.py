@@ -82,12 +82,12 @@ def test_a_dicom_case_has_both_and_they_agree_with_the_report(phantom, tmp_path)
 def test_headers_are_parsed_once_and_a_zip_is_unpacked_once(phantom, tmp_path, monkeypatch, packed):
     """The headers travel with the volume: SEG and SR are made of them, and no file is opened again."""
     from pneumoscope.io import archive
-    from pneumoscope.io.dicom import process
+    from pneumoscope.io.dicom import read as reading
 
     asked, unpacked = [], []
-    exchange, unpack = process.exchange, archive._unpack_all
+    exchange, unpack = reading.exchange, archive._unpack_all
     monkeypatch.setattr(
-        process, "exchange", lambda given, *more: asked.append(given["action"]) or exchange(given, *more)
+        reading, "exchange", lambda given, *more: asked.append(given["action"]) or exchange(given, *more)
     )
     monkeypatch.setattr(archive, "_unpack_all", lambda *given: unpacked.append(given[-1]) or unpack(*given))
     root = tmp_path / "data"
