@@ -25,17 +25,22 @@ def label(mask: NDArray[np.bool_], connectivity: Connectivity = 26) -> tuple[NDA
     if not mask.any():
         return np.zeros(mask.shape, np.uint16), np.zeros(1, np.int64)
     labels = cc3d.connected_components(mask, connectivity=connectivity)
-    sizes = np.bincount(labels.ravel())
+    sizes = cc3d.statistics(labels, no_slice_conversion=True)["voxel_counts"].astype(np.int64)  # bincount would copy
     sizes[0] = 0
     return labels, sizes
 
 
 def without_small(mask: NDArray[np.bool_], least: float, connectivity: Connectivity = 26) -> NDArray[np.bool_]:
     """The mask without components of fewer than `least` voxels."""
-    if least <= 1:
+    from scipy import ndimage
+
+    if least <= 1 or not mask.any():
         return mask
-    labels, sizes = label(mask, connectivity)
-    return np.asarray((sizes >= least)[labels] & mask)
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    labels, sizes = label(mask[box], connectivity)
+    out = np.zeros_like(mask)
+    out[box] = (sizes >= least)[labels]
+    return out
 
 
 def each(mask: NDArray[np.bool_], least: float = 1, connectivity: Connectivity = 26) -> Iterator[NDArray[np.integer]]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope.components import without_small
 from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import KIND as CHEST_KIND
@@ -193,8 +194,7 @@ def join_with_hu(
         else:
             both = _hanging_together(both | holes, aerated[k], rules.aerated_share)
         lungs[k][views.window] = both
-    _drop_small(lungs, rules.smallest_ml / grid.voxel_volume_ml)
-    return lungs
+    return without_small(lungs, rules.smallest_ml / grid.voxel_volume_ml, connectivity=6)
 
 
 class _Views:
@@ -329,20 +329,6 @@ def _dropped_voxels(lungs: NDArray[np.bool_], probability: NDArray[np.float32], 
             sure = _enlarged(probability[k], size) >= rules.sure
             dropped += int(np.count_nonzero(sure & ~near))
     return dropped
-
-
-def _drop_small(lungs: NDArray[np.bool_], smallest_voxels: float) -> None:
-    """Take out connected components (6 neighbours) below the given size, in place."""
-    import cc3d
-
-    boxes = ndimage.find_objects(lungs.view(np.uint8))
-    if not boxes or boxes[0] is None:
-        return
-    inside = lungs[boxes[0]]
-    pieces = cc3d.connected_components(inside, connectivity=6)
-    small = cc3d.statistics(pieces)["voxel_counts"] < smallest_voxels
-    small[0] = False
-    inside[small[pieces]] = False
 
 
 STATE_OF_FINDING = {
