@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.phantom.patient import NO_LESION, LesionPlan, Lesions, place_lesions
-from pneumoscope.datasets.phantom.patient import Patient, draw_patient
+from pneumoscope.datasets.phantom.patient import NO_LESION, LesionPlan, Lesions, Patient, draw_patient, place_lesions
 from pneumoscope.datasets.phantom.scanner import Protocol, chunks, expose, paint_slab, true_labels
 from pneumoscope.datasets.phantom.shapes import Positions
 from pneumoscope.datasets.phantom.sites import PhantomSite, phantom_site

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "datasets"))
 
 from defects import plant
 
-from pneumoscope.datasets.audit.case import judge_case
-from pneumoscope.datasets.audit.case import read_raw
+from pneumoscope.datasets.audit.case import judge_case, read_raw
 from pneumoscope.datasets.registry import read_dataset
 from pneumoscope.reports.audit import finding_picture
 
