@@ -17,6 +17,7 @@ from xray_models import chest, make_model
 from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cases.xray import classify_radiographs
 from pneumoscope.errors import InputError, ModelError
+from pneumoscope.jobs.machines import machines
 from tables import rows_of
 
 
@@ -274,3 +275,19 @@ def test_an_interrupted_run_leaves_its_tables_and_resumes(model, pictures, tmp_p
         kept(model, pictures, out, resume=False)
     assert kept(model, pictures, out) == ["p0", "p1"]
     assert list(table(out)) == ["p0", "p1", "p2", "p3"]
+
+
+@pytest.mark.enable_socket
+def test_the_process_that_hands_out_the_work_loads_no_model(pictures, model, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    options = XrayOptions(model=model, heatmaps=False)
+    classify_radiographs([pictures], tmp_path / "alone", options)
+    monkeypatch.setattr("pneumoscope.cases.xray.RadiographClassifier", lambda *_, **__: pytest.fail("loads a model"))
+    with machines("dask", jobs=1):
+        classify_radiographs([pictures], tmp_path / "dask", options)
+    for name, row in table(tmp_path / "alone").items():
+        again = table(tmp_path / "dask")[name]
+        assert {k for k in row if row[k] != again[k]} <= {"features"}  # a mean over another batch
+    with pytest.raises(ModelError, match="is not a radiograph model"), machines("dask", jobs=1):
+        classify_radiographs([pictures], tmp_path / "other", XrayOptions(model="lungs"))
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import shutil
 import stat
 import struct
 import tempfile
@@ -11,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import dicom_making as making
 import numpy as np
 import pytest
 from border_files import chest, nifti_bytes
@@ -18,7 +22,8 @@ from border_files import chest, nifti_bytes
 from pneumoscope.errors import ReadError
 from pneumoscope.io import archive as archives
 from pneumoscope.io.archive import extracted
-from pneumoscope.io.read import read_volume
+from pneumoscope.io.read import read_listed, read_volume
+from pneumoscope.io.scans import find_scans
 from pneumoscope.volume import array_to_native
 
 SCAN = nifti_bytes(chest())
@@ -201,3 +206,24 @@ def test_an_error_while_the_folder_is_used_passes_through(tmp_path: Path) -> Non
 
     with pytest.raises(EOFError):
         use()
+
+
+@pytest.mark.parametrize("then", ["nothing", "changed", "no room"])
+def test_a_zip_of_several_series_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """For the listing and for all its series, read here or in another process; again where the zip has changed."""
+    for number, height in (("1", 6), ("2", 7)):
+        making.save(making.make_series(height, uid=f"2.25.{number}"), tmp_path / "study" / number)
+    path = Path(shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study"))
+    asked, unpack = [], archives._unpack_all
+    monkeypatch.setattr(archives, "_unpack_all", lambda *given: asked.append(given[-1]) or unpack(*given))
+    if then == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1000, 1000, 0))
+    scans = find_scans(path, series="all")
+    assert [scan.path for scan in scans] == [path, path]
+    if then == "changed":
+        os.utime(path, (1, 1))
+    for scan, height in zip(pickle.loads(pickle.dumps(scans)), (6, 7), strict=True):
+        assert read_listed(scan).hu.shape[2] == height
+    assert len(asked) == (1 if then == "nothing" else 3)
+    assert [folder.exists() for folder in asked] == [then != "no room", False, False][: len(asked)]
+    del scans, scan

@@ -74,14 +74,14 @@ def quantify_case(
     Raises:
         PneumoscopeError: as readers and writers say; `InputError` when a mask is missing.
     """
-    from pneumoscope.io.read import read_volume
+    from pneumoscope.io.read import read_listed
     from pneumoscope.severity.assess import assess
 
     options = options or QuantifyOptions()
     started = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     progress("reading", 0, 1)
-    volume = read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
+    volume = read_listed(scan, options.intensity)
     given = read_given(volume, with_masks([scan], options)[0], options.threshold)
     lungs, infiltrate, lobes = given.lungs, given.infiltrate, given.lobes
     if lungs is None or infiltrate is None:

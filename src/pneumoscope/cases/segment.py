@@ -31,6 +31,7 @@ from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, write_case
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
+from pneumoscope.io.read import read_listed
 from pneumoscope.jobs.machines import current
 from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
@@ -94,18 +95,13 @@ def segment_cases(
     scans = with_masks(scans, options)
     with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
         elsewhere = jobs > 1 or current().remote or current().part[0] > 1
-        reading = {} if elsewhere or resume else {scans[0].case: reader.submit(_read, scans[0], options)}
+        first = [] if elsewhere or resume else scans[:1]
+        reading = {scan.case: reader.submit(read_listed, scan, options.intensity) for scan in first}
         known = recorded(options) | ({} if current().remote else {"engine": engine_of(options)})
         return run_batch(
             scans, out, partial(_open, options, reading), options=known, jobs=jobs, overwrite=overwrite,
             resume=resume, key=key, progress=progress,
         )  # fmt: skip
-
-
-def _read(scan: ScanRef, options: SegmentOptions) -> Volume:
-    from pneumoscope.io.read import read_volume
-
-    return read_volume(scan.path, series=scan.series, intensity=options.intensity, case=scan.case)
 
 
 def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int) -> Step:
@@ -162,7 +158,7 @@ def segment_case(
     started = time.perf_counter()
     (folder / REPORT_FILE).unlink(missing_ok=True)
     progress("reading", 0, 1)
-    volume = _read(scan, options) if reading is None else reading.result()
+    volume = read_listed(scan, options.intensity) if reading is None else reading.result()
     progress("reading", 1, 1)
     given = read_given(volume, with_masks([scan], options)[0], options.threshold)
     seconds = {"read": time.perf_counter() - started}

@@ -30,6 +30,7 @@ from pneumoscope.inference.radiographs import (
     BATCH,
     NONE_OF_THESE,
     RadiographClassifier,
+    radiograph_card,
     with_findings_applied,
 )
 from pneumoscope.io.dicom.read import DicomReaders
@@ -84,10 +85,12 @@ def classify_radiographs(
     if options.method not in METHODS:
         raise InputError(f"no heat map is called {options.method!r}; expected {' or '.join(METHODS)}")
     started = time.perf_counter()
-    classifier = RadiographClassifier(options.model, device="cpu" if current().remote else options.device)
+    folder = Path(out)
+    opener = partial(_open, folder, options)
+    step, card = None if current().remote else opener(1), radiograph_card(options.model)[1]
     seconds = {"model": time.perf_counter() - started}
     require_no_other_run(out, TABLE)
-    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
+    prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
     (folder / RUN_FILE).unlink(missing_ok=True)
     if overwrite:
         _clear(folder)
@@ -95,26 +98,21 @@ def classify_radiographs(
 
     def batch_of(outcomes: Sequence[Outcome]) -> XrayBatch:
         times = {**seconds, "pictures": time.perf_counter() - started}
-        return XrayBatch(
-            tuple(map(XrayRow.of, outcomes)), classifier.classes, times, classifier.familiar is not None
-        )  # fmt: skip
+        rows = tuple(map(XrayRow.of, outcomes))
+        return XrayBatch(rows, tuple(map(str, card["classes"])), times, bool(card.get("familiar")))
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         done = sum(outcome.status == "done" for outcome in outcomes)
         state = {"finished": finished, "results": done, **current().recorded()}
-        _write(folder, batch_of(outcomes), classifier, options, state)
+        _write(folder, batch_of(outcomes), card, options, state)
 
     jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in part_of(listed(inputs))]
-    step, opener = _step(classifier, folder, options), partial(_open, folder, options)
     return batch_of(run_jobs(jobs, step, write, opener=opener, resume=resume, what="pictures", progress=progress))
 
 
 def _open(folder: Path, options: XrayOptions, jobs: int) -> Step:
-    return _step(RadiographClassifier(options.model, device=options.device), folder, options)
-
-
-def _step(classifier: RadiographClassifier, folder: Path, options: XrayOptions) -> Step:
-    """Pictures are read by threads, the next ones while the network works on these."""
+    """Load the model; pictures are read by threads, the next ones while the network works on these."""
+    classifier = RadiographClassifier(options.model, device=options.device)
     model = content_of_model(options.model)
     ways = {"heatmaps": options.heatmaps, "method": options.method, "device": classifier.device.type}
 
@@ -265,17 +263,16 @@ def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def _write(
-    folder: Path, batch: XrayBatch, classifier: RadiographClassifier, options: XrayOptions, state: Mapping[str, Any]
+    folder: Path, batch: XrayBatch, card: Mapping[str, Any], options: XrayOptions, state: Mapping[str, Any]
 ) -> None:
     from pneumoscope.reports.xray import write_xray_page
 
     columns = (*FIRST_COLUMNS, *(f"p_{name}" for name in batch.classes), *LAST_COLUMNS)
     rows = [{name: _cell(cell) for name, cell in row.values().items()} for row in batch.rows]
     write_csv(folder / TABLE, columns, rows)
-    write_xray_page(folder / REPORT, batch.rows, batch.as_dict(), classifier.card, options.method)
+    write_xray_page(folder / REPORT, batch.rows, batch.as_dict(), card, options.method)
     facts = {k: v for k, v in batch.as_dict().items() if k != "images"}
-    weights = classifier.card["weights"]["sha256"]
-    about = {**environment(), **state, "options": recorded(options), "weights_sha256": weights}
+    about = {**environment(), **state, "options": recorded(options), "weights_sha256": card["weights"]["sha256"]}
     write_json(folder / RUN_FILE, {**about, **facts})
 
 

@@ -17,7 +17,7 @@ from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import Familiar, read_familiar
 from pneumoscope.inference.views import Views, read_views
 from pneumoscope.metrics.calibration import softmax_at
-from pneumoscope.models.cards import find_model
+from pneumoscope.models.cards import find_model, read_card
 from pneumoscope.objects import Tabled, bars
 
 if TYPE_CHECKING:
@@ -93,6 +93,21 @@ class Answer(Tabled):
         return max(self.probability, key=lambda name: self.probability[name])
 
 
+def radiograph_card(model: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the card of a model for radiographs, whose weights are not loaded.
+
+    Raises:
+        ModelError: unknown, damaged, or a model for something else.
+    """
+    folder = find_model(model)
+    card = read_card(folder)
+    if not isinstance(card.get("classes"), list):
+        raise ModelError(
+            "is not a radiograph model: its card has no classes; see 'pneumoscope model list'", path=folder
+        )  # fmt: skip
+    return folder, card
+
+
 class RadiographClassifier:
     """A model folder, loaded once.
 
@@ -110,13 +125,11 @@ class RadiographClassifier:
         from pneumoscope.models.weights import load_model
         from pneumoscope.training.devices import pick_device
 
-        self.folder = find_model(model)
+        self.folder, self.card = radiograph_card(model)
         self.device = pick_device(device)
-        network, self.card = load_model(self.folder)
-        if not hasattr(network, "classify") or not isinstance(self.card.get("classes"), list):
-            raise ModelError(
-                "is not a radiograph model: its card has no classes; see 'pneumoscope model list'", path=self.folder
-            )
+        network = load_model(self.folder)[0]
+        if not hasattr(network, "classify"):
+            raise ModelError("is not a radiograph model; see 'pneumoscope model list'", path=self.folder)
         self.network = _quickened(network).to(self.device)
         self.classes = tuple(str(name) for name in self.card["classes"])
         if network.config.classes != len(self.classes):

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 import stat
 import struct
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pneumoscope.errors import ReadError
 from pneumoscope.io.kinds import SYSTEM_NAME
@@ -37,34 +39,83 @@ _NAMES_AT_ODDS = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENA
 _CHUNK = 2**20
 
 
-@contextmanager
-def extracted(path: str | Path) -> Iterator[Path]:
-    """Unpack a zip and yield the folder; it is removed at the end, whatever happens.
+class Unpacked:
+    """A zip unpacked into a temporary folder, which is removed with this object and at the end of the process.
+
+    A copy in another process knows the folder and does not remove it.
 
     Raises:
         ReadError: IN-ZIP-071, naming the member and what is wrong with it.
     """
-    place = Place(Path(path), "IN-ZIP")
-    with tempfile.TemporaryDirectory(prefix="pneumoscope-") as folder:
-        with open_regular(place) as stream:
-            size = _check_directory(stream, place)
-            try:
-                _unpack_all(stream, size, Path(folder), place)
-            except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeError) as error:
-                raise _refuse(place, f"is a damaged zip ({error})") from None
-            except NotImplementedError as error:
-                raise _refuse(place, f"uses a compression that is not read ({error})") from None
-            except OSError as error:
-                if error.errno not in _NAMES_AT_ODDS:
-                    raise
-                raise _refuse(place, f"cannot be unpacked ({error.strerror})") from None
-        yield Path(folder)
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pneumoscope-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._state = _state(Path(path))
+        try:
+            self.size = _unpack_all(Place(Path(path), "IN-ZIP"), self.folder)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (Unpacked,), {"folder": self.folder, "_state": self._state}
+
+    def holds(self, path: Path) -> bool:
+        """Whether the folder is there and the zip is the one that was unpacked."""
+        return self.folder.is_dir() and self._state == _state(path)
+
+    def stays(self) -> bool:
+        """Whether to keep it for later: not where the disk has less than twice the room of all that is kept so."""
+        room = shutil.disk_usage(self.folder).free > 2 * sum(other.size for other in {*_KEPT, self})
+        if room:
+            _KEPT.add(self)
+        return room
 
 
-def _unpack_all(stream: BinaryIO, size: int, folder: Path, place: Place) -> None:
-    with zipfile.ZipFile(stream) as archive:
-        for member, target in _members(archive, size, place):
-            _unpack(archive, member, folder / target, place)
+_KEPT: weakref.WeakSet[Unpacked] = weakref.WeakSet()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    known = path.stat()
+    return known.st_size, known.st_mtime_ns
+
+
+@contextmanager
+def extracted(path: str | Path, unpacked: Unpacked | None = None) -> Iterator[Path]:
+    """Unpack a zip, unless that was done, and yield the folder; it is removed at the end, whatever happens.
+
+    Raises:
+        ReadError: IN-ZIP-071, naming the member and what is wrong with it.
+    """
+    if unpacked is not None and unpacked.holds(Path(path)):
+        yield unpacked.folder
+        return
+    unpacked = Unpacked(path)
+    try:
+        yield unpacked.folder
+    finally:
+        unpacked.remove()
+
+
+def _unpack_all(place: Place, folder: Path) -> int:
+    """Bytes unpacked."""
+    with open_regular(place) as stream:
+        size = _check_directory(stream, place)
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                members = _members(archive, size, place)
+                for member, target in members:
+                    _unpack(archive, member, folder / target, place)
+        except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeError) as error:
+            raise _refuse(place, f"is a damaged zip ({error})") from None
+        except NotImplementedError as error:
+            raise _refuse(place, f"uses a compression that is not read ({error})") from None
+        except OSError as error:
+            if error.errno not in _NAMES_AT_ODDS:
+                raise
+            raise _refuse(place, f"cannot be unpacked ({error.strerror})") from None
+    return sum(member.file_size for member, _ in members)
 
 
 def _refuse(place: Place, problem: str, member: str | None = None) -> ReadError:

@@ -9,12 +9,16 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pneumoscope.errors import Finding, InputError
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, Found, Walk, case_name, files_below, is_scan_name, look, suffix_of
 from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
 from pneumoscope.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pneumoscope.io.archive import Unpacked
 
 MAX_FILES = 100_000
 MAX_DEPTH = 32
@@ -68,6 +72,7 @@ class ScanRef:
     series: str | None = field(default=None, repr=False)
     identity: Identity = field(default=Identity(), repr=False, compare=False)  # of a DICOM series, else empty
     findings: tuple[Finding, ...] = field(default=(), compare=False)  # what the search has to say about the scan
+    unpacked: Unpacked | None = field(default=None, repr=False, compare=False)  # the zip, where the search unpacked it
 
 
 @dataclass

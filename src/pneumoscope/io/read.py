@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import in_house_order, labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
 from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named, present_labels
+
+if TYPE_CHECKING:
+    from pneumoscope.io.archive import Unpacked
+    from pneumoscope.io.contents import ScanRef
 
 Intensity = Literal["auto", "hu"]
 
@@ -55,6 +59,13 @@ def read_volume(
     if kind == "zip":
         return _read_zip(start, series, intensity, case)
     return _read_file(start, kind, series, intensity, case)
+
+
+def read_listed(scan: ScanRef, intensity: Intensity = "auto") -> Volume:
+    """A scan that a listing found, as `read_volume` reads it; a zip that the listing unpacked is not unpacked again."""
+    if scan.unpacked is not None:
+        return _read_zip(scan.path, scan.series, intensity, scan.case, scan.unpacked)
+    return read_volume(scan.path, series=scan.series, intensity=intensity, case=scan.case)
 
 
 @names_failures
@@ -232,10 +243,13 @@ def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: s
     )
 
 
-def _read_zip(path: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
+@names_failures
+def _read_zip(
+    path: Path, series: str | None, intensity: Intensity, case: str | None, unpacked: Unpacked | None = None
+) -> Volume:
     from pneumoscope.io.archive import extracted
 
-    with extracted(path) as folder:
+    with extracted(path, unpacked) as folder:
         name = case or case_name(path)
         try:
             return _read_folder(folder, series, intensity, name)

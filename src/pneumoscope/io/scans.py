@@ -252,13 +252,15 @@ def _of_path(path: Path, series: str, progress: Progress = silent) -> tuple[list
 
 def _of_zip(path: Path) -> list[ScanRef]:
     """Every series of the study in a zip."""
-    from pneumoscope.io.archive import extracted
+    from pneumoscope.io.archive import Unpacked
 
-    with extracted(path) as folder:
-        refs, _ = _of_path(folder, "all")
+    unpacked = Unpacked(path)
+    refs, _ = _of_path(unpacked.folder, "all")
+    kept = unpacked if unpacked.stays() else None
     if len(refs) <= 1:
-        return [ScanRef(case_name(path), path)]
-    return [replace(ref, path=path, case=f"{case_name(path)}-{n}") for n, ref in enumerate(refs, start=1)]
+        return [ScanRef(case_name(path), path, unpacked=kept)]
+    name = case_name(path)
+    return [replace(ref, path=path, case=f"{name}-{n}", unpacked=kept) for n, ref in enumerate(refs, start=1)]
 
 
 def _of_row(row: ScanRef, series: str) -> list[ScanRef]:
