@@ -167,19 +167,13 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd in an input that was accepted or repaired, and is reported.
+    """Something odd in an input that was accepted or repaired, and is reported."""
 
-    Attributes:
-        code: stable code, as for errors.
-        message: what was found and what was done about it.
-        severity: ``info`` (harmless), ``warning`` (a reader should know), ``error`` (a result is withheld).
-        path: file concerned, without personal data, or None.
-    """
-
-    code: str
-    message: str
+    code: str  # stable code, as for errors
+    message: str  # what was found and what was done about it
+    # ``info`` (harmless), ``warning`` (a reader should know), ``error`` (a result is withheld)
     severity: Literal["info", "warning", "error"] = "warning"
-    path: str | None = None
+    path: str | None = None  # file concerned, without personal data, or None
 
     def as_dict(self) -> dict[str, str | None]:
         """The finding as plain JSON values."""

@@ -31,29 +31,19 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What became of one scan.
-
-    Attributes:
-        case: its name.
-        status: ``done`` or ``failed``.
-        error: the one-line message when it failed.
-        exit_code: how a command with this scan alone ends: 0 done, 1 failed while running, 2 the scan is unusable.
-        summary: plain numbers for `cases.csv` (severity), empty when it failed.
-        seconds: wall time by step.
-        kept: whether it was resumed from an earlier run.
-        memory_mib: the most memory that the process which did it had held by then.
-        host: that process's machine, where the run had several.
-    """
+    """What became of one scan."""
 
     case: str
     status: Literal["done", "failed"]
-    error: str | None = None
+    error: str | None = None  # the one-line message when it failed
+    # how a command with this scan alone ends: 0 done, 1 failed while running, 2 the scan is unusable
     exit_code: int = 0
+    # plain numbers for `cases.csv` (severity), empty when it failed
     summary: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    kept: bool = False
-    memory_mib: int | None = None
-    host: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by step
+    kept: bool = False  # whether it was resumed from an earlier run
+    memory_mib: int | None = None  # the most memory that the process which did it had held by then
+    host: str | None = None  # that process's machine, where the run had several
 
     def sentence(self) -> str:
         """One line for people."""

@@ -55,23 +55,14 @@ CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
 
 @dataclass(frozen=True, eq=False)
 class Timepoint:
-    """What a comparison needs of one date.
-
-    Attributes:
-        name: of the case.
-        lungs: on the scan's grid.
-        infiltrate: on the scan's grid.
-        scan: densities; a coarse copy around the lungs is enough, the whole scan serves as well.
-        native: the scan's grid as it lies on disk; masks are written on it.
-        date: of the study, from the key file beside the case; None where there is none.
-    """
+    """What a comparison needs of one date."""
 
     name: str
-    lungs: Mask
-    infiltrate: Mask
-    scan: Volume
-    native: Grid
-    date: date | None = None
+    lungs: Mask  # on the scan's grid
+    infiltrate: Mask  # on the scan's grid
+    scan: Volume  # densities; a coarse copy around the lungs is enough, the whole scan serves as well
+    native: Grid  # the scan's grid as it lies on disk; masks are written on it
+    date: date | None = None  # of the study, from the key file beside the case; None where there is none
 
 
 def is_case_folder(path: Path) -> bool:

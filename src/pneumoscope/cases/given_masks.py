@@ -34,19 +34,12 @@ _KINDS = {"ground-glass": 1, "infiltrate": 1, "consolidation": 2}
 
 @dataclass(frozen=True, eq=False)
 class GivenMasks:
-    """Masks on the scan's grid; None where there is none.
+    """Masks on the scan's grid; None where there is none."""
 
-    Attributes:
-        lungs: 1 = right, 2 = left, or labels of its own names.
-        infiltrate: 1 = ground-glass, 2 = consolidation, or 1 = infiltrate.
-        lobes: five lobes.
-        findings: what was done to lay them on the scan.
-    """
-
-    lungs: Mask | None
-    infiltrate: Mask | None
-    lobes: Mask | None
-    findings: tuple[Finding, ...]
+    lungs: Mask | None  # 1 = right, 2 = left, or labels of its own names
+    infiltrate: Mask | None  # 1 = ground-glass, 2 = consolidation, or 1 = infiltrate
+    lobes: Mask | None  # five lobes
+    findings: tuple[Finding, ...]  # what was done to lay them on the scan
 
 
 def with_masks(scans: Sequence[ScanRef], options: object) -> list[ScanRef]:

@@ -38,17 +38,11 @@ OF_ANY = ("environment.json", "plan.json")
 
 @dataclass(frozen=True)
 class Merged:
-    """What was put together.
+    """What was put together."""
 
-    Attributes:
-        table: that was written; None where the verb itself must write its tables.
-        rows: of it.
-        failed: rows of failed jobs.
-    """
-
-    table: Path | None
-    rows: int = 0
-    failed: int = 0
+    table: Path | None  # that was written; None where the verb itself must write its tables
+    rows: int = 0  # of it
+    failed: int = 0  # rows of failed jobs
 
 
 @locks("out")

@@ -128,16 +128,12 @@ class XrayOptions:
 class AuditOptions:
     """How a dataset is audited.
 
-    Attributes:
-        rules: thresholds, `pneumoscope.datasets.audit.rules.AuditRules`; None for its defaults.
-        also: (name, folder) of further datasets whose scans must not turn up in this one, or ``NAME=ROOT``.
-        repair, no_repair: kinds of `pneumoscope.datasets.audit.rules.REPAIRS`.
-
     Raises:
         InputError: no such kind of repair, kinds without `fix`, or an `also` that is not ``NAME=ROOT``.
     """
 
     fix: Path | None = option(None, "Also write a cleaned copy; the originals stay.", metavar="DIR", file=True)
+    # repair, no_repair: kinds of `pneumoscope.datasets.audit.rules.REPAIRS`
     repair: Sequence[str] = option((), "With --fix: repair this kind only. Repeatable.", metavar="KIND")
     no_repair: Sequence[str] = option((), "With --fix: leave this kind. Repeatable.", metavar="KIND")
     model: str | Path | None = option(
@@ -146,9 +142,10 @@ class AuditOptions:
     lungs_model: str | Path = option(
         "lungs", "With --model: finds lungs where there is no mask.", metavar="NAME|DIR", file=True
     )
+    # (name, folder) of further datasets whose scans must not turn up in this one, or ``NAME=ROOT``
     also: Sequence[Any] = option((), "Look for this dataset's scans too. Repeatable.", metavar="NAME=ROOT")
     keep_going: bool = option(False, "Judge the rest when a scan cannot be read, instead of refusing.")
-    rules: Any = None
+    rules: Any = None  # thresholds, `pneumoscope.datasets.audit.rules.AuditRules`; None for its defaults
     device: str = "auto"
 
     def __post_init__(self) -> None:

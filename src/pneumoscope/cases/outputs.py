@@ -277,19 +277,12 @@ SCENE_FILE = "mesh/case.glb"
 
 @dataclass(frozen=True, eq=False)
 class ThreeD:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        files: names inside the case folder.
-        missing: names that could have been written, each with why not.
-        volumes_ml: what each surface encloses, by the names of `structures.LOOKS`.
-        still: the picture, for the report; None when none was asked for.
-    """
-
-    files: tuple[str, ...]
-    missing: Mapping[str, str]
-    volumes_ml: Mapping[str, float]
-    still: Still | None
+    files: tuple[str, ...]  # names inside the case folder
+    missing: Mapping[str, str]  # names that could have been written, each with why not
+    volumes_ml: Mapping[str, float]  # what each surface encloses, by the names of `structures.LOOKS`
+    still: Still | None  # the picture, for the report; None when none was asked for
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values for `report.json`, the same for the same scan and masks."""

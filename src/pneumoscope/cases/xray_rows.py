@@ -23,37 +23,21 @@ Status = Literal["answered", "abstained", "failed"]
 
 @dataclass(frozen=True)
 class XrayRow:
-    """What became of one picture.
+    """What became of one picture."""
 
-    Attributes:
-        image: its name in outputs; a keyed hash for DICOM.
-        status: ``answered``, ``abstained`` or ``failed``.
-        answer: None when it failed.
-        findings: of the reader.
-        heatmap: file name, "" without one.
-        heat_class: class the heat map speaks for.
-        heat_in_lung_box: share of the heat in the lung box; None without heat.
-        lung_box_area: share of the picture that the box is; None without a heat map.
-        error: the one line when it failed.
-        exit_code: how a command with this picture alone ends.
-        thumbnail: JPEG for the contact sheet.
-        heat_thumbnail: likewise, of the heat map.
-        kept: whether it was resumed from an earlier run.
-    """
-
-    image: str
-    status: Status
-    answer: Answer | None = None
-    findings: tuple[Finding, ...] = ()
-    heatmap: str = ""
-    heat_class: str = ""
-    heat_in_lung_box: float | None = None
-    lung_box_area: float | None = None
-    error: str = ""
-    exit_code: int = 0
-    thumbnail: bytes = b""
-    heat_thumbnail: bytes = b""
-    kept: bool = False
+    image: str  # its name in outputs; a keyed hash for DICOM
+    status: Status  # ``answered``, ``abstained`` or ``failed``
+    answer: Answer | None = None  # None when it failed
+    findings: tuple[Finding, ...] = ()  # of the reader
+    heatmap: str = ""  # file name, "" without one
+    heat_class: str = ""  # class the heat map speaks for
+    heat_in_lung_box: float | None = None  # share of the heat in the lung box; None without heat
+    lung_box_area: float | None = None  # share of the picture that the box is; None without a heat map
+    error: str = ""  # the one line when it failed
+    exit_code: int = 0  # how a command with this picture alone ends
+    thumbnail: bytes = b""  # JPEG for the contact sheet
+    heat_thumbnail: bytes = b""  # likewise, of the heat map
+    kept: bool = False  # whether it was resumed from an earlier run
 
     def outcome(self, folder: Path) -> Outcome:
         """The row as what became of a job."""
@@ -102,19 +86,12 @@ _PICTURES = ("thumbnail", "heat_thumbnail")
 
 @dataclass(frozen=True)
 class XrayBatch:
-    """All pictures of a run, in their order.
+    """All pictures of a run, in their order."""
 
-    Attributes:
-        rows: one per picture, and per input that could not be used.
-        classes: of the model.
-        seconds: wall time by step.
-        checked: whether the model knows what is familiar to it.
-    """
-
-    rows: tuple[XrayRow, ...]
-    classes: tuple[str, ...]
-    seconds: dict[str, float]
-    checked: bool
+    rows: tuple[XrayRow, ...]  # one per picture, and per input that could not be used
+    classes: tuple[str, ...]  # of the model
+    seconds: dict[str, float]  # wall time by step
+    checked: bool  # whether the model knows what is familiar to it
 
     def counts(self) -> dict[str, int]:
         """Pictures by status."""
@@ -143,17 +120,11 @@ class XrayBatch:
 
 @dataclass(frozen=True)
 class Listed:
-    """One input.
+    """One input."""
 
-    Attributes:
-        name: its own in the outputs.
-        path: where it lies.
-        problem: why it cannot be used, when that is known already.
-    """
-
-    name: str
-    path: Path
-    problem: PneumoscopeError | None = None
+    name: str  # its own in the outputs
+    path: Path  # where it lies
+    problem: PneumoscopeError | None = None  # why it cannot be used, when that is known already
 
 
 def listed(inputs: Sequence[str | Path]) -> list[Listed]:

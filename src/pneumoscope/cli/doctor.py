@@ -25,27 +25,18 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Checkup:
-    """What `examine` found.
+    """What `examine` found."""
 
-    Attributes:
-        versions: package -> version, or "missing"; Python and the system beside them.
-        optional: package of an optional part -> version, or how to install it; weights of other programs -> where.
-        devices: device name as `--device` takes it -> what it is.
-        precisions: precision as `--precision` takes it -> on which devices, and why not elsewhere.
-        memory: free and total memory, free disk in the current folder, in GB (10^9 bytes), processor cores.
-        models: shipped model -> "ok" or what is wrong.
-        problems: what stops work; empty on a healthy machine.
-        notes: what is worth knowing but stops nothing.
-    """
-
-    versions: dict[str, str]
+    versions: dict[str, str]  # package -> version, or "missing"; Python and the system beside them
+    # package of an optional part -> version, or how to install it; weights of other programs -> where
     optional: dict[str, str]
-    devices: dict[str, str]
-    precisions: dict[str, str]
+    devices: dict[str, str]  # device name as `--device` takes it -> what it is
+    precisions: dict[str, str]  # precision as `--precision` takes it -> on which devices, and why not elsewhere
+    # free and total memory, free disk in the current folder, in GB (10^9 bytes), processor cores
     memory: dict[str, float]
-    models: dict[str, str]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    models: dict[str, str]  # shipped model -> "ok" or what is wrong
+    problems: tuple[str, ...]  # what stops work; empty on a healthy machine
+    notes: tuple[str, ...]  # what is worth knowing but stops nothing
 
 
 def add_to(app: typer.Typer) -> None:

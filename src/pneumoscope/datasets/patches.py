@@ -82,7 +82,7 @@ class VolumeRecipe:
 class PreparedVolume:
     """One scan as a 3D network sees it."""
 
-    case: str  # its name
+    case: str
     patient: str  # whose it is
     image: NDArray[np.float32]  # (d, h, w) float32
     labels: NDArray[np.uint8] | None  # (d, h, w) uint8 classes of the recipe; None for a scan without reference

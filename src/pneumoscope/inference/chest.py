@@ -38,20 +38,14 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class ChestInput:
-    """What the network was trained on.
+    """What the network was trained on."""
 
-    Attributes:
-        spacing_mm: of its voxels along all axes, to half a voxel over the whole field.
-        hu: knots of the curve that brings Hounsfield units to [-1, 1], ascending; soft tissue gets more room.
-        value: the curve's values at the knots.
-        margin_mm: left around the body when a scan is cut to it.
-        labels: names of the network's classes (`CLASSES` of scripts/painted_chest.py).
-    """
-
-    spacing_mm: float = 4.5
+    spacing_mm: float = 4.5  # of its voxels along all axes, to half a voxel over the whole field
+    # knots of the curve that brings Hounsfield units to [-1, 1], ascending; soft tissue gets more room
     hu: tuple[float, ...] = (-1024, -950, -700, -150, 0, 100, 300)
-    value: tuple[float, ...] = (-1.0, -0.75, -0.3, 0.0, 0.35, 0.65, 1.0)
-    margin_mm: float = 18.0
+    value: tuple[float, ...] = (-1.0, -0.75, -0.3, 0.0, 0.35, 0.65, 1.0)  # the curve's values at the knots
+    margin_mm: float = 18.0  # left around the body when a scan is cut to it
+    # names of the network's classes (`CLASSES` of scripts/painted_chest.py)
     labels: tuple[str, ...] = ("background", "right lung", "left lung")
 
     @classmethod
@@ -108,20 +102,14 @@ class ChestInput:
 
 @dataclass(frozen=True, eq=False)
 class ChestVotes:
-    """What the network says, per slice of the scan on its own coarse rows and columns: (n, rows, columns) each.
+    """What the network says, per slice of the scan on its own coarse rows and columns: (n, rows, columns) each."""
 
-    Attributes:
-        right, left: probability of the lungs.
-        airway: of trachea and bronchi.
-        gas: of other air that is no lung: of the bowel, and in the pleural space.
-        fluid: of fluid in the pleural space.
-    """
-
+    # right, left: probability of the lungs
     right: NDArray[np.float32]
     left: NDArray[np.float32]
-    airway: NDArray[np.float32]
-    gas: NDArray[np.float32]
-    fluid: NDArray[np.float32]
+    airway: NDArray[np.float32]  # of trachea and bronchi
+    gas: NDArray[np.float32]  # of other air that is no lung: of the bowel, and in the pleural space
+    fluid: NDArray[np.float32]  # of fluid in the pleural space
 
     @property
     def lung(self) -> NDArray[np.float32]:

@@ -35,19 +35,12 @@ TASKS = ("infiltrate", "lungs")
 
 @dataclass(frozen=True)
 class Verified:
-    """An export and its network on one scan.
+    """An export and its network on one scan."""
 
-    Attributes:
-        case: the scan's.
-        voxels: of the scan.
-        labelled: voxels that the network labels.
-        differing: voxels that the export labels otherwise.
-    """
-
-    case: str
-    voxels: int
-    labelled: int
-    differing: int
+    case: str  # the scan's
+    voxels: int  # of the scan
+    labelled: int  # voxels that the network labels
+    differing: int  # voxels that the export labels otherwise
 
 
 class _FileEngine(Engine):

@@ -38,34 +38,23 @@ UNMAPPED = "SEG-EXT-001"
 
 @dataclass(frozen=True)
 class Access:
-    """How models are opened and run.
+    """How models are opened and run."""
 
-    Attributes:
-        trust: read formats that can run code of whoever made them.
-        device, precision: as for `pneumoscope.inference.segmenter.Segmenter`.
-        mirror: also show the scan mirrored; None does as the model's own program does.
-        labels: ``NAME=MEANING`` or ``NUMBER=MEANING``, for labels not known here or meant otherwise.
-    """
-
-    trust: bool = False
+    trust: bool = False  # read formats that can run code of whoever made them
+    # device, precision: as for `pneumoscope.inference.segmenter.Segmenter`
     device: str = "auto"
     precision: str = "auto"
-    mirror: bool | None = None
-    labels: tuple[str, ...] = ()
+    mirror: bool | None = None  # also show the scan mirrored; None does as the model's own program does
+    labels: tuple[str, ...] = ()  # ``NAME=MEANING`` or ``NUMBER=MEANING``, for labels not known here or meant otherwise
 
 
 class Network(ABC):
-    """A model of another program, loaded.
+    """A model of another program, loaded."""
 
-    Attributes:
-        path: file or folder, for messages.
-        labels: the model's names -> values in its label map; a region has several. Background is left out.
-        engine: what computes it, e.g. ``nnunetv2 2.8.1``.
-    """
-
-    path: Path
+    path: Path  # file or folder, for messages
+    # the model's names -> values in its label map; a region has several. Background is left out.
     labels: Mapping[str, tuple[int, ...]]
-    engine: str
+    engine: str  # what computes it, e.g. ``nnunetv2 2.8.1``.
     mirrored = False
 
     @abstractmethod
@@ -89,43 +78,29 @@ class Network(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ExternalPrediction:
-    """What a model says of a scan, in our labels.
+    """What a model says of a scan, in our labels."""
 
-    Attributes:
-        infiltrate: 1 = ground-glass, 2 = consolidation where the model tells them apart, else 1 = infiltrate; None for
-            a model without such a label.
-        probability: (i, j, k) uint8, 255 times that of any infiltrate; None for a model that gives labels only.
-        lungs: 1 = right, 2 = left, or 1 = lung where sides are not told apart; None for a model without lungs.
-        lobes: by name; None for a model without lobes.
-    """
-
+    # 1 = ground-glass, 2 = consolidation where the model tells them apart, else 1 = infiltrate; None for a model
+    # without such a label
     infiltrate: Mask | None
+    # (i, j, k) uint8, 255 times that of any infiltrate; None for a model that gives labels only
     probability: NDArray[np.uint8] | None
+    # 1 = right, 2 = left, or 1 = lung where sides are not told apart; None for a model without lungs
     lungs: Mask | None
-    lobes: Mask | None
+    lobes: Mask | None  # by name; None for a model without lobes
 
 
 @dataclass(frozen=True, eq=False)
 class External:
-    """A model and what its labels mean here.
+    """A model and what its labels mean here."""
 
-    Attributes:
-        name: as it was given, without the folders above it.
-        network: the model.
-        labels: its lungs and infiltrates; see `LabelMap`.
-        kinds: what the labels of infiltrates are called; see `ExternalPrediction.infiltrate`.
-        lobes: label number -> name of `LOBES`.
-        probable: its names that are infiltrate.
-        findings: labels without a meaning here.
-    """
-
-    name: str
-    network: Network
-    labels: LabelMap
-    kinds: Mapping[int, str]
-    lobes: Mapping[int, str]
-    probable: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    name: str  # as it was given, without the folders above it
+    network: Network  # the model
+    labels: LabelMap  # its lungs and infiltrates; see `LabelMap`
+    kinds: Mapping[int, str]  # what the labels of infiltrates are called; see `ExternalPrediction.infiltrate`
+    lobes: Mapping[int, str]  # label number -> name of `LOBES`
+    probable: tuple[str, ...]  # its names that are infiltrate
+    findings: tuple[Finding, ...]  # labels without a meaning here
 
     @property
     def card(self) -> dict[str, Any]:

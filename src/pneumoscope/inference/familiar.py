@@ -63,53 +63,33 @@ FAR = 1.5
 
 @dataclass(frozen=True)
 class Limits:
-    """Where answers stop.
+    """Where answers stop."""
 
-    Attributes:
-        distance: of question 1; the largest that is answered.
-        upright: of question 2: least ratio of the nearest turned distance and the own one; at least 1.
-        features: of question 3; the largest that is answered.
-        both: largest sum of distance and features, each as a share of its own limit; 2 asks nothing more.
-    """
-
-    distance: float
-    upright: float
-    features: float
-    both: float = 2.0
+    distance: float  # of question 1; the largest that is answered
+    upright: float  # of question 2: least ratio of the nearest turned distance and the own one; at least 1
+    features: float  # of question 3; the largest that is answered
+    both: float = 2.0  # largest sum of distance and features, each as a share of its own limit; 2 asks nothing more
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What was measured of n pictures.
+    """What was measured of n pictures."""
 
-    Attributes:
-        distance: (n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures.
-        upright: (n,) see `Limits`.
-        turn: (n,) which of `TURNS` is nearest.
-        features: (n,) squared Mahalanobis distance of the features per feature.
-    """
-
+    # (n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures
     distance: NDArray[np.float64]
-    upright: NDArray[np.float64]
-    turn: NDArray[np.intp]
-    features: NDArray[np.float64]
+    upright: NDArray[np.float64]  # (n,) see `Limits`
+    turn: NDArray[np.intp]  # (n,) which of `TURNS` is nearest
+    features: NDArray[np.float64]  # (n,) squared Mahalanobis distance of the features per feature
 
 
 @dataclass(frozen=True, eq=False)
 class PictureSpace:
-    """Principal components of training pictures of d pixels.
+    """Principal components of training pictures of d pixels."""
 
-    Attributes:
-        mean: (d,) of the training pictures.
-        axes: (k, d) principal components.
-        spread: (k,) variances along them.
-        noise: (1,) variance along each of the other directions.
-    """
-
-    mean: NDArray[np.float32]
-    axes: NDArray[np.float32]
-    spread: NDArray[np.float32]
-    noise: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (d,) of the training pictures
+    axes: NDArray[np.float32]  # (k, d) principal components
+    spread: NDArray[np.float32]  # (k,) variances along them
+    noise: NDArray[np.float32]  # (1,) variance along each of the other directions
 
     def distances(self, pictures: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n,) mean squared distance per pixel in units of the training spread; about 1 for training pictures."""
@@ -121,17 +101,11 @@ class PictureSpace:
 
 @dataclass(frozen=True, eq=False)
 class Familiar(PictureSpace):
-    """What frontal chests and training features look like; the space is that of the shrunken training pictures.
+    """What frontal chests and training features look like; the space is that of the shrunken training pictures."""
 
-    Attributes:
-        centres: (classes, f) mean features of each class.
-        precision: (f, f) inverse of the shrunken covariance that the classes share.
-        limits: see `Limits`.
-    """
-
-    centres: NDArray[np.float32]
-    precision: NDArray[np.float32]
-    limits: Limits
+    centres: NDArray[np.float32]  # (classes, f) mean features of each class
+    precision: NDArray[np.float32]  # (f, f) inverse of the shrunken covariance that the classes share
+    limits: Limits  # see `Limits`
 
     def __post_init__(self) -> None:
         components, features, pixels = len(self.spread), len(self.precision), SIDE * SIDE
@@ -259,15 +233,10 @@ FINDING = "SEG-SCAN-001"
 
 @dataclass(frozen=True, eq=False)
 class ScanSpace:
-    """Frames of training scans, and how far from them a scan may lie.
+    """Frames of training scans, and how far from them a scan may lie."""
 
-    Attributes:
-        space: of frames as `shrunken_frames` gives them.
-        limit: largest distance of a scan that is not reported.
-    """
-
-    space: PictureSpace
-    limit: float
+    space: PictureSpace  # of frames as `shrunken_frames` gives them
+    limit: float  # largest distance of a scan that is not reported
 
     def distance(self, frames_hu: NDArray[np.floating]) -> float:
         """Of the frames (n, h, w) of one scan in Hounsfield units; n of at least 1."""

@@ -94,17 +94,11 @@ class AppearanceInput:
 
 @dataclass(frozen=True)
 class LungFrameInput:
-    """Appearance and lung mask, cut to the lungs of the scan and scaled into one frame.
+    """Appearance and lung mask, cut to the lungs of the scan and scaled into one frame."""
 
-    Attributes:
-        frame: rows and columns the network sees.
-        appearance: made on the whole slice, before the cut.
-        crop: set by `fitted`.
-    """
-
-    frame: tuple[int, int]
-    appearance: Appearance
-    crop: LungCrop | None = None
+    frame: tuple[int, int]  # rows and columns the network sees
+    appearance: Appearance  # made on the whole slice, before the cut
+    crop: LungCrop | None = None  # set by `fitted`
     needs_lungs = True
 
     def fitted(self, lungs: NDArray[np.bool_] | None) -> LungFrameInput:
@@ -135,20 +129,13 @@ class HuFrameInput:
     """Windows of Hounsfield units, cut to the lungs of the scan and scaled into one frame; no lung mask is shown.
 
     With an `appearance` the equalised slice is a last channel: it shows what is faint beside its surroundings.
-
-    Attributes:
-        frame: rows and columns the network sees.
-        size: rows and columns the slice is brought to before the cut.
-        windows: one channel each.
-        appearance: of the last channel; of `size` too. None without it.
-        crop: set by `fitted`.
     """
 
-    frame: tuple[int, int]
-    size: int
-    windows: tuple[HuWindow, ...]
-    appearance: Appearance | None = None
-    crop: LungCrop | None = None
+    frame: tuple[int, int]  # rows and columns the network sees
+    size: int  # rows and columns the slice is brought to before the cut
+    windows: tuple[HuWindow, ...]  # one channel each
+    appearance: Appearance | None = None  # of the last channel; of `size` too. None without it.
+    crop: LungCrop | None = None  # set by `fitted`
     needs_lungs = True
 
     def fitted(self, lungs: NDArray[np.bool_] | None) -> HuFrameInput:

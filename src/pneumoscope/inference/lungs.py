@@ -34,36 +34,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LungRules:
-    """How network and Hounsfield units are joined.
+    """How network and Hounsfield units are joined."""
 
-    Attributes:
-        aerated_hu: voxels below are air or lung.
-        aerated_probability: air is lung from this network probability on.
-        reach_mm: undecided air that hangs together with lung is lung up to this far away (thin sulci, bronchi's ends).
-        dense_probability: voxels that are not aerated are lung where a core thicker than twice `rim_mm` has this
-            probability, and what hangs together with it in the slice.
-        likely_probability: of what hangs together with such a core.
-        rim_mm: see there. Thinner dense lung is the network's coarse border; vessels and holes aside it is none.
-        aerated_share: of networks that see one slice, which find lungs in the belly and the neck: what is dense is kept
-            in a slice only together with at least this share of aerated lung.
-        closing_mm: vessels and fissures narrower than twice this are filled in.
-        hole_cm2: what lung surrounds in a slice and is no larger is lung too (vessels, consolidation), whatever the
-            network says; the dome of the diaphragm is larger.
-        smallest_ml: a connected piece of aerated lung below this is dropped, unless dense lung joins it.
-        sure: what the network gives this probability and the rules leave out is counted and reported.
-    """
-
-    aerated_hu: float = -250.0
-    aerated_probability: float = 0.5
+    aerated_hu: float = -250.0  # voxels below are air or lung
+    aerated_probability: float = 0.5  # air is lung from this network probability on
+    # undecided air that hangs together with lung is lung up to this far away (thin sulci, bronchi's ends)
     reach_mm: float = 9.0
+    # voxels that are not aerated are lung where a core thicker than twice `rim_mm` has this probability, and what hangs
+    # together with it in the slice
     dense_probability: float = 0.7
-    likely_probability: float = 0.5
+    likely_probability: float = 0.5  # of what hangs together with such a core
+    # see there. Thinner dense lung is the network's coarse border; vessels and holes aside it is none.
     rim_mm: float = 3.0
+    # of networks that see one slice, which find lungs in the belly and the neck: what is dense is kept in a slice only
+    # together with at least this share of aerated lung
     aerated_share: float = 0.1
-    closing_mm: float = 4.0
+    closing_mm: float = 4.0  # vessels and fissures narrower than twice this are filled in
+    # what lung surrounds in a slice and is no larger is lung too (vessels, consolidation), whatever the network says;
+    # the dome of the diaphragm is larger
     hole_cm2: float = 6.0
-    smallest_ml: float = 5.0
-    sure: float = 0.9
+    smallest_ml: float = 5.0  # a connected piece of aerated lung below this is dropped, unless dense lung joins it
+    sure: float = 0.9  # what the network gives this probability and the rules leave out is counted and reported
 
 
 def lungs_input(card: Mapping[str, Any]) -> ModelInput | ChestInput:

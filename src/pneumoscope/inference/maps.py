@@ -32,16 +32,12 @@ LEFT_RIGHT = 2
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Byte maps of a scan.
+    """Byte maps of a scan."""
 
-    Attributes:
-        probability: of infiltrate.
-        entropy: of the averaged answer, over its largest value: 0 sure, 255 all classes alike; None when not asked for.
-        variance: how far the votes lie apart, see `volumes.variance`; None when not asked for.
-    """
-
-    probability: NDArray[np.uint8]
+    probability: NDArray[np.uint8]  # of infiltrate
+    # of the averaged answer, over its largest value: 0 sure, 255 all classes alike; None when not asked for
     entropy: NDArray[np.uint8] | None = None
+    # how far the votes lie apart, see `volumes.variance`; None when not asked for
     variance: NDArray[np.uint8] | None = None
 
 

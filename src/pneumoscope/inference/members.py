@@ -26,23 +26,14 @@ _NUMBERS = {
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network.
+    """One network."""
 
-    Attributes:
-        name: of its folder, or the shipped name.
-        engine: the network, ready to compute.
-        card: its card.
-        slices: preprocessing of a network on slices, else None.
-        volumes: preprocessing of a network on volumes, else None.
-        scans: what training scans look like, where the card names it.
-    """
-
-    name: str
-    engine: Engine
-    card: dict[str, Any]
-    slices: ModelInput | None
-    volumes: VolumeInput | None
-    scans: ScanSpace | None = None
+    name: str  # of its folder, or the shipped name
+    engine: Engine  # the network, ready to compute
+    card: dict[str, Any]  # its card
+    slices: ModelInput | None  # preprocessing of a network on slices, else None
+    volumes: VolumeInput | None  # preprocessing of a network on volumes, else None
+    scans: ScanSpace | None = None  # what training scans look like, where the card names it
 
     @property
     def infiltrate_class(self) -> int:

@@ -54,17 +54,11 @@ SAFE_CLASS = re.compile(
 
 @dataclass(frozen=True)
 class Results:
-    """What a call names.
+    """What a call names."""
 
-    Attributes:
-        folder: with plans.json and dataset.json.
-        folds: names behind ``fold_``.
-        checkpoint: file name in each fold.
-    """
-
-    folder: Path
-    folds: tuple[str, ...]
-    checkpoint: str
+    folder: Path  # with plans.json and dataset.json
+    folds: tuple[str, ...]  # names behind ``fold_``
+    checkpoint: str  # file name in each fold
 
     @property
     def files(self) -> list[Path]:

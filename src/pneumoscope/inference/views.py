@@ -42,16 +42,11 @@ def shrunk(squares: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """The network and its limit.
+    """The network and its limit."""
 
-    Attributes:
-        network: logits of `REASONS`.
-        side: of the squares it sees, in pixels.
-        limits: for ``lateral`` and ``other``, the least probability of frontal as a share of frontal and that class.
-    """
-
-    network: nn.Module
-    side: int
+    network: nn.Module  # logits of `REASONS`
+    side: int  # of the squares it sees, in pixels
+    # for ``lateral`` and ``other``, the least probability of frontal as a share of frontal and that class
     limits: Mapping[str, float]
 
     def probability(self, squares: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -41,26 +41,19 @@ _SYNONYMS = {
 
 @dataclass(frozen=True)
 class VolumeInput:
-    """What a 3D network was trained on.
+    """What a 3D network was trained on."""
 
-    Attributes:
-        window: Hounsfield units outside are clipped (Mueller et al. 2021: -1250 to 250; Bressem et al. 2021: -2000 to
-            500).
-        plan: patch, overlap, blending, mirroring.
-        spacing_mm: (i, j, k) the scan is resampled to; None keeps its own. Linear; Mueller's program used
-            cubic splines.
-        shape: (i, j, k) voxels the whole field of view is squeezed into instead (Bressem et al. 2021).
-        normalise: ``unit`` spreads the window over [0, 1]; ``zscore`` also subtracts the scan's mean and divides by its
-            deviation, after resampling.
-        grey_levels: spread the values that occur in a scan over so many whole numbers first (Mueller: 256); None does
-            not.
-    """
-
+    # Hounsfield units outside are clipped (Mueller et al. 2021: -1250 to 250; Bressem et al. 2021: -2000 to 500).
     window: HuWindow
-    plan: WindowPlan
+    plan: WindowPlan  # patch, overlap, blending, mirroring
+    # (i, j, k) the scan is resampled to; None keeps its own. Linear; Mueller's program used cubic splines.
     spacing_mm: tuple[float, float, float] | None = None
+    # (i, j, k) voxels the whole field of view is squeezed into instead (Bressem et al. 2021).
     shape: tuple[int, int, int] | None = None
+    # ``unit`` spreads the window over [0, 1]; ``zscore`` also subtracts the scan's mean and divides by its deviation,
+    # after resampling
     normalise: Literal["unit", "zscore"] = "unit"
+    # spread the values that occur in a scan over so many whole numbers first (Mueller: 256); None does not
     grey_levels: int | None = None
 
     def __post_init__(self) -> None:
@@ -150,25 +143,19 @@ class VolumeInput:
 
 @dataclass(frozen=True, eq=False)
 class VolumePrediction:
-    """What 3D networks say of a scan, on the scan's grid.
+    """What 3D networks say of a scan, on the scan's grid."""
 
-    Attributes:
-        classes: (i, j, k) uint8, the most probable class of each voxel.
-        probability: (i, j, k) uint8, 255 times the probability of the class asked for; None when none was.
-        entropy: (i, j, k) uint8, 255 times the entropy of the averaged probabilities (`uncertainty.entropy`); None when
-            not asked for.
-        variance: (i, j, k) uint8, 255 times the spread of the votes of members, mirrors and overlapping windows; None
-            when not asked for.
-        grid: the scan's.
-        engines: what computed each member, e.g. ``openvino fp32``.
-    """
-
-    classes: NDArray[np.uint8]
+    classes: NDArray[np.uint8]  # (i, j, k) uint8, the most probable class of each voxel
+    # (i, j, k) uint8, 255 times the probability of the class asked for; None when none was
     probability: NDArray[np.uint8] | None
+    # (i, j, k) uint8, 255 times the entropy of the averaged probabilities (`uncertainty.entropy`); None when not asked
+    # for
     entropy: NDArray[np.uint8] | None
+    # (i, j, k) uint8, 255 times the spread of the votes of members, mirrors and overlapping windows; None when not
+    # asked for
     variance: NDArray[np.uint8] | None
-    grid: Grid
-    engines: tuple[str, ...]
+    grid: Grid  # the scan's
+    engines: tuple[str, ...]  # what computed each member, e.g. ``openvino fp32``.
 
     def masks(self, labels: Mapping[int, str] | Sequence[str]) -> tuple[Mask | None, Mask]:
         """Lungs (1 = right, 2 = left) and infiltrate of classes by their meaning (see `MEANINGS`).

@@ -35,24 +35,18 @@ _LEAST_WEIGHT = 1e-3
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How a volume is cut into windows.
+    """How a volume is cut into windows."""
 
-    Attributes:
-        patch: (d, h, w) of a window.
-        overlap: share of a window's side that the next one covers again, per axis. A half is what Mueller et al. 2021
-            say (section 2.4).
-        blend: ``mean`` averages where windows overlap, as Mueller et al. do; ``gaussian`` trusts a window's middle
-            more.
-        mirror: axes (0 = d, 1 = h, 2 = w) along which each window is also shown mirrored, in all combinations; the
-            probabilities are averaged. Three axes take eight times as long.
-        batch_size: windows at a time.
-    """
-
-    patch: Triple
+    patch: Triple  # (d, h, w) of a window
+    # share of a window's side that the next one covers again, per axis. A half is what Mueller et al. 2021 say (section
+    # 2.4).
     overlap: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    # ``mean`` averages where windows overlap, as Mueller et al. do; ``gaussian`` trusts a window's middle more.
     blend: Literal["mean", "gaussian"] = "mean"
+    # axes (0 = d, 1 = h, 2 = w) along which each window is also shown mirrored, in all combinations; the probabilities
+    # are averaged. Three axes take eight times as long.
     mirror: tuple[int, ...] = ()
-    batch_size: int = 1
+    batch_size: int = 1  # windows at a time
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(int(n) for n in self.patch))
@@ -106,17 +100,12 @@ class WindowPlan:
 
 @dataclass(frozen=True, eq=False)
 class Slab:
-    """Finished slices.
+    """Finished slices."""
 
-    Attributes:
-        start: of the first one in the volume.
-        probability: (classes, d, h, w) float32, sums to 1 where the votes do.
-        variance: (d, h, w) float32 in [0, 1], how far the votes lie apart: the weighted mean over all votes of a voxel
-            (members, mirrors, overlapping windows) of the squared distance to their mean, summed over classes.
-    """
-
-    start: int
-    probability: NDArray[np.float32]
+    start: int  # of the first one in the volume
+    probability: NDArray[np.float32]  # (classes, d, h, w) float32, sums to 1 where the votes do
+    # (d, h, w) float32 in [0, 1], how far the votes lie apart: the weighted mean over all votes of a voxel (members,
+    # mirrors, overlapping windows) of the squared distance to their mean, summed over classes
     variance: NDArray[np.float32]
 
 

@@ -49,21 +49,13 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a worker has to know of a run.
+    """What a worker has to know of a run."""
 
-    Attributes:
-        given: of `JobProcess`.
-        threads: of each worker; 0 takes those of the Dask worker, None leaves what the user has set.
-        probe: a file in the output folder.
-        content: its SHA-256.
-        version: of pneumoscope.
-    """
-
-    given: bytes
-    threads: int | None
-    probe: str
-    content: str
-    version: str = __version__
+    given: bytes  # of `JobProcess`
+    threads: int | None  # of each worker; 0 takes those of the Dask worker, None leaves what the user has set
+    probe: str  # a file in the output folder
+    content: str  # its SHA-256
+    version: str = __version__  # of pneumoscope
 
 
 class DaskWorkers(Executor):

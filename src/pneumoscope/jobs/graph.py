@@ -31,21 +31,14 @@ MOST_BYTES = 200
 
 @dataclass(frozen=True)
 class Job:
-    """One unit of work.
+    """One unit of work."""
 
-    Attributes:
-        name: unique in the run.
-        item: what the step gets; picklable.
-        folder: where the job writes, and where its `done.json` lies.
-        needs: names of the jobs that must be done before; those that are not part of the run count as done.
-        marked: whether `done.json` is kept there; not where the work keeps marks of its own.
-    """
-
-    name: str
-    item: Any
-    folder: Path
+    name: str  # unique in the run
+    item: Any  # what the step gets; picklable
+    folder: Path  # where the job writes, and where its `done.json` lies
+    # names of the jobs that must be done before; those that are not part of the run count as done
     needs: tuple[str, ...] = ()
-    marked: bool = True
+    marked: bool = True  # whether `done.json` is kept there; not where the work keeps marks of its own
 
     def start(self) -> None:
         """Take the mark of an earlier run away."""
@@ -60,35 +53,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """What became of a job."""
 
-    Attributes:
-        name: of the job.
-        status: ``done`` or ``failed``.
-        facts: what the run's tables need, as JSON values; empty when it failed.
-        error: the one-line message when it failed.
-        kind: class of the error.
-        exit_code: how a command with this job alone ends: 0 done, 1 failed while running, 2 the input is unusable.
-        seconds: wall time by step; empty when the result was kept.
-        files: outside the job's folder that belong to the result.
-        kept: whether an earlier run did it.
-        memory_mib: the most memory that the process which did it had held by then; None when the result was kept.
-        host: that process's machine, where the run has several.
-        problem: what was raised when it failed.
-    """
-
-    name: str
+    name: str  # of the job
     status: Literal["done", "failed"] = "done"
+    # what the run's tables need, as JSON values; empty when it failed
     facts: Mapping[str, Any] = field(default_factory=dict)
-    error: str | None = None
-    kind: str = ""
+    error: str | None = None  # the one-line message when it failed
+    kind: str = ""  # class of the error
+    # how a command with this job alone ends: 0 done, 1 failed while running, 2 the input is unusable
     exit_code: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
-    kept: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)  # wall time by step; empty when the result was kept
+    files: tuple[Path, ...] = ()  # outside the job's folder that belong to the result
+    kept: bool = False  # whether an earlier run did it
+    # the most memory that the process which did it had held by then; None when the result was kept
     memory_mib: int | None = None
-    host: str | None = None
-    problem: Exception | None = field(default=None, compare=False, repr=False)
+    host: str | None = None  # that process's machine, where the run has several
+    problem: Exception | None = field(default=None, compare=False, repr=False)  # what was raised when it failed
 
 
 Work = Callable[[Job, Progress], Outcome]
@@ -97,24 +78,18 @@ Stream = Callable[[Iterator[Job], Progress], Iterator[Outcome]]
 
 @dataclass(frozen=True)
 class Step:
-    """How the jobs of a run are done in one process.
+    """How the jobs of a run are done in one process."""
 
-    Attributes:
-        kind: of job, for its stamp.
-        revision: of the code, raised when the same input gives another result.
-        made_of: of an item, everything that shapes its result, by name: settings, content sums of files, weights.
-        work: does a job; an exception becomes its failed outcome.
-        still: of an item and its kept facts, what they rest on that has changed besides; empty when nothing has.
-        shares: of the steps that `work` reports, the usual share of a job's time; one bar then shows jobs and steps.
-        stream: does many, where that is quicker than one by one; outcomes in any order, and it guards its jobs itself.
-    """
-
-    kind: str
-    revision: int
+    kind: str  # of job, for its stamp
+    revision: int  # of the code, raised when the same input gives another result
+    # of an item, everything that shapes its result, by name: settings, content sums of files, weights
     made_of: Callable[[Any], Mapping[str, Any]] = lambda item: {}
-    work: Work | None = None
+    work: Work | None = None  # does a job; an exception becomes its failed outcome
+    # of an item and its kept facts, what they rest on that has changed besides; empty when nothing has
     still: Callable[[Any, Mapping[str, Any]], str] = lambda item, facts: ""
+    # of the steps that `work` reports, the usual share of a job's time; one bar then shows jobs and steps
     shares: Mapping[str, float] = field(default_factory=dict)
+    # does many, where that is quicker than one by one; outcomes in any order, and it guards its jobs itself
     stream: Stream | None = None
 
     def each(self, jobs: Iterable[Job], progress: Progress = silent) -> Generator[Outcome, None, None]:

@@ -24,32 +24,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is asked of SLURM for each worker.
+    """What is asked of SLURM for each worker."""
 
-    Attributes:
-        partition, account: as of `sbatch`; None for the cluster's own.
-        walltime: ``HH:MM:SS``; a worker that reaches it is replaced.
-        memory: with its unit, such as ``8GB``.
-        cpus: and threads of a worker.
-        gpus: of a worker; its jobs use one.
-        workers: how many, where ``--jobs`` does not say.
-        preamble: lines of the job script before the worker starts, such as ``module load apptainer``.
-        container: an Apptainer image to run workers in.
-        directives: further lines for ``#SBATCH``, such as ``--constraint=avx2``.
-        interface: network interface by which workers reach this machine, such as ``ib0``.
-    """
-
+    # partition, account: as of `sbatch`; None for the cluster's own
     partition: str | None = None
     account: str | None = None
-    walltime: str = "04:00:00"
-    memory: str = "8GB"
-    cpus: int = 2
-    gpus: int = 0
-    workers: int = 4
+    walltime: str = "04:00:00"  # ``HH:MM:SS``; a worker that reaches it is replaced
+    memory: str = "8GB"  # with its unit, such as ``8GB``
+    cpus: int = 2  # and threads of a worker
+    gpus: int = 0  # of a worker; its jobs use one
+    workers: int = 4  # how many, where ``--jobs`` does not say
+    # lines of the job script before the worker starts, such as ``module load apptainer``
     preamble: tuple[str, ...] = ()
-    container: str | None = None
-    directives: tuple[str, ...] = ()
-    interface: str | None = None
+    container: str | None = None  # an Apptainer image to run workers in
+    directives: tuple[str, ...] = ()  # further lines for ``#SBATCH``, such as ``--constraint=avx2``
+    interface: str | None = None  # network interface by which workers reach this machine, such as ``ib0``
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"(\d+-)?\d{1,3}:\d\d:\d\d", self.walltime):
@@ -63,20 +52,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Machines:
-    """Where the jobs of a run are done.
+    """Where the jobs of a run are done."""
 
-    Attributes:
-        on: ``local``, ``dask`` (a cluster of this machine), ``dask://HOST:PORT`` (one that is there) or ``slurm``.
-        jobs: processes or workers; None for what the kind takes by itself.
-        cluster: settings of SLURM.
-        part: number and count of the part of the jobs that is done, from ``(1, 1)``.
-        patience_seconds: how long the first worker may take to start; None waits, and says why from time to time.
-    """
-
+    # ``local``, ``dask`` (a cluster of this machine), ``dask://HOST:PORT`` (one that is there) or ``slurm``
     on: str = "local"
-    jobs: int | None = None
-    cluster: Cluster = field(default_factory=Cluster)
-    part: tuple[int, int] = (1, 1)
+    jobs: int | None = None  # processes or workers; None for what the kind takes by itself
+    cluster: Cluster = field(default_factory=Cluster)  # settings of SLURM
+    part: tuple[int, int] = (1, 1)  # number and count of the part of the jobs that is done, from ``(1, 1)``
+    # how long the first worker may take to start; None waits, and says why from time to time
     patience_seconds: float | None = None
 
     @property

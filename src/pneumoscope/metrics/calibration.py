@@ -23,19 +23,12 @@ SMALLEST = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """What was said and what was true, by bins of equal width of the probability. Add them with ``+``.
+    """What was said and what was true, by bins of equal width of the probability. Add them with ``+``."""
 
-    Attributes:
-        count: (bins,) voxels whose probability lies in the bin.
-        said: (bins,) sum of their probabilities.
-        true: (bins,) how many of them are infiltrate.
-        squared: sum over all voxels of (probability - truth) squared.
-    """
-
-    count: NDArray[np.int64]
-    said: NDArray[np.float64]
-    true: NDArray[np.int64]
-    squared: float
+    count: NDArray[np.int64]  # (bins,) voxels whose probability lies in the bin
+    said: NDArray[np.float64]  # (bins,) sum of their probabilities
+    true: NDArray[np.int64]  # (bins,) how many of them are infiltrate
+    squared: float  # sum over all voxels of (probability - truth) squared
 
     def __add__(self, other: Reliability) -> Reliability:
         if len(self.count) != len(other.count):
@@ -135,25 +128,15 @@ def log_loss(probability: FloatArray, truth: NDArray[np.bool_], weight: FloatArr
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """How well a score tells the marked from the others.
+    """How well a score tells the marked from the others."""
 
-    Attributes:
-        auc: chance that a marked one scores higher than another (ties count half); NaN when a group is empty.
-        low: lower end of its interval, see `auc_interval`; NaN when a group is empty.
-        high: upper end.
-        false_positive: share of the others above each threshold, from 0 to 1.
-        true_positive: share of the marked above it.
-        n_marked: how many are marked.
-        n_others: how many are not.
-    """
-
-    auc: float
-    low: float
-    high: float
-    false_positive: NDArray[np.float64]
-    true_positive: NDArray[np.float64]
-    n_marked: int
-    n_others: int
+    auc: float  # chance that a marked one scores higher than another (ties count half); NaN when a group is empty
+    low: float  # lower end of its interval, see `auc_interval`; NaN when a group is empty
+    high: float  # upper end
+    false_positive: NDArray[np.float64]  # share of the others above each threshold, from 0 to 1
+    true_positive: NDArray[np.float64]  # share of the marked above it
+    n_marked: int  # how many are marked
+    n_others: int  # how many are not
 
 
 def roc(scores: FloatArray, marked: NDArray[np.bool_], *, level: float = 0.95) -> Roc:

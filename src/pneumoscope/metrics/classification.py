@@ -22,17 +22,13 @@ IntArray = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class against the others.
+    """One class against the others."""
 
-    Attributes:
-        precision, recall, f1: NaN when the class has no picture (precision and F1: and was never said).
-        support: pictures of the class.
-    """
-
+    # precision, recall, f1: NaN when the class has no picture (precision and F1: and was never said)
     precision: float
     recall: float
     f1: float
-    support: int
+    support: int  # pictures of the class
 
 
 @dataclass(frozen=True)

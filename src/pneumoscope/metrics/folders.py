@@ -103,13 +103,9 @@ class Evaluation(Tabled):
 
 
 class CasesFailedError(RunError):
-    """Some cases could not be scored; the others are written.
+    """Some cases could not be scored; the others are written."""
 
-    Attributes:
-        summary: what stands in ``summary.json``.
-    """
-
-    summary: Mapping[str, Any] = MappingProxyType({})
+    summary: Mapping[str, Any] = MappingProxyType({})  # what stands in ``summary.json``
 
 
 def score_folders(

@@ -22,21 +22,13 @@ _BLOCK = 1_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bootstrap interval.
+    """A mean and its bootstrap interval."""
 
-    Attributes:
-        mean: mean of all values; NaN when there are none.
-        low: lower end; NaN with fewer than two patients: one patient says nothing about others.
-        high: upper end; NaN likewise.
-        n_patients: patients that gave at least one value.
-        n_values: values averaged.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n_patients: int
-    n_values: int
+    mean: float  # mean of all values; NaN when there are none
+    low: float  # lower end; NaN with fewer than two patients: one patient says nothing about others
+    high: float  # upper end; NaN likewise
+    n_patients: int  # patients that gave at least one value
+    n_values: int  # values averaged
 
 
 def bootstrap_interval(

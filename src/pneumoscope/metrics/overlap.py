@@ -37,19 +37,12 @@ _BLOCK_SLICES = 64
 
 @dataclass(frozen=True)
 class Counts:
-    """Voxels (or pixels) by prediction and reference. Counts add: ``sum(per_slice, Counts())`` is the volume's.
+    """Voxels (or pixels) by prediction and reference. Counts add: ``sum(per_slice, Counts())`` is the volume's."""
 
-    Attributes:
-        tp: in both masks.
-        fp: in the prediction only.
-        fn: in the reference only.
-        tn: in neither.
-    """
-
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
-    tn: int = 0
+    tp: int = 0  # in both masks
+    fp: int = 0  # in the prediction only
+    fn: int = 0  # in the reference only
+    tn: int = 0  # in neither
 
     def __post_init__(self) -> None:
         if min(self.tp, self.fp, self.fn, self.tn) < 0:
@@ -192,13 +185,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class SliceScores(Scores):
-    """The scores of one slice.
+    """The scores of one slice."""
 
-    Attributes:
-        index: position in the stack, from 0.
-    """
-
-    index: int = 0
+    index: int = 0  # position in the stack, from 0
 
     @property
     def infected(self) -> bool:
@@ -208,25 +197,15 @@ class SliceScores(Scores):
 
 @dataclass(frozen=True)
 class MeanScores:
-    """Means over slices as the papers print them.
+    """Means over slices as the papers print them."""
 
-    Attributes:
-        n_slices: slices averaged over.
-        n_skipped: slices left out because the reference holds no infiltrate.
-        n_missed: averaged slices in which nothing was predicted (they count with precision, recall, F1 of 0.0).
-        accuracy: mean accuracy; NaN when `n_slices` is 0, as are the next three.
-        precision: mean precision.
-        recall: mean recall.
-        f1: mean F1. It is the mean of the slices' F1, not the F1 of mean precision and recall.
-    """
-
-    n_slices: int
-    n_skipped: int
-    n_missed: int
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
+    n_slices: int  # slices averaged over
+    n_skipped: int  # slices left out because the reference holds no infiltrate
+    n_missed: int  # averaged slices in which nothing was predicted (they count with precision, recall, F1 of 0.0)
+    accuracy: float  # mean accuracy; NaN when `n_slices` is 0, as are the next three
+    precision: float  # mean precision
+    recall: float  # mean recall
+    f1: float  # mean F1. It is the mean of the slices' F1, not the F1 of mean precision and recall.
 
 
 def score(counts: Counts) -> Scores:

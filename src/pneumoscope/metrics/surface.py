@@ -43,44 +43,26 @@ _SLAB_VOXELS = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """The elements of two surfaces, each with its distance to the other surface.
+    """The elements of two surfaces, each with its distance to the other surface."""
 
-    Attributes:
-        prediction_mm: (n,) distances of the prediction's elements; infinite when the reference is empty.
-        reference_mm: (m,) distances of the reference's elements; infinite when the prediction is empty.
-        prediction_sizes: (n,) their areas in mm² (lengths in mm, in a slice), or 1 each for voxels.
-        reference_sizes: (m,) likewise.
-        elements: what was measured between.
-    """
-
-    prediction_mm: Float64Array
-    reference_mm: Float64Array
-    prediction_sizes: Float64Array
-    reference_sizes: Float64Array
-    elements: Elements = "surfels"
+    prediction_mm: Float64Array  # (n,) distances of the prediction's elements; infinite when the reference is empty
+    reference_mm: Float64Array  # (m,) distances of the reference's elements; infinite when the prediction is empty
+    prediction_sizes: Float64Array  # (n,) their areas in mm² (lengths in mm, in a slice), or 1 each for voxels
+    reference_sizes: Float64Array  # (m,) likewise
+    elements: Elements = "surfels"  # what was measured between
 
 
 @dataclass(frozen=True)
 class SurfaceScores:
-    """The surface scores of one pair of masks.
+    """The surface scores of one pair of masks."""
 
-    Attributes:
-        nsd: surface Dice at `tolerance_mm`, in [0, 1]; NaN when both masks are empty.
-        hd95_mm: 95 % Hausdorff distance; infinite when one mask is empty, NaN when both are.
-        msd_mm: mean surface distance, both ways together; infinite or NaN likewise.
-        tolerance_mm: how far a surface may be off and still count as met.
-        prediction_size: surface of the prediction in mm² (contour in mm, in a slice).
-        reference_size: the same of the reference.
-        empty: which mask holds nothing; see `pneumoscope.metrics.overlap.Counts.empty`.
-    """
-
-    nsd: float
-    hd95_mm: float
-    msd_mm: float
-    tolerance_mm: float
-    prediction_size: float
-    reference_size: float
-    empty: Empty
+    nsd: float  # surface Dice at `tolerance_mm`, in [0, 1]; NaN when both masks are empty
+    hd95_mm: float  # 95 % Hausdorff distance; infinite when one mask is empty, NaN when both are
+    msd_mm: float  # mean surface distance, both ways together; infinite or NaN likewise
+    tolerance_mm: float  # how far a surface may be off and still count as met
+    prediction_size: float  # surface of the prediction in mm² (contour in mm, in a slice)
+    reference_size: float  # the same of the reference
+    empty: Empty  # which mask holds nothing; see `pneumoscope.metrics.overlap.Counts.empty`
 
     def as_dict(self) -> dict[str, float | str]:
         """The fields as flat columns."""

@@ -35,24 +35,15 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the checksums of a model folder say.
+    """What the checksums of a model folder say."""
 
-    Attributes:
-        model: folder of the model.
-        file: name of the weights file in the card.
-        expected_sha256: what the card says.
-        found_sha256: of the file as it is, or None when it is absent.
-        expected_bytes: size in the card, or None when the card gives none.
-        found_bytes: size of the file, or None when it is absent.
-        changed: other files that are not as they were written: the card itself, what else it names with a sum.
-    """
-
-    model: Path
-    file: str
-    expected_sha256: str
-    found_sha256: str | None
-    expected_bytes: int | None
-    found_bytes: int | None
+    model: Path  # folder of the model
+    file: str  # name of the weights file in the card
+    expected_sha256: str  # what the card says
+    found_sha256: str | None  # of the file as it is, or None when it is absent
+    expected_bytes: int | None  # size in the card, or None when the card gives none
+    found_bytes: int | None  # size of the file, or None when it is absent
+    # other files that are not as they were written: the card itself, what else it names with a sum
     changed: tuple[str, ...] = ()
 
     @property

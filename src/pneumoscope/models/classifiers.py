@@ -14,19 +14,12 @@ from pneumoscope.errors import InputError
 
 @dataclass(frozen=True)
 class ChestCNNConfig:
-    """What fixes the network's shape.
+    """What fixes the network's shape."""
 
-    Attributes:
-        in_channels: picture channels.
-        classes: output logits.
-        features: channels per block; n blocks halve rows and columns n times.
-        dropout: probability before the dense layer.
-    """
-
-    in_channels: int = 1
-    classes: int = 3
-    features: tuple[int, ...] = (16, 32, 64, 128)
-    dropout: float = 0.3
+    in_channels: int = 1  # picture channels
+    classes: int = 3  # output logits
+    features: tuple[int, ...] = (16, 32, 64, 128)  # channels per block; n blocks halve rows and columns n times
+    dropout: float = 0.3  # probability before the dense layer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(int(f) for f in self.features))
@@ -87,17 +80,11 @@ _EXPANSION = 4
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """What fixes the network's shape.
+    """What fixes the network's shape."""
 
-    Attributes:
-        classes: output logits; 1000 in the published weights.
-        width: channels of the first layer; 64 in the published weights (smaller ones are for tests).
-        in_channels: 1 (tripled inside) or 3.
-    """
-
-    classes: int = 3
-    width: int = 64
-    in_channels: int = 1
+    classes: int = 3  # output logits; 1000 in the published weights
+    width: int = 64  # channels of the first layer; 64 in the published weights (smaller ones are for tests)
+    in_channels: int = 1  # 1 (tripled inside) or 3
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.width < 1 or self.in_channels not in (1, 3):

@@ -42,23 +42,14 @@ Format = Literal["onnx", "torchscript", "bundle"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        folder: where.
-        files: names in it, sorted.
-        size: (h, w) or (d, h, w) that the network was traced at.
-        stride: of what every axis may be any multiple; None where only `size` is taken.
-        checked_with: the runtime that computed the same from the file, or None where none is installed.
-        difference: largest difference of its logits from the network's, on a random picture.
-    """
-
-    folder: Path
-    files: tuple[str, ...]
-    size: tuple[int, ...]
-    stride: int | None
-    checked_with: str | None
-    difference: float | None
+    folder: Path  # where
+    files: tuple[str, ...]  # names in it, sorted
+    size: tuple[int, ...]  # (h, w) or (d, h, w) that the network was traced at
+    stride: int | None  # of what every axis may be any multiple; None where only `size` is taken
+    checked_with: str | None  # the runtime that computed the same from the file, or None where none is installed
+    difference: float | None  # largest difference of its logits from the network's, on a random picture
 
 
 def to_onnx(model: nn.Module, size: Sequence[int], *, any_size: bool = False) -> bytes:

@@ -33,23 +33,18 @@ _COLOURS = 3
 
 @dataclass(frozen=True)
 class R3D18UNetConfig:
-    """What fixes the network's shape.
+    """What fixes the network's shape."""
 
-    Attributes:
-        out_channels: logit channels; 2 for infiltrate and not infiltrate.
-        width: channels of the stem; 64 in the published weights (smaller ones are for tests).
-        decoder: channels that the four upscaling blocks give, deepest first; the paper names none (our choice).
-        stem: how the one channel of a CT meets a stem made for colour. ``triple`` feeds it three times, as the paper
-            does; ``sum`` sums the stem's weights over the colours and computes the same numbers with a third of the
-            stem's work. The tensors are the same either way.
-        normalise: shift and scale an input in [0, 1] as grey in Kinetics-400 (our choice; the paper clips to
-            [-2000, 500] HU and says no more).
-    """
-
-    out_channels: int = 2
-    width: int = 64
+    out_channels: int = 2  # logit channels; 2 for infiltrate and not infiltrate
+    width: int = 64  # channels of the stem; 64 in the published weights (smaller ones are for tests)
+    # channels that the four upscaling blocks give, deepest first; the paper names none (our choice)
     decoder: tuple[int, int, int, int] = (256, 128, 64, 32)
+    # how the one channel of a CT meets a stem made for colour. ``triple`` feeds it three times, as the paper does;
+    # ``sum`` sums the stem's weights over the colours and computes the same numbers with a third of the stem's work.
+    # The tensors are the same either way.
     stem: Literal["triple", "sum"] = "triple"
+    # shift and scale an input in [0, 1] as grey in Kinetics-400 (our choice; the paper clips to [-2000, 500] HU and
+    # says no more)
     normalise: bool = True
 
     def __post_init__(self) -> None:

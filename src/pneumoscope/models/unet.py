@@ -61,46 +61,32 @@ class _Config:
 
 @dataclass(frozen=True)
 class UNetConfig(_Config):
-    """What fixes the shape of the 2D network.
-
-    Attributes:
-        in_channels: image channels, e.g. 4 for three Hounsfield windows and the lung mask.
-        out_channels: logit channels, e.g. 2 for infiltrate and not infiltrate.
-        features: channels per level from full resolution to the bottleneck; n entries give n - 1 halvings. The
-            papers say four encoding and decoding levels and leave the widths to their missing figure.
-        norm: normalisation after each convolution; the papers name none.
-        dropout: probability at the bottleneck.
-    """
+    """What fixes the shape of the 2D network."""
 
     order: ClassVar[Order] = "conv-norm-relu"  # type: ignore[misc]
 
-    in_channels: int = 4
-    out_channels: int = 2
+    in_channels: int = 4  # image channels, e.g. 4 for three Hounsfield windows and the lung mask.
+    out_channels: int = 2  # logit channels, e.g. 2 for infiltrate and not infiltrate.
+    # channels per level from full resolution to the bottleneck; n entries give n - 1 halvings. The papers say four
+    # encoding and decoding levels and leave the widths to their missing figure.
     features: tuple[int, ...] = (16, 32, 64, 128, 256)
-    norm: Norm = "batch"
-    dropout: float = 0.0
+    norm: Norm = "batch"  # normalisation after each convolution; the papers name none
+    dropout: float = 0.0  # probability at the bottleneck
 
 
 @dataclass(frozen=True)
 class UNet3DConfig(_Config):
-    """What fixes the shape of the 3D network; the defaults are those of Mueller et al. 2021.
+    """What fixes the shape of the 3D network; the defaults are those of Mueller et al. 2021."""
 
-    Attributes:
-        in_channels: image channels; the paper's one holds normalised Hounsfield units.
-        out_channels: logit channels; the paper's four are `MUELLER_LABELS`.
-        features: channels per level from full resolution to the bottleneck; n entries give n - 1 halvings.
-        norm: normalisation beside each 3 x 3 x 3 convolution; the paper's is batch.
-        order: where it stands. The paper says "after each convolutional block, batch normalization was applied", and
-            the program it was made with puts it behind the ReLU.
-        dropout: probability at the bottleneck; the paper has none.
-    """
-
-    in_channels: int = 1
-    out_channels: int = 4
+    in_channels: int = 1  # image channels; the paper's one holds normalised Hounsfield units
+    out_channels: int = 4  # logit channels; the paper's four are `MUELLER_LABELS`
+    # channels per level from full resolution to the bottleneck; n entries give n - 1 halvings
     features: tuple[int, ...] = (32, 64, 128, 256, 512)
-    norm: Norm = "batch"
+    norm: Norm = "batch"  # normalisation beside each 3 x 3 x 3 convolution; the paper's is batch
+    # where it stands. The paper says "after each convolutional block, batch normalization was applied", and the program
+    # it was made with puts it behind the ReLU.
     order: Order = "conv-relu-norm"
-    dropout: float = 0.0
+    dropout: float = 0.0  # probability at the bottleneck; the paper has none
 
 
 class _UNet(nn.Module):

@@ -38,18 +38,12 @@ ARCHITECTURES: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to each tensor when weights were carried into a network.
+    """What happened to each tensor when weights were carried into a network."""
 
-    Attributes:
-        loaded: names taken over.
-        missing: names the network has and the source has not; they keep their fresh values.
-        unused: names only the source has.
-        mismatched: name -> (shape in the source, shape in the network); they keep their fresh values.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
+    loaded: tuple[str, ...]  # names taken over
+    missing: tuple[str, ...]  # names the network has and the source has not; they keep their fresh values
+    unused: tuple[str, ...]  # names only the source has
+    # name -> (shape in the source, shape in the network); they keep their fresh values
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
     @property
@@ -197,19 +191,12 @@ def _build(architecture: dict[str, Any], folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Published:
-    """Files under which an architecture's weights were published.
+    """Files under which an architecture's weights were published."""
 
-    Attributes:
-        files: name -> first hex digits of its SHA-256.
-        home: where to get them.
-        licence: as far as it is stated.
-        head: tensors of the classifier, which another task leaves behind.
-    """
-
-    files: Mapping[str, str]
-    home: str
-    licence: str
-    head: tuple[str, ...]
+    files: Mapping[str, str]  # name -> first hex digits of its SHA-256
+    home: str  # where to get them
+    licence: str  # as far as it is stated
+    head: tuple[str, ...]  # tensors of the classifier, which another task leaves behind
 
 
 PUBLISHED: Mapping[str, Published] = {
@@ -234,19 +221,12 @@ PUBLISHED: Mapping[str, Published] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where carried weights came from.
-
-    Attributes:
-        file: its name.
-        sha256: of its bytes.
-        published: the published file it is by its sum; None when it is another.
-        report: which tensors were taken.
-    """
+    """Where carried weights came from."""
 
     file: str
-    sha256: str
-    published: str | None
-    report: LoadReport
+    sha256: str  # of its bytes
+    published: str | None  # the published file it is by its sum; None when it is another
+    report: LoadReport  # which tensors were taken
 
     def sentence(self) -> str:
         """One line for logs and cards."""

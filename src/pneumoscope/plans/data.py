@@ -30,17 +30,11 @@ TOLERATED = 0.03
 
 @dataclass(frozen=True)
 class Parts:
-    """Cases by what they are for.
+    """Cases by what they are for."""
 
-    Attributes:
-        train: to learn from.
-        val: to choose the epoch on.
-        test: scored once, at the end; may be empty.
-    """
-
-    train: list[Case]
-    val: list[Case]
-    test: list[Case]
+    train: list[Case]  # to learn from
+    val: list[Case]  # to choose the epoch on
+    test: list[Case]  # scored once, at the end; may be empty
 
     @property
     def cases(self) -> list[Case]:

@@ -45,21 +45,14 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True, kw_only=True)
 class OwnPlan(TrainingPlan):
-    """A plan for a network on slices; see `TrainingPlan` for what it shares.
-
-    Attributes:
-        size: edge of the square slice the network sees, pixels.
-        windows_hu: one input channel each, scaled to [0, 1].
-        features: filters per level of the U-Net.
-        loss: see `training.losses.LOSSES`.
-    """
+    """A plan for a network on slices; see `TrainingPlan` for what it shares."""
 
     dims: ClassVar[str] = "2d"
 
-    size: int = 256
-    windows_hu: tuple[tuple[float, float], ...] = (WINDOW_HU,)
-    features: tuple[int, ...] = FEATURES["cpu"]
-    loss: str = "pooled_dice_cross_entropy"
+    size: int = 256  # edge of the square slice the network sees, pixels
+    windows_hu: tuple[tuple[float, float], ...] = (WINDOW_HU,)  # one input channel each, scaled to [0, 1]
+    features: tuple[int, ...] = FEATURES["cpu"]  # filters per level of the U-Net
+    loss: str = "pooled_dice_cross_entropy"  # see `training.losses.LOSSES`
 
     def __post_init__(self) -> None:
         super().__post_init__()

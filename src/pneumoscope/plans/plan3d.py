@@ -39,34 +39,23 @@ THICK = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class VolumePlan(TrainingPlan):
-    """A plan for a network on volumes; see `TrainingPlan` for what it shares.
-
-    Attributes:
-        spacing_mm: (i, j, k) voxel size scans are resampled to.
-        window_hu: values outside are clipped.
-        scale: ``unit`` spreads the window over [0, 1]; ``grey_zscore`` as `datasets.patches.VolumeRecipe` has it.
-        patch: slices, rows and columns of the box the network sees.
-        features: filters per level; n levels halve the box n - 1 times.
-        loss: see `training.multiclass.LOSSES`.
-        foreground: share of boxes that are laid around a voxel with infiltrate.
-        boxes: in an epoch.
-        validation_boxes: the same ones after every epoch.
-    """
+    """A plan for a network on volumes; see `TrainingPlan` for what it shares."""
 
     dims: ClassVar[str] = "3d"
 
     batch_size: int = 2
     epochs: int = 100
     patience: int = 20
-    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
-    window_hu: tuple[float, float] = WINDOW_HU
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)  # (i, j, k) voxel size scans are resampled to
+    window_hu: tuple[float, float] = WINDOW_HU  # values outside are clipped
+    # ``unit`` spreads the window over [0, 1]; ``grey_zscore`` as `datasets.patches.VolumeRecipe` has it
     scale: str = "unit"
-    patch: Triple = (64, 64, 64)
-    features: tuple[int, ...] = (16, 32, 64, 128)
-    loss: str = "dice_cross_entropy"
-    foreground: float = 0.5
-    boxes: int = 100
-    validation_boxes: int = 24
+    patch: Triple = (64, 64, 64)  # slices, rows and columns of the box the network sees
+    features: tuple[int, ...] = (16, 32, 64, 128)  # filters per level; n levels halve the box n - 1 times
+    loss: str = "dice_cross_entropy"  # see `training.multiclass.LOSSES`
+    foreground: float = 0.5  # share of boxes that are laid around a voxel with infiltrate
+    boxes: int = 100  # in an epoch
+    validation_boxes: int = 24  # the same ones after every epoch
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,24 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSetup:
-    """A training that could begin.
+    """A training that could begin."""
 
-    Attributes:
-        model: the network, changed by training.
-        task: loss and scores.
-        train, val: examples.
-        card: the fixed part of the model's card.
-        origin: what the weights begin with, in words.
-        kind: what an example is, in the plural: ``slices`` or ``boxes``.
-    """
-
-    model: nn.Module
-    task: Task
+    model: nn.Module  # the network, changed by training
+    task: Task  # loss and scores
+    # train, val: examples
     train: BatchSource
     val: BatchSource
-    card: dict[str, Any]
-    origin: str
-    kind: str
+    card: dict[str, Any]  # the fixed part of the model's card
+    origin: str  # what the weights begin with, in words
+    kind: str  # what an example is, in the plural: ``slices`` or ``boxes``
 
 
 def set_up(

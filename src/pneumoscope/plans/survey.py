@@ -38,35 +38,23 @@ def require(name: str, holds: bool, value: Any, wanted: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What every training on own data does; every field may be changed in the file.
-
-    Attributes:
-        batch_size: examples a step.
-        epochs: at most.
-        patience: epochs without a better validation Dice after which training stops.
-        learning_rate: of Adam; falls along a cosine.
-        augment: show examples moved, mirrored and in another light each time.
-        validation_share: of the patients; the epoch is chosen on them.
-        test_share: of the patients; scored once at the end, never used to choose anything. 0 keeps none apart.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        seed: of weights, order, augmentation and split.
-        start: model folder or shipped model the weights begin with; what it was trained with is then kept.
-        reasons: why each value is what it is; for the reader only.
-    """
+    """What every training on own data does; every field may be changed in the file."""
 
     dims: ClassVar[str] = ""
 
-    batch_size: int = 8
-    epochs: int = 60
-    patience: int = 12
-    learning_rate: float = 1e-3
-    augment: bool = True
-    validation_share: float = 0.25
+    batch_size: int = 8  # examples a step
+    epochs: int = 60  # at most
+    patience: int = 12  # epochs without a better validation Dice after which training stops
+    learning_rate: float = 1e-3  # of Adam; falls along a cosine
+    augment: bool = True  # show examples moved, mirrored and in another light each time
+    validation_share: float = 0.25  # of the patients; the epoch is chosen on them
+    # of the patients; scored once at the end, never used to choose anything. 0 keeps none apart.
     test_share: float = 0.0
-    precision: str = "auto"
-    seed: int = 0
+    precision: str = "auto"  # ``auto``, ``fp32`` or ``bf16``
+    seed: int = 0  # of weights, order, augmentation and split
+    # model folder or shipped model the weights begin with; what it was trained with is then kept
     start: str | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # why each value is what it is; for the reader only
 
     def __post_init__(self) -> None:
         self._require_types()
@@ -113,23 +101,14 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Survey:
-    """The scans as far as a plan needs them: medians over those looked at.
+    """The scans as far as a plan needs them: medians over those looked at."""
 
-    Attributes:
-        scans: looked at.
-        shape: voxels (i, j, k).
-        spacing_mm: (i, j, k).
-        finest_slice_mm: the slice distance that a tenth of the scans go below.
-        field_mm: the longer side of the field of view within a slice.
-        matrix: the longer side of a slice, pixels.
-    """
-
-    scans: int
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    finest_slice_mm: float
-    field_mm: float
-    matrix: int
+    scans: int  # looked at
+    shape: tuple[int, int, int]  # voxels (i, j, k)
+    spacing_mm: tuple[float, float, float]  # (i, j, k)
+    finest_slice_mm: float  # the slice distance that a tenth of the scans go below
+    field_mm: float  # the longer side of the field of view within a slice
+    matrix: int  # the longer side of a slice, pixels
 
 
 def survey(cases: Sequence[Case]) -> Survey:

@@ -58,36 +58,24 @@ WRITTEN = (
 
 @dataclass(frozen=True, eq=False)
 class OwnExperiment:
-    """One site, the user's own.
-
-    Attributes:
-        training: the plan.
-        splits: by stage, the scans for training, validation and test.
-        max_minutes: stop each training after the epoch in which this much time is spent.
-    """
+    """One site, the user's own."""
 
     recipe: ClassVar[str] = "training on own scans"
 
-    training: OwnPlan | VolumePlan
-    splits: Mapping[str, Parts]
-    max_minutes: float | None = None
+    training: OwnPlan | VolumePlan  # the plan
+    splits: Mapping[str, Parts]  # by stage, the scans for training, validation and test
+    max_minutes: float | None = None  # stop each training after the epoch in which this much time is spent
 
 
 @dataclass(frozen=True, eq=False)
 class OwnTraining(NetworkTraining):
-    """A training by a plan; one whose data or plan changed is refused when it is resumed.
-
-    Attributes:
-        plan: see `OwnPlan` and `VolumePlan`.
-        setup: its network and examples.
-        max_minutes: as in `OwnExperiment`.
-    """
+    """A training by a plan; one whose data or plan changed is refused when it is resumed."""
 
     refuse: ClassVar[bool] = True
 
-    plan: OwnPlan | VolumePlan
-    setup: TrainingSetup
-    max_minutes: float | None
+    plan: OwnPlan | VolumePlan  # see `OwnPlan` and `VolumePlan`
+    setup: TrainingSetup  # its network and examples
+    max_minutes: float | None  # as in `OwnExperiment`
 
     def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
         """See `NetworkTraining`; says first how long it will take."""
@@ -259,25 +247,15 @@ def _card(
 
 @dataclass(frozen=True, eq=False)
 class OwnResult:
-    """A trained model.
+    """A trained model."""
 
-    Attributes:
-        folder: with model, card, history and plan; what ``segment --model`` takes.
-        scores: ``case,patient,dice,reference_ml,predicted_ml`` of the validation scans.
-        test: likewise of the test scans; None where none were held out for it.
-        chosen_on: which scans the epoch was chosen on, in words.
-        epochs: epochs trained.
-        stopped_by: see `training.loop.FitResult`.
-        seconds: of training in this process.
-    """
-
-    folder: Path
-    scores: pd.DataFrame
-    test: pd.DataFrame | None
-    chosen_on: str
-    epochs: int
-    stopped_by: str
-    seconds: float
+    folder: Path  # with model, card, history and plan; what ``segment --model`` takes
+    scores: pd.DataFrame  # ``case,patient,dice,reference_ml,predicted_ml`` of the validation scans
+    test: pd.DataFrame | None  # likewise of the test scans; None where none were held out for it
+    chosen_on: str  # which scans the epoch was chosen on, in words
+    epochs: int  # epochs trained
+    stopped_by: str  # see `training.loop.FitResult`
+    seconds: float  # of training in this process
 
 
 @locks("out")

@@ -43,25 +43,16 @@ class Published(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Site(Settings):
-    """One dataset of the study.
+    """One dataset of the study."""
 
-    Attributes:
-        number: the set's number in the stage names (1, 2, 3).
-        dataset: name of the reader, as in `pneumoscope data list`.
-        label: the paper's name of the set; of ``slices`` the source (``coronacases``, ``radiopaedia``, ``medseg``).
-        cases: shell pattern of the cases used; others are left out.
-        phantom_site: synthetic site that stands in when no data are given.
-        phantom_patients: how many synthetic patients.
-        published: the paper's counts.
-    """
-
-    number: int
-    dataset: str = setting()
+    number: int  # the set's number in the stage names (1, 2, 3)
+    dataset: str = setting()  # name of the reader, as in `pneumoscope data list`
+    # the paper's name of the set; of ``slices`` the source (``coronacases``, ``radiopaedia``, ``medseg``)
     label: str = setting()
-    cases: str = setting()
-    phantom_site: str = setting(choices=("A", "B", "C"))
-    phantom_patients: int = setting("patients", low=1)
-    published: Published | None = None
+    cases: str = setting()  # shell pattern of the cases used; others are left out
+    phantom_site: str = setting(choices=("A", "B", "C"))  # synthetic site that stands in when no data are given
+    phantom_patients: int = setting("patients", low=1)  # how many synthetic patients
+    published: Published | None = None  # the paper's counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +66,20 @@ class Data(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Settings):
-    """From Hounsfield units, or from 8-bit grey values, to channels.
+    """From Hounsfield units, or from 8-bit grey values, to channels."""
 
-    Attributes:
-        size: edge of the square slice the network sees; nearest-neighbour resize (8-bit slices: area average).
-        windows_hu: one input channel each, scaled to [0, 1] and clipped; 8-bit slices have the one window 0 to 255.
-        lung_channel: the binary lung mask as last channel.
-        store: how slices are held in memory; ``uint8`` rounds to 1/255 of a window.
-        intensity: ``hu``, or ``grey8`` for pictures whose grey values are no Hounsfield units.
-        neighbours: slices on each side that stages of system ``slices-2.5d`` see beside their own.
-    """
-
+    # edge of the square slice the network sees; nearest-neighbour resize (8-bit slices: area average)
     size: int = setting("px", low=16, high=1024)
+    # one input channel each, scaled to [0, 1] and clipped; 8-bit slices have the one window 0 to 255
     windows_hu: tuple[tuple[float, float], ...] = setting("HU", low=-2048, high=4096)
-    lung_channel: bool = setting()
+    lung_channel: bool = setting()  # the binary lung mask as last channel
+    # how slices are held in memory; ``uint8`` rounds to 1/255 of a window
     store: str = setting(choices=("float16", "uint8"))
+    # ``hu``, or ``grey8`` for pictures whose grey values are no Hounsfield units
     intensity: str = setting(
         choices=("hu", "grey8"), default="hu", why=OUR_CHOICE + "scans hold Hounsfield units unless a recipe says else"
     )
+    # slices on each side that stages of system ``slices-2.5d`` see beside their own
     neighbours: int = setting("slices on each side", low=1, high=8, default=1, why=OUR_CHOICE + "for slices-2.5d only")
 
     def __post_init__(self) -> None:
@@ -130,45 +117,32 @@ class Network(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Settings):
-    """How slices become training, validation and test.
+    """How slices become training, validation and test."""
 
-    Attributes:
-        by: ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
-            ``patient`` keeps patients whole and draws no balance; ``none`` tests on every patient, for stages that are
-            trained elsewhere.
-        train_slices: drawn for training (by patient: only its ratio to `validation_slices` counts).
-        validation_slices: drawn for validation.
-        shortage: a set with too few slices is refused (``error``) or drawn in proportion.
-        patient_test_share: patients kept for testing when the split is by patient.
-        seed: of the draw.
-        held_out_share: by slice: this share of the patients is kept out of the draw and tested on, so that the scores
-            of patients seen and never seen can be told apart; 0 is the papers' draw.
-        judged_pixels: by patient: whoever has fewer infected pixels, at the size the network sees, trains only.
-    """
-
+    # ``slice`` is the paper's draw, half with and half without infiltrate, and leaks patients into the test set;
+    # ``patient`` keeps patients whole and draws no balance; ``none`` tests on every patient, for stages that are
+    # trained elsewhere
     by: str = setting(choices=("slice", "patient", "none"))
+    # drawn for training (by patient: only its ratio to `validation_slices` counts)
     train_slices: int = setting("slices", low=2)
-    validation_slices: int = setting("slices", low=2)
+    validation_slices: int = setting("slices", low=2)  # drawn for validation
+    # a set with too few slices is refused (``error``) or drawn in proportion
     shortage: str = setting(choices=("error", "proportional"))
+    # patients kept for testing when the split is by patient
     patient_test_share: float = setting("share of patients", low=0.05, high=0.9)
-    seed: int = setting(low=0, high=MAX_SEED)
+    seed: int = setting(low=0, high=MAX_SEED)  # of the draw
+    # by slice: this share of the patients is kept out of the draw and tested on, so that the scores of patients seen
+    # and never seen can be told apart; 0 is the papers' draw
     held_out_share: float = setting(
         "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
     )
+    # by patient: whoever has fewer infected pixels, at the size the network sees, trains only
     judged_pixels: int = setting("px", low=0, default=0, why=OUR_CHOICE + "every patient may be tested on")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Settings):
-    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2).
-
-    Attributes:
-        augment: ``slices`` shows every slice moved, mirrored and in another light each time, ``strong`` more so; see
-            `training.augment`.
-        hide_lung: probability of showing an augmented slice without its lung mask.
-        keep: ``best`` keeps the weights of the epoch with the best `monitor`, ``last`` those of the last epoch.
-        ema: decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves.
-    """
+    """What all trainings of the study share. Slices are always shuffled (2022b, 3.2)."""
 
     optimiser: str = setting(choices=("adam", "adamw"))
     weight_decay: float = setting("", low=0.0)
@@ -178,15 +152,20 @@ class Training(Settings):
     monitor: str = setting()
     precision: str = setting(choices=("auto", "fp32", "bf16"))
     seed: int = setting(low=0, high=MAX_SEED)
+    # ``slices`` shows every slice moved, mirrored and in another light each time, ``strong`` more so; see
+    # `training.augment`
     augment: str = setting(
         choices=("none", "slices", "strong"), default="none", why=OUR_CHOICE + "the papers name none"
     )
+    # probability of showing an augmented slice without its lung mask
     hide_lung: float = setting("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
+    # ``best`` keeps the weights of the epoch with the best `monitor`, ``last`` those of the last epoch
     keep: str = setting(
         choices=("best", "last"),
         default="best",
         why=OUR_CHOICE + "early stopping keeps the best",
     )
+    # decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves
     ema: float = setting("", low=0.0, high=0.9999, default=0.0, why=NONE_NAMED)
 
 
@@ -238,66 +217,50 @@ class Stages(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LungModel(Settings):
-    """What supplies lung masks where a set has none.
+    """What supplies lung masks where a set has none."""
 
-    Attributes:
-        supply: ``trained`` is a U-Net that learns from `sites`, as the papers do it; ``shipped`` is the model that
-            `segment` uses, which has seen none of the sets but other data.
-        sites: the sets it learns from; it sees their training and validation parts and slices without lung.
-        features: filters per level.
-        max_slices: at most this many training slices, evenly spaced.
-        aerated_hu: voxels below are air or lung.
-        aerated_probability: such a voxel is lung from this probability on.
-        dense_probability: any other voxel is lung from this probability on.
-        closing_mm: vessels and fissures narrower than twice this are filled in.
-        smallest_ml: smaller pieces of found lung are dropped.
-        budget: epochs, patience, learning rate.
-    """
-
+    # ``trained`` is a U-Net that learns from `sites`, as the papers do it; ``shipped`` is the model that `segment`
+    # uses, which has seen none of the sets but other data
     supply: str = setting(
         choices=("trained", "shipped"),
         default="trained",
         why=OUR_CHOICE + "as the papers: a model made for it",
     )
+    # the sets it learns from; it sees their training and validation parts and slices without lung
     sites: tuple[int, ...] = setting("set", low=1)
-    features: tuple[int, ...] = setting("filters", low=1, high=2048)
-    max_slices: int = setting("slices", low=2)
-    aerated_hu: float = setting("HU", low=-1024, high=0)
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)  # filters per level
+    max_slices: int = setting("slices", low=2)  # at most this many training slices, evenly spaced
+    aerated_hu: float = setting("HU", low=-1024, high=0)  # voxels below are air or lung
+    # such a voxel is lung from this probability on
     aerated_probability: float = setting("probability", low=0.0, high=1.0)
+    # any other voxel is lung from this probability on
     dense_probability: float = setting("probability", low=0.0, high=1.0)
-    closing_mm: float = setting("mm", low=0.0, high=50.0)
-    smallest_ml: float = setting("ml", low=0.0)
-    budget: Budget
+    closing_mm: float = setting("mm", low=0.0, high=50.0)  # vessels and fissures narrower than twice this are filled in
+    smallest_ml: float = setting("ml", low=0.0)  # smaller pieces of found lung are dropped
+    budget: Budget  # epochs, patience, learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(Settings):
-    """How stages are scored.
+    """How stages are scored."""
 
-    Attributes:
-        threshold: infiltrate is where the probability reaches it.
-        slices: which slices are averaged over; ``infected``: those whose reference holds infiltrate.
-        unseen: the slices of a set that a stage has never been trained on: ``test`` as for every other set, or
-            ``all`` with lung (2022a). Differences between stages are taken over test slices in either case.
-        surface_tolerance_mm: a contour within this distance of the other counts as found (NSD).
-        calibration_bins: bins of equal width in which probabilities are compared with what is true.
-        interval_level: coverage of intervals.
-        interval_resamples: draws of patients per interval.
-        interval_seed: of these draws.
-    """
-
-    threshold: float = setting("probability", low=0.0, high=1.0)
+    threshold: float = setting("probability", low=0.0, high=1.0)  # infiltrate is where the probability reaches it
+    # which slices are averaged over; ``infected``: those whose reference holds infiltrate
     slices: str = setting(choices=("infected",))
+    # the slices of a set that a stage has never been trained on: ``test`` as for every other set, or ``all`` with lung
+    # (2022a). Differences between stages are taken over test slices in either case.
     unseen: str = setting(choices=("test", "all"), default="test", why=OUR_CHOICE + "every set by its test slices")
+    # a contour within this distance of the other counts as found (NSD)
     surface_tolerance_mm: float = setting(
         "mm", low=0.0, high=50.0, default=3.0, why=OUR_CHOICE + "as Ma et al. 2021 for COVID-19 infection"
     )
+    # bins of equal width in which probabilities are compared with what is true
     calibration_bins: int = setting(
         "bins", low=2, high=1000, default=15, why=OUR_CHOICE + "15 bins of equal width, as Guo et al. 2017"
     )
-    interval_level: float = setting("share", low=0.5, high=0.999)
-    interval_resamples: int = setting("resamples", low=10)
-    interval_seed: int = setting(low=0, high=MAX_SEED)
+    interval_level: float = setting("share", low=0.5, high=0.999)  # coverage of intervals
+    interval_resamples: int = setting("resamples", low=10)  # draws of patients per interval
+    interval_seed: int = setting(low=0, high=MAX_SEED)  # of these draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,27 +278,16 @@ class PaperRow(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Settings):
-    """One study: what is read, how it is trained, what is scored, and what the paper found.
+    """One study: what is read, how it is trained, what is scored, and what the paper found."""
 
-    Attributes:
-        recipe: name in `pneumoscope study list`.
-        title: one line.
-        citation: the paper.
-        notes: misprints of the paper and where we had to choose a reading.
-        paper: the paper's table; empty for recipes of our own.
-        strategy: how retrainings guard against forgetting, and the numbers of every way to do so.
-        systems: the recipes on volumes that stages name as their system; filled in from the stages.
-        may_grow: parts that a resumed study may add to: new cells are computed, the others are taken as they are.
-        may_change: values that a resumed study may change.
-    """
-
+    # parts that a resumed study may add to: new cells are computed, the others are taken as they are
     may_grow: ClassVar[tuple[str, ...]] = ("data.sites.", "stages.chain.", "systems.", "paper.")
-    may_change: ClassVar[tuple[str, ...]] = ()
+    may_change: ClassVar[tuple[str, ...]] = ()  # values that a resumed study may change
 
-    recipe: str
-    title: str
-    citation: str
-    notes: tuple[str, ...]
+    recipe: str  # name in `pneumoscope study list`
+    title: str  # one line
+    citation: str  # the paper
+    notes: tuple[str, ...]  # misprints of the paper and where we had to choose a reading
     data: Data
     preprocessing: Preprocessing
     network: Network
@@ -344,8 +296,10 @@ class Experiment(Settings):
     stages: Stages
     lung: LungModel
     scoring: Scoring
-    paper: tuple[PaperRow, ...]
+    paper: tuple[PaperRow, ...]  # the paper's table; empty for recipes of our own
+    # how retrainings guard against forgetting, and the numbers of every way to do so
     strategy: Strategy = field(default_factory=plain_strategy)
+    # the recipes on volumes that stages name as their system; filled in from the stages
     systems: tuple[VolumeSystem, ...] = ()
 
     def __post_init__(self) -> None:

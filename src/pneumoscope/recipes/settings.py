@@ -73,13 +73,11 @@ def setting(
 class Settings:
     """A group of settings.
 
-    Attributes:
-        sources: for each setting the place its value comes from; those of `sourced` values are taken from there.
-
     Raises:
         InputError: a value without a source, a source without a value, or a value out of bounds.
     """
 
+    # for each setting the place its value comes from; those of `sourced` values are taken from there
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,14 +169,8 @@ def groups_in(value: Any) -> dict[str, Settings]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An entry of `pneumoscope study list`.
+    """An entry of `pneumoscope study list`."""
 
-    Attributes:
-        name: what the user types.
-        summary: one line.
-        build: makes the experiment.
-    """
-
-    name: str
-    summary: str
-    build: Callable[[], Any]
+    name: str  # what the user types
+    summary: str  # one line
+    build: Callable[[], Any]  # makes the experiment

@@ -55,35 +55,27 @@ def strategy_parts(name: str) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(Settings):
-    """The strategy of all retrainings that name none themselves, and the numbers of every strategy.
+    """The strategy of all retrainings that name none themselves, and the numbers of every strategy."""
 
-    Attributes:
-        name: parts of `STRATEGIES` joined by ``+``.
-        store_slices: slices kept of each earlier set by ``rehearsal``; chosen by `training.strategies.rehearsal`.
-        earlier_share: of each epoch's slices, from earlier sets together (``rehearsal``, ``joint``); None: every set
-            seen has the same share.
-        validation_slices: of each earlier set, kept for choosing epochs and mixing weights.
-        ewc_weight: of the penalty, the Fisher information being scaled to a sum of 1.
-        ewc_slices: training slices of each earlier set from which the Fisher information is estimated.
-        lwf_weight: of the distillation beside the task's own loss.
-        lwf_temperature: softens both answers.
-        averaging_weights: shares of the new weights that are tried; 1 is plain fine-tuning.
-        frozen: modules that keep their weights and statistics.
-        adabn_slices: training slices of each set from which its statistics are estimated.
-        site_known: at test, take the site's own network where it has one, instead of asking the selector.
-    """
-
-    name: str = setting()
+    name: str = setting()  # parts of `STRATEGIES` joined by ``+``
+    # slices kept of each earlier set by ``rehearsal``; chosen by `training.strategies.rehearsal`
     store_slices: int = setting("slices per set", low=1)
+    # of each epoch's slices, from earlier sets together (``rehearsal``, ``joint``); None: every set seen has the same
+    # share
     earlier_share: float | None = setting("share of slices", low=0.0, high=0.95)
+    # of each earlier set, kept for choosing epochs and mixing weights
     validation_slices: int = setting("slices per set", low=1)
-    ewc_weight: float = setting("", low=0.0)
+    ewc_weight: float = setting("", low=0.0)  # of the penalty, the Fisher information being scaled to a sum of 1
+    # training slices of each earlier set from which the Fisher information is estimated
     ewc_slices: int = setting("slices per set", low=1)
-    lwf_weight: float = setting("", low=0.0)
-    lwf_temperature: float = setting("", low=0.1, high=20.0)
+    lwf_weight: float = setting("", low=0.0)  # of the distillation beside the task's own loss
+    lwf_temperature: float = setting("", low=0.1, high=20.0)  # softens both answers
+    # shares of the new weights that are tried; 1 is plain fine-tuning
     averaging_weights: tuple[float, ...] = setting("share", low=0.0, high=1.0)
-    frozen: tuple[str, ...] = setting()
+    frozen: tuple[str, ...] = setting()  # modules that keep their weights and statistics
+    # training slices of each set from which its statistics are estimated
     adabn_slices: int = setting("slices per set", low=2)
+    # at test, take the site's own network where it has one, instead of asking the selector
     site_known: bool = setting()
 
     def __post_init__(self) -> None:

@@ -109,21 +109,18 @@ def build_volume_recipe(name: str) -> VolumeExperiment:
 class VolumeSystem(Settings):
     """What a transfer study takes of a recipe on volumes.
 
-    Attributes:
-        name: of the recipe.
-        preparation, network, augment, phases, training: see `recipes.volumes`.
-        overlap: share of a window that the next one covers again when a scan is predicted, (i, j, k).
-
     Raises:
         InputError: no such recipe, or values that do not go together.
     """
 
-    name: str
+    name: str  # of the recipe
+    # preparation, network, augment, phases, training: see `recipes.volumes`
     preparation: VolumePreparation
     network: VolumeNetwork
     augment: VolumeVariation
     phases: tuple[Phase, ...]
     training: VolumeTraining
+    # share of a window that the next one covers again when a scan is predicted, (i, j, k)
     overlap: tuple[float, float, float] = setting("share", low=0, high=0.95)
 
     def __post_init__(self) -> None:

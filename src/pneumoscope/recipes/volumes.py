@@ -17,18 +17,13 @@ SETTINGS = ("full", "no-augmentation", "no-preprocessing", "plain")
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeSet(Settings):
-    """One dataset and the part it plays.
+    """One dataset and the part it plays."""
 
-    Attributes:
-        name: of the dataset, as `--data NAME=ROOT` gives it.
-        cases: pattern of the case names that are taken.
-        part: ``train`` is split into training and validation; ``test`` is scored at the end.
-        phantom_site, phantom_patients: the synthetic stand-in.
-    """
-
-    name: str = setting()
-    cases: str = setting()
+    name: str = setting()  # of the dataset, as `--data NAME=ROOT` gives it
+    cases: str = setting()  # pattern of the case names that are taken
+    # ``train`` is split into training and validation; ``test`` is scored at the end
     part: str = setting(choices=("train", "test"))
+    # phantom_site, phantom_patients: the synthetic stand-in
     phantom_site: str = setting(choices=("A", "B", "C"))
     phantom_patients: int = setting("patients", low=1, high=500)
 
@@ -54,16 +49,12 @@ class VolumePreparation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeNetwork(Settings):
-    """The 3D network.
+    """The 3D network."""
 
-    Attributes:
-        kind: ``unet3d`` or ``r3d18_unet``.
-        features: filters per level of the U-Net; for ``r3d18_unet`` the stem's channels, then the four of the decoder.
-        encoder_weights: file of published weights of the encoder (``r3d18_unet`` only).
-    """
-
-    kind: str = setting(choices=("unet3d", "r3d18_unet"))
+    kind: str = setting(choices=("unet3d", "r3d18_unet"))  # ``unet3d`` or ``r3d18_unet``
+    # filters per level of the U-Net; for ``r3d18_unet`` the stem's channels, then the four of the decoder
     features: tuple[int, ...] = setting("filters", low=1, high=2048)
+    # file of published weights of the encoder (``r3d18_unet`` only)
     encoder_weights: str | None = setting(default=None, why=OUR_CHOICE + "fresh weights where no file is given")
 
     def __post_init__(self) -> None:
@@ -92,92 +83,71 @@ class VolumeVariation(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Settings):
-    """One training; the next one begins with its best weights.
+    """One training; the next one begins with its best weights."""
 
-    Attributes:
-        name: of its folder below the model's.
-        frozen: ``encoder`` keeps the encoder's weights as they are.
-        size: (i, j, k) voxels of the boxes; of the whole resized scan where `whole` is set.
-        whole: scans are resized to `size` instead of being cut into boxes of it.
-        batch_size, steps: boxes a step, steps an epoch; None for `steps` shows each scan once.
-        max_epochs, patience: None never stops early.
-        learning_rate, weight_decay, schedule: see `training.loop.TrainConfig`.
-        monitor: what chooses the weights that are kept, and what `patience` waits for.
-    """
-
-    name: str
-    frozen: str = setting(choices=("nothing", "encoder"))
+    name: str  # of its folder below the model's
+    frozen: str = setting(choices=("nothing", "encoder"))  # ``encoder`` keeps the encoder's weights as they are
+    # (i, j, k) voxels of the boxes; of the whole resized scan where `whole` is set
     size: tuple[int, int, int] = setting("voxels", low=1, high=1024)
-    whole: bool = setting()
+    whole: bool = setting()  # scans are resized to `size` instead of being cut into boxes of it
+    # batch_size, steps: boxes a step, steps an epoch; None for `steps` shows each scan once
     batch_size: int = setting("boxes", low=1)
     steps: int | None = setting("steps", low=1)
+    # max_epochs, patience: None never stops early
     max_epochs: int = setting("epochs", low=1)
     patience: int | None = setting("epochs", low=1)
+    # learning_rate, weight_decay, schedule: see `training.loop.TrainConfig`
     learning_rate: float = setting("", low=0, high=10)
     weight_decay: float = setting("", low=0)
     schedule: str = setting(choices=("constant", "plateau", "cyclic"))
+    # what chooses the weights that are kept, and what `patience` waits for
     monitor: str = setting(choices=("train_loss", "val_loss", "val_dice"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeTraining(Settings):
-    """What all phases share.
-
-    Attributes:
-        plateau_epochs, plateau_factor, plateau_least, plateau_rest, plateau_floor: of the schedule ``plateau``, on the
-            training loss.
-        validation_boxes: fixed boxes of the validation scans that are looked at after each epoch.
-        foreground: share of boxes laid around infection.
-    """
+    """What all phases share."""
 
     optimiser: str = setting(choices=("adam", "adamw"))
     loss: str = setting(choices=("tversky_cross_entropy", "dice_cross_entropy", "cross_entropy"))
+    # plateau_epochs, plateau_factor, plateau_least, plateau_rest, plateau_floor: of the schedule ``plateau``, on the
+    # training loss
     plateau_epochs: int = setting("epochs", low=1)
     plateau_factor: float = setting("factor", low=0.001, high=0.999)
     plateau_least: float = setting("", low=0)
     plateau_rest: int = setting("epochs", low=0)
     plateau_floor: float = setting("", low=0)
+    # fixed boxes of the validation scans that are looked at after each epoch
     validation_boxes: int = setting("boxes", low=1)
-    foreground: float = setting("share", low=0, high=1)
+    foreground: float = setting("share", low=0, high=1)  # share of boxes laid around infection
     precision: str = setting(choices=("auto", "fp32", "bf16"))
     seed: int = setting(low=0, high=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeFolds(Settings):
-    """How scans become training and validation.
+    """How scans become training and validation."""
 
-    Attributes:
-        by: ``case`` deals scans, as the papers do; ``patient`` keeps all scans of a person in one part.
-        k: numbers of folds; every one is a cross-validation of its own. Empty for one split by `validation_share`.
-        validation_share: of the scans, where `k` is empty.
-        ablation: run the last k also without augmentation, without preprocessing, and without both.
-        seed: of the draw.
-    """
-
+    # ``case`` deals scans, as the papers do; ``patient`` keeps all scans of a person in one part
     by: str = setting(choices=("case", "patient"))
+    # numbers of folds; every one is a cross-validation of its own. Empty for one split by `validation_share`.
     k: tuple[int, ...] | None = setting("folds", low=2, high=100)
-    validation_share: float = setting("share", low=0.01, high=0.9)
-    ablation: bool = setting()
-    seed: int = setting(low=0, high=MAX_SEED)
+    validation_share: float = setting("share", low=0.01, high=0.9)  # of the scans, where `k` is empty
+    ablation: bool = setting()  # run the last k also without augmentation, without preprocessing, and without both
+    seed: int = setting(low=0, high=MAX_SEED)  # of the draw
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeScoring(Settings):
-    """Prediction and scores.
+    """Prediction and scores."""
 
-    Attributes:
-        overlap: share of a window that the next one covers again, (i, j, k).
-        lesion_tolerance_mm, lung_tolerance_mm: of the normalised surface Dice.
-        baseline: also score a plain threshold on Hounsfield units, on the same splits.
-        ensemble: also score the mean of the fold models on the test sets.
-    """
-
+    # share of a window that the next one covers again, (i, j, k)
     overlap: tuple[float, float, float] = setting("share", low=0, high=0.95)
+    # lesion_tolerance_mm, lung_tolerance_mm: of the normalised surface Dice
     lesion_tolerance_mm: float = setting("mm", low=0, high=50)
     lung_tolerance_mm: float = setting("mm", low=0, high=50)
-    baseline: bool = setting()
-    ensemble: bool = setting()
+    baseline: bool = setting()  # also score a plain threshold on Hounsfield units, on the same splits
+    ensemble: bool = setting()  # also score the mean of the fold models on the test sets
 
 
 def _printed(unit: str = "") -> Any:

@@ -21,158 +21,109 @@ ARMS = ("border", "equalised", "lung_box", "balanced", "adults", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class XrayData(Settings):
-    """Which pictures.
+    """Which pictures."""
 
-    Attributes:
-        children: set of Dataset_0 and of the classes without COVID-19 of Dataset_1.
-        covid: sets that give the class covid19 of Dataset_1, where their folders are given.
-        adults: set of adults from before the pandemic, a control; it takes no part in the paper's stages.
-        classes_0, classes_1: of the two datasets, by their numbers.
-        per_class_0: pictures of each class of Dataset_0; none takes all.
-        per_class_1: pictures of each class of Dataset_1.
-        shortage: when a class has fewer: take ``all`` and say so, or an ``error``.
-        apart: patients whom Dataset_1 tests or validates on do not teach Model_0.
-    """
-
-    children: str = setting()
-    covid: tuple[str, ...] = setting()
-    adults: str = setting()
+    children: str = setting()  # set of Dataset_0 and of the classes without COVID-19 of Dataset_1
+    covid: tuple[str, ...] = setting()  # sets that give the class covid19 of Dataset_1, where their folders are given
+    adults: str = setting()  # set of adults from before the pandemic, a control; it takes no part in the paper's stages
+    # classes_0, classes_1: of the two datasets, by their numbers
     classes_0: tuple[str, ...] = setting()
     classes_1: tuple[str, ...] = setting()
+    # pictures of each class of Dataset_0; none takes all
     per_class_0: tuple[int, ...] | None = setting("pictures", low=3)
-    per_class_1: tuple[int, ...] = setting("pictures", low=3)
+    per_class_1: tuple[int, ...] = setting("pictures", low=3)  # pictures of each class of Dataset_1
+    # when a class has fewer: take ``all`` and say so, or an ``error``
     shortage: str = setting(choices=("all", "error"))
-    apart: bool = setting()
+    apart: bool = setting()  # patients whom Dataset_1 tests or validates on do not teach Model_0
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayPictures(Settings):
-    """How a picture becomes the network's input.
+    """How a picture becomes the network's input."""
 
-    Attributes:
-        side: rows and columns.
-        fit: ``stretch`` or ``pad``.
-    """
-
-    side: int = setting("pixels", low=8, high=1024)
-    fit: str = setting(choices=("stretch", "pad"))
+    side: int = setting("pixels", low=8, high=1024)  # rows and columns
+    fit: str = setting(choices=("stretch", "pad"))  # ``stretch`` or ``pad``
 
 
 @dataclass(frozen=True, kw_only=True)
 class XraySplit(Settings):
-    """Who trains, validates and tests.
+    """Who trains, validates and tests."""
 
-    Attributes:
-        by: ``group``: patients, joined where they share a picture; ``image``: pictures, as the paper.
-        test_share: of all pictures.
-        validation_share: of those that are not tested.
-        correlation: correlation from which two pictures are taken for one.
-        seed: of draw and split; the second training uses the next, and so on.
-    """
-
+    # ``group``: patients, joined where they share a picture; ``image``: pictures, as the paper
     by: str = setting(choices=("group", "image"))
-    test_share: float = setting("share", low=0.01, high=0.9)
-    validation_share: float = setting("share", low=0.01, high=0.9)
+    test_share: float = setting("share", low=0.01, high=0.9)  # of all pictures
+    validation_share: float = setting("share", low=0.01, high=0.9)  # of those that are not tested
+    # correlation from which two pictures are taken for one
     correlation: float = setting("correlation", low=0.9, high=1.0)
-    seed: int = setting(low=0, high=MAX_SEED)
+    seed: int = setting(low=0, high=MAX_SEED)  # of draw and split; the second training uses the next, and so on
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayNetwork(Settings):
-    """The networks.
+    """The networks."""
 
-    Attributes:
-        features: channels per block of the small CNN.
-        dropout: before its dense layer.
-        resnet_width: channels of the first layer of Model_3; published weights have 64.
-    """
-
-    features: tuple[int, ...] = setting("filters", low=1, high=2048)
-    dropout: float = setting("probability", low=0.0, high=0.95)
+    features: tuple[int, ...] = setting("filters", low=1, high=2048)  # channels per block of the small CNN
+    dropout: float = setting("probability", low=0.0, high=0.95)  # before its dense layer
+    # channels of the first layer of Model_3; published weights have 64
     resnet_width: int = setting("filters", low=1, high=64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayTraining(Settings):
-    """How they are trained.
+    """How they are trained."""
 
-    Attributes:
-        stages: which of the paper's networks; none: the baselines and probes only, which take minutes.
-        optimiser: Adam with beta 0.9 and 0.999.
-        max_epochs, patience, batch_size: of every training and of each of its steps.
-        learning_rate: from scratch, and of the dense layer alone.
-        fine_rate: once reused layers are unfrozen.
-        plateau_epochs, plateau_factor: the rate is multiplied by the factor after so many epochs without a better
-            validation loss.
-        last_layers: of Model_3, unfrozen in its second step.
-        repeats: trainings with seeds that follow one another; draw and split differ with them.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        seed: of weights, order and dropout.
-    """
-
+    # which of the paper's networks; none: the baselines and probes only, which take minutes
     stages: tuple[str, ...] | None = setting(choices=MODELS)
-    optimiser: str = setting(choices=("adam",))
+    optimiser: str = setting(choices=("adam",))  # Adam with beta 0.9 and 0.999
+    # max_epochs, patience, batch_size: of every training and of each of its steps
     max_epochs: int = setting("epochs", low=1)
     patience: int = setting("epochs", low=1)
     batch_size: int = setting("pictures", low=1)
-    learning_rate: float = setting(low=1e-8, high=10)
-    fine_rate: float = setting(low=1e-8, high=10)
+    learning_rate: float = setting(low=1e-8, high=10)  # from scratch, and of the dense layer alone
+    fine_rate: float = setting(low=1e-8, high=10)  # once reused layers are unfrozen
+    # plateau_epochs, plateau_factor: the rate is multiplied by the factor after so many epochs without a better
+    # validation loss
     plateau_epochs: int = setting("epochs", low=1)
     plateau_factor: float = setting(low=1e-4, high=0.99)
-    last_layers: int = setting("layers", low=1, high=50)
+    last_layers: int = setting("layers", low=1, high=50)  # of Model_3, unfrozen in its second step
+    # trainings with seeds that follow one another; draw and split differ with them
     repeats: int = setting("trainings", low=1, high=100)
-    precision: str = setting(choices=("auto", "fp32", "bf16"))
-    seed: int = setting(low=0, high=MAX_SEED)
+    precision: str = setting(choices=("auto", "fp32", "bf16"))  # ``auto``, ``fp32`` or ``bf16``
+    seed: int = setting(low=0, high=MAX_SEED)  # of weights, order and dropout
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayHonest(Settings):
-    """Baselines, probes, held-out sources and remedies.
+    """Baselines, probes, held-out sources and remedies."""
 
-    Attributes:
-        thumbnail: side of the thumbnails of the baseline.
-        corner_share: side of a corner of the whole picture.
-        corner_thumbnail: side each corner is shrunk to; four of 8 x 8 are as many numbers as one of 16 x 16.
-        penalties: L2 weights among which the validation loss chooses.
-        border: share cut off at each edge by the remedy ``border``.
-        clahe_limit, clahe_tiles: of the remedy ``equalised``.
-        lung_box: top, bottom, left, right of the remedy ``lung_box``, and of what the probe is not shown.
-        adults_train: share of the adults' patients that the remedies ``adults`` and ``all`` may learn from; the others
-            test everything.
-        networks: remedies for which the small CNN is trained as well; none: the baseline only.
-        held_out_networks: train the small CNN also with each source of COVID-19 left out.
-        network_draws: do both in so many draws only (baselines and the paper's networks are made in every draw).
-    """
-
-    thumbnail: int = setting("pixels", low=2, high=64)
-    corner_share: float = setting("share", low=0.02, high=0.5)
+    thumbnail: int = setting("pixels", low=2, high=64)  # side of the thumbnails of the baseline
+    corner_share: float = setting("share", low=0.02, high=0.5)  # side of a corner of the whole picture
+    # side each corner is shrunk to; four of 8 x 8 are as many numbers as one of 16 x 16
     corner_thumbnail: int = setting("pixels", low=1, high=64)
-    penalties: tuple[float, ...] = setting(low=0.0)
-    border: float = setting("share", low=0.0, high=0.39)
+    penalties: tuple[float, ...] = setting(low=0.0)  # L2 weights among which the validation loss chooses
+    border: float = setting("share", low=0.0, high=0.39)  # share cut off at each edge by the remedy ``border``
+    # clahe_limit, clahe_tiles: of the remedy ``equalised``
     clahe_limit: float = setting(low=0.1, high=100)
     clahe_tiles: int = setting("tiles", low=1, high=64)
+    # top, bottom, left, right of the remedy ``lung_box``, and of what the probe is not shown
     lung_box: tuple[float, ...] = setting("share", low=0.0, high=1.0)
+    # share of the adults' patients that the remedies ``adults`` and ``all`` may learn from; the others test everything
     adults_train: float = setting("share", low=0.1, high=0.9)
+    # remedies for which the small CNN is trained as well; none: the baseline only
     networks: tuple[str, ...] | None = setting(choices=ARMS)
-    held_out_networks: bool = setting()
+    held_out_networks: bool = setting()  # train the small CNN also with each source of COVID-19 left out
+    # do both in so many draws only (baselines and the paper's networks are made in every draw)
     network_draws: int | None = setting("draws", low=1, default=None, why=OUR_CHOICE + "every draw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayScoring(Settings):
-    """How results are summed up.
+    """How results are summed up."""
 
-    Attributes:
-        interval_level: coverage.
-        interval_resamples: draws of patients.
-        interval_seed: of the draws.
-        timed_pictures: classified one by one for the time per picture.
-    """
-
-    interval_level: float = setting("share", low=0.5, high=0.999)
-    interval_resamples: int = setting("resamples", low=10)
-    interval_seed: int = setting(low=0, high=MAX_SEED)
-    timed_pictures: int = setting("pictures", low=1)
+    interval_level: float = setting("share", low=0.5, high=0.999)  # coverage
+    interval_resamples: int = setting("resamples", low=10)  # draws of patients
+    interval_seed: int = setting(low=0, high=MAX_SEED)  # of the draws
+    timed_pictures: int = setting("pictures", low=1)  # classified one by one for the time per picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,37 +139,24 @@ class XrayPaperRow(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class XrayPublished(Settings):
-    """Other numbers of the paper.
+    """Other numbers of the paper."""
 
-    Attributes:
-        dataset_0: pictures per class.
-        ms_per_image: the fastest and the slowest network.
-    """
-
-    dataset_0: tuple[int, ...] = setting("pictures", low=0)
-    ms_per_image: tuple[float, ...] = setting("ms", low=0.0)
+    dataset_0: tuple[int, ...] = setting("pictures", low=0)  # pictures per class
+    ms_per_image: tuple[float, ...] = setting("ms", low=0.0)  # the fastest and the slowest network
 
 
 @dataclass(frozen=True, kw_only=True)
 class XrayExperiment(Settings):
-    """A study of radiographs.
+    """A study of radiographs."""
 
-    Attributes:
-        recipe: name in `pneumoscope study list`.
-        title: one line.
-        citation: the paper.
-        notes: what the paper leaves open, and how it was read.
-        paper: its results.
-        may_grow, may_change: as in `schema.Experiment`.
-    """
-
+    # may_grow, may_change: as in `schema.Experiment`
     may_grow: ClassVar[tuple[str, ...]] = ()
     may_change: ClassVar[tuple[str, ...]] = ("training.repeats",)
 
-    recipe: str
-    title: str
-    citation: str
-    notes: tuple[str, ...]
+    recipe: str  # name in `pneumoscope study list`
+    title: str  # one line
+    citation: str  # the paper
+    notes: tuple[str, ...]  # what the paper leaves open, and how it was read
     data: XrayData
     pictures: XrayPictures
     split: XraySplit
@@ -227,7 +165,7 @@ class XrayExperiment(Settings):
     honest: XrayHonest
     scoring: XrayScoring
     published: XrayPublished
-    paper: tuple[XrayPaperRow, ...]
+    paper: tuple[XrayPaperRow, ...]  # its results
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,33 +81,21 @@ _FILES = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CaseContent:
-    """Everything that is known of one case when it is written; all arrays on the scan's grid.
+    """Everything that is known of one case when it is written; all arrays on the scan's grid."""
 
-    Attributes:
-        volume: the scan; its findings are reported too.
-        lungs: 1 = right, 2 = left.
-        infiltrate: what was found, or marked elsewhere.
-        severity: of these masks.
-        probability: (i, j, k) uint8, the network's probability times 255; None without a network.
-        entropy: (i, j, k) uint8, how unsure the networks are, times 255; None when not asked for.
-        variance: likewise, how far their votes lie apart.
-        computing: how the networks were run, for `report.json`; None without a network.
-        truth: a reader's infiltrate to compare with, or None.
-        findings: more findings, of the run.
-        cards: cards of the models used; a ``name`` may be added.
-    """
-
-    volume: Volume
-    lungs: Mask
-    infiltrate: Mask
-    severity: Severity
+    volume: Volume  # the scan; its findings are reported too
+    lungs: Mask  # 1 = right, 2 = left
+    infiltrate: Mask  # what was found, or marked elsewhere
+    severity: Severity  # of these masks
+    # (i, j, k) uint8, the network's probability times 255; None without a network
     probability: NDArray[np.uint8] | None = None
+    # (i, j, k) uint8, how unsure the networks are, times 255; None when not asked for
     entropy: NDArray[np.uint8] | None = None
-    variance: NDArray[np.uint8] | None = None
-    computing: Mapping[str, Any] | None = None
-    truth: Mask | None = None
-    findings: tuple[Finding, ...] = ()
-    cards: tuple[Mapping[str, Any], ...] = ()
+    variance: NDArray[np.uint8] | None = None  # likewise, how far their votes lie apart
+    computing: Mapping[str, Any] | None = None  # how the networks were run, for `report.json`; None without a network
+    truth: Mask | None = None  # a reader's infiltrate to compare with, or None
+    findings: tuple[Finding, ...] = ()  # more findings, of the run
+    cards: tuple[Mapping[str, Any], ...] = ()  # cards of the models used; a ``name`` may be added
 
 
 def write_case_report(

@@ -39,23 +39,14 @@ _DOTS_PER_INCH = 130
 
 @dataclass(frozen=True, eq=False)
 class SliceView:
-    """One axial slice ready to be drawn, in the radiological view.
+    """One axial slice ready to be drawn, in the radiological view."""
 
-    Attributes:
-        hu: (h, w) Hounsfield units.
-        lungs: (h, w) labels, 1 right and 2 left (others are outlined like 1), or None.
-        infiltrate: (h, w) labels, 0 none, or None.
-        truth: (h, w) a reader's infiltrate, or None.
-        spacing_mm: distance between rows and between columns.
-        title: written above.
-    """
-
-    hu: NDArray[np.floating[Any]]
-    lungs: NDArray[Any] | None = None
-    infiltrate: NDArray[Any] | None = None
-    truth: NDArray[Any] | None = None
-    spacing_mm: tuple[float, float] = (1.0, 1.0)
-    title: str = ""
+    hu: NDArray[np.floating[Any]]  # (h, w) Hounsfield units
+    lungs: NDArray[Any] | None = None  # (h, w) labels, 1 right and 2 left (others are outlined like 1), or None
+    infiltrate: NDArray[Any] | None = None  # (h, w) labels, 0 none, or None
+    truth: NDArray[Any] | None = None  # (h, w) a reader's infiltrate, or None
+    spacing_mm: tuple[float, float] = (1.0, 1.0)  # distance between rows and between columns
+    title: str = ""  # written above
 
     def __post_init__(self) -> None:
         if self.hu.ndim != 2 or min(self.hu.shape) < 1:

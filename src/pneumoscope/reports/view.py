@@ -55,22 +55,14 @@ _ROWS = (
 
 @dataclass(frozen=True, eq=False)
 class ViewScan:
-    """One scan to show.
+    """One scan to show."""
 
-    Attributes:
-        title: stands above it, e.g. the case or ``baseline``.
-        volume: the scan.
-        lungs: its lungs.
-        infiltrate: the infiltrate found.
-        truth: what a reader annotated, or None.
-        meshes: its surfaces by the names of `structures.LOOKS`; empty masks have none. None has them made for the page.
-    """
-
-    title: str
-    volume: Volume
-    lungs: Mask
-    infiltrate: Mask
-    truth: Mask | None = None
+    title: str  # stands above it, e.g. the case or ``baseline``.
+    volume: Volume  # the scan
+    lungs: Mask  # its lungs
+    infiltrate: Mask  # the infiltrate found
+    truth: Mask | None = None  # what a reader annotated, or None
+    # its surfaces by the names of `structures.LOOKS`; empty masks have none. None has them made for the page.
     meshes: Mapping[str, Mesh] | None = None
 
     def surfaces(self) -> dict[str, Mesh]:
@@ -84,15 +76,10 @@ class ViewScan:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers beside the picture.
+    """Numbers beside the picture."""
 
-    Attributes:
-        head: the column titles; the first may be empty.
-        rows: as many texts each as `head` has.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    head: tuple[str, ...]  # the column titles; the first may be empty
+    rows: tuple[tuple[str, ...], ...]  # as many texts each as `head` has
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.head)]

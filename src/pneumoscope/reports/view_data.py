@@ -41,19 +41,12 @@ _LEVEL = 4
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A scan as a page carries it.
+    """A scan as a page carries it."""
 
-    Attributes:
-        grid: the coarser grid of the picture.
-        factors: voxels of the scan averaged into one along (i, j, k).
-        picture: zlib of uint8 (k, j, i), numbers into `STEPS_HU`.
-        masks: zlib of uint8 (k, j, i), labels at the bits of `BITS`.
-    """
-
-    grid: Grid
-    factors: tuple[int, int, int]
-    picture: bytes
-    masks: bytes
+    grid: Grid  # the coarser grid of the picture
+    factors: tuple[int, int, int]  # voxels of the scan averaged into one along (i, j, k)
+    picture: bytes  # zlib of uint8 (k, j, i), numbers into `STEPS_HU`
+    masks: bytes  # zlib of uint8 (k, j, i), labels at the bits of `BITS`
 
     def loss(self) -> str:
         """What the picture lacks, in a sentence."""
@@ -193,23 +186,14 @@ def _packed(parts: Iterator[bytes], limit: int | None) -> bytes | None:
 
 @dataclass(frozen=True, eq=False)
 class PackedMesh:
-    """A surface as a page carries it.
+    """A surface as a page carries it."""
 
-    Attributes:
-        name: of `structures.LOOKS`.
-        low_mm: the lower corner of its box.
-        size_mm: the sides of its box.
-        vertices: zlib of uint16 (n, 3), 0 to 65535 over the box.
-        triangles: zlib of uint32 (m, 3).
-        left_out_ml: volume of the small pieces that are not drawn.
-    """
-
-    name: str
-    low_mm: tuple[float, ...]
-    size_mm: tuple[float, ...]
-    vertices: bytes
-    triangles: bytes
-    left_out_ml: float
+    name: str  # of `structures.LOOKS`
+    low_mm: tuple[float, ...]  # the lower corner of its box
+    size_mm: tuple[float, ...]  # the sides of its box
+    vertices: bytes  # zlib of uint16 (n, 3), 0 to 65535 over the box
+    triangles: bytes  # zlib of uint32 (m, 3)
+    left_out_ml: float  # volume of the small pieces that are not drawn
 
     def facts(self) -> dict[str, object]:
         """What the page's script needs beside the two payloads."""

@@ -26,21 +26,13 @@ from pneumoscope.volume import Mask
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """A follow-up laid over its baseline.
+    """A follow-up laid over its baseline."""
 
-    Attributes:
-        change: the numbers.
-        fates: labels of `FATES` on the baseline's grid.
-        infiltrate: the follow-up's infiltrate on the baseline's grid.
-        baseline: the baseline's working copy, for pictures.
-        followup_hu: (i, j, k) the follow-up on the grid of that copy.
-    """
-
-    change: Change
-    fates: Mask
-    infiltrate: Mask
-    baseline: WorkingCopy
-    followup_hu: NDArray[np.float32]
+    change: Change  # the numbers
+    fates: Mask  # labels of `FATES` on the baseline's grid
+    infiltrate: Mask  # the follow-up's infiltrate on the baseline's grid
+    baseline: WorkingCopy  # the baseline's working copy, for pictures
+    followup_hu: NDArray[np.float32]  # (i, j, k) the follow-up on the grid of that copy
 
 
 BORDER_MM = 0.25
@@ -65,75 +57,44 @@ change of healthy lung is taken off (breath, kernel). Our choice."""
 
 @dataclass(frozen=True)
 class RegionChange:
-    """One region on two dates.
+    """One region on two dates."""
 
-    Attributes:
-        baseline_ml: infiltrate on the first date.
-        followup_ml: infiltrate on the second.
-        change_ml: the difference.
-        noise_ml: a smaller difference is no measurable change.
-        baseline_percent: share of the region; None without lung.
-        followup_percent: likewise.
-        change_points: difference of the shares in percentage points; None when one is missing.
-        noise_points: the floor of the shares; None without lung.
-        verdict: of the share where there is one (so that a deeper breath is no change), else of the volume.
-    """
-
-    baseline_ml: float
-    followup_ml: float
-    change_ml: float
-    noise_ml: float
-    baseline_percent: float | None
-    followup_percent: float | None
-    change_points: float | None
-    noise_points: float | None
-    verdict: Verdict
+    baseline_ml: float  # infiltrate on the first date
+    followup_ml: float  # infiltrate on the second
+    change_ml: float  # the difference
+    noise_ml: float  # a smaller difference is no measurable change
+    baseline_percent: float | None  # share of the region; None without lung
+    followup_percent: float | None  # likewise
+    change_points: float | None  # difference of the shares in percentage points; None when one is missing
+    noise_points: float | None  # the floor of the shares; None without lung
+    verdict: Verdict  # of the share where there is one (so that a deeper breath is no change), else of the volume
 
 
 @dataclass(frozen=True)
 class FateVolume:
-    """Infiltrate that met one fate.
+    """Infiltrate that met one fate."""
 
-    Attributes:
-        ml: on the baseline's grid.
-        noise_ml: what an unchanged patient may show.
-        measurable: whether `ml` is above it.
-    """
-
-    ml: float
-    noise_ml: float
-    measurable: bool
+    ml: float  # on the baseline's grid
+    noise_ml: float  # what an unchanged patient may show
+    measurable: bool  # whether `ml` is above it
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happened between the baseline and one follow-up.
+    """What happened between the baseline and one follow-up."""
 
-    Attributes:
-        baseline: name of the first scan.
-        followup: name of the second.
-        lung_ml: lung volume on both dates.
-        lung_change_percent: its difference in percent of the baseline: breath, or collapse.
-        regions: ``total``, ``right``, ``left`` and the baseline's zones.
-        fates: ``new``, ``resolved``, ``persistent``, ``denser``, ``thinner``.
-        density_change_hu: mean density change of what persists, less that of healthy lung; None when nothing persists.
-        healthy_change_hu: density change of lung that is healthy on both dates.
-        registration: measures of quality, see `pneumoscope.cases.compare`.
-        repeat_mm: how far the map moved when it was made again (e above).
-        days: from the baseline's study date to the follow-up's; None where one is not known.
-    """
-
-    baseline: str
-    followup: str
-    lung_ml: tuple[float, float]
-    lung_change_percent: float | None
-    regions: Mapping[str, RegionChange]
-    fates: Mapping[str, FateVolume]
+    baseline: str  # name of the first scan
+    followup: str  # name of the second
+    lung_ml: tuple[float, float]  # lung volume on both dates
+    lung_change_percent: float | None  # its difference in percent of the baseline: breath, or collapse
+    regions: Mapping[str, RegionChange]  # ``total``, ``right``, ``left`` and the baseline's zones
+    fates: Mapping[str, FateVolume]  # ``new``, ``resolved``, ``persistent``, ``denser``, ``thinner``
+    # mean density change of what persists, less that of healthy lung; None when nothing persists
     density_change_hu: float | None
-    healthy_change_hu: float | None
-    registration: Mapping[str, float]
-    repeat_mm: float
-    days: int | None = None
+    healthy_change_hu: float | None  # density change of lung that is healthy on both dates
+    registration: Mapping[str, float]  # measures of quality, see `pneumoscope.cases.compare`
+    repeat_mm: float  # how far the map moved when it was made again (e above)
+    days: int | None = None  # from the baseline's study date to the follow-up's; None where one is not known
 
     @property
     def verdict(self) -> Verdict:

@@ -21,44 +21,26 @@ STEP = 0.25
 
 @dataclass(frozen=True)
 class Interval:
-    """Infiltrate of both lungs at three cuts of the probability.
+    """Infiltrate of both lungs at three cuts of the probability."""
 
-    Attributes:
-        low_ml: at the stricter cut; at most the reported volume.
-        high_ml: at the looser cut; at least the reported volume.
-        expected_ml: sum of the probabilities, times the volume of a voxel.
-        low_percent: of the lungs; None when there is no lung.
-        high_percent: likewise.
-        expected_percent: likewise.
-        threshold: the model's.
-        strict: the stricter cut.
-        loose: the looser cut.
-    """
-
-    low_ml: float
-    high_ml: float
-    expected_ml: float
-    low_percent: float | None
-    high_percent: float | None
-    expected_percent: float | None
-    threshold: float
-    strict: float
-    loose: float
+    low_ml: float  # at the stricter cut; at most the reported volume
+    high_ml: float  # at the looser cut; at least the reported volume
+    expected_ml: float  # sum of the probabilities, times the volume of a voxel
+    low_percent: float | None  # of the lungs; None when there is no lung
+    high_percent: float | None  # likewise
+    expected_percent: float | None  # likewise
+    threshold: float  # the model's
+    strict: float  # the stricter cut
+    loose: float  # the looser cut
 
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityMap:
-    """What a network thinks of each voxel.
+    """What a network thinks of each voxel."""
 
-    Attributes:
-        values: (i, j, k) uint8, probability times 255.
-        threshold: from which the model marks infiltrate.
-        smallest_ml: smaller pieces are dropped.
-    """
-
-    values: NDArray[np.uint8]
-    threshold: float = 0.5
-    smallest_ml: float = 0.0
+    values: NDArray[np.uint8]  # (i, j, k) uint8, probability times 255
+    threshold: float = 0.5  # from which the model marks infiltrate
+    smallest_ml: float = 0.0  # smaller pieces are dropped
 
 
 def volume_interval(

@@ -24,27 +24,16 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Lesions:
-    """Connected components of infiltrate inside the lungs.
+    """Connected components of infiltrate inside the lungs."""
 
-    Attributes:
-        count: pieces of at least `smallest_ml`.
-        specks: smaller pieces.
-        specks_ml: their volume.
-        largest_ml: the largest piece; None when there is none.
-        median_ml: of the pieces counted; None when there is none.
-        volumes_ml: of the ten largest, largest first.
-        smallest_ml: the limit used.
-        connectivity: neighbours a voxel has.
-    """
-
-    count: int
-    specks: int
-    specks_ml: float
-    largest_ml: float | None
-    median_ml: float | None
-    volumes_ml: tuple[float, ...]
-    smallest_ml: float = SMALLEST_ML
-    connectivity: int = 26
+    count: int  # pieces of at least `smallest_ml`
+    specks: int  # smaller pieces
+    specks_ml: float  # their volume
+    largest_ml: float | None  # the largest piece; None when there is none
+    median_ml: float | None  # of the pieces counted; None when there is none
+    volumes_ml: tuple[float, ...]  # of the ten largest, largest first
+    smallest_ml: float = SMALLEST_ML  # the limit used
+    connectivity: int = 26  # neighbours a voxel has
 
 
 def count_lesions(marked: NDArray[np.bool_], voxel_ml: float, smallest_ml: float = SMALLEST_ML) -> Lesions:
@@ -72,23 +61,14 @@ FINEST_MM = 1.4
 
 @dataclass(frozen=True)
 class Distribution:
-    """Shares of the infiltrate inside the lungs, in percent; None where there is none (or no lung).
+    """Shares of the infiltrate inside the lungs, in percent; None where there is none (or no lung)."""
 
-    Attributes:
-        peripheral_percent: within `peripheral_mm` of the surface.
-        lung_peripheral_percent: the same share of the lungs' own volume: what an even spread would give.
-        dorsal_percent: behind the middle of its lung; an even spread gives 50.
-        caudal_percent: below the middle of its lung; an even spread gives 50.
-        right_percent: in the right lung; None when sides are not known.
-        peripheral_mm: the depth used.
-    """
-
-    peripheral_percent: float | None
-    lung_peripheral_percent: float | None
-    dorsal_percent: float | None
-    caudal_percent: float | None
-    right_percent: float | None
-    peripheral_mm: float = PERIPHERAL_MM
+    peripheral_percent: float | None  # within `peripheral_mm` of the surface
+    lung_peripheral_percent: float | None  # the same share of the lungs' own volume: what an even spread would give
+    dorsal_percent: float | None  # behind the middle of its lung; an even spread gives 50
+    caudal_percent: float | None  # below the middle of its lung; an even spread gives 50
+    right_percent: float | None  # in the right lung; None when sides are not known
+    peripheral_mm: float = PERIPHERAL_MM  # the depth used
 
 
 def distribution_of(

@@ -41,17 +41,11 @@ TOTALSEGMENTATOR_ORDER: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class LobeScores:
-    """The five lobes.
+    """The five lobes."""
 
-    Attributes:
-        parts: per lobe, as for lungs; a lobe that is not in the mask has no share.
-        scores: per lobe 0 to 5; None for a lobe that is not in the mask.
-        total: 0 to 25; None unless all five lobes are there.
-    """
-
-    parts: Mapping[str, LungPart]
-    scores: Mapping[str, int | None]
-    total: int | None
+    parts: Mapping[str, LungPart]  # per lobe, as for lungs; a lobe that is not in the mask has no share
+    scores: Mapping[str, int | None]  # per lobe 0 to 5; None for a lobe that is not in the mask
+    total: int | None  # 0 to 25; None unless all five lobes are there
 
 
 def lobe_score(share_percent: float | None) -> int | None:

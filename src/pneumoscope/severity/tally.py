@@ -15,40 +15,24 @@ SLAB_VOXELS = 1 << 21
 
 @dataclass(frozen=True)
 class LungPart:
-    """A part of the lungs: one lung, both together, a zone or a lobe.
+    """A part of the lungs: one lung, both together, a zone or a lobe."""
 
-    Attributes:
-        lung_ml: volume of the part, infiltrate included.
-        infiltrate_ml: volume of the infiltrate inside it.
-        share_percent: infiltrate in percent of the part; None when there is no lung in it.
-        ground_glass_ml: infiltrate below the density limit.
-        consolidation_ml: infiltrate at or above it.
-        lung_mean_hu: mean density of the part, infiltrate included; None when there is no lung in it.
-        infiltrate_mean_hu: mean density of the infiltrate; None when there is none.
-    """
-
-    lung_ml: float
-    infiltrate_ml: float
-    share_percent: float | None
-    ground_glass_ml: float
-    consolidation_ml: float
-    lung_mean_hu: float | None
-    infiltrate_mean_hu: float | None
+    lung_ml: float  # volume of the part, infiltrate included
+    infiltrate_ml: float  # volume of the infiltrate inside it
+    share_percent: float | None  # infiltrate in percent of the part; None when there is no lung in it
+    ground_glass_ml: float  # infiltrate below the density limit
+    consolidation_ml: float  # infiltrate at or above it
+    lung_mean_hu: float | None  # mean density of the part, infiltrate included; None when there is no lung in it
+    infiltrate_mean_hu: float | None  # mean density of the infiltrate; None when there is none
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counts per (region, infiltrate label); region 0 is outside, label 0 is lung without infiltrate.
+    """Counts per (region, infiltrate label); region 0 is outside, label 0 is lung without infiltrate."""
 
-    Attributes:
-        voxels: (regions, 256).
-        hu_sums: (regions, 256).
-        dense: (regions, 256), voxels at or above the density limit.
-    """
-
-    voxels: NDArray[np.int64]
-    hu_sums: NDArray[np.float64]
-    dense: NDArray[np.int64]
+    voxels: NDArray[np.int64]  # (regions, 256)
+    hu_sums: NDArray[np.float64]  # (regions, 256)
+    dense: NDArray[np.int64]  # (regions, 256), voxels at or above the density limit
 
     def part(self, regions: slice | int, voxel_ml: float) -> LungPart:
         """The numbers of some regions together."""
@@ -116,42 +100,25 @@ GROUND_GLASS_FROM_HU = -700.0
 
 @dataclass(frozen=True)
 class DensityClasses:
-    """A part of the lungs by density.
+    """A part of the lungs by density."""
 
-    Attributes:
-        normal_ml: below `GROUND_GLASS_FROM_HU`.
-        ground_glass_ml: from there to the limit of consolidation.
-        consolidation_ml: at or above it.
-        normal_percent: of the part; None when there is no lung.
-        ground_glass_percent: likewise.
-        consolidation_percent: likewise.
-    """
-
-    normal_ml: float
-    ground_glass_ml: float
-    consolidation_ml: float
-    normal_percent: float | None
-    ground_glass_percent: float | None
-    consolidation_percent: float | None
+    normal_ml: float  # below `GROUND_GLASS_FROM_HU`
+    ground_glass_ml: float  # from there to the limit of consolidation
+    consolidation_ml: float  # at or above it
+    normal_percent: float | None  # of the part; None when there is no lung
+    ground_glass_percent: float | None  # likewise
+    consolidation_percent: float | None  # likewise
 
 
 @dataclass(frozen=True)
 class Densities:
-    """Classes of both lungs and of each.
+    """Classes of both lungs and of each."""
 
-    Attributes:
-        total: both lungs.
-        right: the right lung; None when sides are not known.
-        left: the left lung; likewise.
-        ground_glass_from_hu: lower limit used.
-        consolidation_from_hu: upper limit used.
-    """
-
-    total: DensityClasses
-    right: DensityClasses | None
-    left: DensityClasses | None
-    ground_glass_from_hu: float
-    consolidation_from_hu: float
+    total: DensityClasses  # both lungs
+    right: DensityClasses | None  # the right lung; None when sides are not known
+    left: DensityClasses | None  # the left lung; likewise
+    ground_glass_from_hu: float  # lower limit used
+    consolidation_from_hu: float  # upper limit used
 
 
 def density_classes(

@@ -44,27 +44,17 @@ PHANTOM_FOLDER = Path("data") / "phantom"
 
 @dataclass(frozen=True, eq=False)
 class StudyDataset:
-    """One dataset, ready.
+    """One dataset, ready."""
 
-    Attributes:
-        site: its description in the experiment.
-        slices: every slice kept: those with lung, and for sets that teach the lung network those without.
-        split: table ``case,slice,patient,part`` over the slices with lung.
-        leaks: patients that stand in more than one part.
-        name: what its files are called.
-        supplied: scans whose lungs the study's own network found.
-        scans: by name, for systems that load them; none for 8-bit slices.
-        lungs_for: finds the lungs of scans without lung mask.
-    """
-
-    site: Site
-    slices: SliceSet
-    split: pd.DataFrame
-    leaks: tuple[str, ...]
-    name: str = ""
-    supplied: int = 0
+    site: Site  # its description in the experiment
+    slices: SliceSet  # every slice kept: those with lung, and for sets that teach the lung network those without
+    split: pd.DataFrame  # table ``case,slice,patient,part`` over the slices with lung
+    leaks: tuple[str, ...]  # patients that stand in more than one part
+    name: str = ""  # what its files are called
+    supplied: int = 0  # scans whose lungs the study's own network found
+    # by name, for systems that load them; none for 8-bit slices
     scans: Mapping[str, Case] = field(default_factory=dict)
-    lungs_for: LungFinder | None = None
+    lungs_for: LungFinder | None = None  # finds the lungs of scans without lung mask
 
     def rows(self, part: str) -> NDArray[np.intp]:
         """Indices into `slices` of a part of the split."""

@@ -27,19 +27,12 @@ GOOD_PERCENTILE, BAD_PERCENTILE = 90.0, 10.0
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One slice as it is drawn.
+    """One slice as it is drawn."""
 
-    Attributes:
-        image: (h, w) first input channel, 0 to 1.
-        truth: (h, w) bool, the reader's infiltrate.
-        found: (h, w) bool, the network's.
-        title: written above.
-    """
-
-    image: NDArray[np.floating[Any]]
-    truth: NDArray[np.bool_]
-    found: NDArray[np.bool_]
-    title: str
+    image: NDArray[np.floating[Any]]  # (h, w) first input channel, 0 to 1
+    truth: NDArray[np.bool_]  # (h, w) bool, the reader's infiltrate
+    found: NDArray[np.bool_]  # (h, w) bool, the network's
+    title: str  # written above
 
 
 def picture_uri(folder: Path, name: str) -> str:

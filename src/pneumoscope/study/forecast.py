@@ -112,23 +112,14 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be expected.
+    """What is to be expected."""
 
-    Attributes:
-        steps: optimiser steps of all trainings, if none stops early.
-        seconds_per_step: as measured.
-        minutes: of all trainings and their validation, with as many processes as asked for.
-        gigabytes: peak memory of one process, sets and all.
-        jobs: processes that fit.
-        not_counted: stages on volumes and thresholds, whose time is not foreseen.
-    """
-
-    steps: int
-    seconds_per_step: float
-    minutes: float
-    gigabytes: float
-    jobs: int
-    not_counted: int = 0
+    steps: int  # optimiser steps of all trainings, if none stops early
+    seconds_per_step: float  # as measured
+    minutes: float  # of all trainings and their validation, with as many processes as asked for
+    gigabytes: float  # peak memory of one process, sets and all
+    jobs: int  # processes that fit
+    not_counted: int = 0  # stages on volumes and thresholds, whose time is not foreseen
 
     def sentence(self) -> str:
         """One line for people."""

@@ -24,15 +24,7 @@ class RecipeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """How a study is run.
-
-    Attributes:
-        resume: continue the study in the folder; what was made of the same data, settings and weights is kept, the rest
-            is made again and named in ``notes`` of `run.json`.
-        overwrite: remove the study in the folder and start again.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        progress: called about every part.
-    """
+    """How a study is run."""
 
     trust: bool = option(False, "Read models of other programs whose format can run code.")
     labels: tuple[str, ...] = option(
@@ -43,10 +35,12 @@ class _Run:
         None, "Refuse retrained models that lost as much F1 on an earlier set, or more: their cards say so, and the "
         "exit code is 1.", metavar="F1",
     )  # fmt: skip
+    # continue the study in the folder; what was made of the same data, settings and weights is kept, the rest is made
+    # again and named in ``notes`` of `run.json`
     resume: bool = False
-    overwrite: bool = False
-    device: str = "auto"
-    progress: Progress = silent
+    overwrite: bool = False  # remove the study in the folder and start again
+    device: str = "auto"  # ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``
+    progress: Progress = silent  # called about every part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,20 +23,13 @@ VALIDATION = "val"
 
 @dataclass(frozen=True, eq=False)
 class ModelJob:
-    """One model of the study.
+    """One model of the study."""
 
-    Attributes:
-        name: of its stage folder, e.g. ``k5-f1`` or ``k5-f1-plain``.
-        k: number of folds; 1 for a single split.
-        fold: from 1.
-        setting: see `recipes.volumes.SETTINGS`.
-        train, val: its scans.
-    """
-
-    name: str
-    k: int
-    fold: int
-    setting: str
+    name: str  # of its stage folder, e.g. ``k5-f1`` or ``k5-f1-plain``.
+    k: int  # number of folds; 1 for a single split
+    fold: int  # from 1
+    setting: str  # see `recipes.volumes.SETTINGS`
+    # train, val: its scans
     train: tuple[Case, ...]
     val: tuple[Case, ...]
 

@@ -28,19 +28,12 @@ PRINTS_FILE = "prints.npz"
 
 @dataclass(frozen=True, eq=False)
 class ImagePool:
-    """Every picture that can take part.
+    """Every picture that can take part."""
 
-    Attributes:
-        cases: readable pictures of all sets.
-        groups: of each, see `datasets.splits.draw`.
-        pairs: pictures that are one.
-        unreadable: name and reason of those left out.
-    """
-
-    cases: tuple[XrayCase, ...]
-    groups: tuple[str, ...]
-    pairs: tuple[Pair, ...]
-    unreadable: tuple[tuple[str, str], ...]
+    cases: tuple[XrayCase, ...]  # readable pictures of all sets
+    groups: tuple[str, ...]  # of each, see `datasets.splits.draw`
+    pairs: tuple[Pair, ...]  # pictures that are one
+    unreadable: tuple[tuple[str, str], ...]  # name and reason of those left out
 
     def sources(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
         """Source of each row."""
@@ -53,25 +46,15 @@ class ImagePool:
 
 @dataclass(frozen=True, eq=False)
 class SplitSet:
-    """A dataset of the study: drawn and split.
+    """A dataset of the study: drawn and split."""
 
-    Attributes:
-        name: ``Dataset_0``, ``Dataset_1`` or ``adults``.
-        rows: places in the pool (n,).
-        labels: class numbers (n,).
-        parts: ``train``, ``val`` or ``test`` (n,).
-        classes: names of the classes.
-        notes: what was asked for and was not there.
-        leaking_groups: with pictures in several parts: none in a split by group.
-    """
-
-    name: str
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    parts: NDArray[np.str_]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
-    leaking_groups: tuple[str, ...]
+    name: str  # ``Dataset_0``, ``Dataset_1`` or ``adults``
+    rows: NDArray[np.int64]  # places in the pool (n,)
+    labels: NDArray[np.int64]  # class numbers (n,)
+    parts: NDArray[np.str_]  # ``train``, ``val`` or ``test`` (n,)
+    classes: tuple[str, ...]  # names of the classes
+    notes: tuple[str, ...]  # what was asked for and was not there
+    leaking_groups: tuple[str, ...]  # with pictures in several parts: none in a split by group
 
     def part(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and labels of one part."""
@@ -226,18 +209,12 @@ def _make(
 
 @dataclass(eq=False)
 class ImageCache:
-    """Squares of the pool's pictures, made when they are first asked for.
+    """Squares of the pool's pictures, made when they are first asked for."""
 
-    Attributes:
-        pool: the pictures.
-        folder: where the arrays are kept.
-        few: the rows that recipes are made of,
-        plain: but for this one, which is made of all (Dataset_0 is shown so); None: there is no such recipe.
-    """
-
-    pool: ImagePool
-    folder: Path
-    few: NDArray[np.int64]
+    pool: ImagePool  # the pictures
+    folder: Path  # where the arrays are kept
+    few: NDArray[np.int64]  # the rows that recipes are made of,
+    # but for this one, which is made of all (Dataset_0 is shown so); None: there is no such recipe
     plain: PictureRecipe | None
     progress: Progress = silent
     _made: dict[PictureRecipe, tuple[PictureSet, NDArray[np.int64]]] = field(default_factory=dict)

@@ -38,21 +38,13 @@ AS_PAPER = "as paper"
 
 @dataclass(frozen=True)
 class Mitigation:
-    """One way of showing and mixing pictures.
+    """One way of showing and mixing pictures."""
 
-    Attributes:
-        name: ``as paper`` or a name of `recipes.xray.ARMS`.
-        about: in words.
-        recipe: what is shown.
-        balanced: every source of a class is drawn equally often, and every class.
-        adults: healthy adults from before the pandemic are learnt as normal.
-    """
-
-    name: str
-    about: str
-    recipe: PictureRecipe
-    balanced: bool = False
-    adults: bool = False
+    name: str  # ``as paper`` or a name of `recipes.xray.ARMS`
+    about: str  # in words
+    recipe: PictureRecipe  # what is shown
+    balanced: bool = False  # every source of a class is drawn equally often, and every class
+    adults: bool = False  # healthy adults from before the pandemic are learnt as normal
 
 
 def plain_recipe(experiment: XrayExperiment) -> PictureRecipe:
@@ -121,40 +113,27 @@ def balance(labels: NDArray[np.int64], sources: Sequence[str], seed: int) -> NDA
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What a classifier learns from.
+    """What a classifier learns from."""
 
-    Attributes:
-        train, train_labels: rows of the pool, some perhaps several times.
-        val, val_labels: rows that stop and choose.
-    """
-
+    # train, train_labels: rows of the pool, some perhaps several times
     train: Rows
     train_labels: Rows
+    # val, val_labels: rows that stop and choose
     val: Rows
     val_labels: Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Repeat:
-    """A draw and split.
+    """A draw and split."""
 
-    Attributes:
-        experiment: the study.
-        pool: all pictures.
-        number: which draw, from 0.
-        one: Dataset_1.
-        zero: Dataset_0; None where Model_0 is not asked for.
-        adults: healthy adults; None without that set.
-        sick: rows of adults with another pneumonia.
-    """
-
-    experiment: XrayExperiment
-    pool: data.ImagePool
-    number: int
-    one: data.SplitSet
-    zero: data.SplitSet | None
-    adults: data.SplitSet | None
-    sick: Rows
+    experiment: XrayExperiment  # the study
+    pool: data.ImagePool  # all pictures
+    number: int  # which draw, from 0
+    one: data.SplitSet  # Dataset_1
+    zero: data.SplitSet | None  # Dataset_0; None where Model_0 is not asked for
+    adults: data.SplitSet | None  # healthy adults; None without that set
+    sick: Rows  # rows of adults with another pneumonia
 
     @property
     def seed(self) -> int:

@@ -24,17 +24,11 @@ from pneumoscope.volume import Mask, Volume
 
 @dataclass(frozen=True)
 class Look:
-    """How a structure is shown.
+    """How a structure is shown."""
 
-    Attributes:
-        title: for people.
-        colour: ``#rrggbb``; the colours of the report's pictures, which colour-blind readers can tell apart.
-        opacity: in 3D, 0 to 1.
-    """
-
-    title: str
-    colour: str
-    opacity: float
+    title: str  # for people
+    colour: str  # ``#rrggbb``; the colours of the report's pictures, which colour-blind readers can tell apart
+    opacity: float  # in 3D, 0 to 1
 
     @property
     def rgb(self) -> tuple[float, float, float]:

@@ -36,15 +36,10 @@ _PASS_BAND = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A closed surface, or several that belong together.
+    """A closed surface, or several that belong together."""
 
-    Attributes:
-        vertices_mm: (n, 3) float64, RAS+ millimetres.
-        triangles: (m, 3) int32, each anticlockwise seen from outside; at least four.
-    """
-
-    vertices_mm: NDArray[np.float64]
-    triangles: NDArray[np.int32]
+    vertices_mm: NDArray[np.float64]  # (n, 3) float64, RAS+ millimetres
+    triangles: NDArray[np.int32]  # (m, 3) int32, each anticlockwise seen from outside; at least four
 
     def __post_init__(self) -> None:
         if self.vertices_mm.ndim != 2 or self.vertices_mm.shape[1:] != (3,) or not np.isfinite(self.vertices_mm).all():

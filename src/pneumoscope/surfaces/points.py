@@ -32,17 +32,11 @@ _COMMON_VALUES = (-4096, 4096)
 
 @dataclass(frozen=True)
 class PointTable:
-    """A written table.
+    """A written table."""
 
-    Attributes:
-        path: the CSV file.
-        points: lines below the header.
-        stride: every how manieth voxel along each axis is taken.
-    """
-
-    path: Path
-    points: int
-    stride: int
+    path: Path  # the CSV file
+    points: int  # lines below the header
+    stride: int  # every how manieth voxel along each axis is taken
 
 
 def write_points(

@@ -39,17 +39,11 @@ _LIGHT = np.array([-0.3, 0.45, 0.84])
 
 @dataclass(frozen=True)
 class Still:
-    """A picture, or why there is none.
+    """A picture, or why there is none."""
 
-    Attributes:
-        png: its bytes; None when nothing could be drawn.
-        by: ``vtk``, ``software``, or ``none``.
-        reason: why it is not VTK's; empty when it is.
-    """
-
-    png: bytes | None
-    by: Literal["vtk", "software", "none"]
-    reason: str = ""
+    png: bytes | None  # its bytes; None when nothing could be drawn
+    by: Literal["vtk", "software", "none"]  # ``vtk``, ``software``, or ``none``
+    reason: str = ""  # why it is not VTK's; empty when it is
 
 
 def draw_still(meshes: Mapping[str, Mesh], *, seconds: float = _SECONDS) -> Still:

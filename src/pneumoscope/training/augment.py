@@ -17,32 +17,19 @@ from pneumoscope.training.data import Batch
 
 @dataclass(frozen=True)
 class SliceAugment:
-    """Random placement and appearance of 2D slices.
+    """Random placement and appearance of 2D slices."""
 
-    Attributes:
-        rotate_deg: largest turn either way.
-        scale: smallest and largest zoom; 1.2 makes things larger.
-        shift: largest shift, as a share of the image's side.
-        flip: probability of mirroring left and right (lungs are near enough symmetric; never up and down).
-        gamma: smallest and largest exponent on intensity.
-        contrast: smallest and largest factor about the mean.
-        brightness: largest offset either way, image range being 0..1.
-        noise: largest standard deviation of added Gaussian noise.
-        blur: probability of a 3 x 3 mean, standing for a softer kernel.
-        image_channels: channels from the front that carry intensity; masks behind them only move.
-        drop_channel: (channel, probability) of showing that channel as zeros, e.g. the lung mask.
-    """
-
-    rotate_deg: float = 15.0
-    scale: tuple[float, float] = (0.8, 1.25)
-    shift: float = 0.08
-    flip: float = 0.5
-    gamma: tuple[float, float] = (0.7, 1.4)
-    contrast: tuple[float, float] = (0.75, 1.3)
-    brightness: float = 0.1
-    noise: float = 0.04
-    blur: float = 0.2
-    image_channels: int = 1
+    rotate_deg: float = 15.0  # largest turn either way
+    scale: tuple[float, float] = (0.8, 1.25)  # smallest and largest zoom; 1.2 makes things larger
+    shift: float = 0.08  # largest shift, as a share of the image's side
+    flip: float = 0.5  # probability of mirroring left and right (lungs are near enough symmetric; never up and down)
+    gamma: tuple[float, float] = (0.7, 1.4)  # smallest and largest exponent on intensity
+    contrast: tuple[float, float] = (0.75, 1.3)  # smallest and largest factor about the mean
+    brightness: float = 0.1  # largest offset either way, image range being 0..1
+    noise: float = 0.04  # largest standard deviation of added Gaussian noise
+    blur: float = 0.2  # probability of a 3 x 3 mean, standing for a softer kernel
+    image_channels: int = 1  # channels from the front that carry intensity; masks behind them only move
+    # (channel, probability) of showing that channel as zeros, e.g. the lung mask.
     drop_channel: tuple[int, float] | None = None
 
     def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:

@@ -25,15 +25,10 @@ ELASTIC_STEP = 4
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """Where each voxel of a box is read from.
+    """Where each voxel of a box is read from."""
 
-    Attributes:
-        matrix: (3, 3) of the map from the box to the volume, about the middle, in voxels (d, h, w).
-        shift: (3, d, h, w) further displacement in voxels, or None.
-    """
-
-    matrix: NDArray[np.float64]
-    shift: Tensor | None = None
+    matrix: NDArray[np.float64]  # (3, 3) of the map from the box to the volume, about the middle, in voxels (d, h, w)
+    shift: Tensor | None = None  # (3, d, h, w) further displacement in voxels, or None
 
     @property
     def is_identity(self) -> bool:
@@ -74,35 +69,33 @@ class VolumeAugment:
 
     The defaults are those of Mueller et al. 2021: every probability 0.15 (section 2.3), the ranges from the authors'
     program (facts about covid19.MIScnn). Intensities are those of standardised volumes (mean 0, deviation 1).
-
-    Attributes:
-        scale, scale_p: range of the zoom; 1.2 makes things larger. One zoom for all axes.
-        rotate_deg, rotate_p: largest turn either way about each of the three axes.
-        elastic_alpha, elastic_sigma, elastic_p: strength range and smoothness range in voxels, as batchgenerators:
-            noise in [-1, 1], Gaussian-filtered with sigma, times alpha.
-        mirror_p, mirror_axes: probability for each axis, and which: 0 slices, 1 front and back, 2 right and left.
-            Labels keep their numbers: a left lung that was mirrored is still called the left one, as in the paper.
-        brightness, brightness_p: range of a factor.
-        contrast, contrast_p: range of a factor about the mean; values stay within the box's own range.
-        gamma, gamma_p: range of the exponent on the box spread over [0, 1]; mean and deviation are kept.
-        noise, noise_p: range of the standard deviation of added Gaussian noise.
     """
 
+    # scale, scale_p: range of the zoom; 1.2 makes things larger. One zoom for all axes.
     scale: tuple[float, float] = (0.85, 1.25)
     scale_p: float = 0.15
+    # rotate_deg, rotate_p: largest turn either way about each of the three axes
     rotate_deg: float = 15.0
     rotate_p: float = 0.15
+    # elastic_alpha, elastic_sigma, elastic_p: strength range and smoothness range in voxels, as batchgenerators: noise
+    # in [-1, 1], Gaussian-filtered with sigma, times alpha
     elastic_alpha: tuple[float, float] = (0.0, 900.0)
     elastic_sigma: tuple[float, float] = (9.0, 13.0)
     elastic_p: float = 0.15
+    # mirror_p, mirror_axes: probability for each axis, and which: 0 slices, 1 front and back, 2 right and left. Labels
+    # keep their numbers: a left lung that was mirrored is still called the left one, as in the paper.
     mirror_p: float = 0.15
     mirror_axes: tuple[int, ...] = (0, 1, 2)
+    # brightness, brightness_p: range of a factor
     brightness: tuple[float, float] = (0.5, 2.0)
     brightness_p: float = 0.15
+    # contrast, contrast_p: range of a factor about the mean; values stay within the box's own range
     contrast: tuple[float, float] = (0.3, 3.0)
     contrast_p: float = 0.15
+    # gamma, gamma_p: range of the exponent on the box spread over [0, 1]; mean and deviation are kept
     gamma: tuple[float, float] = (0.7, 1.5)
     gamma_p: float = 0.15
+    # noise, noise_p: range of the standard deviation of added Gaussian noise
     noise: tuple[float, float] = (0.0, 0.05)
     noise_p: float = 0.15
 

@@ -17,61 +17,40 @@ _SINCE = ("plateau_of", "plateau_least", "plateau_rest", "plateau_floor")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train.
+    """How to train."""
 
-    Attributes:
-        max_epochs: passes over the training set at most.
-        batch_size: examples a step; the last step of an epoch may hold fewer.
-        learning_rate: of the first step; see `schedule`.
-        optimiser: ``adam`` or ``adamw``.
-        weight_decay: L2 weight (decoupled for adamw).
-        schedule: ``constant``; ``cosine`` down to 1 % over max_epochs; ``cyclic``: one cycle over max_epochs, see
-            `cycle`; or ``plateau``: times `plateau_factor` whenever the loss has not got lower for `plateau_epochs`
-            epochs. All after `warmup_steps` of linear rise.
-        warmup_steps: steps of linear rise from 0.
-        plateau_epochs, plateau_factor: of the schedule ``plateau`` only, and so are the next four.
-        plateau_of: ``val_loss`` or ``train_loss``.
-        plateau_least: a loss is lower when it is so by more than this.
-        plateau_rest: epochs after a drop that do not count.
-        plateau_floor: the rate never drops below this.
-        patience: epochs without a better validation value after which training stops; None never stops.
-        monitor: ``val_loss`` or ``train_loss`` (smaller is better), or ``val_<score>`` of the task (larger is better).
-        keep: ``best`` returns the weights of the best epoch by `monitor`, ``last`` those of the last one; `patience`
-            then counts from there and never stops.
-        ema: decay of an average of the weights that is validated and returned instead of them; 0 is none.
-        clip_norm: gradients are scaled down to this norm; 0 is none.
-        frozen: names of modules whose weights and normalisation statistics stay as they are.
-        seed: of order, augmentation and dropout.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cuda*N`` for several.
-        precision: ``auto`` (bf16 where the processor computes in it, else fp32), ``fp32`` or ``bf16``.
-        checkpoint_every_steps: also save within an epoch; every epoch's end is saved in any case.
-        max_minutes: stop after the epoch in which this much time of this process is spent.
-    """
-
-    max_epochs: int = 200
-    batch_size: int = 45
-    learning_rate: float = 1e-4
-    optimiser: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = 0.0
+    max_epochs: int = 200  # passes over the training set at most
+    batch_size: int = 45  # examples a step; the last step of an epoch may hold fewer
+    learning_rate: float = 1e-4  # of the first step; see `schedule`
+    optimiser: Literal["adam", "adamw"] = "adam"  # ``adam`` or ``adamw``
+    weight_decay: float = 0.0  # L2 weight (decoupled for adamw)
+    # ``constant``; ``cosine`` down to 1 % over max_epochs; ``cyclic``: one cycle over max_epochs, see `cycle`; or
+    # ``plateau``: times `plateau_factor` whenever the loss has not got lower for `plateau_epochs` epochs. All after
+    # `warmup_steps` of linear rise.
     schedule: Literal["constant", "cosine", "cyclic", "plateau"] = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # steps of linear rise from 0
+    # plateau_epochs, plateau_factor: of the schedule ``plateau`` only, and so are the next four
     plateau_epochs: int = 5
     plateau_factor: float = 0.1
-    plateau_of: Literal["val_loss", "train_loss"] = "val_loss"
-    plateau_least: float = 0.0
-    plateau_rest: int = 0
-    plateau_floor: float = 0.0
-    patience: int | None = None
+    plateau_of: Literal["val_loss", "train_loss"] = "val_loss"  # ``val_loss`` or ``train_loss``
+    plateau_least: float = 0.0  # a loss is lower when it is so by more than this
+    plateau_rest: int = 0  # epochs after a drop that do not count
+    plateau_floor: float = 0.0  # the rate never drops below this
+    patience: int | None = None  # epochs without a better validation value after which training stops; None never stops
+    # ``val_loss`` or ``train_loss`` (smaller is better), or ``val_<score>`` of the task (larger is better)
     monitor: str = "val_loss"
+    # ``best`` returns the weights of the best epoch by `monitor`, ``last`` those of the last one; `patience` then
+    # counts from there and never stops
     keep: Literal["best", "last"] = "best"
-    ema: float = 0.0
-    clip_norm: float = 0.0
-    frozen: tuple[str, ...] = ()
-    seed: int = 0
-    device: str = "auto"
+    ema: float = 0.0  # decay of an average of the weights that is validated and returned instead of them; 0 is none
+    clip_norm: float = 0.0  # gradients are scaled down to this norm; 0 is none
+    frozen: tuple[str, ...] = ()  # names of modules whose weights and normalisation statistics stay as they are
+    seed: int = 0  # of order, augmentation and dropout
+    device: str = "auto"  # ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cuda*N`` for several
+    # ``auto`` (bf16 where the processor computes in it, else fp32), ``fp32`` or ``bf16``
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    checkpoint_every_steps: int | None = None
-    max_minutes: float | None = None
+    checkpoint_every_steps: int | None = None  # also save within an epoch; every epoch's end is saved in any case
+    max_minutes: float | None = None  # stop after the epoch in which this much time of this process is spent
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:

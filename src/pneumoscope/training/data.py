@@ -48,19 +48,12 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Examples held in memory.
+    """Examples held in memory."""
 
-    Attributes:
-        images: (n, c, h, w); uint8 is scaled by 1/255, floats are taken as they are.
-        targets: (n, o, h, w) with 0, 1 and -1 for "not stated" (int8, uint8, bool or float).
-        names: n names for messages.
-        augment: applied in training only.
-    """
-
-    images: NDArray[np.generic]
-    targets: NDArray[np.generic]
-    names: Sequence[str]
-    augment: Augment | None = None
+    images: NDArray[np.generic]  # (n, c, h, w); uint8 is scaled by 1/255, floats are taken as they are
+    targets: NDArray[np.generic]  # (n, o, h, w) with 0, 1 and -1 for "not stated" (int8, uint8, bool or float)
+    names: Sequence[str]  # n names for messages
+    augment: Augment | None = None  # applied in training only
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.targets) == len(self.names):
@@ -95,17 +88,12 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class MixedSource:
-    """Draws from several sources in fixed shares.
+    """Draws from several sources in fixed shares."""
 
-    Attributes:
-        parts: the sources; all give tensors of the same shapes.
-        shares: of an epoch, one per part; rounded so that every part with a share is drawn from.
-        length: draws in an epoch. Example i of an epoch belongs to the part into whose share i falls; which example of
-            that part it is, is drawn again with the step's generator, with replacement.
-    """
-
-    parts: Sequence[BatchSource]
-    shares: Sequence[float]
+    parts: Sequence[BatchSource]  # the sources; all give tensors of the same shapes
+    shares: Sequence[float]  # of an epoch, one per part; rounded so that every part with a share is drawn from
+    # draws in an epoch. Example i of an epoch belongs to the part into whose share i falls; which example of that part
+    # it is, is drawn again with the step's generator, with replacement.
     length: int
 
     def __post_init__(self) -> None:
@@ -157,20 +145,13 @@ class PatchSource:
     """Boxes of volumes. Example i of an epoch is of volume i modulo their number; where the box lies is drawn.
 
     In an epoch of fewer boxes than volumes the volume of a training box is drawn too, so that all have their turn.
-
-    Attributes:
-        volumes: mapped or in memory; never copied as a whole.
-        patch: (d, h, w) of a box. Where a volume is smaller, it is filled up with its lowest value, class 0.
-        length: boxes in an epoch.
-        foreground: share of boxes that are laid around an infected voxel; 0 is the papers' draw.
-        augment: of boxes drawn with a generator; without one boxes are fixed and as they are.
     """
 
-    volumes: Sequence[PreparedVolume]
-    patch: Triple
-    length: int
-    foreground: float = 0.0
-    augment: VolumeAugment | None = None
+    volumes: Sequence[PreparedVolume]  # mapped or in memory; never copied as a whole
+    patch: Triple  # (d, h, w) of a box. Where a volume is smaller, it is filled up with its lowest value, class 0.
+    length: int  # boxes in an epoch
+    foreground: float = 0.0  # share of boxes that are laid around an infected voxel; 0 is the papers' draw
+    augment: VolumeAugment | None = None  # of boxes drawn with a generator; without one boxes are fixed and as they are
 
     def __post_init__(self) -> None:
         if not self.volumes or self.length < 1:

@@ -38,25 +38,15 @@ __all__ = ["FitResult", "TrainConfig", "cycle", "fit", "plateaus"]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of a training.
+    """What came of a training."""
 
-    Attributes:
-        best_epoch: 1-based epoch whose weights the model now holds; with ``keep=last`` the last.
-        best_value: its monitored value.
-        epochs_run: epochs done, over all resumed parts.
-        stopped_by: ``max_epochs``, ``patience`` or ``max_minutes``.
-        history: a row per epoch: epoch, learning_rate, train_loss, val_loss, val_<score>...
-        notes: what a reader should know, e.g. that a damaged checkpoint was skipped.
-        seconds: wall time of this process.
-    """
-
-    best_epoch: int
-    best_value: float
-    epochs_run: int
-    stopped_by: str
-    history: list[dict[str, float]]
-    notes: tuple[str, ...]
-    seconds: float
+    best_epoch: int  # 1-based epoch whose weights the model now holds; with ``keep=last`` the last
+    best_value: float  # its monitored value
+    epochs_run: int  # epochs done, over all resumed parts
+    stopped_by: str  # ``max_epochs``, ``patience`` or ``max_minutes``
+    history: list[dict[str, float]]  # a row per epoch: epoch, learning_rate, train_loss, val_loss, val_<score>..
+    notes: tuple[str, ...]  # what a reader should know, e.g. that a damaged checkpoint was skipped.
+    seconds: float  # wall time of this process
 
 
 @dataclass

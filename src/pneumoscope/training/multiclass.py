@@ -117,15 +117,10 @@ LOSSES: dict[str, MulticlassLoss] = {
 
 @dataclass(frozen=True)
 class MulticlassTask:
-    """Softmax segmentation; see `training.tasks.Task`.
+    """Softmax segmentation; see `training.tasks.Task`."""
 
-    Attributes:
-        names: of the classes, background first.
-        loss_name: a key of `LOSSES`.
-    """
-
-    names: tuple[str, ...]
-    loss_name: str = "tversky_cross_entropy"
+    names: tuple[str, ...]  # of the classes, background first
+    loss_name: str = "tversky_cross_entropy"  # a key of `LOSSES`
 
     def __post_init__(self) -> None:
         if self.loss_name not in LOSSES:

@@ -35,17 +35,11 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """Sigmoid segmentation; `channel` is the one whose Dice is reported (pooled over the validation pixels).
+    """Sigmoid segmentation; `channel` is the one whose Dice is reported (pooled over the validation pixels)."""
 
-    Attributes:
-        loss_name: see `training.losses.LOSSES`.
-        channel: output channel scored; 0 is infiltrate in the papers' two-channel target.
-        threshold: probability from which a pixel counts as found.
-    """
-
-    loss_name: str = "cross_entropy"
-    channel: int = 0
-    threshold: float = 0.5
+    loss_name: str = "cross_entropy"  # see `training.losses.LOSSES`
+    channel: int = 0  # output channel scored; 0 is infiltrate in the papers' two-channel target
+    threshold: float = 0.5  # probability from which a pixel counts as found
 
     def __post_init__(self) -> None:
         make_loss(self.loss_name)
@@ -82,12 +76,9 @@ class ClassificationTask:
 
     ``batch.y`` is the class as a number (n,) or (n, 1), or as shares that add up to 1 (n, classes). A row with a
     negative number is not stated: it costs nothing and is not counted; a batch without a stated row costs exactly 0.
-
-    Attributes:
-        classes: their names, at least two.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # their names, at least two
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -130,21 +121,13 @@ class ClassificationTask:
 
 @dataclass(frozen=True, eq=False)
 class PictureSource:
-    """Rows of an array of pictures, with a class each; a row may stand in several times.
+    """Rows of an array of pictures, with a class each; a row may stand in several times."""
 
-    Attributes:
-        pictures: (all, h, w) uint8, in memory or mapped from a file; only the rows of a batch are read.
-        rows: which of them, in order (n,).
-        labels: class number of each (n,).
-        names: of each (n,), for messages.
-        pictures_content: sum over the pictures of `rows`; without one they are summed here.
-    """
-
-    pictures: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    names: Sequence[str]
-    pictures_content: str = ""
+    pictures: NDArray[np.uint8]  # (all, h, w) uint8, in memory or mapped from a file; only the rows of a batch are read
+    rows: NDArray[np.int64]  # which of them, in order (n,)
+    labels: NDArray[np.int64]  # class number of each (n,)
+    names: Sequence[str]  # of each (n,), for messages
+    pictures_content: str = ""  # sum over the pictures of `rows`; without one they are summed here
 
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.labels) == len(self.names):

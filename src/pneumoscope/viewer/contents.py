@@ -36,25 +36,17 @@ _LEAVES = {"points", "mesh", "stages", "splits", "figures", "data", "cache"}
 
 @dataclass(frozen=True)
 class Result:
-    """One thing to look at.
+    """One thing to look at."""
 
-    Attributes:
-        kind: what it is.
-        place: its folder below the root, ``.`` for the root itself; names it in addresses.
-        title: what it is called.
-        status: ``done``, or ``failed``: a case of `cases.csv` that has no results, or files that cannot be read.
-        numbers: column -> value; None where it could not be measured.
-        flags: states and warnings, in words.
-        error: why it failed.
-    """
-
-    kind: Kind
-    place: str
-    title: str
+    kind: Kind  # what it is
+    place: str  # its folder below the root, ``.`` for the root itself; names it in addresses
+    title: str  # what it is called
+    # ``done``, or ``failed``: a case of `cases.csv` that has no results, or files that cannot be read
     status: str = "done"
+    # column -> value; None where it could not be measured
     numbers: dict[str, float | None] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    error: str = ""
+    flags: tuple[str, ...] = ()  # states and warnings, in words
+    error: str = ""  # why it failed
 
 
 def find_results(root: Path) -> list[Result]:

@@ -16,38 +16,23 @@ from pneumoscope.study.scores.matrix import Matrix, read_matrix
 
 @dataclass(frozen=True)
 class Loss:
-    """What a retrained stage lost on one set that an earlier stage of its lineage had learnt.
+    """What a retrained stage lost on one set that an earlier stage of its lineage had learnt."""
 
-    Attributes:
-        test: number of the set.
-        against: the earlier stage with the highest F1 on it.
-        lost: mean F1 of that stage minus mean F1 now, over the same test slices; NaN when it cannot be measured.
-        low: lower end of the interval over patients; NaN with fewer than two.
-        high: upper end.
-    """
-
-    test: int
-    against: str
-    lost: float
-    low: float
-    high: float
+    test: int  # number of the set
+    against: str  # the earlier stage with the highest F1 on it
+    lost: float  # mean F1 of that stage minus mean F1 now, over the same test slices; NaN when it cannot be measured
+    low: float  # lower end of the interval over patients; NaN with fewer than two
+    high: float  # upper end
 
 
 @dataclass(frozen=True)
 class StageVerdict:
-    """One retrained stage.
-
-    Attributes:
-        stage: its name.
-        accepted: whether every loss is known and below the limit.
-        limit: the limit.
-        losses: one per earlier set; none for a stage that has nothing to forget, which is accepted.
-    """
+    """One retrained stage."""
 
     stage: str
-    accepted: bool
-    limit: float
-    losses: tuple[Loss, ...]
+    accepted: bool  # whether every loss is known and below the limit
+    limit: float  # the limit
+    losses: tuple[Loss, ...]  # one per earlier set; none for a stage that has nothing to forget, which is accepted
 
     def sentence(self) -> str:
         """One line for the card."""

@@ -53,25 +53,15 @@ BASELINE = "plain"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One retrained stage of one run.
+    """One retrained stage of one run."""
 
-    Attributes:
-        strategy: how it was retrained; behind the name of the system, where that is not ``slices``.
-        sets: numbers of the sets in the order learnt.
-        seed: of the training.
-        stage: its name.
-        matrix: of its study.
-        folder: where the study lies.
-        synthetic: whether its patients are made up from the seed of its data.
-    """
-
-    strategy: str
-    sets: tuple[int, ...]
-    seed: int
+    strategy: str  # how it was retrained; behind the name of the system, where that is not ``slices``
+    sets: tuple[int, ...]  # numbers of the sets in the order learnt
+    seed: int  # of the training
     stage: str
-    matrix: Matrix
-    folder: Path
-    synthetic: bool = False
+    matrix: Matrix  # of its study
+    folder: Path  # where the study lies
+    synthetic: bool = False  # whether its patients are made up from the seed of its data
 
     def gaps(self, test: int, against: str, matrix: Matrix | None = None) -> PerPatient:
         """F1 of the stage minus F1 of `against` (of another study where one is given), by patient, slice by slice."""

@@ -33,26 +33,16 @@ NAMES: Mapping[str, str] = {"f1": "F1", "dice": "Dice", "nsd": "NSD"}
 
 @dataclass(frozen=True)
 class Leakage:
-    """One trained stage on one set it was trained on.
+    """One trained stage on one set it was trained on."""
 
-    Attributes:
-        stage: name of the stage.
-        test: number of the set.
-        measure: ``f1`` per slice with infiltrate, ``dice`` or ``nsd`` per patient.
-        seen: mean over patients who were also trained on; NaN with no patients.
-        unseen: mean over patients who were not; NaN likewise.
-        added: `seen` less `unseen`; ends are NaN with fewer than two patients on either side.
-        control: a stage never trained on the set, or None.
-        corrected: how much more than `control` the stage gained on seen than on unseen patients; None without control.
-    """
-
-    stage: str
-    test: int
-    measure: Measure
-    seen: Interval
-    unseen: Interval
-    added: Interval
-    control: str | None = None
+    stage: str  # name of the stage
+    test: int  # number of the set
+    measure: Measure  # ``f1`` per slice with infiltrate, ``dice`` or ``nsd`` per patient
+    seen: Interval  # mean over patients who were also trained on; NaN with no patients
+    unseen: Interval  # mean over patients who were not; NaN likewise
+    added: Interval  # `seen` less `unseen`; ends are NaN with fewer than two patients on either side
+    control: str | None = None  # a stage never trained on the set, or None
+    # how much more than `control` the stage gained on seen than on unseen patients; None without control
     corrected: Interval | None = None
 
 

@@ -83,31 +83,18 @@ class Classifier(Made, Protocol):
 
 @dataclass
 class StudyContext:
-    """What a learner works with.
+    """What a learner works with."""
 
-    Attributes:
-        experiment: the study.
-        sets: the datasets by number; none in a study of radiographs.
-        folder: the study folder.
-        device: to train on.
-        resume: take finished stages, and resume the one that was stopped.
-        progress: called about every training.
-        models: the stages of scans made so far, by name.
-        supply: the pictures of a study of radiographs.
-        trust: read models of other programs whose format can run code.
-        labels: as in `StudyOptions`.
-    """
-
-    experiment: Any
-    sets: Mapping[int, StudyDataset]
-    folder: Path
-    device: str = "auto"
-    resume: bool = False
-    progress: Progress = silent
-    models: dict[str, Predictor] = field(default_factory=dict)
-    supply: Any = None
-    trust: bool = False
-    labels: tuple[str, ...] = ()
+    experiment: Any  # the study
+    sets: Mapping[int, StudyDataset]  # the datasets by number; none in a study of radiographs
+    folder: Path  # the study folder
+    device: str = "auto"  # to train on
+    resume: bool = False  # take finished stages, and resume the one that was stopped
+    progress: Progress = silent  # called about every training
+    models: dict[str, Predictor] = field(default_factory=dict)  # the stages of scans made so far, by name
+    supply: Any = None  # the pictures of a study of radiographs
+    trust: bool = False  # read models of other programs whose format can run code
+    labels: tuple[str, ...] = ()  # as in `StudyOptions`
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage lies."""
@@ -188,17 +175,11 @@ def start_stage(
 
 @dataclass(frozen=True, eq=False)
 class ScanSlices:
-    """A scan, and the slices of it that are predicted.
+    """A scan, and the slices of it that are predicted."""
 
-    Attributes:
-        volume: the scan.
-        slices: (n) indices k from the feet up.
-        size: (h, w) of the predictions.
-    """
-
-    volume: Volume
-    slices: NDArray[np.int64]
-    size: tuple[int, int]
+    volume: Volume  # the scan
+    slices: NDArray[np.int64]  # (n) indices k from the feet up
+    size: tuple[int, int]  # (h, w) of the predictions
 
     def cut(self, probability: NDArray[Any]) -> NDArray[np.float32]:
         """(n, h, w) of a probability (i, j, k) on the scan's grid, made smaller just as the study's targets are."""
@@ -302,15 +283,10 @@ class FittedLearner(Learner):
 
 @dataclass(frozen=True, eq=False)
 class FittedStage(ScanPredictor):
-    """A stage of a `FittedLearner`.
+    """A stage of a `FittedLearner`."""
 
-    Attributes:
-        learner: that made it.
-        fitted: its numbers.
-    """
-
-    learner: FittedLearner
-    fitted: Mapping[str, Any]
+    learner: FittedLearner  # that made it
+    fitted: Mapping[str, Any]  # its numbers
 
     def probability(self, volume: Volume, device: str) -> NDArray[Any]:
         """See `FittedLearner.predict`."""

@@ -150,23 +150,14 @@ RESNET = "Model_3"
 
 @dataclass(frozen=True)
 class NetworkStage:
-    """One network to be trained.
+    """One network to be trained."""
 
-    Attributes:
-        repeat: the draw and split.
-        model: ``Model_0`` to ``Model_3``; the mitigations train the network of Model_1.
-        arm: what it is shown, and who is trained on.
-        without: a source left out; "" for none.
-        start: the stage whose body it starts with; "" for none.
-        weights: file of published weights, or None.
-    """
-
-    repeat: Repeat
-    model: str
-    arm: Mitigation
-    without: str = ""
-    start: str = ""
-    weights: Path | None = None
+    repeat: Repeat  # the draw and split
+    model: str  # ``Model_0`` to ``Model_3``; the mitigations train the network of Model_1
+    arm: Mitigation  # what it is shown, and who is trained on
+    without: str = ""  # a source left out; "" for none
+    start: str = ""  # the stage whose body it starts with; "" for none
+    weights: Path | None = None  # file of published weights, or None
 
     @property
     def title(self) -> str:
@@ -202,17 +193,11 @@ class NetworkStage:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierTraining(NetworkTraining):
-    """All at once; or the dense layer alone, then the reused layers with it at the fine rate.
+    """All at once; or the dense layer alone, then the reused layers with it at the fine rate."""
 
-    Attributes:
-        pictures: for training and for validation, as in `train` and `val`.
-        two_steps: which of the two.
-        results: of the steps made, for the card.
-    """
-
-    pictures: Sequence[PictureSource] = ()
-    two_steps: bool = False
-    results: list[FitResult] = field(default_factory=list)
+    pictures: Sequence[PictureSource] = ()  # for training and for validation, as in `train` and `val`
+    two_steps: bool = False  # which of the two
+    results: list[FitResult] = field(default_factory=list)  # of the steps made, for the card
 
     def fit(self, model: nn.Module, resume: bool, progress: Progress) -> FitResult:
         """See `NetworkTraining`."""

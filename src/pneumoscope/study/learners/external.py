@@ -114,17 +114,11 @@ def require_masks(experiment: Experiment, roots: Mapping[int, Path]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ExternalStage(ScanPredictor):
-    """A model, or a folder of masks, as a stage.
+    """A model, or a folder of masks, as a stage."""
 
-    Attributes:
-        system: ``external:MODEL`` or ``predictions:DIR``.
-        access: how the model is opened, and what the labels of a model or of masks mean.
-        sets: number of a set -> its label; masks of a set may lie in a folder of that name.
-    """
-
-    system: str
-    access: Access
-    sets: Mapping[int, str]
+    system: str  # ``external:MODEL`` or ``predictions:DIR``
+    access: Access  # how the model is opened, and what the labels of a model or of masks mean
+    sets: Mapping[int, str]  # number of a set -> its label; masks of a set may lie in a folder of that name
 
     @cached_property
     def _models(self) -> dict[str, Any]:

@@ -33,20 +33,14 @@ FILE = "regressions.npz"
 
 @dataclass(frozen=True, eq=False)
 class Logistic:
-    """A fitted regression.
+    """A fitted regression."""
 
-    Attributes:
-        weights: (features, classes), of standardised features.
-        bias: (classes,).
-        mean, deviation: of the training features (features,).
-        penalty: the L2 weight it was fitted with.
-    """
-
-    weights: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    weights: NDArray[np.float64]  # (features, classes), of standardised features
+    bias: NDArray[np.float64]  # (classes,)
+    # mean, deviation: of the training features (features,)
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
-    penalty: float
+    penalty: float  # the L2 weight it was fitted with
 
     def probability(self, x: Numbers) -> NDArray[np.float64]:
         """(n, classes) of features (n, features)."""

@@ -39,46 +39,30 @@ class Start(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A trained network.
+    """A trained network."""
 
-    Attributes:
-        model: best weights, eval mode.
-        sha256: of the file of its weights.
-        trained_now: False when it was taken from the folder.
-        seconds: of training in this process.
-    """
-
-    model: Any
-    sha256: str
-    trained_now: bool
-    seconds: float = 0.0
+    model: Any  # best weights, eval mode
+    sha256: str  # of the file of its weights
+    trained_now: bool  # False when it was taken from the folder
+    seconds: float = 0.0  # of training in this process
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkTraining:
-    """One training.
+    """One training."""
 
-    Attributes:
-        own: folder of the stage.
-        kind: of its stamp.
-        parts: all that shapes the weights, in pieces that a message can name.
-        network: makes it with fresh weights (the same for the same seed), and says in words what these are.
-        start: what its weights are taken from instead.
-        task: makes loss and scores for the network.
-        train, val: examples.
-        config: makes the settings of the loop for the network.
-        card: makes `card.json` from the result and the words about the weights.
-    """
-
-    own: Path
-    kind: str
-    parts: Mapping[str, Any]
+    own: Path  # folder of the stage
+    kind: str  # of its stamp
+    parts: Mapping[str, Any]  # all that shapes the weights, in pieces that a message can name
+    # makes it with fresh weights (the same for the same seed), and says in words what these are
     network: Callable[[], tuple[nn.Module, str]]
-    start: Start | None
-    task: Callable[[Any], Task]
+    start: Start | None  # what its weights are taken from instead
+    task: Callable[[Any], Task]  # makes loss and scores for the network
+    # train, val: examples
     train: BatchSource
     val: BatchSource
-    config: Callable[[Any], TrainConfig]
+    config: Callable[[Any], TrainConfig]  # makes the settings of the loop for the network
+    # makes `card.json` from the result and the words about the weights
     card: Callable[[FitResult, str], dict[str, Any]]
     refuse: ClassVar[bool] = False
     """Whether a resumed training of another stamp is refused; else it is trained again."""

@@ -36,15 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How far a network sees along the scan.
+    """How far a network sees along the scan."""
 
-    Attributes:
-        windows: channels of a slice beside its lung mask.
-        reach: slices on each side.
-    """
-
-    windows: int
-    reach: int
+    windows: int  # channels of a slice beside its lung mask
+    reach: int  # slices on each side
 
     @property
     def image_channels(self) -> int:
@@ -132,50 +127,31 @@ Slices = tuple[NDArray[np.generic], NDArray[np.uint8], Sequence[str]]
 
 @dataclass(frozen=True, eq=False)
 class StrategyTerms:
-    """What a strategy adds to a training so that earlier sets are not lost; nothing, as it stands.
+    """What a strategy adds to a training so that earlier sets are not lost; nothing, as it stands."""
 
-    Attributes:
-        earlier: slices of earlier sets that are mixed in, one entry per set.
-        earlier_share: of an epoch's slices, of all earlier sets together; None: every set has the same share.
-        penalties: makes extra terms of the loss for the network that is trained.
-        frozen: modules that stay as they are.
-        note: names and numbers of all this; a stage made with another note is not taken for this one.
-        data: sums over what `penalties` compute from.
-    """
-
-    earlier: tuple[Slices, ...] = ()
+    earlier: tuple[Slices, ...] = ()  # slices of earlier sets that are mixed in, one entry per set
+    # of an epoch's slices, of all earlier sets together; None: every set has the same share
     earlier_share: float | None = None
+    # makes extra terms of the loss for the network that is trained
     penalties: Callable[[UNet], tuple[Penalty, ...]] | None = None
-    frozen: tuple[str, ...] = ()
-    note: str = ""
-    data: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()  # modules that stay as they are
+    note: str = ""  # names and numbers of all this; a stage made with another note is not taken for this one
+    data: tuple[str, ...] = ()  # sums over what `penalties` compute from
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """What one training is.
+    """What one training is."""
 
-    Attributes:
-        name: of its folder below `stages/`.
-        in_channels: channels it is given.
-        out_channels: channels it is asked for.
-        features: filters per level.
-        budget: epochs, patience, learning rate.
-        start: the stage whose weights it begins with, or None for new ones.
-        task: ``infiltrate`` or ``lungs``; what the first output channel means.
-        guard: what the strategy adds.
-        near: neighbouring slices among the channels; None for single slices.
-    """
-
-    name: str
-    in_channels: int
-    out_channels: int
-    features: tuple[int, ...]
-    budget: Budget
-    start: TrainedModel | None
-    task: str
-    guard: StrategyTerms = StrategyTerms()
-    near: Neighbours | None = None
+    name: str  # of its folder below `stages/`
+    in_channels: int  # channels it is given
+    out_channels: int  # channels it is asked for
+    features: tuple[int, ...]  # filters per level
+    budget: Budget  # epochs, patience, learning rate
+    start: TrainedModel | None  # the stage whose weights it begins with, or None for new ones
+    task: str  # ``infiltrate`` or ``lungs``; what the first output channel means
+    guard: StrategyTerms = StrategyTerms()  # what the strategy adds
+    near: Neighbours | None = None  # neighbouring slices among the channels; None for single slices
 
     def image_channels(self, experiment: Experiment) -> int:
         """Channels that hold grey values and no lung mask."""
@@ -184,31 +160,19 @@ class StageJob:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A finished stage on slices; see `learners.base.Predictor`.
+    """A finished stage on slices; see `learners.base.Predictor`."""
 
-    Attributes:
-        name: of the stage.
-        folder: with `model.safetensors` and `card.json`.
-        model: the network, best weights, eval mode.
-        weights_sha256: of the file of its weights.
-        trained_now: False when it was taken from a study that is resumed.
-        experts: network per set number, where the stage keeps one for each; else empty.
-        experts_sha256: of their weights.
-        selector: says which of them a scan is for.
-        site_known: ask for the set instead, where there is a network for it.
-        near: neighbouring slices that it is shown; None for single slices.
-    """
-
-    name: str
-    folder: Path
-    model: UNet
-    weights_sha256: str
-    trained_now: bool
+    name: str  # of the stage
+    folder: Path  # with `model.safetensors` and `card.json`
+    model: UNet  # the network, best weights, eval mode
+    weights_sha256: str  # of the file of its weights
+    trained_now: bool  # False when it was taken from a study that is resumed
+    # network per set number, where the stage keeps one for each; else empty
     experts: Mapping[int, UNet] = field(default_factory=dict)
-    experts_sha256: Mapping[int, str] = field(default_factory=dict)
-    selector: Selector | None = None
-    site_known: bool = False
-    near: Neighbours | None = None
+    experts_sha256: Mapping[int, str] = field(default_factory=dict)  # of their weights
+    selector: Selector | None = None  # says which of them a scan is for
+    site_known: bool = False  # ask for the set instead, where there is a network for it
+    near: Neighbours | None = None  # neighbouring slices that it is shown; None for single slices
 
     @property
     def sha256(self) -> str:

@@ -26,25 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class VolumeModel:
-    """A trained model.
+    """A trained model."""
 
-    Attributes:
-        job: what it was trained on.
-        phase: its last one; says how scans are prepared and cut for it.
-        model: the network, best weights, eval mode.
-        folder: with `model.safetensors` and `card.json`.
-        stamp: of everything that shaped the weights.
-        trained_now: False when it was taken from a study that is resumed.
-        seconds: of training, over all processes that took part in its last phase only when it was trained now.
-    """
-
-    job: ModelJob
-    phase: Phase
-    model: nn.Module
-    folder: Path
-    stamp: str
-    trained_now: bool
-    seconds: float
+    job: ModelJob  # what it was trained on
+    phase: Phase  # its last one; says how scans are prepared and cut for it
+    model: nn.Module  # the network, best weights, eval mode
+    folder: Path  # with `model.safetensors` and `card.json`
+    stamp: str  # of everything that shaped the weights
+    trained_now: bool  # False when it was taken from a study that is resumed
+    seconds: float  # of training, over all processes that took part in its last phase only when it was trained now
 
 
 def stage_name(experiment: VolumeExperiment, job: ModelJob, phase: Phase) -> str:

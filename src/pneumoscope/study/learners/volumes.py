@@ -37,15 +37,10 @@ from pneumoscope.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class VolumeStage(ScanPredictor):
-    """A finished stage on volumes.
+    """A finished stage on volumes."""
 
-    Attributes:
-        experiment: the recipe as this study has it.
-        trained: its last phase, with the network.
-    """
-
-    experiment: VolumeExperiment
-    trained: VolumeModel
+    experiment: VolumeExperiment  # the recipe as this study has it
+    trained: VolumeModel  # its last phase, with the network
 
     def probability(self, volume: Volume, device: str) -> NDArray[np.float32]:
         """Probability of infection (i, j, k)."""

@@ -47,16 +47,11 @@ LEVELS = 256
 
 @dataclass(frozen=True, eq=False)
 class VoxelCounts:
-    """Probabilities inside the lungs as counts, per patient and part of the split.
+    """Probabilities inside the lungs as counts, per patient and part of the split."""
 
-    Attributes:
-        patient: (g) names.
-        part: (g) ``val``, ``test`` or ``train``.
-        counts: (g, 2, 256) voxels of healthy lung (0) and infiltrate (1) by probability in steps of 1/255.
-    """
-
-    patient: NDArray[np.str_]
-    part: NDArray[np.str_]
+    patient: NDArray[np.str_]  # (g) names
+    part: NDArray[np.str_]  # (g) ``val``, ``test`` or ``train``
+    # (g, 2, 256) voxels of healthy lung (0) and infiltrate (1) by probability in steps of 1/255
     counts: NDArray[np.int64]
 
     def total(self, part: str) -> NDArray[np.int64]:

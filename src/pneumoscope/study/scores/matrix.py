@@ -61,16 +61,12 @@ PerPatient = dict[str, list[float]]
 class Matrix:
     """All cells of a study, each with the scores of every slice.
 
-    Attributes:
-        experiment: stages, sets and how they are scored.
-        per_case: rows of per_case.csv; one cell for each stage and set.
-
     Raises:
         InputError: a cell has no rows at all. A cell without infiltrate is kept, with empty scores.
     """
 
-    experiment: Experiment
-    per_case: pd.DataFrame
+    experiment: Experiment  # stages, sets and how they are scored
+    per_case: pd.DataFrame  # rows of per_case.csv; one cell for each stage and set
 
     def __post_init__(self) -> None:
         for stage in self.stages:

@@ -42,20 +42,13 @@ UNTRAINED = "untrained"
 
 @dataclass
 class Scorer:
-    """What scoring needs beside a stage.
+    """What scoring needs beside a stage."""
 
-    Attributes:
-        experiment: threshold, tolerance, and which slices.
-        sets: the sets by number.
-        device: to predict on.
-        progress: called after each test set.
-        computed: (stage, set) of the cells that were computed and not taken from the folder.
-    """
-
-    experiment: Experiment
-    sets: Mapping[int, StudyDataset]
-    device: str = "auto"
-    progress: Progress = silent
+    experiment: Experiment  # threshold, tolerance, and which slices
+    sets: Mapping[int, StudyDataset]  # the sets by number
+    device: str = "auto"  # to predict on
+    progress: Progress = silent  # called after each test set
+    # (stage, set) of the cells that were computed and not taken from the folder
     computed: list[tuple[str, int]] = field(default_factory=list)
 
     def predict(self, model: Predictor, number: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -95,21 +95,14 @@ def calibration(cells: Mapping[tuple[str, str], Reliability]) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What every study writes of its results.
+    """What every study writes of its results."""
 
-    Attributes:
-        table: tidy rows, see `COLUMNS`.
-        cells: calibration by stage and test.
-        forgetting: see `forgetting`; None where there is one test set.
-        rounds: ``n``, ``seed`` and ``level`` of the intervals.
-        means: rows of `intervals`, where they are known already.
-    """
-
-    table: pd.DataFrame
-    cells: Mapping[tuple[str, str], Reliability]
-    forgetting: pd.DataFrame | None = None
+    table: pd.DataFrame  # tidy rows, see `COLUMNS`
+    cells: Mapping[tuple[str, str], Reliability]  # calibration by stage and test
+    forgetting: pd.DataFrame | None = None  # see `forgetting`; None where there is one test set
+    # ``n``, ``seed`` and ``level`` of the intervals
     rounds: Mapping[str, Any] = field(default_factory=lambda: {"n": INTERVAL_ROUNDS})
-    means: pd.DataFrame | None = None
+    means: pd.DataFrame | None = None  # rows of `intervals`, where they are known already
 
 
 def write_scores(folder: Path, scores: Scores) -> None:

@@ -28,17 +28,11 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True)
 class PenalisedTask:
-    """A task whose training loss carries penalties; validation loss and scores are the task's own.
+    """A task whose training loss carries penalties; validation loss and scores are the task's own."""
 
-    Attributes:
-        task: the task itself.
-        penalties: the terms.
-        note: names the penalties and their numbers; a run is resumed only with the same note.
-    """
-
-    task: Task
-    penalties: tuple[Penalty, ...] = field(repr=False)
-    note: str
+    task: Task  # the task itself
+    penalties: tuple[Penalty, ...] = field(repr=False)  # the terms
+    note: str  # names the penalties and their numbers; a run is resumed only with the same note
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """See `Task.loss`."""
@@ -95,18 +89,12 @@ class WeightConsolidation:
     """Elastic weight consolidation: weights that mattered for an earlier set are drawn back to where they were.
 
     weight / 2 * sum_i F_i (w_i - w*_i)^2, Kirkpatrick et al. 2017, equation 3; one such term per earlier set.
-
-    Attributes:
-        model: the network being trained.
-        fisher: of the earlier set, see `fisher_diagonal`.
-        anchor: the weights as they were then.
-        weight: lambda.
     """
 
-    model: nn.Module
-    fisher: Mapping[str, Tensor]
-    anchor: Mapping[str, Tensor]
-    weight: float
+    model: nn.Module  # the network being trained
+    fisher: Mapping[str, Tensor]  # of the earlier set, see `fisher_diagonal`
+    anchor: Mapping[str, Tensor]  # the weights as they were then
+    weight: float  # lambda
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
         """See `Penalty`."""
@@ -127,16 +115,11 @@ class Distillation:
     Li and Hoiem 2016, Learning without Forgetting, arXiv 1606.09282, equations 2 and 3, for one output per pixel:
     cross-entropy between both answers softened by a temperature T, times T^2 so that gradients keep their size.
     It is smallest, and its gradient 0, where both networks agree.
-
-    Attributes:
-        teacher: the network before; it does not learn.
-        weight: lambda_o.
-        temperature: T.
     """
 
-    teacher: nn.Module
-    weight: float
-    temperature: float
+    teacher: nn.Module  # the network before; it does not learn
+    weight: float  # lambda_o
+    temperature: float  # T
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
         """See `Penalty`."""

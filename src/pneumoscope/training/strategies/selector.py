@@ -37,17 +37,11 @@ def features(images: NDArray[np.generic]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class Selector:
-    """Knows what each site's slices look like.
+    """Knows what each site's slices look like."""
 
-    Attributes:
-        sites: their numbers.
-        means: (sites, features).
-        precision: (features, features), the inverse of the covariance within sites.
-    """
-
-    sites: tuple[int, ...]
-    means: NDArray[np.float64]
-    precision: NDArray[np.float64]
+    sites: tuple[int, ...]  # their numbers
+    means: NDArray[np.float64]  # (sites, features)
+    precision: NDArray[np.float64]  # (features, features), the inverse of the covariance within sites
 
     @staticmethod
     def fit(images: Mapping[int, NDArray[np.generic]]) -> Selector:
