@@ -37,6 +37,17 @@ def test_components_are_those_of_scipy(connectivity, number):
         assert len(found) == np.count_nonzero(volumes >= least)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 1), (3, 3, 3), (1, 301, 401), (5, 1, 7), (3, 5), (1, 4)])
+def test_single_voxels_as_close_as_they_can_be(shape):
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(None, None, 2) for _ in shape)] = True
+    n = np.count_nonzero(mask)
+    labels, sizes = components.label(mask, 26 if mask.ndim == 3 else 8)
+    assert labels.shape == shape
+    assert sizes.tolist() == [0] + [1] * n
+    assert len(list(components.each(mask, connectivity=26 if mask.ndim == 3 else 8))) == n
+
+
 def test_an_empty_mask_has_no_components():
     mask = np.zeros((4, 5, 6), bool)
     labels, sizes = components.label(mask)

@@ -124,7 +124,7 @@ def write_timepoint(found: Segmentation, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     found.lungs.save(folder / "lungs.nii.gz")
     found.infiltrate.save(folder / "infiltrate.nii.gz")
-    write_copy(folder / COPY_FILE, found.scan, found.lungs, found.infiltrate)
+    write_copy(folder / COPY_FILE, found.scan, found.lungs)
     write_json(folder / REPORT_FILE, {"case": found.scan.case})
     return folder
 

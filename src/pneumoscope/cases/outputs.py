@@ -106,7 +106,7 @@ def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str
     if not options.fast:
         steps["surfaces"] = lambda: write_three_d(folder, content, mesh="mesh" in options.save)
         steps["picture"] = lambda: slices_png(*parts)
-        steps["copy"] = lambda: write_copy(folder / COPY_FILE, *parts[:3])
+        steps["copy"] = lambda: write_copy(folder / COPY_FILE, *parts[:2])
     if "vti" in options.save:
         steps["vti"] = lambda: write_vti(folder / VOLUME_FILE, *parts)
     if "points" in options.save:
@@ -160,13 +160,13 @@ def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -
             write_image(values, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
 
 
-def write_copy(path: Path, volume: Volume, lungs: Mask, infiltrate: Mask) -> None:
+def write_copy(path: Path, volume: Volume, lungs: Mask) -> None:
     """The coarse copy; none where there is no lung."""
     from pneumoscope.io.write import write_volume
-    from pneumoscope.preprocess.registration import working_copy
+    from pneumoscope.preprocess.registration import coarse_copy
 
     if lungs.any.any():
-        write_volume(working_copy(volume, lungs, infiltrate).volume, path)
+        write_volume(coarse_copy(volume, lungs), path)
 
 
 SUMMARY_COLUMNS = (

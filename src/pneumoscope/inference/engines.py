@@ -12,6 +12,8 @@ that comes with it, are not used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -235,8 +237,25 @@ def make_engine(
     chosen = choose_engine(engine, device=device, precision=precision)
     kind = _precision_of(chosen, device, precision)
     if chosen == "torch":
-        return TorchEngine(model, kind, device)
+        return TorchEngine(_folded(model), kind, device)
     return OnnxRuntimeEngine(model, kind) if chosen == "onnxruntime" else OpenVinoEngine(model, kind)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """A copy whose batch normalisations are part of the convolutions before them, as the graph runtimes do."""
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    copy = deepcopy(model).eval()
+    for block in copy.modules():
+        if not isinstance(block, torch.nn.Sequential):
+            continue
+        for n, (first, second) in enumerate(pairwise(list(block))):
+            if isinstance(first, torch.nn.Conv2d | torch.nn.Conv3d) and isinstance(
+                second, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
+            ):
+                block[n], block[n + 1] = fuse_conv_bn_eval(first, second), torch.nn.Identity()
+    return copy
 
 
 def predict_probability(

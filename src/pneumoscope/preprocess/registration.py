@@ -111,9 +111,25 @@ class Registration:
 def working_copy(
     volume: Volume, lungs: Mask, infiltrate: Mask, *, spacing_mm: float = WORKING_MM, margin_mm: float = MARGIN_MM
 ) -> WorkingCopy:
-    """A coarse upright copy of a scan around its lungs; finer voxels are averaged, not skipped.
+    """A coarse upright copy of a scan around its lungs, with its masks; finer voxels are averaged, not skipped.
 
     The scan may be coarser than, or lie on another grid than the masks: a copy made earlier serves as well.
+
+    Raises:
+        InputError: there is no lung.
+    """
+    copy = coarse_copy(volume, lungs, spacing_mm=spacing_mm, margin_mm=margin_mm)
+    spots, there = _around(infiltrate.labels, infiltrate.grid, copy.grid)
+    inside, here = _around(lungs.labels, lungs.grid, copy.grid)
+    return WorkingCopy(
+        copy,
+        _coarse((inside > 0).astype(np.float32), here, copy.grid, 0.0),
+        _coarse((spots > 0).astype(np.float32), there, copy.grid, 0.0),
+    )
+
+
+def coarse_copy(volume: Volume, lungs: Mask, *, spacing_mm: float = WORKING_MM, margin_mm: float = MARGIN_MM) -> Volume:
+    """The scan of `working_copy`.
 
     Raises:
         InputError: there is no lung.
@@ -126,13 +142,7 @@ def working_copy(
     shape = np.maximum(8, np.ceil((high - low) / spacing_mm).astype(int) + 1)
     grid = Grid.from_spacing(shape.tolist(), (spacing_mm,) * 3, low.tolist())
     hu, where = _around(volume.hu, volume.grid, grid)
-    spots, there = _around(infiltrate.labels, infiltrate.grid, grid)
-    inside, here = _around(lungs.labels, lungs.grid, grid)
-    return WorkingCopy(
-        Volume(_coarse(np.clip(hu, *HU_RANGE), where, grid, OUTSIDE_HU), grid, grid, volume.case),
-        _coarse((inside > 0).astype(np.float32), here, grid, 0.0),
-        _coarse((spots > 0).astype(np.float32), there, grid, 0.0),
-    )
+    return Volume(_coarse(np.clip(hu, *HU_RANGE), where, grid, OUTSIDE_HU), grid, grid, volume.case)
 
 
 def _around(array: NDArray[Any], source: Grid, target: Grid) -> tuple[NDArray[Any], Grid]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -55,6 +56,9 @@ def assess(
     side, spot, hu = sides[lungs.labels[box]], infiltrate.labels[box], volume.hu[box]
     ml = volume.grid.voxel_volume_ml
     marked = (spot != 0) & (side != 0)
+    beside = ThreadPoolExecutor(1)  # the distances of the lungs' voxels take as long as all the rest
+    distribution = beside.submit(distribution_of, side, marked, volume.grid, box, sided=sided)
+    beside.shutdown(wait=False)
     signs = applicability_states(hu, side != 0, marked, volume.spacing_mm)
     states = [*basic.states, *_use(volume, basic), *signs]
     states += ["sternal_wires"] if has_sternal_wires(volume.hu, box, volume.spacing_mm) else []
@@ -81,8 +85,8 @@ def assess(
         lobes=scores,
         densities=densities,
         lesions=count_lesions(marked, ml),
-        distribution=distribution_of(side, marked, volume.grid, box, sided=sided),
         interval=interval,
+        distribution=distribution.result(),
     )
 
 

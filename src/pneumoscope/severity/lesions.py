@@ -120,14 +120,16 @@ def _percent(part: float, whole: float) -> float | None:
 
 def _near_surface(lung: NDArray[np.bool_], grid: Grid, depth_mm: float) -> NDArray[np.bool_]:
     """Voxels whose centre lies within `depth_mm` of the lung's surface; also true outside the lung."""
-    from scipy import ndimage
+    import SimpleITK as sitk  # noqa: N813  # Maurer's distance on all threads: a third of SciPy's time
 
     inner = box_of(lung.view(np.uint8))
     strides = [max(1, int(FINEST_MM / step)) for step in grid.spacing_mm]
     coarse = np.pad(lung[inner][tuple(slice(None, None, n) for n in strides)], 1)
     spacing = np.asarray(grid.spacing_mm) * strides
-    depth = ndimage.distance_transform_edt(coarse, sampling=spacing)[1:-1, 1:-1, 1:-1] - spacing.min() / 2
-    near = depth <= depth_mm
+    image = sitk.GetImageFromArray((~coarse).view(np.uint8))
+    image.SetSpacing(spacing[::-1].tolist())
+    distance = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    near = sitk.GetArrayViewFromImage(distance)[1:-1, 1:-1, 1:-1] <= depth_mm + spacing.min() / 2
     for axis, n in enumerate(strides):
         near = np.repeat(near, n, axis=axis)
     result = np.ones(lung.shape, bool)
