@@ -1,6 +1,7 @@
 """A transfer matrix without training: models and masks as they are, on several sets."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import reduce
@@ -81,6 +82,9 @@ def test_the_matrix_has_a_row_per_model_and_set(scored, work):
         "of them test",
     ):
         assert wrong not in page, wrong
+    shown = re.sub(r"data:[^\"]*|<[^>]*>", " ", page[page.index("<body") : page.index('id="settings"')])
+    assert "Model" in shown
+    assert not re.search(r"\b[Ss]tages?\b|as in the paper|Training|Numbers fitted|Temperature", shown), "none has stages"
     table = pd.read_csv(work / "out" / "systems.csv")
     assert list(table["system"].unique()) == ["dense", "drawn"], "rows go by their names, not by paths"
     assert table["training_seconds"].isna().all()

@@ -168,7 +168,8 @@ def systems_png(table: pd.DataFrame) -> bytes:
     left.set_yticks(range(len(systems)), systems, fontsize=8)
     left.set_ylim(len(systems) - 0.4, -0.6)
     left.set_xlim(-0.02, 1.02)
-    left.set_xlabel("Dice per patient after the last stage")
+    staged = bool((table["system"] != table["stage"]).any())  # what was made elsewhere has no stages
+    left.set_xlabel("Dice per patient after the last stage" if staged else "Dice per patient")
     left.grid(axis="x", color="#dde1e6", lw=0.6)
     for right in more:
         right.barh(range(len(systems)), seconds.clip(lower=0.1), color="#8a98a8", height=0.5)
