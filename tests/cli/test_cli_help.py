@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from pneumoscope.cli.app import app
-from pneumoscope.cli.help import EXAMPLES, GROUPS, VERBS
+from pneumoscope.cli.help import EXAMPLES, GROUPS, VERBS, grouped
 from pneumoscope.cli.reference import commands
 
 NAMES = [name for name, _ in commands()]
@@ -43,6 +43,22 @@ def test_every_example_is_a_call_that_is_understood(name):
     words = shlex.split(EXAMPLES[name])
     assert words[: len(name.split())] == name.split()
     command_of(name).make_context(name, words[len(name.split()) :])  # raises for an unknown option or a missing one
+
+
+def test_an_option_stands_in_one_group_in_every_verb():
+    places: dict[str, set[str]] = {}
+    known = {"help", "version", "install_completion", "show_completion"}
+    for name in NAMES:
+        command = command_of(name)
+        known |= {parameter.name for parameter in command.params}
+        with command.make_context(name, [], resilient_parsing=True) as ctx:
+            for group, rows in grouped(command, ctx).items():
+                for option in re.findall(r"--[a-z-]+", " ".join(words for words, _ in rows)):
+                    places.setdefault(option, set()).add(group)
+    assert places.pop("--from") == {"Models", "Input"}  # a model to `finetune`, a file to `data split`
+    assert places["--model"] == {"Models"}
+    assert not {name for names in GROUPS.values() for name in names} - known
+    assert not {option: groups for option, groups in places.items() if len(groups) > 1}
 
 
 def test_the_programs_own_help_names_every_verb_once(cli):

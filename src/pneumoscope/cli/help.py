@@ -12,19 +12,20 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Input": (
         "scans", "more_scans", "images", "more_images", "series", "lungs", "lobes", "infiltrate", "threshold",
-        "intensity", "data", "synthetic", "prediction", "reference", "structure", "spacing", "label", "links", "also",
-        "others", "from_file",
+        "intensity", "data", "synthetic", "prediction", "reference", "structure", "label", "labels", "links",
+        "also", "others", "splits_file",
     ),
     "Output": (
-        "out", "save", "fast", "deidentify", "probability", "uncertainty", "series_key", "heatmaps", "fix", "to",
-        "overwrite", "resume", "json", "quiet", "debug",
+        "out", "save", "fast", "deidentify", "probability", "uncertainty", "series_key", "heatmaps", "fix",
+        "repair", "no_repair", "format", "to", "overwrite", "resume", "json", "quiet", "debug",
     ),
     "Models": (
-        "model", "lungs_model", "trust", "mirror", "method", "start", "plan", "plan_only", "dims", "patch", "size",
+        "model", "models", "predictions", "trained_on", "lungs_model", "trust", "mirror", "method", "start", "plan",
+        "plan_only", "dims", "patch",
     ),
     "Settings": (),
     "Computing": (
-        "device", "precision", "engine", "jobs", "on", "cluster", "part", "seed", "max_minutes", "batch_size",
+        "device", "devices", "precision", "engine", "jobs", "on", "cluster", "part", "seed", "max_minutes", "batch_size",
     ),
     "Help": ("help", "version", "install_completion", "show_completion"),
 }  # fmt: skip
