@@ -55,9 +55,16 @@ def test_numbers_with_units(text, expected):
 
 
 def test_cards_of_any_shape_become_lines():
-    card = {"data": [{"name": "a"}, {"name": "b"}], "filters": [16, 32], "x": None, "deep": {"dice_lung": 0.98765}}
+    card = {
+        "data": [{"name": "a"}, {"name": "b"}],
+        "filters": [16, 32],
+        "x": None,
+        "y": [],
+        "z": "",
+        "deep": {"dice_lung": 0.98765},
+    }
     expected = [
-        ("data 1 / name", "a"), ("data 2 / name", "b"), ("filters", "16, 32"), ("x", ""),
+        ("data 1 / name", "a"), ("data 2 / name", "b"), ("filters", "16, 32"),
         ("deep / dice lung", "0.9877"),
     ]  # fmt: skip
     assert flat(card) == expected

@@ -115,7 +115,9 @@ def words(key: str) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested plain values as (name, text) lines for a table: cards come in any shape."""
+    """Nested plain values as (name, text) lines for a table: cards come in any shape. What is empty has no line."""
+    if value is None or value in ("", [], ()):
+        return []
     if isinstance(value, Mapping):
         return [
             line for key, part in value.items() for line in flat(part, f"{prefix} / {words(str(key))}".lstrip(" /"))
@@ -125,8 +127,8 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             return [(prefix, ", ".join(printable(str(part)) for part in value))]
         numbered = enumerate(value, start=1)
         return [line for n, part in numbered for line in flat(part, f"{prefix} {n}" if len(value) > 1 else prefix)]
-    if isinstance(value, bool) or value is None:
-        return [(prefix, {True: "yes", False: "no", None: ""}[value])]
+    if isinstance(value, bool):
+        return [(prefix, "yes" if value else "no")]
     return [(prefix, f"{value:.4g}" if isinstance(value, float) else printable(str(value)))]
 
 
@@ -142,7 +144,7 @@ def card_table(card: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": str(card.get("title") or card.get("name") or "model"),
         "rows": [row for key, value in rows for row in ([(key, value)] if _plain_list(value) else flat(value, key))],
-        "more": [line for line in flat(rest) if line[1]],
+        "more": flat(rest),
     }
 
 
