@@ -25,7 +25,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Settings": (),
     "Computing": (
-        "device", "devices", "precision", "engine", "jobs", "on", "cluster", "part", "seed", "max_minutes", "batch_size",
+        "device", "devices", "precision", "engine", "jobs", "on", "cluster", "part", "seed", "max_minutes",
+        "batch_size",
     ),
     "Help": ("help", "version", "install_completion", "show_completion"),
 }  # fmt: skip

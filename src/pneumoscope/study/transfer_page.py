@@ -114,7 +114,8 @@ def latex_matrix(experiment: Experiment, rows: list[dict[str, Any]]) -> str:
         " & ".join([stage.name.replace("_", r"\_"), *(cell(stage.name, site) for site in sites)]) + r" \\"
         for stage in experiment.stages.chain
     ]
-    head = " & ".join(["Model" if experiment.split.by == "none" else "Stage", *(f"Set {site}" for site in sites)]) + r" \\"
+    first = "Model" if experiment.split.by == "none" else "Stage"
+    head = " & ".join([first, *(f"Set {site}" for site in sites)]) + r" \\"
     level = f"{100 * experiment.scoring.interval_level:.0f}"
     note = f"% F1 per slice with infiltrate, {level} % bootstrap interval over patients; {experiment.recipe}"
     start = r"\begin{tabular}{l" + "r" * len(sites) + "}"
