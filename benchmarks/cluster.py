@@ -246,8 +246,8 @@ def kills(root: Path, options: argparse.Namespace) -> None:
 
 def six_stages() -> object:
     """A transfer study whose stages do not wait for each other: three sites, each learnt by two systems."""
-    from pneumoscope.recipes.access import with_overrides
     from pneumoscope.recipes.papers.transfer import transfer_systems_small
+    from pneumoscope.recipes.settings import with_overrides
 
     small = with_overrides(transfer_systems_small(), ["stages.first.max_epochs=60", "stages.first.patience=60"])
     first = [stage for stage in small.stages.chain if stage.name in ("Tr1-2d", "Tr1-2.5d")]

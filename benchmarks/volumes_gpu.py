@@ -29,7 +29,7 @@ import torch
 
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume
 from pneumoscope.geometry import Grid
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
 from pneumoscope.study.learners.volume_training import new_network, phase_config, volume_augment

@@ -21,7 +21,7 @@ import torch
 
 from pneumoscope.datasets.patches import PreparedVolume
 from pneumoscope.geometry import Grid
-from pneumoscope.training.augment3d import VolumeAugment
+from pneumoscope.training.augment import VolumeAugment
 from pneumoscope.training.data import PatchSource
 
 ALWAYS = {f"{kind}_p": 1.0 for kind in

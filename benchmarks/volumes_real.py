@@ -34,7 +34,7 @@ from pneumoscope.datasets.phantom.patient import LesionPlan
 from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.volumes import subject_of

@@ -49,7 +49,7 @@ from pneumoscope.models.unet import UNet3D, UNet3DConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.preprocess.spatial import coarse_size
-from pneumoscope.training.augment3d import VolumeAugment
+from pneumoscope.training.augment import VolumeAugment
 from pneumoscope.training.checkpoint import load_checkpoint
 from pneumoscope.training.data import PatchSource
 from pneumoscope.training.loop import TrainConfig, fit

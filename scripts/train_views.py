@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.inference.radiographs import RadiographClassifier
-from pneumoscope.inference.views import FILE, REASONS, Views, shrunk
+from pneumoscope.inference.radiographs import FILE, REASONS, RadiographClassifier, Views, shrunk
 from pneumoscope.io.files import sha256, write_bytes
 from pneumoscope.models.cards import SHIPPED, read_card, write_card
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig

@@ -20,8 +20,8 @@ from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.read import read_lungs, read_mask_or_probability
 from pneumoscope.io.write import write_mask, write_volume
-from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
+from pneumoscope.recipes.settings import describe
 from pneumoscope.volume import Mask, Volume
 
 SOURCE = Path(pneumoscope.__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.external_models import nnunet_result
-from pneumoscope.cli import doctor
+from pneumoscope.cli import machines
 from pneumoscope.errors import ModelError
 from pneumoscope.models import cards
 
@@ -39,7 +39,7 @@ def test_a_missing_package_is_a_problem(cli, healthy, monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(doctor.metadata, "version", without_nibabel)
+    monkeypatch.setattr(machines.metadata, "version", without_nibabel)
     ran = cli("doctor")
     ran.refused("nibabel is missing", code=1)
     assert "problem: the package nibabel is missing" in ran.out
@@ -55,8 +55,8 @@ def test_a_damaged_model_is_a_problem(cli, healthy, monkeypatch):
 
 
 def test_low_memory_and_disk_are_notes_not_problems(cli, healthy, monkeypatch):
-    monkeypatch.setattr(doctor, "LOW_MEMORY_GB", 1e9)
-    monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
+    monkeypatch.setattr(machines, "LOW_MEMORY_GB", 1e9)
+    monkeypatch.setattr(machines, "LOW_DISK_GB", 1e9)
     ran = cli("doctor")
     assert ran.code == 0
     assert ran.out.count("note: ") == 2
@@ -75,17 +75,17 @@ def test_optional_parts_are_those_of_the_extras():
     with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
     declared = {extra: tuple(re.match(r"[\w-]+", line)[0] for line in lines) for extra, lines in extras.items()}
-    assert declared == doctor.OPTIONAL
+    assert declared == machines.OPTIONAL
 
 
 def test_weights_of_other_programs_are_found_where_these_keep_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("TOTALSEG_WEIGHTS_PATH", str(tmp_path))
-    assert {v for k, v in doctor.examine().optional.items() if ":" in k} == {"weights not here"}
+    assert {v for k, v in machines.examine().optional.items() if ":" in k} == {"weights not here"}
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "unet_r231-d5d2fc3d.pth").write_bytes(b"")
     nnunet_result(tmp_path / "Dataset291_TotalSegmentator_part1_organs_1559subj" / "trainer", {})
-    found = doctor.examine().optional
+    found = machines.examine().optional
     assert found["lungmask:R231"] == f"weights in {tmp_path / 'hub' / 'checkpoints'}"
     assert found["lungmask:LTRCLobes"] == "weights not here"
     assert found["totalsegmentator:total"].startswith(f"weights in {tmp_path}")
@@ -95,5 +95,5 @@ def test_from_a_bare_source_folder_there_are_no_declared_packages(monkeypatch):
     def absent(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.metadata, "requires", absent)
-    assert doctor._requirements() == []
+    monkeypatch.setattr(machines.metadata, "requires", absent)
+    assert machines._requirements() == []

@@ -8,8 +8,8 @@ from io import StringIO
 import pytest
 
 from pneumoscope.cli.app import run
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
+from pneumoscope.recipes.settings import with_overrides
 from tables import rows_of
 
 TINY = [

@@ -16,8 +16,7 @@ from xray_models import SIDE, chest, make_model
 
 from pneumoscope.datasets.phantom.folder import make_phantom
 from pneumoscope.errors import ModelError
-from pneumoscope.inference.radiographs import RadiographClassifier
-from pneumoscope.inference.views import FILE, REASONS, Views, read_views, shrunk
+from pneumoscope.inference.radiographs import FILE, REASONS, RadiographClassifier, Views, read_views, shrunk
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.models.cards import read_card, verify, write_card
 

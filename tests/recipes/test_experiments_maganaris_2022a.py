@@ -3,8 +3,8 @@ import re
 import pytest
 from test_experiments_maganaris import papers_folder, values
 
-from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.papers.maganaris_2022a import NOTES, two_channel
+from pneumoscope.recipes.settings import describe
 
 ROWS = {  # typed from table 2 a second time, to five places
     "CT 1-9": (0.99738, 0.75145, 0.83353, 0.78325),

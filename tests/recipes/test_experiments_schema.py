@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes import access, schema
+from pneumoscope.recipes import schema
+from pneumoscope.recipes import settings as access
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 from pneumoscope.recipes.settings import revise

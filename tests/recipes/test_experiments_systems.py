@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes import access
+from pneumoscope.recipes import settings as access
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_systems, transfer_systems_small
 from pneumoscope.recipes.registry import RECIPES, build_any

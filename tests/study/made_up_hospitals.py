@@ -4,8 +4,8 @@ import numpy as np
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.geometry import Grid
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 SMALL = (

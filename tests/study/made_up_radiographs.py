@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.xray import XrayExperiment
 
 SIDE = 72

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from made_up_hospitals import SMALL, make_cases
 
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.transfer import transfer_systems_small
+from pneumoscope.recipes.settings import with_overrides
 
 VOLUMES = ("mueller-2021-small", "bressem-2021-small")
 TINY = [

@@ -25,7 +25,7 @@ from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.train import MODEL, OwnData, OwnExperiment
 from pneumoscope.progress import Noted, silent
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study

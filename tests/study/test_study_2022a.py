@@ -7,8 +7,8 @@ import pytest
 from made_up_hospitals import SMALL, make_cases
 
 from pneumoscope.errors import RunError
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.cells import read_table
 

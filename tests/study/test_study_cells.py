@@ -9,7 +9,7 @@ from test_study_scoring import Bright, make_sets
 
 from pneumoscope.metrics.calibration import reliability
 from pneumoscope.metrics.surface import surface_scores
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.scores.cells import (
     SLICE_COLUMNS,
     cell_folder,

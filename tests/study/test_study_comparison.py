@@ -7,8 +7,8 @@ from test_study_matrix import rows_of
 
 from pneumoscope.cli.app import run
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.analysis.comparison import COLUMNS, compare, read_runs, sentence
 from pneumoscope.study.folder import start
 from pneumoscope.study.report import compare_studies

@@ -7,9 +7,9 @@ import pytest
 from pneumoscope.datasets.case import CaseFiles
 from pneumoscope.errors import InputError
 from pneumoscope.io.write import write_mask
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
 from pneumoscope.recipes.registry import build_any
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import (
     build_set,
     draw_split,

@@ -2,9 +2,9 @@ from dataclasses import asdict
 
 import pytest
 
-from pneumoscope.recipes.access import from_json, with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.schema import Experiment
+from pneumoscope.recipes.settings import from_json, with_overrides
 from pneumoscope.study.data import draw_split
 from pneumoscope.study.findings import certainty, findings, main_stages, pattern
 

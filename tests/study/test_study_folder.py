@@ -3,8 +3,8 @@ import json
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.folder import read_experiment, start, write_environment
 
 

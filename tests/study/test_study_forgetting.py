@@ -4,8 +4,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.scores.matrix import FORMULAS, lineages_of, transfer
 from pneumoscope.study.scores.table import forgetting, tidy
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.access import with_overrides
-from pneumoscope.recipes.settings import revise
+from pneumoscope.recipes.settings import revise, with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.folder import start
 

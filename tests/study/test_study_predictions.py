@@ -5,7 +5,7 @@ import pytest
 
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Noted
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.learners.slices import TrainedModel
 from pneumoscope.study.scores.predictions import predict_stage, prediction_file, prediction_stamp, read_predictions

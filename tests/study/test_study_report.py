@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.reports.page import NOTICE
 from pneumoscope.study.folder import start
 from pneumoscope.study.report import write_report

@@ -7,7 +7,7 @@ import pytest
 from made_up_hospitals import make_cases
 
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.cells import SLICE_COLUMNS, read_table
 from pneumoscope.study.scores.matrix import COLUMNS, Matrix

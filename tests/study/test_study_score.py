@@ -16,8 +16,8 @@ from pneumoscope.cli import main
 from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.inference.graphs import Description
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.transfer import transfer_systems_small
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study, score_study
 from pneumoscope.study.learners.external import score_experiment
 from pneumoscope.study.report import compare_studies

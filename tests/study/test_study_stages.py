@@ -8,8 +8,7 @@ import pytest
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.models.cards import read_card
 from pneumoscope.progress import Noted
-from pneumoscope.recipes.access import with_overrides
-from pneumoscope.recipes.settings import revise
+from pneumoscope.recipes.settings import revise, with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.slices import StageJob, new_model, train_stage

@@ -19,7 +19,7 @@ from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.xray.pictures import file_content
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Noted
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.registry import StageMaker

@@ -15,9 +15,9 @@ from made_up_hospitals import SMALL, make_cases
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.models.cards import read_card
 from pneumoscope.models.weights import load_model
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.transfer import transfer_slices
 from pneumoscope.recipes.registry import build_any
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.analysis.lung_effect import lung_effect, mean_dice
 from pneumoscope.study.forecast import forecast, guard_steps
 from pneumoscope.study.grey import shrink, square, stack_of_case
@@ -283,7 +283,7 @@ def test_pictures_are_padded_and_shrunk_without_stretching():
 RUN = """
 import sys
 from dataclasses import replace
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.papers.transfer import transfer_slices
 from pneumoscope.study.engine import run_study
 from pneumoscope.study import figures

@@ -10,7 +10,7 @@ from made_up_hospitals import make_cases
 from made_up_systems import VOLUMES, only, three_sites, tiny
 
 from pneumoscope.models.cards import read_card
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners import threshold as volumes_baseline
 from pneumoscope.study.learners.registry import StageMaker

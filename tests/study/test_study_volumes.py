@@ -8,7 +8,7 @@ import pytest
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
-from pneumoscope.recipes.access import describe, with_overrides
+from pneumoscope.recipes.settings import describe, with_overrides
 from pneumoscope.recipes.systems import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import air_spaces, fit_threshold, threshold_labels

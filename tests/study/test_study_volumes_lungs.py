@@ -11,7 +11,7 @@ from pneumoscope.datasets.patches import CLASS_NAMES, VolumeRecipe, class_labels
 from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import DatasetError
 from pneumoscope.geometry import Grid
-from pneumoscope.recipes.access import with_overrides
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.systems import build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import LUNG_AIR_HU, fit_air, fitted

@@ -13,8 +13,8 @@ from made_up_radiographs import write_sets
 from pneumoscope.datasets.splits.draw import leaking
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.models.classifiers import ResNet50, ResNetConfig
-from pneumoscope.recipes.access import with_overrides
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
+from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.analysis.shortcuts import probes
 from pneumoscope.study.engine import run_study

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import struct
 import subprocess
 import sys
@@ -8,9 +9,8 @@ import numpy as np
 import pytest
 from readers import enclosed_ml, read_glb_parts, read_stl, read_vti, read_vtp
 
-from pneumoscope.errors import GeometryError
+from pneumoscope.errors import GeometryError, RunError
 from pneumoscope.geometry import Grid
-from pneumoscope.surfaces import files
 from pneumoscope.surfaces.files import (
     LOOKS,
     ROOT_NODE,
@@ -92,9 +92,7 @@ def test_vtp_numbers_and_names_its_structures(tmp_path, two_meshes):
     assert surface.GetNumberOfPoints() == sum(len(m.vertices_mm) for m in two_meshes.values())
 
 
-@pytest.mark.parametrize("block_bytes", [64, 240, 1 << 21])
-def test_vti_blocks_of_any_size(tmp_path, monkeypatch, rng, block_bytes):
-    monkeypatch.setattr(files, "_BLOCK_BYTES", block_bytes)
+def test_vti_holds_the_scan_rounded_and_its_masks(tmp_path, rng):
     grid = Grid.from_spacing((7, 5, 19), (0.8, 0.8, 1.5), (-40.0, 20.0, 300.0))
     hu = rng.normal(0, 40000, grid.shape).astype(np.float32)
     labels = rng.integers(0, 3, grid.shape).astype(np.uint8)
@@ -134,3 +132,18 @@ def test_importing_the_room_loads_no_vtk():
         "assert not [m for m in sys.modules if m.startswith(('vtk', 'torch', 'skimage', 'scipy'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_vti_that_finds_no_room_is_a_failure_of_the_machine(tmp_path, rng, capfd):
+    grid = Grid.from_spacing((30, 30, 30), (1, 1, 1))
+    volume = Volume(rng.normal(0, 40000, grid.shape).astype(np.float32), grid, grid)
+    none = Mask.empty(grid, LUNG_LABELS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"volume\.vti: could not be written"):
+            write_vti(tmp_path / "volume.vti", volume, none, none)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""

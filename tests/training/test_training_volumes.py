@@ -11,7 +11,7 @@ import torch
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, draw_centre, prepare
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid, cut
-from pneumoscope.training.augment3d import VolumeAugment, Warp, elastic
+from pneumoscope.training.augment import VolumeAugment, Warp, elastic
 from pneumoscope.training.data import Batch, PatchSource
 from pneumoscope.training.multiclass import (
     MulticlassTask,

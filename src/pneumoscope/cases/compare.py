@@ -49,8 +49,7 @@ from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 if TYPE_CHECKING:
     from pneumoscope.inference.segmenter import Segmentation
 
-CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)
-"""What a comparison reads of a case folder."""
+CASE_FILES = (REPORT_FILE, "lungs.nii.gz", "infiltrate.nii.gz", COPY_FILE)  # What a comparison reads of a case folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +138,7 @@ VOLUME_RATIO = (0.5, 2.0)
 
 REPEAT_START_MM = (5.0, -5.0, 5.0)
 
-DISAGREE_MM = 1.5
-"""Maps from two starts that lie further apart than this call for a third."""
+DISAGREE_MM = 1.5  # Maps from two starts that lie further apart than this call for a third
 
 
 def compare_dates(

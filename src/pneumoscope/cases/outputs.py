@@ -33,15 +33,13 @@ REPORT_FILE = "report.json"
 COPY_FILE = "registration.nii.gz"
 """A coarse copy of the scan around the lungs, about 1 MB: what `compare` needs of the scan."""
 
-SIDE_BY_SIDE = 2
-"""Files written at the same time; more would hold more copies of the scan."""
+SIDE_BY_SIDE = 2  # Files written at the same time; more would hold more copies of the scan
 
 MAX_POINTS = 2_000_000
 """Rows of a point table at most; a larger structure is thinned to every n-th voxel along each axis (about 50 MB)."""
 
 
-WRITING, PAGE = "writing", "page"
-"""Steps that `write_case` reports: its files, then the page and `report.json`."""
+WRITING, PAGE = "writing", "page"  # Steps that `write_case` reports: its files, then the page and `report.json`
 
 
 def write_case(

@@ -1,4 +1,4 @@
-"""`pneumoscope segment`, `quantify`, `compare` and `evaluate`: scans and masks in; what they print, how they end."""
+"""`pneumoscope segment`, `quantify`, `compare`, `evaluate` and `view`: scans and masks in; what they print."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult
     from pneumoscope.io.scans import ScanRef
 
-SHOWN_NAMES = 3
-"""Of the cases that failed for one reason; all are in the table."""
+SHOWN_NAMES = 3  # Of the cases that failed for one reason; all are in the table
 
 Scans = Annotated[
     list[str],
@@ -57,6 +56,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("quantify")(quantify)
     app.command("compare")(compare)
     app.command("evaluate")(evaluate)
+    app.command("view")(view)
 
 
 @common_options("device", "precision", "seed", *WHERE, "overwrite", "resume", options=SegmentOptions)
@@ -277,3 +277,34 @@ def _show_scores(summary: Mapping[str, Any], out: Path, common: Common) -> None:
     for case, why in list(together.items())[:1]:
         say(f"{len(together)} of {summary['cases']} cases: {why} (any); first: {case}")
     say(f"written to {out}")
+
+
+@common_options()
+def view(
+    folder: Annotated[
+        Path, typer.Argument(metavar="CASE_OR_RUN", help="A case folder, a folder of cases, or a study folder.")
+    ],
+    common: Common,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="The port; 0 takes a free one.")
+    ] = 0,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the address in the browser.")] = False,
+) -> None:
+    """Look at results in the browser.
+
+    Serves the folder on loopback: a table of its cases that sorts by severity, each case's viewer and report, a
+    study's matrix. The printed address works once. Nothing can be uploaded or changed. Stop it with Ctrl-C.
+    """
+    from pneumoscope.viewer.app import serve
+
+    def ready(address: str) -> None:
+        if common.json:
+            say_json({"address": address})
+        else:
+            say(f"{address}\nThe address works once, on this machine. Stop with Ctrl-C.")
+        if browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve(folder, port=port, ready=ready)

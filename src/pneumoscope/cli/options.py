@@ -142,8 +142,7 @@ _ANNOTATIONS: dict[str, Any] = {
     "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and library warnings.")],
 }
 ALWAYS = ("json", "quiet", "debug")
-WHERE = ("jobs", "on", "cluster", "part")
-"""Of verbs whose jobs can be done by other machines."""
+WHERE = ("jobs", "on", "cluster", "part")  # Of verbs whose jobs can be done by other machines
 
 
 def common_options(*names: str, options: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:

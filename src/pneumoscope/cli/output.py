@@ -19,16 +19,10 @@ from pneumoscope.io.files import jsonable
 from pneumoscope.jobs.machines import machines
 from pneumoscope.progress import FORECAST, NOTE, Progress, silent
 
-LINE_SECONDS = 60.0
-"""Between two lines about how far the work is, where no person watches."""
-
-MAX_BARS = 2
-"""Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room."""
-SHORT = 24
-"""Characters of a cell that is never wrapped: a name or a number."""
-
-LONG_SECONDS = 600.0
-"""The time left is estimated from the pace of so many seconds; a case of a batch takes minutes."""
+LINE_SECONDS = 60.0  # Between two lines about how far the work is, where no person watches
+MAX_BARS = 2  # Bars at a time: the whole and its part. Work that ended early, without reaching its total, makes room.
+SHORT = 24  # Characters of a cell that is never wrapped: a name or a number
+LONG_SECONDS = 600.0  # The time left is estimated from the pace of so many seconds; a case of a batch takes minutes
 
 
 def say(text: str = "") -> None:

@@ -10,8 +10,8 @@ import typer
 from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import interval, number, progress_for, say, say_json, say_table
-from pneumoscope.recipes.access import describe
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
+from pneumoscope.recipes.settings import describe
 from pneumoscope.study.options import RecipeOptions, ScoreOptions, StudyOptions
 
 if TYPE_CHECKING:

@@ -21,17 +21,10 @@ from pneumoscope.preprocess.spatial import axis_weights, coarse_size, resample_a
 if TYPE_CHECKING:
     from pneumoscope.inference.engines import Engine
 
-KIND = "chest_volume"
-"""Kind of preprocessing in a card that `ChestInput` reads."""
-
-TISSUE_HU = -300.0
-"""Denser voxels are body, table or bedding."""
-
-STRAY = 0.2
-"""Largest piece of lung outside the body, as a share of the largest piece; see `drop_strays`."""
-
-ISLAND = 0.2
-"""Largest island of one lung inside the other, as a share of its lung; see `one_side`."""
+KIND = "chest_volume"  # Kind of preprocessing in a card that `ChestInput` reads
+TISSUE_HU = -300.0  # Denser voxels are body, table or bedding
+STRAY = 0.2  # Largest piece of lung outside the body, as a share of the largest piece; see `drop_strays`
+ISLAND = 0.2  # Largest island of one lung inside the other, as a share of its lung; see `one_side`
 
 Box = tuple[slice, slice, slice]
 

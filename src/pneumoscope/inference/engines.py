@@ -32,8 +32,7 @@ ENGINES = ("torch", "onnxruntime", "openvino")
 EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-KEPT_SIZES = 4
-"""Compiled graphs kept, one per size of the pictures; the oldest goes first."""
+KEPT_SIZES = 4  # Compiled graphs kept, one per size of the pictures; the oldest goes first
 
 
 def installed_engines() -> tuple[str, ...]:

@@ -29,8 +29,7 @@ from pneumoscope.volume import Mask, Volume
 MOST_DIFFERENT = 1e-4
 """Share of a scan's voxels that may differ: where two sums in float32 fall on two sides of a threshold."""
 
-TASKS = ("infiltrate", "lungs")
-"""Models that are shown scans."""
+TASKS = ("infiltrate", "lungs")  # Models that are shown scans
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,8 @@ from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Mask, Volume
 
 FILE = "familiar.safetensors"
-SIDE = 24
-"""Of the shrunken picture."""
-
-LEAST_CONTRAST = 8.0
-"""Grey levels (of 255): the deviation below which a shrunken picture is not stretched any further."""
+SIDE = 24  # Of the shrunken picture
+LEAST_CONTRAST = 8.0  # Grey levels (of 255): the deviation below which a shrunken picture is not stretched any further
 
 TURNS = (
     "turned by 90 degrees",
@@ -57,8 +54,7 @@ TURNS = (
 )
 """What question 2 tries, by name."""
 
-FAR = 1.5
-"""Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class."""
+FAR = 1.5  # Times its limit: a distance above it makes ``none of these`` of a ``cannot say``; neither names a class
 
 
 @dataclass(frozen=True)
@@ -225,8 +221,7 @@ def incomplete(folder: str | Path, error: Exception) -> ModelError:
 
 
 FRAME_SIZE = (24, 32)
-SCAN_SLICES = 40
-"""Measured of a scan, at even distances."""
+SCAN_SLICES = 40  # Measured of a scan, at even distances
 
 FINDING = "SEG-SCAN-001"
 

@@ -55,8 +55,7 @@ if TYPE_CHECKING:
 HOUSE = "SPL"
 """Axes of (d, h, w) in `VolumeInput`: from the feet up, from front to back, from the patient's right to the left."""
 
-MOST_VOXELS = 2**28
-"""Of a window; a float32 tensor of it is a gibibyte."""
+MOST_VOXELS = 2**28  # Of a window; a float32 tensor of it is a gibibyte
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 

@@ -26,8 +26,7 @@ Method = Literal["grad-cam", "occlusion"]
 METHODS: tuple[Method, ...] = ("grad-cam", "occlusion")
 
 BAND_ROWS = 512
-PATCH = 1 / 7
-"""Side of the grey patch as a share of the picture's; it moves by half of itself."""
+PATCH = 1 / 7  # Side of the grey patch as a share of the picture's; it moves by half of itself
 
 
 def heat(

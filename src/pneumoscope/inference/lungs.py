@@ -331,20 +331,11 @@ STATE_OF_FINDING = {
 
 NO_LUNG = Finding("SEG-LUNG-000", "no lung was found in the scan", "error")
 
-LEAST_PROBABILITY = 0.02
-"""Air with less is no lung, wherever it lies."""
-
-PLEURAL_ML = 60.0
-"""More fluid or air than this in the pleural space is reported."""
-
-REPORTED_ML = 30.0
-"""More than this left out against the network's vote is reported."""
-
-BORDER_MM = 6.0
-"""Network and Hounsfield units may place the lung's border this far apart."""
-
-SIDE_SIZE = 128
-"""Sides are separated on slices of at most this size; the cut between touching lungs is that coarse."""
+LEAST_PROBABILITY = 0.02  # Air with less is no lung, wherever it lies
+PLEURAL_ML = 60.0  # More fluid or air than this in the pleural space is reported
+REPORTED_ML = 30.0  # More than this left out against the network's vote is reported
+BORDER_MM = 6.0  # Network and Hounsfield units may place the lung's border this far apart
+SIDE_SIZE = 128  # Sides are separated on slices of at most this size; the cut between touching lungs is that coarse
 
 
 def split_sides(

@@ -23,8 +23,7 @@ from pneumoscope.preprocess.slices import from_slices, to_slices
 from pneumoscope.progress import Progress
 from pneumoscope.volume import Mask, Volume
 
-SLAB = 32
-"""Slices worked on at a time: bounds memory at the float images of one slab, whatever the scan's length."""
+SLAB = 32  # Slices worked on at a time: bounds memory at the float images of one slab, whatever the scan's length
 
 LEFT_RIGHT = 2
 """Axis of (d, h, w) along which a body is nearly its own mirror image: the one that is mirrored when asked for."""
@@ -194,8 +193,7 @@ def _nothing(volume: Volume, uncertainty: bool) -> Maps:
     return Maps(empty(), empty(), empty()) if uncertainty else Maps(empty())
 
 
-SMOOTH_MM = 5.0
-"""Width of the in-plane mean over which density is judged; takes out noise and thin vessels."""
+SMOOTH_MM = 5.0  # Width of the in-plane mean over which density is judged; takes out noise and thin vessels
 
 LOWEST_HU, HIGHEST_HU = -800.0, -650.0
 """The limit never leaves this range: ground-glass begins somewhere from -800 to -650 HU in published thresholds, and a

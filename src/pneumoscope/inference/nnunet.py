@@ -35,8 +35,7 @@ from pneumoscope.volume import RAS, Volume, array_to_native
 TOTAL = "Dataset291_TotalSegmentator_part1_organs_1559subj"
 """What TotalSegmentator calls its network for organs and lobes."""
 
-SPACING_MM = 1.5
-"""Of the scans that TotalSegmentator shows to that network."""
+SPACING_MM = 1.5  # Of the scans that TotalSegmentator shows to that network
 
 CHECKPOINT = "checkpoint_final.pth"
 

@@ -28,8 +28,7 @@ from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 MEANINGS = ("background", "right lung", "left lung", "lung", "infiltrate")
 """What a class can be here; papers' words are in `_SYNONYMS`."""
 
-VOLUME_KINDS = ("hu_volume", "whole_volume")
-"""Kinds of preprocessing in a card that `VolumeInput` reads."""
+VOLUME_KINDS = ("hu_volume", "whole_volume")  # Kinds of preprocessing in a card that `VolumeInput` reads
 
 _SYNONYMS = {
     "lung right": "right lung",

@@ -24,11 +24,8 @@ Triple = tuple[int, int, int]
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Patches (n, c, *patch) to class probabilities (n, classes, *patch)."""
 
-GAUSSIAN_SIGMA = 0.125
-"""Width of the Gaussian as a share of the patch's side (nnU-Net's and MONAI's)."""
-
-HANDED_ON = 16
-"""Slices at a time that leave the slab; bounds what is worked on outside it."""
+GAUSSIAN_SIGMA = 0.125  # Width of the Gaussian as a share of the patch's side (nnU-Net's and MONAI's)
+HANDED_ON = 16  # Slices at a time that leave the slab; bounds what is worked on outside it
 
 _LEAST_WEIGHT = 1e-3
 

@@ -36,8 +36,7 @@ CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0
 """How long a file may take to be seen by another machine: network file systems keep lists of names for a while."""
 
-QUIET_SECONDS = 60.0
-"""After so long without any worker the user is told what the cluster says."""
+QUIET_SECONDS = 60.0  # After so long without any worker the user is told what the cluster says
 
 SETTINGS = {
     "distributed.worker.daemon": False,  # workers have processes of their own

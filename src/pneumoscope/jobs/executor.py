@@ -19,16 +19,14 @@ from pneumoscope.errors import PneumoscopeError
 from pneumoscope.jobs.graph import Job, Outcome, Step
 from pneumoscope.processes import WorkerProcess
 
-MOST_JOBS = 256
-"""Of one call."""
+MOST_JOBS = 256  # Of one call
 
 CALL_SECONDS = 5.0
 """After so long a worker gives back those of its jobs that it has not started: some take longer than those before."""
 
 AT_WORK, ENDED = 1, 2
 
-Done = tuple[list[Outcome], float]
-"""Outcomes of the jobs that were done, and the seconds they took."""
+Done = tuple[list[Outcome], float]  # Outcomes of the jobs that were done, and the seconds they took
 
 
 class WorkerLostError(Exception):
@@ -154,8 +152,7 @@ class JobProcess(WorkerProcess):
 
 
 _step: Step | Exception | None = None
-_states: Any = None
-"""Of the jobs of the call at hand, by place; memory that the parent sees."""
+_states: Any = None  # Of the jobs of the call at hand, by place; memory that the parent sees
 
 
 def open_step(given: bytes, states: Any) -> None:

@@ -22,11 +22,8 @@ from pneumoscope.io.kinds import short_hash
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.progress import Progress, silent
 
-FOLDER = ".jobs"
-"""Where a verb keeps the folders of its jobs when they are not results by themselves."""
-
-MOST_BYTES = 200
-"""Of the name of such a folder; file systems take 255."""
+FOLDER = ".jobs"  # Where a verb keeps the folders of its jobs when they are not results by themselves
+MOST_BYTES = 200  # Of the name of such a folder; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -172,8 +169,7 @@ class Step:
         return Outcome(job.name, facts=facts, kept=True), ""
 
 
-Opener = Callable[[int], Step]
-"""Prepares a process, one of so many that work side by side."""
+Opener = Callable[[int], Step]  # Prepares a process, one of so many that work side by side
 
 
 def _sum_of(files: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

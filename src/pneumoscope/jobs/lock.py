@@ -28,8 +28,7 @@ from pneumoscope.io.files import make_folder
 LOCK_FILE = ".lock"
 _MOST_BYTES = 4096
 _log = logging.getLogger(__name__)
-_held: dict[Path, int] = {}
-"""Folders locked by this process, and the thread that locked them."""
+_held: dict[Path, int] = {}  # Folders locked by this process, and the thread that locked them
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 from pneumoscope.errors import InputError
 
-PROFILE = Path("~/.config/pneumoscope/cluster.toml")
-"""Read where no file is named, if it is there."""
+PROFILE = Path("~/.config/pneumoscope/cluster.toml")  # Read where no file is named, if it is there
 
 T = TypeVar("T")
 

@@ -29,20 +29,14 @@ __all__ = ["FOLDER", "Job", "Opener", "Outcome", "Step", "Write", "job_folder", 
 
 _log = logging.getLogger(__name__)
 
-WRITING_SHARE = 0.05
-"""At most this share of a run goes into writing its tables while it runs."""
-
-TASK_SECONDS = 1.0
-"""Short jobs go to a worker so many at a time that handing them over costs little."""
+WRITING_SHARE = 0.05  # At most this share of a run goes into writing its tables while it runs
+TASK_SECONDS = 1.0  # Short jobs go to a worker so many at a time that handing them over costs little
 
 MOST_DEATHS, MOST_STOPS = 2, 20
 """How often a worker may die over a job, or be ended from outside while at it, until the job has failed."""
 
-LONG_SECONDS = 120.0
-"""A run of this machine that takes longer is forecast."""
-
-LOOK_SECONDS = 1.0
-"""How often the number of workers is looked up: those of a cluster come and go."""
+LONG_SECONDS = 120.0  # A run of this machine that takes longer is forecast
+LOOK_SECONDS = 1.0  # How often the number of workers is looked up: those of a cluster come and go
 
 Write = Callable[[Sequence[Outcome], bool], None]
 """Writes the tables of a run: the outcomes so far in the order of the jobs, and whether these are all."""

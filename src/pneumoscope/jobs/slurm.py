@@ -12,8 +12,7 @@ from typing import Any
 from pneumoscope.errors import InputError
 from pneumoscope.jobs.machines import Cluster
 
-LOGS = ".slurm"
-"""Where the output of SLURM jobs goes, in the output folder."""
+LOGS = ".slurm"  # Where the output of SLURM jobs goes, in the output folder
 
 
 def slurm_cluster(settings: Cluster, folder: Path) -> Any:

@@ -25,11 +25,8 @@ from pneumoscope.io.files import jsonable, read_json, sha256, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-DONE_FILE = "done.json"
-"""Marks a finished job folder and carries its stamp."""
-
-STARTED_FILE = "started.json"
-"""Names the job whose files, finished or not, lie in the folder."""
+DONE_FILE = "done.json"  # Marks a finished job folder and carries its stamp
+STARTED_FILE = "started.json"  # Names the job whose files, finished or not, lie in the folder
 
 
 def stamp(kind: str, *, revision: int, **parts: Any) -> str:

@@ -17,8 +17,7 @@ from pneumoscope.errors import InputError
 
 FloatArray = NDArray[np.floating]
 
-SMALLEST = 1e-6
-"""Probabilities are kept this far from 0 and 1 before a logarithm is taken of them."""
+SMALLEST = 1e-6  # Probabilities are kept this far from 0 and 1 before a logarithm is taken of them
 
 
 @dataclass(frozen=True, eq=False)

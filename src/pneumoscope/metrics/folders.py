@@ -31,11 +31,8 @@ from pneumoscope.volume import Mask
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
-"""Layout of summary.json; grows when an entry changes its meaning."""
-
-ANY = "any"
-"""Row of all labels together, beside the rows of single labels."""
+FORMAT = 1  # Layout of summary.json; grows when an entry changes its meaning
+ANY = "any"  # Row of all labels together, beside the rows of single labels
 
 EMPTY_RULE = (
     "Both masks empty: Dice, IoU, precision and recall are 1.0 and the case is counted in n_both_empty; "

@@ -24,8 +24,7 @@ from pneumoscope.io.contents import MASK_NAME
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, suffix_of
 from pneumoscope.volume import Mask
 
-STRUCTURES = ("infiltrate", "lungs")
-"""Masks that a case folder of ours holds."""
+STRUCTURES = ("infiltrate", "lungs")  # Masks that a case folder of ours holds
 
 NO_MASKS = ("probability", "registration", "uncertainty-entropy", "uncertainty-variance")
 """Images in a case folder of ours that are no masks."""

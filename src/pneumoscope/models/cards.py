@@ -18,19 +18,13 @@ from pneumoscope.errors import ModelError, no_such
 from pneumoscope.io.files import jsonable, read_json, sha256, write_json
 
 CARD_FILE = "card.json"
-FORMAT = 2
-"""Layout of the card that this version writes and reads."""
-
-SEAL = "card_sha256"
-"""Entry of the card with its own sum."""
-
-_FILE_NAME = re.compile(r"\w[\w. -]{0,99}")
-"""Of a file in the model folder itself."""
+FORMAT = 2  # Layout of the card that this version writes and reads
+SEAL = "card_sha256"  # Entry of the card with its own sum
+_FILE_NAME = re.compile(r"\w[\w. -]{0,99}")  # Of a file in the model folder itself
 
 CHANGED = "was changed after it was written (its SHA-256 does not fit); copy the model folder again"
 
-SHIPPED = Path(__file__).parent / "shipped"
-"""Models that come with the package, one folder each."""
+SHIPPED = Path(__file__).parent / "shipped"  # Models that come with the package, one folder each
 
 
 @dataclass(frozen=True)

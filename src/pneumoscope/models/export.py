@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 ONNX_FILE, SCRIPT_FILE = "model.onnx", "model.ts"
-IMAGE, LOGITS = "image", "logits"
-"""Names of the graph's input (n, c, *size) and output (n, o, *size), float32."""
+IMAGE, LOGITS = "image", "logits"  # Names of the graph's input (n, c, *size) and output (n, o, *size), float32
 
 OPSET = 18
-TOLERANCE = 1e-3
-"""Largest difference of logits between the network and its export that is let pass; see `check_onnx`."""
+TOLERANCE = 1e-3  # Largest difference of logits between the network and its export that is let pass; see `check_onnx`
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 """What `monai.bundle verify_metadata` fetches; a copy of it can be given instead."""

@@ -24,8 +24,7 @@ from pneumoscope.study.data import has_mask
 from pneumoscope.study.learners.slices import Slices
 from pneumoscope.volume import Mask, Volume
 
-TOLERATED = 0.03
-"""Difference between a share that was asked for and the one of the split that needs no word."""
+TOLERATED = 0.03  # Difference between a share that was asked for and the one of the split that needs no word
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ LEAST_SLICES, THIN_MM = 48, 2.5
 
 GIVEN = "given by the user"
 
-PLAN_FILE = "plan.json"
-"""In the folder of a training."""
+PLAN_FILE = "plan.json"  # In the folder of a training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from pneumoscope.plans.survey import MOST_GIGABYTES, WINDOW_HU, Survey, Training
 
 Triple = tuple[int, int, int]
 
-PIXEL_MM = {"cpu": 2.0, "other": 1.25}
-"""Finest voxel side within a slice that is aimed at."""
+PIXEL_MM = {"cpu": 2.0, "other": 1.25}  # Finest voxel side within a slice that is aimed at
 
 FIRST_WIDTH = {"cpu": 8, "other": 32}
 WIDEST = 320
@@ -30,11 +29,8 @@ LEVELS = {"cpu": 4, "other": 5}
 MOST_VOXELS = {"cpu": 48 * 64 * 64, "other": 192 * 160 * 160}
 """Of a box: on a processor the time of a step is the bound and not memory."""
 
-STEP = 8
-"""Sides of a box are multiples of this."""
-
-THICK = 3.0
-"""Slices more than so many pixels apart are thick."""
+STEP = 8  # Sides of a box are multiples of this
+THICK = 3.0  # Slices more than so many pixels apart are thick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +95,7 @@ class VolumePlan(TrainingPlan):
         )
 
 
-OUTPUTS = 16
-"""Tensors of a level's width and size that a step holds at its height, forwards and backwards together."""
+OUTPUTS = 16  # Tensors of a level's width and size that a step holds at its height, forwards and backwards together
 
 
 def plan_volumes(seen: Survey, scans: int, *, device: str, **wanted: Any) -> VolumePlan:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.models.unet import UNet3D
-    from pneumoscope.training.augment3d import VolumeAugment
+    from pneumoscope.training.augment import VolumeAugment
     from pneumoscope.training.data import BatchSource
     from pneumoscope.training.tasks import Task
 
@@ -101,8 +101,7 @@ def start_of(plan: OwnPlan) -> tuple[nn.Module, ModelInput, dict[str, Any], str]
 
 
 LABELS = {"0": "background", "1": "infiltrate"}
-CHANCE = 0.2
-"""Of each kind of variation of a box."""
+CHANCE = 0.2  # Of each kind of variation of a box
 
 
 def set_up_volumes(
@@ -148,7 +147,7 @@ def recipe_of(plan: VolumePlan) -> VolumeRecipe:
 
 def variation() -> VolumeAugment:
     """Boxes turned, scaled, mirrored left to right and in another light; no elastic deformation, which is slow."""
-    from pneumoscope.training.augment3d import VolumeAugment
+    from pneumoscope.training.augment import VolumeAugment
 
     return VolumeAugment(
         scale=(0.85, 1.2), scale_p=CHANCE, rotate_deg=12.0, rotate_p=CHANCE, elastic_p=0.0, mirror_p=0.5,
@@ -157,8 +156,7 @@ def variation() -> VolumeAugment:
     )  # fmt: skip
 
 
-LEAST_FREE_BYTES = 2**30
-"""Memory that prepared scans must leave free, where no cache keeps them on disk."""
+LEAST_FREE_BYTES = 2**30  # Memory that prepared scans must leave free, where no cache keeps them on disk
 
 
 def _prepared(cases: Sequence[Case], recipe: VolumeRecipe, progress: Progress) -> list[PreparedVolume]:

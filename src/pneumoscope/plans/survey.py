@@ -13,12 +13,10 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.settings import MAX_SEED
 
-LOOKED_AT = 8
-"""Scans that are loaded for a plan, evenly spaced over the list."""
+LOOKED_AT = 8  # Scans that are loaded for a plan, evenly spaced over the list
 
 WINDOW_HU = (-1000.0, 200.0)
-MOST_GIGABYTES = 64.0
-"""A plan does not count on more memory than this, whatever is free."""
+MOST_GIGABYTES = 64.0  # A plan does not count on more memory than this, whatever is free
 
 
 PRECISIONS = ("auto", "fp32", "bf16")

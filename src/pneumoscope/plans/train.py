@@ -41,11 +41,8 @@ if TYPE_CHECKING:
 
     from pneumoscope.training.loop import FitResult
 
-MODEL = "model"
-"""The one stage of a training without folds; it lies in the output folder itself."""
-
-MARKERS = (STARTED_FILE, "summary.json", CARD_FILE)
-"""By these a training or cross-validation is known."""
+MODEL = "model"  # The one stage of a training without folds; it lies in the output folder itself
+MARKERS = (STARTED_FILE, "summary.json", CARD_FILE)  # By these a training or cross-validation is known
 
 PARTS = ("validation", "test")
 WRITTEN = (

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pneumoscope.errors import InputError, no_such
-from pneumoscope.recipes.access import configured
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
@@ -16,7 +15,7 @@ from pneumoscope.recipes.papers.transfer import (
     transfer_systems,
     transfer_systems_small,
 )
-from pneumoscope.recipes.settings import Recipe, all_values
+from pneumoscope.recipes.settings import Recipe, all_values, configured
 from pneumoscope.recipes.systems import VOLUME_RECIPES
 
 RECIPES: Mapping[str, Recipe] = {
@@ -70,8 +69,7 @@ XRAY_RECIPES: Mapping[str, Recipe] = {
     )
 }
 
-ALL_RECIPES: Mapping[str, Recipe] = {**RECIPES, **VOLUME_RECIPES, **XRAY_RECIPES}
-"""What `pneumoscope study list` lists."""
+ALL_RECIPES: Mapping[str, Recipe] = {**RECIPES, **VOLUME_RECIPES, **XRAY_RECIPES}  # What `pneumoscope study list` lists
 
 
 def build_any(

@@ -96,8 +96,7 @@ class Preprocessing(Settings):
         return len(self.windows_hu) + int(self.lung_channel)
 
 
-GREY_WINDOW = (0.0, 255.0)
-"""The window of 8-bit slices."""
+GREY_WINDOW = (0.0, 255.0)  # The window of 8-bit slices
 
 
 @dataclass(frozen=True, kw_only=True)

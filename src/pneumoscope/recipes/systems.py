@@ -40,8 +40,7 @@ OWN_SYSTEMS: Mapping[str, str] = {
 }
 """The systems that are no recipe on volumes."""
 
-ON_SLICES = (SLICES, NEIGHBOURS)
-"""Systems that see what the study reads; all others load scans in Hounsfield units."""
+ON_SLICES = (SLICES, NEIGHBOURS)  # Systems that see what the study reads; all others load scans in Hounsfield units
 
 
 def is_own_learner(system: str) -> bool:
@@ -59,8 +58,7 @@ def split_external(system: str) -> tuple[str, str]:
     return (kind, path) if kind in (EXTERNAL, PREDICTIONS) and path else ("", "")
 
 
-SIMPLE = frozenset({"plain", "joint"})
-"""Strategies that every system can be retrained by."""
+SIMPLE = frozenset({"plain", "joint"})  # Strategies that every system can be retrained by
 
 
 VOLUME_RECIPES: Mapping[str, Recipe] = {

@@ -17,8 +17,7 @@ from pneumoscope.reports.figures import INFILTRATE, LEFT_LUNG, LUNG_WINDOW, RIGH
 from pneumoscope.reports.page import write_page
 from pneumoscope.volume import Volume
 
-SIDE_PX = 200
-"""Height and width of one of the two panels of a picture."""
+SIDE_PX = 200  # Height and width of one of the two panels of a picture
 
 CLOSE_UP_MM = 130.0
 """A finding smaller than this is shown with so much around it; more would make three voxels invisible."""

@@ -16,13 +16,11 @@ from pneumoscope.io.files import jsonable, write_json
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
-from pneumoscope.reports.page import NOTICE, card_table, flat, words, write_page
-from pneumoscope.reports.severity import severity_rows
+from pneumoscope.reports.page import NOTICE, card_table, flat, ml, number, percent, words, write_page
 from pneumoscope.severity.measure import STATES, Severity
 from pneumoscope.volume import Mask, Volume
 
-FORMAT = 1
-"""Layout of report.json; grows when an entry changes its meaning."""
+FORMAT = 1  # Layout of report.json; grows when an entry changes its meaning
 
 _LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info", "lobes_incomplete": "info"}
 _ROWS = (
@@ -315,3 +313,50 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows += flat(report["scan"]["source"])
     rows += flat(report.get("computing") or {})
     return rows
+
+
+def severity_rows(severity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lines for a table of the `severity` of a `report.json`; none where nothing beyond the counts was measured."""
+    return [*_lesions(severity.get("lesions")), *_spread(severity.get("distribution")), *_range(severity)]
+
+
+def _lesions(lesions: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if lesions is None:
+        return []
+    smallest = ml(lesions["smallest_ml"])
+    rows = [("Lesions", f"{lesions['count']} of at least {smallest}")]
+    if lesions["specks"]:
+        rows.append((f"Below {smallest}", f"{lesions['specks']}, together {ml(lesions['specks_ml'])}"))
+    if lesions["count"]:
+        rows.append(("Largest lesion", ml(lesions["largest_ml"])))
+        rows.append(("Median lesion", ml(lesions["median_ml"])))
+    return rows
+
+
+def _spread(spread: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if spread is None or spread["peripheral_percent"] is None:
+        return []
+    even = percent(spread["lung_peripheral_percent"])
+    depth = f"{number(spread['peripheral_mm'], 0)} mm"
+    rows = [
+        (f"Peripheral (within {depth} of the surface)", f"{percent(spread['peripheral_percent'])} (if even: {even})"),
+        ("Dorsal half of the lungs", f"{percent(spread['dorsal_percent'])} (if even: 50 %)"),
+        ("Caudal half of the lungs", f"{percent(spread['caudal_percent'])} (if even: 50 %)"),
+    ]
+    if spread["right_percent"] is not None:
+        rows.append(("Right lung", percent(spread["right_percent"])))
+    return rows
+
+
+def _range(severity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The network's own range, with what it is and what it is not."""
+    interval = severity.get("interval")
+    if interval is None or interval["low_percent"] is None:
+        return []
+    strict, loose, usual = (number(interval[key]) for key in ("strict", "loose", "threshold"))
+    found = f"{ml(interval['low_ml'])} to {ml(interval['high_ml'])}, expected {ml(interval['expected_ml'])}"
+    meaning = (
+        f"the same network cut at a probability of {strict} and of {loose} instead of {usual}; no confidence interval: "
+        "errors of the lung mask and unfamiliar scanners are not in it"
+    )
+    return [("Network's range of the volume", f"{found} ({meaning})")]

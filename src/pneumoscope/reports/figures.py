@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LUNG_WINDOW = HuWindow(-1350.0, 150.0)
-"""The usual window for reading lungs: level -600, width 1500 HU."""
+LUNG_WINDOW = HuWindow(-1350.0, 150.0)  # The usual window for reading lungs: level -600, width 1500 HU
 
 RIGHT_LUNG, LEFT_LUNG, INFILTRATE, TRUTH = "#56b4e9", "#2ee6a8", "#ff7f2a", "#fff26b"
 """Colours that colour-blind readers can tell apart on grey."""

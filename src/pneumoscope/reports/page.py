@@ -20,11 +20,8 @@ from pneumoscope.io.files import write_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-NOTICE = "Research software, not a medical device. Do not use for diagnosis or treatment."
-"""Stands in every report."""
-
-NOT_MEASURABLE = "not measurable"
-"""What a missing number is called."""
+NOTICE = "Research software, not a medical device. Do not use for diagnosis or treatment."  # Stands in every report
+NOT_MEASURABLE = "not measurable"  # What a missing number is called
 
 
 @cache

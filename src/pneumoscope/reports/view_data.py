@@ -24,11 +24,8 @@ from pneumoscope.volume import Mask, Volume
 STEPS_HU = np.concatenate([np.arange(-1100, -160, 10), np.arange(-160, 300, 5), np.arange(300, 2001, 25)])
 """The 255 densities a page tells apart, ascending; what lies between goes to the nearest."""
 
-VOXELS = 26_000_000
-"""Voxels a page holds at most, over all its scans."""
-
-PACKED_BYTES = 16_000_000
-"""Bytes of a page's packed pictures at most; base64 makes a third more of them."""
+VOXELS = 26_000_000  # Voxels a page holds at most, over all its scans
+PACKED_BYTES = 16_000_000  # Bytes of a page's packed pictures at most; base64 makes a third more of them
 
 TRIANGLES_SHOWN = 250_000
 """Triangles of a structure that a page draws at most; beyond, its smallest pieces are left out."""

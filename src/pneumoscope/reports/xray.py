@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from pneumoscope.errors import Finding
     from pneumoscope.inference.radiographs import Answer
 
-MOST_PICTURES = 2000
-"""Shown on the page; the table holds all. A picture with its heat map takes about 12 kB."""
+MOST_PICTURES = 2000  # Shown on the page; the table holds all. A picture with its heat map takes about 12 kB.
 
 METHOD_NAMES = {
     "grad-cam": "Grad-CAM (Selvaraju et al. 2017)",

@@ -40,8 +40,7 @@ BORDER_MM = 0.25
 synthetic patients of three sites, each scanned twice unchanged (other noise, voxels shifted by part of one) and
 segmented with the shipped networks; 0.25 mm is its upper 95 % limit with eight pairs."""
 
-LEAST_ML = 1.0
-"""Smaller differences are never called a change; our choice, some voxels of a usual scan."""
+LEAST_ML = 1.0  # Smaller differences are never called a change; our choice, some voxels of a usual scan
 
 Z95 = 1.96
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pneumoscope import components
 
-STEP = 0.25
-"""How far the cut is moved up and down; our choice."""
+STEP = 0.25  # How far the cut is moved up and down; our choice
 
 
 @dataclass(frozen=True)

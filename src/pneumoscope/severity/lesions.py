@@ -16,8 +16,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.severity.regions import world_coordinate
 from pneumoscope.severity.tally import Box, box_of, slabs
 
-SMALLEST_ML = 0.1
-"""Smaller pieces are counted apart as specks; the shipped infiltrate model drops them. Our choice."""
+SMALLEST_ML = 0.1  # Smaller pieces are counted apart as specks; the shipped infiltrate model drops them. Our choice.
 
 LISTED = 10
 
@@ -55,8 +54,7 @@ def count_lesions(marked: NDArray[np.bool_], voxel_ml: float, smallest_ml: float
 PERIPHERAL_MM = 10.0
 """Depth below the surface that counts as peripheral; our choice. Within 20 mm lie 80 % of an adult's lungs."""
 
-FINEST_MM = 1.4
-"""Distances are computed on every n-th voxel along an axis, n as large as this spacing allows."""
+FINEST_MM = 1.4  # Distances are computed on every n-th voxel along an axis, n as large as this spacing allows
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from pneumoscope.severity.tally import LungPart
 
 
-OUTSIDE_TOLERANCE = 0.05
-"""More than this part of the infiltrate outside the lungs is reported as a state."""
-
-THICKEST_SLICE_MM = 10.0
-"""Slices further apart leave out lesions of usual size; the public sets we read go up to 10 mm."""
+OUTSIDE_TOLERANCE = 0.05  # More than this part of the infiltrate outside the lungs is reported as a state
+THICKEST_SLICE_MM = 10.0  # Slices further apart leave out lesions of usual size; the public sets we read go up to 10 mm
 
 LUNG_VOLUME_ML = (700.0, 10_000.0)
 """Both lungs of an adult together. Below: expiration of a small adult, or a child; above: not lungs alone."""
@@ -31,11 +28,8 @@ LUNG_VOLUME_ML = (700.0, 10_000.0)
 LUNG_HU = (-980.0, -400.0)
 """Mean density of lung without its infiltrate. Beyond: values are hardly Hounsfield units, or it is not lung."""
 
-UNEQUAL = 3.0
-"""One lung larger than the other by more than this factor."""
-
-DENSE_PERCENT = 30.0
-"""More than this part of one lung in the density class of consolidation is a state."""
+UNEQUAL = 3.0  # One lung larger than the other by more than this factor
+DENSE_PERCENT = 30.0  # More than this part of one lung in the density class of consolidation is a state
 
 THIN_HU, THIN_PERCENT = -930.0, 15.0
 """More than this part of the lung with a lower mean over 9 mm is a state. Noise and single voxels of air, which raise
@@ -123,8 +117,7 @@ def use_states(
 
 STEP_MM = 3.0
 
-METAL_HU, METAL_ML = 2500.0, 1.0
-"""Denser than any bone; fewer millilitres are clips and calcium."""
+METAL_HU, METAL_ML = 2500.0, 1.0  # Denser than any bone; fewer millilitres are clips and calcium
 
 WIRES, WIRES_MM, WIRE_HU, MIDLINE_MM, APART_MM = 3, 50.0, 2000.0, 25.0, 8.0
 """Pieces of metal at so many heights, apart by at least so much, over such a height and near the midline; contrast
@@ -136,25 +129,17 @@ largest, in dips of up to ``DIP_MM``: a large heart makes a wider one. Seven who
 have up to 2.9; moved up and down by 6 mm every 20 mm of table those with slices of up to 3 mm have 10 to 28. Slices
 further apart than ``BREATH_MM`` do not show a breath."""
 
-CONTRAST_HU = 100.0
-"""Blood without contrast medium has 30 to 60 HU."""
-
-DENSE_LUNG_HU = -720.0
-"""Median of lung without its infiltrate; -850 to -880 in full inspiration."""
+CONTRAST_HU = 100.0  # Blood without contrast medium has 30 to 60 HU
+DENSE_LUNG_HU = -720.0  # Median of lung without its infiltrate; -850 to -880 in full inspiration
 
 DIFFUSE_PERCENT = 50.0
 
 MASS_RADIUS_MM, SOLID_HU, AERATED_HU, AERATED_RIM = 10.0, -150.0, -650.0, 0.6
 """A ball of at least this radius of solid tissue, most of whose surroundings in the lung are aerated."""
 
-MASS_ML = 200.0
-"""What is larger is rather a lobe without air than a mass (a ball of 73 mm)."""
-
-TISSUE_HU = 150.0
-"""Denser is counted as this, so that metal and bone do not make solid what lies beside them."""
-
-REGION_RADIUS_MM = 15.0
-"""A solid ball of this radius is a state whatever lies around it."""
+MASS_ML = 200.0  # What is larger is rather a lobe without air than a mass (a ball of 73 mm)
+TISSUE_HU = 150.0  # Denser is counted as this, so that metal and bone do not make solid what lies beside them
+REGION_RADIUS_MM = 15.0  # A solid ball of this radius is a state whatever lies around it
 
 
 def applicability_states(

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 Box = tuple[slice, slice, slice]
 
-SLAB_VOXELS = 1 << 21
-"""Voxels counted together; keeps the temporaries small."""
+SLAB_VOXELS = 1 << 21  # Voxels counted together; keeps the temporaries small
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def box_of(*labels: NDArray[np.uint8]) -> Box:
     return i, j, k
 
 
-GROUND_GLASS_FROM_HU = -700.0
-"""Lung below counts as normal; our choice."""
+GROUND_GLASS_FROM_HU = -700.0  # Lung below counts as normal; our choice
 
 
 @dataclass(frozen=True)

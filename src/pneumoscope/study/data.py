@@ -38,8 +38,7 @@ from pneumoscope.volume import Mask, Volume
 Scans = list[Case] | list[SliceStack]
 """The scans of a set: to be loaded one by one, or 8-bit slices that are here already."""
 
-PHANTOM_FOLDER = Path("data") / "phantom"
-"""Where a study without data puts its synthetic sites."""
+PHANTOM_FOLDER = Path("data") / "phantom"  # Where a study without data puts its synthetic sites
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,8 @@ from pneumoscope.study.scores.matrix import best_stage
 if TYPE_CHECKING:
     from pneumoscope.io.scans import ScanRef
 
-CASE_SITE = 1
-"""The set whose synthetic hospital the case comes from; the best stage on that set segments it."""
-
-NEW_PATIENT = 900
-"""Number of the synthetic patient; far beyond those of the sets, so that no network has seen it."""
+CASE_SITE = 1  # The set whose synthetic hospital the case comes from; the best stage on that set segments it
+NEW_PATIENT = 900  # Number of the synthetic patient; far beyond those of the sets, so that no network has seen it
 
 
 @locks("out")

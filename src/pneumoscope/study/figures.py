@@ -154,8 +154,7 @@ COLOURS = (
 
 MARKS = "osD^vP*XhH<>"
 
-MOST_LINES = 8
-"""Stages that one picture takes; of studies with more the main chain is drawn."""
+MOST_LINES = 8  # Stages that one picture takes; of studies with more the main chain is drawn
 
 
 def draw_shift(experiment: Experiment, folder: Path) -> None:

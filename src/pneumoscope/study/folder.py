@@ -21,8 +21,8 @@ import psutil
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
 from pneumoscope.models.cards import read_card
-from pneumoscope.recipes.access import describe, differences, from_json
 from pneumoscope.recipes.schema import Experiment
+from pneumoscope.recipes.settings import describe, differences, from_json
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.forecast import peak_gigabytes
@@ -48,8 +48,7 @@ EXPERIMENTS: Mapping[str, type[AnyExperiment]] = {
 }
 """The class of an experiment by what `experiment.json` calls it."""
 
-GUARD_FILE = "guard.json"
-"""The verdict on retrained models, where a limit on forgetting was given."""
+GUARD_FILE = "guard.json"  # The verdict on retrained models, where a limit on forgetting was given
 
 PACKAGES = ("pneumoscope", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "matplotlib")
 
@@ -284,8 +283,7 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-COST_FILE = "cost.json"
-"""In the folder of a stage: ``training`` and, by set number, ``prediction``."""
+COST_FILE = "cost.json"  # In the folder of a stage: ``training`` and, by set number, ``prediction``
 
 LOOK_EVERY_S = 0.02
 

@@ -106,8 +106,7 @@ def guard_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> floa
     return total
 
 
-STEPS = 3
-"""Steps that are timed, after one that warms up."""
+STEPS = 3  # Steps that are timed, after one that warms up
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,8 @@ from pneumoscope.volume import Mask, Volume
 if TYPE_CHECKING:
     from pneumoscope.inference.segmenter import LungFinder
 
-LUNG_STAGE = "lungs"
-"""Name of the lung network's stage folder."""
-
-EVERY_NTH_EMPTY_SLICE = 8
-"""Of the slices without lung every eighth validates, the others train."""
+LUNG_STAGE = "lungs"  # Name of the lung network's stage folder
+EVERY_NTH_EMPTY_SLICE = 8  # Of the slices without lung every eighth validates, the others train
 
 
 SURE, SMALLEST_SHARE = 0.5, 0.005

@@ -15,7 +15,7 @@ from pneumoscope._version import __version__
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_bytes, write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.recipes.access import describe
+from pneumoscope.recipes.settings import describe
 from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.analysis.comparison import different_folders, is_synthetic

@@ -52,8 +52,7 @@ from pneumoscope.volume import Volume
 
 Labels = Callable[[Volume], Labelled]
 SCORED = "scored"
-THRESHOLD = "threshold-"
-"""How the stages begin that fit a threshold on a model's training scans."""
+THRESHOLD = "threshold-"  # How the stages begin that fit a threshold on a model's training scans
 
 
 class Volumes(Modality):

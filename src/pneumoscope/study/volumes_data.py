@@ -17,8 +17,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
 
 SPLIT_COLUMNS = ("k", "fold", "case", "patient", "part")
-VALIDATION = "val"
-"""The name of the scans held out of the training set, where a test set has its dataset's name."""
+VALIDATION = "val"  # The name of the scans held out of the training set, where a test set has its dataset's name
 
 
 @dataclass(frozen=True, eq=False)

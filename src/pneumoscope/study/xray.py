@@ -36,8 +36,7 @@ from pneumoscope.study.scores.table import Scores, forgetting, rounds_of
 from pneumoscope.study.xray_page import draw_all, xray_page
 from pneumoscope.study.xray_repeat import AS_PAPER, Repeat, all_mitigations, make_repeat, plain_recipe, write_splits
 
-PREDICTIONS = "predictions"
-"""Table of a stage: its predictions of every picture of its tests."""
+PREDICTIONS = "predictions"  # Table of a stage: its predictions of every picture of its tests
 
 
 LEARNERS = {NetworkStage: ClassifierLearner, BaselineStage: RegressionLearner}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-from xml.sax.saxutils import quoteattr
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope._version import __version__
 from pneumoscope.io.files import atomic_path, write_bytes
-from pneumoscope.surfaces.mesh import Mesh
+from pneumoscope.surfaces.mesh import Mesh, joined, poly_data
 from pneumoscope.volume import Mask, Volume
 
 
@@ -65,8 +62,7 @@ def structures(lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> dict
     return parts
 
 
-STL_HEADER = b"pneumoscope surface, millimetres, SPACE=RAS"
-"""The first bytes of every STL file, padded to 80."""
+STL_HEADER = b"pneumoscope surface, millimetres, SPACE=RAS"  # The first bytes of every STL file, padded to 80
 
 ROOT_NODE = "RAS millimetres to glTF metres"
 RAS_MM_TO_GLTF = np.array([[-1e-3, 0, 0, 0], [0, 0, 1e-3, 0], [0, 1e-3, 0, 0], [0, 0, 0, 1]])
@@ -160,44 +156,33 @@ def _material(name: str) -> dict[str, object]:
     }
 
 
-_BLOCK_BYTES = 1 << 21
-_WAITING = 4  # blocks compressed ahead of the one being written
-_FAST = 1  # zlib level: noise does not pack better with more effort
-_TYPES = {"int16": "Int16", "uint8": "UInt8", "float32": "Float32", "int32": "Int32", "int64": "Int64"}
-_OFFSET_WIDTH = 20
-
-
-@dataclass(frozen=True)
-class _Array:
-    """An array to write: its name, type and bytes in pieces of whole blocks."""
-
-    name: str
-    dtype: str
-    total_bytes: int
-    blocks: Callable[[], Iterator[bytes]]
-    components: int = 1
-
-
 def write_vti(path: str | Path, volume: Volume, lungs: Mask, infiltrate: Mask, truth: Mask | None = None) -> None:
     """Write the scan as ``hu`` (int16, rounded and clipped) with ``lungs``, ``infiltrate`` and ``truth`` beside it.
 
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
     """
+    from vtkmodules.vtkCommonDataModel import vtkImageData
+    from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
+
     grid = volume.grid
     masks = {"lungs": lungs, "infiltrate": infiltrate, **({} if truth is None else {"truth": truth})}
     for name, mask in masks.items():
         grid.require_same_space(mask.grid, f"the mask {name}")
-    arrays = [_image_array("hu", volume.hu, "int16")]
-    arrays += [_image_array(name, mask.labels, "uint8") for name, mask in masks.items()]
-    direction = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
-    extent = " ".join(f"0 {n - 1}" for n in grid.shape)
-    head = (
-        f'<ImageData WholeExtent="{extent}" Origin="{_numbers(grid.affine[:3, 3])}" '
-        f'Spacing="{_numbers(np.asarray(grid.spacing_mm))}" Direction="{_numbers(direction)}">\n'
-        f'<Piece Extent="{extent}">\n<PointData Scalars="hu">\n'
-    )
-    _write(path, "ImageData", [(head, arrays, "</PointData>\n<CellData/>\n</Piece>\n</ImageData>\n")])
+    image = vtkImageData()
+    image.SetDimensions(*grid.shape)
+    image.SetOrigin(*grid.affine[:3, 3])
+    image.SetSpacing(*grid.spacing_mm)
+    image.SetDirectionMatrix(*(grid.affine[:3, :3] / np.asarray(grid.spacing_mm)).ravel())
+    hu = np.empty(volume.hu.shape[::-1], np.int16)  # (k, j, i): i is fastest, as VTK wants it
+    for k, piece in enumerate(hu):
+        piece[:] = np.clip(np.rint(volume.hu[:, :, k].T), -32768, 32767)
+    _add(image.GetPointData(), "hu", hu.ravel())
+    del hu
+    for name, mask in masks.items():
+        _add(image.GetPointData(), name, mask.labels.ravel(order="F"))
+    image.GetPointData().SetActiveScalars("hu")
+    _write(path, vtkXMLImageDataWriter(), image)
 
 
 def write_vtp(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
@@ -206,124 +191,48 @@ def write_vtp(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
     Names and numbers also stand in the field data ``names``; ``SPACE`` keeps 3D Slicer from taking the points as LPS.
     At least one mesh must be given.
     """
-    vertices = np.concatenate([mesh.vertices_mm for mesh in meshes.values()]).astype("<f4")
-    starts = np.cumsum([0, *(len(mesh.vertices_mm) for mesh in meshes.values())])
-    shifted = [mesh.triangles + start for mesh, start in zip(meshes.values(), starts[:-1], strict=True)]
-    corners = np.concatenate(shifted).astype("<i4")
-    offsets = np.arange(3, corners.size + 1, 3, dtype="<i4")
+    from vtkmodules.vtkCommonCore import vtkStringArray
+    from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
+
+    whole = joined(list(meshes.values()))
+    data = poly_data(whole.vertices_mm, whole.triangles)
     number = np.concatenate([np.full(len(m.triangles), n, np.uint8) for n, m in enumerate(meshes.values(), start=1)])
-    colour = [np.round(255 * np.asarray(LOOKS[name].rgb)).astype(np.uint8) for name in meshes]
+    colour = np.stack([np.round(255 * np.asarray(LOOKS[name].rgb)).astype(np.uint8) for name in meshes])
+    _add(data.GetCellData(), "structure", number)
+    _add(data.GetCellData(), "colour", colour[number - 1])
+    data.GetCellData().SetActiveScalars("structure")
     names = "; ".join(f"{n} {LOOKS[name].title}" for n, name in enumerate(meshes, start=1))
-    head = (
-        f"<PolyData>\n<FieldData>{_text_array('names', names)}{_text_array('SPACE', 'RAS')}</FieldData>\n"
-        f'<Piece NumberOfPoints="{len(vertices)}" NumberOfVerts="0" NumberOfLines="0" '
-        f'NumberOfStrips="0" NumberOfPolys="{len(corners)}">\n'
-    )
-    cells = [_flat_array("structure", number, "uint8"), _flat_array("colour", np.stack(colour)[number - 1], "uint8", 3)]
-    sections = [
-        (head + "<Points>\n", [_flat_array("Points", vertices, "float32", 3)], "</Points>\n"),
-        ("<Polys>\n", [_flat_array("connectivity", corners, "int32"), _flat_array("offsets", offsets, "int32")], ""),
-        ('</Polys>\n<CellData Scalars="structure">\n', cells, "</CellData>\n</Piece>\n</PolyData>\n"),
-    ]
-    _write(path, "PolyData", sections)
+    for title, text in (("names", names), ("SPACE", "RAS")):
+        field = vtkStringArray()
+        field.SetName(title)
+        field.InsertNextValue(text)
+        data.GetFieldData().AddArray(field)
+    _write(path, vtkXMLPolyDataWriter(), data)
 
 
-def _text_array(name: str, text: str) -> str:
-    """A string of the field data."""
-    codes = " ".join(map(str, [*text.encode(), 0]))
-    return f'<DataArray type="String" Name="{name}" NumberOfTuples="1" format="ascii">{codes}</DataArray>'
+def _add(where: Any, name: str, values: NDArray[Any]) -> None:
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+
+    array = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
+    array.SetName(name)
+    where.AddArray(array)
 
 
-def _image_array(name: str, array: NDArray[np.generic], dtype: str) -> _Array:
-    """(i, j, k) values with i fastest, as VTK wants them, in slabs of whole axial slices."""
-    size = np.dtype(dtype).itemsize
-    per_slice = array.shape[0] * array.shape[1] * size
-    step = max(8, _BLOCK_BYTES // per_slice)  # k is fastest in memory: single slices would read it all each time
+def _write(path: str | Path, writer: Any, data: Any) -> None:
+    """VTK's XML, appended raw and compressed lightly: noise does not pack better with more effort.
 
-    def blocks() -> Iterator[bytes]:
-        rest = b""
-        for k in range(0, array.shape[2], step):
-            slab = array[:, :, k : k + step]
-            if dtype == "int16":
-                slab = np.clip(np.rint(slab), -32768, 32767)  # type: ignore[call-overload]
-            rest += slab.astype(f"<{np.dtype(dtype).str[1:]}").tobytes(order="F")
-            whole = len(rest) // _BLOCK_BYTES * _BLOCK_BYTES
-            for start in range(0, whole, _BLOCK_BYTES):
-                yield rest[start : start + _BLOCK_BYTES]
-            rest = rest[whole:]
-        if rest:
-            yield rest
-
-    return _Array(name, dtype, array.size * size, blocks)
-
-
-def _flat_array(name: str, array: NDArray[np.generic], dtype: str, components: int = 1) -> _Array:
-    data = array.tobytes()
-
-    def blocks() -> Iterator[bytes]:
-        for start in range(0, len(data), _BLOCK_BYTES):
-            yield data[start : start + _BLOCK_BYTES]
-
-    return _Array(name, dtype, len(data), blocks, components)
-
-
-def _write(path: str | Path, kind: str, sections: list[tuple[str, list[_Array], str]]) -> None:
-    """VTK's XML with the arrays appended as compressed blocks (VTK file formats, XML, appended raw data).
-
-    Where an array begins is known only when those before it are packed, so the offsets are filled in at the end.
+    Raises:
+        OSError: VTK could not write, as on a full disk.
     """
-    arrays = [array for _, part, _ in sections for array in part]
-    with atomic_path(path) as temporary, temporary.open("w+b") as stream:
-        stream.write(
-            f'<?xml version="1.0"?>\n<VTKFile type="{kind}" version="1.0" byte_order="LittleEndian" '
-            'header_type="UInt64" compressor="vtkZLibDataCompressor">\n'.encode()
-        )
-        places = []
-        for before, part, after in sections:
-            stream.write(before.encode())
-            for array in part:
-                opening = (
-                    f'<DataArray type="{_TYPES[array.dtype]}" Name={quoteattr(array.name)} '
-                    f'NumberOfComponents="{array.components}" format="appended" offset="'
-                )
-                stream.write(opening.encode())
-                places.append(stream.tell())
-                stream.write(b" " * _OFFSET_WIDTH + b'"/>\n')
-            stream.write(after.encode())
-        stream.write(b'<AppendedData encoding="raw">\n_')
-        start = stream.tell()
-        offsets = []
-        with ThreadPoolExecutor(2) as pool:  # zlib lets other threads run
-            for array in arrays:
-                offsets.append(stream.tell() - start)
-                _append(stream, array, pool)
-        stream.write(b"\n</AppendedData>\n</VTKFile>\n")
-        for place, offset in zip(places, offsets, strict=True):
-            stream.seek(place)
-            stream.write(str(offset).encode())
-            stream.write(b'"'.ljust(_OFFSET_WIDTH + 1 - len(str(offset))))
+    from vtkmodules.vtkCommonCore import vtkObject
 
-
-def _append(stream: BinaryIO, array: _Array, pool: ThreadPoolExecutor) -> None:
-    """One array: number of blocks, block size, size of a last partial block, packed sizes, packed blocks."""
-    count = -(-array.total_bytes // _BLOCK_BYTES)
-    header = stream.tell()
-    stream.write(bytes(8 * (3 + count)))
-    sizes: list[int] = []
-    waiting: deque[Future[bytes]] = deque()
-    for block in array.blocks():
-        waiting.append(pool.submit(zlib.compress, block, _FAST))
-        if len(waiting) > _WAITING:
-            packed = waiting.popleft().result()
-            sizes.append(stream.write(packed))
-    while waiting:
-        sizes.append(stream.write(waiting.popleft().result()))
-    assert len(sizes) == count
-    end = stream.tell()
-    stream.seek(header)
-    stream.write(struct.pack(f"<{3 + count}Q", count, _BLOCK_BYTES, array.total_bytes % _BLOCK_BYTES, *sizes))
-    stream.seek(end)
-
-
-def _numbers(values: NDArray[np.float64]) -> str:
-    return " ".join(repr(float(value)) for value in values.ravel())
+    with atomic_path(path) as temporary:
+        writer.SetFileName(str(temporary))
+        writer.SetInputData(data)
+        writer.EncodeAppendedDataOff()
+        writer.SetCompressorTypeToZLib()
+        writer.SetCompressionLevel(1)
+        vtkObject.GlobalWarningDisplayOff()  # the error says it
+        if not writer.Write():
+            code = writer.GetErrorCode()  # the system's, or one of VTK's own from 20000, for a full disk most of all
+            raise OSError(code if 0 < code < 20000 else errno.ENOSPC, "VTK could not write the file", str(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -321,7 +322,7 @@ def _inflated(mesh: Mesh, pieces: NDArray[np.intp], targets_mm3: NDArray[np.floa
     return Mesh(vertices, mesh.triangles)
 
 
-def poly_data(vertices: NDArray[np.floating], triangles: NDArray[np.int32]) -> object:
+def poly_data(vertices: NDArray[np.floating], triangles: NDArray[np.int32]) -> Any:
     """Vertices (n, 3) and triangles (m, 3) as a ``vtkPolyData`` with copies of them."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonCore import vtkPoints

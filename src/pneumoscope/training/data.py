@@ -16,7 +16,7 @@ from pneumoscope.datasets.patches import PreparedVolume, Triple, draw_centre
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import cut
 from pneumoscope.jobs.stamp import content_of_arrays, stamp
-from pneumoscope.training.augment3d import VolumeAugment, Warp
+from pneumoscope.training.augment import VolumeAugment, Warp
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,10 @@ class MixedSource:
         return stamp("mixture", revision=1, length=self.length, shares=list(self.shares), parts=parts)
 
 
-FIXED_SEED = 20210725
-"""Of boxes drawn without a generator: validation sees the same ones in every epoch."""
+FIXED_SEED = 20210725  # Of boxes drawn without a generator: validation sees the same ones in every epoch
 
 
-KEPT_BYTES = 16 << 20
-"""What the allocator takes whatever the boxes; it matters for small ones only."""
+KEPT_BYTES = 16 << 20  # What the allocator takes whatever the boxes; it matters for small ones only
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pneumoscope.errors import CheckpointError, InputError, NonFiniteLossError
 from pneumoscope.io.files import clear_temporary, write_csv
 from pneumoscope.processes import signals_held
 from pneumoscope.progress import NOTE, Progress, silent
-from pneumoscope.training import ranks
+from pneumoscope.training import devices
 from pneumoscope.training.checkpoint import load_checkpoint, save_checkpoint
 from pneumoscope.training.config import TrainConfig, cycle, plateaus, rate_at
 from pneumoscope.training.data import Batch, BatchSource
@@ -85,11 +85,11 @@ def fit(
     started = time.perf_counter()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rank, world = ranks.current()
+    rank, world = devices.current()
     if not rank:
         clear_temporary(folder)
     if world == 1 and (count := count_of(config.device)[1]) > 1:
-        result: FitResult = ranks.fit_on(count, progress, fit, model, task, train, val, config, folder, resume)
+        result: FitResult = devices.fit_on(count, progress, fit, model, task, train, val, config, folder, resume)
         kept = load_checkpoint(folder)
         assert kept is not None
         model.load_state_dict(kept.state["best"])
@@ -98,7 +98,7 @@ def fit(
     run = _Run(model, task, train, val, config, folder)
     notes: tuple[str, ...] = ()
     if resume:
-        with ranks.first_alone():
+        with devices.first_alone():
             notes = run.restore(progress)
     with signals_held() as run.interrupted:
         stopped_by = run.advance(progress, started)
@@ -130,11 +130,11 @@ class _Run:
         self.config, self.folder, self.state = config, folder, _State()
         self.fabric: Fabric = make_fabric(config.device, config.precision)
         self.fabric.launch()
-        self.rank, self.world = ranks.current()
+        self.rank, self.world = devices.current()
         flat = not any(isinstance(part, nn.Conv3d) for part in model.modules())
         model.to(self.fabric.device, memory_format=torch.channels_last if flat else torch.preserve_format)  # type: ignore[call-overload]
         if self.world > 1:
-            ranks.join_batch_norms(model)
+            devices.join_batch_norms(model)
         self.frozen = frozenset(config.frozen)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not any(name.startswith(f + ".") for f in self.frozen))
@@ -165,12 +165,12 @@ class _Run:
             )
             progress(self.folder.name, self.state.epoch, config.max_epochs, note)
             out_of_time = config.max_minutes is not None and time.perf_counter() - started > 60 * config.max_minutes
-            stopped_by = self.finished() or ("max_minutes" if ranks.any_of(out_of_time) else "")
+            stopped_by = self.finished() or ("max_minutes" if devices.any_of(out_of_time) else "")
         return stopped_by
 
     def stopping(self) -> bool:
         """Whether a signal has come, to this process or to one that trains with it."""
-        return ranks.any_of(self.interrupted())
+        return devices.any_of(self.interrupted())
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class _Run:
         rate = self._learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = self.task.loss(ranks.output(self.wrapped, batch.x), batch)
+        loss = self.task.loss(devices.output(self.wrapped, batch.x), batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at epoch {state.epoch + 1}, step {state.step + 1}; nothing was updated. "
@@ -284,7 +284,7 @@ class _Run:
             total += float(self.task.loss(output.float(), batch)) * len(rows)
             here = self.task.counts(output.float(), batch)
             counts = here if counts is None else counts + here
-        total, counts = ranks.total_of(total, counts)
+        total, counts = devices.total_of(total, counts)
         assert counts is not None  # a source is never empty
         scores = self.task.scores(counts)
         return {"val_loss": total / len(self.val), **{f"val_{name}": value for name, value in scores.items()}}

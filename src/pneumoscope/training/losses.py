@@ -20,8 +20,7 @@ from pneumoscope.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-SMOOTH = 1.0
-"""Pixels added above and below in Dice and Tversky; small beside any lesion, decisive on empty slices."""
+SMOOTH = 1.0  # Pixels added above and below in Dice and Tversky; small beside any lesion, decisive on empty slices
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

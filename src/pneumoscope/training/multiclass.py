@@ -20,10 +20,8 @@ from pneumoscope.errors import InputError
 from pneumoscope.training.data import Batch
 
 MulticlassLoss = Callable[[Tensor, Tensor], Tensor]
-MISCNN_SMOOTH = 1e-6
-"""Added above and below the Tversky index by MIScnn; next to nothing."""
-MOST_WEIGHT = 20.0
-"""See `dice_balanced_cross_entropy`."""
+MISCNN_SMOOTH = 1e-6  # Added above and below the Tversky index by MIScnn; next to nothing
+MOST_WEIGHT = 20.0  # See `dice_balanced_cross_entropy`
 
 
 def one_hot(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -27,8 +27,7 @@ MARKERS: dict[str, Kind] = {
 MAX_DEPTH = 3
 MAX_FOLDERS = 20_000
 MAX_TABLE_BYTES = 8 * 2**20
-MAX_TEXT, MAX_FLAGS = 300, 20
-"""Characters of a text, and flags of a case, that a page shows."""
+MAX_TEXT, MAX_FLAGS = 300, 20  # Characters of a text, and flags of a case, that a page shows
 
 _LEAVES = {"points", "mesh", "stages", "splits", "figures", "data", "cache"}
 """Folders inside a result that hold no results of their own."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumoscope.datasets.audit.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.public.cohen import article_of, label_of
 from pneumoscope.datasets.xray.case import READERS, XrayCase, read_radiographs
-from pneumoscope.datasets.xray.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.errors import DatasetError, ReadError
 
 

@@ -32,17 +32,13 @@ from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.scores.cells import LEVELS, Cell, read_cell, reliability_of, write_table
 from pneumoscope.study.scores.matrix import Matrix
 
-COOLEST, HOTTEST = 0.05, 20.0
-"""Between these a temperature is looked for."""
+COOLEST, HOTTEST = 0.05, 20.0  # Between these a temperature is looked for
 
 QUARTER_STEP = 0.25 / (LEVELS - 1)
 """Kept probabilities of 0 and 1 are taken as a quarter of a step inside: they are rounded, not certain."""
 
-SHRINKAGE = 0.1
-"""Share of the diagonal in a covariance: keeps it invertible with few slices."""
-
-ABSTAIN_PERCENTILE = 95.0
-"""Scans farther than this percentile of the scans of known sets are not to be trusted."""
+SHRINKAGE = 0.1  # Share of the diagonal in a covariance: keeps it invertible with few slices
+ABSTAIN_PERCENTILE = 95.0  # Scans farther than this percentile of the scans of known sets are not to be trusted
 
 
 def levels() -> NDArray[np.float64]:

@@ -47,8 +47,7 @@ CELL_COLUMNS = (
 )  # fmt: skip
 """Columns of comparison.csv, cell by cell."""
 
-BASELINE = "plain"
-"""Retraining on the new set alone, as the papers do: what every strategy is compared with."""
+BASELINE = "plain"  # Retraining on the new set alone, as the papers do: what every strategy is compared with
 
 
 @dataclass(frozen=True, eq=False)

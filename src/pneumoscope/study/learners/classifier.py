@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from pneumoscope.training.tasks import PictureSource
 
 
-_ASK = 32
-"""Pictures asked about at a time."""
+_ASK = 32  # Pictures asked about at a time
 
 
 def head_of(model: nn.Module) -> nn.Module:

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from pneumoscope.models.unet import UNet
     from pneumoscope.training.strategies.penalties import Penalty
 
-EXPERTS_FILE = "experts.json"
-"""In the folder of a stage that keeps a network per set: their folders, and the selector."""
+EXPERTS_FILE = "experts.json"  # In the folder of a stage that keeps a network per set: their folders, and the selector
 
 KEPT = frozenset({"averaging", "adabn", "site_norm", "selector"})
 """Parts that make more of a trained network than itself."""

@@ -30,8 +30,7 @@ HIGH_HU = (-200.0, 0.0, 100.0)
 LUNG_AIR_HU = (-600.0, -500.0, -400.0)
 CLOSING_MM = 8.0
 SMOOTHING_MM = 1.0
-FIT_SCANS = 8
-"""Training scans the thresholds are chosen on at most, evenly spaced: more change them little."""
+FIT_SCANS = 8  # Training scans the thresholds are chosen on at most, evenly spaced: more change them little
 
 
 def air_spaces(volume: Volume, air_hu: float = AIR_HU) -> NDArray[np.bool_]:

@@ -112,7 +112,7 @@ def _validation_length(val: Sequence[PreparedVolume], boxes: int, *, whole: bool
 
 def volume_augment(experiment: VolumeExperiment) -> Any:
     """The experiment's variation as the boxes' source takes it."""
-    from pneumoscope.training.augment3d import VolumeAugment
+    from pneumoscope.training.augment import VolumeAugment
 
     v = experiment.augment
     kinds = ("scale", "rotate", "elastic", "mirror", "brightness", "contrast", "gamma", "noise")

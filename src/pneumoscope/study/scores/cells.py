@@ -41,8 +41,7 @@ TEXT = (
 )  # fmt: skip
 """Columns of tables of a study that are text, whatever stands in them."""
 
-LEVELS = 256
-"""Probabilities are kept as ``floor(255 p + 0.5)``."""
+LEVELS = 256  # Probabilities are kept as ``floor(255 p + 0.5)``
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,8 +38,7 @@ COLUMNS = (
 they come from; `nsd` is empty where a set has no pixel size."""
 
 PER_SLICE = ("accuracy", "precision", "recall", "f1")
-MEASURES = ("f1", "dice", "nsd")
-"""What cells are compared by: F1 per slice as in the papers, Dice and NSD per patient."""
+MEASURES = ("f1", "dice", "nsd")  # What cells are compared by: F1 per slice as in the papers, Dice and NSD per patient
 
 FORMULAS: Mapping[str, str] = {
     "forgetting": "max over earlier stages l of R[l, j], minus R[k, j], for sets j learnt before stage k; positive "

@@ -35,11 +35,8 @@ from pneumoscope.study.folder import Meter, note_cost
 if TYPE_CHECKING:
     from pneumoscope.study.learners.base import Predictor
 
-PARTS = ("val", "test")
-"""The parts of the split that are predicted."""
-
-FOLDER = "predictions"
-"""Below the folder of a stage."""
+PARTS = ("val", "test")  # The parts of the split that are predicted
+FOLDER = "predictions"  # Below the folder of a stage
 
 
 ARRAYS = ("probability", "case", "slice", "patient", "part", "expert")

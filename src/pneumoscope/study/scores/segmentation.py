@@ -36,8 +36,7 @@ from pneumoscope.study.scores.cells import (
 )
 from pneumoscope.study.scores.predictions import prediction_stamp, read_predictions
 
-UNTRAINED = "untrained"
-"""Name of the network before any training; its scores are the baseline of forward transfer."""
+UNTRAINED = "untrained"  # Name of the network before any training; its scores are the baseline of forward transfer
 
 
 @dataclass

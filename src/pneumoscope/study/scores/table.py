@@ -21,8 +21,7 @@ from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference
 from pneumoscope.study.scores.cells import read_table, write_table
 
 SCORES_FILE, INTERVALS_FILE, CALIBRATION_FILE = "scores.csv", "intervals.csv", "calibration.csv"
-INTERVAL_ROUNDS = 1000
-"""Draws of patients for an interval, where the experiment does not say."""
+INTERVAL_ROUNDS = 1000  # Draws of patients for an interval, where the experiment does not say
 CELL = ["stage", "test", "structure", "metric"]
 COLUMNS = ("stage", "test", "patient", "case", "structure", "metric", "value")
 INTERVAL_COLUMNS = (*CELL, "n_patients", "n_values", "mean", "low", "high")

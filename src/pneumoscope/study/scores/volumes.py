@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Labelled = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 """Classes (i, j, k) of a scan, and the probability (i, j, k) of the last of them; None of what knows no probability."""
-BINS = 15
-"""Of the probability, for calibration."""
+BINS = 15  # Of the probability, for calibration
 METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "precision", "nsd")
-LUNGS = "lungs"
-"""Both lungs together: a class of its own, or the mean of the two sides."""
+LUNGS = "lungs"  # Both lungs together: a class of its own, or the mean of the two sides
 KEYS = ("stage", "k", "fold", "setting", "test", "case", "patient", "structure")
 COLUMNS = (*KEYS, *METRICS, "reference_ml", "predicted_ml", "seconds")
 """Of `per_case.csv`. ``seconds`` is the prediction of the whole scan, the same in each row of it."""

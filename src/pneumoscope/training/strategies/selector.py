@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
 
-QUANTILES = tuple(np.linspace(0.05, 0.95, 10))
-"""Of the grey values of a slice."""
+QUANTILES = tuple(np.linspace(0.05, 0.95, 10))  # Of the grey values of a slice
 
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by its diagonal; 25 slices cannot tell twelve variances and their ties."""

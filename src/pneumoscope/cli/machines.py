@@ -1,4 +1,4 @@
-"""`pneumoscope doctor`: what this machine offers, and what is missing."""
+"""`pneumoscope doctor`, `cluster check`, `merge` and `cache`: this machine and others, and what they leave."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from pneumoscope._version import __version__
+from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import say, say_fields, say_json
+from pneumoscope.cli.output import progress_for, say, say_fields, say_json
 from pneumoscope.errors import PneumoscopeError, RunError
 
 LOW_MEMORY_GB = 3.0
@@ -40,8 +43,11 @@ class Checkup:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the command."""
+    """Register the commands."""
     app.command("doctor")(doctor)
+    app.command("merge")(merge)
+    app.add_typer(cluster_group, name="cluster")
+    app.add_typer(cache_group, name="cache")
 
 
 @common_options()
@@ -184,3 +190,115 @@ def _models(problems: list[str]) -> dict[str, str]:
         if states[name] != "ok":
             problems.append(f"model {name}: {states[name]}")
     return states
+
+
+cache_group = new_group("Prepared scans and slices kept between runs; off unless PNEUMOSCOPE_CACHE is set.")
+
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", metavar="DIR", help="Another folder than that of PNEUMOSCOPE_CACHE, or the user's own."),
+]
+
+
+@cache_group.command("show")
+@common_options()
+def show(common: Common, folder: Folder = None) -> None:
+    """Show where the cache is and what it holds.
+
+    And whether runs use it: only where PNEUMOSCOPE_CACHE is set.
+    """
+    from pneumoscope.datasets.cache import cache_folder, is_on, read_entries
+
+    place = folder or cache_folder()
+    entries = read_entries(place)
+    used = datetime.fromtimestamp(max(e.used_ns for e in entries) / 1e9, UTC) if entries else None
+    facts = {
+        "used by runs": "yes" if is_on() else "no, PNEUMOSCOPE_CACHE is not set",
+        "folder": place,
+        "entries": len(entries),
+        "mib": round(sum(e.size_bytes for e in entries) / 2**20, 1),
+        "last use": None if used is None else used.isoformat(timespec="seconds"),
+    }
+    if common.json:
+        say_json({**{name.replace(" ", "_"): value for name, value in facts.items()}, "used_by_runs": is_on()})
+    else:
+        say_fields(facts)
+
+
+@cache_group.command("clear")
+@common_options()
+def clear(common: Common, folder: Folder = None) -> None:
+    """Remove every entry of the cache.
+
+    Runs that use an entry at the moment are not disturbed.
+    """
+    from pneumoscope.datasets.cache import ArrayCache, cache_folder, read_entries
+
+    place = folder or cache_folder()
+    entries = read_entries(place)
+    if entries:
+        ArrayCache(place).clear()
+    left = len(read_entries(place))
+    if common.json:
+        say_json({"folder": place, "removed": len(entries) - left, "left": left})
+    else:
+        say(f"{len(entries) - left} entries removed from {place}" + (f", {left} could not be" if left else ""))
+
+
+cluster_group = new_group("Workers on other machines: check that they can run.")
+
+
+@cluster_group.callback()
+def _cluster() -> None:
+    """Keeps `check` a verb of its own."""
+
+
+@common_options("overwrite")
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Folders that --part K/N wrote.")],
+    common: Common,
+) -> None:
+    """Make one run of the parts that --part wrote.
+
+    Writes one cases.csv in the order of the input, and links or copies every case folder. Of evaluate, data audit and
+    crossval the work is put together; the same call with --resume on OUT writes their tables.
+    """
+    from pneumoscope.cases.merge import merge_parts
+
+    merged = merge_parts(out, parts, overwrite=common.overwrite)
+    if common.json:
+        say_json({"out": out, "parts": len(parts), "rows": merged.rows, "failed": merged.failed})
+    elif merged.table is None:
+        say(f"{len(parts)} parts are in {out}; the verb that made them writes its tables there with --resume")
+    else:
+        say(f"{merged.rows} rows of {len(parts)} parts, {merged.failed} failed: {merged.table}")
+
+
+@cluster_group.command("check")
+@common_options("jobs", "on", "cluster")
+def check(
+    common: Common,
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="A folder that all machines share, as results will be.")
+    ] = Path("pneumoscope-check"),
+    wait: Annotated[
+        float, typer.Option("--wait", min=1, metavar="SECONDS", help="How long a worker may take to start.")
+    ] = 300.0,
+) -> None:
+    """Try a worker and say what it sees, or what is wrong.
+
+    The worker must start, see DIR and be able to write there, and have the same pneumoscope; without --on this is
+    tried on SLURM.
+    """
+    from dataclasses import replace
+
+    from pneumoscope.jobs.check import check_machines
+
+    common = replace(common, on="slurm") if common.on == "local" else common
+    with progress_for(common) as progress:
+        seen = check_machines(folder, wait_seconds=wait, progress=progress)
+    if common.json:
+        say_json(seen)
+    else:
+        say_fields(seen)
