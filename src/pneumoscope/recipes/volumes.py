@@ -67,7 +67,7 @@ class VolumeNetwork(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeVariation(Settings):
-    """Augmentation on the fly; see `training.augment3d.VolumeAugment`."""
+    """Augmentation on the fly; see `training.augment.VolumeAugment`."""
 
     probability: float = setting("probability of each kind", low=0, high=1)
     scale: tuple[float, float] = setting("factor", low=0.1, high=10)

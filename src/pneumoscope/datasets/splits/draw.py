@@ -2,7 +2,7 @@
 
 A split of slices is a table with one row per slice and the columns ``case,slice,patient,part``. Of radiographs it
 gives a part for each picture; what stays together there is a *group*: a patient, joined with every patient who shares
-a picture with him (`datasets.xray.duplicates.patient_groups`). A part is ``train``, ``val`` or ``test``. Everything
+a picture with him (`datasets.audit.duplicates.patient_groups`). A part is ``train``, ``val`` or ``test``. Everything
 here is a function of its input and the seed alone, whatever the order. Folds over cases are in `splits.folds`.
 """
 
