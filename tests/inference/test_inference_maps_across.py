@@ -44,3 +44,19 @@ def test_thick_slices_are_left_as_they_are():
     before = values.copy()
     smooth_across(values, inside, 0.19)
     assert np.array_equal(values, before)
+
+
+def test_slices_that_do_not_count_take_the_values_of_their_neighbours():
+    values, inside = example()
+    inside[4, 20] = True  # nowhere else on this line
+    inside[[0, 1, 2, 3, 5, 6, 7, 8], 20] = False
+    sampled = np.array([0, 3, 6])
+    rest = np.setdiff1d(np.arange(9), sampled)
+    emptied = values.copy()
+    emptied[rest] = 0
+    smooth_across(values, inside, 1.0, sampled)
+    smooth_across(emptied, inside, 1.0, sampled)
+    assert np.array_equal(values, emptied)
+    assert values[rest][inside[rest]].mean() > 60
+    assert not values[4, 20].any()
+    assert not values[~inside].any()

@@ -315,6 +315,29 @@ def test_uncertainty_changes_no_mask_and_one_vote_does_not_vary(tmp_path, scan):
     assert not nowhere.entropy.any()
 
 
+def test_slices_much_closer_than_the_smoothing_are_not_all_shown_to_the_network(tmp_path, scan, monkeypatch):
+    volume, lungs = scan  # seven slices of lung, 6 mm apart
+    shown = []
+
+    def counted(engine, images, **how):
+        shown.append(len(images))
+        return predict_probability(engine, images, **how)
+
+    monkeypatch.setattr("pneumoscope.inference.maps.predict_probability", counted)
+    segmenter = Segmenter(save(tmp_path, 2, FRAME, bias=4.0), **PLAIN)
+    for smooth_mm, slices in ((0.0, 7), (4.0, 7), (20.0, 4), (30.0, 3)):
+        segmenter.members[0].card["smooth_z_mm"] = smooth_mm
+        found = segmenter.run(volume, lungs)
+        assert shown.pop() == slices
+        assert found.infiltrate.any.sum() > 0.9 * lungs.any.sum()
+        assert not found.infiltrate.any[~lungs.any].any()
+        unsure = Segmenter(tmp_path, **PLAIN, uncertainty=True)
+        unsure.members[0].card["smooth_z_mm"] = smooth_mm
+        assert np.array_equal(unsure.run(volume, lungs).probability, found.probability), "every slice is shown here"
+        assert shown == [7, *shown[1:]]
+        shown.clear()
+
+
 def volumes(folder, bias, patch=(4, 8, 8)):
     torch.manual_seed(0)
     model = UNet3D(UNet3DConfig(1, 2, (4, 8)))

@@ -22,7 +22,7 @@ from pneumoscope.inference.chest import KIND as CHEST_KIND
 from pneumoscope.inference.chest import ChestInput, ChestVotes, chest_votes
 from pneumoscope.inference.engines import predict_probability
 from pneumoscope.inference.inputs import ModelInput, input_from_card
-from pneumoscope.preprocess.slices import from_slices, resize_nearest, to_slices
+from pneumoscope.preprocess.slices import each_in_threads, from_slices, resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
@@ -177,7 +177,8 @@ def join_with_hu(
     closing, rim = (_ellipse(*np.maximum(1, np.round(radius)).astype(int)) for radius in radii)
     hole_pixels = 100 * rules.hole_cm2 / (grid.spacing_mm[0] * grid.spacing_mm[1])
     lungs = np.zeros(stack_hu.shape, bool)
-    for k in map(int, np.flatnonzero((probability >= LEAST_PROBABILITY).any(axis=(1, 2)))):
+
+    def join(k: int) -> None:
         both = _with_dense(aerated[k], views.lung(k), seen[k] >= rules.aerated_hu, closing, rim, rules)
         holes = _small_holes(both, hole_pixels)
         if other is not None:
@@ -185,6 +186,8 @@ def join_with_hu(
         else:
             both = _hanging_together(both | holes, aerated[k], rules.aerated_share)
         lungs[k][views.window] = both
+
+    each_in_threads(join, np.flatnonzero((probability >= LEAST_PROBABILITY).any(axis=(1, 2))).tolist())
     return without_small(lungs, rules.smallest_ml / grid.voxel_volume_ml, connectivity=6)
 
 
@@ -223,11 +226,14 @@ def _aerated(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Air that is lung by the network's vote (n, h, w), and air that may yet be."""
     lung, undecided = np.zeros(stack_hu.shape, bool), np.zeros(stack_hu.shape, bool)
-    for k, hu in enumerate(stack_hu):
+
+    def split(k: int) -> None:
         p = views.lung(k)
-        air = (hu < rules.aerated_hu) & (p >= LEAST_PROBABILITY) & (p > views.other(k))
+        air = (stack_hu[k] < rules.aerated_hu) & (p >= LEAST_PROBABILITY) & (p > views.other(k))
         lung[k] = air & (p >= rules.aerated_probability)
         undecided[k] = air & ~lung[k]
+
+    each_in_threads(split, range(len(stack_hu)))
     return lung, undecided
 
 

@@ -25,6 +25,9 @@ from pneumoscope.volume import Mask, Volume
 
 SLAB = 32  # Slices worked on at a time: bounds memory at the float images of one slab, whatever the scan's length
 
+SPACED = 0.625
+"""Slices are shown so far apart at most, in standard deviations of the smoothing across them: 2.5 mm for 4 mm."""
+
 LEFT_RIGHT = 2
 """Axis of (d, h, w) along which a body is nearly its own mirror image: the one that is mirrored when asked for."""
 
@@ -79,7 +82,8 @@ def slice_maps(
 ) -> Maps:  # fmt: skip
     """Of networks on slices; computed on slices that show lung, a slab at a time.
 
-    The probability is then smoothed across slices as the cards ask for; entropy and variance are of each slice.
+    The probability is then smoothed across slices as the cards ask for; entropy and variance are of each slice. Slices
+    that lie much closer than that smoothing are not all shown (`SPACED`); it fills in the others.
     """
     stack, inside = to_slices(volume.hu), to_slices(lungs.labels) > 0  # (n, h, w)
     wanted = np.flatnonzero(inside.any(axis=(1, 2)))
@@ -88,8 +92,11 @@ def slice_maps(
     names = ("probability", "entropy", "variance") if uncertainty else ("probability",)
     out = {name: np.zeros(stack.shape, np.uint8) for name in names}
     passes = [_MemberPass.of(member, stack, inside, volume, mirror, batch_size) for member in members]
-    for start in range(0, len(wanted), SLAB):
-        rows = wanted[start : start + SLAB]
+    sigma = max(float(member.card.get("smooth_z_mm", 0.0)) for member in members) / volume.grid.spacing_mm[2]
+    sampled = wanted[:: max(1, int(SPACED * sigma))]
+    shown = wanted if uncertainty else sampled
+    for start in range(0, len(shown), SLAB):
+        rows = shown[start : start + SLAB]
         answers = [one.answer(stack[rows], inside[rows], squares=uncertainty) for one in passes]
         p = _mean([answer[0] for answer in answers])
         out["probability"][rows] = _bytes_inside(p, inside[rows])
@@ -98,13 +105,14 @@ def slice_maps(
             spread = 2 * (_mean([answer[1] for answer in answers]) - p * p)  # of infiltrate and of its opposite
             out["entropy"][rows] = _bytes_inside(entropy(np.stack((1 - p, p))), inside[rows])
             out["variance"][rows] = _bytes_inside(spread, inside[rows])
-        progress("slices", min(start + SLAB, len(wanted)), len(wanted))
-    smooth_mm = max(float(member.card.get("smooth_z_mm", 0.0)) for member in members)
-    smooth_across(out["probability"], inside, smooth_mm / volume.grid.spacing_mm[2])
+        progress("slices", min(start + SLAB, len(shown)), len(shown))
+    smooth_across(out["probability"], inside, sigma, sampled)
     return Maps(**{name: from_slices(values) for name, values in out.items()})
 
 
-def smooth_across(values: NDArray[np.uint8], inside: NDArray[np.bool_], sigma: float) -> None:
+def smooth_across(
+    values: NDArray[np.uint8], inside: NDArray[np.bool_], sigma: float, sampled: NDArray[np.integer] | None = None
+) -> None:
     """Smooth bytes (n, h, w) in place along the slices, over what is inside only.
 
     A network on single slices sees a fissure or a vessel that crosses a slice as it sees a lesion; a lesion is there in
@@ -114,6 +122,7 @@ def smooth_across(values: NDArray[np.uint8], inside: NDArray[np.bool_], sigma: f
         values: 0 outside.
         inside: (n, h, w).
         sigma: of the Gaussian, in slices; below 0.2 nothing is done.
+        sampled: numbers of the slices that count, the others take their values from these; None for all.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -123,9 +132,12 @@ def smooth_across(values: NDArray[np.uint8], inside: NDArray[np.bool_], sigma: f
     across = slice(columns[0], columns[-1] + 1)
     for start in range(int(rows[0]), int(rows[-1]) + 1, SLAB):
         part = (slice(None), slice(start, min(start + SLAB, int(rows[-1]) + 1)), across)
-        weight = gaussian_filter1d(inside[part].astype(np.float32), sigma, axis=0, mode="constant")
-        total = gaussian_filter1d(values[part].astype(np.float32), sigma, axis=0, mode="constant")
-        mean = np.divide(total, weight, out=np.zeros_like(total), where=inside[part])
+        counted = inside[part].astype(np.float32)
+        if sampled is not None:
+            counted[np.setdiff1d(np.arange(len(values)), sampled)] = 0
+        weight = gaussian_filter1d(counted, sigma, axis=0, mode="constant")
+        total = gaussian_filter1d(values[part] * counted, sigma, axis=0, mode="constant")
+        mean = np.divide(total, weight, out=np.zeros_like(total), where=inside[part] & (weight > 0))
         values[part] = np.rint(np.clip(mean, 0, 255))
 
 

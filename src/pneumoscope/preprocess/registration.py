@@ -155,13 +155,12 @@ def _around(array: NDArray[Any], source: Grid, target: Grid) -> tuple[NDArray[An
 
 
 def _coarse(array: NDArray[np.float32], source: Grid, target: Grid, fill: float) -> NDArray[np.float32]:
-    """Averaged over the target's voxel along each axis, then sampled."""
+    """Averaged over the target's voxel along each axis (in place), then sampled."""
     sizes = [max(1, round(t / s)) for t, s in zip(target.spacing_mm, source.spacing_mm, strict=True)]
-    smooth = array
     for axis, size in enumerate(sizes):
         if size > 1:
-            smooth = ndimage.uniform_filter1d(smooth, size, axis=axis, mode="nearest")
-    moved, _ = Resample(target, fill_hu=fill).move(np.ascontiguousarray(smooth, dtype=np.float32), source)
+            ndimage.uniform_filter1d(array, size, axis=axis, output=array, mode="nearest")
+    moved, _ = Resample(target, fill_hu=fill).move(array, source)
     return moved
 
 

@@ -15,7 +15,7 @@ from pneumoscope.io.dicom import read
 from pneumoscope.io.dicom.deidentify import uid_key
 from pneumoscope.io.dicom.read import ReadLimits, request_for
 from pneumoscope.io.files import atomic_path
-from pneumoscope.volume import Mask, Volume
+from pneumoscope.volume import Mask, Volume, present_labels
 
 MOST_BYTES = 4 * 2**30
 """Address space of the process that writes; a SEG of 300 slices of 512 x 512 with four segments takes under 2 GiB."""
@@ -99,12 +99,10 @@ def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list
     if volume.series is None:
         raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
     for mask in masks:
-        stored = contiguous(mask.to_native(volume.native).transpose(2, 1, 0))
-        named = [label for label, name in sorted(mask.names.items()) if name in STRUCTURES]
-        labels = [label for label in named if (stored == label).any()]
+        labels = [label for label in present_labels(mask.labels) if mask.names[label] in STRUCTURES]
         if labels:
             names = [mask.names[label] for label in labels]
             (file,) = {STRUCTURES[name].file for name in names}
             numbers = np.zeros(256, np.uint8)
             numbers[labels] = np.arange(1, len(labels) + 1)
-            yield file, names, numbers[stored]
+            yield file, names, contiguous(numbers[mask.to_native(volume.native)].transpose(2, 1, 0))
