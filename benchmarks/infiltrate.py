@@ -28,6 +28,7 @@ from infiltrate_data import tumour
 from infiltrate_folds import FOLDS, SCAN_FOLD, summary
 from pneumoscope.inference.segmenter import LungFinder, Segmenter
 from pneumoscope.io.read import read_volume
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Mask, Volume
 
@@ -125,7 +126,7 @@ def main() -> None:
         for recipe, models in {"infiltrate": ["infiltrate"], **shown}.items():
             for model in models:
                 if model not in segmenters:
-                    segmenters[model] = Segmenter(model)
+                    segmenters[model] = Segmenter(ModelOptions(model=model))
                 found.setdefault(recipe, []).append(segmenters[model].run(volume, lungs).infiltrate.any)
         for recipe, masks in found.items():
             rows = [measures(name, volume, lungs, mask, found["infiltrate"][0], options.data) for mask in masks]

@@ -26,6 +26,7 @@ import torch
 
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import Engine, installed_engines, make_engine
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet3D, UNet3DConfig
 from pneumoscope.training.devices import has_fast_bf16
 
@@ -122,7 +123,7 @@ def segment(repeats: int) -> dict[str, Any]:
     volume = scan_patient("B", 1, size="small").scan.volume
     precisions = ("fp32", "bf16") if has_fast_bf16(torch.device("cpu")) else ("fp32",)
     segmenters = {
-        f"{name} {precision}": Segmenter(engine=name, precision=precision, device="cpu")  # type: ignore[arg-type]
+        f"{name} {precision}": Segmenter(ModelOptions(engine=name, precision=precision, device="cpu"))  # type: ignore[arg-type]
         for name in installed_engines()
         for precision in precisions
         if (name, precision) != ("onnxruntime", "bf16")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.options import made_of
@@ -83,13 +83,10 @@ def segment(
     model: str | Path | Sequence[str | Path] = "infiltrate",
     lungs: Any = None,
     threshold: float | None = None,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    engine: str = "auto",
-    mirror: bool | None = None,
     uncertainty: bool = False,
     series: str | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> Segmentation:
     """Lungs and infiltrates of one scan, on exactly its grid; its `severity` and `save` measure and write them.
 
@@ -99,32 +96,23 @@ def segment(
         lungs: a lung mask made elsewhere, what `read_mask` takes; in one without label names 1 = right, 2 = left. None
             lets the model find the lungs.
         threshold: cuts a lung mask of probabilities; one of labels is left as it is.
-        device: auto, cpu, cuda, cuda:N or mps.
-        precision: auto takes bf16 where the hardware has it, else fp32.
-        engine: auto, torch, onnxruntime or openvino; the result's `engines` name what computed.
-        mirror: also show the scan mirrored left to right and average; None does as the model's card says.
         uncertainty: also make `entropy` and `variance` of the result, how unsure the networks are.
         series: which DICOM series of a path, as for `read_scan`.
         progress: called as the work advances.
+        options: other fields of `pneumoscope.models.options.ModelOptions`: ``device`` (auto, cpu, cuda, cuda:N or mps),
+            ``precision`` (auto, fp32 or bf16), ``engine`` (auto, torch, onnxruntime or openvino), ``mirror`` (also show
+            the scan mirrored and average), ``lungs_model``, ``label`` and ``trust`` for models of other programs.
 
     Raises:
         InputError: the scan, the mask or the model cannot be used.
     """
     from pneumoscope.inference.segmenter import segment_volume
+    from pneumoscope.models.options import ModelOptions
 
+    how = made_of(ModelOptions, {"model": model, **options})
     volume = read_scan(scan, series=series)
     given = None if lungs is None else _lungs(lungs, volume, threshold)
-    return segment_volume(
-        volume,
-        model=model,
-        lungs=given,
-        device=device,
-        precision=precision,
-        engine=engine,
-        mirror=mirror,
-        uncertainty=uncertainty,
-        progress=progress,
-    )
+    return segment_volume(volume, how, given, uncertainty=uncertainty, progress=progress)
 
 
 def quantify(

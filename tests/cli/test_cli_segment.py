@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pneumoscope.inference import segmenter as library
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 from tables import rows_of
@@ -166,11 +165,3 @@ def test_unusable_calls_write_nothing(cli, scan, model, tmp_path, monkeypatch, a
     monkeypatch.chdir(tmp_path)
     cli("segment", *argv).refused(words)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_default_models_are_the_librarys():
-    from pneumoscope.cli.reference import commands
-
-    defaults = {p.name: p.default for p in dict(commands())["segment"].params}
-    assert defaults["model"] == [library.DEFAULT_MODEL]
-    assert defaults["lungs_model"] == library.DEFAULT_LUNGS_MODEL

@@ -14,6 +14,7 @@ from pneumoscope.errors import InputError, ModelError, PneumoscopeError
 from pneumoscope.inference.external import Access, content_of, open_external
 from pneumoscope.inference.graphs import Description, read_description
 from pneumoscope.inference.segmenter import Segmenter
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 
@@ -156,13 +157,13 @@ def test_a_bundle_gives_what_its_parts_give_in_monai(tmp_path, scan):
 def test_several_are_averaged_and_own_lungs_are_used(tmp_path, scan):
     labels = {0: "background", 1: "lung right", 2: "left_lung", 3: "GGO"}
     model = graph(tmp_path, "torchscript", Asymmetric(classes=4), described(labels=labels))
-    one = Segmenter(model).run(scan)
+    one = Segmenter(ModelOptions(model=model)).run(scan)
     assert one.lungs.names == LUNG_LABELS
     assert one.infiltrate.any.any()
     assert not (one.infiltrate.any & ~one.lungs.any).any()  # infiltrate is given to the nearer lung
     assert one.infiltrate.names == {1: "ground-glass", 2: "consolidation"}
     lungs = Mask(np.ones(scan.grid.shape, np.uint8), scan.grid, LUNG_LABELS)
-    twice = Segmenter([model, model]).run(scan, lungs)
+    twice = Segmenter(ModelOptions(model=[model, model])).run(scan, lungs)
     assert np.array_equal(twice.probability, one.probability)
     assert np.array_equal(twice.infiltrate.any, one.probability >= 128)
     assert len(twice.cards["infiltrate"]["members"]) == 2
@@ -368,4 +369,4 @@ def test_networks_that_give_no_numbers_are_refused(tmp_path):
 def test_uncertainty_is_for_our_own_networks(tmp_path):
     model = graph(tmp_path, "torchscript", Asymmetric(), described())
     with pytest.raises(InputError, match="uncertainty needs networks of pneumoscope"):
-        Segmenter(model, uncertainty=True)
+        Segmenter(ModelOptions(model=model), uncertainty=True)

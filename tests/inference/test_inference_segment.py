@@ -8,6 +8,7 @@ from pneumoscope.inference.engines import installed_engines, predict_probability
 from pneumoscope.inference.inputs import HuWindowInput, LungFrameInput, input_from_card
 from pneumoscope.inference.maps import infiltrate_mask
 from pneumoscope.inference.segmenter import Segmenter, segment_volume
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.slices import LungCrop
@@ -47,7 +48,7 @@ def scan():
 )
 def test_the_mask_lies_on_the_scan_and_inside_the_lungs(tmp_path, scan, channels, preprocessing):
     volume, lungs = scan
-    found = segment_volume(volume, model=save(tmp_path, channels, preprocessing, bias=4.0), lungs=lungs)
+    found = segment_volume(volume, ModelOptions(model=save(tmp_path, channels, preprocessing, bias=4.0)), lungs)
     assert found.infiltrate.grid == volume.grid
     assert found.infiltrate.names == INFILTRATE_LABEL
     assert not (found.infiltrate.any & ~lungs.any).any()
@@ -60,7 +61,7 @@ def test_the_mask_lies_on_the_scan_and_inside_the_lungs(tmp_path, scan, channels
 
 def test_no_lung_means_no_infiltrate_and_no_network_run(tmp_path, scan, monkeypatch):
     volume, _ = scan
-    segmenter = Segmenter(save(tmp_path, 4, WINDOWS, bias=4.0))
+    segmenter = Segmenter(ModelOptions(model=save(tmp_path, 4, WINDOWS, bias=4.0)))
     monkeypatch.setattr("pneumoscope.inference.maps.predict_probability", None)
     found = segmenter.run(volume, Mask.empty(volume.grid, LUNG_LABELS))
     assert not found.infiltrate.any.any()
@@ -69,27 +70,27 @@ def test_no_lung_means_no_infiltrate_and_no_network_run(tmp_path, scan, monkeypa
 def test_slabs_do_not_change_the_result(tmp_path, scan, monkeypatch):
     volume, lungs = scan
     model = save(tmp_path, 2, FRAME)
-    whole = segment_volume(volume, model=model, lungs=lungs).probability
+    whole = segment_volume(volume, ModelOptions(model=model), lungs).probability
     monkeypatch.setattr("pneumoscope.inference.maps.SLAB", 2)
-    assert np.array_equal(segment_volume(volume, model=model, lungs=lungs).probability, whole)
+    assert np.array_equal(segment_volume(volume, ModelOptions(model=model), lungs).probability, whole)
 
 
 def test_a_lung_mask_of_another_scan_is_refused(tmp_path, scan):
     volume, _ = scan
     other = Mask.empty(Grid.from_spacing(volume.grid.shape, (2, 2, 6)), LUNG_LABELS)
     with pytest.raises(GeometryError, match="lung mask lies on another grid"):
-        Segmenter(save(tmp_path, 4, WINDOWS)).run(volume, other)
+        Segmenter(ModelOptions(model=save(tmp_path, 4, WINDOWS))).run(volume, other)
 
 
 def test_models_of_another_task_are_refused(tmp_path):
     save(tmp_path, 1, WINDOWS, task="lungs")
     with pytest.raises(ModelError, match="model for 'lungs', expected one for 'infiltrate'"):
-        Segmenter(tmp_path)
+        Segmenter(ModelOptions(model=tmp_path))
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(InputError, match="not on this machine"):
-        Segmenter(save(tmp_path, 4, WINDOWS), device="cuda:7")
+        Segmenter(ModelOptions(model=save(tmp_path, 4, WINDOWS), device="cuda:7"))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_card_without_readable_preprocessing_is_refused(preprocessing):
 def test_networks_of_studies_are_refused_in_one_line_that_names_the_folder(tmp_path, kind, words):
     save(tmp_path, 2, {"kind": kind, "size": 32, "windows_hu": [[0, 255]], "lung_channel": True})
     with pytest.raises(ModelError, match=words) as caught:
-        Segmenter(tmp_path)
+        Segmenter(ModelOptions(model=tmp_path))
     assert str(caught.value).startswith(str(tmp_path))
     assert "KeyError" not in str(caught.value)
 
@@ -229,8 +230,8 @@ def test_in_a_single_slice_no_dome_is_told_from_infiltrate():
 def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):
     volume, lungs = scan
     folder = save(tmp_path, 2, FRAME, bias=4.0)
-    free = Segmenter(folder)
-    bound = Segmenter(folder)
+    free = Segmenter(ModelOptions(model=folder))
+    bound = Segmenter(ModelOptions(model=folder))
     bound.card["denser_than_lung_hu"] = 120
     assert free.run(volume, lungs).infiltrate.any.sum() > 0.9 * lungs.any.sum()
     assert not bound.run(volume, lungs).infiltrate.any.any()
@@ -239,14 +240,14 @@ def test_infiltrate_must_be_denser_than_the_lung(tmp_path, scan):
 def test_an_engine_may_be_chosen_and_is_named(tmp_path, scan):
     volume, lungs = scan
     folder = save(tmp_path, 2, FRAME)
-    plain = Segmenter(folder, engine="torch", device="cpu", precision="fp32").run(volume, lungs)
+    plain = Segmenter(ModelOptions(model=folder, engine="torch", device="cpu", precision="fp32")).run(volume, lungs)
     assert plain.engines == {"infiltrate": "torch fp32"}
     for name in installed_engines():
-        found = Segmenter(folder, engine=name, device="cpu", precision="fp32").run(volume, lungs)
+        found = Segmenter(ModelOptions(model=folder, engine=name, device="cpu", precision="fp32")).run(volume, lungs)
         assert found.engines == {"infiltrate": f"{name} fp32"}
         assert np.abs(found.probability.astype(int) - plain.probability).max() <= 1
     with pytest.raises(InputError, match="no engine 'abacus'"):
-        Segmenter(folder, engine="abacus")
+        Segmenter(ModelOptions(model=folder, engine="abacus"))
 
 
 @pytest.mark.parametrize("labels", [["background", "left lung", "right lung", "infection"], None])
@@ -259,13 +260,13 @@ def test_a_network_on_volumes_segments_inside_the_lungs(tmp_path, scan, labels):
         model.head.bias[-1] = 3
     card = {"kind": "hu_volume", "window_hu": [-1250, 250], "spacing_mm": [4, 4, 6], "patch": [4, 8, 8]}
     save_model(tmp_path, model, {"task": "infiltrate", "preprocessing": card, **({"labels": labels} if labels else {})})
-    found = Segmenter(tmp_path, device="cpu").run(volume, lungs)
+    found = Segmenter(ModelOptions(model=tmp_path, device="cpu")).run(volume, lungs)
     assert found.infiltrate.grid == volume.grid
     assert np.array_equal(found.infiltrate.any, lungs.any), "everything is infiltrate to this network"
     chance = np.exp(3) / (np.exp(3) + (3 if labels else 1))
     assert set(np.unique(found.probability)) == {0, round(255 * chance)}
     empty = Mask.empty(volume.grid, LUNG_LABELS)
-    assert not Segmenter(tmp_path, device="cpu").run(volume, empty).infiltrate.any.any()
+    assert not Segmenter(ModelOptions(model=tmp_path, device="cpu")).run(volume, empty).infiltrate.any.any()
 
 
 PLAIN = {"device": "cpu", "precision": "fp32", "engine": "torch"}
@@ -282,8 +283,11 @@ def pair(tmp_path, preprocessing=WINDOWS, channels=4):
 def test_models_on_slices_are_averaged_and_their_uncertainty_by_hand(tmp_path, scan, mirror):
     volume, lungs = scan
     one, other = pair(tmp_path)
-    alone = [Segmenter(m, **PLAIN, mirror=mirror).run(volume, lungs).probability / 255 for m in (one, other)]
-    found = Segmenter((one, other), **PLAIN, mirror=mirror, uncertainty=True).run(volume, lungs)
+    alone = [
+        Segmenter(ModelOptions(model=m, **PLAIN, mirror=mirror)).run(volume, lungs).probability / 255
+        for m in (one, other)
+    ]
+    found = Segmenter(ModelOptions(model=(one, other), **PLAIN, mirror=mirror), uncertainty=True).run(volume, lungs)
     inside = lungs.any
     p = (alone[0] + alone[1]) / 2
     assert np.abs(found.probability / 255 - p)[inside].max() < 2 / 255
@@ -305,13 +309,13 @@ def test_uncertainty_changes_no_mask_and_one_vote_does_not_vary(tmp_path, scan):
     volume, lungs = scan
     model = save(tmp_path, 2, FRAME)
     for mirror in (False, True):
-        plain = Segmenter(model, **PLAIN, mirror=mirror).run(volume, lungs)
-        found = Segmenter(model, **PLAIN, mirror=mirror, uncertainty=True).run(volume, lungs)
+        plain = Segmenter(ModelOptions(model=model, **PLAIN, mirror=mirror)).run(volume, lungs)
+        found = Segmenter(ModelOptions(model=model, **PLAIN, mirror=mirror), uncertainty=True).run(volume, lungs)
         assert plain.entropy is None
         assert np.array_equal(plain.probability, found.probability)
         assert found.variance.max() <= 1 if not mirror else True
         assert found.entropy[lungs.any].min() > 200, "this network is never sure"
-    nowhere = Segmenter(model, uncertainty=True).run(volume, Mask.empty(volume.grid, LUNG_LABELS))
+    nowhere = Segmenter(ModelOptions(model=model), uncertainty=True).run(volume, Mask.empty(volume.grid, LUNG_LABELS))
     assert not nowhere.entropy.any()
 
 
@@ -353,17 +357,19 @@ def volumes(folder, bias, patch=(4, 8, 8)):
 def test_models_on_volumes_are_averaged_mirrored_and_unsure(tmp_path, scan):
     volume, lungs = scan
     sure, unlike = volumes(tmp_path / "a", 1.0), volumes(tmp_path / "b", -0.5)
-    alone = [Segmenter(m, **PLAIN).run(volume, lungs).probability / 255 for m in (sure, unlike)]
-    found = Segmenter((sure, unlike), **PLAIN, uncertainty=True).run(volume, lungs)
+    alone = [Segmenter(ModelOptions(model=m, **PLAIN)).run(volume, lungs).probability / 255 for m in (sure, unlike)]
+    found = Segmenter(ModelOptions(model=(sure, unlike), **PLAIN), uncertainty=True).run(volume, lungs)
     inside = lungs.any
     assert np.abs(found.probability / 255 - (alone[0] + alone[1]) / 2)[inside].max() < 2 / 255
     assert found.variance[inside].max() > 30
     assert not found.variance[~inside].any()
-    mirrored = Segmenter(sure, **PLAIN, mirror=True).run(volume, lungs)
+    mirrored = Segmenter(ModelOptions(model=sure, **PLAIN, mirror=True)).run(volume, lungs)
     assert mirrored.mirrored
-    assert not np.array_equal(mirrored.probability, Segmenter(sure, **PLAIN).run(volume, lungs).probability)
+    assert not np.array_equal(
+        mirrored.probability, Segmenter(ModelOptions(model=sure, **PLAIN)).run(volume, lungs).probability
+    )
     flipped = Volume(volume.hu[::-1].copy(), volume.grid, volume.grid)
-    turned = Segmenter(sure, **PLAIN, mirror=True).run(
+    turned = Segmenter(ModelOptions(model=sure, **PLAIN, mirror=True)).run(
         flipped, Mask(lungs.labels[::-1].copy(), volume.grid, LUNG_LABELS)
     )
     assert np.abs(turned.probability[::-1].astype(int) - mirrored.probability).max() <= 1, "left and right are alike"
@@ -372,8 +378,8 @@ def test_models_on_volumes_are_averaged_mirrored_and_unsure(tmp_path, scan):
 def test_models_that_do_not_go_together_are_refused(tmp_path):
     flat, deep = save(tmp_path / "flat", 4, WINDOWS), volumes(tmp_path / "deep", 1.0)
     with pytest.raises(ModelError, match="flat and deep cannot be averaged: one takes slices"):
-        Segmenter((flat, deep))
+        Segmenter(ModelOptions(model=(flat, deep)))
     with pytest.raises(ModelError, match="same preprocessing"):
-        Segmenter((deep, volumes(tmp_path / "other", 1.0, (8, 8, 8))))
+        Segmenter(ModelOptions(model=(deep, volumes(tmp_path / "other", 1.0, (8, 8, 8)))))
     with pytest.raises(ModelError, match="at least one"):
-        Segmenter(())
+        Segmenter(ModelOptions(model=()))

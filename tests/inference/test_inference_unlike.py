@@ -10,6 +10,7 @@ from pneumoscope.geometry import Grid
 from pneumoscope.inference.familiar import FINDING, read_scan_space
 from pneumoscope.inference.inputs import HuFrameInput, LungFrameInput, input_from_card
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.slices import to_slices
@@ -65,7 +66,7 @@ def test_a_scan_says_how_far_it_is_and_a_state_when_too_far(tmp_path, space):
     torch.manual_seed(0)
     card = CARD | {"familiar": write_scan_space(tmp_path, space)}
     save_model(tmp_path, UNet(UNetConfig(2, 1, (4, 8))), card)
-    segmenter = Segmenter(tmp_path)
+    segmenter = Segmenter(ModelOptions(model=tmp_path))
     volume, lungs = chest(21)
     found = segmenter.run(volume, lungs)
     assert found.distance == pytest.approx(space.distance(frames(volume, lungs)))

@@ -16,6 +16,7 @@ from pneumoscope.models import export
 from pneumoscope.models.cards import find_model
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.export import export_model, to_onnx
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
 
@@ -275,7 +276,9 @@ def test_an_exported_graph_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path, 
     theirs = np.asarray(nib.load(tmp_path / "m.nii").dataobj)
     volume = read_volume(tmp_path / "scan.nii.gz", intensity="hu")
     everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
-    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    own = Segmenter(ModelOptions(model=tmp_path / "model", device="cpu", precision="fp32", engine="torch")).run(
+        volume, everywhere
+    )
     assert np.array_equal(own.infiltrate.to_native(volume.native), theirs)
     assert 0 < theirs.mean() < 1
 
@@ -307,7 +310,9 @@ def test_an_exported_bundle_takes_a_scan_to_a_mask_without_pneumoscope(tmp_path,
     theirs = np.asarray(nib.load(next((tmp_path / "masks").rglob("*.nii.gz"))).dataobj).squeeze()
     volume = read_volume(tmp_path / "scan.nii.gz", intensity="hu")
     everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
-    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    own = Segmenter(ModelOptions(model=tmp_path / "model", device="cpu", precision="fp32", engine="torch")).run(
+        volume, everywhere
+    )
     assert np.array_equal(own.infiltrate.to_native(volume.native), theirs)
     assert 0 < theirs.mean() < 1
     again = open_external(f"bundle:{root}", Access(device="cpu"), task="infiltrate").predict(volume)
@@ -329,7 +334,9 @@ def test_an_exported_graph_is_a_model_that_segment_takes(tmp_path, rng):
     volume = Volume.from_native(rng.uniform(-1000, 400, (9, 8, 11)), Grid.from_spacing((9, 8, 11), (1.5, 1.0, 2.5)))
     found = open_external(f"torchscript:{tmp_path / 'out' / 'model.ts'}", Access(device="cpu"), task="infiltrate")
     everywhere = Mask(np.ones(volume.grid.shape, np.uint8), volume.grid, {1: "lung"})
-    own = Segmenter(tmp_path / "model", device="cpu", precision="fp32", engine="torch").run(volume, everywhere)
+    own = Segmenter(ModelOptions(model=tmp_path / "model", device="cpu", precision="fp32", engine="torch")).run(
+        volume, everywhere
+    )
     assert np.array_equal(found.predict(volume).probability, own.probability)
     assert len(np.unique(own.probability)) > 10
 

@@ -11,6 +11,7 @@ from pneumoscope.datasets.patches import prepare_image
 from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.inference.volumes import VolumeInput
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.plans.data import read_own_cases, split_patients
 from pneumoscope.plans.plan import OwnPlan, _dims, make_plan, read_plan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan, plan_volumes, whole_box, widths
@@ -135,7 +136,7 @@ def test_the_score_of_a_model_is_that_of_what_segment_gives_with_it(cases, tmp_p
     assert card["preprocessing"]["patch"] == [8, 16, 16]
     assert "flatters" in card["numbers"]["chosen_on"]
     scan = val[0].load()
-    found = Segmenter(tmp_path / "a", device="cpu").run(scan.volume, scan.lungs)
+    found = Segmenter(ModelOptions(model=tmp_path / "a", device="cpu")).run(scan.volume, scan.lungs)
     both = (found.infiltrate.any & scan.infiltrate.any).sum()
     dice = 2 * both / max(1, found.infiltrate.any.sum() + scan.infiltrate.any.sum())
     assert whole.scores["dice"].iloc[0] == pytest.approx(dice, abs=1e-6)
@@ -165,7 +166,9 @@ def test_crossval_scores_every_scan_once_and_its_folds_make_an_ensemble(cases, t
     table = crossval_own(cases, TINY, tmp_path / "cv", folds=2, device="cpu")
     assert sorted(table["case"]) == sorted(case.case for case in cases)
     scan = cases[0].load()
-    both = Segmenter([tmp_path / "cv" / f"fold-{n}" for n in (1, 2)], device="cpu", mirror=True, uncertainty=True)
+    both = Segmenter(
+        ModelOptions(model=[tmp_path / "cv" / f"fold-{n}" for n in (1, 2)], device="cpu", mirror=True), uncertainty=True
+    )
     found = both.run(scan.volume, scan.lungs)
     assert len(found.cards["infiltrate"]["members"]) == 2
     assert found.variance.shape == scan.volume.grid.shape

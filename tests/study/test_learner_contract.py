@@ -20,6 +20,7 @@ from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import Segmenter
 from pneumoscope.jobs.machines import machines
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.plans.data import Parts, read_own_cases, split_patients
 from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
@@ -190,7 +191,11 @@ class OfOwnData:
     def check_predictions(self, data, stage):
         """A mask on the grid of the scan."""
         scan = data[1][0].load()
-        found = Segmenter(stage.folder, device="cpu", precision="fp32").run(scan.volume, scan.lungs).infiltrate
+        found = (
+            Segmenter(ModelOptions(model=stage.folder, device="cpu", precision="fp32"))
+            .run(scan.volume, scan.lungs)
+            .infiltrate
+        )
         assert found.grid == scan.volume.grid
         assert set(np.unique(found.labels)) <= {0, 1}
 

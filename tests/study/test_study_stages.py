@@ -7,6 +7,7 @@ import pytest
 
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.models.cards import read_card
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import revise, with_overrides
 from pneumoscope.study.data import build_set
@@ -65,7 +66,7 @@ def test_the_card_serves_inference(small, slices, tmp_path):
     from pneumoscope.inference.segmenter import Segmenter
 
     done = trained(small, job(small), slices, slices, tmp_path)
-    assert Segmenter(done.folder).input.needs_lungs
+    assert Segmenter(ModelOptions(model=done.folder)).input.needs_lungs
 
 
 def test_a_reason_that_is_worded_anew_trains_nothing_again(small, slices, tmp_path):

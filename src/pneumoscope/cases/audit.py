@@ -39,6 +39,7 @@ from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.models.cards import content_of_model
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Tabled, bars
 from pneumoscope.progress import Progress, silent
 
@@ -246,7 +247,7 @@ def _segmenter(options: AuditOptions) -> Segmenter | None:
         return None
     from pneumoscope.inference.segmenter import Segmenter
 
-    return Segmenter(options.model, options.lungs_model, device=options.device)
+    return Segmenter(ModelOptions(model=options.model, lungs_model=options.lungs_model, device=options.device))
 
 
 def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progress) -> list[Fingerprint]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from pneumoscope.cases.outputs import SUMMARY_COLUMNS, summary_of, write_case
 from pneumoscope.cases.private import Private
@@ -71,18 +71,19 @@ class BatchResult:
         return {"seconds": round(self.seconds, 2), "cases": [asdict(case) for case in self.cases]}
 
 
+class Run(TypedDict, total=False):
+    """How a batch is run; keywords of all verbs that write case folders."""
+
+    jobs: int  # scans worked on at the same time, each in its own process; 1
+    overwrite: bool  # do every case again
+    resume: bool  # keep the cases that are done and whose scan, masks, models and options are unchanged
+    key: str | Path | None  # the private key file, see `Private`
+    progress: Progress  # called per case and, with one job, by the work itself
+
+
 @locks("out")
 def run_batch(
-    scans: Sequence[ScanRef],
-    out: str | Path,
-    opener: Opener,
-    *,
-    options: Mapping[str, Any],
-    jobs: int = 1,
-    overwrite: bool = False,
-    resume: bool = False,
-    key: str | Path | None = None,
-    progress: Progress = silent,
+    scans: Sequence[ScanRef], out: str | Path, opener: Opener, options: Mapping[str, Any], **run: Unpack[Run]
 ) -> BatchResult:
     """Work on scans into `out/<case>/` and write `cases.csv` and `run.json`, which grow as cases end.
 
@@ -92,15 +93,12 @@ def run_batch(
         opener: see `case_step`; also called before anything is written, so that it can refuse, unless other machines
             do the work: with 0 where worker processes do it, so that this process loads nothing.
         options: what goes into `run.json`.
-        jobs: scans worked on at the same time, each in its own process.
-        overwrite: do every case again.
-        resume: keep the cases that are done and whose scan, masks, models and options are unchanged.
-        key: the private key file, see `Private`.
-        progress: called per case and, with one job, by the work itself.
+        run: see `Run`.
 
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
     """
+    jobs, resume, progress = run.get("jobs", 1), run.get("resume", False), run.get("progress", silent)
     scans = part_of(scans)
     twice = sorted(name for name, count in Counter(scan.case for scan in scans).items() if count > 1)
     if twice:
@@ -108,9 +106,9 @@ def run_batch(
     started = time.perf_counter()
     progress("cases", 0, max(1, len(scans)), "loading")
     step = None if current().remote else opener(int(jobs == 1 or len(scans) == 1))
-    private = Private(Path(out), key)
+    private = Private(Path(out), run.get("key"))
     require_no_other_run(out, "cases.csv")
-    folder = prepare_folder(out, marker=RUN_FILE, overwrite=overwrite, resume=resume)
+    folder = prepare_folder(out, marker=RUN_FILE, overwrite=run.get("overwrite", False), resume=resume)
     earlier = _seconds_before(folder) if resume else {}
 
     def result_of(outcomes: Sequence[Outcome]) -> BatchResult:

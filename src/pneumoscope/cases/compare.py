@@ -157,7 +157,10 @@ def compare_dates(
             part of the lungs only); the message says which measure failed.
     """
     rules = rules or RegistrationRules()
-    copies = [_copy(dated, rules.spacing_mm) for dated in (baseline, followup)]
+    copies = [
+        working_copy(dated.scan, dated.lungs, dated.infiltrate, spacing_mm=rules.spacing_mm)
+        for dated in (baseline, followup)
+    ]
     _require_whole(baseline, followup)
     registration, repeat_mm = _best_map(copies, rules, progress)
     quality = quality_of(registration, *copies)
@@ -257,10 +260,6 @@ def _require_whole(baseline: Timepoint, followup: Timepoint) -> None:
             f"{followup.name} cannot be laid over {baseline.name}: its lungs have {after:.0f} ml, the baseline's "
             f"{before:.0f} ml; does one scan or lung mask hold only a part of the lungs?"
         )
-
-
-def _copy(dated: Timepoint, spacing_mm: float) -> WorkingCopy:
-    return working_copy(dated.scan, dated.lungs, dated.infiltrate, spacing_mm=spacing_mm)
 
 
 def _on_baseline(registration: Registration, mask: Mask, target: Grid, working: Grid) -> NDArray[np.bool_]:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from pneumoscope.cases.batch import BatchResult, CaseResult, case_step, require_scans, run_batch, write_measured
+from pneumoscope.cases.batch import BatchResult, CaseResult, Run, case_step, require_scans, run_batch, write_measured
 from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING
@@ -23,19 +23,11 @@ if TYPE_CHECKING:
 
 
 def quantify_cases(
-    scans: Sequence[ScanRef],
-    out: str | Path,
-    options: QuantifyOptions | None = None,
-    *,
-    jobs: int = 1,
-    overwrite: bool = False,
-    resume: bool = False,
-    key: str | Path | None = None,
-    progress: Progress = silent,
+    scans: Sequence[ScanRef], out: str | Path, options: QuantifyOptions | None = None, **run: Unpack[Run]
 ) -> BatchResult:
     """Measure scans with masks made elsewhere into `out/<case>/`; files and endings as `segment_cases`.
 
-    Arguments beside `options` are those of `run_batch`; scans of a manifest bring their masks.
+    `run` is that of `run_batch`; scans of a manifest bring their masks.
 
     Raises:
         InputError: nothing to do, a scan without masks, two cases of one name, or `out` is in use.
@@ -50,10 +42,7 @@ def quantify_cases(
                 f"{scan.case} comes without a mask of {' and of '.join(missing)}; give --lungs and --infiltrate, or a "
                 "manifest with the columns lungs and infiltrate"
             )
-    return run_batch(
-        scans, out, partial(_open, options), options=recorded(options), jobs=jobs, overwrite=overwrite, resume=resume,
-        key=key, progress=progress,
-    )  # fmt: skip
+    return run_batch(scans, out, partial(_open, options), recorded(options), **run)
 
 
 def _open(options: QuantifyOptions, jobs: int) -> Step:

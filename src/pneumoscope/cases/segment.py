@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from pneumoscope.cases.batch import (
     RUN_FILE,
     BatchResult,
     CaseResult,
+    Run,
     case_step,
     require_scans,
     run_batch,
@@ -48,17 +49,7 @@ __all__ = ["RUN_FILE", "BatchResult", "CaseResult", "SegmentOptions", "segment_c
 
 def segmenter_of(options: SegmentOptions) -> Segmenter:
     """The models, loaded."""
-    return Segmenter(
-        options.model,
-        options.lungs_model,
-        device=options.device,
-        precision=options.precision,
-        engine=options.engine,
-        mirror=options.mirror,
-        uncertainty=options.uncertainty,
-        trust=options.trust,
-        labels=options.label,
-    )
+    return Segmenter(options, uncertainty=options.uncertainty)
 
 
 def engine_of(options: SegmentOptions) -> str:
@@ -73,19 +64,11 @@ def engine_of(options: SegmentOptions) -> str:
 
 
 def segment_cases(
-    scans: Sequence[ScanRef],
-    out: str | Path,
-    options: SegmentOptions | None = None,
-    *,
-    jobs: int = 1,
-    overwrite: bool = False,
-    resume: bool = False,
-    key: str | Path | None = None,
-    progress: Progress = silent,
+    scans: Sequence[ScanRef], out: str | Path, options: SegmentOptions | None = None, **run: Unpack[Run]
 ) -> BatchResult:
     """Segment scans into `out/<case>/` and write `cases.csv` and `run.json`.
 
-    Arguments beside `options` are those of `run_batch`. With several `jobs` each process has its share of the cores.
+    `run` is that of `run_batch`. With several `jobs` each process has its share of the cores.
 
     Raises:
         InputError: nothing to do, two cases of one name, or `out` is in use. A scan that fails raises nothing.
@@ -94,14 +77,11 @@ def segment_cases(
     require_scans(scans, "segment")
     scans = with_masks(scans, options)
     with ThreadPoolExecutor(1) as reader:  # the first scan, while torch and the models are loaded
-        elsewhere = jobs > 1 or current().remote or current().part[0] > 1
-        first = [] if elsewhere or resume else scans[:1]
+        elsewhere = run.get("jobs", 1) > 1 or run.get("resume") or current().remote or current().part[0] > 1
+        first = [] if elsewhere else scans[:1]
         reading = {scan.case: reader.submit(read_listed, scan, options.intensity) for scan in first}
         known = recorded(options) | ({} if current().remote else {"engine": engine_of(options)})
-        return run_batch(
-            scans, out, partial(_open, options, reading), options=known, jobs=jobs, overwrite=overwrite,
-            resume=resume, key=key, progress=progress,
-        )  # fmt: skip
+        return run_batch(scans, out, partial(_open, options, reading), known, **run)
 
 
 def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int) -> Step:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cases.options import ModelOptions, QuantifyOptions, SegmentOptions
+from pneumoscope.cases.options import QuantifyOptions, SegmentOptions
 from pneumoscope.cli.options import WHERE, Common, common_options
 from pneumoscope.cli.output import interval, number, progress_for, remark, say, say_json, say_table, wrapped
 from pneumoscope.errors import InputError, RunError, printable
 from pneumoscope.metrics.options import EvaluateOptions
+from pneumoscope.models.options import ModelOptions
 
 if TYPE_CHECKING:
     from pneumoscope.cases.batch import BatchResult

@@ -194,7 +194,11 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
         choices = [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
         required = item.default is MISSING and item.default_factory is MISSING
         default = None if rules.parse or item.default is MISSING else item.default
-        default = _listed(default) if annotation == list[str] and default is not None else default
+        default = (
+            ([default] if isinstance(default, str) else list(default))
+            if annotation == list[str] and default is not None
+            else default
+        )
         flags = rules.flags or (_flag(name, hints[name], default),)
         declared = typer.Option(
             *flags,
@@ -209,10 +213,6 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
         shown = inspect.Parameter.empty if must else default
         result.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=kept))
     return result
-
-
-def _listed(default: Any) -> list[str]:
-    return [default] if isinstance(default, str) else list(default)
 
 
 def _flag(name: str, hint: Any, default: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from pneumoscope.datasets.registry import dataset_info
 from pneumoscope.geometry import Grid
@@ -122,18 +122,29 @@ SYNTHETIC_SOURCES = ("phantom-A", "phantom-B", "phantom-C")
 """What `Case.source` of synthetic scans is; it stays with them through tables, conversions and repaired copies."""
 
 
+class About(TypedDict, total=False):
+    """What a dataset says of a case, as `Case` has it."""
+
+    patient: str
+    source: str
+    licence: str
+    citation: str
+    date: str
+
+
 def make_case(
-    dataset: str, case: str, load: Callable[[], LabelledScan], files: CaseFiles | None = None, *,
-    patient: str = "", source: str = "", licence: str = "", citation: str = "", date: str = "",
-) -> Case:  # fmt: skip
+    dataset: str, case: str, load: Callable[[], LabelledScan], files: CaseFiles | None = None, **about: Unpack[About]
+) -> Case:
     """A `Case` with licence and citation of its dataset where it has none of its own; without patient its own one.
 
     A case whose source is synthetic is of the dataset ``phantom``, whatever table lists it.
     """
+    source = about.get("source", "")
     dataset = "phantom" if source in SYNTHETIC_SOURCES else dataset
     info = dataset_info(dataset)
-    licence, citation = licence or info.licence, citation or info.citation
-    return Case(dataset, case, patient or case, source, licence, citation, load, date, files)
+    licence, citation = about.get("licence") or info.licence, about.get("citation") or info.citation
+    patient = about.get("patient") or case
+    return Case(dataset, case, patient, source, licence, citation, load, about.get("date", ""), files)
 
 
 MASKS = "masks"  # The subset of cases with an annotated infiltrate, see `in_subset`

@@ -213,12 +213,10 @@ def content_of(model: str | Path) -> str:
 def _required(model: str | Path) -> tuple[str, str]:
     split = split_kind(model)
     if split is None or not split[1]:
-        raise ModelError(f"{model} names no model of another program; expected KIND:PATH, KIND one of {_kinds()}")
+        raise ModelError(
+            f"{model} names no model of another program; expected KIND:PATH, KIND one of {', '.join(KINDS)}"
+        )
     return split
-
-
-def _kinds() -> str:
-    return ", ".join(KINDS)
 
 
 def _listed(labels: Mapping[str, Sequence[int]]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, infiltrate_mask, is_mirrored, slice_maps, volume_maps
 from pneumoscope.inference.members import joint_card, load_for, load_members
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
@@ -30,8 +31,6 @@ from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
 if TYPE_CHECKING:
     from pneumoscope.severity.measure import Severity
 
-DEFAULT_MODEL = "infiltrate"
-DEFAULT_LUNGS_MODEL = "lungs"
 STATE_OF_FINDING = {**LUNG_STATES, FINDING: "unlike_training_scans"}
 """Findings that a reader must know before believing the numbers, as `severity.states.STATES`."""
 
@@ -117,50 +116,30 @@ class Segmenter:
     """A lung model and an infiltrate model, loaded once.
 
     Args:
-        model: infiltrate model, a shipped name, a model folder or KIND:PATH (`pneumoscope.inference.external`); of
-            several the answers are averaged.
-        lungs_model: lung model, likewise; loaded only when a scan comes without a lung mask and `model` finds no lungs.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        batch_size: slices at a time.
-        engine: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``; see `pneumoscope.inference.engines`.
-        mirror: also show the scan mirrored left to right and average, twice the time; None does as the card says.
+        options: the models, by a shipped name, a folder or KIND:PATH (`pneumoscope.inference.external`), and how they
+            are run. The lung model is loaded only when a scan comes without a lung mask and `model` finds no lungs.
         uncertainty: also make the maps of entropy and variance.
-        trust: read models of other programs whose format can run code.
-        labels: ``NAME=MEANING`` for labels of models of other programs.
 
     Raises:
         ModelError: a model is unknown, damaged, made for another task, or does not go with the others.
         InputError: the device, the engine or a model's program is not on this machine.
     """
 
-    def __init__(
-        self,
-        model: str | Path | Sequence[str | Path] = DEFAULT_MODEL,
-        lungs_model: str | Path = DEFAULT_LUNGS_MODEL,
-        *,
-        device: str = "auto",
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
-        batch_size: int = 8,
-        engine: str = "auto",
-        mirror: bool | None = None,
-        uncertainty: bool = False,
-        trust: bool = False,
-        labels: Sequence[str] = (),
-    ) -> None:
-        chosen = choose_engine(engine, device=device, precision=precision)
-        self.compute: dict[str, Any] = {"batch_size": batch_size}
-        self._ready: dict[str, Any] = {"engine": chosen, "device": device, "precision": precision}
-        models = [model] if isinstance(model, (str, Path)) else list(model)
+    def __init__(self, options: ModelOptions | None = None, *, uncertainty: bool = False) -> None:
+        options = options or ModelOptions()
+        models = [options.model] if isinstance(options.model, (str, Path)) else list(options.model)
+        chosen = choose_engine(options.engine, device=options.device, precision=options.precision)
+        self.compute: dict[str, Any] = {"batch_size": 8}
+        self._ready: dict[str, Any] = {"engine": chosen, "device": options.device, "precision": options.precision}
         own = [one for one in models if not is_external(one)]
         if uncertainty and len(own) < len(models):
             raise InputError("uncertainty needs networks of pneumoscope; leave it out with models of other programs")
-        self._access = Access(trust, device, precision, mirror, tuple(labels))
+        self._access = Access(options.trust, options.device, options.precision, options.mirror, tuple(options.label))
         self.external = tuple(open_external(one, self._access, task="infiltrate") for one in models if is_external(one))
         self.members = load_members(own, **self._ready) if own or not models else ()
         self.card = joint_card(self.members, [one.card for one in self.external])
-        self.mirror, self.uncertainty = mirror, uncertainty
-        self._lungs_name = lungs_model
+        self.mirror, self.uncertainty = options.mirror, uncertainty
+        self._lungs_name = options.lungs_model
         self._lungs: tuple[Engine, dict[str, Any], ModelInput | ChestInput] | External | None = None
 
     @property
@@ -281,7 +260,7 @@ class LungFinder:
 
     def __init__(
         self,
-        model: str | Path = DEFAULT_LUNGS_MODEL,
+        model: str | Path = "lungs",
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -299,14 +278,14 @@ class LungFinder:
 
 def segment_volume(
     volume: Volume,
-    *,
-    model: str | Path | Sequence[str | Path] = DEFAULT_MODEL,
+    options: ModelOptions | None = None,
     lungs: Mask | None = None,
+    *,
+    uncertainty: bool = False,
     progress: Progress = silent,
-    **options: Any,
 ) -> Segmentation:
-    """Segment one scan; `options` are those of `Segmenter`. For many scans make one `Segmenter`."""
-    found = Segmenter(model, **options).run(volume, lungs, progress=progress)
+    """Segment one scan; for many make one `Segmenter`."""
+    found = Segmenter(options, uncertainty=uncertainty).run(volume, lungs, progress=progress)
     masks = {name: replace(getattr(found, name), native=volume.native) for name in ("lungs", "infiltrate")}
     return replace(found, scan=volume, **masks)
 

@@ -131,7 +131,7 @@ def slide(
     if image.ndim != 4 or min(image.shape) < 1:
         raise InputError(f"a volume for windows has shape (c, d, h, w), got {image.shape}")
     shape = image.shape[1:]
-    starts, weight, padded = plan.starts(shape), _weight(plan), plan.padded(shape)
+    starts, weight, padded = plan.starts(shape), (None if plan.blend == "mean" else plan.weights()), plan.padded(shape)
     fill = np.float32(image.min()) if padded != shape else np.float32(0)
     depth, places = plan.patch[0], list(product(starts[1], starts[2]))
     total, done = len(starts[0]) * len(places), 0
@@ -156,11 +156,6 @@ def slide(
             for part in sums:  # one at a time: the overlap is copied first
                 part[:kept] = part[depth - kept :]
         sums[:, kept:] = 0
-
-
-def _weight(plan: WindowPlan) -> NDArray[np.float32] | None:
-    """The plan's weights, or None where all are 1."""
-    return None if plan.blend == "mean" else plan.weights()
 
 
 def _starts(size: int, side: int, overlap: float) -> list[int]:

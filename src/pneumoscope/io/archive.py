@@ -142,10 +142,6 @@ def _check_directory(stream: BinaryIO, place: Place) -> int:
     return size
 
 
-def _is_system(name: str) -> bool:
-    return any(map(SYSTEM_NAME.fullmatch, PurePosixPath(name).parts))
-
-
 def _members(archive: zipfile.ZipFile, size: int, place: Place) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """Members to unpack and where to, all checks that need no data done."""
     listed = archive.infolist()
@@ -160,7 +156,11 @@ def _members(archive: zipfile.ZipFile, size: int, place: Place) -> list[tuple[zi
         if key in seen:
             raise _refuse(place, "appears twice", name)
         seen.add(key)
-        if not member.is_dir() and not name.endswith("/") and not _is_system(name):
+        if (
+            not member.is_dir()
+            and not name.endswith("/")
+            and not any(map(SYSTEM_NAME.fullmatch, PurePosixPath(name).parts))
+        ):
             members.append((member, _safe_path(name, len(members))))
     total = sum(member.file_size for member, _ in members)
     if total > MAX_UNPACKED_BYTES:

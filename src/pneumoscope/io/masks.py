@@ -191,7 +191,9 @@ def _difference(mask: Grid, scan: Grid) -> str:
     if mask.shape != scan.shape:
         return f"it has {_sizes(mask.shape)} voxels, the scan {_sizes(scan.shape)}"
     for signs in product((1.0, -1.0), repeat=3):
-        if signs != (1.0, 1.0, 1.0) and _mirrored(mask, signs).is_same_space(scan):
+        if signs != (1.0, 1.0, 1.0) and Grid(mask.shape, np.diag([*signs, 1.0]) @ mask.affine).reorient(
+            RAS
+        ).is_same_space(scan):
             axes = [
                 name for name, sign in zip(("left-right", "front-back", "head-foot"), signs, strict=True) if sign < 0
             ]
@@ -203,10 +205,6 @@ def _difference(mask: Grid, scan: Grid) -> str:
     voxels = scan.index(mask.world((0, 0, 0)))
     half = " (half a voxel)" if abs(np.abs(voxels).max() - 0.5) < 0.02 else ""
     return f"it is shifted by {np.round(shift, 3).tolist()} mm{half}"
-
-
-def _mirrored(grid: Grid, signs: tuple[float, ...]) -> Grid:
-    return Grid(grid.shape, np.diag([*signs, 1.0]) @ grid.affine).reorient(RAS)
 
 
 def _sizes(shape: tuple[int, int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Options of `model export` and `describe`, each once; a file of their own, so that help loads nothing heavy."""
+"""Options of whatever runs a model, of `model export` and `describe`; a file of their own, so that help stays light."""
 
 from __future__ import annotations
 
@@ -8,6 +8,39 @@ from pathlib import Path
 from typing import Literal
 
 from pneumoscope.options import REQUIRED, named, option, require_choices, sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What segments scans; `device` is auto, cpu, cuda, cuda:N or mps, `precision` auto takes bf16 where it is fast."""
+
+    model: str | Path | Sequence[str | Path] = option(
+        "infiltrate",
+        "A shipped model's name, a model folder, or a model of another program: nnunet:DIR[@fold][@checkpoint], "
+        "bundle:PATH, onnx:FILE or torchscript:FILE. Given several times, the predictions are averaged.",
+        metavar="NAME|DIR|KIND:PATH", file=True,
+    )  # fmt: skip
+    lungs_model: str | Path = option(
+        "lungs", "The model that finds the lungs, likewise, or lungmask:NAME[@FILE] or totalsegmentator:total[@DIR].",
+        metavar="NAME|DIR|KIND:PATH",
+        file=True,
+    )  # fmt: skip
+    label: Sequence[str] = option(
+        (), "What a label of a model of another program is: a name or number, and right lung, left lung, lung, "
+        "ground-glass, consolidation, infiltrate, ignore or a lobe. Repeatable.", metavar="NAME=MEANING",
+    )  # fmt: skip
+    trust: bool = option(
+        False, "Read models of other programs whose format can run code: pickled checkpoints, bundles with expressions."
+    )
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = option(
+        "auto",
+        "What computes the networks on the CPU; the report names it. auto: the fastest with the same masks.",
+    )
+    mirror: bool | None = option(
+        None, "Also show the scan mirrored left to right and average: twice the time. Left out: as the card says."
+    )
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 def _pair(text: str) -> tuple[float, float]:

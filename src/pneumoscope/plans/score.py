@@ -12,6 +12,7 @@ import pandas as pd
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import RunError
 from pneumoscope.metrics.overlap import count, dice
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.plans.data import LungFinder
 from pneumoscope.plans.setup import TrainingSetup
 from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
@@ -30,7 +31,7 @@ def score_own(
     """Dice per scan of what `segment` gives with this model, on the scan's own grid."""
     from pneumoscope.inference.segmenter import Segmenter
 
-    segmenter = Segmenter(folder, device=device, precision=precision)  # type: ignore[arg-type]
+    segmenter = Segmenter(ModelOptions(model=folder, device=device, precision=precision))  # type: ignore[arg-type]
     rows = []
     for done, case in enumerate(cases, start=1):
         scan = case.load()

@@ -162,7 +162,9 @@ class Resample(Step):
         nearest = self.method == "nearest"
         ndimage.affine_transform(
             array.view(np.uint8) if array.dtype == bool else array,
-            np.diag(steps) if _is_diagonal(steps) else steps,  # SciPy is faster for axes that run alike
+            np.diag(steps)
+            if bool(np.abs(steps - np.diag(np.diag(steps))).max() < 1e-12)
+            else steps,  # SciPy is faster for axes that run alike
             offset=offset + (_TIE_VOXELS if nearest else 0),
             output_shape=self.target.shape,
             output=result.view(np.uint8) if array.dtype == bool else result,
@@ -211,10 +213,6 @@ def _index_map(target: Grid, source: Grid) -> tuple[NDArray[np.float64], NDArray
     steps = inverse @ target.affine[:3, :3]
     offset = inverse @ (target.affine[:3, 3] - source.affine[:3, 3])
     return steps, offset
-
-
-def _is_diagonal(steps: NDArray[np.float64]) -> bool:
-    return bool(np.abs(steps - np.diag(np.diag(steps))).max() < 1e-12)
 
 
 def _fill_outside(

@@ -49,7 +49,7 @@ def finding_picture(
     """
     k = _slice_of(volume, finding, lungs, infiltrate)
     window, step_mm = _window(volume, finding, k)
-    grey = _grey(_axial(volume.hu, k)[window], hounsfield)
+    grey = _grey(to_slices(volume.hu[:, :, k : k + 1])[0][window], hounsfield)
     plain = _fitted(grey, step_mm)
     marked = np.repeat(plain[..., None], 3, axis=2)
     spot = np.zeros(volume.grid.shape[:2], bool)
@@ -127,10 +127,6 @@ def _slice_of(
     if mask is None or not mask.any():
         return volume.grid.shape[2] // 2
     return int(np.count_nonzero(mask, axis=(0, 1)).argmax())
-
-
-def _axial(array: NDArray[Any], k: int) -> NDArray[Any]:
-    return to_slices(array[:, :, k : k + 1])[0]
 
 
 def _window(volume: Volume, finding: AuditFinding, k: int) -> tuple[tuple[slice, slice], tuple[float, float]]:

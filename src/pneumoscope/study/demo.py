@@ -61,15 +61,16 @@ def segment_new_patient(study: StudyResult, *, device: str = "auto", progress: P
 
     experiment = study.experiment
     stage = best_stage(study.matrix).get(CASE_SITE, experiment.stages.chain[0].name)
-    segmenter = Segmenter(
-        study.folder / "stages" / stage,
-        study.folder / "stages" / LUNG_STAGE,
+    options = SegmentOptions(
+        model=study.folder / "stages" / stage,
+        lungs_model=study.folder / "stages" / LUNG_STAGE,
         device=device,
         precision=experiment.training.precision,  # type: ignore[arg-type]
+        save=SAVABLE,
     )
     scan = _new_patient(experiment, study.folder / "data" / "case")
     folder = study.folder / "cases" / scan.case
-    result: Any = segment_case(scan, folder, segmenter, SegmentOptions(save=SAVABLE), progress=progress)
+    result: Any = segment_case(scan, folder, Segmenter(options), options, progress=progress)
     if result.status != "done":
         raise RunError(f"the demo's case failed: {result.error}", path=folder)
     progress("case", 1, 1, result.sentence())

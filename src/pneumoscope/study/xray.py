@@ -180,16 +180,16 @@ class Xray(Modality):
                 "copies": len(pool.pairs),
                 "unreadable": [list(pair) for pair in pool.unreadable[:50]],
             },
-            "sets": [_set_row(repeat, part) for repeat in self.repeats for part in _sets(repeat)],
+            "sets": [
+                _set_row(repeat, part)
+                for repeat in self.repeats
+                for part in [part for part in (repeat.zero, repeat.one, repeat.adults) if part is not None]
+            ],
             "matrix": self.written["matrix"].to_dict(orient="records"),
             "remedies": self.written["remedies"].to_dict(orient="records"),
             "probes": probe_means(self.written["probes"]).to_dict(orient="records"),
             "timing": {name: facts["timing"] for name, facts in kept.items() if "timing" in facts},
         }
-
-
-def _sets(repeat: Repeat) -> list[xray_data.SplitSet]:
-    return [part for part in (repeat.zero, repeat.one, repeat.adults) if part is not None]
 
 
 def _set_row(repeat: Repeat, part: xray_data.SplitSet) -> dict[str, Any]:

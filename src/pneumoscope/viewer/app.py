@@ -112,7 +112,11 @@ class _Pages:
             "title": as_text(self.root.name or "results"),
             "cases": cases,
             "others": [r for r in results if r.kind != "case"],
-            "columns": [c for c in COLUMNS if c[0] in ("title", "status", "flags") or _any(cases, c[0])],
+            "columns": [
+                c
+                for c in COLUMNS
+                if c[0] in ("title", "status", "flags") or any(r.numbers.get(c[0]) is not None for r in cases)
+            ],
             "sort": key,
             "descending": descending,
         }
@@ -226,10 +230,6 @@ class _Pages:
         from starlette.responses import HTMLResponse
 
         return HTMLResponse(_templates().get_template(template).render(**context))
-
-
-def _any(results: list[Result], key: str) -> bool:
-    return any(r.numbers.get(key) is not None for r in results)
 
 
 def _table(path: Path) -> list[list[str]] | None:

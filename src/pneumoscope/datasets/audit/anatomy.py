@@ -6,7 +6,7 @@ Everything here works on a thinned grid of about 2.5 mm in plane and a megabyte 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -181,7 +181,7 @@ def lung_sides(
     if share > 0.5:
         where = np.argwhere((labels == 1) | (labels == 2))
         detail = f"label right lies on the patient's left on {share:.0%} of the slices that show both"
-        yield spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized, mask="lungs")
+        yield replace(spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized), mask="lungs")
         return
     numbers = np.flatnonzero(wrong)
     gaps = np.flatnonzero(np.diff(numbers) > (1 if rows_are_body else 0)) + 1
@@ -190,4 +190,4 @@ def lung_sides(
         where[:, 2] = run[where[:, 2]]
         first, last = int(run[0]), int(run[-1])
         detail = f"the sides are exchanged on slices {first} to {last}, elsewhere they are right"
-        yield spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized, mask="lungs")
+        yield replace(spotted(case, "swapped-sides", "error", detail, where, grid, sized=sized), mask="lungs")

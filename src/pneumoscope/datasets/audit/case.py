@@ -286,11 +286,9 @@ def _on_scan(raw: RawCase, mask: RawMask | None, what: str, out: Judged) -> NDAr
         where = np.argwhere(mask.labels == label)
         known = ", ".join(str(n) for n in sorted(mask.declared)) or "none"
         detail = f"label {label} in the {what} mask, declared are {known}; {len(where) / marked:.1%} of what is marked"
-        out.findings.append(
-            spotted(
-                raw.case.case, "undeclared-label", "error", detail, where, raw.volume.grid, sized=raw.sized, mask=what
-            )
-        )  # fmt: skip
+        name, grid = raw.case.case, raw.volume.grid
+        finding = spotted(name, "undeclared-label", "error", detail, where, grid, sized=raw.sized)
+        out.findings.append(replace(finding, mask=what))
     return mask.house()
 
 
@@ -324,14 +322,14 @@ def differences(
             ml = len(where) * voxel_ml
             nothing = f"nothing is drawn within {rules.crumb_mm:.0f} mm"
             detail = f"the model is {sure:.0%} sure of {ml:.1f} ml of infiltrate, {nothing}"
-            yield spotted(case, "missing-annotation", "warning", detail, where, grid, confidence=sure)
+            yield replace(spotted(case, "missing-annotation", "warning", detail, where, grid), confidence=sure)
     for where in components.each(drawn, rules.region_ml / voxel_ml):
         asked = lung[tuple(where.T)]
         highest = float(probability[tuple(where.T)].max()) / 255
         if highest < rules.unseen and asked.mean() > 0.5:
             ml = len(where) * voxel_ml
             detail = f"a drawn lesion of {ml:.1f} ml in which the model's probability stays below {highest:.0%}"
-            yield spotted(case, "unseen-lesion", "note", detail, where, grid, confidence=1 - highest)
+            yield replace(spotted(case, "unseen-lesion", "note", detail, where, grid), confidence=1 - highest)
 
 
 def _depth_mm(where: NDArray[np.integer], grid: Grid) -> float:

@@ -59,8 +59,6 @@ def spotted(
     grid: Grid,
     *,
     sized: bool = True,
-    mask: str = "infiltrate",
-    confidence: float | None = None,
 ) -> AuditFinding:
     """A finding about voxels: slice, volume and centre are worked out from them.
 
@@ -69,7 +67,6 @@ def spotted(
         where: (n, 3) voxel indices, n at least 1.
         grid: RAS+ grid of the scan.
         sized: whether the grid's millimetres are real; if not, volume and centre stay open.
-        confidence: for ranking; by default the number of voxels.
     """
     middle = where.mean(axis=0)
     x, y, z = (float(c) for c in grid.world(middle))
@@ -79,8 +76,8 @@ def spotted(
         voxels=len(where),
         volume_ml=len(where) * grid.voxel_volume_ml if sized else None,
         centre_mm=(x, y, z) if sized else None,
-        confidence=float(len(where)) if confidence is None else confidence,
-        mask=mask,
+        confidence=float(len(where)),
+        mask="infiltrate",
         where=where.astype(np.int32),
     )  # fmt: skip
 

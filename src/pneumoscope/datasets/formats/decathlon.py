@@ -209,7 +209,7 @@ def read_decathlon_cases(root: str | Path, *, labels: Mapping[str, str] | None =
             raise DatasetError(f"has no list of scans in {part}; write it again", path=held.path)
         for entry in entries:
             image, mask = _entry(entry, held)
-            if _is_junk(image):
+            if Path(image).name.startswith("._"):
                 continue
             if mask is None and source == "train":
                 raise DatasetError(f"lists the training scan {image!r} without a mask", path=held.path)
@@ -225,10 +225,6 @@ def _entry(entry: Any, held: Description) -> tuple[str, str | None]:
     if isinstance(entry, dict) and isinstance(entry.get("image"), str):
         return entry["image"], entry.get("label")
     raise DatasetError(f"lists {entry!r} where a scan is expected", path=held.path)
-
-
-def _is_junk(path: str) -> bool:
-    return Path(path).name.startswith("._")
 
 
 def _case(held: Description, known: LabelMap, source: str, image: Path, mask: Path | None) -> Case:

@@ -95,13 +95,13 @@ def load_slices(scan: SliceScan) -> LabelledScan:
     lungs = None if stack.lungs is None else Mask(from_slices(stack.lungs), grid, LUNG)
     drawn = None
     if stack.infiltrate is not None:
-        names = INFILTRATE_LABELS if _tells_kinds(scan) else INFILTRATE_LABEL
+        names = (
+            INFILTRATE_LABELS
+            if (SOURCES[scan.source].flat and (scan.folder / "classes").is_dir())
+            else INFILTRATE_LABEL
+        )
         drawn = Mask(from_slices(stack.infiltrate), grid, names)
     return LabelledScan(volume, lungs, drawn)
-
-
-def _tells_kinds(scan: SliceScan) -> bool:
-    return SOURCES[scan.source].flat and (scan.folder / "classes").is_dir()
 
 
 def _gaps(names: tuple[str, ...]) -> tuple[Finding, ...]:

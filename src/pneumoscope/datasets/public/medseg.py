@@ -129,7 +129,10 @@ def read_medseg_slices_cases(root: str | Path) -> list[Case]:
         DatasetError: no ``tr_im`` or no ``tr_mask``, or the NumPy re-pack of this set, which has no geometry.
     """
     tree = walk_or_refuse_npy(root, SLICE_FILES, "images_medseg.npy")
-    found = tree.by_key("file", lambda scan: scan.stem.lower() if _is_ours(scan.stem.lower()) else None)
+    found = tree.by_key(
+        "file",
+        lambda scan: scan.stem.lower() if (scan.stem.lower() in ("tr_im", "tr_mask", "val_im", *LUNG_STEMS)) else None,
+    )
     lungs = next((found[stem] for stem in LUNG_STEMS if stem in found), None)
     shelf = _Shelf()
     training = CaseFiles(
@@ -143,10 +146,6 @@ def read_medseg_slices_cases(root: str | Path) -> list[Case]:
     if "val_im" in found:
         cases += _cases("validation", "val", CaseFiles(found["val_im"], stored_axes=STORED_AXES), N_VALIDATION, shelf)
     return cases
-
-
-def _is_ours(stem: str) -> bool:
-    return stem in ("tr_im", "tr_mask", "val_im", *LUNG_STEMS)
 
 
 def _required(tree: Tree, found: dict[str, Path], stem: str) -> Path:

@@ -21,6 +21,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.inference.external import Access
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, mark_started, stamp, what_changed
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.progress import NOTE
 from pneumoscope.recipes.papers.transfer import transfer_systems
 from pneumoscope.recipes.schema import Experiment, Site, Stage
@@ -92,7 +93,8 @@ def require_external(stages: Sequence[Stage], access: Access) -> None:
         if kind:
             content_of_system(stage.system)
         if kind and kind != PREDICTIONS:
-            Segmenter(path, device="cpu", trust=access.trust, labels=labels_of(stage.name, access.labels))
+            labels = labels_of(stage.name, access.labels)
+            Segmenter(ModelOptions(model=path, device="cpu", trust=access.trust, label=labels))
 
 
 def require_masks(experiment: Experiment, roots: Mapping[int, Path]) -> None:
@@ -149,7 +151,8 @@ class ExternalStage(ScanPredictor):
         if device not in self._models:
             from pneumoscope.inference.segmenter import Segmenter
 
-            self._models[device] = Segmenter(path, device=device, trust=self.access.trust, labels=self.access.labels)
+            options = ModelOptions(model=path, device=device, trust=self.access.trust, label=self.access.labels)
+            self._models[device] = Segmenter(options)
         found = self._models[device].run(volume)
         if found.probability is None:
             return found.infiltrate.any.astype(np.float32)

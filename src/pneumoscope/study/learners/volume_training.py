@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.datasets.cache import open_cache
-from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, prepare
+from pneumoscope.datasets.patches import CLASS_NAMES, VolumeRecipe, prepare
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
@@ -99,15 +98,11 @@ def sources(
     patch, training = (k, j, i), experiment.training
     boxes = len(train) if phase.steps is None else phase.steps * phase.batch_size
     augment = volume_augment(experiment) if job.augmented else None
-    length = _validation_length(val, training.validation_boxes, whole=phase.whole)
+    length = len(val) if phase.whole else max(training.validation_boxes, len(val))
     return (
         PatchSource(train, patch, boxes, training.foreground, augment),
         PatchSource(val, patch, length, training.foreground),
     )
-
-
-def _validation_length(val: Sequence[PreparedVolume], boxes: int, *, whole: bool) -> int:
-    return len(val) if whole else max(boxes, len(val))
 
 
 def volume_augment(experiment: VolumeExperiment) -> Any:

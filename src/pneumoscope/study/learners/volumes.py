@@ -139,7 +139,7 @@ def _keep(
         "slices": slices,
         "epochs_run": ran,
         "best_epoch": ran - len(histories[-1]) + int(last["training"]["best_epoch"]),
-        "seconds": round(sum(_seconds(folder) for folder in phases), 1),
+        "seconds": round(sum(float(read_done(folder).get("seconds", math.nan)) for folder in phases), 1),
     }
     card = {key: value for key, value in last.items() if key not in ("format", "architecture", "parameters", "weights")}
     card |= {"name": stage.name, "title": f"{stage.name}: {stage.system}", "system": stage.system,
@@ -147,7 +147,3 @@ def _keep(
     save_model(own, trained.model, card)
     table = pd.concat(histories, ignore_index=True)
     write_frame(own / "history.csv", table, None)
-
-
-def _seconds(phase: Path) -> float:
-    return float(read_done(phase).get("seconds", math.nan))

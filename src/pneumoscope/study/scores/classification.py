@@ -53,7 +53,7 @@ def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayE
     model, arm, without, test = key
     classes, scoring = _classes(model, experiment), experiment.scoring
     row: dict[str, Any] = {
-        "name": _name(model, arm, without, test),
+        "name": (f"{_stage(model, arm, without)} on {test}"),
         "stage": model,
         "arm": arm,
         "without": without,
@@ -81,10 +81,6 @@ def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayE
     row["called_positive"] = float((cell["said"] == classes[-1]).mean())
     paper = experiment.paper_row(model) if (arm, without, test) == (AS_PAPER, "", OWN_TEST) else None
     return row | {f"paper_{score}": getattr(paper, score) if paper else math.nan for score in SCORES}
-
-
-def _name(model: str, arm: str, without: str, test: str) -> str:
-    return f"{_stage(model, arm, without)} on {test}"
 
 
 def _stage(model: str, arm: str, without: str) -> str:

@@ -24,7 +24,7 @@ import pandas as pd
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.intervals import Interval, paired_difference
 from pneumoscope.metrics.overlap import Counts, dice
-from pneumoscope.recipes.schema import Experiment, Stage
+from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.systems import SLICES
 from pneumoscope.study.scores.cells import read_table
 from pneumoscope.study.scores.table import COLUMNS as TIDY_COLUMNS
@@ -268,7 +268,9 @@ def transfer(
         if len(lineage) < 2:
             continue
         learnt = experiment.learnt_before(stage.name)
-        back = [f1[stage.name, j] - f1[_learnt_by(lineage[:-1], j), j] for j in learnt]
+        back = [
+            f1[stage.name, j] - f1[next(s.name for s in reversed(lineage[:-1]) if s.site == j), j] for j in learnt
+        ]
         forward = [
             f1[before.name, after.site] - untrained.get(after.site, math.nan) for before, after in pairwise(lineage)
         ]
@@ -297,10 +299,6 @@ def f1_of(matrix: pd.DataFrame) -> dict[tuple[str, int], float]:
         (str(stage), int(test)): float(value)
         for stage, test, value in zip(matrix["stage"], matrix["test"], matrix["f1"], strict=True)
     }
-
-
-def _learnt_by(lineage: list[Stage], site: int) -> str:
-    return next(s.name for s in reversed(lineage) if s.site == site)
 
 
 def _mean(values: list[float]) -> float:
