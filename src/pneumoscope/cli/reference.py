@@ -47,8 +47,8 @@ def _section(name: str, command: Any) -> str:
     usage = " ".join(["pneumoscope", name, *usage_of(command)])
     example = f"Example: `pneumoscope {EXAMPLES[name]}`"
     lines = [f"## pneumoscope {name}", "", f"`{usage}`", "", inspect.cleandoc(command.help or ""), "", example, ""]
-    lines += ["| argument or option | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{_names(p)}` | {_default(p)} | {_cell(p.help or '')} |" for p in parameters]
+    lines += ["| argument or option | meaning |", "|---|---|"]
+    lines += [f"| {_names(p)} | {' '.join(_meaning(p))} |" for p in parameters]
     return "\n".join([*lines, ""])
 
 
@@ -61,22 +61,18 @@ def _metavar(parameter: Any) -> str:
 
 
 def _names(parameter: Any) -> str:
-    if _is_argument(parameter):
-        return _cell(_metavar(parameter))
-    return _cell(f"{', '.join(parameter.opts)} {_metavar(parameter)}".strip())
+    """The words of a call as code; a bar in it is an entity, as Markdown dialects differ on one within a table."""
+    options = "" if _is_argument(parameter) else ", ".join(parameter.opts)
+    return f"<code>{f'{options} {_metavar(parameter)}'.strip().replace('|', '&#124;')}</code>"
 
 
-def _default(parameter: Any) -> str:
+def _meaning(parameter: Any) -> Iterator[str]:
     if parameter.required:
-        return "required"
+        yield "Required."
+    yield " ".join((parameter.help or "").split()).replace("|", "\\|")
     value = parameter.default
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(str(one) for one in value)
-    return "" if value in (None, False, "") else f"`{value}`"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    if not parameter.required and value not in (None, False, "", [], ()):
+        yield f"Default: `{', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`."
 
 
 if __name__ == "__main__":
