@@ -67,10 +67,18 @@ def as_torchio(array: np.ndarray[Any, Any], folder: Path) -> Any:
     return pytest.importorskip("torchio").ScalarImage(tensor=torch.from_numpy(array[None]), affine=AFFINE)
 
 
+def as_tensor(array: np.ndarray[Any, Any], folder: Path) -> Any:
+    """As a network gives it: with a gradient, where the labels of a mask fit in bfloat16."""
+    import torch
+
+    kind = torch.bfloat16 if array.dtype == np.uint8 else torch.float32
+    return torch.from_numpy(array).to(kind).requires_grad_(), torch.from_numpy(AFFINE)
+
+
 WAYS = {
     "path": as_path, "text": lambda array, folder: str(as_path(array, folder)),
     "nibabel": lambda array, folder: nib.Nifti1Image(array, AFFINE), "sitk": as_sitk,
-    "array": lambda array, folder: (array, AFFINE), "monai": as_monai, "torchio": as_torchio,
+    "array": lambda array, folder: (array, AFFINE), "tensor": as_tensor, "monai": as_monai, "torchio": as_torchio,
 }  # fmt: skip
 
 
@@ -97,7 +105,9 @@ def test_the_calls_take_every_way(given):
 
 
 @pytest.mark.parametrize(
-    "wrong", [3, None, np.zeros((3, 4, 5)), object(), [1, 2]], ids=lambda value: type(value).__name__
+    "wrong",
+    [3, None, np.zeros((3, 4, 5)), object(), [1, 2], (np.zeros((3, 4, 5)), np.eye(3))],
+    ids=lambda value: type(value).__name__,
 )
 def test_another_type_is_a_type_error_that_says_what_is_accepted(wrong):
     good = (arrays()["lungs"], AFFINE)
@@ -125,6 +135,18 @@ def test_images_of_other_libraries_are_checked_as_files_are():
     with pytest.raises(InputError, match="fractions"):
         ps.read_mask((arrays()["lungs"] / 3, AFFINE))
     assert ps.read_mask((arrays()["lungs"] / 3, AFFINE), threshold=0.5).volume_ml() > 0
+    with pytest.raises(InputError, match="no array"):
+        ps.read_scan(([[1, 2], [3]], AFFINE))
+
+
+def test_what_is_wrong_is_said_and_nothing_else(scan):
+    with pytest.raises(TypeError, match=r"affine has shape \(3, 4\), expected \(4, 4\)"):
+        ps.read_scan((arrays()["scan"], AFFINE[:3]))
+    with pytest.raises(TypeError, match="an array alone"):
+        ps.read_scan(arrays()["scan"])
+    with pytest.raises(TypeError, match="of type Volume, expected Mask") as caught:
+        ps.read_mask(scan)
+    assert "alone" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -37,17 +37,20 @@ def source_of(image: Any, what: str, kind: type) -> str | Path | Stored:
     if isinstance(image, (str, Path)):
         return image
     if isinstance(image, (tuple, list)) and len(image) == 2 and np.shape(image[1]) == (4, 4):
-        array, affine, name = np.asarray(image[0]), image[1], "array"
+        array, affine, name = _array_of(image[0], what), _array_of(image[1], what), "array"
     elif type(image).__module__.startswith("SimpleITK"):
         (array, affine), name = _of_sitk(image, what), "SimpleITK image"
     elif hasattr(image, "affine") and hasattr(image, "dataobj"):
         array, affine, name = np.asanyarray(image.dataobj), image.affine, "nibabel image"
     elif hasattr(image, "affine") and (hasattr(image, "detach") or hasattr(image, "numpy")):
-        tensor = image.detach().cpu() if hasattr(image, "detach") else image
-        array, affine, name = np.asarray(tensor.numpy()), np.asarray(image.affine), "tensor"
+        array, affine, name = _array_of(image, what), _array_of(image.affine, what), "tensor"
         array = array[0] if array.ndim == 4 and len(array) == 1 else array
     else:
-        needs = "; an array alone does not say where it lies: give (array, affine)" * hasattr(image, "__array__")
+        needs = ""
+        if isinstance(image, (tuple, list)) and len(image) == 2:
+            needs = f"; the affine has shape {np.shape(image[1])}, expected (4, 4)"
+        elif hasattr(image, "__array__") and not isinstance(image, (Volume, Mask)):
+            needs = "; an array alone does not say where it lies: give (array, affine)"
         raise InputTypeError(f"{what} is of type {type(image).__name__}, expected {kind.__name__}, {ACCEPTED}{needs}")
     array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
     if array.ndim != 3 or array.dtype.kind not in "biuf":
@@ -57,6 +60,8 @@ def source_of(image: Any, what: str, kind: type) -> str | Path | Stored:
 
 def made_of(kind: type[Image], image: Any, **options: Any) -> Image:
     """One of our images from another's; `options` are those of `read_volume` or `read_mask`."""
+    if isinstance(image, kind) and not options:
+        return image
     read: Callable[..., Any] = read_volume if issubclass(kind, Volume) else read_mask
     made: Image = read(source_of(image, "the image", kind), **options)
     return made
@@ -131,6 +136,17 @@ def _installed(module: str, name: str) -> Any:
         return import_module(module)
     except ImportError:
         raise InputError(f"{name} is not installed; run `pip install {name.lower()}`") from None
+
+
+def _array_of(values: Any, what: str) -> NDArray[Any]:
+    """Numbers as a NumPy array; of a tensor on any device, without its gradient and bfloat16 widened."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    try:
+        return np.asarray(values.numpy() if hasattr(values, "numpy") else values)
+    except ValueError as error:
+        raise InputError(f"{what} holds no array: {error}") from None
 
 
 def _of_sitk(image: Any, what: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
