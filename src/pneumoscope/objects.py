@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -65,7 +66,8 @@ class Tabled(Shown):
     """A result that is a table; `save` writes .csv, or .json with everything."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
+        numbers = [f"{name} {shorten(value, 50, placeholder='...')}" for name, value in self._numbers().items()]
+        return f"{type(self).__name__}({', '.join(numbers)})"
 
     def to_frame(self) -> pd.DataFrame:
         """The table as a pandas frame."""

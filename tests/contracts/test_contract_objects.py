@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.inference.radiographs import Answer
 from pneumoscope.inference.segmenter import Segmentation
+from pneumoscope.plans.train import OwnResult
 from pneumoscope.severity.change import read_change
 from pneumoscope.study.base import StudyResult
 
@@ -232,6 +234,9 @@ def made(name: str) -> Any:
     if name == "Comparison":
         part = {"baseline_ml": 10.0, "followup_ml": 5.0, "baseline_percent": 4.0, "followup_percent": 2.0}
         return comparison(part)
+    if name == "OwnResult":
+        rows = {"case": ["a", "b"], "patient": ["p", "q"], "dice": [0.5, 0.7], "reference_ml": 1.0, "predicted_ml": 2.0}
+        return OwnResult(Path("model"), pd.DataFrame(rows), pd.DataFrame(rows)[:1], "validation", 3, "epochs", 1.0)
     matrix = pd.DataFrame({"stage": ["a", "a", "b", "b"], "test": [1, 2, 1, 2], "dice": [0.8, 0.4, 0.7, 0.6]})
     recipe = SimpleNamespace(recipe="transfer")
     return StudyResult(Path("run"), recipe, {"matrix": matrix}, ((), ()), Path("run/report.html"), {"reading": 1.0})
@@ -254,7 +259,7 @@ def comparison(part: dict[str, float]) -> Comparison:
 
 
 IMAGES = ("Volume", "Mask", "Segmentation")
-TABLES = ("Severity", "Evaluation", "Answer", "AuditResult", "Comparison", "StudyResult")
+TABLES = ("Severity", "Evaluation", "Answer", "AuditResult", "Comparison", "OwnResult", "StudyResult")
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *TABLES])
@@ -262,7 +267,7 @@ def test_every_object_shows_itself_shortly_and_with_a_picture(name):
     thing = made(name)
     assert type(thing).__name__ == name
     assert repr(thing).startswith(name)
-    assert len(repr(thing)) < 1200
+    assert len(repr(thing)) < 300
     assert "array(" not in repr(thing)
     page = thing._repr_html_()
     assert f"<b>{name}</b>" in page
@@ -290,7 +295,10 @@ def test_every_table_is_a_frame_and_is_saved(name, tmp_path):
 def test_a_segmentation_is_saved_as_a_case_folder_and_compared(tmp_path):
     found = made("Segmentation")
     assert found.severity.left.infiltrate_ml > 0
-    assert set(found.to_nibabel()) == set(found.to_sitk()) == {"lungs", "infiltrate"}
+    assert set(found.to_nibabel()) == set(found.to_sitk()) == set(found.to_torch()) == {"lungs", "infiltrate"}
+    assert np.array_equal(found.to_torch()["infiltrate"][0], found.infiltrate.voxels)
+    lobed = replace(found, lobes=found.lungs).to_sitk()
+    assert np.array_equal(sitk.GetArrayFromImage(lobed["lobes"]), sitk.GetArrayFromImage(lobed["lungs"]))
     folder = found.save(tmp_path / "chest")
     assert {"lungs.nii.gz", "infiltrate.nii.gz", "report.json", "report.html"} <= {p.name for p in folder.iterdir()}
     assert np.allclose(nib.load(folder / "lungs.nii.gz").affine, AFFINE)

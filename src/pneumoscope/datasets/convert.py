@@ -226,6 +226,9 @@ class Converted:
     labels: Mapping[int, str]
     failed: Mapping[str, str]  # case -> why it could not be read; the others are written
 
+    def __repr__(self) -> str:
+        return f"Converted({self.to!r}, {len(self.cases)} cases, {len(self.failed)} failed, {str(self.folder)!r})"
+
 
 def convert_dataset(
     name: str, root: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress = silent,

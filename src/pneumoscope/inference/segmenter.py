@@ -74,7 +74,8 @@ class Segmentation(Shown):
     panels = 3
 
     def __repr__(self) -> str:
-        return f"Segmentation({self.lungs}, {self.infiltrate})"
+        case = "" if self.scan is None else f"{self.scan.case!r}, "
+        return f"Segmentation({case}infiltrate {self.infiltrate.volume_ml():.0f} of {self.lungs.volume_ml():.0f} ml)"
 
     @cached_property
     def severity(self) -> Severity:
@@ -104,12 +105,28 @@ class Segmentation(Shown):
         return Path(import_module("pneumoscope.cases.segment").save_segmentation(self, Path(folder)))
 
     def to_nibabel(self) -> dict[str, Any]:
-        """``lungs`` and ``infiltrate`` as nibabel images on the grid of the scan's file."""
-        return {"lungs": self.lungs.to_nibabel(), "infiltrate": self.infiltrate.to_nibabel()}
+        """The masks by name, ``lungs`` and ``infiltrate`` (and ``lobes``), as `Mask.to_nibabel` gives each."""
+        return self._each("to_nibabel")
 
     def to_sitk(self) -> dict[str, Any]:
-        """``lungs`` and ``infiltrate`` as SimpleITK images, likewise."""
-        return {"lungs": self.lungs.to_sitk(), "infiltrate": self.infiltrate.to_sitk()}
+        """Likewise as SimpleITK images."""
+        return self._each("to_sitk")
+
+    def to_torch(self) -> dict[str, Any]:
+        """Likewise as tensors."""
+        return self._each("to_torch")
+
+    def to_monai(self) -> dict[str, Any]:
+        """Likewise as MetaTensors."""
+        return self._each("to_monai")
+
+    def to_torchio(self) -> dict[str, Any]:
+        """Likewise as label maps."""
+        return self._each("to_torchio")
+
+    def _each(self, conversion: str) -> dict[str, Any]:
+        masks = {"lungs": self.lungs, "infiltrate": self.infiltrate, "lobes": self.lobes}
+        return {name: getattr(mask, conversion)() for name, mask in masks.items() if mask is not None}
 
 
 class Segmenter:

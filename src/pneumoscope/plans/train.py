@@ -20,6 +20,7 @@ from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.stamp import STARTED_FILE, stamp
 from pneumoscope.models.cards import CARD_FILE, find_model, read_card, write_card
+from pneumoscope.objects import Tabled, bars
 from pneumoscope.plans.data import LungFinder, Parts, own_lungs
 from pneumoscope.plans.plan import PLAN_FILE, OwnPlan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
@@ -242,9 +243,9 @@ def _card(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class OwnResult:
-    """A trained model."""
+@dataclass(frozen=True, eq=False, repr=False)
+class OwnResult(Tabled):
+    """A trained model; its table is the scores of the scans held out."""
 
     folder: Path  # with model, card, history and plan; what ``segment --model`` takes
     scores: pd.DataFrame  # ``case,patient,dice,reference_ml,predicted_ml`` of the validation scans
@@ -253,6 +254,26 @@ class OwnResult:
     epochs: int  # epochs trained
     stopped_by: str  # see `training.loop.FitResult`
     seconds: float  # of training in this process
+
+    def _numbers(self) -> dict[str, str]:
+        means = self.to_frame().groupby("part", sort=False)["dice"].mean()
+        return {"epochs": str(self.epochs), **{f"mean Dice, {part}": f"{value:.3f}" for part, value in means.items()},
+                "folder": str(self.folder)}  # fmt: skip
+
+    def _draw(self, axes: Sequence[Any]) -> None:
+        rows = self.to_frame()
+        bars(axes[0], dict(zip(rows["case"] + ", " + rows["part"], rows["dice"], strict=True)), "Dice")
+        axes[0].set_xlim(0, 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per scan held out: ``part`` (validation or test) and the columns of `scores`."""
+        parts = zip(PARTS, (self.scores, self.test), strict=True)
+        return pd.concat([rows.assign(part=part) for part, rows in parts if rows is not None], ignore_index=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the frames, and their rows as ``scores``."""
+        names = ("folder", "chosen_on", "epochs", "stopped_by", "seconds")
+        return {**{name: getattr(self, name) for name in names}, "scores": self.to_frame().to_dict(orient="records")}
 
 
 @locks("out")

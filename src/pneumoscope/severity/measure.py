@@ -85,9 +85,6 @@ class Severity(Tabled):
     distribution: Distribution | None = None
     interval: Interval | None = None
 
-    def __repr__(self) -> str:
-        return f"Severity({', '.join(f'{name} {value}' for name, value in self._numbers().items())})"
-
     def _numbers(self) -> dict[str, str]:
         parts: dict[str, LungPart | None] = {"both lungs": self.total, "right lung": self.right, "left lung": self.left}
         shown = {
