@@ -17,6 +17,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import Segmentation
 from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.reports.case import CaseContent
+from pneumoscope.reports.compare import sentence
 from pneumoscope.severity.assess import assess
 from pneumoscope.volume import Mask, Volume
 
@@ -75,6 +76,9 @@ def test_an_unchanged_patient_who_moved_shows_no_measurable_change(folders, quic
     assert {region.verdict for region in change.regions.values()} == {"no measurable change"}
     stored = json.loads((tmp_path / "out" / "change.json").read_text())
     assert stored == result.as_dict()
+    for lung_dice, warned in ((0.97, False), (0.88, True)):
+        stored["changes"][0]["registration"]["lung_dice"] = lung_dice
+        assert ("may only have moved" in sentence(stored["changes"][0])) == warned
     scan = nib.load(folders[0] / "lungs.nii.gz")
     for name in ("change", "followup_infiltrate_on_baseline"):
         image = nib.load(tmp_path / "out" / f"{name}.nii.gz")
