@@ -126,14 +126,11 @@ def audit_dataset(
     """Audit a dataset and write ``findings.csv``, ``audit.html`` and ``audit.json``, and a cleaned copy if wanted.
 
     Args:
-        name: of the dataset.
         root: its folder or table.
         out: folder to write.
-        options: see `AuditOptions`.
         overwrite: judge every case again.
         resume: keep the cases that were judged by a run before and whose files, thresholds and model are unchanged; the
             cleaned copy is written again.
-        progress: called per case.
 
     Raises:
         DatasetError: not that dataset; a file that leaves its folder by a link; no mask lies on its scan.

@@ -150,7 +150,6 @@ def compare_dates(
         baseline: the first date.
         followup: a later one of the same patient.
         rules: of the registration.
-        progress: called per step.
 
     Raises:
         InputError: no lung on a date, or the scans cannot be laid over each other (another patient, a mirrored scan, a

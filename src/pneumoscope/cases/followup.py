@@ -113,7 +113,6 @@ def compare_cases(
         rules: of the registration.
         overwrite: write over an earlier comparison.
         resume: keep the dates that are segmented and compared, and unchanged.
-        progress: called per step.
 
     Raises:
         InputError: fewer than two dates, a folder that is no case, or dates that cannot be laid over each other.

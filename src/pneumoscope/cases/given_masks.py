@@ -167,7 +167,6 @@ def mask_of_case(volume: Volume, folder: str | Path, meanings: Sequence[str] = (
     """The infiltrate mask of `volume.case` in a folder, on the scan's grid.
 
     Args:
-        volume: the scan.
         folder: see `mask_file`.
         meanings: ``LABEL=MEANING``, the label by number or name; without any, labels go by their names.
 

@@ -297,7 +297,6 @@ def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
     """Write ``view.html`` and, with `mesh`, ``mesh/*.stl``, ``mesh/*.glb``, ``surfaces.vtp`` and ``render.png``.
 
     Args:
-        folder: the case's.
         content: the case.
         mesh: also write the surfaces as files.
 

@@ -124,12 +124,7 @@ def segment_case(
     """Read, segment, measure and write one scan; `report.json` comes last.
 
     Args:
-        scan: where it is.
-        folder: the case's.
-        segmenter: the models.
-        options: see `SegmentOptions`.
         reading: of this scan, where it has been started; ``read`` of the result's seconds is then what was waited.
-        progress: called per batch of slices.
 
     Raises:
         PneumoscopeError: as reader, models and writers say.

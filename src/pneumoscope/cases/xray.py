@@ -70,10 +70,7 @@ def classify_radiographs(
     Args:
         inputs: pictures or folders. What cannot be used becomes a failed row.
         out: refused when it holds a run, unless `overwrite` or `resume`.
-        options: see `XrayOptions`.
-        overwrite: do every picture again.
         resume: keep the pictures that are done and unchanged, as are model and options.
-        progress: called per picture.
 
     Raises:
         ModelError: the model cannot be used.

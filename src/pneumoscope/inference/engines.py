@@ -276,7 +276,6 @@ def predict_probability(
         device: see `training.devices.pick_device`.
         precision: see `training.devices.pick_precision`.
         mirror: also run the slices mirrored left to right and average, twice the time.
-        progress: called per batch.
 
     Raises:
         RunError: the network gave NaN or infinity.

@@ -64,7 +64,6 @@ class Network(ABC):
         """Labels of a scan, and the probability of what is named.
 
         Args:
-            volume: the scan.
             probable: names of `labels` whose joint probability is wanted; may be empty.
             progress: called per window where the program allows it.
 

@@ -81,12 +81,10 @@ def find_lungs(
     """Lungs of a scan on its grid, 1 = right and 2 = left.
 
     Args:
-        volume: the scan.
         model: a lung network, or one in its engine. One on whole chests tells sides, air that is no lung and fluid; of
             one on slices the first output channel is lung.
         preprocessing: from the model's card.
         rules: see `LungRules`.
-        progress: called per batch of slices.
         compute: device, precision and batch_size for `predict_probability`.
 
     Returns:

@@ -170,9 +170,7 @@ class Segmenter:
         """Segment one scan.
 
         Args:
-            volume: the scan.
             lungs: lung mask on the scan's grid, used instead of the lung model.
-            progress: called per batch of slices.
 
         Raises:
             GeometryError: the lung mask lies on another grid.

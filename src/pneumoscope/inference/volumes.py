@@ -191,12 +191,10 @@ def predict_volume(
     """Classes of a scan from one network or the average of several trained on the same preprocessing.
 
     Args:
-        volume: the scan.
         members: networks in their engines; probabilities are averaged with equal weights.
         preprocessing: see `VolumeInput`.
         uncertainty: also make the maps of entropy and variance.
         probability_of: the class, or the classes, whose (joint) probability is kept as well.
-        progress: called per batch of windows.
 
     Raises:
         InputError: no member, or members of different numbers of classes.

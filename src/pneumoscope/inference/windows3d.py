@@ -120,7 +120,6 @@ def slide(
             again.
         members: networks whose probabilities are averaged; each sees every window.
         plan: see `WindowPlan`.
-        progress: called per window.
 
     Raises:
         InputError: no member, or an image of other axes.

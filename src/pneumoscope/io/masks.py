@@ -191,9 +191,8 @@ def _difference(mask: Grid, scan: Grid) -> str:
     if mask.shape != scan.shape:
         return f"it has {_sizes(mask.shape)} voxels, the scan {_sizes(scan.shape)}"
     for signs in product((1.0, -1.0), repeat=3):
-        if signs != (1.0, 1.0, 1.0) and Grid(mask.shape, np.diag([*signs, 1.0]) @ mask.affine).reorient(
-            RAS
-        ).is_same_space(scan):
+        mirrored = Grid(mask.shape, np.diag([*signs, 1.0]) @ mask.affine).reorient(RAS)
+        if signs != (1.0, 1.0, 1.0) and mirrored.is_same_space(scan):
             axes = [
                 name for name, sign in zip(("left-right", "front-back", "head-foot"), signs, strict=True) if sign < 0
             ]

@@ -120,7 +120,6 @@ def score_folders(
     Args:
         prediction: a mask, or a folder of masks.
         reference: the same, of reference masks.
-        options: see `EvaluateOptions`.
         progress: called after each case.
 
     Raises:

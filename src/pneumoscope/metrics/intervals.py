@@ -154,7 +154,6 @@ def over_seeds_and_sets(
         values: per training, per set, the values of each patient; sets without values in any training are left out, as
             are trainings without values.
         n: rounds.
-        seed: of the draws.
         level: coverage.
 
     Returns:

@@ -149,7 +149,6 @@ def export_model(
 
     Args:
         name_or_dir: a shipped model's name or a model folder.
-        out: the folder to write.
         to: the format.
         size: (h, w) or (d, h, w); None takes the size in the card's preprocessing.
         overwrite: write over an export that lies there.

@@ -107,7 +107,6 @@ def plan_of_folder(out: str | Path, given: Mapping[str, Any], *, dims: str = "au
     ``--plan-only``, and perhaps edited) has not been started: values that are given replace its own.
 
     Args:
-        out: the folder.
         given: values of the call; None is left to the plan.
         dims: ``2d``, ``3d`` or ``auto``; what the call asks for.
 

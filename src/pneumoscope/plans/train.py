@@ -292,7 +292,6 @@ def train_own(
     Args:
         train, val: cases with infiltrate masks; for a network on slices lungs are found where a case has none.
         plan: see `OwnPlan` and `VolumePlan`.
-        out: the model folder.
         test: cases that are scored once, when the model is finished, and chose nothing.
         max_minutes: stop after the epoch in which this much time is spent; the best model so far is kept, and a resumed
             training continues.

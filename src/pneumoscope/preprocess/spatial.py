@@ -163,7 +163,7 @@ class Resample(Step):
         ndimage.affine_transform(
             array.view(np.uint8) if array.dtype == bool else array,
             np.diag(steps)
-            if bool(np.abs(steps - np.diag(np.diag(steps))).max() < 1e-12)
+            if np.abs(steps - np.diag(np.diag(steps))).max() < 1e-12
             else steps,  # SciPy is faster for axes that run alike
             offset=offset + (_TIE_VOXELS if nearest else 0),
             output_shape=self.target.shape,

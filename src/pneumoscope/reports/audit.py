@@ -41,7 +41,6 @@ def finding_picture(
     """The slice of a finding, plain and with masks, as JPEG; around a small finding a close-up.
 
     Args:
-        volume: the scan.
         finding: what is to be shown; without a place of its own the slice with most of the masks is taken.
         lungs: (i, j, k) labels, 1 right and 2 left, or None.
         infiltrate: (i, j, k) labels, or None.
@@ -88,7 +87,6 @@ def write_audit_page(
     """Write ``audit.html``.
 
     Args:
-        path: the file.
         title: heading.
         findings: ranked; the page keeps their order within a kind.
         pictures: JPEG per position in `findings`.

@@ -227,7 +227,6 @@ def case_views(
     """The chosen slices of a scan, highest first, all cut to the same box around what is marked.
 
     Args:
-        volume: the scan.
         lungs: its lungs.
         infiltrate: its infiltrates.
         truth: what a reader annotated.

@@ -70,7 +70,6 @@ def pack_scan(
     """Pack a scan and its masks; a scan that packs badly is made coarser until it fits.
 
     Args:
-        volume: the scan.
         masks: by the names of `BITS`; labels above 3 are shown as 3. Lungs are stored as 1 = right (or lung of no
             side) and 2 = left, by their names.
         share: part of the page's room that this scan may take; two scans on one page get half each.

@@ -58,7 +58,6 @@ def write_xray_page(
     """Write ``report.html``.
 
     Args:
-        path: the file.
         rows: pictures in their order.
         facts: ``classes``, ``counts``, ``checked_for_familiarity``, ``heat_in_lung_box``, ``lung_box_area``.
         card: of the model.

@@ -38,7 +38,6 @@ def assess(
     """Measure one scan in full.
 
     Args:
-        volume: the scan.
         lungs: see `measure`.
         infiltrate: see `measure`.
         lobes: five lobes by name, or in lungmask's order; adds the score of 0 to 25.

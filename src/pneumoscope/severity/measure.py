@@ -122,7 +122,6 @@ def measure(
     mask is infiltrate.
 
     Args:
-        volume: the scan.
         lungs: its lungs, on the same grid.
         infiltrate: its infiltrates, on the same grid.
         consolidation_from_hu: density from which infiltrate counts as consolidation.

@@ -30,7 +30,6 @@ def run_demo(out: str | Path, *, experiment: Experiment | None = None, **options
     """Run the demo study into `out` and segment one case into `out/cases/<case>`.
 
     Args:
-        out: the study folder.
         experiment: another profile; by default `four_channel_demo`.
         options: fields of `StudyOptions`, ``device`` and ``progress`` also for the case.
 

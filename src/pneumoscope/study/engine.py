@@ -202,7 +202,6 @@ def run_study(experiment: Any, out: str | Path, **options: Any) -> StudyResult:
 
     Args:
         experiment: a recipe's name or an experiment of your own making.
-        out: the study folder.
         options: fields of `StudyOptions`.
 
     Raises:
@@ -219,7 +218,6 @@ def score_study(out: str | Path, **options: Any) -> StudyResult:
     """A transfer matrix of models as they are, without training: `matrix.csv` and the report of a study.
 
     Args:
-        out: the study folder.
         options: fields of `ScoreOptions`: ``data``, name of a set -> folder (see `learners.external.score_experiment`),
             ``models``, name of a row -> what `segment` takes as model, ``predictions``, name of a row -> folder with a
             mask per case, or one of these per set by the set's label, ``trained_on``, name of a row -> labels of sets.

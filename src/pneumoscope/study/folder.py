@@ -58,7 +58,6 @@ def start(experiment: AnyExperiment, out: str | Path, *, resume: bool = False, o
 
     Args:
         experiment: written to `experiment.json`.
-        out: the folder.
         resume: continue the study that lies there; it must be the same experiment, but for what its class lets grow
             (`may_grow`) or change (`may_change`). An empty folder is started.
         overwrite: remove what an earlier study wrote there and start again; other files are left alone.
@@ -82,7 +81,6 @@ def open_folder(
     """Make `out` the folder of a study or training; with `overwrite` all that an earlier one wrote is removed.
 
     Args:
-        out: the folder.
         resume, overwrite: see `start`.
         markers: files by which such a run is known.
         written: names of its other files and folders.

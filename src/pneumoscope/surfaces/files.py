@@ -89,7 +89,6 @@ def write_glb(path: str | Path, meshes: Mapping[str, Mesh]) -> None:
     """Write a GLB file with one named node, mesh and material per structure, whole or not at all.
 
     Args:
-        path: the file.
         meshes: by the names of `structures.LOOKS`, which give titles, colours and opacities; at least one.
     """
     binary = bytearray()

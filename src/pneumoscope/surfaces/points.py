@@ -111,7 +111,6 @@ def write_case_points(
 
     Args:
         folder: the case's folder.
-        volume: the scan.
         lungs: its lungs.
         infiltrate: the infiltrate found.
         truth: the infiltrate a reader annotated.

@@ -96,9 +96,7 @@ def load_slices(scan: SliceScan) -> LabelledScan:
     drawn = None
     if stack.infiltrate is not None:
         names = (
-            INFILTRATE_LABELS
-            if (SOURCES[scan.source].flat and (scan.folder / "classes").is_dir())
-            else INFILTRATE_LABEL
+            INFILTRATE_LABELS if SOURCES[scan.source].flat and (scan.folder / "classes").is_dir() else INFILTRATE_LABEL
         )
         drawn = Mask(from_slices(stack.infiltrate), grid, names)
     return LabelledScan(volume, lungs, drawn)

@@ -131,7 +131,7 @@ def read_medseg_slices_cases(root: str | Path) -> list[Case]:
     tree = walk_or_refuse_npy(root, SLICE_FILES, "images_medseg.npy")
     found = tree.by_key(
         "file",
-        lambda scan: scan.stem.lower() if (scan.stem.lower() in ("tr_im", "tr_mask", "val_im", *LUNG_STEMS)) else None,
+        lambda scan: scan.stem.lower() if scan.stem.lower() in ("tr_im", "tr_mask", "val_im", *LUNG_STEMS) else None,
     )
     lungs = next((found[stem] for stem in LUNG_STEMS if stem in found), None)
     shelf = _Shelf()

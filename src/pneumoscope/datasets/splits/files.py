@@ -55,8 +55,6 @@ def split_dataset(
 
     Args:
         name: of `pneumoscope data list`.
-        root: its folder.
-        out: the folder to write.
         overwrite: replace a split that lies there.
         progress: called while slices are counted.
         options: fields of `SplitOptions`.

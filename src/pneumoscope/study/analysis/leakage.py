@@ -63,7 +63,6 @@ def leakage(
         measure: what is averaged.
         control: the same slices scored by a stage that was never trained on the set.
         n: bootstrap rounds.
-        seed: of the draws.
 
     Raises:
         InputError: no rows, rows of several stages or sets, slices that the split does not test, or a control that
@@ -114,7 +113,6 @@ def study_leakage(
             chain.
         measure: what is averaged.
         n: bootstrap rounds.
-        seed: of the draws.
 
     Returns:
         In the order of stages and sets; empty when no split holds patients out.

@@ -53,7 +53,7 @@ def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayE
     model, arm, without, test = key
     classes, scoring = _classes(model, experiment), experiment.scoring
     row: dict[str, Any] = {
-        "name": (f"{_stage(model, arm, without)} on {test}"),
+        "name": f"{_stage(model, arm, without)} on {test}",
         "stage": model,
         "arm": arm,
         "without": without,

@@ -268,9 +268,7 @@ def transfer(
         if len(lineage) < 2:
             continue
         learnt = experiment.learnt_before(stage.name)
-        back = [
-            f1[stage.name, j] - f1[next(s.name for s in reversed(lineage[:-1]) if s.site == j), j] for j in learnt
-        ]
+        back = [f1[stage.name, j] - f1[next(s.name for s in reversed(lineage[:-1]) if s.site == j), j] for j in learnt]
         forward = [
             f1[before.name, after.site] - untrained.get(after.site, math.nan) for before, after in pairwise(lineage)
         ]

@@ -67,7 +67,6 @@ def predict_labels(
     """Classes on the scan's grid: the mean of the members' probabilities, carried back, the largest wins.
 
     Args:
-        volume: the scan.
         members: one or several networks that share recipe and box.
         recipe: how the scan is prepared.
         patch: (d, h, w) of the windows.
