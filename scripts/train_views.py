@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
+from pneumoscope.datasets.radiographs import XrayCase, read_radiographs
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.inference.radiographs import FILE, REASONS, RadiographClassifier, Views, shrunk
 from pneumoscope.io.files import sha256, write_bytes

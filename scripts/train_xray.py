@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from fit_familiar import fit_familiar, write_familiar
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.inference.radiographs import BATCH, RadiographClassifier
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig

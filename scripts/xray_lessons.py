@@ -12,9 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.duplicates import find_pairs, patient_groups, take_prints
+from pneumoscope.datasets.radiographs import (
+    PictureRecipe,
+    PictureSet,
+    XrayCase,
+    build_pictures,
+    pictures_content,
+    read_radiographs,
+)
 from pneumoscope.datasets.splits.draw import Selection, split_radiographs
-from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
-from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, pictures_content
 from pneumoscope.io.files import write_json
 from pneumoscope.study.xray_repeat import balance
 from pneumoscope.training.augment import SliceAugment

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import thumbnails
+from pneumoscope.datasets.radiographs import thumbnails
 from pneumoscope.inference.radiographs import CANNOT_SAY, NONE_OF_THESE, Answer, RadiographClassifier
 from pneumoscope.metrics.calibration import softmax_at
 from pneumoscope.metrics.classification import score_confusion

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from pneumoscope.datasets.radiographs import READERS as XRAY_READERS
 from pneumoscope.datasets.registry import DATASETS, READERS, dataset_info, read_dataset
-from pneumoscope.datasets.xray.case import READERS as XRAY_READERS
 from pneumoscope.errors import DatasetError
 
 NAMES = [

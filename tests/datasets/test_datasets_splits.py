@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pneumoscope.datasets.radiographs import XrayCase
 from pneumoscope.datasets.splits.draw import (
     balanced_draw,
     leaking,
@@ -15,7 +16,6 @@ from pneumoscope.datasets.splits.draw import (
     write_split,
 )
 from pneumoscope.datasets.splits.folds import Member, group_folds, group_members, share_fold
-from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import DatasetError
 
 # lung slices, with infiltrate, all slices, test slices: Maganaris 2022b, Table 1. (The paper tests 214 slices of the

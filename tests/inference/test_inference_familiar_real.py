@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from fit_familiar import fit_familiar
-from pneumoscope.datasets.xray.case import read_radiographs
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe, read_radiographs
 from pneumoscope.io.formats.radiograph import read_radiograph
 
 pytestmark = pytest.mark.real

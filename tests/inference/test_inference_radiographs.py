@@ -7,7 +7,7 @@ import pytest
 from xray_models import CLASSES, SIDE, chest, chests, make_model, pooled, train
 
 from fit_familiar import fit_familiar, write_familiar
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import (
     FILE,

@@ -8,7 +8,7 @@ from PIL import Image
 from xray_models import chest, make_model
 
 from fit_familiar import fit_familiar
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.errors import InputError
 from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.formats.radiograph import read_radiograph

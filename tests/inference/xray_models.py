@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fit_familiar import fit_familiar, write_familiar
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.inference.familiar import Limits
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import save_model

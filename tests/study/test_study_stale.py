@@ -16,7 +16,7 @@ from made_up_hospitals import make_scan
 from test_study_grows import part_of
 
 from pneumoscope.datasets.case import Case, LabelledScan
-from pneumoscope.datasets.xray.pictures import file_content
+from pneumoscope.datasets.radiographs import file_content
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import with_overrides

@@ -280,7 +280,7 @@ def _show_audit(result: AuditResult, out: Path, fix: Path | None) -> None:
         f"{found['error']}, warnings: {found['warning']}, notes: {found['note']}"
     )
     for entry in result.summary["not_judged"]:
-        say(f"not judged in {entry['cases']} cases: {entry['rule']} ({entry['why']})")
+        say(f"not checked in {entry['cases']} cases: {entry['rule']} ({entry['why']})")
     repairs = result.summary["repairs"]
     if repairs is not None:
         say_fields({"repaired, voxels": repairs["voxels"], "not repaired, findings": repairs["left"]})

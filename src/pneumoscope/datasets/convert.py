@@ -294,7 +294,7 @@ def _convert(cases: Sequence[Case], names: Sequence[str], folder: Path, to: str,
 
 
 def _open(to: str, work: Path, side_by_side: int) -> Step:
-    """Write one case after the other, in any process; what is told of each is put together at the end."""
+    """Write one case after the other, in any process; what each reports is merged at the end."""
 
     def write(job: Job, progress: Progress) -> Outcome:
         case, name = job.item

@@ -16,7 +16,7 @@ from pneumoscope.errors import DatasetError, no_such
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
-    from pneumoscope.datasets.xray.case import XrayCase
+    from pneumoscope.datasets.radiographs import XrayCase
 
 AnyCase = TypeVar("AnyCase", "Case", "XrayCase")
 
@@ -229,7 +229,7 @@ def read_dataset(name: str, root: str | Path, **options: Any) -> list[Case]:
 
     Raises:
         DatasetError: unknown name, a folder that is not that dataset, or a set of radiographs: its pictures are no
-            cases of this kind and come from `datasets.xray.case.read_radiographs`.
+            cases of this kind and come from `datasets.radiographs.read_radiographs`.
     """
     info = dataset_info(name)
     if info.kind == "xray":

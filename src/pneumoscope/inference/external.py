@@ -84,7 +84,7 @@ class ExternalPrediction:
     infiltrate: Mask | None
     # (i, j, k) uint8, 255 times that of any infiltrate; None for a model that gives labels only
     probability: NDArray[np.uint8] | None
-    # 1 = right, 2 = left, or 1 = lung where sides are not told apart; None for a model without lungs
+    # 1 = right, 2 = left, or 1 = lung where sides are not distinguished; None for a model without lungs
     lungs: Mask | None
     lobes: Mask | None  # by name; None for a model without lobes
 

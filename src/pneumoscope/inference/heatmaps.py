@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import LUNG_BOX, PictureRecipe
+from pneumoscope.datasets.radiographs import LUNG_BOX, PictureRecipe
 from pneumoscope.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def share_in_lung_box(
 ) -> tuple[float | None, float]:
     """Share of a picture's heat (rows, columns) inside the box, and the share of the picture that the box is.
 
-    The box is one and the same for all pictures (`datasets.xray.pictures.LUNG_BOX`): no lung is segmented. Heat spread
+    The box is one and the same for all pictures (`datasets.radiographs.LUNG_BOX`): no lung is segmented. Heat spread
     evenly has the second number as its share. The first is None without heat.
     """
     top, bottom, left, right = box

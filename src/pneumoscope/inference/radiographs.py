@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import PictureRecipe
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.familiar import Familiar, read_familiar
 from pneumoscope.metrics.calibration import softmax_at

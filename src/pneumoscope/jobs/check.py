@@ -31,7 +31,7 @@ def check_machines(folder: str | Path, *, wait_seconds: float = 300.0, progress:
         RunError: no worker starts; says what the cluster says.
     """
     folder, new = Path(folder), not Path(folder).exists()
-    begun = time.monotonic()
+    started = time.monotonic()
     job = Job("check", None, folder / "check", marked=False)
     try:
         with patience(wait_seconds):
@@ -42,7 +42,7 @@ def check_machines(folder: str | Path, *, wait_seconds: float = 300.0, progress:
                 shutil.rmtree(folder)
     if outcome.status == "failed":
         raise RunError(f"the job failed: {outcome.error}")
-    seconds = round(time.monotonic() - begun, 1)
+    seconds = round(time.monotonic() - started, 1)
     return {"on": current().on, "host": outcome.host, **outcome.facts, "seconds": seconds}
 
 

@@ -36,7 +36,7 @@ CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0
 """How long a file may take to be seen by another machine: network file systems keep lists of names for a while."""
 
-QUIET_SECONDS = 60.0  # After so long without any worker the user is told what the cluster says
+QUIET_SECONDS = 60.0  # After so long without any worker the user sees what the cluster says
 
 SETTINGS = {
     "distributed.worker.daemon": False,  # workers have processes of their own
@@ -229,7 +229,7 @@ class DaskWorkers(Executor):
 
 _locks: dict[str, threading.Lock] = {}
 _mine: dict[str, tuple[str, JobProcess]] = {}
-"""By the address of a Dask worker in this process: the probe of the run at hand, and the process that does its jobs."""
+"""By the address of a Dask worker in this process: the probe of the current run, and the process that does its jobs."""
 
 
 def work(run: Run, jobs: Sequence[Job]) -> Done:

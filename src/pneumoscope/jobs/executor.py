@@ -152,7 +152,7 @@ class JobProcess(WorkerProcess):
 
 
 _step: Step | Exception | None = None
-_states: Any = None  # Of the jobs of the call at hand, by place; memory that the parent sees
+_states: Any = None  # Of the jobs of the current call, by place; memory that the parent sees
 
 
 def open_step(given: bytes, states: Any) -> None:
@@ -179,7 +179,7 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
     if isinstance(_step, Exception):
         raise OpeningError(_portable(_step))
     assert _step is not None
-    begun = time.perf_counter()
+    started = time.perf_counter()
     kept = {job.name: _step.kept(job)[0] for job in jobs} if again else {}
     left = [job for job in jobs if kept.get(job.name) is None]
     outcomes = [outcome for outcome in kept.values() if outcome is not None]
@@ -187,7 +187,7 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
 
     def each() -> Iterator[Job]:
         for job in left:
-            if job is not left[0] and time.perf_counter() - begun > CALL_SECONDS:
+            if job is not left[0] and time.perf_counter() - started > CALL_SECONDS:
                 return
             _states[places[job.name]] = AT_WORK
             yield job
@@ -196,7 +196,7 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
         _states[places[outcome.name]] = ENDED
         problem = outcome.problem
         outcomes.append(outcome if problem is None else replace(outcome, problem=_portable(problem)))
-    return outcomes, time.perf_counter() - begun
+    return outcomes, time.perf_counter() - started
 
 
 def _portable(problem: Exception) -> Exception:

@@ -1,7 +1,7 @@
 """One run per output folder: a lock that names its owner, refuses a second run and outlives no process.
 
 The lock is the file ``.lock`` with process id, host and start time. A lock whose process has ended on this host is
-taken over; one of another host can only be judged by a person, who is told its age and which file to remove.
+taken over; one of another host can only be judged by a person, who is shown its age and which file to remove.
 """
 
 from __future__ import annotations

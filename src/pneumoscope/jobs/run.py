@@ -1,7 +1,7 @@
 """Many jobs into one output folder: each is done once, a failed one never stops the rest, and a killed run resumes.
 
 Ready jobs go to an executor: this process, processes of this machine, or workers of Dask and SLURM (`machines`). A job
-that was in the hands of a worker that died is done again, alone; when its worker dies again it has failed. The run's
+whose worker died is done again, alone; when its worker dies again it has failed. The run's
 tables are written again as jobs end, so they are there after every kind of ending.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["FOLDER", "Job", "Opener", "Outcome", "Step", "Write", "job_folder", 
 _log = logging.getLogger(__name__)
 
 WRITING_SHARE = 0.05  # At most this share of a run goes into writing its tables while it runs
-TASK_SECONDS = 1.0  # Short jobs go to a worker so many at a time that handing them over costs little
+TASK_SECONDS = 1.0  # Short jobs go to a worker so many at a time that sending them costs little
 
 MOST_DEATHS, MOST_STOPS = 2, 20
 """How often a worker may die over a job, or be ended from outside while at it, until the job has failed."""
@@ -153,11 +153,11 @@ class _Pace:
         self._due = 0.0
 
     def now_and_then(self, function: Callable[[], None]) -> None:
-        begun = time.monotonic()
-        if begun >= self._due:
+        started = time.monotonic()
+        if started >= self._due:
             function()
             ended = time.monotonic()
-            self._due = ended + (ended - begun) / WRITING_SHARE
+            self._due = ended + (ended - started) / WRITING_SHARE
 
 
 # -- executors ---------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _in_this_process(jobs: Sequence[Job], step: Step, bar: OverJobs) -> Generato
 def _on_workers(
     jobs: Sequence[Job], executor: Executor, resume: bool, what: str, progress: Progress
 ) -> Generator[Outcome, None, None]:
-    """Jobs by an executor; what a lost worker had in hands is done again, each job alone.
+    """Jobs by an executor; what a lost worker was working on is done again, each job alone.
 
     A death counts against the jobs that were at work, or, where nobody knows, against a job that was alone.
     """

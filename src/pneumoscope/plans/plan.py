@@ -142,7 +142,7 @@ def make_plan(
     """A plan from the scans and the machine.
 
     Args:
-        cases: of which `survey.LOOKED_AT` are loaded.
+        cases: of which `survey.EXAMINED` are loaded.
         device: ``cpu`` plans smaller.
         start: the model whose weights it starts from; it also says whether slices or volumes.
         dims: ``2d``, ``3d``, or ``auto``: slices, unless there is a graphics card and the scans are thin and deep.

@@ -99,7 +99,7 @@ OUTPUTS = 16  # Tensors of a level's width and size that a step holds at its hei
 
 
 def plan_volumes(seen: Survey, scans: int, *, device: str, **wanted: Any) -> VolumePlan:
-    """A plan on volumes from the scans and the memory at hand.
+    """A plan on volumes from the scans and the available memory.
 
     Args:
         seen: the scans.

@@ -13,7 +13,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.settings import MAX_SEED
 
-LOOKED_AT = 8  # Scans that are loaded for a plan, evenly spaced over the list
+EXAMINED = 8  # Scans that are loaded for a plan, evenly spaced over the list
 
 WINDOW_HU = (-1000.0, 200.0)
 MOST_GIGABYTES = 64.0  # A plan does not count on more memory than this, whatever is free
@@ -99,9 +99,9 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Survey:
-    """The scans as far as a plan needs them: medians over those looked at."""
+    """The scans as far as a plan needs them: medians over those examined."""
 
-    scans: int  # looked at
+    scans: int  # examined
     shape: tuple[int, int, int]  # voxels (i, j, k)
     spacing_mm: tuple[float, float, float]  # (i, j, k)
     finest_slice_mm: float  # the slice distance that a tenth of the scans go below
@@ -110,8 +110,8 @@ class Survey:
 
 
 def survey(cases: Sequence[Case]) -> Survey:
-    """Load `LOOKED_AT` scans, one at a time, and look at their grids."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(LOOKED_AT, len(cases))).astype(int))
+    """Load `EXAMINED` scans, one at a time, and look at their grids."""
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(EXAMINED, len(cases))).astype(int))
     grids = [cases[n].load().volume.grid for n in chosen]
     i, j, k = (int(n) for n in np.median([grid.shape for grid in grids], axis=0))
     x, y, z = (float(n) for n in np.median([grid.spacing_mm for grid in grids], axis=0))

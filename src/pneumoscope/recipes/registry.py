@@ -90,7 +90,7 @@ def build_any(
         precision: of trainings; ``auto`` leaves that of the recipe.
 
     Raises:
-        InputError: no such recipe (the known ones are named, the nearest first), or as `access.configured`.
+        InputError: no such recipe (the known ones are named, the nearest first), or as `settings.configured`.
     """
     if isinstance(recipe, str):
         if recipe not in ALL_RECIPES:

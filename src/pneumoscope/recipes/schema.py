@@ -131,7 +131,7 @@ class Split(Settings):
     patient_test_share: float = setting("share of patients", low=0.05, high=0.9)
     seed: int = setting(low=0, high=MAX_SEED)  # of the draw
     # by slice: this share of the patients is kept out of the draw and tested on, so that the scores of patients seen
-    # and never seen can be told apart; 0 is the papers' draw
+    # and never seen are distinguished; 0 is the papers' draw
     held_out_share: float = setting(
         "share of patients", low=0.0, high=0.9, default=0.0, why=OUR_CHOICE + "the papers hold no patient out"
     )

@@ -117,7 +117,7 @@ class VolumeTraining(Settings):
     plateau_least: float = setting("", low=0)
     plateau_rest: int = setting("epochs", low=0)
     plateau_floor: float = setting("", low=0)
-    # fixed boxes of the validation scans that are looked at after each epoch
+    # fixed boxes of the validation scans that are scored after each epoch
     validation_boxes: int = setting("boxes", low=1)
     foreground: float = setting("share", low=0, high=1)  # share of boxes laid around infection
     precision: str = setting(choices=("auto", "fp32", "bf16"))

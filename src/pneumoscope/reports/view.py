@@ -1,6 +1,6 @@
 """`view.html`: one offline page with a case's slices, masks, surfaces and numbers.
 
-The page fetches nothing: the browser is told so (Content-Security-Policy), and its one script is named by its SHA-256.
+The page fetches nothing: the Content-Security-Policy forbids it, and its one script is named by its SHA-256.
 Slices are drawn on plain canvases, so they need no WebGL; the surfaces need WebGL2, and without it a line says so.
 Two scans of one patient on one grid make a page side by side with one cursor.
 """

@@ -1,7 +1,7 @@
 """A scan, its masks and its surfaces, packed small enough for one HTML file.
 
 Thin-slice scans have some 80 million voxels; a page carries at most 26 million. Blocks of voxels are averaged, first
-along the finest axes, and densities rounded to one of 255 steps: fine where soft tissue is told apart, coarse in bone.
+along the finest axes, and densities rounded to one of 255 steps: fine where soft tissues differ, coarse in bone.
 What was lost is said by `Packed.loss`, and stands on the page.
 """
 

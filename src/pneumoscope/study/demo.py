@@ -37,11 +37,11 @@ def run_demo(out: str | Path, *, experiment: Experiment | None = None, **options
         The study, with `case_folder` set; its `report` links the case.
     """
     study = run_study(experiment or four_channel_demo(), out, synthetic=True, **options)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     case_folder = segment_new_patient(
         study, **{name: options[name] for name in ("device", "progress") if name in options}
     )
-    seconds = {**study.seconds, "case": round(time.perf_counter() - begun, 2)}
+    seconds = {**study.seconds, "case": round(time.perf_counter() - started, 2)}
     return replace(study, case_folder=case_folder, report=write_report(study.folder), seconds=seconds)
 
 

@@ -150,7 +150,7 @@ COLOURS = (
     "#0b6bcb", "#e8650a", "#1b8a5a", "#a0399c", "#b08900", "#5c6670", "#c3261d", "#0a8f9c", "#7a5c3e", "#3f51b5",
     "#000000", "#e377c2",
 )  # fmt: skip
-"""One per line; told apart by colour-blind readers up to the fifth, by their marks beyond."""
+"""One per line; distinguished by colour-blind readers up to the fifth, by their marks beyond."""
 
 MARKS = "osD^vP*XhH<>"
 
@@ -174,9 +174,9 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
     write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
     if found["lesions"]:
         write_bytes(figures / "lesions.png", lesions_png(found["lesions"], main_stages(experiment)))
-    told = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
-    if told:
-        write_bytes(figures / "distance.png", distance_png(told))
+    measured = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
+    if measured:
+        write_bytes(figures / "distance.png", distance_png(measured))
 
 
 def changes_png(differences: Sequence[Mapping[str, Any]]) -> bytes:

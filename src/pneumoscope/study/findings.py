@@ -124,11 +124,11 @@ def _trust(experiment: Experiment, stages: Sequence[str], rows: Sequence[Row]) -
 
 
 def _strangers(stages: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    told = [r for r in rows if r["stage"] in stages and r["auc"] is not None]
-    if not told:
+    measured = [r for r in rows if r["stage"] in stages and r["auc"] is not None]
+    if not measured:
         return []
     parts = []
-    for r in told:
+    for r in measured:
         sets = f"set{'s' * (len(r['sites']) > 1)} {' and '.join(map(str, r['sites']))}"
         text = f"for the model of {sets} the area under the ROC curve is {r['auc']:.2f}"
         if r["low"] is not None:

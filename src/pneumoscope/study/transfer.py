@@ -18,7 +18,6 @@ from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
 from pneumoscope.study.analysis.calibration import has_probabilities, study_cells, write_shift
 from pneumoscope.study.analysis.comparison import Compared, compare_retraining
-from pneumoscope.study.analysis.lung_effect import lung_effect, write_lung_effect
 from pneumoscope.study.base import Modality
 from pneumoscope.study.data import StudyDataset, lung_folders, require_data, roots_of
 from pneumoscope.study.folder import mark_of
@@ -26,7 +25,7 @@ from pneumoscope.study.forecast import forecast, needs
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.external import require_external, require_masks
 from pneumoscope.study.learners.registry import StageMaker
-from pneumoscope.study.lungs import LUNG_STAGE, open_sets
+from pneumoscope.study.lungs import LUNG_STAGE, lung_effect, open_sets, write_lung_effect
 from pneumoscope.study.scores.cells import reliability_of, write_table
 from pneumoscope.study.scores.matrix import FORMULAS, Matrix, lineages_of, transfer, untrained_f1
 from pneumoscope.study.scores.predictions import predict_stage

@@ -12,9 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.duplicates import Pair, Prints, find_pairs, patient_groups, take_prints
+from pneumoscope.datasets.radiographs import (
+    PictureRecipe,
+    PictureSet,
+    XrayCase,
+    build_pictures,
+    file_content,
+    read_radiographs,
+)
 from pneumoscope.datasets.splits.draw import leaking, select_radiographs, split_radiographs
-from pneumoscope.datasets.xray.case import XrayCase, read_radiographs
-from pneumoscope.datasets.xray.pictures import PictureRecipe, PictureSet, build_pictures, file_content
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import atomic_path, parse_json
 from pneumoscope.progress import Progress, silent

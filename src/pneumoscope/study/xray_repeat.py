@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.datasets.splits.draw import write_radiograph_split
-from pneumoscope.datasets.xray.pictures import PictureRecipe
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study import xray_data as data
 
@@ -87,7 +87,7 @@ def all_mitigations(experiment: XrayExperiment) -> dict[str, Mitigation]:
         Mitigation("equalised", "local histogram equalisation (CLAHE)", replace(plain, equalise="clahe")),
         Mitigation("lung_box", "only the fixed box where the lungs lie", replace(plain, view="lung_box")),
         Mitigation("balanced", "every source of a class equally often", plain, balanced=True),
-        Mitigation("adults", "healthy adults of a third hospital learnt as normal", plain, adults=True),
+        Mitigation("adults", "healthy adults of a third hospital trained as normal", plain, adults=True),
         Mitigation("all", "lung box, equalised, balanced, with healthy adults", boxed, balanced=True, adults=True),
     )
     return {arm.name: arm for arm in arms}

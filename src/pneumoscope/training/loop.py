@@ -75,8 +75,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place; when this returns it holds the best weights, in eval mode.
 
-    Writes `history.csv`, `last.ckpt` and `previous.ckpt` into `folder`. SIGINT and SIGTERM take effect after the step
-    at hand, once a checkpoint is written.
+    Writes `history.csv`, `last.ckpt` and `previous.ckpt` into `folder`. SIGINT and SIGTERM take effect after the
+    current step, once a checkpoint is written.
 
     Raises:
         NonFiniteLossError: loss or gradients, before the optimiser moves; the last checkpoint stays good.

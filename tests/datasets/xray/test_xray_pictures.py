@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumoscope.datasets.radiographs import MID_GREY, PictureRecipe, XrayCase, build_pictures, corners, thumbnails
 from pneumoscope.datasets.splits.draw import leaking, select_radiographs, split_radiographs, write_radiograph_split
-from pneumoscope.datasets.xray.case import XrayCase
-from pneumoscope.datasets.xray.pictures import MID_GREY, PictureRecipe, build_pictures, corners, thumbnails
 from pneumoscope.errors import DatasetError, InputError, ReadError
 from tables import rows_of
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pneumoscope.datasets.audit.duplicates import find_pairs, patient_groups, take_prints
 from pneumoscope.datasets.public.cohen import article_of, label_of
-from pneumoscope.datasets.xray.case import READERS, XrayCase, read_radiographs
+from pneumoscope.datasets.radiographs import READERS, XrayCase, read_radiographs
 from pneumoscope.errors import DatasetError, ReadError
 
 

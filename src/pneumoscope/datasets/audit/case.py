@@ -183,7 +183,7 @@ def judge_case(
 
     Args:
         lungs: (i, j, k) lungs found by a model, used where the case has no lung mask that can be trusted.
-        anatomy: what `look` gave for this scan, when it is at hand.
+        anatomy: what `look` gave for this scan, when it is known.
         stacked: whether neighbouring slices are neighbours in the body.
     """
     rules = rules or AuditRules()

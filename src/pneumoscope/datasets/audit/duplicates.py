@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.audit.anatomy import FLIPS, mirrored
 from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity
+from pneumoscope.datasets.radiographs import XrayCase
 from pneumoscope.datasets.splits.folds import joined
-from pneumoscope.datasets.xray.case import XrayCase
 from pneumoscope.errors import ReadError
 from pneumoscope.volume import Radiograph, Volume
 

@@ -29,7 +29,7 @@ class AuditFinding:
     centre_mm: tuple[float, float, float] | None = None  # x, y, z of their centre in RAS+ mm; None for a whole case
     confidence: float = 0.0  # for ranking within severity and kind, larger first
     mask: str = ""  # ``lungs`` or ``infiltrate``, the mask the finding is about; empty for the scan
-    # (n, 3) voxel indices (i, j, k) RAS+, while the case is at hand
+    # (n, 3) voxel indices (i, j, k) RAS+, while the case is in memory
     where: NDArray[np.int32] | None = field(default=None, repr=False)
     other: str = ""  # the case it is a copy of, for duplicates
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pneumoscope.datasets.xray.case import XrayCase, find_table, make, pictures_below
+from pneumoscope.datasets.radiographs import XrayCase, find_table, make, pictures_below
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.files import read_csv
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pneumoscope.datasets.xray.case import XrayCase, make, pictures_below
+from pneumoscope.datasets.radiographs import XrayCase, make, pictures_below
 from pneumoscope.errors import DatasetError
 
 EXPECTED = "chest_xray/{train,test[,val]}/{NORMAL,PNEUMONIA} of Kermany et al."

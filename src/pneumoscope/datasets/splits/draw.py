@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.case import XrayCase
+from pneumoscope.datasets.radiographs import XrayCase
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.files import write_csv, write_frame
 

@@ -395,12 +395,12 @@
       point(event);
     });
     canvas.addEventListener("pointermove", (event) => event.buttons & 1 && point(event));
-    canvas.addEventListener("keydown", (event) => leaf(event, plane));
+    canvas.addEventListener("keydown", (event) => scrollByKey(event, plane));
     panes.push(pane);
     return make("figure", { class: "pane" }, caption, canvas, make("div", { class: "steer" }, slider));
   }
 
-  function leaf(event, plane) {
+  function scrollByKey(event, plane) {
     const steps = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -1e6, End: 1e6 };
     if (!(event.key in steps)) return;
     event.preventDefault();

@@ -65,7 +65,7 @@ def lesion_rows(
     Args:
         experiment: the window of the first channel.
         study_set: the set.
-        rows: its slices that are looked at.
+        rows: its slices that are compared.
         found: (n, h, w) what the stage found in them.
     """
     slices, table = study_set.slices, study_set.slices.table
@@ -116,7 +116,7 @@ def _pieces(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> Iterator[tupl
 
 
 def _heights(table: pd.DataFrame) -> NDArray[np.float64]:
-    """0 in the lowest and 1 in the highest slice with lung of each scan; NaN where only one slice is at hand."""
+    """0 in the lowest and 1 in the highest slice with lung of each scan; NaN where there is only one slice."""
     k = table["slice"].astype(float).where(table["has_lung"].astype(bool))
     low, high = k.groupby(table["case"]).transform("min"), k.groupby(table["case"]).transform("max")
     share = (table["slice"] - low) / (high - low).where(high > low)
@@ -145,7 +145,7 @@ def _dorsal(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def density_group(values: pd.Series, unit: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Cuts and names for density: fixed in HU, thirds of the lesions at hand in grey values."""
+    """Cuts and names for density: fixed in HU, thirds of the given lesions in grey values."""
     if unit == "HU":
         return DENSITY_HU, ("below -600 HU", "-600 to -300 HU", "above -300 HU")
     cuts = tuple(float(v) for v in np.quantile(values, [1 / 3, 2 / 3])) if len(values) else (0.0, 0.0)

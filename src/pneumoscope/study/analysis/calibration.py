@@ -1,4 +1,4 @@
-"""Whether a stage's probabilities can be believed on a set, and whether a scan looks like those it was trained on.
+"""Calibration of a stage's probabilities on a set, and whether a scan looks like those it was trained on.
 
 Calibration is measured voxel by voxel inside the lungs, over the test slices with lung. A temperature is fitted on the
 validation slices of the same set, one parameter (Guo et al. 2017, On Calibration of Modern Neural Networks, section
@@ -199,7 +199,7 @@ def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
         near = distances[[f"to_{n}" for n in sites]].min(axis=1).to_numpy(float)
         strange = ~distances["test"].isin(sites).to_numpy()
         use = np.isfinite(near)
-        told = roc(near[use], strange[use], level=experiment.scoring.interval_level)
+        curve = roc(near[use], strange[use], level=experiment.scoring.interval_level)
         known = near[use & ~strange]
         limit = float(np.percentile(known, ABSTAIN_PERCENTILE)) if known.size else math.nan
         dice = _dice(matrix, stage.name, distances)
@@ -208,18 +208,18 @@ def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "stage": stage.name,
                 "sites": sites,
-                "auc": told.auc,
-                "low": told.low,
-                "high": told.high,
-                "known": told.n_others,
-                "strangers": told.n_marked,
+                "auc": curve.auc,
+                "low": curve.low,
+                "high": curve.high,
+                "known": curve.n_others,
+                "strangers": curve.n_marked,
                 "limit": limit,
                 "refused": _mean(near[use & strange] > limit),
                 "dice_kept": _mean(dice[scored & (near <= limit)]),
                 "dice_refused": _mean(dice[scored & (near > limit)]),
                 "rank_correlation": _spearman(near[scored], dice[scored]),
-                "false_positive": told.false_positive.tolist(),
-                "true_positive": told.true_positive.tolist(),
+                "false_positive": curve.false_positive.tolist(),
+                "true_positive": curve.true_positive.tolist(),
             }
         )
     return result

@@ -185,10 +185,10 @@ def leakage_summary(found: Sequence[Leakage]) -> dict[str, Any]:
 
 def sentence(found: Sequence[Leakage]) -> str:
     """What was measured, in words, for the stage and set with the most unseen patients; the first among equals."""
-    told = [one for one in found if not math.isnan(one.added.mean)]
-    if not told:
+    measured = [one for one in found if not math.isnan(one.added.mean)]
+    if not measured:
         return "No test slice with infiltrate is left on one of the two sides: what the split adds cannot be measured."
-    one = max(told, key=lambda item: item.unseen.n_patients)
+    one = max(measured, key=lambda item: item.unseen.n_patients)
     best = one.added if one.corrected is None or math.isnan(one.corrected.mean) else one.corrected
     way = "" if best is one.added else f", corrected for how hard the patients are by stage {one.control}"
     if math.isnan(best.low):

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import pictures_content
+from pneumoscope.datasets.radiographs import pictures_content
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_files, stamp
 from pneumoscope.progress import Progress
 from pneumoscope.study.learners.base import Learner

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.xray.pictures import PictureRecipe, corners, pictures_content, thumbnails
+from pneumoscope.datasets.radiographs import PictureRecipe, corners, pictures_content, thumbnails
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import atomic_path, sha256
 from pneumoscope.jobs.stamp import mark_done, read_done, stamp

@@ -216,8 +216,8 @@ class TrainedModel:
         """Probability of infiltrate (n, h, w) for the slices of one scan, and the set whose network answered.
 
         Args:
-            images: (n, c, h, w), all slices of one scan that are looked at.
-            site: number of the set the scan is of; used only by strategies that are told the site.
+            images: (n, c, h, w), all slices of one scan that are predicted.
+            site: number of the set the scan is of; used only by strategies that know the site.
             device: to compute on.
             precision: to compute in.
         """

@@ -85,7 +85,7 @@ class SliceLearner(Learner):
         return images, target, names
 
     def validation(self, stage: Stage, parts: frozenset[str]) -> Slices:
-        """Validation slices: the set's own; with earlier slices at hand, as many of every set seen."""
+        """Validation slices: the set's own; with earlier slices available, as many of every set seen."""
         if not parts & {"joint", "rehearsal"}:
             return self.slices(stage.site, "val")
         most = self.study.experiment.strategy.validation_slices

@@ -148,9 +148,9 @@ def _predict(
     answers, expert, seconds = [], [], []
     for chunk in _chunks(table["case"].to_numpy(str)):
         images = model.inputs(study_set, order[chunk])
-        begun = time.perf_counter()
+        started = time.perf_counter()
         p, who = model.predict_scan(images, site=number, device=device, precision=experiment.training.precision)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
         answers.append(np.floor(p * 255 + 0.5).astype(np.uint8))
         expert.append(np.full(len(chunk), who))
     size = study_set.slices.target.shape[1:]

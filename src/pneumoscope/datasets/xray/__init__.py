@@ -1,1 +1,0 @@
-"""Public sets of chest radiographs, and your own: pictures with a class, a patient and a source."""
