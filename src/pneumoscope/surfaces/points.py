@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ HEADER = b"x,y,z,value\n"
 _SLAB_VOXELS = 1 << 20
 _CHUNK_ROWS = 1 << 16
 _LARGEST = 99_999
-_NUMBER = np.dtype([("sign", "S1"), ("whole", "S5"), ("fraction", "S4"), ("end", "S1")])
-_COMMON_VALUES = (-4096, 4096)
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,9 @@ def write_points(
     points = 0
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         stream.write(HEADER)
-        places = _place_texts(grid)
         for index, value in _chunks(values, where, stride):
-            if places is None:
-                columns = [_texts(column, b",") for column in grid.world(index).T]
-            else:
-                columns = [texts[column] for texts, column in zip(places, index.T, strict=True)]
-            stream.write(_lines([*columns, _value_texts(value)]))
+            columns = [_texts(column, b",") for column in grid.world(index).T]
+            stream.write(_lines([*columns, _texts(value, b"\n")]))
             points += len(index)
     return PointTable(Path(path), points, stride)
 
@@ -157,65 +150,18 @@ def _chunks(
             yield index[part], value[part] if isinstance(value, np.ndarray) else value
 
 
-# Numbers become text by table: whole and fractional digits are looked up and set into fields of fixed width, whose
-# unused bytes are zero and struck out at the end. On upright grids each axis has few different coordinates, made
-# once. A million lines take 0.1 to 0.3 s; numpy.savetxt needs 1.9 s.
-
-
-def _lines(columns: list[NDArray[np.void]]) -> bytes:
+def _lines(columns: list[NDArray[np.bytes_]]) -> bytes:
     """CSV lines of columns of text (rows,), each with its comma or line end; a column of one serves all rows."""
     rows = np.empty(len(columns[0]), [(f"c{n}", column.dtype) for n, column in enumerate(columns)])
     for n, column in enumerate(columns):
         rows[f"c{n}"] = column
-    return rows.tobytes().translate(None, b"\0")
+    return rows.tobytes().translate(None, b"\0")  # shorter texts are padded with zero bytes
 
 
-def _texts(numbers: NDArray[np.floating[Any]] | float, end: bytes) -> NDArray[np.void]:
-    """Each number as text with `end` behind it, padded with zero bytes anywhere; (rows,)."""
+def _texts(numbers: NDArray[np.floating[Any]] | float, end: bytes) -> NDArray[np.bytes_]:
+    """Each number as text with `end` behind it, (rows,); equal ones, of which there are many, are made once."""
     thousandths = np.rint(np.atleast_1d(np.multiply(numbers, 1000.0)))
     if not (np.abs(thousandths) <= 1000.0 * _LARGEST).all():  # catches NaN too
         raise InputError(f"a point table holds finite numbers up to +-{_LARGEST}; check values and affine of the scan")
-    whole, fraction = np.divmod(np.abs(thousandths).astype(np.int32), 1000)
-    wholes, fractions, signs = _digits()
-    texts = np.empty(thousandths.shape, _NUMBER)
-    texts["sign"] = signs[(thousandths < 0).astype(np.intp)]
-    texts["whole"] = wholes[whole]
-    texts["fraction"] = fractions[fraction]
-    texts["end"] = end
-    return texts.view(f"V{_NUMBER.itemsize}")
-
-
-def _narrow(texts: NDArray[np.void]) -> NDArray[np.void]:
-    """The same texts in fields no wider than the longest."""
-    packed = np.array([text.tobytes().translate(None, b"\0") for text in texts])
-    return packed.view(f"V{packed.itemsize}")
-
-
-def _place_texts(grid: Grid) -> list[NDArray[np.void]] | None:
-    """For an upright grid the text of x of every i, y of every j, z of every k; None for an oblique one."""
-    steps = grid.affine[:3, :3]
-    if np.count_nonzero(steps) != 3:
-        return None
-    along = (np.arange(size) for size in grid.shape)
-    return [_narrow(_texts(steps[a, a] * n + grid.affine[a, 3], b",")) for a, n in enumerate(along)]
-
-
-def _value_texts(values: NDArray[np.float64] | float) -> NDArray[np.void]:
-    low, high = _COMMON_VALUES
-    if isinstance(values, float) or not (values.min() >= low and values.max() < high):  # not: NaN goes this way too
-        return _texts(values, b"\n")
-    whole = values.astype(np.intp)
-    return _common_texts()[whole - low] if np.array_equal(whole, values) else _texts(values, b"\n")
-
-
-@cache
-def _common_texts() -> NDArray[np.void]:
-    """Hounsfield units are mostly whole and small: their texts, made once."""
-    return _narrow(_texts(np.arange(*_COMMON_VALUES, dtype=np.float64), b"\n"))
-
-
-@cache
-def _digits() -> tuple[NDArray[np.bytes_], NDArray[np.bytes_], NDArray[np.bytes_]]:
-    """Digits of 0..99999, of .000 to .999 in shortest form, and the two signs."""
-    fractions = [f".{n:03d}".rstrip("0").rstrip(".") for n in range(1000)]
-    return np.arange(_LARGEST + 1).astype("S5"), np.array(fractions, "S4"), np.array(["", "-"], "S1")
+    each, places = np.unique(thousandths.astype(np.int32), return_inverse=True)
+    return np.array([f"{n / 1000:.3f}".rstrip("0").rstrip(".").encode() + end for n in each])[places]
