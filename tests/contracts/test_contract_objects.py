@@ -253,7 +253,7 @@ def comparison(part: dict[str, float]) -> Comparison:
         "baseline": "march", "followup": "april", "lung_ml": (4000.0, 4100.0), "lung_change_percent": 2.5,
         "regions": {name: dict(region) for name in ("total", "right", "left")},
         "fates": dict.fromkeys(("new", "resolved", "persistent", "denser", "thinner"), fate),
-        "density_change_hu": None, "healthy_change_hu": None, "registration": {"dice": 0.98}, "repeat_mm": 0.4,
+        "density_change_hu": None, "healthy_change_hu": None, "registration": {"lung_dice": 0.98}, "repeat_mm": 0.4,
     })  # fmt: skip
     return Comparison((change,), tuple(time_course([change])))
 
