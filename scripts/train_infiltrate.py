@@ -257,7 +257,7 @@ def hounsfield_card(examples: int) -> dict[str, Any]:
             "frame": list(FRAME),
             "size": SIZE,
             "windows_hu": WINDOWS_HU,
-            "appearance": Appearance().as_dict(),
+            "appearance": asdict(Appearance()),
         },
         "training_data": [*card["training_data"], *SCAN_DATA],
         "kept_aside": {"whole scans": ["COVID-CT-MD normal002 and P002", "imlab id001 and id002"]},

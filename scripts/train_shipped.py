@@ -127,7 +127,7 @@ def infiltrate_card(examples: int, epochs: int, best_epoch: int) -> dict[str, An
         "mirror": True,
         "denser_than_lung_hu": 120,
         "smallest_ml": 0.1,
-        "preprocessing": {"kind": "lung_frame", "frame": list(FRAME), "appearance": APPEARANCE.as_dict()},
+        "preprocessing": {"kind": "lung_frame", "frame": list(FRAME), "appearance": asdict(APPEARANCE)},
     }
 
 

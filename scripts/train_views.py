@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taught = {kind: len(p) for name, p in made.items() for part, _, kind in [name.partition(": ")] if part == "train"}
     entry = {
         "file": FILE,
-        "architecture": {"name": "chest_cnn", **config.as_dict()},
+        "architecture": {"name": "chest_cnn", **asdict(config)},
         "parameters": sum(p.numel() for p in net.parameters()),
         "classes": list(REASONS),
         "side": SIDE,

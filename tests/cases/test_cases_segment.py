@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +22,7 @@ from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
 from pneumoscope.preprocess.windows import Appearance
 
-SMALL = Appearance(size=64, tiles=4).as_dict()
+SMALL = asdict(Appearance(size=64, tiles=4))
 
 
 def make_model(folder, task, channels, preprocessing):

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from pneumoscope.preprocess.windows import Appearance
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 WINDOWS = {"kind": "hu_windows", "size": 32, "windows_hu": [[-970, -150], [-700, -450], [-450, -150]]}
-FRAME = {"kind": "lung_frame", "frame": [24, 32], "appearance": Appearance(size=48).as_dict()}
+FRAME = {"kind": "lung_frame", "frame": [24, 32], "appearance": asdict(Appearance(size=48))}
 
 
 def save(folder, channels, preprocessing, task="infiltrate", bias=0.0):
@@ -328,14 +330,14 @@ def test_slices_much_closer_than_the_smoothing_are_not_all_shown_to_the_network(
         return predict_probability(engine, images, **how)
 
     monkeypatch.setattr("pneumoscope.inference.maps.predict_probability", counted)
-    segmenter = Segmenter(save(tmp_path, 2, FRAME, bias=4.0), **PLAIN)
+    segmenter = Segmenter(ModelOptions(model=save(tmp_path, 2, FRAME, bias=4.0), **PLAIN))
     for smooth_mm, slices in ((0.0, 7), (4.0, 7), (20.0, 4), (30.0, 3)):
         segmenter.members[0].card["smooth_z_mm"] = smooth_mm
         found = segmenter.run(volume, lungs)
         assert shown.pop() == slices
         assert found.infiltrate.any.sum() > 0.9 * lungs.any.sum()
         assert not found.infiltrate.any[~lungs.any].any()
-        unsure = Segmenter(tmp_path, **PLAIN, uncertainty=True)
+        unsure = Segmenter(ModelOptions(model=tmp_path, **PLAIN), uncertainty=True)
         unsure.members[0].card["smooth_z_mm"] = smooth_mm
         assert np.array_equal(unsure.run(volume, lungs).probability, found.probability), "every slice is shown here"
         assert shown == [7, *shown[1:]]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -127,7 +129,7 @@ def test_an_appearance_adds_the_equalised_slice_in_the_same_frame():
     lungs = np.zeros(stack.shape, bool)
     lungs[:, 20:44, 10:60] = True
     grey = Appearance(size=64)
-    fields = CARD["preprocessing"] | {"appearance": grey.as_dict()}
+    fields = CARD["preprocessing"] | {"appearance": asdict(grey)}
     plain, both = (input_from_card({"preprocessing": p}).fitted(lungs) for p in (CARD["preprocessing"], fields))
     images = both.images(stack, lungs)
     assert images.shape == (2, 3, 36, 48)

@@ -75,7 +75,7 @@ def test_impossible_configurations_are_refused(name):
 
 
 def test_settings_and_weights_come_back_from_disk(name, net, tmp_path):
-    assert type(net.config)(**json.loads(json.dumps(net.config.as_dict()))) == net.config
+    assert type(net.config)(**json.loads(json.dumps(dataclasses.asdict(net.config)))) == net.config
     card = save_model(tmp_path, net, {"task": "infiltrate", "licence": "CC0-1.0"})
     again, read = load_model(tmp_path)
     assert read == card

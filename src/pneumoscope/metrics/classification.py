@@ -8,7 +8,7 @@ picture is left out of macro means; a class never said has precision 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,6 @@ class Classification:
     def balanced_accuracy(self) -> float:
         """Macro recall."""
         return self.recall
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def confusion_matrix(truth: IntArray, said: IntArray, n_classes: int) -> NDArray[np.int64]:

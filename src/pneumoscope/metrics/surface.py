@@ -19,7 +19,7 @@ something, and say how many were infinite; the median and NSD take those in.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -63,10 +63,6 @@ class SurfaceScores:
     prediction_size: float  # surface of the prediction in mm² (contour in mm, in a slice)
     reference_size: float  # the same of the reference
     empty: Empty  # which mask holds nothing; see `pneumoscope.metrics.overlap.Counts.empty`
-
-    def as_dict(self) -> dict[str, float | str]:
-        """The fields as flat columns."""
-        return asdict(self)
 
 
 def surface_scores(pred: BoolArray, ref: BoolArray, spacing_mm: ArrayLike, tolerance_mm: float) -> SurfaceScores:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,6 @@ class ChestCNNConfig:
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `ChestCNNConfig(**d)` gives the same configuration."""
-        return {**asdict(self), "features": list(self.features)}
 
 
 class ChestCNN(nn.Module):
@@ -92,10 +87,6 @@ class ResNetConfig:
                 "a ResNet needs two classes, a positive width and 1 or 3 channels, got "
                 f"{self.classes}, {self.width}, {self.in_channels}"
             )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `ResNetConfig(**d)` gives the same configuration."""
-        return asdict(self)
 
 
 class Bottleneck(nn.Module):

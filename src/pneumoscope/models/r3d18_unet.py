@@ -9,7 +9,7 @@ ours is marked "our choice".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -61,10 +61,6 @@ class R3D18UNetConfig:
     def in_channels(self) -> int:
         """Channels of the input: Hounsfield units of one window."""
         return 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `R3D18UNetConfig(**d)` gives the same configuration."""
-        return {**asdict(self), "decoder": list(self.decoder)}
 
 
 class BasicBlock(nn.Module):

@@ -9,7 +9,7 @@ calls in tests/models/test_models_unet3d.py.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -53,10 +53,6 @@ class _Config:
     def stride(self) -> int:
         """Every axis is padded inside to a multiple of this."""
         return int(2 ** (len(self.features) - 1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the class called with them gives the same configuration."""
-        return {**asdict(self), "features": list(self.features)}  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)

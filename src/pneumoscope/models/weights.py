@@ -10,7 +10,7 @@ tensors fit, with a note that it is not the published one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def save_model(
         raise ModelError(f"cannot save a {type(model).__name__}; known architectures: {', '.join(ARCHITECTURES)}")
     full = {
         "format": FORMAT,
-        "architecture": {"name": kind, **model.config.as_dict()},  # type: ignore[union-attr, operator]
+        "architecture": {"name": kind, **asdict(model.config)},  # type: ignore[call-overload]
         "parameters": sum(p.numel() for p in model.parameters()),
         **{name: value for name, value in (card or {}).items() if name not in ("format", "architecture")},
         "weights": {

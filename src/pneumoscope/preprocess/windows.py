@@ -7,7 +7,7 @@ number of the paper and stands in `pneumoscope.recipes`; here is only the arithm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -122,10 +122,6 @@ class Appearance:
         object.__setattr__(self, "window_hu", tuple(float(v) for v in self.window_hu))
         if self.size < 16 or self.tiles < 1 or self.window_hu[0] >= self.window_hu[1]:
             raise InputError(f"appearance needs size >= 16, tiles >= 1 and a rising window, got {self}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Appearance(**d)` gives the same steps."""
-        return {**asdict(self), "window_hu": list(self.window_hu)}
 
     def of_hu(self, stack_hu: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Equalised slices (n, size, size) of Hounsfield slices (n, h, w)."""

@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -127,10 +127,6 @@ class Forecast:
         training = f"at most about {minutes} minute{'s' * (minutes > 1)} of training" if self.steps else "no training"
         text = f"{training}, {memory}" if self.steps or not self.not_counted else memory
         return f"{text}; {self.not_counted} stages on volumes are not counted" if self.not_counted else text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def forecast(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ class Transfer(Modality):
                 }
             )
         stages = {name: {"trained_now": model.trained_now} for name, model in self.maker.models.items()}
-        return {"sets": sets, "stages": stages, "forecast": self.expected.as_dict()}
+        return {"sets": sets, "stages": stages, "forecast": asdict(self.expected)}
 
 
 def best_epochs(folder: Path) -> dict[str, int]:
