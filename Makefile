@@ -91,7 +91,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format
 
 docs: $(VENV)/.docs
-	$(RUN) pneumoscope.cli.reference docs/reference/cli.md
+	$(BIN)/python scripts/cli_reference.py docs/reference/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.test

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.cli.reference import cli_reference, commands
+from cli_reference import cli_reference, commands
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -11,9 +11,9 @@ import sys
 import pytest
 from typer.main import get_command
 
+from cli_reference import commands
 from pneumoscope.cli.app import app
 from pneumoscope.cli.help import EXAMPLES, GROUPS, VERBS, grouped
-from pneumoscope.cli.reference import commands
 
 NAMES = [name for name, _ in commands()]
 

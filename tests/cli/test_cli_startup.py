@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pneumoscope.cli.reference import commands
+from cli_reference import commands
 
 HEAVY = ("torch", "lightning_fabric", "monai", "matplotlib", "SimpleITK", "pandas", "skimage", "cv2", "scipy")
 HELPS = [["--help"], [], ["--version"], *([*name.split(), "--help"] for name, _ in commands())]

@@ -1,4 +1,4 @@
-"""The CLI's reference page, made from the commands themselves: ``python -m pneumoscope.cli.reference FILE``."""
+"""The command line's reference page, made from the commands themselves: ``python scripts/cli_reference.py FILE``."""
 
 from __future__ import annotations
 
