@@ -95,7 +95,9 @@ def test_tables_fit_the_terminal_and_lose_nothing(cli, monkeypatch, argv, column
         (["model", "info", "Infiltrat"], "did you mean infiltrate?"),
         (["data", "info", "mosmet"], "did you mean mosmed?"),
         (["study", "show", "maganaris-2022"], "did you mean maganaris-2022"),
-        (["segmnt"], "Did you mean 'segment'?"),
+        (["segmnt"], "Did you mean 'segment'? see 'pneumoscope --help'"),
+        (["study", "score", "out", "--data", "phantm:a=x", "--model", "a=infiltrate"], "did you mean phantom?"),
+        (["data", "convert", "manifest", "x.csv", "-o", "out", "--to", "nnunt"], "'--to': 'nnunt' is not one of"),
     ],
 )
 def test_a_name_that_is_nearly_right(cli, argv, hint):

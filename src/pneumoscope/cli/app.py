@@ -148,10 +148,11 @@ def ending(problem: BaseException) -> tuple[int, str]:
         context = getattr(problem, "ctx", None)
         command = context.command_path if context else "pneumoscope"
         message = " ".join(problem.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+        message = message.replace(": Value error, ", ": ")  # as typer calls a choice that is none
         options = [name for one in context.command.params for name in one.opts] if context else []
         if message.startswith("No such option: --part") and "--on" in options:
             message = "--part is for verbs whose cases are independent, which this one's are not; use --on slurm"
-        return 2, f"error: {printable(message)}; see '{command} --help'"
+        return 2, f"error: {printable(message)}{'' if message.endswith('?') else ';'} see '{command} --help'"
     if isinstance(problem, KeyboardInterrupt):
         code, what = (143, "terminated") if isinstance(problem, Terminated) else (130, "interrupted")
         return code, f"error: {what}; finished files are whole, the rest was not written"

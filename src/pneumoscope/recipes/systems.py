@@ -74,7 +74,7 @@ VOLUME_RECIPES: Mapping[str, Recipe] = {
             "mueller-2021 at reduced size on synthetic scans: minutes, and above the threshold",
             mueller_reduced,
         ),
-        Recipe("mueller-2021-small", "the same road on tiny synthetic scans: minutes", mueller_small),
+        Recipe("mueller-2021-small", "the same pipeline on tiny synthetic scans: minutes", mueller_small),
         Recipe(
             "bressem-2021",
             "Bressem et al. 2021: R3D-18 U-Net on whole scans in two sizes, RICORD to two other sets (tables 1 to 3)",
@@ -85,7 +85,7 @@ VOLUME_RECIPES: Mapping[str, Recipe] = {
             "bressem-2021 at reduced size on synthetic scans: minutes, and above the threshold",
             bressem_reduced,
         ),
-        Recipe("bressem-2021-small", "the same road on tiny synthetic scans: minutes", bressem_small),
+        Recipe("bressem-2021-small", "the same pipeline on tiny synthetic scans: minutes", bressem_small),
     )
 }
 """Every recipe on volumes."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.registry import DATASETS
-from pneumoscope.errors import InputError
+from pneumoscope.errors import InputError, no_such
 from pneumoscope.inference.external import Access
 from pneumoscope.io.kinds import case_name
 from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, mark_started, stamp, what_changed
@@ -197,7 +197,7 @@ def score_experiment(
     for number, name in enumerate(data, start=1):
         reader, _, label = name.partition(":")
         if reader not in DATASETS:
-            raise InputError(f"--data {name}: there is no reader {reader!r}; known are {', '.join(DATASETS)}")
+            raise InputError(f"--data {name}: {no_such('dataset', reader, DATASETS)}")
         sites.append(
             all_from(GIVEN, Site, number=number, dataset=reader, label=label or reader, cases="*", phantom_site="A",
                      phantom_patients=3)
