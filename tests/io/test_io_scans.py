@@ -370,6 +370,16 @@ def test_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monke
         find_scans(tmp_path)
 
 
+def test_a_search_says_first_how_to_stop_it_and_then_where_it_is(tmp_path: Path) -> None:
+    """A narrow terminal cuts the end off."""
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    said: list[str] = []
+    with pytest.raises(InputError, match="holds no scan"):
+        list_scans(tmp_path, progress=lambda step, done, total, note="": said.append(note))
+    assert said[0].startswith("Ctrl-C stops; ")
+    assert said[-1].endswith("down")
+
+
 def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pneumoscope.io.contents.MAX_FILES", 3)
     for n in range(4):

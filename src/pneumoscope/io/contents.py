@@ -163,7 +163,7 @@ class _Scout:
             raise InputError(
                 f"holds more than {MAX_FILES} files; give a folder of scans or a manifest", path=self._root
             )
-        self._progress("search", self._seen, MAX_FILES, f"{folder}, stop with Ctrl-C")
+        self._progress("search", self._seen, MAX_FILES, f"Ctrl-C stops; {folder}")
         if depth >= MAX_DEPTH and folders:
             self._walk.passed[f"folders deeper than {MAX_DEPTH}"] += len(folders)
             folders = []
