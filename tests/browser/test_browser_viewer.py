@@ -51,6 +51,7 @@ def test_table_case_and_report(browser_without_gl, served):
     driver.get(served)
     wait(driver, "document.querySelectorAll('tbody tr').length === 2")
     assert "token" not in driver.current_url
+    assert not browser_without_gl.complaints(), "its own policy allows all that it asks for"
     driver.find_element("link text", "involvement").click()
     wait(driver, "location.search.includes('share_percent')")
     first = driver.execute_script("return document.querySelector('tbody th').textContent")

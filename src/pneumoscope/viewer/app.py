@@ -46,7 +46,7 @@ COLUMNS = (
     ("share_percent", "involvement", "%"),
     ("infiltrate_ml", "infiltrate", "ml"),
     ("lung_ml", "lungs", "ml"),
-    ("infiltrate_mean_hu", "mean density", "HU"),
+    ("infiltrate_mean_hu", "infiltrate density", "HU"),
     ("findings", "findings", ""),
     ("flags", "states", ""),
 )
