@@ -7,7 +7,7 @@ from scipy import ndimage
 from painted_chest import CLASSES
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.chest import ChestInput, chest_votes, drop_strays, one_side
+from pneumoscope.inference.chest import ChestInput, chest_votes, drop_strays, one_fluid, one_side
 from pneumoscope.inference.engines import Engine
 from pneumoscope.inference.lungs import STATE_OF_FINDING, find_lungs, lungs_input
 from pneumoscope.preprocess.slices import from_slices, to_slices
@@ -141,7 +141,9 @@ def test_a_card_is_read_back_and_others_are_refused():
             lungs_input(damaged)
 
 
-def test_lung_in_foam_beside_the_body_is_none():
+@pytest.mark.parametrize("foam", [np.s_[4:6, 18:20, 4:7], np.s_[1:11, 17:20, 2:28]])
+def test_lung_in_foam_beside_the_body_is_none(foam):
+    """However large a piece of foam is: it has no vessels."""
     probability = np.zeros((len(CLASSES), 12, 20, 30), np.float32)
     body = np.zeros(probability.shape[1:], bool)
     body[:, 2:16, 2:28] = True
@@ -149,9 +151,53 @@ def test_lung_in_foam_beside_the_body_is_none():
     probability[1, 1:11, 4:14, 4:12] = 0.9
     probability[2, 1:11, 4:14, 20:28] = 0.9
     probability[1, 5, 8, 15] = 0.9  # a small piece in the body
-    probability[1, 4:6, 18:20, 4:7] = 0.9
+    probability[1][foam] = 0.9
+    hu = np.full(body.shape, -860, np.float32)
+    hu[:, ::4] = -600
+    hu[foam] = -910
     before = probability.copy()
-    drop_strays(probability, CLASSES, body)
-    assert not probability[1, 4:6, 18:20, 4:7].any()
-    before[1, 4:6, 18:20, 4:7] = 0
+    drop_strays(probability, CLASSES, body, hu)
+    assert not probability[1][foam].any()
+    before[1][foam] = 0
+    assert (probability == before).all()
+
+
+def wet_side(fluid_hu, core_hu, rim=2):
+    """(probability, hu) of a right side filled to the rim with fluid, 60 x 100 x 60 mm, whose core the network takes
+    for lung, and aerated lung beside it on the left."""
+    hu = np.full((12, 20, 30), 40, np.float32)
+    probability = np.zeros((len(CLASSES), *hu.shape), np.float32)
+    probability[2, :, :, 16:], hu[:, :, 16:] = 0.9, -850
+    probability[5, :, :, 1:13], hu[:, :, 1:13] = 0.9, fluid_hu
+    core = np.s_[rim : 12 - rim, rim : 20 - rim, 1 + rim : 13 - rim]
+    probability[5][core], probability[1][core], hu[core] = 0.2, 0.7, core_hu
+    return probability, hu, core
+
+
+@pytest.mark.parametrize(
+    ("fluid_hu", "core_hu", "rim", "spreads"),
+    [
+        (11, 12, 2, True),
+        (-8, -3, 2, True),
+        (11, 45, 2, False),  # consolidated or collapsed lung in an effusion
+        (40, 42, 2, False),  # as dense as lung without air: the network decides
+        (-100, -100, 2, False),  # fat
+        (11, 12, 0, False),  # nobody sees fluid
+    ],
+)
+def test_fluid_spreads_to_lung_that_is_as_dense_as_it(fluid_hu, core_hu, rim, spreads, rng):
+    probability, hu, core = wet_side(fluid_hu, core_hu, rim)
+    hu += rng.normal(0, 3, hu.shape).astype(np.float32)
+    before = probability.copy()
+    one_fluid(probability, INPUT, hu)
+    assert (probability[2] == before[2]).all()
+    assert np.mean(probability[5 if spreads else 1][core] > 0.5) > 0.95
+    assert probability.sum(axis=0) == pytest.approx(before.sum(axis=0))
+
+
+def test_less_fluid_than_an_effusion_stays_where_it_is():
+    probability, hu, _ = wet_side(11, 12)
+    probability[5, 1:] = 0
+    before = probability.copy()
+    one_fluid(probability, INPUT, hu)
     assert (probability == before).all()

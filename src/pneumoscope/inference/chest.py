@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 KIND = "chest_volume"  # Kind of preprocessing in a card that `ChestInput` reads
 TISSUE_HU = -300.0  # Denser voxels are body, table or bedding
+SOLID_HU = -150.0  # Denser voxels hold no air
 STRAY = 0.2  # Largest piece of lung outside the body, as a share of the largest piece; see `drop_strays`
+FOAM_HU = -800.0  # At least a tenth of any lung is denser, emphysema included: vessels, fissures, the border
 ISLAND = 0.2  # Largest island of one lung inside the other, as a share of its lung; see `one_side`
+
+FLUID_ML, FLUID_HU, ALIKE_HU = 60.0, (-15.0, 25.0), 8.0
+"""At least so much pleural fluid of such a density spreads to what is within so many HU of it; see `one_fluid`."""
 
 Box = tuple[slice, slice, slice]
 
@@ -126,7 +131,8 @@ def chest_votes(
     image = np.ascontiguousarray(preprocessing.curve(coarse_hu[box]))
     probability = softmax(engine.logits(image[None, None]))[0]
     one_side(probability, preprocessing.labels)
-    drop_strays(probability, preprocessing.labels, body[box])
+    drop_strays(probability, preprocessing.labels, body[box], coarse_hu[box])
+    one_fluid(probability, preprocessing, coarse_hu[box])
     n, own = stack_hu.shape[0], stack_hu.shape[0] * spacing_mm[0] / coarse_hu.shape[0]
     weights = axis_weights(coarse_hu.shape[0], own, n, spacing_mm[0])
 
@@ -163,10 +169,12 @@ def one_side(probability: NDArray[np.float32], labels: tuple[str, ...]) -> None:
         probability[rows[0]][where], probability[rows[1]][where] = left, right
 
 
-def drop_strays(probability: NDArray[np.float32], labels: tuple[str, ...], body: NDArray[np.bool_]) -> None:
-    """Take lung out, in place, that lies in foam and blankets: small pieces of which most is outside the body.
+def drop_strays(
+    probability: NDArray[np.float32], labels: tuple[str, ...], body: NDArray[np.bool_], coarse_hu: NDArray[np.float32]
+) -> None:
+    """Take lung out, in place, that lies in foam and blankets: pieces mostly outside the body, small or nearly all air.
 
-    Lung that the edge of the field cuts open is outside the body too, but no small piece.
+    Lung that the edge of the field cuts open is outside the body too, but no small piece, and it has vessels and walls.
     """
     import cc3d
 
@@ -175,6 +183,33 @@ def drop_strays(probability: NDArray[np.float32], labels: tuple[str, ...], body:
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     within = np.bincount(pieces[body], minlength=len(sizes))
-    stray = (sizes <= STRAY * sizes.max()) & (2 * within < sizes)
+    vessels = np.bincount(pieces[coarse_hu > FOAM_HU], minlength=len(sizes))
+    stray = ((sizes <= STRAY * sizes.max()) | (10 * vessels < sizes)) & (2 * within < sizes)
     for row in rows:
         probability[row][stray[pieces]] = 0
+
+
+def one_fluid(probability: NDArray[np.float32], preprocessing: ChestInput, coarse_hu: NDArray[np.float32]) -> None:
+    """Give the pleural fluid, in place, the dense lung that hangs together with it and is as dense as it.
+
+    The network tells fluid from consolidated lung by its rim; the middle of a side filled with fluid looks like either.
+    """
+    import cc3d
+
+    labels = preprocessing.labels
+    if "pleural fluid" not in labels:
+        return
+    fluid, *lungs = (labels.index(name) for name in ("pleural fluid", "right lung", "left lung"))
+    wet = probability[fluid] >= 0.5
+    level = float(np.median(coarse_hu[wet])) if wet.any() else np.nan
+    if np.count_nonzero(wet) * preprocessing.spacing_mm**3 < 1000 * FLUID_ML or not FLUID_HU[0] <= level <= FLUID_HU[1]:
+        return
+    solid = (coarse_hu > SOLID_HU) & (probability[[fluid, *lungs]].sum(axis=0) >= 0.5)
+    weight = ndimage.gaussian_filter(solid.astype(np.float32), 1)
+    mean = ndimage.gaussian_filter(np.where(solid, coarse_hu, 0), 1) / np.maximum(weight, 1e-3)
+    pieces = cc3d.connected_components(solid & (np.abs(mean - level) <= ALIKE_HU), connectivity=6)
+    spread = np.unique(pieces[wet])
+    where = np.isin(pieces, spread[spread > 0]) & ~wet
+    probability[fluid][where] += probability[lungs].sum(axis=0)[where]
+    for row in lungs:
+        probability[row][where] = 0
