@@ -16,7 +16,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ def scans(data: Path) -> Iterator[tuple[str, Volume, dict[str, NDArray[np.bool_]
         yield f"imlab {path.name[:5]}", volume, {"both": mask.any}, np.ones(volume.grid.shape, bool)
 
 
-def chests(data: Path) -> Iterator[tuple[str, Chest]]:
-    """Every scan with a reference as a chest with classes; those without sides get them by shape."""
+def chests(data: Path, more: Sequence[Path] = ()) -> Iterator[tuple[str, Chest]]:
+    """Every scan with a reference as a chest with classes; those without sides get them by shape, `more` by density."""
     for name, volume, reference, counted in scans(data):
         from pneumoscope.inference.lungs import split_sides
 
@@ -83,8 +83,10 @@ def chests(data: Path) -> Iterator[tuple[str, Chest]]:
         chest = working(read_volume(data / "reduced" / f"{name}.nii.gz"))
         yield name, Chest(chest.hu, by_density(chest.hu), WORK_MM)
     if (data / "covid-ct-md" / "normal002").is_dir():
-        chest = working(read_volume(data / "covid-ct-md" / "normal002"))
-        yield "normal002", Chest(chest.hu, by_density(chest.hu), WORK_MM)
+        more = (data / "covid-ct-md" / "normal002", *more)
+    for path in more:
+        chest = working(read_volume(path))
+        yield path.stem, Chest(chest.hu, by_density(chest.hu), WORK_MM)
 
 
 def threshold_baseline(volume: Volume) -> NDArray[np.bool_]:
@@ -149,10 +151,10 @@ def scored(chest: Chest, finder: Finder) -> dict[str, Any]:
     }
 
 
-def painted(data: Path, finder: Finder, only: str | None) -> dict[str, Any]:
+def painted(data: Path, finder: Finder, only: str | None, more: Sequence[Path]) -> dict[str, Any]:
     """Every condition on every chest, the same paint in every call."""
     rows: dict[str, Any] = {}
-    for name, chest in chests(data):
+    for name, chest in chests(data, more):
         if only and only not in name:
             continue
         rows[name] = {"trained": name in TRAINED, "as it is": scored(chest, finder)}
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--model", default="lungs")
     parser.add_argument("--painted", action="store_true", help="paint every condition into every scan")
     parser.add_argument("--only", default=None, help="scans with this in their name")
+    parser.add_argument("--chest", type=Path, action="append", default=[], help="to paint too, reference by density")
     options = parser.parse_args()
     model, card = load_model(find_model(options.model))
     preprocessing = lungs_input(card)
@@ -194,7 +197,7 @@ def main() -> None:
         return find_lungs(volume, model, preprocessing)
 
     if options.painted:
-        rows = painted(options.data, finder, options.only)
+        rows = painted(options.data, finder, options.only, options.chest)
         out = {"chests": rows, "conditions": summary(rows)}
     else:
         out = {"dice": as_they_are(options.data, finder)}

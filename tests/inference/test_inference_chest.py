@@ -97,6 +97,22 @@ def test_one_lung_of_either_side_keeps_it_wherever_it_lies(chest):
     assert mask.volume_ml("right lung") > 900
 
 
+def test_what_a_lone_lung_reaches_over_to_the_other_side_is_its_own(chest):
+    class Reaching(Truth):
+        def logits(self, images):
+            answer = super().logits(images)
+            corner = answer[0, :, 30:33, 12:15, 8:11]
+            assert (corner[1] > 0).all()
+            corner[[1, 2]] = corner[[2, 1]]
+            return answer
+
+    hu = chest[0].copy()
+    hu[4:26, 15:45, 54:78] = 40
+    mask, _ = find_lungs(volume_of(hu), Reaching(LEVELS), INPUT)
+    assert mask.volume_ml("left lung") == 0
+    assert mask.volume_ml("right lung") > 900
+
+
 def test_air_around_the_body_is_cut_off_and_changes_nothing(chest):
     hu, _ = chest
     engine = Truth(LEVELS)

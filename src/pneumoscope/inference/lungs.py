@@ -53,7 +53,9 @@ class LungRules:
     # what lung surrounds in a slice and is no larger is lung too (vessels, consolidation), whatever the network says;
     # the dome of the diaphragm is larger
     hole_cm2: float = 6.0
-    smallest_ml: float = 5.0  # a connected piece of aerated lung below this is dropped, unless dense lung joins it
+    # a connected piece of aerated lung below this is dropped, unless dense lung joins it; of two sides the one below
+    # this is the other's
+    smallest_ml: float = 5.0
     sure: float = 0.9  # what the network gives this probability and the rules leave out is counted and reported
 
 
@@ -98,7 +100,7 @@ def find_lungs(
         votes = chest_votes(stack, volume.grid.spacing_mm[::-1], _engine(model, compute), preprocessing)
         probability = votes.lung
         lungs = join_with_hu(stack, probability, volume.grid, rules, other=votes.airway + votes.gas)
-        labels = _sided(lungs, votes)
+        labels = _sided(lungs, votes, rules.smallest_ml / volume.grid.voxel_volume_ml)
         findings = (() if lungs.any() else (NO_LUNG,)) + _pleural(votes, volume.grid)
         progress("lungs", 1, 1)
     else:
@@ -122,12 +124,18 @@ def _engine(model: nn.Module | Engine, compute: Mapping[str, Any]) -> Engine:
     return make_engine(model, **{name: compute[name] for name in ("device", "precision") if name in compute})
 
 
-def _sided(lungs: NDArray[np.bool_], votes: ChestVotes) -> NDArray[np.uint8]:
-    """Lungs (n, h, w) labelled by the side the network gives the higher probability."""
+def _sided(lungs: NDArray[np.bool_], votes: ChestVotes, smallest: float) -> NDArray[np.uint8]:
+    """Lungs (n, h, w) labelled by the side the network gives the higher probability.
+
+    A side of fewer voxels than `smallest` is none: what one lung reaches over to where the other was taken out.
+    """
     labels = np.zeros(lungs.shape, np.uint8)
     for k in np.flatnonzero(lungs.any(axis=(1, 2))):
         apart = _enlarged(votes.left[k] - votes.right[k], (lungs.shape[1], lungs.shape[2]))
         labels[k] = np.where(lungs[k], np.where(apart > 0, 2, 1), 0)
+    right, left = (int(np.count_nonzero(labels == side)) for side in (1, 2))
+    if min(right, left) < smallest:
+        labels[lungs] = 1 if right > left else 2
     return labels
 
 
