@@ -8,6 +8,7 @@ import pytest
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
+from pneumoscope.inference.windows3d import WindowPlan
 from pneumoscope.recipes.settings import describe, with_overrides
 from pneumoscope.recipes.systems import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.study.engine import run_study
@@ -201,7 +202,8 @@ def test_classes_come_back_on_a_tilted_grid(tilted_grid):
     def sees(boxes):
         return np.concatenate([1 - boxes, boxes], axis=1)
 
-    found = predict_labels(Volume(hu, tilted_grid, tilted_grid, "a"), [sees], recipe, (3, 4, 4), (0.5, 0.5, 0.5))[0]
+    plan = WindowPlan((3, 4, 4), (0.5, 0.5, 0.5))
+    found = predict_labels(Volume(hu, tilted_grid, tilted_grid, "a"), [sees], recipe, plan)[0]
     assert np.array_equal(found == 1, hu > 0)
 
 

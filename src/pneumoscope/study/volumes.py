@@ -38,6 +38,7 @@ from pneumoscope.study.scores.volumes import (
     score_cases,
     subject_of,
     volume_matrix,
+    windows_of,
 )
 from pneumoscope.study.volumes_data import (
     VALIDATION,
@@ -145,15 +146,14 @@ class Volumes(Modality):
 
     def _of(self, models: Sequence[VolumeModel]) -> Callable[[], tuple[Labels, float]]:
         """Makes the function that gives a scan's classes, and says how long the training took."""
-        first, scoring = models[0], self.experiment.scoring
+        first = models[0]
         recipe = volume_recipe(self.experiment, first.phase, preprocessed=first.job.preprocessed)
-        i, j, k = first.phase.size
-        overlap = tuple(reversed(scoring.overlap))
+        plan = windows_of(self.experiment, first.phase)
 
         def make() -> tuple[Labels, float]:
             members = [predictor(m.model, self.device, self.experiment.training.precision) for m in models]
             seconds = sum(float(read_done(model.folder).get("seconds", 0)) for model in models)
-            return lambda volume: predict_labels(volume, members, recipe, (k, j, i), overlap), seconds
+            return lambda volume: predict_labels(volume, members, recipe, plan), seconds
 
         return make
 

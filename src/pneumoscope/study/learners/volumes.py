@@ -30,7 +30,7 @@ from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.learners.base import Learner, ScanPredictor
 from pneumoscope.study.learners.volume_training import VolumeModel, stage_name, train_model
-from pneumoscope.study.scores.volumes import infection_probability, predictor
+from pneumoscope.study.scores.volumes import infection_probability, predictor, windows_of
 from pneumoscope.study.volumes_data import ModelJob, volume_recipe
 from pneumoscope.volume import Volume
 
@@ -45,14 +45,8 @@ class VolumeStage(ScanPredictor):
     def probability(self, volume: Volume, device: str) -> NDArray[np.float32]:
         """Probability of infection (i, j, k)."""
         recipe, phase = self.experiment, self.trained.phase
-        i, j, k = phase.size
-        return infection_probability(
-            volume,
-            [predictor(self.trained.model, device, recipe.training.precision)],
-            volume_recipe(recipe, phase),
-            (k, j, i),
-            tuple(reversed(recipe.scoring.overlap)),
-        )
+        members = [predictor(self.trained.model, device, recipe.training.precision)]
+        return infection_probability(volume, members, volume_recipe(recipe, phase), windows_of(recipe, phase))
 
 
 class VolumeLearner(Learner):

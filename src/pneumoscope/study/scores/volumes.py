@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.patches import VolumeRecipe, prepare_image
 from pneumoscope.geometry import Grid
+from pneumoscope.inference.windows3d import WindowPlan, slide
 from pneumoscope.metrics.calibration import Reliability, empty_reliability, reliability
 from pneumoscope.metrics.overlap import accuracy, count, dice, iou, precision, recall, specificity
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.models.cards import read_card
 from pneumoscope.preprocess.slices import from_slices
 from pneumoscope.preprocess.spatial import Resample
-from pneumoscope.recipes.volumes import PaperValue, VolumeExperiment
+from pneumoscope.recipes.volumes import PaperValue, Phase, VolumeExperiment
 from pneumoscope.study.scores.table import tidy
 from pneumoscope.study.volumes_data import VALIDATION, ModelJob
 from pneumoscope.volume import Volume
@@ -57,22 +58,21 @@ def predictor(model: nn.Module, device: str, precision: str) -> Predict:
     return predict
 
 
-def predict_labels(
-    volume: Volume,
-    members: Sequence[Predict],
-    recipe: VolumeRecipe,
-    patch: tuple[int, int, int],
-    overlap: Sequence[float],
-) -> Labelled:
+def windows_of(experiment: VolumeExperiment, phase: Phase) -> WindowPlan:
+    """The windows (d, h, w) that a phase is scored with."""
+    (i, j, k), (a, b, c) = phase.size, experiment.scoring.overlap
+    return WindowPlan((k, j, i), (c, b, a))
+
+
+def predict_labels(volume: Volume, members: Sequence[Predict], recipe: VolumeRecipe, plan: WindowPlan) -> Labelled:
     """Classes on the scan's grid: the mean of the members' probabilities, carried back, the largest wins.
 
     Args:
         members: one or several networks that share recipe and box.
         recipe: how the scan is prepared.
-        patch: (d, h, w) of the windows.
-        overlap: (d, h, w) share of a window that the next one covers again; where windows overlap they are averaged.
+        plan: of the windows.
     """
-    found, grid = _slid(volume, members, recipe, patch, overlap)
+    found, grid = _slid(volume, members, recipe, plan)
     best = np.zeros(volume.grid.shape, np.float32)
     labels = np.zeros(volume.grid.shape, np.uint8)
     for number in range(len(found)):
@@ -86,33 +86,22 @@ def predict_labels(
 
 
 def infection_probability(
-    volume: Volume,
-    members: Sequence[Predict],
-    recipe: VolumeRecipe,
-    patch: tuple[int, int, int],
-    overlap: Sequence[float],
+    volume: Volume, members: Sequence[Predict], recipe: VolumeRecipe, plan: WindowPlan
 ) -> NDArray[np.float32]:
     """Probability (i, j, k) of the last class, infection, on the scan's grid; arguments as `predict_labels`.
 
     Outside of what the network was shown it is 0.
     """
-    found, grid = _slid(volume, members, recipe, patch, overlap)
+    found, grid = _slid(volume, members, recipe, plan)
     there = from_slices(found[-1])
     return there if grid == volume.grid else Resample(volume.grid, fill_hu=0.0).move(there, grid)[0]
 
 
 def _slid(
-    volume: Volume,
-    members: Sequence[Predict],
-    recipe: VolumeRecipe,
-    patch: tuple[int, int, int],
-    overlap: Sequence[float],
+    volume: Volume, members: Sequence[Predict], recipe: VolumeRecipe, plan: WindowPlan
 ) -> tuple[NDArray[np.float32], Grid]:
     """Class probabilities (c, d, h, w) of the prepared scan, and its grid."""
-    from pneumoscope.inference.windows3d import WindowPlan, slide
-
     image, grid = prepare_image(volume, recipe)
-    plan = WindowPlan(patch, tuple(overlap))  # type: ignore[arg-type]
     found: NDArray[np.float32] | None = None
     for slab in slide(image[None], members, plan):
         if found is None:
