@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.errors import ModelError
 from pneumoscope.inference.windows3d import softmax
 from pneumoscope.preprocess.spatial import axis_weights, coarse_size, resample_axes
@@ -86,12 +87,11 @@ class ChestInput:
 
         The whole field where there is no tissue.
         """
-        import cc3d
-
         tissue = ndimage.binary_opening(coarse_hu > TISSUE_HU, iterations=2)
         if not tissue.any():
             return ~tissue, (slice(None), slice(None), slice(None))
-        body = cc3d.largest_k(tissue, k=1, connectivity=6) > 0
+        pieces, sizes = components.label(tissue, 6)
+        body = pieces == sizes.argmax()
         margin = round(self.margin_mm / self.spacing_mm)
         part = ndimage.find_objects(body.view(np.uint8))[0]
         d, h, w = (slice(max(0, side.start - margin), side.stop + margin) for side in part)
@@ -150,15 +150,11 @@ def one_side(probability: NDArray[np.float32], labels: tuple[str, ...]) -> None:
 
     An island is a piece of at most `ISLAND` of its lung's largest piece that touches the other lung's largest piece.
     """
-    import cc3d
-
     rows = [labels.index("right lung"), labels.index("left lung")]
     largest, islands = [], []
     for own, other in (rows, rows[::-1]):
         mask = (probability[own] >= probability[other]) & (probability[own] + probability[other] >= 0.5)
-        pieces = cc3d.connected_components(mask, connectivity=6)
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
+        pieces, sizes = components.label(mask, 6)
         largest.append((pieces == sizes.argmax()) & mask)
         small = (sizes > 0) & (sizes <= ISLAND * sizes.max())
         islands.append(pieces * small[pieces])
@@ -176,12 +172,8 @@ def drop_strays(
 
     Lung that the edge of the field cuts open is outside the body too, but no small piece, and it has vessels and walls.
     """
-    import cc3d
-
     rows = [labels.index("right lung"), labels.index("left lung")]
-    pieces = cc3d.connected_components(probability[rows].sum(axis=0) >= 0.5, connectivity=6)
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
+    pieces, sizes = components.label(probability[rows].sum(axis=0) >= 0.5, 6)
     within = np.bincount(pieces[body], minlength=len(sizes))
     vessels = np.bincount(pieces[coarse_hu > FOAM_HU], minlength=len(sizes))
     stray = ((sizes <= STRAY * sizes.max()) | (10 * vessels < sizes)) & (2 * within < sizes)

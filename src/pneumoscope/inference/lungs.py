@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pneumoscope import components
 from pneumoscope.components import without_small
 from pneumoscope.errors import Finding
 from pneumoscope.geometry import Grid
@@ -287,8 +288,8 @@ def _with_dense(
 
 def _hanging_together(both: NDArray[np.bool_], aerated: NDArray[np.bool_], least_share: float) -> NDArray[np.bool_]:
     """Pieces of a slice of which at least a share is aerated."""
-    pieces, count = ndimage.label(both)
-    share = ndimage.mean(aerated, pieces, np.arange(count + 1))
+    pieces, sizes = components.label(both, 4)
+    share = ndimage.mean(aerated, pieces, np.arange(len(sizes)))
     keep = np.nan_to_num(share) >= least_share
     keep[0] = False
     return np.asarray(keep[pieces])
