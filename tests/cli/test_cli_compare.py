@@ -20,7 +20,7 @@ def folders(tmp_path):
 def test_what_it_prints(cli, folders, tmp_path, monkeypatch):
     fates = {name: FateVolume(5.0, 10.0, False) for name in ("new", "resolved", "persistent", "denser", "thinner")}
     region = region_change((40.0, 90.0), (1000.0, 1000.0), 10.0)
-    change = Change("a", "b", (1000.0, 1000.0), 0.0, {"total": region}, fates, None, None, {}, 0.2)
+    change = Change("a", "b", (1000.0, 1000.0), 0.0, {"total": region}, fates, None, None, {"lung_dice": 0.98}, 0.2)
     calls = []
 
     def compare(paths, out, **options):
