@@ -88,19 +88,13 @@ def _precision_of(chosen: str, device: str, precision: Precision) -> Literal["fp
 
 
 class Engine(ABC):
-    """A network ready to compute.
+    """A network ready to compute."""
 
-    Attributes:
-        name: of the engine.
-        precision: what it computes in, ``fp32`` or ``bf16``; results are float32 always.
-        model: the network. Its weights are read when a size of pictures is first met, not later.
-    """
-
-    name: str
+    name: str  # of the engine
 
     def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"]) -> None:
-        self.model = model.eval()
-        self.precision = precision
+        self.model = model.eval()  # the network. Its weights are read when a size of pictures is first met, not later.
+        self.precision = precision  # what it computes in, ``fp32`` or ``bf16``; results are float32 always
 
     @abstractmethod
     def logits(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -31,14 +31,10 @@ _HIDDEN, _AGAIN = "hidden or system files", "links to what is listed already"
 
 
 class Walk:
-    """What lies below a folder, each thing once.
-
-    Attributes:
-        passed: how many entries were passed over, by kind.
-    """
+    """What lies below a folder, each thing once."""
 
     def __init__(self, root: Path) -> None:
-        self.passed: Counter[str] = Counter()
+        self.passed: Counter[str] = Counter()  # how many entries were passed over, by kind
         self._root = root.resolve()
         self._seen: set[Path] = set()
 

@@ -205,17 +205,12 @@ def job_folder(out: Path, name: str) -> Path:
 
 
 class Queue:
-    """Jobs that can be done now, in their order: each follows those it needs, and fails when one of them does.
-
-    Attributes:
-        ready: what to do next.
-        again: jobs that were in the hands of a worker that was lost; each is done alone.
-    """
+    """Jobs that can be done now, in their order: each follows those it needs, and fails when one of them does."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         names = {job.name for job in jobs}
-        self.ready: deque[Job] = deque()
-        self.again: deque[Job] = deque()
+        self.ready: deque[Job] = deque()  # what to do next
+        self.again: deque[Job] = deque()  # jobs that a lost worker was at; each is done alone
         self._unmet: dict[str, int] = {}
         self._after: dict[str, list[Job]] = {}
         for job in jobs:

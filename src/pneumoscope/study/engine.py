@@ -37,18 +37,13 @@ from pneumoscope.study.scores.table import write_scores
 
 
 class Study:
-    """One run of an experiment.
-
-    Attributes:
-        modality: reads, makes and scores.
-        experiment, options: what is run and how.
-        seconds: wall time by part.
-    """
+    """One run of an experiment."""
 
     def __init__(self, modality: Modality) -> None:
+        # what reads, makes and scores; what is run, and how
         self.modality, self.experiment, self.options = modality, modality.experiment, modality.options
         self.progress = self.modality.progress
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # wall time by part
         self._since = time.perf_counter()
 
     def run(self, out: str | Path) -> StudyResult:

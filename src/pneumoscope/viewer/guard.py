@@ -34,15 +34,11 @@ DOCUMENT_POLICY = (
 
 
 class RequestGuard:
-    """The token, the session, and the checks of one server.
-
-    Attributes:
-        token: for the address; "" once it has been used.
-    """
+    """The token, the session, and the checks of one server."""
 
     def __init__(self, hosts: tuple[str, ...], cookie: str) -> None:
         self.hosts, self.cookie = hosts, cookie
-        self.token = secrets.token_urlsafe(24)
+        self.token = secrets.token_urlsafe(24)  # for the address; "" once it has been used
         self._session = secrets.token_urlsafe(32)
 
     def redeem(self, offered: str) -> bool:

@@ -26,11 +26,7 @@ _SHARP_KERNEL = re.compile(r"BONE|EDGE|ULTRA|[BHUQ][a-z]?[789]\d[a-z]?\b|FC[38]\
 
 
 class Hounsfield:
-    """Turns the slices of one series into HU and remembers what was seen.
-
-    Attributes:
-        dtype: int16 when it holds every possible value exactly, else float32.
-    """
+    """Turns the slices of one series into HU and remembers what was seen."""
 
     def __init__(self, frames: Sequence[Frame], where: str, *, any_values: bool = False, trusted: bool = False) -> None:
         """`any_values` are no HU and need not be; `trusted` ones are HU by the word of the user.
@@ -51,6 +47,7 @@ class Hounsfield:
             )
         self._frames = frames
         self._unscaled = [frame for frame in frames if frame.slope is None or frame.intercept is None]
+        # int16 when it holds every possible value exactly, else float32
         self.dtype = np.dtype(np.int16 if all(map(_fits_int16, frames)) else np.float32)
         self._seen = 0
         self._counts = dict.fromkeys(("padded", "below", "far_below", "air", "body", "high", "top", "wrapped"), 0)

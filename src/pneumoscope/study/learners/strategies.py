@@ -39,17 +39,13 @@ KEPT = frozenset({"averaging", "adabn", "site_norm", "selector"})
 
 
 class SliceLearner(Learner):
-    """The experiment's U-Net on slices, alone or with their neighbours; each stage by its strategy.
-
-    Attributes:
-        near: neighbouring slices that its networks see; None for single slices.
-        trainings: where each training lies, by its stamp.
-    """
+    """The experiment's U-Net on slices, alone or with their neighbours; each stage by its strategy."""
 
     def __init__(self, study: StudyContext, system: str) -> None:
         super().__init__(study, system)
+        # neighbouring slices that its networks see; None for single slices
         self.near = neighbours_of(study.experiment, system)
-        self.trainings: dict[str, TrainedModel] = {}
+        self.trainings: dict[str, TrainedModel] = {}  # where each training lies, by its stamp
 
     def make(self, stage: Stage) -> TrainedModel:
         """One stage, trained and kept; the stages it starts from must be made before it."""
