@@ -307,6 +307,8 @@ def test_a_training_that_ran_out_of_time_continues_when_resumed(cli, table, tmp_
     quick, out = ("--data", table, "--size", 32, "--device", "cpu", "--precision", "fp32"), tmp_path / "m"
     short = cli("train", *quick, "--epochs", 3, "--max-minutes", "0.0001", "-o", out, "--json").json
     assert (short["epochs"], short["stopped_by"]) == (1, "max_minutes")
+    said = cli("train", *quick, "--epochs", 3, "--max-minutes", "0.0001", "-o", tmp_path / "said").out
+    assert "(1 epoch, stopped by --max-minutes; continue with --resume)" in said
     longer = cli("train", *quick, "-o", out, "--resume", "--json").json
     assert (longer["epochs"], longer["stopped_by"]) == (3, "max_epochs")
     assert cli("train", *quick, "--epochs", 3, "-o", tmp_path / "whole").code == 0

@@ -24,6 +24,9 @@ Data = Annotated[
 ]  # fmt: skip
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
 
+ENDED = {"max_epochs": "all that were planned", "patience": "stopped without further gain",
+         "max_minutes": "stopped by --max-minutes; continue with --resume"}  # fmt: skip
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -101,7 +104,8 @@ def _train(data: Sequence[str], out: Path, common: Common, options: PlanOptions)
         return
     _say_scores(tested or rows, ("case", "dice", "reference_ml", "predicted_ml"))
     say(f"{'test' if tested else 'validation'}: {result.chosen_on}")
-    say(f"model: {result.folder} ({result.epochs} epochs, stopped by {result.stopped_by})")
+    epochs = f"{result.epochs} epoch{'s' * (result.epochs != 1)}"
+    say(f"model: {result.folder} ({epochs}, {ENDED.get(result.stopped_by, result.stopped_by)})")
     say(f"use it: pneumoscope segment -i SCAN -o OUT --model {result.folder}")
 
 
