@@ -243,7 +243,7 @@ def test_labels_get_their_meaning_by_row(work, tmp_path):
     [
         ({"data": {}}, "nothing to score"),
         ({"models": {}, "predictions": {}}, "nothing to score"),
-        ({"data": {"mosmet": "x"}}, "no reader 'mosmet'"),
+        ({"data": {"mosmet": "x"}}, "there is no dataset 'mosmet'; did you mean mosmed"),
         ({"models": {"a/b": "infiltrate"}}, "cannot name a row"),
         ({"models": {"drawn": "infiltrate"}}, "'drawn' cannot name a row"),
     ],
