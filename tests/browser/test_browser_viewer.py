@@ -48,6 +48,7 @@ def wait(driver, script, seconds=60):
 
 def test_table_case_and_report(browser_without_gl, served):
     driver = browser_without_gl.driver
+    browser_without_gl.complaints()  # those of pages shown before
     driver.get(served)
     wait(driver, "document.querySelectorAll('tbody tr').length === 2")
     assert "token" not in driver.current_url
@@ -65,6 +66,8 @@ def test_table_case_and_report(browser_without_gl, served):
     )
     driver.switch_to.frame(driver.find_element("tag name", "iframe"))
     wait(driver, "document.documentElement.dataset.ready === 'yes'")
+    refused = [line for line in browser_without_gl.complaints() if "Security Policy" in line]
+    assert not refused, "nor does the policy of the page around a case forbid anything it asks for"
     assert driver.execute_script("return self.origin") == "null", "boxed in: an origin of its own"
     driver.switch_to.default_content()
     driver.find_element("link text", "report").click()
