@@ -164,9 +164,10 @@ def test_interrupted_by_the_user(tmp_path, start, until):
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(given):
     code = (
         "import os, sys; from pneumoscope.cli.app import _prepare_process; _prepare_process(False);"
-        "assert 'torch' not in sys.modules; print(os.environ.get('OMP_WAIT_POLICY', '-'))"
+        "assert 'torch' not in sys.modules;"
+        "print(*(os.environ.get(name, '-') for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME')))"
     )
     ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     environment = {name: value for name, value in os.environ.items() if name not in ours} | given
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == (given.get("OMP_WAIT_POLICY", "-") if given else "PASSIVE")
+    assert done.stdout.split() == ([given.get(name, "-") for name in ours] if given else ["PASSIVE", "1000", "-"])

@@ -35,6 +35,7 @@ from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segm
 from pneumoscope.io.read import read_listed
 from pneumoscope.jobs.machines import current
 from pneumoscope.options import recorded, without_files
+from pneumoscope.processes import release_memory
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
 
@@ -143,6 +144,7 @@ def segment_case(
     progress("measuring", 0, 1)
     severity = assess_segmentation(volume, found, given.lobes)
     seconds["measure"] = time.perf_counter() - started
+    release_memory()
     content = replace(
         _content_of(found, volume, severity),
         truth=given.infiltrate,
