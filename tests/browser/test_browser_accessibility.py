@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,9 +63,11 @@ def test_everything_has_a_role_and_a_name(browser_without_gl, results, address, 
         browser_without_gl.open(results / page)
     else:
         driver.get((results / page).as_uri())
-    tree = driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    nodes = [node for node in tree if not node["ignored"]]
-    roles = [node["role"]["value"] for node in nodes]
+    end, roles = time.monotonic() + 60, []
+    while "main" not in roles and time.monotonic() < end:  # the browser builds the tree after the page
+        tree = driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        nodes = [node for node in tree if not node["ignored"]]
+        roles = [node["role"]["value"] for node in nodes]
     assert [role for role, node in zip(roles, nodes, strict=True) if not node["name"]["value"] and role in NAMED] == []
     assert (roles.count("main"), roles.count("banner")) == (1, 1)
     outline = driver.execute_script("""

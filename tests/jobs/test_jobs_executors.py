@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -240,6 +240,16 @@ def test_a_worker_that_sees_other_files_says_so(tmp_path, scheduler, monkeypatch
     assert not (tmp_path / "log/a").exists()
 
 
+def end_tree(node):
+    """Kill a node and its children; one that ends meanwhile must not keep the others alive."""
+    below = []
+    with suppress(psutil.NoSuchProcess):
+        below = node.children(recursive=True)
+    for process in (*below, node):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 @pytest.mark.parametrize(
     "fate", ["vanishes", "out of walltime", pytest.param("hangs", marks=pytest.mark.slow)]
 )  # fmt: skip
@@ -257,7 +267,7 @@ def test_what_a_lost_node_had_in_hands_is_done_by_another(tmp_path, monkeypatch,
         for number in range(2):
             where = ["--no-dashboard", f"--local-directory={tmp_path / f'node-{number}'}"]
             node = nodes.enter_context(psutil.Popen([*command, *where], stderr=subprocess.DEVNULL))
-            nodes.callback(lambda node=node: [p.kill() for p in (*node.children(recursive=True), node)])
+            nodes.callback(end_tree, node)
         with machines(cluster.scheduler_address.replace("tcp", "dask")):
             run = Run(tmp_path, {})
             found = run(items)
