@@ -186,8 +186,6 @@ def one_fluid(probability: NDArray[np.float32], preprocessing: ChestInput, coars
 
     The network tells fluid from consolidated lung by its rim; the middle of a side filled with fluid looks like either.
     """
-    import cc3d
-
     labels = preprocessing.labels
     if "pleural fluid" not in labels:
         return
@@ -199,7 +197,7 @@ def one_fluid(probability: NDArray[np.float32], preprocessing: ChestInput, coars
     solid = (coarse_hu > SOLID_HU) & (probability[[fluid, *lungs]].sum(axis=0) >= 0.5)
     weight = ndimage.gaussian_filter(solid.astype(np.float32), 1)
     mean = ndimage.gaussian_filter(np.where(solid, coarse_hu, 0), 1) / np.maximum(weight, 1e-3)
-    pieces = cc3d.connected_components(solid & (np.abs(mean - level) <= ALIKE_HU), connectivity=6)
+    pieces, _ = components.label(solid & (np.abs(mean - level) <= ALIKE_HU), 6)
     spread = np.unique(pieces[wet])
     where = np.isin(pieces, spread[spread > 0]) & ~wet
     probability[fluid][where] += probability[lungs].sum(axis=0)[where]
