@@ -184,7 +184,7 @@ def summary(rows: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder with imlab, reduced, ... (data/ct-volumes)")
     parser.add_argument("--model", default="lungs")
     parser.add_argument("--painted", action="store_true", help="paint every condition into every scan")
     parser.add_argument("--only", default=None, help="scans with this in their name")
@@ -201,6 +201,8 @@ def main() -> None:
         out = {"chests": rows, "conditions": summary(rows)}
     else:
         out = {"dice": as_they_are(options.data, finder)}
+    if not next(iter(out.values())):
+        sys.exit(f"{options.data} holds none of the scans; give the folder with imlab and reduced in it")
     out["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(out, indent=1))
 
