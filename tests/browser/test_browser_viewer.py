@@ -51,6 +51,8 @@ def test_table_case_and_report(browser_without_gl, served):
     browser_without_gl.complaints()  # those of pages shown before
     driver.get(served)
     wait(driver, "document.querySelectorAll('tbody tr').length === 2")
+    wait(driver, "document.images.length === 2 && [...document.images].every(image => image.complete)")
+    time.sleep(0.2)  # what the browser says of a picture comes after it
     assert "token" not in driver.current_url
     assert not browser_without_gl.complaints(), "its own policy allows all that it asks for"
     driver.find_element("link text", "involvement").click()

@@ -182,7 +182,10 @@ def test_a_thumbnail_is_the_row_of_a_report_with_masks(run, known):
         assert small.size == (240, 80)
         assert small.convert("L").getextrema()[0] > 200
     (run / "b" / "report.html").write_text('<img src="data:image/png;base64,AAAA">')
-    for place in ("b", "c", "study/..", "../out/a", "nothing"):
+    (run / "study" / "report.html").unlink()
+    for place in ("b", "c", "study"):
+        assert known.get(f"/thumb/{place}").status_code == 204, "a result without a picture is no error in the console"
+    for place in ("study/%2e%2e/a", "../out/a", "nothing"):
         assert known.get(f"/thumb/{place}").status_code == 404
 
 

@@ -168,23 +168,25 @@ class _Pages:
         return response
 
     def thumb(self, request: Request) -> Response:
-        """The masks' row of the first picture in a report, small, as JPEG."""
+        """The masks' row of the first picture in a report, small, as JPEG; empty (204) where there is none."""
         from PIL import Image
         from starlette.responses import Response
 
         folder = self._inside(request.path_params["place"].strip("/") or ".")
-        report = None if folder is None else self._inside(f"{folder.relative_to(self.root)}/report.html")
-        if report is None or not report.is_file():
+        if folder is None or not folder.is_dir():
             return self._missing()
+        report = self._inside(f"{folder.relative_to(self.root)}/report.html")
+        if report is None or not report.is_file():
+            return Response(status_code=204)
         with report.open(encoding="utf-8", errors="replace") as stream:
             found = re.search(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"', stream.read(MAX_PICTURE_BYTES))
         try:
             with Image.open(BytesIO(base64.b64decode(found[1] if found else "")), formats=["PNG"]) as picture:
                 if picture.width * picture.height > MAX_PICTURE_PX:
-                    return self._missing()
+                    return Response(status_code=204)
                 small = picture.convert("RGB").crop((0, picture.height // 2, picture.width, picture.height))
         except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return self._missing()
+            return Response(status_code=204)
         small.thumbnail((THUMB_PX, THUMB_PX))
         jpeg = BytesIO()
         small.save(jpeg, "JPEG", quality=80)
