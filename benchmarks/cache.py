@@ -54,7 +54,7 @@ def child(folder: str, cache_folder: str, size: int) -> None:
     from pneumoscope.datasets.cache import ArrayCache
     from pneumoscope.datasets.formats.manifest import read_manifest_cases
     from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
-    from pneumoscope.preprocess.windows import HuWindow
+    from pneumoscope.preprocess.slices import HuWindow
 
     cases = read_manifest_cases(folder)
     cache = None if cache_folder == "off" else ArrayCache(cache_folder)

@@ -36,7 +36,7 @@ from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.models.cards import find_model
 from pneumoscope.models.weights import load_model
 from pneumoscope.preprocess.slices import from_slices, to_slices
-from pneumoscope.severity.assess import assess
+from pneumoscope.severity.measure import assess
 from pneumoscope.volume import Mask, Volume
 
 TRAINED = ("nsclc-LUNG1-001", *REDUCED)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumoscope.geometry import Grid
-from pneumoscope.surfaces.points import stride_for, write_points
+from pneumoscope.surfaces.files import stride_for, write_points
 
 SHAPE = (512, 512, 300)
 LUNG_SHARE = 0.14

@@ -158,7 +158,7 @@ def child() -> dict[str, Any]:
     """One process: the scan, the network of the paper in the default engine, uncertainty maps and all."""
     from pneumoscope.inference.volumes import VolumeInput, predict_volume
     from pneumoscope.inference.windows3d import WindowPlan
-    from pneumoscope.preprocess.windows import HuWindow
+    from pneumoscope.preprocess.slices import HuWindow
     from pneumoscope.volume import Volume
 
     shape = (512, 512, 600)

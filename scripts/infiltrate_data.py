@@ -23,8 +23,7 @@ from pneumoscope.datasets.phantom.patient import LesionPlan
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.io.read import read_volume
 from pneumoscope.models.unet import UNet
-from pneumoscope.preprocess.slices import LungCrop, resize_nearest, to_slices
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance, LungCrop, resize_nearest, to_slices
 from pneumoscope.volume import Mask, Volume
 
 FRAME = (144, 192)

@@ -32,8 +32,7 @@ from pneumoscope.inference.inputs import LungFrameInput
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model
-from pneumoscope.preprocess.slices import LungCrop
-from pneumoscope.preprocess.windows import Appearance, HuWindow, window_channels
+from pneumoscope.preprocess.slices import Appearance, HuWindow, LungCrop, window_channels
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import ArraySource, Batch, BatchSource
 from pneumoscope.training.loop import fit

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.inputs import LungFrameInput
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance
 from pneumoscope.training.augment import SliceAugment
 from pneumoscope.training.data import ArraySource
 from pneumoscope.training.loop import TrainConfig

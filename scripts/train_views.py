@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.radiographs import XrayCase, read_radiographs
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.inference.radiographs import FILE, REASONS, RadiographClassifier, Views, shrunk
+from pneumoscope.inference.familiar import REASONS, VIEWS_FILE, Views, shrunk
+from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.files import sha256, write_bytes
 from pneumoscope.models.cards import SHIPPED, read_card, write_card
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(name, rounded(found))
     taught = {kind: len(p) for name, p in made.items() for part, _, kind in [name.partition(": ")] if part == "train"}
     entry = {
-        "file": FILE,
+        "file": VIEWS_FILE,
         "architecture": {"name": "chest_cnn", **asdict(config)},
         "parameters": sum(p.numel() for p in net.parameters()),
         "classes": list(REASONS),
@@ -119,8 +120,8 @@ def write(folder: Path, net: ChestCNN, entry: dict[str, Any]) -> None:
     from safetensors.torch import save
 
     state = {n: t.half() if t.is_floating_point() else t for n, t in net.state_dict().items()}
-    write_bytes(folder / FILE, save({name: tensor.contiguous() for name, tensor in state.items()}))
-    write_card(folder, {**read_card(folder), "views": entry | {"sha256": sha256(folder / FILE)}})
+    write_bytes(folder / VIEWS_FILE, save({name: tensor.contiguous() for name, tensor in state.items()}))
+    write_card(folder, {**read_card(folder), "views": entry | {"sha256": sha256(folder / VIEWS_FILE)}})
 
 
 def source_of(made: dict[str, NDArray[np.uint8]], part: str, kind: type[PictureSource]) -> PictureSource:

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.radiographs import thumbnails
 from pneumoscope.inference.radiographs import CANNOT_SAY, NONE_OF_THESE, Answer, RadiographClassifier
-from pneumoscope.metrics.calibration import softmax_at
-from pneumoscope.metrics.classification import score_confusion
+from pneumoscope.metrics.classification import score_confusion, softmax_at
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.study.learners.logistic import Logistic, choose_logistic
 from temperature import expected_error

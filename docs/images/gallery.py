@@ -28,7 +28,7 @@ from pneumoscope.cases.outputs import write_case
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.reports.case import CaseContent
 from pneumoscope.reports.view import ViewScan, write_case_view
-from pneumoscope.severity.assess import assess
+from pneumoscope.severity.measure import assess
 
 HERE = Path(__file__).parent
 KEY = "case,path,series_uid,patient,study_date\nmarch,,,,20200302\napril,,,,20200404\n"

@@ -136,7 +136,7 @@ def quantify(
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
-    from pneumoscope.severity.assess import assess
+    from pneumoscope.severity.measure import assess
 
     volume = read_scan(scan, series=series)
     lobe_mask = None if lobes is None else _mask(lobes, volume)

@@ -41,12 +41,7 @@ class PneumoscopeError(Exception):
     exit_code = 1
 
     def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        path: str | Path | None = None,
-        file: str | Path | None = None,
+        self, message: str, *, code: str | None = None, path: str | Path | None = None, file: str | Path | None = None
     ) -> None:
         self.message = " ".join(str(message).split())
         self.code = code

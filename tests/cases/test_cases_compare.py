@@ -18,7 +18,7 @@ from pneumoscope.inference.segmenter import Segmentation
 from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.reports.case import CaseContent
 from pneumoscope.reports.compare import sentence
-from pneumoscope.severity.assess import assess
+from pneumoscope.severity.measure import assess
 from pneumoscope.volume import Mask, Volume
 
 ROUGH = RegistrationRules(spacing_mm=8.0, iterations=(25, 6), knots_mm=80)

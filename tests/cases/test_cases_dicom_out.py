@@ -22,7 +22,7 @@ from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.read import read_volume
 from pneumoscope.io.scans import list_scans
 from pneumoscope.io.write import write_mask
-from pneumoscope.severity.assess import assess
+from pneumoscope.severity.measure import assess
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from pneumoscope.io.scans import find_scans
 from pneumoscope.io.write import write_volume
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance
 
 SMALL = asdict(Appearance(size=64, tiles=4))
 

@@ -21,7 +21,7 @@ from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
 from pneumoscope.errors import InputError
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 
 WINDOWS = (HuWindow(-1000, 0), HuWindow(-700, -450))
 RECIPE = SliceRecipe(windows=WINDOWS, size=24)
@@ -239,7 +239,7 @@ cached.RACY_NS = 0
 from pneumoscope.datasets.cache import ArrayCache
 from pneumoscope.datasets.phantom.folder import read_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 slices = build_slice_set(read_phantom({str(phantom)!r}), SliceRecipe((HuWindow(-1000, 0),), 24),
                          cache=ArrayCache({str(tmp_path / "c")!r}))
 print(len(slices), sum(name.endswith(".nii.gz") for name in opened))

@@ -9,7 +9,7 @@ from pneumoscope.datasets.registry import require_unique
 from pneumoscope.datasets.tensors import TABLE_COLUMNS, SliceRecipe, SliceSet, build_slice_set, concatenate, slices_of
 from pneumoscope.errors import DatasetError, GeometryError
 from pneumoscope.geometry import Grid
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 WINDOWS = (HuWindow(-970, -150), HuWindow(-700, -450))

@@ -19,7 +19,7 @@ import harness
 import torch
 
 from pneumoscope.errors import InputError, PneumoscopeError
-from pneumoscope.inference.members import load_members
+from pneumoscope.inference.inputs import load_members
 from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.files import sha256
 from pneumoscope.models.cards import SEAL, read_card, seal, verify, write_card

@@ -24,8 +24,7 @@ from pneumoscope.models.cards import find_model
 from pneumoscope.models.r3d18_unet import R3D18UNet, R3D18UNetConfig
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import load_model
-from pneumoscope.preprocess.slices import to_slices
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow, to_slices
 from pneumoscope.training.devices import has_fast_bf16
 from pneumoscope.volume import Volume
 

@@ -9,14 +9,18 @@ from xray_models import CLASSES, SIDE, chest, chests, make_model, pooled, train
 from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
-from pneumoscope.inference.familiar import (
-    FILE,
-    read_familiar,
-    shrunken,
+from pneumoscope.inference.familiar import FILE, read_familiar, shrunken
+from pneumoscope.inference.radiographs import (
+    METHODS,
+    RadiographClassifier,
+    classify_pictures,
+    heat,
+    on_picture,
+    overlay,
+    share_in_lung_box,
+    with_findings_applied,
 )
-from pneumoscope.inference.heatmaps import METHODS, heat, on_picture, overlay, share_in_lung_box
-from pneumoscope.inference.radiographs import RadiographClassifier, classify_pictures, with_findings_applied
-from pneumoscope.metrics.calibration import softmax_at
+from pneumoscope.metrics.classification import softmax_at
 from pneumoscope.models.cards import read_card, write_card
 from pneumoscope.volume import Radiograph
 

@@ -13,8 +13,7 @@ from pneumoscope.inference.segmenter import Segmenter, segment_volume
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNet3D, UNet3DConfig, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.slices import LungCrop
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance, LungCrop
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 WINDOWS = {"kind": "hu_windows", "size": 32, "windows_hu": [[-970, -150], [-700, -450], [-450, -150]]}

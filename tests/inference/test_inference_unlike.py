@@ -15,8 +15,7 @@ from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import save_model
-from pneumoscope.preprocess.slices import to_slices
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance, to_slices
 from pneumoscope.severity.states import STATES
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume
 

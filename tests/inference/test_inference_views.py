@@ -16,7 +16,8 @@ from xray_models import SIDE, chest, make_model
 
 from pneumoscope.datasets.phantom.folder import make_phantom
 from pneumoscope.errors import ModelError
-from pneumoscope.inference.radiographs import FILE, REASONS, RadiographClassifier, Views, read_views, shrunk
+from pneumoscope.inference.familiar import REASONS, VIEWS_FILE, Views, read_views, shrunk
+from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.models.cards import read_card, verify, write_card
 
@@ -104,17 +105,17 @@ def test_an_entry_that_does_not_fit_is_refused(shipped, change):
 def test_a_damaged_network_fails_verification_and_loading(shipped, tmp_path):
     for path in shipped.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    raw = bytearray((tmp_path / FILE).read_bytes())
+    raw = bytearray((tmp_path / VIEWS_FILE).read_bytes())
     raw[-3] ^= 1
-    (tmp_path / FILE).write_bytes(raw)
-    assert verify(tmp_path).changed == (FILE,)
-    with pytest.raises(ModelError, match=FILE):
+    (tmp_path / VIEWS_FILE).write_bytes(raw)
+    assert verify(tmp_path).changed == (VIEWS_FILE,)
+    with pytest.raises(ModelError, match=VIEWS_FILE):
         RadiographClassifier(tmp_path, device="cpu")
 
 
 def test_a_model_without_the_entry_is_asked_without(shipped, tmp_path):
     for path in shipped.folder.iterdir():
-        if path.name != FILE:
+        if path.name != VIEWS_FILE:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     card = json.loads((tmp_path / "card.json").read_text())
     del card["views"]

@@ -15,7 +15,7 @@ from pneumoscope.inference.engines import TorchEngine
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan
 from pneumoscope.models.unet import MUELLER_LABELS, UNet3D, UNet3DConfig
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.volume import Volume
 
 MUELLER = {
@@ -133,8 +133,7 @@ def test_a_cards_labels_may_be_a_list():
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"normalise": "minmax"}, {"grey_levels": 1}, {"spacing_mm": (1.0, 1.0, 1.0), "shape": (2, 2, 2)}],
+    "fields", [{"normalise": "minmax"}, {"grey_levels": 1}, {"spacing_mm": (1.0, 1.0, 1.0), "shape": (2, 2, 2)}]
 )
 def test_impossible_inputs_are_refused(fields):
     with pytest.raises(InputError):
@@ -198,7 +197,7 @@ import numpy as np
 from pneumoscope.geometry import Grid
 from pneumoscope.inference import volumes
 from pneumoscope.inference.windows3d import WindowPlan
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.volume import Volume
 
 class Quick:

@@ -126,8 +126,7 @@ def test_what_cannot_be_is_refused(rng):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"patch": (0, 1, 1)}, {"overlap": (1, 0, 0)}, {"blend": "max"}, {"mirror": (3,)}, {"batch_size": 0}],
+    "fields", [{"patch": (0, 1, 1)}, {"overlap": (1, 0, 0)}, {"blend": "max"}, {"mirror": (3,)}, {"batch_size": 0}]
 )
 def test_impossible_plans_are_refused(fields):
     with pytest.raises(InputError):

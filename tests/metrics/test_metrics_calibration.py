@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import (
+from pneumoscope.metrics.classification import (
     auc_interval,
     empty_reliability,
     log_loss,

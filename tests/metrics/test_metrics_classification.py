@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.classification import (
-    bootstrap_scores,
-    confusion_matrix,
-    score_confusion,
-    score_decisions,
-)
+from pneumoscope.metrics.classification import bootstrap_scores, confusion_matrix, score_confusion, score_decisions
 
 CLASSES = ("normal", "bacterial", "covid19")
 

@@ -13,13 +13,15 @@ from scipy.spatial import cKDTree
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.surface import (
     TOLERANCE_MM,
+    area_table,
+    as_steps,
+    corner_codes,
     hausdorff,
     mean_distance,
     surface_dice,
     surface_distances,
     surface_scores,
 )
-from pneumoscope.metrics.surfels import area_table, as_steps, corner_codes
 
 SPACING_MM = (0.5, 0.8, 1.2)
 NOTHING = np.zeros((4, 5, 6), bool)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import softmax_at
+from pneumoscope.metrics.classification import softmax_at
 from temperature import RANGE, expected_error, fit_temperature, nll
 
 

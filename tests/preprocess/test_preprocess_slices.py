@@ -7,13 +7,7 @@ from PIL import Image
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
-from pneumoscope.preprocess.slices import (
-    from_slices,
-    nearest_indices,
-    resize_linear,
-    resize_nearest,
-    to_slices,
-)
+from pneumoscope.preprocess.slices import from_slices, nearest_indices, resize_linear, resize_nearest, to_slices
 
 sizes = st.integers(1, 90)
 

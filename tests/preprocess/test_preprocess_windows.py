@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.preprocess.slices import resize_nearest
-from pneumoscope.preprocess.windows import HuWindow, model_input, window_channels
+from pneumoscope.preprocess.slices import HuWindow, model_input, resize_nearest, window_channels
 
 LUNG, MIDDLE, DENSE = HuWindow(-970, -150), HuWindow(-700, -450), HuWindow(-450, -150)
 

@@ -92,7 +92,7 @@ def test_an_answer_comes_with_how_often_it_was_wrong_on_unseen_hospitals():
 
 def test_reports_are_imported_without_matplotlib_jinja_or_torch():
     code = (
-        "import sys, pneumoscope.reports.case, pneumoscope.surfaces.points, pneumoscope.metrics.overlap;"
+        "import sys, pneumoscope.reports.case, pneumoscope.surfaces.files, pneumoscope.metrics.overlap;"
         "print([m for m in ('torch', 'matplotlib', 'jinja2', 'pandas', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ import pytest
 
 from pneumoscope.geometry import Grid
 from pneumoscope.reports.case import _banners
-from pneumoscope.severity.assess import assess
+from pneumoscope.severity.measure import assess
 from pneumoscope.severity.states import STATES, applicability_states, blood_hu, has_sternal_wires
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 

@@ -13,10 +13,8 @@ from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.severity import tally
-from pneumoscope.severity.assess import assess
-from pneumoscope.severity.interval import ProbabilityMap
-from pneumoscope.severity.lesions import PERIPHERAL_MM, count_lesions
-from pneumoscope.severity.regions import LEVELS, LOBES, ZONES, lobe_lookup, lobe_score
+from pneumoscope.severity.measure import ProbabilityMap, assess
+from pneumoscope.severity.regions import LEVELS, LOBES, PERIPHERAL_MM, ZONES, count_lesions, lobe_lookup, lobe_score
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, RAS, Mask, Volume
 
 TILTED = build_grid(shape=(11, 9, 13), spacing_mm=(7.0, 5.0, 9.0), tilt_degrees=(12.0, -7.0, 5.0), shear=0.1)

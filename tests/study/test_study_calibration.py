@@ -6,7 +6,7 @@ import pytest
 from test_study_matrix import full_table
 from test_study_scoring import make_sets
 
-from pneumoscope.metrics.calibration import rescaled
+from pneumoscope.metrics.classification import rescaled
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.study.analysis.appearance import features_of
 from pneumoscope.study.analysis.calibration import (

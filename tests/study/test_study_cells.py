@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_study_scoring import Bright, make_sets
 
-from pneumoscope.metrics.calibration import reliability
+from pneumoscope.metrics.classification import reliability
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.scores.cells import (

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import reliability
+from pneumoscope.metrics.classification import reliability
 from pneumoscope.study.report import compare_studies
 from pneumoscope.study.scores.table import (
     Scores,

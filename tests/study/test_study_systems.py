@@ -9,7 +9,7 @@ from made_up_systems import VOLUMES, only, three_sites, tiny
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import SliceRecipe, slices_of
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.recipes.papers.transfer import transfer_systems_small
 from pneumoscope.recipes.systems import volume_system
 from pneumoscope.study.data import StudyDataset, build_set

@@ -128,7 +128,7 @@ def test_structures_by_side_and_without():
 
 def test_importing_the_room_loads_no_vtk():
     code = (
-        "import sys; from pneumoscope.surfaces import files, mesh, points\n"
+        "import sys; from pneumoscope.surfaces import files, mesh\n"
         "assert not [m for m in sys.modules if m.startswith(('vtk', 'torch', 'skimage', 'scipy'))]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,8 +5,8 @@ import pytest
 
 from pneumoscope.errors import GeometryError, InputError
 from pneumoscope.geometry import Grid
-from pneumoscope.surfaces import points
-from pneumoscope.surfaces.points import stride_for, write_case_points, write_points
+from pneumoscope.surfaces import files
+from pneumoscope.surfaces.files import stride_for, write_case_points, write_points
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 
@@ -82,8 +82,8 @@ def test_small_slabs_and_chunks_write_the_same_bytes(tmp_path, tilted, rng, monk
     where = rng.random(tilted.shape) < 0.6
     values = rng.normal(0, 400, tilted.shape).astype(np.float32)
     whole = write_points(tmp_path / "a.csv", values, where, tilted, stride=stride)
-    monkeypatch.setattr(points, "_SLAB_VOXELS", 30)
-    monkeypatch.setattr(points, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(files, "_SLAB_VOXELS", 30)
+    monkeypatch.setattr(files, "_CHUNK_ROWS", 7)
     parts = write_points(tmp_path / "b.csv", values, where, tilted, stride=stride)
     assert whole.path.read_bytes() == parts.path.read_bytes()
     assert whole.points == parts.points

@@ -94,8 +94,7 @@ def _optional_files() -> list[str]:
 def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str, Callable[[], Any]]:
     """What is to be written, by name, the longest first; each on its own."""
     from pneumoscope.reports.case import slices_png
-    from pneumoscope.surfaces.files import write_vti
-    from pneumoscope.surfaces.points import write_case_points
+    from pneumoscope.surfaces.files import write_case_points, write_vti
 
     parts = content.volume, content.lungs, content.infiltrate, content.truth
     steps: dict[str, Callable[[], Any]] = {}

@@ -64,7 +64,7 @@ def quantify_case(
         PneumoscopeError: as readers and writers say; `InputError` when a mask is missing.
     """
     from pneumoscope.io.read import read_listed
-    from pneumoscope.severity.assess import assess
+    from pneumoscope.severity.measure import assess
 
     options = options or QuantifyOptions()
     started = time.perf_counter()

@@ -181,8 +181,7 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
 
     Findings of the lung network that bear on the numbers are states as well.
     """
-    from pneumoscope.severity.assess import assess
-    from pneumoscope.severity.interval import ProbabilityMap
+    from pneumoscope.severity.measure import ProbabilityMap, assess
     from pneumoscope.severity.states import STATES
 
     card = found.cards["infiltrate"]

@@ -25,12 +25,17 @@ from pneumoscope.cases.batch import RUN_FILE, environment
 from pneumoscope.cases.options import XrayOptions
 from pneumoscope.cases.xray_rows import Listed, Status, XrayBatch, XrayRow, listed
 from pneumoscope.errors import Finding, InputError, PneumoscopeError
-from pneumoscope.inference.heatmaps import METHODS, Method, heat, on_picture, overlay, share_in_lung_box
 from pneumoscope.inference.radiographs import (
     BATCH,
+    METHODS,
     NONE_OF_THESE,
+    Method,
     RadiographClassifier,
+    heat,
+    on_picture,
+    overlay,
     radiograph_card,
+    share_in_lung_box,
     with_findings_applied,
 )
 from pneumoscope.io.dicom.read import DicomReaders

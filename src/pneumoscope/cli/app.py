@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from pneumoscope._version import __version__
-from pneumoscope.cli import cases, data, machines, model, study, train, xray
+from pneumoscope.cli import cases, data, machines, model, study, train
 from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import mute, remark, say, say_json
@@ -65,7 +65,7 @@ def version(common: Common) -> None:
     say_json({"pneumoscope": __version__, "python": python_version(), **libraries})
 
 
-for verb_group in (cases, data, study, train, xray, model, machines):
+for verb_group in (cases, data, study, train, model, machines):
     verb_group.add_to(app)
 
 

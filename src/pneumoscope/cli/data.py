@@ -55,10 +55,7 @@ def list_datasets(common: Common) -> None:
 
 @group.command("info")
 @common_options()
-def info(
-    name: DatasetName,
-    common: Common,
-) -> None:
+def info(name: DatasetName, common: Common) -> None:
     """Show one dataset: licence, citation, where to get it."""
     from pneumoscope.datasets.registry import dataset_info
 
@@ -71,11 +68,7 @@ def info(
 
 @group.command("phantom")
 @common_options("seed", "overwrite", options=PhantomOptions)
-def phantom(
-    out: Out,
-    common: Common,
-    options: PhantomOptions,
-) -> None:
+def phantom(out: Out, common: Common, options: PhantomOptions) -> None:
     """Make synthetic chest CTs with exact masks.
 
     The three sites differ as hospitals do: field of view, noise and kernel, slice thickness, Hounsfield offset, how

@@ -77,8 +77,7 @@ def model_names() -> list[str]:
 
 
 DatasetName = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.", autocompletion=dataset_names),
+    str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.", autocompletion=dataset_names)
 ]
 
 _ANNOTATIONS: dict[str, Any] = {

@@ -92,10 +92,7 @@ def run(
 
 @group.command("report")
 @common_options()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A study folder.")],
-    common: Common,
-) -> None:
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A study folder.")], common: Common) -> None:
     """Render a study's report again from what is on disk."""
     from pneumoscope.study.report import write_report
 

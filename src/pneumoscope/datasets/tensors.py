@@ -18,8 +18,7 @@ from pneumoscope.datasets.cache import ArrayCache, Entry
 from pneumoscope.datasets.cached import entry_of
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.errors import DatasetError
-from pneumoscope.preprocess.slices import resize_nearest, to_slices
-from pneumoscope.preprocess.windows import HuWindow, window_channels
+from pneumoscope.preprocess.slices import HuWindow, resize_nearest, to_slices, window_channels
 from pneumoscope.volume import Mask, Volume
 
 TABLE_COLUMNS = (

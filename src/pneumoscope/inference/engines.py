@@ -12,6 +12,7 @@ that comes with it, are not used.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 
 ENGINES = ("torch", "onnxruntime", "openvino")
-
-EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 KEPT_SIZES = 4  # Compiled graphs kept, one per size of the pictures; the oldest goes first
@@ -181,20 +180,25 @@ class OnnxRuntimeEngine(_GraphEngine):
     name = "onnxruntime"
 
     def _compile(self, graph: bytes) -> Any:
-        import onnxruntime
-        import torch
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        onnxruntime.disable_telemetry_events()
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnx_session(graph)
 
     def _run(self, compiled: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
         from pneumoscope.models.export import IMAGE
 
         return np.asarray(compiled.run(None, {IMAGE: images})[0], np.float32)
+
+
+def onnx_session(graph: bytes | str) -> Any:
+    """ONNX Runtime's session of a graph or its file, on the CPU, on as many threads as torch may use."""
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class OpenVinoEngine(_GraphEngine):
@@ -230,25 +234,30 @@ def make_engine(
     chosen = choose_engine(engine, device=device, precision=precision)
     kind = _precision_of(chosen, device, precision)
     if chosen == "torch":
-        return TorchEngine(_folded(model), kind, device)
+        return TorchEngine(fold_norms(deepcopy(model)), kind, device)
     return OnnxRuntimeEngine(model, kind) if chosen == "onnxruntime" else OpenVinoEngine(model, kind)
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """A copy whose batch normalisations are part of the convolutions before them, as the graph runtimes do."""
-    import torch
+def fold_norms(network: nn.Module) -> nn.Module:
+    """Fold, in place, each batch normalisation into the convolution before it, as the graph runtimes do.
+
+    The same function in eval mode, up to rounding. They are neighbours in a `Sequential`, or named ``conv1`` and
+    ``bn1``.
+    """
+    from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    copy = deepcopy(model).eval()
-    for block in copy.modules():
-        if not isinstance(block, torch.nn.Sequential):
-            continue
-        for n, (first, second) in enumerate(pairwise(list(block))):
-            if isinstance(first, torch.nn.Conv2d | torch.nn.Conv3d) and isinstance(
-                second, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
-            ):
-                block[n], block[n + 1] = fuse_conv_bn_eval(first, second), torch.nn.Identity()
-    return copy
+    for module in network.eval().modules():
+        children = dict(module.named_children())
+        pairs: Iterable[tuple[str, str]] = pairwise(children)
+        if not isinstance(module, nn.Sequential):
+            pairs = [(name, name.replace("conv", "bn")) for name in children if name.startswith("conv")]
+        for first, second in pairs:
+            convolution, norm = children[first], children.get(second)
+            if isinstance(convolution, nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, nn.Identity())
+    return network
 
 
 def predict_probability(
@@ -257,7 +266,7 @@ def predict_probability(
     *,
     batch_size: int = 8,
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Precision = "auto",
     mirror: bool = False,
     progress: Progress = silent,
 ) -> NDArray[np.float32]:
@@ -276,7 +285,6 @@ def predict_probability(
     """
     import torch
 
-    from pneumoscope.inference.engines import Engine, TorchEngine
     from pneumoscope.training.devices import pick_device, pick_precision
 
     if not isinstance(model, Engine):

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.inference.engines import Engine, TorchEngine
 from pneumoscope.inference.graphs import Description, runner, toml_beside
+from pneumoscope.inference.inputs import load_members
 from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import slice_maps, volume_maps
-from pneumoscope.inference.members import load_members
 from pneumoscope.inference.segmenter import LungFinder
 from pneumoscope.io.files import write_text
 from pneumoscope.models.cards import find_model, read_card

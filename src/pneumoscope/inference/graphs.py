@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import require_axis_codes
-from pneumoscope.inference.engines import Engine
+from pneumoscope.inference.engines import Engine, onnx_session
 from pneumoscope.inference.external import Access, Network
 from pneumoscope.inference.volumes import VolumeInput, predict_volume
 from pneumoscope.inference.windows3d import WindowPlan, softmax
@@ -45,7 +45,7 @@ from pneumoscope.io.files import write_text
 from pneumoscope.models.export import is_installed
 from pneumoscope.models.options import DescribeOptions
 from pneumoscope.options import require_choices
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import Volume
 
@@ -306,14 +306,8 @@ class GraphEngine(Engine):
 def _onnx(path: Path) -> Any:
     if not is_installed("onnxruntime"):
         raise InputError("ONNX models need the package onnxruntime; run `pip install 'pneumoscope[fast]'`")
-    import onnxruntime
-    import torch
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    onnxruntime.disable_telemetry_events()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnx_session(str(path))
     except Exception as problem:  # onnxruntime's own classes
         raise ModelError(f"is no ONNX model: {' '.join(str(problem).split())[:160]}", path=path) from problem
     inputs = session.get_inputs()

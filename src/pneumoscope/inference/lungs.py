@@ -335,11 +335,7 @@ def _dropped_voxels(lungs: NDArray[np.bool_], probability: NDArray[np.float32], 
     return dropped
 
 
-STATE_OF_FINDING = {
-    "SEG-LUNG-002": "lung_left_out",
-    "SEG-LUNG-003": "pleural_fluid",
-    "SEG-LUNG-004": "pleural_air",
-}
+STATE_OF_FINDING = {"SEG-LUNG-002": "lung_left_out", "SEG-LUNG-003": "pleural_fluid", "SEG-LUNG-004": "pleural_air"}
 """Findings of `find_lungs` that a reader must know before believing the numbers, as `severity.states.STATES`."""
 
 NO_LUNG = Finding("SEG-LUNG-000", "no lung was found in the scan", "error")
@@ -381,22 +377,16 @@ def split_sides(
 
 def _two_seeds(depth: NDArray[np.float32]) -> NDArray[np.uint8] | None:
     """Two pieces of the mask, 1 the more to the right of the patient (lower column), found at the least erosion."""
-    import cc3d
-
-    total = np.count_nonzero(depth)
+    total, columns = np.count_nonzero(depth), np.arange(depth.shape[2])
     for erosion in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 15.0):
-        pieces = cc3d.connected_components(depth > erosion, connectivity=6)
-        statistics = cc3d.statistics(pieces)
-        sizes, centres = statistics["voxel_counts"][1:], statistics["centroids"][1:]
+        pieces, sizes = components.label(depth > erosion, 6)
         large = np.argsort(sizes)[::-1][:2]
         if len(large) < 2 or sizes[large[1]] < 0.08 * total:
             continue
-        apart = centres[large[1]][2] - centres[large[0]][2]
-        if abs(apart) < 0.1 * depth.shape[2]:  # one above the other: pieces of the same lung
+        two = [pieces == number for number in large]
+        centres = [np.count_nonzero(piece, axis=(0, 1)) @ columns / np.count_nonzero(piece) for piece in two]
+        if abs(centres[1] - centres[0]) < 0.1 * depth.shape[2]:  # one above the other: pieces of the same lung
             continue
-        right, left = (large[0], large[1]) if apart > 0 else (large[1], large[0])
-        seeds = np.zeros(depth.shape, np.uint8)
-        seeds[pieces == right + 1] = 1
-        seeds[pieces == left + 1] = 2
-        return seeds
+        right, left = two if centres[0] < centres[1] else two[::-1]
+        return right + np.uint8(2) * left
     return None

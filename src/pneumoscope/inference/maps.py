@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pneumoscope import components
 from pneumoscope.inference.engines import predict_probability
-from pneumoscope.inference.inputs import ModelInput
-from pneumoscope.inference.members import Member
+from pneumoscope.inference.inputs import Member, ModelInput
 from pneumoscope.inference.volumes import VolumeInput, entropy, predict_volume, to_bytes
 from pneumoscope.inference.windows3d import WindowPlan
 from pneumoscope.preprocess.slices import from_slices, to_slices
@@ -258,10 +257,7 @@ DOME_SHARE = 0.9
 
 
 def infiltrate_mask(
-    probability: NDArray[np.uint8],
-    lung: NDArray[np.bool_],
-    spacing_mm: tuple[float, ...],
-    card: Mapping[str, Any],
+    probability: NDArray[np.uint8], lung: NDArray[np.bool_], spacing_mm: tuple[float, ...], card: Mapping[str, Any]
 ) -> NDArray[np.bool_]:
     """Infiltrate (i, j, k) as the numbers of a card say: threshold, least volume, no domes of the diaphragm.
 

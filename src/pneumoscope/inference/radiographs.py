@@ -1,21 +1,30 @@
-"""Radiographs through the view classifier and the classification network: batches, calibrated probabilities."""
+"""Radiographs through the classification network: batches, calibrated probabilities, and where the network looked.
+
+Grad-CAM (Selvaraju et al. 2017, ICCV, equations 1 and 2) weights the last maps by the mean gradient of a class's logit;
+for networks that average the last maps before one dense layer it is class activation mapping (Zhou et al. 2016) without
+its negative part. Occlusion (Zeiler and Fergus 2014, ECCV, section 4.2) greys one patch after the other and notes how
+much the class's probability drops: slower, but it asks the network itself and reads nothing of its inside.
+
+A heat map shows what moved the network, not where disease is: maps of networks that learnt shortcuts look convincing
+(DeGrave et al. 2021, Nature Machine Intelligence 3, 610).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.datasets.radiographs import PictureRecipe
+from pneumoscope.datasets.radiographs import LUNG_BOX, PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
-from pneumoscope.inference.familiar import Familiar, read_familiar
-from pneumoscope.metrics.calibration import softmax_at
+from pneumoscope.inference.engines import fold_norms
+from pneumoscope.inference.familiar import Familiar, Views, read_familiar, read_views
+from pneumoscope.metrics.classification import softmax_at
 from pneumoscope.models.cards import find_model, read_card
 from pneumoscope.objects import Tabled, bars
 
@@ -205,27 +214,10 @@ class RadiographClassifier:
 
 
 def _quickened(network: nn.Module) -> Any:
-    """The network with each normalisation folded into the convolution before it, channels last in memory.
-
-    The same function in eval mode, up to rounding, in less than half the time on a processor.
-    """
+    """The network with its normalisations folded, channels last in memory: less than half the time on a processor."""
     import torch
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    for module in network.modules():
-        children = dict(module.named_children())
-        names = list(children)
-        if isinstance(module, nn.Sequential):
-            pairs = list(pairwise(names))
-        else:
-            pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
-        for first, second in pairs:
-            convolution, norm = children[first], children.get(second)
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
-                setattr(module, second, nn.Identity())
-    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fold_norms(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def with_findings_applied(answer: Answer, findings: Sequence[Finding]) -> Answer:
@@ -264,77 +256,137 @@ def classify_pictures(
     return [with_findings_applied(answer, p.findings) for answer, p in zip(answers, pictures, strict=True)]
 
 
-FILE = "views.safetensors"
+Method = Literal["grad-cam", "occlusion"]
+METHODS: tuple[Method, ...] = ("grad-cam", "occlusion")
 
-REASONS = {
-    "frontal": "",
-    "lateral": "looks like a lateral or oblique view",
-    "other": "does not look like a whole, upright frontal chest X-ray",
-}
-"""What each class of the network means for an answer, in the order of its outputs."""
-
-SMALL_BATCH = 256
+BAND_ROWS = 512
+PATCH = 1 / 7  # Side of the grey patch as a share of the picture's; it moves by half of itself
 
 
-def shrunk(squares: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Squares (n, s, s) as the network sees them: (n, side, side)."""
-    import cv2
+def heat(
+    classifier: RadiographClassifier, square: NDArray[np.uint8], wanted: str, method: Method = "grad-cam"
+) -> NDArray[np.float32]:
+    """What speaks for a class in a square (side, side): (side, side) in [0, 1], 1 at its highest.
 
-    small = [cv2.resize(np.asarray(s), (side, side), interpolation=cv2.INTER_AREA) for s in squares]
-    return np.stack(small).astype(np.uint8) if small else np.zeros((0, side, side), np.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class Views:
-    """The network and its limit."""
-
-    network: nn.Module  # logits of `REASONS`
-    side: int  # of the squares it sees, in pixels
-    # for ``lateral`` and ``other``, the least probability of frontal as a share of frontal and that class
-    limits: Mapping[str, float]
-
-    def probability(self, squares: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """(n, 3) of squares (n, s, s), in the order of `REASONS`; each row adds up to 1."""
-        import torch
-
-        small, found = shrunk(squares, self.side), [np.zeros((0, len(REASONS)))]
-        device = next(self.network.parameters()).device
-        with torch.inference_mode():
-            for start in range(0, len(small), SMALL_BATCH):
-                grey = torch.from_numpy(small[start : start + SMALL_BATCH, None]).to(device).float() / 255
-                found.append(self.network(grey).double().softmax(dim=1).cpu().numpy())
-        return np.concatenate(found)
-
-    def frontal(self, probability: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """Against each other class, the share of frontal in both: (n,) of probabilities (n, 3)."""
-        return {
-            name: probability[:, 0] / np.maximum(probability[:, 0] + probability[:, place], 1e-300)
-            for place, name in enumerate(REASONS)
-            if place
-        }
-
-    def reason(self, probability: NDArray[np.float64]) -> str:
-        """Why a picture with probabilities (3,) is not frontal; empty when it is."""
-        below = [n for n, share in self.frontal(probability[None]).items() if share[0] < self.limits[n]]
-        return REASONS[max(below, key=lambda name: probability[list(REASONS).index(name)])] if below else ""
-
-
-def read_views(folder: Path, entry: Mapping[str, Any]) -> Views:
-    """What a card's entry ``views`` names; its file's sum was compared when the folder was loaded.
+    All zeros when nothing speaks for it.
 
     Raises:
-        ModelError: another file or other classes than this version knows, tensors that do not fit, no usable limit.
+        InputError: an unknown class or method.
     """
-    from pneumoscope.models.weights import load_network
+    if wanted not in classifier.classes:
+        raise InputError(f"the model knows no class {wanted!r}; it knows {', '.join(classifier.classes)}")
+    if method not in METHODS:
+        raise InputError(f"no heat map is called {method!r}; expected {' or '.join(METHODS)}")
+    number = classifier.classes.index(wanted)
+    found = _grad_cam(classifier, square, number) if method == "grad-cam" else _occlusion(classifier, square, number)
+    top = float(found.max())
+    return (found / top if top > 1e-12 else np.zeros_like(found)).astype(np.float32)
 
-    try:
-        side, limits = int(entry["side"]), {name: float(entry["limits"][name]) for name in ("lateral", "other")}
-        usable = entry["file"] == FILE and list(entry["classes"]) == list(REASONS) and side >= 16
-        usable = usable and all(0 < limit < 1 for limit in limits.values())
-    except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise ModelError(
-            "the card's entry views is not one that this version reads; copy the model folder again", path=folder
-        )
-    return Views(load_network(folder, FILE, entry.get("architecture", {})), side, limits)
+
+def _grad_cam(classifier: RadiographClassifier, square: NDArray[np.uint8], number: int) -> NDArray[np.float32]:
+    import torch
+    from torch.nn import functional as F
+
+    network = classifier.network
+    with torch.no_grad():
+        maps = network.features(classifier.tensor(square[None]))
+    with torch.enable_grad():
+        maps = maps.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(network.classify(maps)[0, number], maps)
+    with torch.no_grad():
+        weighted = (gradient.mean(dim=(2, 3), keepdim=True) * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0)
+        whole = F.interpolate(weighted, size=square.shape, mode="bilinear", align_corners=False)
+    return np.asarray(whole[0, 0].float().cpu().numpy(), np.float32)
+
+
+def _occlusion(classifier: RadiographClassifier, square: NDArray[np.uint8], number: int) -> NDArray[np.float32]:
+    from pneumoscope.metrics.classification import softmax_at
+
+    side = len(square)
+    patch = max(2, round(side * PATCH))
+    starts = sorted({*range(0, side - patch + 1, max(1, patch // 2)), side - patch})
+    places = [(r, c) for r in starts for c in starts]
+    grey = np.uint8(round(float(square.mean())))
+
+    def probability(squares: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax_at(classifier.raw(squares)[0], classifier.temperature)[:, number]
+
+    whole = float(probability(square[None])[0])
+    drop, seen = np.zeros((side, side)), np.zeros((side, side))
+    step = 64
+    for start in range(0, len(places), step):
+        part = places[start : start + step]
+        hidden = np.repeat(square[None], len(part), axis=0)
+        for row, (r, c) in enumerate(part):
+            hidden[row, r : r + patch, c : c + patch] = grey
+        for (r, c), left in zip(part, probability(hidden), strict=True):
+            drop[r : r + patch, c : c + patch] += max(0.0, whole - float(left))
+            seen[r : r + patch, c : c + patch] += 1
+    return (drop / seen).astype(np.float32)
+
+
+def on_picture(map_: NDArray[np.float32], recipe: PictureRecipe, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A map of the square (side, side) laid onto the picture (rows, columns): the way back of `PictureRecipe.make`.
+
+    What the recipe cut away gets 0; what it padded is dropped.
+    """
+    import cv2
+
+    out = np.zeros(shape, np.float32)
+    rows, columns = _seen(recipe, shape)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    inner = map_
+    if recipe.fit == "pad":
+        scale = recipe.side / max(height, width)
+        tall, wide = (min(recipe.side, max(1, round(n * scale))) for n in (height, width))
+        top, left = (recipe.side - tall) // 2, (recipe.side - wide) // 2
+        inner = map_[top : top + tall, left : left + wide]
+    laid = cv2.resize(np.ascontiguousarray(inner), (width, height), interpolation=cv2.INTER_LINEAR)
+    out[rows, columns] = np.clip(laid, 0, 1)
+    return out
+
+
+def _seen(recipe: PictureRecipe, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the picture that the recipe shows."""
+    rows, columns = slice(0, shape[0]), slice(0, shape[1])
+    cuts = [(recipe.border, 1 - recipe.border, recipe.border, 1 - recipe.border)]
+    if recipe.view == "lung_box":
+        cuts.append(recipe.lung_box)
+    for top, bottom, left, right in cuts:
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        low, high = round(top * height), round(bottom * height)
+        first, last = round(left * width), round(right * width)
+        if low < high and first < last:
+            rows = slice(rows.start + low, rows.start + high)
+            columns = slice(columns.start + first, columns.start + last)
+    return rows, columns
+
+
+def share_in_lung_box(
+    map_: NDArray[np.floating], box: tuple[float, float, float, float] = LUNG_BOX
+) -> tuple[float | None, float]:
+    """Share of a picture's heat (rows, columns) inside the box, and the share of the picture that the box is.
+
+    The box is one and the same for all pictures (`datasets.radiographs.LUNG_BOX`): no lung is segmented. Heat spread
+    evenly has the second number as its share. The first is None without heat.
+    """
+    top, bottom, left, right = box
+    rows, columns = map_.shape
+    inside = slice(round(top * rows), round(bottom * rows)), slice(round(left * columns), round(right * columns))
+    total = float(map_.sum(dtype=np.float64))
+    share = float(map_[inside].sum(dtype=np.float64)) / total if total > 0 else None
+    return share, map_[inside].size / map_.size
+
+
+def overlay(pixels: NDArray[np.float32], map_: NDArray[np.float32], strength: float = 0.55) -> NDArray[np.uint8]:
+    """The picture (rows, columns) with its heat in colour, (rows, columns, 3); where there is no heat it stays grey."""
+    import cv2
+
+    out = np.empty((*pixels.shape, 3), np.uint8)
+    for start in range(0, len(pixels), BAND_ROWS):  # in bands: a large picture in float colours takes a gigabyte
+        band = slice(start, start + BAND_ROWS)
+        strong = np.clip(map_[band], 0, 1)
+        colours = cv2.applyColorMap(np.rint(strong * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+        weight = (np.float32(strength) * np.sqrt(strong))[..., None]
+        out[band] = np.rint(pixels[band, :, None] * 255 * (1 - weight) + colours * weight)
+    return out

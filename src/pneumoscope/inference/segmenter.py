@@ -18,11 +18,10 @@ from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.engines import Engine, choose_engine, make_engine
 from pneumoscope.inference.external import Access, External, ExternalPrediction, is_external, open_external
 from pneumoscope.inference.familiar import FINDING
-from pneumoscope.inference.inputs import HuFrameInput, ModelInput
+from pneumoscope.inference.inputs import HuFrameInput, ModelInput, joint_card, load_for, load_members
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, infiltrate_mask, is_mirrored, slice_maps, volume_maps
-from pneumoscope.inference.members import joint_card, load_for, load_members
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent
@@ -274,12 +273,7 @@ class LungFinder:
     """
 
     def __init__(
-        self,
-        model: str | Path = "lungs",
-        *,
-        device: str = "auto",
-        precision: str = "auto",
-        batch_size: int = 8,
+        self, model: str | Path = "lungs", *, device: str = "auto", precision: str = "auto", batch_size: int = 8
     ) -> None:
         self.compute: dict[str, Any] = {"batch_size": batch_size}
         network, self.card = load_for(model, "lungs")

@@ -19,9 +19,8 @@ from pneumoscope.errors import InputError, ModelError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.engines import Engine
 from pneumoscope.inference.windows3d import HANDED_ON, Predict, WindowPlan, slide, softmax
-from pneumoscope.preprocess.slices import from_slices, to_slices
+from pneumoscope.preprocess.slices import HuWindow, from_slices, to_slices
 from pneumoscope.preprocess.spatial import Resample
-from pneumoscope.preprocess.windows import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 

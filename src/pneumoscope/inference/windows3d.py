@@ -107,11 +107,7 @@ class Slab:
 
 
 def slide(
-    image: NDArray[np.float32],
-    members: Sequence[Predict],
-    plan: WindowPlan,
-    *,
-    progress: Progress = silent,
+    image: NDArray[np.float32], members: Sequence[Predict], plan: WindowPlan, *, progress: Progress = silent
 ) -> Iterator[Slab]:
     """Blended probabilities of a volume from the first slice to the last, each slice once, some at a time.
 

@@ -15,7 +15,7 @@ from pneumoscope.inference.inputs import HuWindowInput, ModelInput, input_from_c
 from pneumoscope.plans.data import LungFinder, gather
 from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress
 from pneumoscope.study.learners.volume_training import box_card
 

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
-from pneumoscope.preprocess.slices import to_slices
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow, to_slices
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:

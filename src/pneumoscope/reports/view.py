@@ -116,13 +116,7 @@ def write_case_view(
 
 
 def write_change_view(
-    path: str | Path,
-    baseline: ViewScan,
-    followup: ViewScan,
-    change: Mask,
-    numbers: Table,
-    *,
-    notes: Sequence[str] = (),
+    path: str | Path, baseline: ViewScan, followup: ViewScan, change: Mask, numbers: Table, *, notes: Sequence[str] = ()
 ) -> None:
     """Write the page of two scans of one patient side by side, whole or not at all.
 
@@ -142,12 +136,7 @@ def write_change_view(
 
 
 def _write(
-    path: Path,
-    scans: Sequence[ViewScan],
-    change: Mask | None,
-    numbers: Table,
-    still: str | None,
-    notes: Sequence[str],
+    path: Path, scans: Sequence[ViewScan], change: Mask | None, numbers: Table, still: str | None, notes: Sequence[str]
 ) -> None:
     packed = _pack(scans, change)
     surfaces = [[pack_mesh(name, mesh) for name, mesh in scan.surfaces().items()] for scan in scans]
@@ -207,10 +196,7 @@ def _payloads(packed: Sequence[Packed], surfaces: Sequence[Sequence[PackedMesh]]
 
 
 def _facts(
-    scans: Sequence[ViewScan],
-    packed: Sequence[Packed],
-    surfaces: Sequence[Sequence[PackedMesh]],
-    change: Mask | None,
+    scans: Sequence[ViewScan], packed: Sequence[Packed], surfaces: Sequence[Sequence[PackedMesh]], change: Mask | None
 ) -> dict[str, Any]:
     """Plain values for the script, as JSON in the page."""
     grid = packed[0].grid

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 MOST_PICTURES = 2000  # Shown on the page; the table holds all. A picture with its heat map takes about 12 kB.
 
-METHOD_NAMES = {
-    "grad-cam": "Grad-CAM (Selvaraju et al. 2017)",
-    "occlusion": "occlusion (Zeiler and Fergus 2014)",
-}
+METHOD_NAMES = {"grad-cam": "Grad-CAM (Selvaraju et al. 2017)", "occlusion": "occlusion (Zeiler and Fergus 2014)"}
 CLASS_NAMES = {
     "normal": "Normal",
     "bacterial": "Bacterial pneumonia",

@@ -1,28 +1,111 @@
 """How much of the lungs is affected: millilitres and shares, with every doubtful state named.
 
 A share is None, never 0, when there is no lung to divide by. A share of 0.0 means: lung was there, and no infiltrate
-was marked in it. `measure` counts; `pneumoscope.severity.assess` adds zones, lobes, lesions and the rest.
+was marked in it. `measure` counts; `assess` adds zones, lobes, lesions and the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope import components
 from pneumoscope.objects import Tabled, bars
-from pneumoscope.severity.interval import Interval
-from pneumoscope.severity.lesions import Distribution, Lesions
-from pneumoscope.severity.regions import LobeScores, are_exchanged, sides_of
-from pneumoscope.severity.states import OUTSIDE_TOLERANCE, STATES
-from pneumoscope.severity.tally import Densities, LungPart, box_of, tally
+from pneumoscope.severity.regions import (
+    LEVELS,
+    LOBES,
+    ZONES,
+    Distribution,
+    Lesions,
+    LobeScores,
+    are_exchanged,
+    are_lobes_exchanged,
+    count_lesions,
+    distribution_of,
+    lobe_lookup,
+    scores_of,
+    sides_of,
+    zone_map,
+)
+from pneumoscope.severity.states import (
+    DENSE_PERCENT,
+    OUTSIDE_TOLERANCE,
+    STATES,
+    applicability_states,
+    has_sternal_wires,
+    use_states,
+)
+from pneumoscope.severity.tally import Box, Densities, LungPart, box_of, density_classes, tally
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
     import pandas as pd
+
+STEP = 0.25  # How far the cut is moved up and down; our choice
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How sure the network itself is: infiltrate of both lungs at three cuts of its probability.
+
+    It is: the volumes that the very same network gives when its probability is cut a quarter above and a quarter below
+    the model's threshold, with the same smallest piece, and the volume it expects (the sum of the probabilities).
+    It is not: a confidence interval. It knows nothing of errors of the lung mask, of scanners the network never saw, or
+    of how readers differ; a network that is sure and wrong gives a narrow interval.
+    """
+
+    low_ml: float  # at the stricter cut; at most the reported volume
+    high_ml: float  # at the looser cut; at least the reported volume
+    expected_ml: float  # sum of the probabilities, times the volume of a voxel
+    low_percent: float | None  # of the lungs; None when there is no lung
+    high_percent: float | None  # likewise
+    expected_percent: float | None  # likewise
+    threshold: float  # the model's
+    strict: float  # the stricter cut
+    loose: float  # the looser cut
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityMap:
+    """What a network thinks of each voxel."""
+
+    values: NDArray[np.uint8]  # (i, j, k) uint8, probability times 255
+    threshold: float = 0.5  # from which the model marks infiltrate
+    smallest_ml: float = 0.0  # smaller pieces are dropped
+
+
+def volume_interval(
+    probability: ProbabilityMap, lung: NDArray[np.bool_], values: NDArray[np.uint8], voxel_ml: float
+) -> Interval:
+    """The interval inside the lungs.
+
+    Args:
+        probability: threshold and smallest piece; its `values` are not used.
+        lung: (i, j, k).
+        values: (i, j, k) the probability times 255 of the same voxels.
+        voxel_ml: volume of a voxel.
+    """
+    strict = min(probability.threshold + STEP, (1 + probability.threshold) / 2)
+    loose = max(probability.threshold - STEP, probability.threshold / 2)
+    inside = np.where(lung, values, np.uint8(0))
+    low, high = (_volume(inside, cut, probability.smallest_ml, voxel_ml) for cut in (strict, loose))
+    expected = float(inside.sum(dtype=np.int64)) / 255 * voxel_ml
+    whole = np.count_nonzero(lung) * voxel_ml
+    low_percent, high_percent, expected_percent = (100 * v / whole if whole else None for v in (low, high, expected))
+    return Interval(
+        low, high, expected, low_percent, high_percent, expected_percent, probability.threshold, strict, loose
+    )
+
+
+def _volume(values: NDArray[np.uint8], cut: float, smallest_ml: float, voxel_ml: float) -> float:
+    found = components.without_small(values >= np.ceil(cut * 255), smallest_ml / voxel_ml)
+    return float(np.count_nonzero(found)) * voxel_ml
+
 
 __all__ = ["CONSOLIDATION_FROM_HU", "STATES", "LungPart", "Severity", "measure"]
 
@@ -193,3 +276,87 @@ def _states(
         "infiltrate_outside_lungs": outside > OUTSIDE_TOLERANCE * infiltrate,
     }
     return tuple(name for name, holds in states.items() if holds)
+
+
+def assess(
+    volume: Volume,
+    lungs: Mask,
+    infiltrate: Mask,
+    *,
+    lobes: Mask | None = None,
+    probability: ProbabilityMap | None = None,
+    consolidation_from_hu: float = CONSOLIDATION_FROM_HU,
+) -> Severity:
+    """Measure one scan in full.
+
+    Args:
+        lungs: see `measure`.
+        infiltrate: see `measure`.
+        lobes: five lobes by name, or in lungmask's order; adds the score of 0 to 25.
+        probability: the network's, for an interval.
+        consolidation_from_hu: see `measure`.
+
+    Raises:
+        GeometryError: a mask lies on another grid than the scan.
+        InputError: `lobes` has labels that are no lobes.
+    """
+    basic = measure(volume, lungs, infiltrate, consolidation_from_hu=consolidation_from_hu)
+    sides = sides_of(lungs.names)
+    sided = 2 in sides
+    box = box_of(lungs.labels, infiltrate.labels)
+    side, spot, hu = sides[lungs.labels[box]], infiltrate.labels[box], volume.hu[box]
+    ml = volume.grid.voxel_volume_ml
+    marked = (spot != 0) & (side != 0)
+    beside = ThreadPoolExecutor(1)  # the distances of the lungs' voxels take as long as all the rest
+    distribution = beside.submit(distribution_of, side, marked, volume.grid, box, sided=sided)
+    beside.shutdown(wait=False)
+    signs = applicability_states(hu, side != 0, marked, volume.spacing_mm)
+    states = [*basic.states, *_use(volume, basic), *signs]
+    states += ["sternal_wires"] if has_sternal_wires(volume.hu, box, volume.spacing_mm) else []
+    scores = None
+    if lobes is not None:
+        volume.grid.require_same_space(lobes.grid, "the lobe mask")
+        inside = box_of(lobes.labels)
+        lobe = lobe_lookup(lobes)[lobes.labels[inside]]
+        counted = tally(volume.hu[inside], lobe, infiltrate.labels[inside], len(LOBES) + 1, consolidation_from_hu)
+        scores = scores_of({name: counted.part(n, ml) for n, name in enumerate(LOBES, start=1)})
+        states += ["lobes_incomplete"] if scores.total is None else []
+        states += ["lobes_exchanged"] if are_lobes_exchanged(lobe) else []
+    interval = None
+    if probability is not None:
+        interval = volume_interval(probability, side != 0, probability.values[box], ml)
+    densities = density_classes(hu, side, ml, sided=sided, consolidation_from_hu=consolidation_from_hu)
+    parts = (densities.total, densities.right, densities.left)
+    if any(part is not None and (part.consolidation_percent or 0) > DENSE_PERCENT for part in parts):
+        states.append("lung_dense")
+    return replace(
+        basic,
+        states=tuple(name for name in STATES if name in states),
+        zones=_zones(volume, side, spot, box, sided=sided, limit_hu=consolidation_from_hu),
+        lobes=scores,
+        densities=densities,
+        lesions=count_lesions(marked, ml),
+        interval=interval,
+        distribution=distribution.result(),
+    )
+
+
+def _use(volume: Volume, basic: Severity) -> list[str]:
+    total = basic.total
+    healthy = None
+    if total.lung_mean_hu is not None and total.lung_ml > total.infiltrate_ml:
+        spot = total.infiltrate_ml * (total.infiltrate_mean_hu or 0.0)
+        healthy = (total.lung_ml * total.lung_mean_hu - spot) / (total.lung_ml - total.infiltrate_ml)
+    return use_states(volume.spacing_mm[2], total, basic.right, basic.left, healthy)
+
+
+def _zones(
+    volume: Volume, side: NDArray[np.uint8], spot: NDArray[np.uint8], box: Box, *, sided: bool, limit_hu: float
+) -> dict[str, LungPart]:
+    """Parts by zone: six names, or three when sides are not known; none without lung."""
+    zone = zone_map(side, volume.grid, box)
+    if not zone.any():
+        return {}
+    counted = tally(volume.hu[box], zone, spot, 7, limit_hu)
+    names = ZONES if sided else LEVELS
+    return {name: counted.part(n, volume.grid.voxel_volume_ml) for n, name in enumerate(names, start=1)}

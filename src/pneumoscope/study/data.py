@@ -29,7 +29,7 @@ from pneumoscope.datasets.splits.draw import (
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_table, stamp
-from pneumoscope.preprocess.windows import HuWindow
+from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment, Preprocessing, Site, Split
 from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case

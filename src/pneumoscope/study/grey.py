@@ -18,8 +18,7 @@ from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.slices import SOURCES, SliceStack, read_slice_folder
 from pneumoscope.datasets.tensors import SliceSet, concatenate
 from pneumoscope.errors import InputError
-from pneumoscope.preprocess.slices import resize_nearest, to_slices
-from pneumoscope.preprocess.windows import Appearance
+from pneumoscope.preprocess.slices import Appearance, resize_nearest, to_slices
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Preprocessing, Site
 

@@ -14,7 +14,7 @@ import pandas as pd
 from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import read_done, stamp
-from pneumoscope.metrics.calibration import Reliability
+from pneumoscope.metrics.classification import Reliability
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.base import Modality

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.io.files import write_json
-from pneumoscope.metrics.calibration import log_loss, rescaled, roc
+from pneumoscope.metrics.classification import log_loss, rescaled, roc
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment, Scoring
 from pneumoscope.study.analysis.appearance import appearance, features_of, missed_by_kind, unit_of

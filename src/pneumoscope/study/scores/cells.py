@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import atomic_path, read_json, write_frame, write_json
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
-from pneumoscope.metrics.calibration import Reliability
+from pneumoscope.metrics.classification import Reliability
 from pneumoscope.progress import NOTE, Progress
 from pneumoscope.recipes.schema import Experiment
 

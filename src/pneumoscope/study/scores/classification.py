@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumoscope.metrics.calibration import Reliability, reliability
-from pneumoscope.metrics.classification import bootstrap_scores, score_decisions
+from pneumoscope.metrics.classification import Reliability, bootstrap_scores, reliability, score_decisions
 from pneumoscope.metrics.intervals import seeds_and_patients
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.study.scores.table import tidy

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.calibration import Reliability
+from pneumoscope.metrics.classification import Reliability
 from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference
 from pneumoscope.study.scores.cells import read_table, write_table
 

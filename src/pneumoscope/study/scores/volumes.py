@@ -15,7 +15,7 @@ from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.patches import VolumeRecipe, prepare_image
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.windows3d import WindowPlan, slide
-from pneumoscope.metrics.calibration import Reliability, empty_reliability, reliability
+from pneumoscope.metrics.classification import Reliability, empty_reliability, reliability
 from pneumoscope.metrics.overlap import accuracy, count, dice, iou, precision, recall, specificity
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.models.cards import read_card
