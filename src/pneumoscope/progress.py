@@ -78,9 +78,14 @@ class OverJobs:
             self._show()
             yield job
 
+    def side_by_side(self, parts: Mapping[str, float]) -> None:
+        """Show jobs that are worked on at the same time, by name, and the part of each that is done."""
+        self._name, self._far = ", ".join(parts), max(self._far, sum(parts.values()))
+        self._show()
+
     def end(self, done: int, name: str) -> None:
         """A job ended; `done` are ended in all."""
-        self.done, self._far = done, 0.0
+        self.done, self._far = done, max(0.0, self._far - 1)
         self.progress(self.what, done, self.total, name)
 
     def __call__(self, what: str, done: float, total: int, note: str = "") -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pneumoscope.jobs import executor, local
 from pneumoscope.jobs.executor import Executor
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, _on_workers, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
-from pneumoscope.progress import FORECAST
+from pneumoscope.progress import FORECAST, OverJobs, silent
 
 
 def lengths(log, settings, jobs):
@@ -196,6 +197,27 @@ def test_a_forecast_counts_what_is_left(run, monkeypatch):
     assert [now[-1] for now in said if now[0] == FORECAST] == ["3 cases, about 1 min on 2 workers"]
 
 
+def halfway(jobs):
+    def work(job, progress):
+        for what, done, total in (("a part", 1, 1), (job.name, 1, 2)):
+            progress(what, done, total)
+        time.sleep(0.5)
+        return Outcome(job.name)
+
+    return Step("halfway", 1, work=work)
+
+
+def test_the_bar_moves_while_workers_are_at_their_jobs(run, monkeypatch):
+    said = []
+    monkeypatch.setattr("pneumoscope.jobs.run.LOOK_SECONDS", 0.05)
+    run(opener=halfway, side_by_side=2, progress=lambda *now: said.append(now))
+    done = [now[1] for now in said if now[0] == "cases"]
+    assert ("cases", 1, 3, "a, b") in said
+    assert done == sorted(done)
+    assert len(done) > 4, done
+    assert done[-1] == 3
+
+
 def test_a_worker_that_cannot_start_says_why(run):
     with pytest.raises(RunError, match="no such device"):
         run(opener=cannot_start, side_by_side=2)
@@ -253,5 +275,5 @@ class Fickle(Executor):
 def test_no_job_is_given_to_a_worker_that_left_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr("pneumoscope.jobs.run.LOOK_SECONDS", 0)
     jobs = [Job(name, name, tmp_path / name, marked=False) for name in "abc"]
-    found = list(_on_workers(jobs, Fickle(), False, "cases", lambda *_: None))
+    found = list(_on_workers(jobs, Fickle(), False, OverJobs(silent, "cases", len(jobs), {})))
     assert [outcome.name for outcome in found] == ["a", "b", "c"]

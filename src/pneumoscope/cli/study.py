@@ -187,6 +187,15 @@ def _cell(row: dict[str, Any]) -> tuple[Any, ...]:
 def demo(
     common: Common,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = Path("demo"),
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Stages trained side by side; two on processors, one on a GPU.",
+        ),
+    ] = None,
 ) -> None:
     """Run the transfer study on synthetic data: nothing needed.
 
@@ -197,7 +206,7 @@ def demo(
 
     with progress_for(common) as progress:
         result = run_demo(
-            out, device=common.device, precision=common.precision, seed=common.seed, overwrite=common.overwrite,
-            resume=common.resume, progress=progress,
+            out, device=common.device, precision=common.precision, seed=common.seed, jobs=jobs,
+            overwrite=common.overwrite, resume=common.resume, progress=progress,
         )  # fmt: skip
     print_study(result, common)

@@ -7,7 +7,7 @@ import pickle
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -18,13 +18,14 @@ from typing import Any
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.jobs.graph import Job, Outcome, Step
 from pneumoscope.processes import WorkerProcess
+from pneumoscope.progress import OverJobs
 
 MOST_JOBS = 256  # Of one call
 
 CALL_SECONDS = 5.0
 """After so long a worker gives back those of its jobs that it has not started: some take longer than those before."""
 
-AT_WORK, ENDED = 1, 2
+AT_WORK, ENDED = 1, 101  # States of a job; between them a job that is so many hundredths done
 
 Done = tuple[list[Outcome], float]  # Outcomes of the jobs that were done, and the seconds they took
 
@@ -97,6 +98,10 @@ class Executor(ABC):
             OpeningError: its worker could not be prepared.
         """
 
+    def at_work(self) -> Mapping[str, float]:
+        """Jobs that workers are at by name, and which part of each is done, where that is known."""
+        return {}
+
     def submit(self, jobs: list[Job], again: bool) -> None:
         """Give jobs to a free worker."""
         self._running[self.start(jobs, again)] = jobs
@@ -136,6 +141,11 @@ class JobProcess(WorkerProcess):
         self._jobs, self._states[:] = jobs, bytes(MOST_JOBS)
         return self.submit(do_jobs, jobs, again)
 
+    def at_work(self) -> dict[str, float]:
+        """See `Executor`."""
+        at = zip(self._jobs, self._states, strict=False)
+        return {job.name: (state - AT_WORK) / (ENDED - AT_WORK) for job, state in at if AT_WORK <= state < ENDED}
+
     def result_of(self, future: Future[Done]) -> Done:
         """What became of the jobs; waits for it.
 
@@ -146,9 +156,8 @@ class JobProcess(WorkerProcess):
             return future.result()
         except BrokenProcessPool:
             reason = self.death()
-            at_work = [job.name for job, state in zip(self._jobs, self._states, strict=False) if state == AT_WORK]
             stopped = {process.exitcode for process in self.processes} == {-signal.SIGTERM}
-            raise WorkerLostError(reason, at_work, stopped) from None
+            raise WorkerLostError(reason, list(self.at_work()), stopped) from None
 
 
 _step: Step | Exception | None = None
@@ -184,15 +193,22 @@ def do_jobs(jobs: Sequence[Job], again: bool) -> Done:
     left = [job for job in jobs if kept.get(job.name) is None]
     outcomes = [outcome for outcome in kept.values() if outcome is not None]
     places = {job.name: place for place, job in enumerate(jobs)}
+    now = ""
 
-    def each() -> Iterator[Job]:
+    def each() -> Iterator[tuple[str, Job]]:
+        nonlocal now
         for job in left:
             if job is not left[0] and time.perf_counter() - started > CALL_SECONDS:
                 return
-            _states[places[job.name]] = AT_WORK
-            yield job
+            now = job.name
+            yield now, job
 
-    for outcome in _step.each(each()):
+    def advance(what: str, done: float, total: int, note: str = "") -> None:
+        if what in ("", now) and _states[places[now]] != ENDED:  # the whole job; other work is a part of it
+            _states[places[now]] = min(ENDED - 1, AT_WORK + int((ENDED - AT_WORK) * done / total))
+
+    bar = OverJobs(advance, "", 1, _step.shares)
+    for outcome in _step.each(bar.over(each()), bar):
         _states[places[outcome.name]] = ENDED
         problem = outcome.problem
         outcomes.append(outcome if problem is None else replace(outcome, problem=_portable(problem)))

@@ -40,6 +40,10 @@ class LocalWorkers(Executor):
         """See `Executor`."""
         return len(self._workers)
 
+    def at_work(self) -> dict[str, float]:
+        """See `Executor`."""
+        return {name: far for worker in self._used.values() for name, far in worker.at_work().items()}
+
     def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
         """See `Executor`."""
         worker = self._idle.pop()

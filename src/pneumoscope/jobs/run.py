@@ -65,7 +65,7 @@ def run_jobs(
         resume: keep the jobs whose `done.json` is still valid.
         strict: raise what the first job to fail raised, and write no table before all are done.
         what: the name of the progress bar.
-        progress: called per job and, with one process, by the work itself.
+        progress: called per job and as jobs advance; with one process by the work itself.
 
     Returns:
         One outcome per job, in their order. Unless `strict`, a job that fails raises nothing.
@@ -87,7 +87,7 @@ def run_jobs(
 
     done: Generator[Outcome, None, None]
     if executor is not None and (remote or len(left) > 1):
-        done = _on_workers(left, executor, resume and remote, what, progress)
+        done = _on_workers(left, executor, resume and remote, bar)
     else:
         assert step is not None
         done = _in_this_process(left, step, bar)
@@ -179,9 +179,7 @@ def _in_this_process(jobs: Sequence[Job], step: Step, bar: OverJobs) -> Generato
         yield from queue.ended(outcome)
 
 
-def _on_workers(
-    jobs: Sequence[Job], executor: Executor, resume: bool, what: str, progress: Progress
-) -> Generator[Outcome, None, None]:
+def _on_workers(jobs: Sequence[Job], executor: Executor, resume: bool, bar: OverJobs) -> Generator[Outcome, None, None]:
     """Jobs by an executor; what a lost worker was working on is done again, each job alone.
 
     A death counts against the jobs that were at work, or, where nobody knows, against a job that was alone.
@@ -190,13 +188,15 @@ def _on_workers(
     did, new, spent, forecast = 0, 0, 0.0, True
     with executor:
         for note in executor.notes:
-            progress(NOTE, 1, 1, note)
+            bar.progress(NOTE, 1, 1, note)
         while queue or executor.busy():
             while queue:
                 several, again = _how_many(queue, executor.width(), spent, did), bool(queue.again)
                 if executor.free() <= 0:  # asked last: workers come and go
                     break
                 executor.submit(queue.take(several), resume or again)
+            if parts := executor.at_work():
+                bar.side_by_side(parts)
             for part, call in executor.ended(LOOK_SECONDS):
                 try:
                     outcomes, seconds = executor.outcomes(call)
@@ -233,7 +233,7 @@ def _on_workers(
                 seconds = spent / new * left / width
                 if executor.remote or seconds > LONG_SECONDS:
                     workers = f"{width} worker{'s' if width > 1 else ''}"
-                    progress(FORECAST, 1, 1, f"{left} {what}, about {_duration(seconds)} on {workers}")
+                    bar.progress(FORECAST, 1, 1, f"{left} {bar.what}, about {_duration(seconds)} on {workers}")
 
 
 def _known(problem: Exception) -> PneumoscopeError:

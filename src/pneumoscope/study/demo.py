@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.errors import RunError
+from pneumoscope.jobs.executor import processors
 from pneumoscope.jobs.lock import locks
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
@@ -17,6 +18,7 @@ from pneumoscope.study.engine import run_study
 from pneumoscope.study.lungs import LUNG_STAGE
 from pneumoscope.study.report import write_report
 from pneumoscope.study.scores.matrix import best_stage
+from pneumoscope.training.devices import pick_device
 
 if TYPE_CHECKING:
     from pneumoscope.io.scans import ScanRef
@@ -31,11 +33,15 @@ def run_demo(out: str | Path, *, experiment: Experiment | None = None, **options
 
     Args:
         experiment: another profile; by default `four_channel_demo`.
-        options: fields of `StudyOptions`, ``device`` and ``progress`` also for the case.
+        options: fields of `StudyOptions`, ``device`` and ``progress`` also for the case. Without ``jobs`` two stages
+            are trained side by side where processors train and there are two.
 
     Returns:
         The study, with `case_folder` set; its `report` links the case.
     """
+    if options.get("jobs") is None:
+        on_processors = pick_device(options.get("device", "auto")).type == "cpu"
+        options["jobs"] = 2 if on_processors and processors() > 1 else 1
     study = run_study(experiment or four_channel_demo(), out, synthetic=True, **options)
     started = time.perf_counter()
     case_folder = segment_new_patient(

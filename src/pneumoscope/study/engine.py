@@ -177,6 +177,7 @@ def _open(kind: type[Modality], experiment: Any, options: StudyOptions, folder: 
     modality.progress.notes = []
 
     def make(job: Job, progress: Progress) -> Outcome:
+        modality.progress.progress = progress
         for name in (*needs[job.name], job.name):
             if name not in made:
                 modality.train(name)
