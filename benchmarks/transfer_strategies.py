@@ -19,7 +19,7 @@ import pandas as pd
 from pneumoscope.metrics.intervals import over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.study.folder import read_experiment
-from pneumoscope.study.scores.cells import read_table
+from pneumoscope.study.scores.table import read_table
 
 PerPatient = dict[str, list[float]]
 

@@ -30,9 +30,9 @@ import torch
 from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume
 from pneumoscope.geometry import Grid
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.recipes.systems import build_volume_recipe
+from pneumoscope.recipes.stages import build_volume_recipe
 from pneumoscope.recipes.volumes import Phase, VolumeExperiment
-from pneumoscope.study.learners.volume_training import new_network, phase_config, volume_augment
+from pneumoscope.study.learners.volumes import new_network, phase_config, volume_augment
 from pneumoscope.training.data import PatchSource
 from pneumoscope.training.devices import make_fabric, pick_device, pick_precision
 from pneumoscope.training.loop import fit

@@ -35,7 +35,7 @@ from pneumoscope.inference.lungs import split_sides
 from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.preprocess.slices import from_slices, to_slices
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.recipes.systems import build_volume_recipe
+from pneumoscope.recipes.stages import build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.volumes import subject_of
 from pneumoscope.volume import LUNG_LABELS, Mask, Volume

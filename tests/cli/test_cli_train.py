@@ -9,7 +9,7 @@ from pneumoscope.errors import InputError, RunError
 from pneumoscope.plans.data import split_by_plan, split_patients
 from pneumoscope.plans.plan import OwnPlan, make_plan, read_plan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
-from pneumoscope.plans.score import out_of_memory_advice
+from pneumoscope.plans.setup import out_of_memory_advice
 from tables import rows_of
 
 QUICK = ("--epochs", "1", "--device", "cpu", "--precision", "fp32")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pneumoscope.errors import InputError, RunError
-from pneumoscope.jobs import executor, local
+from pneumoscope.jobs import executor
 from pneumoscope.jobs.executor import Executor
 from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, _on_workers, job_folder, run_jobs
 from pneumoscope.jobs.stamp import DONE_FILE
@@ -181,9 +181,9 @@ def hurried(log, jobs):
 
 def test_jobs_that_take_longer_than_those_before_are_given_back(run, monkeypatch):
     """Else a call of 256 short jobs, when long ones follow, is an hour without a word while other workers are idle."""
-    calls, start = [], local.LocalWorkers.start
+    calls, start = [], executor.LocalWorkers.start
     monkeypatch.setattr("pneumoscope.jobs.run._how_many", lambda *_: 9)
-    monkeypatch.setattr(local.LocalWorkers, "start", lambda *given: calls.append(len(given[1])) or start(*given))
+    monkeypatch.setattr(executor.LocalWorkers, "start", lambda *given: calls.append(len(given[1])) or start(*given))
     found = run(opener=partial(hurried, run.log), side_by_side=2)
     assert {n: o.facts for n, o in found.items()} == {n: {"n": 4} for n in "abc"}
     assert run.ran == ["a", "b", "c"]

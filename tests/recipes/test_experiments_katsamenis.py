@@ -5,7 +5,7 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.recipes import settings as access
 from pneumoscope.recipes.registry import ALL_RECIPES, RECIPES, XRAY_RECIPES, build_any
-from pneumoscope.recipes.systems import VOLUME_RECIPES
+from pneumoscope.recipes.stages import VOLUME_RECIPES
 from pneumoscope.recipes.xray import XrayExperiment
 
 

@@ -10,7 +10,7 @@ from pneumoscope.recipes import settings as access
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 from pneumoscope.recipes.settings import revise
-from pneumoscope.recipes.systems import build_volume_recipe
+from pneumoscope.recipes.stages import build_volume_recipe
 
 
 @pytest.mark.parametrize("name", ALL_RECIPES)

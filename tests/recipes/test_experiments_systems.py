@@ -10,7 +10,7 @@ from pneumoscope.recipes import settings as access
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.papers.transfer import transfer_slices, transfer_systems, transfer_systems_small
 from pneumoscope.recipes.registry import RECIPES, build_any
-from pneumoscope.recipes.systems import OWN_SYSTEMS, VOLUME_RECIPES, build_volume_recipe, volume_system
+from pneumoscope.recipes.stages import OWN_SYSTEMS, VOLUME_RECIPES, build_volume_recipe, volume_system
 from pneumoscope.study.folder import start
 
 PATIENTS = "split.by=patient"

@@ -27,14 +27,14 @@ from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.train import MODEL, OwnData, OwnExperiment
 from pneumoscope.progress import Noted, silent
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD
+from pneumoscope.recipes.stages import NEIGHBOURS, SLICES, THRESHOLD
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.classifier import NetworkStage
 from pneumoscope.study.learners.logistic import BaselineStage
-from pneumoscope.study.learners.registry import StageMaker, learner_class
 from pneumoscope.study.options import StudyOptions
+from pneumoscope.study.transfer import StageMaker, learner_class
 from pneumoscope.study.xray import LEARNERS
 from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool
 from pneumoscope.study.xray_repeat import AS_PAPER, all_mitigations, make_repeat, plain_recipe

@@ -10,7 +10,7 @@ from pneumoscope.errors import RunError
 from pneumoscope.recipes.papers.maganaris_2022a import two_channel
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.scores.cells import read_table
+from pneumoscope.study.scores.table import read_table
 
 
 @pytest.fixture(scope="module")

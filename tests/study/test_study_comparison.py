@@ -12,7 +12,7 @@ from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.analysis.comparison import COLUMNS, compare, read_runs, sentence
 from pneumoscope.study.folder import start
 from pneumoscope.study.report import compare_studies
-from pneumoscope.study.scores.cells import write_table
+from pneumoscope.study.scores.table import write_table
 
 BASE = {"Tr1": (0.8, 0.5, 0.4), "Tr1_R_2": (0.7, 0.7, 0.4), "Tr1_R_2_R_3": (0.3, 0.5, 0.6)}
 OTHERS = {"Tr2": (0.3, 0.7, 0.2), "Tr2_R_3": (0.2, 0.6, 0.5), "Tr3": (0.1, 0.1, 0.6)}

@@ -10,15 +10,8 @@ from pneumoscope.io.write import write_mask
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel, four_channel_demo
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.study.data import (
-    build_set,
-    draw_split,
-    find_cases,
-    lung_folders,
-    roots_of,
-    set_names,
-    two_channel_target,
-)
+from pneumoscope.study.data import build_set, draw_split, find_cases, lung_folders, roots_of, set_names
+from pneumoscope.study.learners.slices import two_channel_target
 from pneumoscope.study.lungs import LungSupply
 from pneumoscope.volume import LUNG_LABELS, Mask
 

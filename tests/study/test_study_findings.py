@@ -6,7 +6,7 @@ from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.settings import from_json, with_overrides
 from pneumoscope.study.data import draw_split
-from pneumoscope.study.findings import certainty, findings, main_stages, pattern
+from pneumoscope.study.transfer_page import certainty, findings, pattern
 
 
 def change(stage, against, test, kind, mean, low=None, high=None):
@@ -15,7 +15,7 @@ def change(stage, against, test, kind, mean, low=None, high=None):
 
 
 def test_the_main_chain_is_the_longest_and_the_first_of_several():
-    assert main_stages(four_channel()) == ["Tr1", "Tr1_R_2", "Tr1_R_2_R_3"]
+    assert four_channel().main_stages() == ["Tr1", "Tr1_R_2", "Tr1_R_2_R_3"]
 
 
 def test_losses_are_told_with_how_sure_they_are():

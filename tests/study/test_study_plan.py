@@ -4,7 +4,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.recipes.papers.transfer import COMPARED, transfer_slices
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.recipes.strategy import CLASHES, STRATEGIES, strategy_parts
+from pneumoscope.recipes.stages import CLASHES, STRATEGIES, strategy_parts
 from pneumoscope.study.forecast import count_steps, leader, needs
 
 

@@ -3,8 +3,9 @@ import pandas as pd
 
 from pneumoscope.study.data import build_set
 from pneumoscope.study.learners.slices import TrainedModel
-from pneumoscope.study.scores.cells import SLICE_COLUMNS, read_table, write_table
+from pneumoscope.study.scores.cells import SLICE_COLUMNS
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
+from pneumoscope.study.scores.table import read_table, write_table
 
 
 class Bright:

@@ -22,7 +22,7 @@ from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
-from pneumoscope.study.learners.registry import StageMaker
+from pneumoscope.study.transfer import StageMaker
 
 TABLES = (
     "per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv", "shift/calibration.csv", "shift/distances.csv",
@@ -146,7 +146,7 @@ def test_scores_of_a_volume_study_follow_a_changed_test_mask(tmp_path, monkeypat
     import nibabel
     from test_study_volumes import MUELLER
 
-    from pneumoscope.recipes.systems import build_volume_recipe
+    from pneumoscope.recipes.stages import build_volume_recipe
 
     monkeypatch.setenv("PNEUMOSCOPE_CACHE", str(tmp_path / "cache"))
     plan = with_overrides(build_volume_recipe("mueller-2021-small"), MUELLER)

@@ -11,14 +11,14 @@ from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.tensors import SliceRecipe, slices_of
 from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.recipes.papers.transfer import transfer_systems_small
-from pneumoscope.recipes.systems import volume_system
+from pneumoscope.recipes.stages import volume_system
 from pneumoscope.study.data import StudyDataset, build_set
 from pneumoscope.study.folder import Meter, note_cost, read_cost
 from pneumoscope.study.forecast import count_steps, forecast, leader, needs
 from pneumoscope.study.learners.base import StudyContext, scan_of
-from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.learners.slices import Neighbours
 from pneumoscope.study.learners.volumes import VolumeStage
+from pneumoscope.study.transfer import StageMaker
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
 
 pytestmark = pytest.mark.timeout(1200)  # long on a busy machine

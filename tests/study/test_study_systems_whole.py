@@ -13,11 +13,11 @@ from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners import threshold as volumes_baseline
-from pneumoscope.study.learners.registry import StageMaker
 from pneumoscope.study.lungs import open_sets
-from pneumoscope.study.scores.cells import read_table
-from pneumoscope.study.scores.predictions import read_predictions
+from pneumoscope.study.scores.cells import read_predictions
 from pneumoscope.study.scores.systems import COLUMNS
+from pneumoscope.study.scores.table import read_table
+from pneumoscope.study.transfer import StageMaker
 
 pytestmark = pytest.mark.timeout(1200)  # whole studies, which take long on a busy machine
 
@@ -135,7 +135,7 @@ def test_a_gate_judges_every_system(study, tmp_path):
     copy = tmp_path / "study"
     shutil.copytree(study.folder, copy)
     verdict = guard_study(copy, study.experiment, 0.05)
-    assert len(verdict.stages) == 10
+    assert len(verdict["stages"]) == 10
     assert "guard" in read_card(copy / "stages" / "Tr1_R_2-bressem")
     assert not (copy / "stages" / "Tr1_R_2-threshold" / "card.json").exists()
 

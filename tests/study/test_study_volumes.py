@@ -10,7 +10,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.windows3d import WindowPlan
 from pneumoscope.recipes.settings import describe, with_overrides
-from pneumoscope.recipes.systems import VOLUME_RECIPES, build_volume_recipe
+from pneumoscope.recipes.stages import VOLUME_RECIPES, build_volume_recipe
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import air_spaces, fit_threshold, threshold_labels
 from pneumoscope.study.report import write_report

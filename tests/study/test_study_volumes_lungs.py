@@ -12,11 +12,12 @@ from pneumoscope.datasets.phantom.folder import write_phantom
 from pneumoscope.errors import DatasetError
 from pneumoscope.geometry import Grid
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.recipes.systems import build_volume_recipe
+from pneumoscope.recipes.stages import build_volume_recipe
+from pneumoscope.study.data import has_mask
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.threshold import LUNG_AIR_HU, fit_air, fitted
 from pneumoscope.study.scores.volumes import structures
-from pneumoscope.study.volumes_data import find_volume_cases, is_annotated
+from pneumoscope.study.volumes_data import find_volume_cases
 from pneumoscope.volume import Mask, Volume
 
 LUNGS = VolumeRecipe(classes="lungs")
@@ -73,9 +74,9 @@ def test_the_air_threshold_is_the_one_that_fits():
 
 def test_scans_are_taken_for_what_was_drawn_on_them(tmp_path):
     lungs_only = case(chest(), CaseFiles(tmp_path, lungs=tmp_path))
-    assert is_annotated(lungs_only, "lungs")
-    assert not is_annotated(lungs_only, "infiltrate")
-    assert is_annotated(case(chest()), "lungs_infiltrate")
+    assert has_mask(lungs_only, "lungs")
+    assert not has_mask(lungs_only, "infiltrate")
+    assert has_mask(case(chest()), "lungs_infiltrate")
 
 
 @pytest.fixture(scope="module")

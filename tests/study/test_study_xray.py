@@ -16,12 +16,12 @@ from pneumoscope.models.classifiers import ResNet50, ResNetConfig
 from pneumoscope.recipes.papers.katsamenis_2020 import chest_xray
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.analysis.shortcuts import probes
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.classifier import resnet_frozen
 from pneumoscope.study.learners.logistic import BaselineStage, RegressionLearner, choose_logistic, fit_logistic
 from pneumoscope.study.scores.classification import remedies
+from pneumoscope.study.xray import probes
 from pneumoscope.study.xray_data import ImageCache, list_cases, read_pool
 from pneumoscope.study.xray_page import findings, verdict
 from pneumoscope.study.xray_repeat import (

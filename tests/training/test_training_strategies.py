@@ -11,11 +11,21 @@ from pneumoscope.errors import InputError
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.training.data import ArraySource, Batch, MixedSource
 from pneumoscope.training.loop import TrainConfig, fit
-from pneumoscope.training.strategies.averaging import best_mix, mix_weights
-from pneumoscope.training.strategies.normalisation import all_but_normalisation, has_statistics, take_statistics
-from pneumoscope.training.strategies.penalties import Distillation, PenalisedTask, WeightConsolidation, fisher_diagonal
-from pneumoscope.training.strategies.rehearsal import choose_store, equal_shares
-from pneumoscope.training.strategies.selector import Selector, features
+from pneumoscope.training.strategies import (
+    Distillation,
+    PenalisedTask,
+    Selector,
+    WeightConsolidation,
+    all_but_normalisation,
+    best_mix,
+    choose_store,
+    equal_shares,
+    features,
+    fisher_diagonal,
+    has_statistics,
+    mix_weights,
+    take_statistics,
+)
 from pneumoscope.training.tasks import SegmentationTask
 
 CONFIG = TrainConfig(max_epochs=2, batch_size=4, learning_rate=1e-2, device="cpu", precision="fp32", seed=5)

@@ -24,7 +24,7 @@ def benchmark():
 
 
 def test_the_papers_epochs_and_sizes(benchmark):
-    from pneumoscope.recipes.systems import build_volume_recipe
+    from pneumoscope.recipes.stages import build_volume_recipe
 
     found = {}
     for recipe in benchmark.RECIPES:

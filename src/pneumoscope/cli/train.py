@@ -66,8 +66,7 @@ def crossval(data: Data, out: Out, common: Common, options: CrossvalOptions) -> 
     cases, made = _plan(data, out, common, options)
     if _only_the_plan(made, out, common, options.plan_only):
         return
-    from pneumoscope.plans.score import ON_FOLDS
-    from pneumoscope.plans.train import crossval_own
+    from pneumoscope.plans.train import ON_FOLDS, crossval_own
 
     with progress_for(common) as bars:
         table = crossval_own(

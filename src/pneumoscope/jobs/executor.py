@@ -1,4 +1,4 @@
-"""What all executors share: their interface, and the worker process that does the jobs wherever it runs."""
+"""What all executors share: their interface, and the worker process that does the jobs wherever it runs; those here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.jobs.graph import Job, Outcome, Step
-from pneumoscope.processes import WorkerProcess
+from pneumoscope.jobs.graph import Job, Opener, Outcome, Step
+from pneumoscope.processes import WorkerProcess, end_workers
 from pneumoscope.progress import OverJobs
 
 MOST_JOBS = 256  # Of one call
@@ -229,3 +229,48 @@ def _portable(problem: Exception) -> Exception:
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LocalWorkers(Executor):
+    """Processes of this machine.
+
+    Args:
+        opener: prepares each.
+        width: how many.
+    """
+
+    def __init__(self, opener: Opener, width: int) -> None:
+        super().__init__()
+        given = pickle.dumps((opener, width))  # unpickled where a failure has an outcome
+        self._workers = [JobProcess(given) for _ in range(width)]
+        self._idle = list(self._workers)
+        self._used: dict[Future[Any], JobProcess] = {}
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end_workers(self._workers, at_once=problem is not None)
+
+    def width(self) -> int:
+        """See `Executor`."""
+        return len(self._workers)
+
+    def at_work(self) -> dict[str, float]:
+        """See `Executor`."""
+        return {name: far for worker in self._used.values() for name, far in worker.at_work().items()}
+
+    def start(self, jobs: Sequence[Job], again: bool) -> Future[Any]:
+        """See `Executor`."""
+        worker = self._idle.pop()
+        future = worker.start(jobs, again)
+        self._used[future] = worker
+        return future
+
+    def outcomes(self, future: Future[Any]) -> Done:
+        """See `Executor`."""
+        worker = self._used.pop(future)
+        self._idle.append(worker)
+        return worker.result_of(future)

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from pneumoscope.errors import PneumoscopeError, RunError
 from pneumoscope.io.files import clear_temporary
-from pneumoscope.jobs.executor import MOST_JOBS, Executor, OpeningError, WorkerLostError
+from pneumoscope.jobs.executor import MOST_JOBS, Executor, LocalWorkers, OpeningError, WorkerLostError
 from pneumoscope.jobs.graph import FOLDER, Job, Opener, Outcome, Queue, Step, failure, job_folder
-from pneumoscope.jobs.local import LocalWorkers
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST, NOTE, OverJobs, Progress, silent

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from pneumoscope.inference.inputs import HuWindowInput, ModelInput, input_from_c
 from pneumoscope.plans.data import LungFinder, gather
 from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
+from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
 from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress
-from pneumoscope.study.learners.volume_training import box_card
+from pneumoscope.study.forecast import measure_step, peak_gigabytes
+from pneumoscope.study.learners.volumes import box_card
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,3 +211,54 @@ def start_of_volumes(plan: VolumePlan) -> tuple[UNet3D, dict[str, Any], str]:
 def preprocessing_card(plan: VolumePlan) -> dict[str, Any]:
     """Of the model: half overlapping boxes, their middles trusted more."""
     return box_card(recipe_of(plan), plan.patch, (0.5, 0.5, 0.5), "gaussian")
+
+
+def forecast_own(plan: TrainingPlan, setup: TrainingSetup, config: Any, max_minutes: float | None) -> str:
+    """Time and memory to expect, in a sentence, from measured steps."""
+    from pneumoscope.training.devices import pick_device
+
+    device = str(pick_device(config.device))
+    drawing, computing = measure_step(
+        setup.model,
+        setup.task,
+        setup.train,
+        plan.batch_size,
+        device=config.device,
+        precision=config.precision,
+        steps=1,
+    )
+    steps, looks = (-(-len(source) // plan.batch_size) for source in (setup.train, setup.val))
+    epoch = steps * (drawing + computing) + looks * (drawing + 0.4 * computing)
+    minutes = epoch * plan.epochs / 60
+    limit = f", stopped after {max_minutes:g}" if max_minutes is not None and max_minutes < minutes else ""
+    return (
+        f"{len(setup.train)} training and {len(setup.val)} validation {setup.kind}, at most {plan.epochs} epochs of "
+        f"{steps} steps of {drawing + computing:.2f} s: up to about {minutes:.1f} minutes{limit}; a step about "
+        f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
+        f"{memory_at_hand(device):.1f} GB free"
+    )
+
+
+def _measured(device: str) -> str:
+    """What the timed steps held on the graphics card; nothing elsewhere, where the process's peak says it."""
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    return f" ({torch.cuda.max_memory_allocated(device) / 1e9:.1f} measured)"
+
+
+@contextmanager
+def out_of_memory_advice(plan: TrainingPlan) -> Iterator[None]:
+    """Turn a machine that is out of memory into advice.
+
+    Raises:
+        RunError: instead of what torch or numpy say.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as problem:
+        text = str(problem).lower()
+        if not isinstance(problem, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
+            raise
+        raise RunError(f"out of memory {plan.advice()}") from problem

@@ -19,13 +19,14 @@ from pneumoscope.io.files import write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.stamp import STARTED_FILE, stamp
+from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.models.cards import CARD_FILE, find_model, read_card, write_card
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Tabled, bars
 from pneumoscope.plans.data import LungFinder, Parts, own_lungs
 from pneumoscope.plans.plan import PLAN_FILE, OwnPlan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
-from pneumoscope.plans.score import ON_FOLDS, forecast_own, numbers_of, out_of_memory_advice, score_own
-from pneumoscope.plans.setup import TrainingSetup, set_up
+from pneumoscope.plans.setup import TrainingSetup, forecast_own, out_of_memory_advice, set_up
 from pneumoscope.progress import NOTE, Progress
 from pneumoscope.study.base import Modality
 from pneumoscope.study.engine import Study
@@ -34,13 +35,13 @@ from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
 from pneumoscope.study.options import StudyOptions
-from pneumoscope.study.scores.cells import kept_table, read_table
-from pneumoscope.study.scores.table import Scores, tidy
+from pneumoscope.study.scores.table import Scores, kept_table, read_table, tidy
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.training.loop import FitResult
+
 
 MODEL = "model"  # The one stage of a training without folds; it lies in the output folder itself
 MARKERS = (STARTED_FILE, "summary.json", CARD_FILE)  # By these a training or cross-validation is known
@@ -345,3 +346,44 @@ def crossval_own(
     own = OwnData(OwnExperiment(plan, splits, max_minutes), StudyOptions(**options))
     Study(own).run(out)
     return own.per_case
+
+
+ON_VALIDATION = "the epoch was chosen on the very scans scored here, which flatters a little; --test-share avoids it"
+ON_TEST = "the epoch was chosen on other patients; these were scored once, at the end"
+ON_FOLDS = "the epoch of each fold was chosen on the scans it is scored on, which flatters a little"
+
+
+def score_own(
+    folder: Path, cases: Sequence[Case], device: str, precision: str, lungs_for: LungFinder, progress: Progress,
+    what: str = "validation",
+) -> pd.DataFrame:  # fmt: skip
+    """Dice per scan of what `segment` gives with this model, on the scan's own grid."""
+    from pneumoscope.inference.segmenter import Segmenter
+
+    segmenter = Segmenter(ModelOptions(model=folder, device=device, precision=precision))  # type: ignore[arg-type]
+    rows = []
+    for done, case in enumerate(cases, start=1):
+        scan = case.load()
+        assert scan.infiltrate is not None  # `read_own_cases` asked
+        lungs = scan.lungs if scan.lungs is not None else lungs_for(scan.volume)
+        found = segmenter.run(scan.volume, lungs).infiltrate.labels > 0
+        counts = count(found, scan.infiltrate.labels > 0)
+        voxel = scan.volume.grid.voxel_volume_ml
+        rows.append((case.case, case.patient, dice(counts), counts.referenced * voxel, counts.predicted * voxel))
+        progress(what, done, len(cases))
+    return pd.DataFrame(rows, columns=["case", "patient", "dice", "reference_ml", "predicted_ml"])
+
+
+def numbers_of(validation: pd.DataFrame, test: pd.DataFrame | None) -> dict[str, Any]:
+    """The numbers of a model's card: of the test scans where there are any, and what the epoch was chosen on."""
+    scored, chosen_on = (validation, ON_VALIDATION) if test is None else (test, ON_TEST)
+    numbers: dict[str, Any] = {
+        "held_out_scans": len(scored),
+        "mean_dice": float(scored["dice"].mean()),
+        "lowest_dice": float(scored["dice"].min()),
+        "highest_dice": float(scored["dice"].max()),
+        "chosen_on": chosen_on,
+    }
+    if test is not None:
+        numbers |= {"validation_scans": len(validation), "validation_mean_dice": float(validation["dice"].mean())}
+    return numbers

@@ -16,7 +16,7 @@ from pneumoscope.recipes.papers.transfer import (
     transfer_systems_small,
 )
 from pneumoscope.recipes.settings import Recipe, all_values, configured
-from pneumoscope.recipes.systems import VOLUME_RECIPES
+from pneumoscope.recipes.stages import VOLUME_RECIPES
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe

@@ -10,8 +10,15 @@ from typing import ClassVar
 
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.settings import MAX_SEED, OUR_CHOICE, Settings, setting
-from pneumoscope.recipes.strategy import Strategy, plain_strategy, strategy_parts
-from pneumoscope.recipes.systems import SLICES, VolumeSystem, settled_systems, split_external
+from pneumoscope.recipes.stages import (
+    SLICES,
+    Strategy,
+    VolumeSystem,
+    plain_strategy,
+    settled_systems,
+    split_external,
+    strategy_parts,
+)
 
 LOSSES = (
     "cross_entropy",
@@ -189,7 +196,7 @@ class Stage(Settings):
     """One training: on which set, from which stage's weights (None: from new ones), by which strategy.
 
     `strategy` is a name of `Strategy`, such as ``rehearsal+averaging``; None takes that of the experiment. `system` is
-    what makes the stage: one of `recipes.systems`, which a stage and the one it starts from have in common. Of a stage
+    what makes the stage: one of `recipes.stages`, which a stage and the one it starts from have in common. Of a stage
     that is trained elsewhere, site and start say what was done there; site 0 is not known.
     """
 
@@ -331,10 +338,18 @@ class Experiment(Settings):
         """The stage of that name."""
         return next(stage for stage in self.stages.chain if stage.name == name)
 
+    def budget(self, stage: Stage) -> Budget:
+        """How long a stage trains."""
+        return self.stages.first if stage.start is None else self.stages.retrain
+
     def lineage(self, name: str) -> list[Stage]:
         """The stages that lead to `name`, first training first, itself last."""
         stage = self.stage(name)
         return [*(self.lineage(stage.start) if stage.start else []), stage]
+
+    def main_stages(self) -> list[str]:
+        """The stages that pictures show: the first of the longest lineages (the plain one, where strategies differ)."""
+        return [stage.name for stage in max((self.lineage(s.name) for s in self.stages.chain), key=len)]
 
     def trained_on(self, name: str) -> list[int]:
         """The sets that a stage is known to have been trained on, in order.

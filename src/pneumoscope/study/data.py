@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, partial
@@ -23,11 +24,10 @@ from pneumoscope.datasets.splits.draw import (
     held_out_draw,
     leaking,
     patient_split,
-    read_split,
-    write_split,
 )
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
 from pneumoscope.errors import DatasetError, InputError
+from pneumoscope.io.files import write_frame
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_table, stamp
 from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress, silent
@@ -55,9 +55,10 @@ class StudyDataset:
     scans: Mapping[str, Case] = field(default_factory=dict)
     lungs_for: LungFinder | None = None  # finds the lungs of scans without lung mask
 
-    def rows(self, part: str) -> NDArray[np.intp]:
-        """Indices into `slices` of a part of the split."""
-        return self.slices.indices_of(self.split, part)
+    def rows(self, *parts: str) -> NDArray[np.intp]:
+        """Indices into `slices` of a part of the split, or in order of several; of all without a name."""
+        found = [self.slices.indices_of(self.split, part) for part in parts or ("train", "val", "test")]
+        return found[0] if len(found) == 1 else np.sort(np.concatenate(found))
 
     @cached_property
     def content(self) -> str:
@@ -107,10 +108,7 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
     """
     roots: dict[int, Path] = {}
     for name, root in data.items():
-        sites = [s for s in experiment.data.sites if name in _names(s)]
-        if len(sites) != 1 and not (name == "slices" and sites):
-            known = ", ".join(f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites)
-            raise InputError(f"--data {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
+        sites = _sites_named(experiment, name, "--data", several=name == "slices")
         if not Path(root).exists():
             raise InputError(f"--data {name}: there is no such folder", path=root)
         roots |= {site.number: Path(root) for site in sites}
@@ -128,9 +126,17 @@ def _names(site: Site) -> tuple[str, ...]:
     return (*own, site.dataset, str(site.number))
 
 
-def has_mask(case: Case) -> bool:
-    """Whether it was annotated: 1060 of the 1110 of MosMed and the challenge's validation scans have none."""
-    return case.files is None or case.files.infiltrate is not None
+def _sites_named(experiment: Experiment, name: str, option: str, *, several: bool = False) -> list[Site]:
+    sites = [s for s in experiment.data.sites if name in _names(s)]
+    if len(sites) != 1 and not (several and sites):
+        known = ", ".join(f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites)
+        raise InputError(f"{option} {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
+    return sites
+
+
+def has_mask(case: Case, classes: str = "infiltrate") -> bool:
+    """Whether infiltrate (or ``lungs``) was annotated: 1060 of the 1110 scans of MosMed have no infiltrate."""
+    return case.files is None or (case.files.lungs if classes == "lungs" else case.files.infiltrate) is not None
 
 
 def lung_folders(experiment: Experiment, given: Mapping[str, str | Path]) -> dict[int, Path]:
@@ -145,24 +151,13 @@ def lung_folders(experiment: Experiment, given: Mapping[str, str | Path]) -> dic
     """
     if given and experiment.preprocessing.intensity == "grey8":
         raise InputError("--lungs is for scans in Hounsfield units; these sets are 8-bit pictures")
-    found = {}
-    for name, folder in given.items():
-        sites = [s for s in experiment.data.sites if name in _names(s)]
-        if len(sites) != 1:
-            known = ", ".join(f"{_names(s)[0]} (or {s.number})" for s in experiment.data.sites)
-            raise InputError(f"--lungs {name}: fits {len(sites)} sets of {experiment.recipe}, expected one of {known}")
-        found[sites[0].number] = Path(folder)
-    return found
+    return {_sites_named(experiment, name, "--lungs")[0].number: Path(folder) for name, folder in given.items()}
 
 
 def find_cases(
-    experiment: Experiment,
-    roots: Mapping[int, Path],
-    out: Path,
-    progress: Progress = silent,
-    *,
+    experiment: Experiment, roots: Mapping[int, Path], out: Path, progress: Progress = silent, *,
     lungs: Mapping[int, Path] | None = None,
-) -> dict[int, Scans]:
+) -> dict[int, Scans]:  # fmt: skip
     """The cases of each set, from the folders given or from synthetic sites made below `out`.
 
     Sets of 8-bit slices come as stacks, already read: they are small.
@@ -206,19 +201,19 @@ def find_cases(
 
 
 def _phantom_cases(experiment: Experiment, site: Site, out: Path, progress: Progress) -> list[Case]:
-    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
-
     alike = [s for s in experiment.data.sites if s.phantom_site == site.phantom_site]
     name = f"{site.phantom_site}-{site.number}" if len(alike) > 1 else site.phantom_site
-    folder = out / PHANTOM_FOLDER / name
+    return make_phantoms(experiment.data, site, out / PHANTOM_FOLDER / name, progress, alike.index(site))
+
+
+def make_phantoms(data: Any, site: Any, folder: Path, progress: Progress, number: int = 0) -> list[Case]:
+    """The synthetic scans that stand in for a set; those of each `number` are other patients."""
+    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
+
     write_phantom(
-        folder,
-        site.phantom_site,
-        site.phantom_patients,
-        seed=experiment.data.phantom_seed + alike.index(site),  # sets of one site have other patients
-        size=experiment.data.phantom_size,
+        folder, site.phantom_site, site.phantom_patients, seed=data.phantom_seed + number, size=data.phantom_size,
         progress=progress,
-    )
+    )  # fmt: skip
     return read_phantom(folder)
 
 
@@ -244,15 +239,9 @@ class LungSource(Protocol):
 
 
 def build_set(
-    experiment: Experiment,
-    site: Site,
-    cases: Scans,
-    folder: Path,
-    *,
-    name: str = "",
-    lungs_for: LungFinder | LungSource,
-    progress: Progress = silent,
-) -> StudyDataset:
+    experiment: Experiment, site: Site, cases: Scans, folder: Path, *, name: str = "",
+    lungs_for: LungFinder | LungSource, progress: Progress = silent,
+) -> StudyDataset:  # fmt: skip
     """Read one set into slices and split it; the split is written, or compared with the one written before.
 
     `name` is that of `set_names`; without one, what the set would be called alone.
@@ -266,7 +255,8 @@ def build_set(
     name = name or _plain_name(site, cases)
     slices, supplied = read(experiment, site, cases, lungs_for, progress)  # type: ignore[arg-type, operator]
     split = draw_split(slices.table, experiment.split, unfit=unfit_patients(slices, experiment.split.judged_pixels))
-    _keep_split(split, folder / "splits" / f"{name}.csv")
+    rows = split.sort_values(["case", "slice"], kind="stable")[["case", "slice", "patient", "part"]]
+    keep_split(rows, folder / "splits" / f"{name}.csv")
     scans: dict[str, Case] = {} if grey else {c.case: _in_hounsfield_units(c, site) for c in cases}  # type: ignore[arg-type]
     leaks = tuple(leaking(split["part"], split["patient"]))
     study_set = StudyDataset(site, slices, split, leaks, name, supplied, scans, lungs_for)
@@ -306,12 +296,9 @@ def _grey_slices(
 ) -> tuple[SliceSet, int]:
     """Slices of 8-bit pictures, and for how many scans lungs were supplied."""
     slices = grey_slice_set(
-        stacks,
-        experiment.preprocessing,
-        lungs_for=lungs_for.of_pictures,
-        progress=progress,
+        stacks, experiment.preprocessing, lungs_for=lungs_for.of_pictures, progress=progress,
         what=f"reading set {site.number}",
-    )
+    )  # fmt: skip
     return slices, sum(stack.lungs is None for stack in stacks)
 
 
@@ -390,24 +377,22 @@ def draw_split(table: pd.DataFrame, split: Split, *, unfit: Collection[str] = ()
     return parts
 
 
-def _keep_split(split: pd.DataFrame, path: Path) -> None:
-    if path.is_file():
-        before = read_split(path)
-        columns = ["case", "slice", "patient", "part"]
-        now = split[columns].astype(str).sort_values(["case", "slice"]).reset_index(drop=True)
-        old = before[columns].astype(str).sort_values(["case", "slice"]).reset_index(drop=True)
-        if not now.equals(old):
-            raise InputError(
-                "differs from the split of today: the data or the lung masks have changed since the study started; "
-                "--overwrite starts again",
-                path=path,
-            )
+def keep_split(split: pd.DataFrame, path: Path) -> None:
+    """Write who is in which part, or see that the table which is there says the same, in whatever order.
+
+    Raises:
+        InputError: it differs: the data have changed since the study was started.
+    """
+    if not path.is_file():
+        write_frame(path, split)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_split(split, path)
-
-
-def two_channel_target(labels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """(n, h, w) labels to (n, o, h, w): infiltrate, and with two channels its complement (2022b, section 3.1)."""
-    infiltrate = (labels > 0).astype(np.uint8)
-    return np.stack([infiltrate, 1 - infiltrate][:channels], axis=1)
+    columns, before = [str(name) for name in split], pd.DataFrame()
+    with suppress(OSError, ValueError):
+        before = pd.read_csv(path, dtype=str, keep_default_na=False)
+    now = split.astype(str).sort_values(columns, ignore_index=True)
+    if list(before) != columns or not before.sort_values(columns, ignore_index=True).equals(now):
+        raise InputError(
+            "differs from the split of the data as they are now: cases, patients or lung masks have changed since the "
+            "study was started; use --overwrite to start again",
+            path=path,
+        )

@@ -30,9 +30,8 @@ from pneumoscope.recipes.registry import build_any
 from pneumoscope.reports.figures import marked
 from pneumoscope.study.base import Modality, StudyResult
 from pneumoscope.study.folder import EXPERIMENT_FILE, SYNTHETIC, mark_tables, write_environment, write_run
-from pneumoscope.study.modalities import modality_of
 from pneumoscope.study.options import ScoreOptions, StudyOptions
-from pneumoscope.study.report import write_report
+from pneumoscope.study.report import modality_of, write_report
 from pneumoscope.study.scores.table import write_scores
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pneumoscope.io.files import write_bytes
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.reports.figures import INFILTRATE, TRUTH, data_uri, new_figure, png, vectors
-from pneumoscope.study.findings import main_stages
 from pneumoscope.study.folder import read_if_there
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
     figures = folder / "figures"
     found, tables = read_if_there(folder / "shift" / "shift.json"), read_if_there(folder / "matrix.json")
     shown = [stage.name for stage in experiment.stages.chain]
-    shown = shown if len(shown) <= MOST_LINES else main_stages(experiment)
+    shown = shown if len(shown) <= MOST_LINES else experiment.main_stages()
     changed = [row for row in tables.get("differences", []) if row["stage"] in shown]
     if changed:
         write_bytes(figures / "changes.png", changes_png(changed))
@@ -173,7 +172,7 @@ def draw_shift(experiment: Experiment, folder: Path) -> None:
         write_bytes(figures / "calibration.png", calibration_png(calibrated))
     write_bytes(figures / "appearance.png", appearance_png(found["appearance"]))
     if found["lesions"]:
-        write_bytes(figures / "lesions.png", lesions_png(found["lesions"], main_stages(experiment)))
+        write_bytes(figures / "lesions.png", lesions_png(found["lesions"], experiment.main_stages()))
     measured = [row for row in found["abstention"] if row["auc"] is not None and row["stage"] in shown]
     if measured:
         write_bytes(figures / "distance.png", distance_png(measured))

@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 
 from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.recipes.systems import ON_SLICES, split_external
-from pneumoscope.study.data import StudyDataset, two_channel_target
+from pneumoscope.recipes.stages import ON_SLICES, split_external
+from pneumoscope.study.data import StudyDataset
+from pneumoscope.study.learners.slices import two_channel_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +64,7 @@ def on_slices(experiment: Experiment) -> list[Stage]:
 
 def epoch_length(experiment: Experiment, stage: Stage, train_slices: Mapping[int, int]) -> int:
     """Slices that an epoch of a stage shows."""
-    budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
-    return budget.epoch_slices or train_slices[stage.site]
+    return experiment.budget(stage).epoch_slices or train_slices[stage.site]
 
 
 def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
@@ -78,9 +78,8 @@ def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
     for stage in on_slices(experiment):
         if leader(experiment, stage.name) != stage.name:
             continue
-        budget = experiment.stages.first if stage.start is None else experiment.stages.retrain
-        length = epoch_length(experiment, stage, train_slices)
-        total += budget.max_epochs * math.ceil(length / experiment.training.batch_size)
+        steps = math.ceil(epoch_length(experiment, stage, train_slices) / experiment.training.batch_size)
+        total += experiment.budget(stage).max_epochs * steps
     return total
 
 
@@ -147,11 +146,7 @@ def forecast(
     per_step = seconds_per_step(experiment, sets[counted[0].site], device) if counted else 0.0
     lengths = {number: len(found) for number, found in rows.items()}
     steps, beside = count_steps(experiment, lengths), guard_steps(experiment, lengths)
-    looked_at = sum(
-        (experiment.stages.first if stage.start is None else experiment.stages.retrain).max_epochs
-        * len(sets[stage.site].rows("val"))
-        for stage in counted
-    )
+    looked_at = sum(experiment.budget(stage).max_epochs * len(sets[stage.site].rows("val")) for stage in counted)
     validation = looked_at / experiment.training.batch_size * per_step * FORWARD_SHARE
     peak = peak_gigabytes()
     fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
@@ -167,16 +162,7 @@ def seconds_per_step(experiment: Experiment, study_set: StudyDataset, device: st
     from pneumoscope.training.data import ArraySource
     from pneumoscope.training.tasks import SegmentationTask
 
-    job = StageJob(
-        "forecast",
-        experiment.preprocessing.channels,
-        experiment.network.out_channels,
-        experiment.network.features,
-        experiment.stages.first,
-        None,
-        "infiltrate",
-    )
-    plan = experiment.training
+    job, plan = StageJob.first(experiment, "forecast"), experiment.training
     chosen = np.resize(study_set.rows("train"), plan.batch_size)
     target = two_channel_target(study_set.slices.target[chosen], experiment.network.out_channels)
     names = [str(row) for row in chosen]
@@ -186,15 +172,9 @@ def seconds_per_step(experiment: Experiment, study_set: StudyDataset, device: st
 
 
 def measure_step(
-    model: nn.Module,
-    task: Task,
-    source: BatchSource,
-    batch_size: int,
-    *,
-    device: str,
-    precision: str,
+    model: nn.Module, task: Task, source: BatchSource, batch_size: int, *, device: str, precision: str,
     steps: int = STEPS,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """Seconds to make a batch and to learn from it: the fastest of a few steps on a copy of the network.
 
     One step more warms up; on a CUDA device the most memory seen is counted from here on.

@@ -1,11 +1,12 @@
 """The page of a study, made from what lies in its folder alone; it can be made again at any time.
 
 One page for every study: banners, sections by what the results have, scores, settings with their sources, models.
+`MODALITIES` is the one place where an experiment meets its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from pneumoscope._version import __version__
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_bytes, write_json, write_text
 from pneumoscope.jobs.lock import locks
-from pneumoscope.recipes.settings import describe
+from pneumoscope.recipes.schema import Experiment
+from pneumoscope.recipes.settings import Settings, describe
+from pneumoscope.recipes.volumes import VolumeExperiment
+from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.reports.figures import data_uri, marked
 from pneumoscope.reports.page import write_page
 from pneumoscope.study.analysis.comparison import different_folders, is_synthetic
+from pneumoscope.study.base import Modality
 from pneumoscope.study.folder import read_experiment, read_if_there, read_result, usable_results
-from pneumoscope.study.modalities import modality_of
-from pneumoscope.study.scores.cells import write_table
-from pneumoscope.study.scores.table import read_rows
+from pneumoscope.study.scores.table import read_rows, write_table
+from pneumoscope.study.transfer import Transfer
+from pneumoscope.study.volumes import Volumes
+from pneumoscope.study.xray import Xray
 
 REPORT_FILE, LATEX_FILE, COMPARISON_FILE = "report.html", "matrix.tex", "comparison.json"
 
@@ -103,3 +109,15 @@ def compare_studies(folders: Sequence[str | Path], out: str | Path, *, overwrite
     write_json(folder / COMPARISON_FILE, result)
     found: dict[str, Any] = read_json(folder / COMPARISON_FILE)
     return found
+
+
+MODALITIES: Mapping[type[Settings], type[Modality]] = {
+    Experiment: Transfer,
+    VolumeExperiment: Volumes,
+    XrayExperiment: Xray,
+}
+
+
+def modality_of(experiment: Settings) -> type[Modality]:
+    """What reads, makes and scores an experiment."""
+    return MODALITIES[type(experiment)]

@@ -1,9 +1,13 @@
-"""Transfer studies: stages one after the other on slices (or by another system), each scored on every set."""
+"""Transfer studies: stages one after the other on slices (or by another system), each scored on every set.
+
+`LEARNERS` and `StageMaker` are the one place where a stage meets its learner and what it cost is noted.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,27 +15,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pneumoscope.errors import InputError
 from pneumoscope.inference.external import Access
 from pneumoscope.io.files import write_json
 from pneumoscope.progress import FORECAST
+from pneumoscope.recipes.stages import NEIGHBOURS, SLICES, THRESHOLD, is_own_learner, split_external
 from pneumoscope.study import figures
 from pneumoscope.study.analysis.acceptance import guard_study, renew_verdict, require_limit
 from pneumoscope.study.analysis.calibration import has_probabilities, study_cells, write_shift
 from pneumoscope.study.analysis.comparison import Compared, compare_retraining
 from pneumoscope.study.base import Modality
 from pneumoscope.study.data import StudyDataset, lung_folders, require_data, roots_of
-from pneumoscope.study.folder import mark_of
+from pneumoscope.study.folder import Meter, mark_of, note_cost
 from pneumoscope.study.forecast import forecast, needs
-from pneumoscope.study.learners.base import Predictor
+from pneumoscope.study.learners.base import Learner, Predictor, StudyContext
 from pneumoscope.study.learners.external import require_external, require_masks
-from pneumoscope.study.learners.registry import StageMaker
+from pneumoscope.study.learners.strategies import SliceLearner
+from pneumoscope.study.learners.threshold import ThresholdLearner
+from pneumoscope.study.learners.volumes import VolumeLearner
 from pneumoscope.study.lungs import LUNG_STAGE, lung_effect, open_sets, write_lung_effect
-from pneumoscope.study.scores.cells import reliability_of, write_table
+from pneumoscope.study.scores.cells import predict_stage, reliability_of
 from pneumoscope.study.scores.matrix import FORMULAS, Matrix, lineages_of, transfer, untrained_f1
-from pneumoscope.study.scores.predictions import predict_stage
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems
-from pneumoscope.study.scores.table import Scores, forgetting, rounds_of
+from pneumoscope.study.scores.table import Scores, forgetting, rounds_of, write_table
 from pneumoscope.study.transfer_page import transfer_page
 
 
@@ -132,10 +139,9 @@ class Transfer(Modality):
         if limit is None:
             renew_verdict(self.folder, self.experiment)
             return ""
-        verdict = guard_study(self.folder, self.experiment, limit)
-        refused = [stage for stage in verdict.stages if not stage.accepted]
-        sentences = " ".join(stage.sentence() for stage in refused)
-        return f"{', '.join(stage.stage for stage in refused)} refused. {sentences}" if refused else ""
+        refused = [s for s in guard_study(self.folder, self.experiment, limit)["stages"] if not s["accepted"]]
+        sentences = " ".join(stage["sentence"] for stage in refused)
+        return f"{', '.join(stage['stage'] for stage in refused)} refused. {sentences}" if refused else ""
 
     @classmethod
     def compare(cls, folders: Sequence[Path]) -> Compared:
@@ -231,3 +237,51 @@ def write_matrix_json(
             "formulas": dict(FORMULAS),
         },
     )
+
+
+LEARNERS: Mapping[str, type[Learner]] = {SLICES: SliceLearner, NEIGHBOURS: SliceLearner, THRESHOLD: ThresholdLearner}
+"""By system; all other systems are recipes on volumes, or ``MODULE:CLASS``, a learner of the user's own."""
+
+
+def learner_class(system: str) -> type[Learner]:
+    """The learner of a system.
+
+    Raises:
+        InputError: ``MODULE:CLASS`` names no learner that can be imported.
+    """
+    if split_external(system)[0]:
+        from pneumoscope.study.learners.external import ExternalLearner
+
+        return ExternalLearner
+    if not is_own_learner(system):
+        return LEARNERS.get(system, VolumeLearner)
+    module, _, name = system.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise InputError(
+            f"system {system}: cannot be imported ({problem}); expected MODULE:CLASS with the module on PYTHONPATH"
+        ) from problem
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise InputError(f"system {system}: is no subclass of pneumoscope.study.learners.base.Learner")
+    return found
+
+
+@dataclass
+class StageMaker(StudyContext):
+    """Makes the stages of a study, each by the learner of its system; attributes as of `StudyContext`."""
+
+    _learners: dict[str, Learner] = field(default_factory=dict)
+
+    def make(self, name: str) -> Predictor:
+        """One stage; the stages it starts from, and the one whose training it shares, must be made before it."""
+        system, own = self.experiment.stage(name).system, self.stage_folder(name)
+        stopped = own.is_dir() and self.resume
+        if system not in self._learners:
+            self._learners[system] = learner_class(system)(self, system)
+        with Meter() as meter:
+            made = self._learners[system].make(self.experiment.stage(name))
+        if made.trained_now:
+            note_cost(own, "training", {**meter.as_dict(), "resumed": stopped})
+        self.models[name] = made
+        return made

@@ -22,9 +22,8 @@ from pneumoscope.study.data import require_data
 from pneumoscope.study.folder import mark_of, stage_cards
 from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.threshold import fitted
-from pneumoscope.study.learners.volume_training import VolumeModel, train_model
-from pneumoscope.study.scores.cells import kept_table
-from pneumoscope.study.scores.table import Scores, forgetting
+from pneumoscope.study.learners.volumes import VolumeModel, train_model
+from pneumoscope.study.scores.table import Scores, forgetting, kept_table
 from pneumoscope.study.scores.volumes import (
     NETWORKS,
     Labelled,

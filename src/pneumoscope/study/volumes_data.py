@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pandas as pd
+
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.patches import VolumeRecipe
-from pneumoscope.datasets.splits.folds import Fold, Member, group_folds, group_members, members_of, share_fold
+from pneumoscope.datasets.splits.folds import Fold, group_folds, group_members, members_of, share_fold
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import write_csv
 from pneumoscope.progress import Progress, silent
-from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment, VolumeSet
+from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment
+from pneumoscope.study.data import has_mask, keep_split, make_phantoms
 
 SPLIT_COLUMNS = ("k", "fold", "case", "patient", "part")
 VALIDATION = "val"  # The name of the scans held out of the training set, where a test set has its dataset's name
@@ -75,43 +76,24 @@ def find_volume_cases(
             raise InputError(f"--data {name}: there is no such folder", path=root)
     if data and experiment.train_set.name not in data:
         raise InputError(f"--data is missing for {experiment.train_set.name}, the set that {experiment.recipe} learns")
+    from pneumoscope.datasets.registry import read_dataset
+
     found = {}
     for number, part in enumerate(experiment.data.sets, start=1):
         if data and part.name not in data:
             continue
-        cases = _read(part.name, data[part.name]) if data else _phantoms(experiment, part, out, progress)
+        if data:  # a dataset, or a CSV list of own scans in its place
+            root = data[part.name]
+            cases = read_dataset("manifest" if root.suffix.lower() == ".csv" else part.name, root)
+        else:
+            cases = make_phantoms(experiment.data, part, out / "data" / part.name, progress)
         named, classes = part.cases if data else "*", experiment.preparation.classes
-        fitting = [case for case in cases if fnmatch(case.case, named) and is_annotated(case, classes)]
+        fitting = [case for case in cases if fnmatch(case.case, named) and has_mask(case, classes)]
         if not fitting:
             raise InputError(f"{part.name} has no scan with a mask named {part.cases!r}", path=data.get(part.name))
         found[part.name] = sorted(fitting, key=lambda case: case.case)
         progress("data", number, len(experiment.data.sets), f"{part.name}: {len(fitting)} scans")
     return found
-
-
-def _read(name: str, root: Path) -> list[Case]:
-    """Scans of a dataset, or of a CSV list of own scans in its place."""
-    from pneumoscope.datasets.registry import read_dataset
-
-    return read_dataset("manifest" if root.suffix.lower() == ".csv" else name, root)
-
-
-def is_annotated(case: Case, classes: str) -> bool:
-    """Whether the structure to learn was annotated on this scan: 1060 of the 1110 of MosMed have no infiltrate."""
-    if case.files is None:
-        return True
-    return (case.files.lungs if classes == "lungs" else case.files.infiltrate) is not None
-
-
-def _phantoms(experiment: VolumeExperiment, part: VolumeSet, out: Path, progress: Progress) -> list[Case]:
-    from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
-
-    folder, data = out / "data" / part.name, experiment.data
-    write_phantom(
-        folder, part.phantom_site, part.phantom_patients, seed=data.phantom_seed, size=data.phantom_size,
-        progress=progress,
-    )  # fmt: skip
-    return read_phantom(folder)
 
 
 def model_jobs(experiment: VolumeExperiment, cases: Sequence[Case]) -> list[ModelJob]:
@@ -122,8 +104,7 @@ def model_jobs(experiment: VolumeExperiment, cases: Sequence[Case]) -> list[Mode
     """
     split = experiment.folds
     if split.k is None:
-        fold = _single_split(experiment, cases)
-        return [ModelJob("split", 1, 1, "full", *_parts(fold, cases))]
+        return [ModelJob("split", 1, 1, "full", *_parts(folds_of(experiment, cases, None)[0], cases))]
     jobs = []
     for k in split.k:
         settings = SETTINGS if split.ablation and k == split.k[-1] else SETTINGS[:1]
@@ -134,22 +115,13 @@ def model_jobs(experiment: VolumeExperiment, cases: Sequence[Case]) -> list[Mode
     return jobs
 
 
-def folds_of(experiment: VolumeExperiment, cases: Sequence[Case], k: int) -> list[Fold]:
-    """k folds, by scan as the papers or with patients kept whole."""
-    return group_folds(_groups_of(experiment, cases), k, experiment.folds.seed, validation=False)
-
-
-def _groups_of(experiment: VolumeExperiment, cases: Sequence[Case]) -> dict[Member, str]:
-    """What stays whole in a split: patients, or single scans."""
-    members = members_of(cases)
-    if experiment.folds.by == "patient":
-        return dict(group_members(members))
-    return {member: member.ref for member in members}
-
-
-def _single_split(experiment: VolumeExperiment, cases: Sequence[Case]) -> Fold:
-    """One fold with about the share of the scans held out; at least one scan (or patient) on each side."""
-    return share_fold(_groups_of(experiment, cases), experiment.folds.validation_share, experiment.folds.seed)
+def folds_of(experiment: VolumeExperiment, cases: Sequence[Case], k: int | None) -> list[Fold]:
+    """k folds, by scan as the papers or with patients kept whole; without k one, with about the share held out."""
+    members, split = members_of(cases), experiment.folds
+    groups = group_members(members) if split.by == "patient" else {member: member.ref for member in members}
+    if k is None:
+        return [share_fold(groups, split.validation_share, split.seed)]
+    return group_folds(groups, k, split.seed, validation=False)
 
 
 def _parts(fold: Fold, cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -163,32 +135,12 @@ def patients_on_both_sides(job: ModelJob) -> list[str]:
 
 
 def write_splits(jobs: Sequence[ModelJob], dataset: str, folder: Path) -> None:
-    """Write ``splits/<dataset>.csv``: one row per k, fold and scan. Unchanged when it is there already.
-
-    Raises:
-        InputError: it is there and differs: the data have changed since the study was started.
-    """
+    """Keep ``splits/<dataset>.csv``, see `data.keep_split`: one row per k, fold and scan."""
     rows = [
-        (str(job.k), str(job.fold), case.case, case.patient, part)
+        (job.k, job.fold, case.case, case.patient, part)
         for job in jobs
         if job.setting == "full"
         for part, cases in (("train", job.train), ("val", job.val))
         for case in cases
     ]
-    path = folder / "splits" / f"{dataset}.csv"
-    if path.is_file() and _rows_of(path) != [SPLIT_COLUMNS, *rows]:
-        raise InputError(
-            "differs from the split of the data as they are now: cases or patients have changed since the study was "
-            "started; use --overwrite to start again",
-            path=path,
-        )
-    write_csv(path, SPLIT_COLUMNS, rows)
-
-
-def _rows_of(path: Path) -> list[tuple[str, ...]]:
-    """The cells of a CSV file; none where it cannot be read."""
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [tuple(row) for row in csv.reader(stream)]
-    except (OSError, ValueError, csv.Error):
-        return []
+    keep_split(pd.DataFrame(rows, columns=list(SPLIT_COLUMNS)), folder / "splits" / f"{dataset}.csv")

@@ -27,8 +27,7 @@ from pneumoscope.recipes.schema import (
     Training,
 )
 from pneumoscope.recipes.settings import OUR_CHOICE, all_from, our_choice, revise, sourced
-from pneumoscope.recipes.strategy import plain_strategy
-from pneumoscope.recipes.systems import NEIGHBOURS, SLICES, THRESHOLD
+from pneumoscope.recipes.stages import NEIGHBOURS, SLICES, THRESHOLD, plain_strategy
 
 CITATION = "our own; after the question of Maganaris et al. 2022 (arXiv 2208.08343)"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pneumoscope.metrics.intervals import bootstrap_interval
 from pneumoscope.recipes.schema import Experiment, Scoring
 from pneumoscope.study.data import StudyDataset
+from pneumoscope.study.scores.table import rounds_of, with_ends
 
 LESION_COLUMNS = (
     "stage", "test", "case", "slice", "patient", "kind", "pixels", "area_mm2", "lung_share", "value", "found", "depth",
@@ -172,24 +173,11 @@ def missed_by_kind(lesions: pd.DataFrame, unit: str, scoring: Scoring) -> pd.Dat
                 some = own[place == k]
                 real = some[some["kind"] == "lesion"]
                 per_patient = {str(p): g["found"].tolist() for p, g in real.groupby("patient")}
-                interval = bootstrap_interval(
-                    per_patient, n=scoring.interval_resamples, seed=scoring.interval_seed, level=scoring.interval_level
-                )
-                result.append(
-                    {
-                        "stage": stage,
-                        "test": test,
-                        "by": by,
-                        "group": name,
-                        "lesions": len(real),
-                        "patients": interval.n_patients,
-                        "found": interval.mean,
-                        "found_low": interval.low,
-                        "found_high": interval.high,
-                        "missed": float((real["found"] == 0).mean()) if len(real) else math.nan,
-                        "false_alarms": len(some) - len(real),
-                    }
-                )
+                interval = bootstrap_interval(per_patient, **rounds_of(scoring))
+                missed = float((real["found"] == 0).mean()) if len(real) else math.nan
+                row = {"stage": stage, "test": test, "by": by, "group": name, "lesions": len(real)}
+                row |= {"patients": interval.n_patients, **with_ends("found", interval), "missed": missed}
+                result.append({**row, "false_alarms": len(some) - len(real)})
     return pd.DataFrame(result)
 
 
@@ -240,7 +228,7 @@ def appearance(
     edges = np.linspace(*experiment.preprocessing.windows_hu[0], HISTOGRAM_BINS)
     rows, histograms = [], {}
     for number, study_set in sorted(sets.items()):
-        own = np.sort(np.concatenate([study_set.rows(part) for part in ("train", "val", "test")]))
+        own = study_set.rows()
         healthy, ill, counts = _histograms(experiment, study_set, own, edges)
         histograms[number] = {"lung": _shares(healthy), "infiltrate": _shares(ill)}
         rows.append(_describe(number, study_set, own, features[number], counts))

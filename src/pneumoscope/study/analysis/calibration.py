@@ -29,8 +29,9 @@ from pneumoscope.recipes.schema import Experiment, Scoring
 from pneumoscope.study.analysis.appearance import appearance, features_of, missed_by_kind, unit_of
 from pneumoscope.study.analysis.leakage import draw_leakage, leakage_summary, leakage_table, study_leakage
 from pneumoscope.study.data import StudyDataset
-from pneumoscope.study.scores.cells import LEVELS, Cell, read_cell, reliability_of, write_table
+from pneumoscope.study.scores.cells import LEVELS, Cell, read_cell, reliability_of
 from pneumoscope.study.scores.matrix import Matrix
+from pneumoscope.study.scores.table import write_table
 
 COOLEST, HOTTEST = 0.05, 20.0  # Between these a temperature is looked for
 
@@ -149,17 +150,17 @@ def distance_table(sets: Mapping[int, StudyDataset], features: Mapping[int, NDAr
 
     Args:
         sets: the sets.
-        features: per set (n, f) features of `all_rows` of it; rows with NaN are left out.
+        features: per set (n, f) features of all its slices; rows with NaN are left out.
 
     Returns:
         ``test, patient, slices`` and a column ``to_<set>`` per set; one row per patient with a test slice.
     """
     train, test = {}, {}
     for number, study_set in sorted(sets.items()):
-        rows = all_rows(study_set)
+        rows = study_set.rows()
         known = ~np.isnan(features[number]).any(axis=1)
         patients = study_set.slices.table["patient"].to_numpy(str)[rows]
-        drawn = np.isin(rows, np.concatenate([study_set.rows("train"), study_set.rows("val")]))
+        drawn = np.isin(rows, study_set.rows("train", "val"))
         tested = np.isin(rows, study_set.rows("test"))
         train[number] = (features[number][known & drawn], patients[known & drawn])
         test[number] = (features[number][known & tested], patients[known & tested])
@@ -173,11 +174,6 @@ def distance_table(sets: Mapping[int, StudyDataset], features: Mapping[int, NDAr
                 row[f"to_{other}"] = float(np.mean(mahalanobis(own, learnt[keep])))
             result.append(row)
     return pd.DataFrame(result, columns=["test", "patient", "slices", *(f"to_{n}" for n in train)])
-
-
-def all_rows(study_set: StudyDataset) -> NDArray[np.intp]:
-    """Rows of all slices of a set that are in its split, in order."""
-    return np.sort(np.concatenate([study_set.rows(part) for part in ("train", "val", "test")]))
 
 
 def abstention(matrix: Matrix, distances: pd.DataFrame) -> list[dict[str, Any]]:
@@ -261,7 +257,7 @@ def write_shift(
     progress("shift", 0, 3, "calibration")
     calibration = [calibration_row(cell, experiment.scoring) for cell in cells if has_probabilities(cell)]
     progress("shift", 1, 3, "appearance")
-    features = {n: features_of(experiment, study_set, all_rows(study_set)) for n, study_set in sets.items()}
+    features = {n: features_of(experiment, study_set, study_set.rows()) for n, study_set in sets.items()}
     looks = appearance(experiment, sets, features)
     distances = distance_table(sets, features)
     lesions = [cell.lesions for cell in cells if len(cell.lesions)]

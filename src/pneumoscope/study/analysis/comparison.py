@@ -18,11 +18,10 @@ import numpy as np
 from pneumoscope.errors import InputError
 from pneumoscope.metrics.intervals import Interval, over_seeds_and_sets
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.recipes.strategy import STRATEGIES
-from pneumoscope.recipes.systems import SLICES, split_external
+from pneumoscope.recipes.stages import SLICES, STRATEGIES, split_external
 from pneumoscope.study.folder import read_experiment, read_if_there
 from pneumoscope.study.scores.matrix import Matrix, PerPatient, read_matrix
-from pneumoscope.study.scores.table import INTERVAL_ROUNDS, compare_scores, read_scores
+from pneumoscope.study.scores.table import INTERVAL_ROUNDS, compare_scores, read_scores, rounds_of, with_ends
 
 COLUMNS = (
     "strategy", "sets", "runs", "seeds", "gain", "gain_low", "gain_high", "loss", "loss_low", "loss_high",
@@ -154,13 +153,8 @@ def _require_alike(first: Experiment, other: Experiment, folder: Path) -> None:
 def _require_once(runs: Sequence[Run]) -> None:
     seen: dict[tuple[Any, ...], Run] = {}
     for run in runs:
-        key = (
-            run.strategy,
-            run.sets,
-            run.seed,
-            run.matrix.experiment.split.seed,
-            run.matrix.experiment.data.phantom_seed,
-        )
+        experiment = run.matrix.experiment
+        key = (run.strategy, run.sets, run.seed, experiment.split.seed, experiment.data.phantom_seed)
         if key in seen and seen[key].folder != run.folder:
             raise InputError(
                 f"repeats {run.strategy} over sets {run.sets} with seed {run.seed} of {seen[key].folder.name}",
@@ -196,23 +190,23 @@ def _row(
         "sets": "-".join(map(str, sets)),
         "runs": len(runs),
         "seeds": " ".join(str(run.seed) for run in runs),
-        **_ends("gain", gain),
-        "loss": 0.0 - kept.mean,
-        "loss_low": 0.0 - kept.high,
-        "loss_high": 0.0 - kept.low,
-        "below_best": 0.0 - below.mean,
-        "below_best_low": 0.0 - below.high,
-        "below_best_high": 0.0 - below.low,
-        **_ends("mean_f1", mean),
+        **with_ends("gain", gain),
+        **_lost("loss", kept),
+        **_lost("below_best", below),
+        **with_ends("mean_f1", mean),
         "mean_f1_spread": float(np.std(np.mean(by_run, axis=1), ddof=1)) if len(runs) > 1 else math.nan,
         "new_f1": _interval(runs, [[run.scores(new)] for run in runs]).mean,
         "old_f1": _interval(runs, [[run.scores(n) for n in old] for run in runs]).mean,
         "never_seen_f1": _interval(runs, [[run.scores(n) for n in others] for run in runs]).mean,
-        **_ends("ahead", ahead),
+        **with_ends("ahead", ahead),
         "patients": mean.n_patients,
         "per_set": [_per_set(runs, n, new) for n in runs[0].matrix.tests],
         "stages": [run.stage for run in runs],
     }
+
+
+def _lost(name: str, gained: Interval) -> dict[str, float]:
+    return {name: 0.0 - gained.mean, f"{name}_low": 0.0 - gained.high, f"{name}_high": 0.0 - gained.low}
 
 
 def _best(run: Run, test: int, every: Sequence[Run]) -> tuple[str, Matrix]:
@@ -229,9 +223,9 @@ def _per_set(runs: list[Run], test: int, new: int) -> dict[str, Any]:
     change = [[run.gaps(test, run.before if test == new else run.best_before(test))] for run in runs]
     return {
         "test": test,
-        **_ends("f1", f1),
+        **with_ends("f1", f1),
         "by_seed": {str(run.seed): _mean_of(run.scores(test)) for run in runs},
-        **_ends("change", _interval(runs, change)),
+        **with_ends("change", _interval(runs, change)),
         "patients": f1.n_patients,
     }
 
@@ -243,14 +237,7 @@ def _same_draw(run: Run, other: Run) -> bool:
 
 
 def _interval(runs: list[Run], values: list[list[PerPatient]]) -> Interval:
-    scoring = runs[0].matrix.experiment.scoring
-    return over_seeds_and_sets(
-        values, n=scoring.interval_resamples, seed=scoring.interval_seed, level=scoring.interval_level
-    )
-
-
-def _ends(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return over_seeds_and_sets(values, **rounds_of(runs[0].matrix.experiment.scoring))
 
 
 Compared = tuple[dict[str, Any], Sequence[str], str, dict[str, Any]]

@@ -26,7 +26,7 @@ from pneumoscope.progress import NOTE
 from pneumoscope.recipes.papers.transfer import transfer_systems
 from pneumoscope.recipes.schema import Experiment, Site, Stage
 from pneumoscope.recipes.settings import OUR_CHOICE, all_from, revise
-from pneumoscope.recipes.systems import PREDICTIONS, split_external
+from pneumoscope.recipes.stages import PREDICTIONS, split_external
 from pneumoscope.study.learners.base import Learner, ScanPredictor, ScanSlices, scan_of
 from pneumoscope.volume import Volume
 

@@ -5,7 +5,7 @@ started from. A resumed study takes a stage of this stamp as it is and continues
 stamp (its data, settings or starting weights have changed) is trained again, and the run says so.
 
 What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
-(see `study.scores.predictions`), so that every later number is made without the network.
+(see `study.scores.cells`), so that every later number is made without the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.jobs.stamp import stamp
 from pneumoscope.recipes.schema import Budget, Experiment
-from pneumoscope.recipes.systems import NEIGHBOURS
+from pneumoscope.recipes.stages import NEIGHBOURS
 from pneumoscope.study.learners.base import StudyContext
 from pneumoscope.study.learners.networks import NetworkTraining, card_of, train_config
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from pneumoscope.study.data import StudyDataset
     from pneumoscope.training.augment import SliceAugment
     from pneumoscope.training.data import BatchSource
-    from pneumoscope.training.strategies.penalties import Penalty
-    from pneumoscope.training.strategies.selector import Selector
+    from pneumoscope.training.strategies import Penalty, Selector
     from pneumoscope.training.tasks import Task
 
 
@@ -53,7 +52,7 @@ class Neighbours:
         there is repeated; a scan never lends its slices to another.
         """
         table = study_set.slices.table
-        known = np.sort(np.concatenate([study_set.rows(part) for part in ("train", "val", "test")]))
+        known = study_set.rows()
         names = zip(table["case"].to_numpy()[known], table["slice"].to_numpy(int)[known], strict=True)
         place = {(case, int(k)): int(row) for (case, k), row in zip(names, known, strict=True)}
         found = np.empty((len(rows), 1 + 2 * self.reach), np.intp)
@@ -96,7 +95,7 @@ STRONG: Mapping[str, Any] = {
 def sources_of(experiment: Experiment, job: StageJob, train: Slices, val: Slices) -> tuple[BatchSource, BatchSource]:
     """What the loop draws training and validation batches from."""
     from pneumoscope.training.data import ArraySource, MixedSource
-    from pneumoscope.training.strategies.rehearsal import equal_shares
+    from pneumoscope.training.strategies import equal_shares
 
     augment = make_augment(experiment, job)
     parts = [ArraySource(*part, augment) for part in (train, *job.guard.earlier)]
@@ -152,6 +151,15 @@ class StageJob:
     task: str  # ``infiltrate`` or ``lungs``; what the first output channel means
     guard: StrategyTerms = StrategyTerms()  # what the strategy adds
     near: Neighbours | None = None  # neighbouring slices among the channels; None for single slices
+
+    @classmethod
+    def first(cls, experiment: Experiment, name: str) -> StageJob:
+        """A first training of the experiment's network on single slices."""
+        network = experiment.network
+        return cls(
+            name, experiment.preprocessing.channels, network.out_channels, network.features, experiment.stages.first,
+            None, "infiltrate",
+        )  # fmt: skip
 
     def image_channels(self, experiment: Experiment) -> int:
         """Channels that hold grey values and no lung mask."""
@@ -248,7 +256,7 @@ def train_stage(
     Raises:
         NonFiniteLossError: see `training.loop.fit`; the study can be resumed.
     """
-    from pneumoscope.training.strategies.penalties import PenalisedTask
+    from pneumoscope.training.strategies import PenalisedTask
     from pneumoscope.training.tasks import SegmentationTask
 
     experiment = study.experiment
@@ -343,3 +351,9 @@ def model_card(experiment: Experiment, job: StageJob, result: Any, loaded: str, 
         preprocessing=preprocessing_card(experiment, lung_channel=lung_channel, near=job.near),
         limits="Made by a study of transfer between datasets. Research use only; not a medical device.",
     )
+
+
+def two_channel_target(labels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """(n, h, w) labels to (n, o, h, w): infiltrate, and with two channels its complement (2022b, section 3.1)."""
+    infiltrate = (labels > 0).astype(np.uint8)
+    return np.stack([infiltrate, 1 - infiltrate][:channels], axis=1)

@@ -21,16 +21,23 @@ from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.schema import Stage
-from pneumoscope.study.data import two_channel_target
 from pneumoscope.study.learners.base import Learner, StudyContext
-from pneumoscope.study.learners.slices import Slices, StageJob, StrategyTerms, TrainedModel, neighbours_of, train_stage
+from pneumoscope.study.learners.slices import (
+    Slices,
+    StageJob,
+    StrategyTerms,
+    TrainedModel,
+    neighbours_of,
+    train_stage,
+    two_channel_target,
+)
 from pneumoscope.study.lungs import evenly
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pneumoscope.models.unet import UNet
-    from pneumoscope.training.strategies.penalties import Penalty
+    from pneumoscope.training.strategies import Penalty
 
 EXPERTS_FILE = "experts.json"  # In the folder of a stage that keeps a network per set: their folders, and the selector
 
@@ -89,7 +96,7 @@ class SliceLearner(Learner):
 
     def store(self, number: int, parts: frozenset[str]) -> Slices:
         """What is kept of an earlier set's training slices: all, or the bounded store."""
-        from pneumoscope.training.strategies.rehearsal import choose_store
+        from pneumoscope.training.strategies import choose_store
 
         rows = self.study.sets[number].rows("train")
         if "joint" in parts:
@@ -138,7 +145,7 @@ class SliceLearner(Learner):
         return replace(read_kept(own), site_known=strategy.site_known, trained_now=trained.trained_now)
 
     def _averaged(self, stage: Stage, trained: TrainedModel) -> tuple[UNet, str]:
-        from pneumoscope.training.strategies.averaging import best_mix
+        from pneumoscope.training.strategies import best_mix
 
         alone = "selector" in self.study.experiment.strategy_of(stage.name)  # earlier sets keep networks of their own
         numbers = [stage.site] if alone else [stage.site, *self.study.earlier(stage)]
@@ -187,7 +194,7 @@ class SliceLearner(Learner):
         import torch
 
         from pneumoscope.training.data import ArraySource
-        from pneumoscope.training.strategies.normalisation import has_statistics, take_statistics
+        from pneumoscope.training.strategies import has_statistics, take_statistics
 
         network = copy_of(trained.model)
         if not has_statistics(network):
@@ -201,7 +208,7 @@ class SliceLearner(Learner):
         return network
 
     def _write_experts(self, own: Path, stage: Stage, experts: Mapping[int, str]) -> None:
-        from pneumoscope.training.strategies.selector import Selector
+        from pneumoscope.training.strategies import Selector
 
         seen = {n: self.study.sets[n].slices.images[self.study.sets[n].rows("train")] for n in experts}
         selector = Selector.fit(seen)
@@ -225,7 +232,7 @@ def guarded_job(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> S
     if "frozen" in parts:
         frozen = strategy.frozen
     if "site_norm" in parts and start is not None:
-        from pneumoscope.training.strategies.normalisation import all_but_normalisation
+        from pneumoscope.training.strategies import all_but_normalisation
 
         frozen = all_but_normalisation(start.model)
     if "ewc" in parts:
@@ -240,7 +247,7 @@ def guarded_job(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> S
         learner.near.image_channels + lung if learner.near else experiment.preprocessing.channels,
         experiment.network.out_channels,
         experiment.network.features,
-        experiment.stages.first if start is None else experiment.stages.retrain,
+        experiment.budget(stage),
         start,
         "infiltrate",
         StrategyTerms(
@@ -259,21 +266,21 @@ def penalties_of(learner: SliceLearner, stage: Stage, parts: frozenset[str]) -> 
     """Makes the extra terms of the loss once the network is there; what they need is computed only then."""
 
     def make(model: UNet) -> tuple[Penalty, ...]:
+        from pneumoscope.training import strategies
         from pneumoscope.training.data import ArraySource
-        from pneumoscope.training.strategies import penalties
 
         strategy = learner.study.experiment.strategy
         terms: list[Penalty] = []
         if "lwf" in parts:
             teacher = copy_of(learner.model(stage.start or "").model)
-            terms.append(penalties.Distillation(teacher, strategy.lwf_weight, strategy.lwf_temperature))
+            terms.append(strategies.Distillation(teacher, strategy.lwf_weight, strategy.lwf_temperature))
         if "ewc" in parts:
             for before in learner.study.experiment.lineage(stage.name)[:-1]:
                 learnt = copy_of(learner.model(before.name).model)
                 source = ArraySource(*learner.slices(before.site, "train", strategy.ewc_slices))
-                fisher = penalties.fisher_diagonal(learnt, source, np.arange(len(source)))
+                fisher = strategies.fisher_diagonal(learnt, source, np.arange(len(source)))
                 anchor = {name: p.detach().clone() for name, p in learnt.named_parameters()}
-                terms.append(penalties.WeightConsolidation(model, fisher, anchor, strategy.ewc_weight))
+                terms.append(strategies.WeightConsolidation(model, fisher, anchor, strategy.ewc_weight))
         return tuple(terms)
 
     return make
@@ -319,7 +326,7 @@ def read_kept(own: Path) -> TrainedModel:
         ModelError: weights are absent or damaged.
     """
     from pneumoscope.models.weights import load_model
-    from pneumoscope.training.strategies.selector import Selector
+    from pneumoscope.training.strategies import Selector
 
     model, card = load_model(own)
     base = TrainedModel(own.name, own, model, card["weights"]["sha256"], trained_now=False)

@@ -87,7 +87,7 @@ def fit_air(cases: Sequence[Case]) -> float:
     total = np.zeros(len(LUNG_AIR_HU))
     for number in _some(cases):
         scan = cases[number].load()
-        assert scan.lungs is not None  # `is_annotated` was asked
+        assert scan.lungs is not None  # `has_mask` was asked
         real = scan.lungs.any
         total += [dice(count(air_spaces(scan.volume, air), real)) for air in LUNG_AIR_HU]
     return LUNG_AIR_HU[int(total.argmax())]
@@ -99,7 +99,7 @@ def fit_threshold(cases: Sequence[Case]) -> tuple[float, float]:
     total = np.zeros(len(pairs))
     for number in _some(cases):
         scan = cases[number].load()
-        assert scan.infiltrate is not None  # `is_annotated` was asked
+        assert scan.infiltrate is not None  # `has_mask` was asked
         smoothed, inside = smooth(scan.volume), air_spaces(scan.volume)
         real = scan.infiltrate.labels > 0
         total += [dice(count(between(smoothed, inside, bounds), real)) for bounds in pairs]

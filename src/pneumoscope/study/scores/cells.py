@@ -1,6 +1,16 @@
-"""One cell of the transfer matrix: everything that is kept of one stage on one set.
+"""What is kept of one stage on one set, so that no later number needs a network: predictions, and a cell of the matrix.
 
-A cell lies below its stage, `stages/<stage>/cells/set-<number>/`, as
+`stages/<stage>/predictions/set-<number>.npz` holds what the stage says of the slices of the validation and test parts:
+
+- ``probability`` (n, h, w) uint8: ``floor(255 p + 0.5)`` of the infiltrate channel, at the size the network sees;
+- ``case`` and ``patient`` (n) text, ``slice`` (n) int64, ``part`` (n) text (``val``, ``test``): rows of the split,
+  in the order of the set's slices;
+- ``expert`` (n) int64: number of the set whose network answered (0 where the stage has one network for all);
+- ``stamp`` (): of weights, data and settings; a file of another stamp is made again.
+
+Validation rows serve what is chosen afterwards, such as a calibration; test rows are for the one final scoring.
+
+`stages/<stage>/cells/set-<number>/` holds its scores, made of the predictions:
 
 - ``slices.csv``: a row per scored slice, see `SLICE_COLUMNS`;
 - ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.analysis.appearance`;
@@ -13,21 +23,31 @@ So a new stage costs its own cells and a new set one cell per stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import atomic_path, read_json, write_frame, write_json
+from pneumoscope.io.files import atomic_path, write_bytes
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
 from pneumoscope.metrics.classification import Reliability
-from pneumoscope.progress import NOTE, Progress
+from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.schema import Experiment
+from pneumoscope.study.data import StudyDataset
+from pneumoscope.study.folder import Meter, note_cost
+from pneumoscope.study.scores.table import read_table, write_table
+
+if TYPE_CHECKING:
+    from pneumoscope.study.learners.base import Predictor
+
 
 SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
 SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "part", "contour_mm", "met_mm")
@@ -35,11 +55,6 @@ SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "p
 contours together and ``met_mm`` how much of it lies within the tolerance of the other (empty where the set has no pixel
 size): their sums over a patient's slices make the patient's NSD."""
 
-TEXT = (
-    "stage", "case", "patient", "part", "kind", "structure", "metric", "setting", "model", "arm", "without", "group",
-    "source", "label", "said",
-)  # fmt: skip
-"""Columns of tables of a study that are text, whatever stands in them."""
 
 LEVELS = 256  # Probabilities are kept as ``floor(255 p + 0.5)``
 
@@ -170,48 +185,138 @@ def write_cell(stage_folder: Path, cell: Cell) -> None:
     mark_done(folder, cell.key)
 
 
-def kept_table(
-    own: Path, name: str, wanted: str, make: Callable[[], tuple[pd.DataFrame, dict[str, Any]]], *, resume: bool,
-    progress: Progress,
-) -> pd.DataFrame:  # fmt: skip
-    """The rows of a stage in `<name>.csv` of its folder: those kept under the stamp `wanted`, else made and kept.
+PARTS = ("val", "test")  # The parts of the split that are predicted
+FOLDER = "predictions"  # Below the folder of a stage
 
-    Args:
-        own: folder of the stage.
-        name: of the table; what `make` says beside it stands in `<name>.json` with the stamp.
-        wanted: stamp of the predictor, the data and the settings.
-        make: gives the rows, and JSON values about them.
-        resume: take what is there.
-        progress: called when rows of another stamp are made again.
+
+ARRAYS = ("probability", "case", "slice", "patient", "part", "expert")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers of one stage on one set; see the head of the module for the arrays."""
+
+    probability: NDArray[np.uint8]
+    case: NDArray[np.str_]
+    slice: NDArray[np.int64]
+    patient: NDArray[np.str_]
+    part: NDArray[np.str_]
+    expert: NDArray[np.int64]
+    stamp: str
+
+    def of(self, part: str) -> Predictions:
+        """The rows of one part of the split; may be none."""
+        keep = self.part == part
+        return replace(self, **{name: getattr(self, name)[keep] for name in ARRAYS})
+
+    def found(self, threshold: float) -> NDArray[np.bool_]:
+        """(n, h, w) where the probability reaches the threshold; exact for 0.5, to within 1/510 elsewhere."""
+        return np.asarray(self.probability >= 255 * threshold)
+
+
+def prediction_file(stage_folder: str | Path, number: int) -> Path:
+    """Where the answers of a stage on a set lie."""
+    return Path(stage_folder) / FOLDER / f"set-{number}.npz"
+
+
+def read_predictions(stage_folder: str | Path, number: int) -> Predictions:
+    """Read what `predict_stage` wrote.
+
+    Raises:
+        InputError: the file is absent or is not such a file.
     """
-    mark = own / f"{name}.json"
-    before = _stamp_in(mark) if resume else None
-    if before == wanted and (own / f"{name}.csv").is_file():
-        return read_table(own / f"{name}.csv")
-    if before is not None:
-        progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; predictions and scores are made again")
-    own.mkdir(parents=True, exist_ok=True)
-    mark.unlink(missing_ok=True)
-    table, facts = make()
-    write_frame(own / f"{name}.csv", table)
-    write_json(mark, {"stamp": wanted, **facts})
-    return read_table(own / f"{name}.csv")  # as a resumed study reads it
-
-
-def _stamp_in(path: Path) -> str | None:
+    path = prediction_file(stage_folder, number)
     try:
-        return str(read_json(path)["stamp"])
-    except (InputError, KeyError):
-        return None
+        kept = _load(path)
+        return Predictions(**{name: kept[name] for name in ARRAYS}, stamp=str(kept["stamp"]))
+    except _UNREADABLE as problem:
+        raise InputError(f"holds no predictions ({problem}); resume the study with --resume", path=path) from problem
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, whole or not at all; what is not known is left empty."""
-    write_frame(path, table, "%.8g")
+_UNREADABLE = (OSError, ValueError, KeyError, BadZipFile)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read such a table; names stay text, empty numbers become NaN."""
-    names: dict[str, Any] = dict.fromkeys(TEXT, str)
-    numbers = [c for c in pd.read_csv(path, nrows=0).columns if c not in names]
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={name: [""] for name in numbers})
+def _load(path: Path) -> dict[str, Any]:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+        return dict(kept)
+
+
+def predict_stage(
+    experiment: Experiment,
+    model: Predictor,
+    sets: Mapping[int, StudyDataset],
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> None:
+    """Write the predictions of a stage on all sets; files of the same stamp are left as they are."""
+    stale = []
+    for done, (number, study_set) in enumerate(sorted(sets.items()), start=1):
+        path, wanted = prediction_file(model.folder, number), prediction_stamp(experiment, model, study_set)
+        if not _is_of(path, wanted):
+            stale += [str(number)] if path.exists() else []
+            with Meter() as meter:
+                answers, seconds = _predict(experiment, model, number, study_set, device, wanted)
+            write_bytes(path, answers)
+            each = round(float(np.median(seconds)), 4) if seconds else None
+            cost = {**meter.as_dict(), "scans": len(seconds), "seconds_per_scan": each}
+            note_cost(model.folder, "prediction", {str(number): cost})
+        progress(f"predicting {model.name}", done, len(sets), f"set {number}")
+    if stale:
+        progress(NOTE, 1, 1, f"{model.name}: weights, data or settings changed; predictions and scores of set "
+                             f"{', '.join(stale)} are made again")  # fmt: skip
+
+
+def prediction_stamp(experiment: Experiment, model: Predictor, study_set: StudyDataset) -> str:
+    """What the predictions of a stage on a set are made of: its weights, the slices (or scans), and the settings."""
+    scans = sorted(study_set.scans) if model.loads_scans else []
+    return stamp(
+        "predictions",
+        revision=1,
+        model=model.sha256,
+        data=study_set.content,
+        scans={case: study_set.scan_content(case) for case in scans},
+        site=study_set.site.number,
+        precision=experiment.training.precision,
+    )
+
+
+def _is_of(path: Path, wanted: str) -> bool:
+    try:
+        return str(_load(path)["stamp"]) == wanted
+    except _UNREADABLE:
+        return False
+
+
+def _predict(
+    experiment: Experiment, model: Predictor, number: int, study_set: StudyDataset, device: str, made: str
+) -> tuple[bytes, list[float]]:
+    """The file, and the seconds that each scan took without reading it."""
+    order = study_set.rows(*PARTS)
+    table = study_set.slices.table.iloc[order]
+    answers, expert, seconds = [], [], []
+    for chunk in _chunks(table["case"].to_numpy(str)):
+        images = model.inputs(study_set, order[chunk])
+        started = time.perf_counter()
+        p, who = model.predict_scan(images, site=number, device=device, precision=experiment.training.precision)
+        seconds.append(time.perf_counter() - started)
+        answers.append(np.floor(p * 255 + 0.5).astype(np.uint8))
+        expert.append(np.full(len(chunk), who))
+    size = study_set.slices.target.shape[1:]
+    packed = io.BytesIO()
+    np.savez_compressed(
+        packed,
+        probability=np.concatenate(answers) if answers else np.zeros((0, *size), np.uint8),
+        case=table["case"].to_numpy(str),
+        slice=table["slice"].to_numpy(np.int64),
+        patient=table["patient"].to_numpy(str),
+        part=np.where(np.isin(order, study_set.rows("test")), "test", "val"),
+        expert=np.concatenate(expert).astype(np.int64) if expert else np.zeros(0, np.int64),
+        stamp=np.array(made),
+    )
+    return packed.getvalue(), seconds
+
+
+def _chunks(cases: NDArray[np.str_]) -> list[NDArray[np.intp]]:
+    """Indices of the slices of one scan each."""
+    return [np.flatnonzero(cases == case) for case in dict.fromkeys(cases)]

@@ -15,7 +15,7 @@ import pandas as pd
 from pneumoscope.metrics.classification import Reliability, bootstrap_scores, reliability, score_decisions
 from pneumoscope.metrics.intervals import seeds_and_patients
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.scores.table import tidy
+from pneumoscope.study.scores.table import rounds_of, tidy, with_ends
 from pneumoscope.study.xray_repeat import AS_PAPER, HEALTHY, OWN_TEST, SICK, UNSEEN
 
 KEYS = ["model", "arm", "without", "test"]
@@ -50,7 +50,7 @@ def _classes(model: str, experiment: XrayExperiment) -> tuple[str, ...]:
 
 def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayExperiment) -> dict[str, Any]:
     model, arm, without, test = key
-    classes, scoring = _classes(model, experiment), experiment.scoring
+    classes = _classes(model, experiment)
     row: dict[str, Any] = {
         "name": f"{_stage(model, arm, without)} on {test}",
         "stage": model,
@@ -61,22 +61,15 @@ def _cell(key: tuple[str, ...], seed: str, cell: pd.DataFrame, experiment: XrayE
         "n_patients": cell["group"].nunique(),
         "n_images": len(cell),
     }
-    row |= {name: math.nan for s in SCORES for name in (s, f"{s}_low", f"{s}_high")}
+    for score in SCORES:
+        row |= with_ends(score, None)
     known = cell["label"].isin(classes)
     if known.all():
         number = {name: i for i, name in enumerate(classes)}
         truth, said = (cell[c].map(number).to_numpy(np.int64) for c in ("label", "said"))
-        found = bootstrap_scores(
-            truth,
-            said,
-            cell["group"].tolist(),
-            classes,
-            n=scoring.interval_resamples,
-            seed=scoring.interval_seed,
-            level=scoring.interval_level,
-        )
+        found = bootstrap_scores(truth, said, cell["group"].tolist(), classes, **rounds_of(experiment.scoring))
         for score in SCORES if len(set(truth.tolist())) > 1 else ("accuracy",):
-            row |= {score: found[score].mean, f"{score}_low": found[score].low, f"{score}_high": found[score].high}
+            row |= with_ends(score, found[score])
     row["called_positive"] = float((cell["said"] == classes[-1]).mean())
     paper = experiment.paper_row(model) if (arm, without, test) == (AS_PAPER, "", OWN_TEST) else None
     return row | {f"paper_{score}": getattr(paper, score) if paper else math.nan for score in SCORES}
@@ -121,7 +114,7 @@ def _over_seeds(
     key: tuple[str, ...], seeds: list[dict[str, Any]], cell: pd.DataFrame, experiment: XrayExperiment
 ) -> dict[str, Any]:
     """The mean over seeds; accuracy with an interval that draws trainings and patients."""
-    scoring, together = experiment.scoring, {**seeds[0], "seed": "all"}
+    together = {**seeds[0], "seed": "all"}
     for score in (*SCORES, "called_positive"):
         together[score] = float(np.mean([row[score] for row in seeds]))
         if score != "called_positive":
@@ -132,9 +125,7 @@ def _over_seeds(
         values = [
             {str(g): rows["right"].tolist() for g, rows in part.groupby("group")} for _, part in right.groupby("seed")
         ]
-        found = seeds_and_patients(
-            values, n=scoring.interval_resamples, seed=scoring.interval_seed, level=scoring.interval_level
-        )
+        found = seeds_and_patients(values, **rounds_of(experiment.scoring))
         together |= {"accuracy_low": found.low, "accuracy_high": found.high}
     return together
 

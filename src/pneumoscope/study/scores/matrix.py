@@ -25,10 +25,9 @@ from pneumoscope.errors import InputError
 from pneumoscope.metrics.intervals import Interval, paired_difference
 from pneumoscope.metrics.overlap import Counts, dice
 from pneumoscope.recipes.schema import Experiment
-from pneumoscope.recipes.systems import SLICES
-from pneumoscope.study.scores.cells import read_table
+from pneumoscope.recipes.stages import SLICES
 from pneumoscope.study.scores.table import COLUMNS as TIDY_COLUMNS
-from pneumoscope.study.scores.table import intervals, rounds_of, tidy
+from pneumoscope.study.scores.table import intervals, read_table, rounds_of, tidy
 
 COLUMNS = (
     "name", "stage", "test", "n_patients", "n_slices", "accuracy", "precision", "recall", "f1", "f1_low", "f1_high",

@@ -31,10 +31,11 @@ from pneumoscope.study.scores.cells import (
     Cell,
     cell_key,
     count_voxels,
+    prediction_stamp,
     read_cell,
+    read_predictions,
     write_cell,
 )
-from pneumoscope.study.scores.predictions import prediction_stamp, read_predictions
 
 UNTRAINED = "untrained"  # Name of the network before any training; its scores are the baseline of forward transfer
 
@@ -112,7 +113,7 @@ class Scorer:
     def _compute(self, model: Predictor, number: int, key: str) -> Cell:
         study_set = self.sets[number]
         parts = ("train", "val", "test") if self.scores_all(model.name, number) else ("val", "test")
-        rows = np.sort(np.concatenate([study_set.rows(part) for part in parts]))
+        rows = study_set.rows(*parts)
         part = _part_of(study_set, rows, parts)
         probability = self.probability(model, number, rows)
         found = np.asarray(probability >= 255 * self.experiment.scoring.threshold)
@@ -144,17 +145,8 @@ class Scorer:
 
     def untrained(self) -> pd.DataFrame:
         """The same rows for the network as it is before the first training; test slices only."""
-        experiment = self.experiment
-        job = StageJob(
-            UNTRAINED,
-            experiment.preprocessing.channels,
-            experiment.network.out_channels,
-            experiment.network.features,
-            experiment.stages.first,
-            None,
-            "infiltrate",
-        )
-        model = TrainedModel(UNTRAINED, Path(), new_model(experiment, job), "", trained_now=False)
+        network = new_model(self.experiment, StageJob.first(self.experiment, UNTRAINED))
+        model = TrainedModel(UNTRAINED, Path(), network, "", trained_now=False)
         parts = []
         for number, study_set in sorted(self.sets.items()):
             rows = study_set.rows("test")

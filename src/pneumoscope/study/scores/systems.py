@@ -19,11 +19,11 @@ from pneumoscope.io.files import write_bytes
 from pneumoscope.metrics.intervals import over_seeds_and_sets
 from pneumoscope.models.cards import read_card
 from pneumoscope.recipes.schema import Experiment, Stage
-from pneumoscope.recipes.systems import THRESHOLD, split_external
+from pneumoscope.recipes.stages import THRESHOLD, split_external
 from pneumoscope.reports.figures import new_figure, png
 from pneumoscope.study.folder import read_cost
-from pneumoscope.study.scores.cells import write_table
 from pneumoscope.study.scores.matrix import Matrix
+from pneumoscope.study.scores.table import rounds_of, rows_of, with_ends, write_table
 
 SYSTEMS_FILE, PICTURE = "systems.csv", "systems.png"
 MEAN = "mean"
@@ -73,16 +73,11 @@ def systems_table(cells: Matrix, folder: Path) -> pd.DataFrame:
 
 def _mean(cells: Matrix, stage: str, per_set: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row over all sets: every set counts alike, the interval draws patients within each."""
-    scoring = cells.experiment.scoring
-    dice = over_seeds_and_sets(
-        [[cells.scores(stage, test, "dice", common=True) for test in cells.tests]],
-        n=scoring.interval_resamples,
-        seed=scoring.interval_seed,
-        level=scoring.interval_level,
-    )
+    values = [[cells.scores(stage, test, "dice", common=True) for test in cells.tests]]
+    dice = over_seeds_and_sets(values, **rounds_of(cells.experiment.scoring))
     row: dict[str, Any] = {name: _mean_of([r[name] for r in per_set]) for name in ("f1", "nsd", "seconds_per_scan")}
     row |= {name: max(r[name] for r in per_set) for name in ("prediction_peak_gb", "prediction_extra_gb")}
-    return {**row, "n_patients": dice.n_patients, "dice": dice.mean, "dice_low": dice.low, "dice_high": dice.high}
+    return {**row, "n_patients": dice.n_patients, **with_ends("dice", dice)}
 
 
 def _mean_of(values: Sequence[float]) -> float:
@@ -141,9 +136,7 @@ def read_systems(folder: Path) -> list[dict[str, Any]]:
     """
     if not (folder / SYSTEMS_FILE).is_file():
         return []
-    table = pd.read_csv(folder / SYSTEMS_FILE, dtype={"test": str})
-    table = table.astype(object).where(table.notna(), None)
-    rows: list[dict[str, Any]] = [dict(zip(table.columns, row, strict=True)) for row in table.to_numpy()]
+    rows = rows_of(pd.read_csv(folder / SYSTEMS_FILE, dtype={"test": str}))
     return [{**row, "sets": [r for r in rows if r["system"] == row["system"] and r["test"] != MEAN]}
             for row in rows if row["test"] == MEAN]  # fmt: skip
 

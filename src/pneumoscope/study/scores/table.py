@@ -8,7 +8,7 @@ lost on what was learned before) and `matrix.csv`, with the columns of each pape
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.errors import InputError
+from pneumoscope.io.files import read_json, write_frame, write_json
 from pneumoscope.metrics.classification import Reliability
-from pneumoscope.metrics.intervals import bootstrap_interval, paired_difference
-from pneumoscope.study.scores.cells import read_table, write_table
+from pneumoscope.metrics.intervals import Interval, bootstrap_interval, paired_difference
+from pneumoscope.progress import NOTE, Progress
 
 SCORES_FILE, INTERVALS_FILE, CALIBRATION_FILE = "scores.csv", "intervals.csv", "calibration.csv"
 INTERVAL_ROUNDS = 1000  # Draws of patients for an interval, where the experiment does not say
@@ -46,6 +47,12 @@ def rounds_of(scoring: Any) -> dict[str, Any]:
 def by_patient(cell: pd.DataFrame) -> dict[str, list[float]]:
     """The values of each patient."""
     return {str(name): part["value"].tolist() for name, part in cell.groupby("patient")}
+
+
+def with_ends(name: str, interval: Interval | None) -> dict[str, float]:
+    """A mean and the ends of its interval as columns; NaN where there is none."""
+    found = (interval.mean, interval.low, interval.high) if interval else (math.nan,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def intervals(scores: pd.DataFrame, **rounds: Any) -> pd.DataFrame:
@@ -159,3 +166,57 @@ def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """The rows of a table of a study for its page; none where it was not written."""
     path = folder / f"{name}.csv"
     return rows_of(pd.read_csv(path, keep_default_na=False, na_values=[""])) if path.is_file() else []
+
+
+TEXT = (
+    "stage", "case", "patient", "part", "kind", "structure", "metric", "setting", "model", "arm", "without", "group",
+    "source", "label", "said",
+)  # fmt: skip
+"""Columns of tables of a study that are text, whatever stands in them."""
+
+
+def kept_table(
+    own: Path, name: str, wanted: str, make: Callable[[], tuple[pd.DataFrame, dict[str, Any]]], *, resume: bool,
+    progress: Progress,
+) -> pd.DataFrame:  # fmt: skip
+    """The rows of a stage in `<name>.csv` of its folder: those kept under the stamp `wanted`, else made and kept.
+
+    Args:
+        own: folder of the stage.
+        name: of the table; what `make` says beside it stands in `<name>.json` with the stamp.
+        wanted: stamp of the predictor, the data and the settings.
+        make: gives the rows, and JSON values about them.
+        resume: take what is there.
+        progress: called when rows of another stamp are made again.
+    """
+    mark = own / f"{name}.json"
+    before = _stamp_in(mark) if resume else None
+    if before == wanted and (own / f"{name}.csv").is_file():
+        return read_table(own / f"{name}.csv")
+    if before is not None:
+        progress(NOTE, 1, 1, f"{own.name}: weights, data or settings changed; predictions and scores are made again")
+    own.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    table, facts = make()
+    write_frame(own / f"{name}.csv", table)
+    write_json(mark, {"stamp": wanted, **facts})
+    return read_table(own / f"{name}.csv")  # as a resumed study reads it
+
+
+def _stamp_in(path: Path) -> str | None:
+    try:
+        return str(read_json(path)["stamp"])
+    except (InputError, KeyError):
+        return None
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, whole or not at all; what is not known is left empty."""
+    write_frame(path, table, "%.8g")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read such a table; names stay text, empty numbers become NaN."""
+    names: dict[str, Any] = dict.fromkeys(TEXT, str)
+    numbers = [c for c in pd.read_csv(path, nrows=0).columns if c not in names]
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values={name: [""] for name in numbers})

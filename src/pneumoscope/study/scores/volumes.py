@@ -114,9 +114,9 @@ def _slid(
 def structures(scan: LabelledScan, labels: NDArray[np.uint8] | None, classes: str) -> dict[str, Any]:
     """Name to (predicted, reference) boolean masks; lungs only where they are predicted and drawn."""
     if classes == "lungs":
-        assert scan.lungs is not None  # `is_annotated` was asked
+        assert scan.lungs is not None  # `has_mask` was asked
         return {LUNGS: (np.zeros(scan.lungs.labels.shape, bool) if labels is None else labels == 1, scan.lungs.any)}
-    assert scan.infiltrate is not None  # `is_annotated` was asked
+    assert scan.infiltrate is not None  # `has_mask` was asked
     infected = scan.infiltrate.labels > 0
     if labels is None:
         return {"infection": (np.zeros(infected.shape, bool), infected)}
