@@ -51,11 +51,7 @@ def on(request, monkeypatch):
         yield {}
 
 
-SIGNALS = {
-    "vanishes": [signal.SIGKILL],
-    "out of walltime": [signal.SIGTERM, signal.SIGKILL],
-    "hangs": [signal.SIGSTOP],
-}
+SIGNALS = {"vanishes": [signal.SIGKILL], "out of walltime": [signal.SIGTERM, signal.SIGKILL], "hangs": [signal.SIGSTOP]}
 """What becomes of a node: SLURM ends one that is out of time politely, and some seconds later for good."""
 
 

@@ -18,11 +18,7 @@ def root(tmp_path):
         folder = tmp_path / "shipped" / name
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(WEIGHTS)
-        weights = {
-            "file": "model.safetensors",
-            "bytes": len(WEIGHTS),
-            "sha256": sha256(folder / "model.safetensors"),
-        }
+        weights = {"file": "model.safetensors", "bytes": len(WEIGHTS), "sha256": sha256(folder / "model.safetensors")}
         cards.write_card(folder, {"format": cards.FORMAT, "architecture": {"name": "unet"}, "weights": weights})
     return tmp_path / "shipped"
 

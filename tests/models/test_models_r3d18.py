@@ -5,14 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pneumoscope.errors import InputError, ModelError
-from pneumoscope.models.r3d18_unet import (
-    ENCODER_PARTS,
-    GREY_DEVIATION,
-    GREY_MEAN,
-    R3D18,
-    R3D18UNet,
-    R3D18UNetConfig,
-)
+from pneumoscope.models.r3d18_unet import ENCODER_PARTS, GREY_DEVIATION, GREY_MEAN, R3D18, R3D18UNet, R3D18UNetConfig
 from pneumoscope.models.weights import carry_published
 from pneumoscope.training.tasks import train_mode
 

@@ -7,14 +7,7 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.study.scores.cells import SLICE_COLUMNS
-from pneumoscope.study.scores.matrix import (
-    COLUMNS,
-    Matrix,
-    best_stage,
-    tidy_slices,
-    untrained_f1,
-    values_by_patient,
-)
+from pneumoscope.study.scores.matrix import COLUMNS, Matrix, best_stage, tidy_slices, untrained_f1, values_by_patient
 from pneumoscope.study.scores.segmentation import slice_rows
 
 CONTRACT = (

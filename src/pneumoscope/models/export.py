@@ -134,12 +134,7 @@ def check_onnx(model: nn.Module, graph: bytes, size: Sequence[int]) -> tuple[str
 
 
 def export_model(
-    name_or_dir: str | Path,
-    out: str | Path,
-    to: Format,
-    *,
-    size: Sequence[int] | None = None,
-    overwrite: bool = False,
+    name_or_dir: str | Path, out: str | Path, to: Format, *, size: Sequence[int] | None = None, overwrite: bool = False
 ) -> Exported:
     """Write a model folder for other programs.
 
@@ -352,10 +347,7 @@ def _metadata(card: dict[str, Any], config: Any, size: tuple[int, ...]) -> dict[
         "description": str(card.get("title") or card.get("task") or ""),
         "intended_use": "Research only; not a medical device.",
         "copyright": _licence(card),
-        "network_data_format": {
-            "inputs": {IMAGE: {**image, **both}},
-            "outputs": {"pred": {**logits, **both}},
-        },
+        "network_data_format": {"inputs": {IMAGE: {**image, **both}}, "outputs": {"pred": {**logits, **both}}},
         "card": card,
     }
 

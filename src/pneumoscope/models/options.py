@@ -33,8 +33,7 @@ class ModelOptions:
         False, "Read models of other programs whose format can run code: pickled checkpoints, bundles with expressions."
     )
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = option(
-        "auto",
-        "What computes the networks on the CPU; the report names it. auto: the fastest with the same masks.",
+        "auto", "What computes the networks on the CPU; the report names it. auto: the fastest with the same masks."
     )
     mirror: bool | None = option(
         None, "Also show the scan mirrored left to right and average: twice the time. Left out: as the card says."

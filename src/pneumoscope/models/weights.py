@@ -201,11 +201,7 @@ class Published:
 
 PUBLISHED: Mapping[str, Published] = {
     "resnet50": Published(
-        {
-            "resnet50-0676ba61.pth": "0676ba61",
-            "resnet50-11ad3fa6.pth": "11ad3fa6",
-            "resnet50-19c8e357.pth": "19c8e357",
-        },
+        {"resnet50-0676ba61.pth": "0676ba61", "resnet50-11ad3fa6.pth": "11ad3fa6", "resnet50-19c8e357.pth": "19c8e357"},
         "https://download.pytorch.org/models/",
         "BSD-3-Clause (torchvision); trained on ImageNet, whose terms are for research",
         ("fc.weight", "fc.bias"),

@@ -19,15 +19,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import STARTED_FILE
 from pneumoscope.plans.plan3d import VolumePlan, plan_from_volumes_model, plan_volumes
-from pneumoscope.plans.survey import (
-    MOST_GIGABYTES,
-    WINDOW_HU,
-    Survey,
-    TrainingPlan,
-    memory_at_hand,
-    require,
-    survey,
-)
+from pneumoscope.plans.survey import MOST_GIGABYTES, WINDOW_HU, Survey, TrainingPlan, memory_at_hand, require, survey
 
 PIXEL_MM = {"cpu": 2.0, "other": 1.25}
 """Pixel size aimed at: on a processor alone the finer one takes 2.5 times as long."""

@@ -219,13 +219,7 @@ def forecast_own(plan: TrainingPlan, setup: TrainingSetup, config: Any, max_minu
 
     device = str(pick_device(config.device))
     drawing, computing = measure_step(
-        setup.model,
-        setup.task,
-        setup.train,
-        plan.batch_size,
-        device=config.device,
-        precision=config.precision,
-        steps=1,
+        setup.model, setup.task, setup.train, plan.batch_size, device=config.device, precision=config.precision, steps=1
     )
     steps, looks = (-(-len(source) // plan.batch_size) for source in (setup.train, setup.val))
     epoch = steps * (drawing + computing) + looks * (drawing + 0.4 * computing)

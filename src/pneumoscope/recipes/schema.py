@@ -166,11 +166,7 @@ class Training(Settings):
     # probability of showing an augmented slice without its lung mask
     hide_lung: float = setting("probability", low=0.0, high=1.0, default=0.0, why=OUR_CHOICE + "the papers name none")
     # ``best`` keeps the weights of the epoch with the best `monitor`, ``last`` those of the last epoch
-    keep: str = setting(
-        choices=("best", "last"),
-        default="best",
-        why=OUR_CHOICE + "early stopping keeps the best",
-    )
+    keep: str = setting(choices=("best", "last"), default="best", why=OUR_CHOICE + "early stopping keeps the best")
     # decay of the running average of the weights that is validated and kept; 0 keeps the weights themselves
     ema: float = setting("", low=0.0, high=0.9999, default=0.0, why=NONE_NAMED)
 
@@ -228,9 +224,7 @@ class LungModel(Settings):
     # ``trained`` is a U-Net that learns from `sites`, as the papers do it; ``shipped`` is the model that `segment`
     # uses, which has seen none of the sets but other data
     supply: str = setting(
-        choices=("trained", "shipped"),
-        default="trained",
-        why=OUR_CHOICE + "as the papers: a model made for it",
+        choices=("trained", "shipped"), default="trained", why=OUR_CHOICE + "as the papers: a model made for it"
     )
     # the sets it learns from; it sees their training and validation parts and slices without lung
     sites: tuple[int, ...] = setting("set", low=1)

@@ -170,10 +170,7 @@ class XrayExperiment(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         data = self.data
-        for classes, counts, what in (
-            (data.classes_0, data.per_class_0, "0"),
-            (data.classes_1, data.per_class_1, "1"),
-        ):
+        for classes, counts, what in ((data.classes_0, data.per_class_0, "0"), (data.classes_1, data.per_class_1, "1")):
             if len(set(classes)) != len(classes) or (counts is not None and len(counts) != len(classes)):
                 raise InputError(
                     f"data.classes_{what} and data.per_class_{what} must be of one length, without a class twice; got "

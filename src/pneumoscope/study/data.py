@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan, content_of_scan
 from pneumoscope.datasets.slices import SliceStack
-from pneumoscope.datasets.splits.draw import (
-    Shortage,
-    balanced_draw,
-    held_out_draw,
-    leaking,
-    patient_split,
-)
+from pneumoscope.datasets.splits.draw import Shortage, balanced_draw, held_out_draw, leaking, patient_split
 from pneumoscope.datasets.tensors import LungFinder, SliceRecipe, SliceSet, build_slice_set
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import write_frame

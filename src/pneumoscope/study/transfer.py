@@ -217,11 +217,7 @@ def best_epochs(folder: Path) -> dict[str, int]:
 
 
 def write_matrix_json(
-    cells: Matrix,
-    folder: Path,
-    forgotten: pd.DataFrame,
-    gains: list[dict[str, Any]],
-    untrained: Mapping[int, float],
+    cells: Matrix, folder: Path, forgotten: pd.DataFrame, gains: list[dict[str, Any]], untrained: Mapping[int, float]
 ) -> None:
     """Write matrix.json: matrix and forgetting with their formulas; missing numbers are null."""
     write_json(

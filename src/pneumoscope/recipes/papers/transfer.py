@@ -214,11 +214,7 @@ def transfer_slices_short() -> Experiment:
     """The same study with a few strategies, less than half the time: for more seeds, that is other test patients."""
     full = transfer_slices()
     chain = tuple(stage for stage in full.stages.chain if stage.strategy is None or stage.strategy in SHORT)
-    return replace(
-        full,
-        recipe="transfer-slices-short",
-        stages=replace(full.stages, chain=chain),
-    )
+    return replace(full, recipe="transfer-slices-short", stages=replace(full.stages, chain=chain))
 
 
 SYSTEMS_CITATION = (

@@ -259,11 +259,7 @@ def _histograms(
 
 
 def _describe(
-    number: int,
-    study_set: StudyDataset,
-    rows: NDArray[np.intp],
-    features: NDArray[np.float64],
-    counts: pd.DataFrame,
+    number: int, study_set: StudyDataset, rows: NDArray[np.intp], features: NDArray[np.float64], counts: pd.DataFrame
 ) -> dict[str, Any]:
     table = study_set.slices.table.iloc[rows]
     load = counts.groupby("patient")[["lung", "infiltrate"]].sum()

@@ -304,11 +304,7 @@ def _card(experiment: VolumeExperiment, job: ModelJob, phase: Phase, result: Any
     """What `card.json` says beside the architecture and the checksum."""
     preparation = experiment.preparation
     recipe = volume_recipe(experiment, phase, preprocessed=job.preprocessed)
-    training = {
-        "scans": [case.case for case in job.train],
-        "setting": job.setting,
-        phase.monitor: result.best_value,
-    }
+    training = {"scans": [case.case for case in job.train], "setting": job.setting, phase.monitor: result.best_value}
     return card_of(
         stage_name(experiment, job, phase),
         f"{job.name} of {experiment.recipe}",
