@@ -17,7 +17,6 @@ from pneumoscope.study.analysis.appearance import (
     missed_by_kind,
     slice_features,
 )
-from pneumoscope.study.analysis.calibration import all_rows
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ def test_the_noise_estimate_finds_planted_noise():
 
 
 def test_sets_side_by_side(small, sets):
-    features = {n: features_of(small, s, all_rows(s)) for n, s in sets.items()}
+    features = {n: features_of(small, s, s.rows()) for n, s in sets.items()}
     looks = appearance(small, sets, features)
     assert looks["unit"] == "HU"
     first = looks["sets"][0]

@@ -11,7 +11,6 @@ from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.study.analysis.appearance import features_of
 from pneumoscope.study.analysis.calibration import (
     abstention,
-    all_rows,
     calibration_row,
     distance_table,
     fit_temperature,
@@ -88,7 +87,7 @@ def test_mahalanobis_of_independent_features_is_the_scaled_distance():
 def test_a_noisy_hospital_is_told_from_the_one_learnt(small, hospitals, find_all_lungs, tmp_path):
     hospitals[3] = hospitals[2]  # noise of 60 HU in place of 10
     sets = make_sets(small, hospitals, tmp_path, find_all_lungs)
-    features = {n: features_of(small, s, all_rows(s)) for n, s in sets.items()}
+    features = {n: features_of(small, s, s.rows()) for n, s in sets.items()}
     table = distance_table(sets, features)
     assert list(table.columns) == ["test", "patient", "slices", "to_1", "to_3"]
     own, other = table[table["test"] == 1]["to_1"], table[table["test"] == 3]["to_1"]

@@ -129,7 +129,7 @@ def test_parts_do_not_overlap_and_are_balanced(small, hospitals, tmp_path):
 def test_a_resumed_study_on_other_data_is_refused(small, hospitals, tmp_path):
     build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
     build_set(small, small.site(1), hospitals[1], tmp_path, lungs_for=no_lungs)
-    with pytest.raises(InputError, match="the data or the lung masks have changed"):
+    with pytest.raises(InputError, match="patients or lung masks have changed"):
         build_set(small, small.site(1), hospitals[1][:3], tmp_path, lungs_for=no_lungs)
 
 
