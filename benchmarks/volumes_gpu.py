@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume
+from pneumoscope.datasets.tensors import CLASS_NAMES, PreparedVolume
 from pneumoscope.geometry import Grid
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.recipes.stages import build_volume_recipe

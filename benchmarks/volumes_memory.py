@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pneumoscope.datasets.patches import PreparedVolume
+from pneumoscope.datasets.tensors import PreparedVolume
 from pneumoscope.geometry import Grid
 from pneumoscope.training.augment import VolumeAugment
 from pneumoscope.training.data import PatchSource

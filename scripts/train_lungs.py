@@ -37,9 +37,9 @@ from painted_chest import (
     Chest,
     on_grid,
 )  # fmt: skip
-from pneumoscope.datasets.patches import PreparedVolume
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.datasets.slices import read_slice_folder
+from pneumoscope.datasets.tensors import PreparedVolume
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.chest import ChestInput
 from pneumoscope.inference.lungs import split_sides

@@ -47,8 +47,7 @@ def read_scan(scan: Any, *, series: str | None = None, case: str | None = None) 
         ReadError: it must not be read as a chest CT; the message has a code, the file and a remedy.
         InputTypeError: a value of another type; the message says what is accepted.
     """
-    from pneumoscope.io.exchange import source_of
-    from pneumoscope.io.read import read_volume
+    from pneumoscope.io.read import read_volume, source_of
     from pneumoscope.volume import Volume
 
     if not isinstance(scan, Volume):
@@ -70,8 +69,7 @@ def read_mask(mask: Any, *, names: Mapping[int, str] | None = None, threshold: f
         ReadError: it holds no whole labels from 0 to 255, or some that `names` lacks.
         InputTypeError: a value of another type; the message says what is accepted.
     """
-    from pneumoscope.io.exchange import source_of
-    from pneumoscope.io.read import read_mask
+    from pneumoscope.io.read import read_mask, source_of
     from pneumoscope.volume import Mask
 
     return mask if isinstance(mask, Mask) else read_mask(source_of(mask, "the mask", Mask), names, threshold=threshold)
@@ -380,8 +378,7 @@ def compare_studies(runs: Sequence[str | Path], *, out: str | Path, overwrite: b
 
 def _mask(mask: Any, scan: Volume | None, threshold: float | None = None, read: Any = None) -> Mask:
     """A mask of any kind; those of probabilities in files and in other libraries' images are cut at the threshold."""
-    from pneumoscope.io.exchange import source_of
-    from pneumoscope.io.read import read_mask_or_probability
+    from pneumoscope.io.read import read_mask_or_probability, source_of
     from pneumoscope.volume import Mask
 
     if isinstance(mask, Mask):

@@ -114,24 +114,24 @@ class Voxels(Shown):
         `options`: ``case`` and ``intensity`` for scans as `io.read.read_volume`; ``names`` and ``threshold`` for masks
         as `io.read.read_mask`.
         """
-        made: Self = _called("io.exchange").made_of(cls, image, **options)
+        made: Self = _called("io.read").made_of(cls, image, **options)
         return made
 
     @classmethod
     def from_sitk(cls, image: sitk.Image, **options: Any) -> Self:
         """From a SimpleITK image; `options` as for `from_nibabel`."""
-        made: Self = _called("io.exchange").made_of(cls, image, **options)
+        made: Self = _called("io.read").made_of(cls, image, **options)
         return made
 
     @classmethod
     def from_array(cls, array: Any, affine: Any, **options: Any) -> Self:
         """From an array (i, j, k) and the affine (4, 4) from its voxels to RAS+ mm; `options` as for `from_nibabel`."""
-        made: Self = _called("io.exchange").made_of(cls, (array, affine), **options)
+        made: Self = _called("io.read").made_of(cls, (array, affine), **options)
         return made
 
     def to_nibabel(self) -> nib.Nifti1Image:
         """A nibabel image, its axes and affine those of the scan's file."""
-        image: nib.Nifti1Image = _called("io.exchange").to_nibabel(self)
+        image: nib.Nifti1Image = _called("io.write").to_nibabel(self)
         return image
 
     def to_sitk(self) -> sitk.Image:
@@ -140,12 +140,12 @@ class Voxels(Shown):
         Raises:
             GeometryError: the axes are not perpendicular, which ITK does not know.
         """
-        image: sitk.Image = _called("io.exchange").to_sitk(self)
+        image: sitk.Image = _called("io.write").to_sitk(self)
         return image
 
     def to_torch(self) -> Any:
         """A tensor (1, i, j, k) on RAS+ axes: float32 for scans, uint8 for masks."""
-        return _called("io.exchange").to_torch(self)
+        return _called("io.write").to_torch(self)
 
     def to_monai(self) -> Any:
         """A MONAI ``MetaTensor`` (1, i, j, k) with its affine.
@@ -153,7 +153,7 @@ class Voxels(Shown):
         Raises:
             InputError: MONAI is not installed.
         """
-        return _called("io.exchange").to_monai(self)
+        return _called("io.write").to_monai(self)
 
     def to_torchio(self) -> Any:
         """A TorchIO ``ScalarImage``, of a mask a ``LabelMap``.
@@ -161,14 +161,14 @@ class Voxels(Shown):
         Raises:
             InputError: TorchIO is not installed.
         """
-        return _called("io.exchange").to_torchio(self)
+        return _called("io.write").to_torchio(self)
 
     def _draw(self, axes: Sequence[Axes]) -> None:
         _called("reports.figures").draw_object(axes, self)
 
     def save(self, path: str | Path) -> Path:
         """Write .nii.gz, .nii, .nrrd or .mha on the grid of the scan's file; gives the path."""
-        _called("io.exchange").save(self, path)
+        _called("io.write").save(self, path)
         return Path(path)
 
 

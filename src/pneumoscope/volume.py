@@ -246,6 +246,13 @@ def present_labels(labels: NDArray[np.uint8]) -> list[int]:
     return [int(v) for v in np.flatnonzero(seen) if v]
 
 
+def relabelled(labels: NDArray[np.uint8], meaning: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Labels by what they mean; those without a meaning become 0."""
+    table = np.zeros(256, np.uint8)
+    table[list(meaning)] = list(meaning.values())
+    return np.asarray(table[labels])
+
+
 def array_to_native(array: NDArray[Scalar], native: Grid) -> NDArray[Scalar]:
     """A RAS+ array in the axis order of `native`; the exact way back of `from_native`.
 

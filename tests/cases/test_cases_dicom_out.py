@@ -151,7 +151,7 @@ def test_what_goes_wrong_is_a_finding_not_a_lost_case(phantom, tmp_path, monkeyp
     def fails(*args, **options):
         raise ReadError("the series has gone", code="IN-DCM-100")
 
-    monkeypatch.setattr("pneumoscope.io.dicom.results.write_dicom_results", fails)
+    monkeypatch.setattr("pneumoscope.cases.outputs.write_dicom_results", fails)
     out = tmp_path / "case"
     out.mkdir()
     report = quantify(phantom[0], out)

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from grids import build_grid
-from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
+from pneumoscope.cases.quantify import read_given, with_masks
 from pneumoscope.errors import InputError, ReadError
 from pneumoscope.geometry import LPS_TO_RAS
 from pneumoscope.io.scans import ScanRef

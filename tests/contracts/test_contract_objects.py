@@ -41,11 +41,7 @@ def arrays() -> dict[str, np.ndarray[Any, Any]]:
     spots[6:12, 5:9, 3:6] = 1
     hu[lungs > 0], hu[spots > 0] = -820, -450
     hu = np.rint(hu + np.random.default_rng(0).normal(0, 12, SHAPE)).clip(-1024)
-    return {
-        "scan": hu.astype(np.int16),
-        "lungs": lungs.astype(np.uint8),
-        "infiltrate": spots.astype(np.uint8),
-    }
+    return {"scan": hu.astype(np.int16), "lungs": lungs.astype(np.uint8), "infiltrate": spots.astype(np.uint8)}
 
 
 def as_path(array: np.ndarray[Any, Any], folder: Path) -> Any:

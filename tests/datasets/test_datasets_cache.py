@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pneumoscope.datasets import cached
-from pneumoscope.datasets.cache import ArrayCache, Entry, open_cache
-from pneumoscope.datasets.cached import content_of, remembered_content
+from pneumoscope.datasets import cache as array_cache
+from pneumoscope.datasets.cache import ArrayCache, Entry, content_of, open_cache, read_entries, remembered_content
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
@@ -30,6 +29,10 @@ RECIPE = SliceRecipe(windows=WINDOWS, size=24)
 @pytest.fixture
 def cache(tmp_path):
     return ArrayCache(tmp_path / "cache")
+
+
+def size_of(cache):
+    return sum(entry.size_bytes for entry in read_entries(cache.folder))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def aged(folder, seconds=100):
 @pytest.fixture
 def old_files(monkeypatch):
     """Stamps of files that a test has just written are believed, as if they had been there for long."""
-    monkeypatch.setattr(cached, "RACY_NS", 0)
+    monkeypatch.setattr(array_cache, "RACY_NS", 0)
 
 
 def test_an_entry_is_made_once_and_mapped(cache):
@@ -121,7 +124,7 @@ def test_damage_is_found_and_mended(cache, damage):
 def test_least_recently_used_goes_first(tmp_path):
     cache = ArrayCache(tmp_path / "c")
     cache.get("k0", partial(numbers, 1000))
-    one = cache.size_bytes()
+    one = size_of(cache)
     cache.max_bytes = 3 * one + 100
     for key in ("k1", "k2"):
         cache.get(key, partial(numbers, 1000))
@@ -129,7 +132,7 @@ def test_least_recently_used_goes_first(tmp_path):
     cache.get("k3", partial(numbers, 1000))
     assert sorted(p.name for p in (tmp_path / "c" / "v1").iterdir()) == ["k0", "k2", "k3"]
     assert cache.counts.evicted == 1
-    assert cache.size_bytes() <= cache.max_bytes
+    assert size_of(cache) <= cache.max_bytes
     cache.max_bytes = one + 100
     cache.get("k4", partial(numbers, 1000))
     assert [p.name for p in (tmp_path / "c" / "v1").iterdir()] == ["k4"]
@@ -138,7 +141,7 @@ def test_least_recently_used_goes_first(tmp_path):
     assert cache.counts.not_stored == 1
     assert [p.name for p in (tmp_path / "c" / "v1").iterdir()] == ["k4"]
     cache.clear()
-    assert cache.size_bytes() == 0
+    assert size_of(cache) == 0
 
 
 def test_a_disk_that_fails_costs_no_result(cache, monkeypatch):
@@ -202,7 +205,7 @@ def test_two_processes_share_a_folder(tmp_path, start, turns, keys):
     made = log.read_text().split()
     if keys == 4:
         assert sorted(made) == ["0", "1", "2", "3"]
-    assert ArrayCache(tmp_path / "c").size_bytes() <= 40_000
+    assert size_of(ArrayCache(tmp_path / "c")) <= 40_000
     assert not list((tmp_path / "c" / "v1").glob(".tmp-*"))
 
 
@@ -234,8 +237,8 @@ def test_the_second_start_opens_no_scan(phantom, tmp_path):
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from pneumoscope.datasets import cached
-cached.RACY_NS = 0
+from pneumoscope.datasets import cache as array_cache
+array_cache.RACY_NS = 0
 from pneumoscope.datasets.cache import ArrayCache
 from pneumoscope.datasets.phantom.folder import read_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
@@ -307,10 +310,10 @@ def test_a_young_file_is_summed_every_time(own, cache):
     first = remembered_content(path, cache.folder / "stamps")
     (memory,) = (cache.folder / "stamps").iterdir()
     assert [stamp for stamp, _ in json.loads(memory.read_text()).values()] == [None]
-    forged = {"": [cached._stamp(path), json.loads(memory.read_text())[""][1]]}
+    forged = {"": [array_cache._file_state(path), json.loads(memory.read_text())[""][1]]}
     path.write_text("two")
     assert remembered_content(path, cache.folder / "stamps") != first
-    forged[""][0] = cached._stamp(path)
+    forged[""][0] = array_cache._file_state(path)
     memory.write_text(json.dumps(forged))  # what a stamp that does not change would do
     assert remembered_content(path, cache.folder / "stamps") == first
     assert remembered_content(path, cache.folder / "stamps", trust_stamps=False) != first

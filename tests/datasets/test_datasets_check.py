@@ -64,9 +64,7 @@ def test_a_table_with_files_that_are_not_there(tree):
     (tree / "images" / "B-001.nii.gz").unlink()
     for name in ("phantom", "manifest"):
         found = check_dataset(name, tree)
-        assert [p.what for p in found.problems] == [
-            "lungs/B-000.nii.gz is missing", "images/B-001.nii.gz is missing",
-        ]  # fmt: skip
+        assert [p.what for p in found.problems] == ["lungs/B-000.nii.gz is missing", "images/B-001.nii.gz is missing"]
 
 
 def test_a_mask_that_others_have(tree):

@@ -13,11 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pneumoscope.datasets.case import Case, CaseFiles
-from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
 from pneumoscope.datasets.options import SplitOptions
 from pneumoscope.datasets.public.covid19ctseg import MA_GROUPS, NAME, ma_folds
 from pneumoscope.datasets.splits.draw import leaking, read_split
-from pneumoscope.datasets.splits.files import slice_counts, write_folds
+from pneumoscope.datasets.splits.files import read_nnunet_splits, slice_counts, write_folds, write_nnunet_splits
 from pneumoscope.datasets.splits.folds import (
     Fold,
     Link,
@@ -285,9 +284,7 @@ def test_folds_are_written_and_the_same_whatever_the_order(stored_cases, tmp_pat
     plan = SplitOptions(folds=4, links=tmp_path / "links.csv")
     summary = write_folds(stored_cases, plan, tmp_path / "out")
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert files == [
-        "folds.csv", "split.json", *(f"splits/fold_{n}/{name}.csv" for n in range(4) for name in "AB")
-    ]  # fmt: skip
+    assert files == ["folds.csv", "split.json", *(f"splits/fold_{n}/{name}.csv" for n in range(4) for name in "AB")]
     assert (summary["cases"], summary["groups"], summary["unit"]) == (9, 4, "cases")
     assert summary["links"][0]["reason"] == "the same scan"
     tested = Counter()

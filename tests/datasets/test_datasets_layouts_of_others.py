@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import trees_more as trees
 
-from pneumoscope.datasets.formats.decathlon import read_decathlon_cases
 from pneumoscope.datasets.formats.miscnn import read_miscnn_cases
-from pneumoscope.datasets.formats.nnunet import read_nnunet_cases
+from pneumoscope.datasets.formats.nnunet import read_decathlon_cases, read_nnunet_cases
 from pneumoscope.errors import DatasetError, GeometryError, ReadError
 
 NNUNET = "Dataset501_Chest"

@@ -265,10 +265,9 @@ def test_images_that_the_series_does_not_hold_are_counted(one, tmp_path):
     assert codes(scan)["IN-SET-111"].startswith("2 of 3 drawings of infiltrate left out: on images that")
 
 
-def test_exam_labels_without_series_are_told_and_draw_nothing(whole):
+def test_exam_labels_without_series_draw_nothing(whole):
     root, all_made = whole
     found = survey(root)
-    assert found.export.exam_labels == {made.study: ("Typical appearance",) for made in all_made}
     assert set(found.export.drawings) == {made.series for made in all_made}
 
 
@@ -288,7 +287,6 @@ def test_series_without_drawings_are_left_out_or_listed(whole, tmp_path):
     path = copy / "manifest-1612365584013" / trees.ANNOTATIONS
     trees.write_export(path, trees.truth_annotations(first), [first, second])
     assert [case.patient for case in read_ricord_cases(copy)] == [first.subject]
-    assert survey(copy).unannotated == (second.series,)
     plain = read_ricord_cases(copy, unannotated=True)[1]
     assert plain.patient == second.subject
     assert plain.load().infiltrate is None

@@ -10,9 +10,8 @@ import pytest
 import trees_more as trees
 from trees import patient
 
-from pneumoscope.datasets.formats.slice_files import read_slice_cases
 from pneumoscope.datasets.registry import read_dataset
-from pneumoscope.datasets.slices import read_slice_folder
+from pneumoscope.datasets.slices import read_slice_cases, read_slice_folder
 from pneumoscope.errors import DatasetError
 from pneumoscope.preprocess.slices import to_slices
 

@@ -31,11 +31,7 @@ def test_the_papers_bookkeeping(make_table, name):
     assert split["part"].value_counts().to_dict() == {"train": 440, "val": 60, "test": tested}
     joined = split.merge(table, on=["case", "slice", "patient"])
     assert joined["has_lung"].all()
-    assert joined.groupby("part")["has_infiltrate"].sum().to_dict() == {
-        "train": 220,
-        "val": 30,
-        "test": infected - 250,
-    }
+    assert joined.groupby("part")["has_infiltrate"].sum().to_dict() == {"train": 220, "val": 30, "test": infected - 250}
 
 
 def test_a_draw_depends_on_the_seed_and_not_on_the_order_of_rows(make_table):

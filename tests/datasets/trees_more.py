@@ -224,9 +224,7 @@ def make_nnunet(root: Path, *, variant: str = "plain", cases: int = 3) -> Path:
         if part == "Tr":
             drawn = scan.infiltrate.labels if variant in ("kinds", "v1") else in_regions(scan)
             label = save(folder / "labelsTr" / f"{case}{ending}", drawn, native)
-            listed[case] = {
-                "images": [str(image.relative_to(folder))], "label": str(label.relative_to(folder)),
-            }  # fmt: skip
+            listed[case] = {"images": [str(image.relative_to(folder))], "label": str(label.relative_to(folder))}
     labels: dict[str, Any] = KINDS if variant in ("kinds", "v1") else REGIONS
     channels = {"0": "PET", "1": "CT"} if variant == "channels" else {"0": "CT"}
     described = {"channel_names": channels, "labels": labels, "numTraining": cases, "file_ending": ending}
@@ -337,7 +335,4 @@ def _expected_decathlon(case: str) -> LabelledScan:
     return LabelledScan(scan.volume, None, None if case.endswith("3") else scan.infiltrate)
 
 
-EXPECTED_MORE: dict[str, Callable[[str], LabelledScan]] = {
-    "nnunet": _expected_nnunet,
-    "decathlon": _expected_decathlon,
-}
+EXPECTED_MORE: dict[str, Callable[[str], LabelledScan]] = {"nnunet": _expected_nnunet, "decathlon": _expected_decathlon}

@@ -240,10 +240,7 @@ TARGETS = {
     "card": harness.Target(models("card.json"), load, lines_of, other_values),
     "tensors": harness.Target(models("*.safetensors"), load_with_right_sums, head_of_tensors),
     "checkpoint": harness.Target(
-        checkpoint,
-        lambda path: load_checkpoint(path.parent),
-        harness.words(200),
-        resealed_checkpoint,
+        checkpoint, lambda path: load_checkpoint(path.parent), harness.words(200), resealed_checkpoint
     ),
     "study": harness.Target(study, report, lines_of, other_values),
     "results": harness.Target(results, look, parts_of, other_values),

@@ -97,9 +97,8 @@ def test_all_48_orientations_and_an_oblique_one(
 
 @pytest.mark.parametrize(
     "syntax",
-    [making.IMPLICIT, making.BIG, making.DEFLATED, making.RLE]
-    + [f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 90)],
-)  # fmt: skip
+    [making.IMPLICIT, making.BIG, making.DEFLATED, making.RLE] + [f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 90)],
+)
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_coded_twins_are_bit_equal(syntax: str, signed: bool, tmp_path: Path) -> None:
     slices = making.make_series()

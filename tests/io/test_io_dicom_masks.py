@@ -13,8 +13,7 @@ from skimage import measure
 from test_io_dicom_results import ORIENTATIONS, written
 
 from pneumoscope.errors import ReadError
-from pneumoscope.io.dicom.masks import read_dicom_mask, series_of_mask
-from pneumoscope.io.masks import place_mask
+from pneumoscope.io.masks import place_mask, read_dicom_mask, series_of_mask
 from pneumoscope.volume import array_to_native
 
 

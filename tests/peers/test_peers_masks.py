@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from highdicom.seg import SegmentationTypeValues
 from pydicom.sr.codedict import codes
 
-from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import QuantifyOptions
+from pneumoscope.cases.quantify import read_given, with_masks
 from pneumoscope.errors import ReadError
 from pneumoscope.io.read import read_volume
 from pneumoscope.io.scans import find_scans

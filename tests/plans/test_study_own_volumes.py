@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from grids import build_grid
-from pneumoscope.datasets.patches import prepare_image
 from pneumoscope.datasets.phantom.folder import write_phantom
+from pneumoscope.datasets.tensors import prepare_image
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.inference.volumes import VolumeInput
 from pneumoscope.models.options import ModelOptions

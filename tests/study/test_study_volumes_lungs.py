@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from pneumoscope.datasets.case import Case, CaseFiles, LabelledScan
-from pneumoscope.datasets.patches import CLASS_NAMES, VolumeRecipe, class_labels
 from pneumoscope.datasets.phantom.folder import write_phantom
+from pneumoscope.datasets.tensors import CLASS_NAMES, VolumeRecipe, class_labels
 from pneumoscope.errors import DatasetError
 from pneumoscope.geometry import Grid
 from pneumoscope.recipes.settings import with_overrides

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumoscope.datasets.patches import CLASS_NAMES, PreparedVolume, VolumeRecipe, draw_centre, prepare
+from pneumoscope.datasets.tensors import CLASS_NAMES, PreparedVolume, VolumeRecipe, draw_centre, prepare
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid, cut
 from pneumoscope.training.augment import VolumeAugment, Warp, elastic

@@ -15,16 +15,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope._version import __version__
 from pneumoscope.cases.audit_case import content_of_case, judge_one
 from pneumoscope.cases.options import AuditOptions
+from pneumoscope.datasets.audit import repair as copy
 from pneumoscope.datasets.audit.case import read_raw
-from pneumoscope.datasets.audit.duplicates import (
-    Fingerprint,
-    find_duplicates,
-    fingerprint,
-    pack_print,
-    unpack_print,
-)
+from pneumoscope.datasets.audit.duplicates import Fingerprint, find_duplicates, fingerprint, pack_print, unpack_print
+from pneumoscope.datasets.audit.repair import TABLE, repair_case, require_apart
 from pneumoscope.datasets.audit.rules import COLUMNS, KINDS, AuditFinding, ranked
 from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.check import absent_labels, leaving_link
@@ -42,6 +39,7 @@ from pneumoscope.models.cards import content_of_model
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Tabled, bars
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.audit import pair_picture, write_audit_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,8 +221,6 @@ def _cases(name: str, root: str | Path) -> list[Case]:
 
 def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken_over: bool) -> None:
     """Refuse output folders that are taken, before any work is done."""
-    from pneumoscope.datasets.audit.repair import TABLE, require_apart
-
     require_no_other_run(out, AUDIT_FILE)
     for folder, marker in ((out, AUDIT_FILE), (options.fix, TABLE)):
         if folder is None:
@@ -265,9 +261,7 @@ def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progres
             jobs.append(Job(case.case, only, job_folder(out, f"also-{number}-{case.case}")))
         made_of = partial(_scan_of_set, label)
         step = Step("fingerprint", 1, made_of, work)
-        run = run_jobs(
-            jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress
-        )  # fmt: skip
+        run = run_jobs(jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress)
         prints += [unpack_print(outcome.facts["print"]) for outcome in run]
     return prints
 
@@ -297,8 +291,6 @@ def _judging(options: AuditOptions) -> Step:
 
 
 def _picture_pairs(found: Sequence[AuditFinding], prints: Sequence[Fingerprint], run: _Run) -> None:
-    from pneumoscope.reports.audit import pair_picture
-
     own = {p.case: p.picture for p in run.prints}
     known = {p.case: p.picture for p in prints}
     for place, finding in enumerate(found, start=len(run.findings)):
@@ -308,8 +300,6 @@ def _picture_pairs(found: Sequence[AuditFinding], prints: Sequence[Fingerprint],
 def _summary(
     name: str, cases: Sequence[Case], findings: Sequence[AuditFinding], run: _Run, options: AuditOptions
 ) -> dict[str, Any]:
-    from pneumoscope._version import __version__
-
     severities = Counter(f.severity for f in findings)
     kinds = Counter(f.kind for f in findings)
     return {
@@ -339,9 +329,6 @@ def write_copy(cases: Sequence[Case], options: AuditOptions, out: Path, progress
     Returns:
         What was changed, by kind, and what was left.
     """
-    from pneumoscope.datasets.audit import repair as copy
-    from pneumoscope.datasets.audit.repair import repair_case
-
     assert options.fix is not None
     folder = options.fix
     (folder / copy.TABLE).unlink(missing_ok=True)
@@ -381,8 +368,6 @@ def _write(
     out: Path, findings: Sequence[AuditFinding], pictures: Mapping[int, bytes], summary: dict[str, Any],
     options: AuditOptions,
 ) -> None:  # fmt: skip
-    from pneumoscope.reports.audit import write_audit_page
-
     title = f"Audit of {summary['dataset']}"
     (out / AUDIT_FILE).unlink(missing_ok=True)
     write_csv(out / "findings.csv", COLUMNS, [finding.row() for finding in findings])

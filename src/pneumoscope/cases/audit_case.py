@@ -12,6 +12,7 @@ from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.jobs.stamp import content_of_arrays, content_of_files
+from pneumoscope.reports.audit import finding_picture
 from pneumoscope.volume import LUNG_LABELS, Mask, present_labels
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ def judge_one(case: Case, options: AuditOptions, segmenter: Segmenter | None) ->
 
     The first as JSON values: findings without their voxels, a picture of each, the fingerprint.
     """
-    from pneumoscope.reports.audit import finding_picture
-
     try:
         raw = read_raw(case)
     except InputError as problem:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from pneumoscope._version import __version__
 from pneumoscope.cases.outputs import SUMMARY_COLUMNS, summary_of, write_case
-from pneumoscope.cases.private import Private
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
-from pneumoscope.io.files import csv_text, prepare_folder, read_json, require_no_other_run, write_json, write_text
+from pneumoscope.io.files import (
+    atomic_path,
+    csv_text,
+    prepare_folder,
+    read_json,
+    require_no_other_run,
+    write_json,
+    write_text,
+)
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
@@ -25,6 +36,8 @@ from pneumoscope.reports.case import CaseContent
 if TYPE_CHECKING:
     from pneumoscope.cases.options import CaseOptions
     from pneumoscope.io.scans import ScanRef
+    from pneumoscope.jobs.run import Outcome
+
 
 RUN_FILE = "run.json"
 
@@ -217,10 +230,7 @@ def _table(cases: Sequence[CaseResult], scans: Sequence[ScanRef]) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, threads and the peak memory of this process; no host or user names, and no torch where none is used."""
-    import platform
     import resource
-
-    from pneumoscope._version import __version__
 
     torch = sys.modules.get("torch")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -230,3 +240,88 @@ def environment() -> dict[str, Any]:
         **({"torch": torch.__version__, "threads": torch.get_num_threads()} if torch else {}),
         "peak_memory_mib": round(peak / 1024),
     }
+
+
+FOLDER, KEY_FILE, ERRORS_FILE = "private", "key.csv", "errors.csv"
+KEY_COLUMNS = ("case", "path", "series_uid", "patient", "study_date")
+ERROR_COLUMNS = ("case", "file", "error")
+
+
+class Private:
+    """The private files of a run.
+
+    Args:
+        out: the run's folder.
+        key: where the key goes; None means `private/key.csv` in `out`, ``none`` that no private file is written. The
+            files behind errors stand beside the key.
+
+    Raises:
+        InputError: there is a file that is no key.
+    """
+
+    def __init__(self, out: Path, key: str | Path | None) -> None:
+        self._key: Path | None = None if str(key) == "none" else Path(key or out / FOLDER / KEY_FILE)
+        self._rows = _rows(self._key, KEY_COLUMNS)
+        errors = ERRORS_FILE if key is None else f"{Path(key).stem}-{ERRORS_FILE}"
+        self._errors = self._key and self._key.with_name(errors)
+        self._failed = _rows(self._errors, ERROR_COLUMNS)
+
+    def write_key(self, scans: Sequence[ScanRef]) -> None:
+        """Add scans to the key; rows of other cases, from runs before, stay."""
+        if self._key is None:
+            return
+        for scan in scans:
+            known = scan.identity
+            self._rows[scan.case] = (
+                scan.case,
+                str(scan.path.absolute()),
+                known.series_uid,
+                known.patient or scan.patient or "",
+                known.study_date or scan.date or "",
+            )
+        _write(self._key, KEY_COLUMNS, self._rows.values())
+
+    def write_errors(self, outcomes: Sequence[Outcome]) -> None:
+        """Say which file made a case fail; a case that is done has no row any more."""
+        if self._errors is None:
+            return
+        before = dict(self._failed)
+        for outcome in outcomes:
+            self._failed.pop(outcome.name, None)
+            if file := getattr(outcome.problem, "file", None):
+                self._failed[outcome.name] = (outcome.name, file, outcome.error or "")
+        if self._failed != before:
+            _write(self._errors, ERROR_COLUMNS, self._failed.values())
+
+
+def read_key(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of a run's own key file by case; empty where it was not kept or cannot be read."""
+    try:
+        rows = _rows(out / FOLDER / KEY_FILE, KEY_COLUMNS)
+    except InputError:
+        return {}
+    return {case: dict(zip(KEY_COLUMNS, row, strict=True)) for case, row in rows.items()}
+
+
+def _rows(path: Path | None, columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Rows of an earlier run by case."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            table = list(csv.reader(stream, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot be read as the key of a run ({error}); move it away", path=path) from None
+    if table and table[0] != list(columns):
+        known = ",".join(columns)
+        raise InputError(f"is not the key file of a run, which has the columns {known}; name another", path=path)
+    return {row[0]: tuple(row) for row in table[1:] if len(row) == len(columns)}
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table that only the user may read, from its first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with atomic_path(path) as temporary:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+            stream.write(csv_text(columns, list(rows)).encode("utf-8", "surrogateescape"))

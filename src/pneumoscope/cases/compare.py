@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pneumoscope.cases.outputs import COPY_FILE, REPORT_FILE
+from pneumoscope.cases.batch import read_key
+from pneumoscope.cases.outputs import COPY_FILE, REPORT_FILE, write_copy
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
-from pneumoscope.io.files import read_json
+from pneumoscope.io.files import read_json, write_json
+from pneumoscope.io.read import read_mask, read_stored, read_volume
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.preprocess.registration import (
     OUTSIDE_HU,
@@ -76,8 +78,6 @@ def read_timepoint(folder: Path) -> Timepoint:
         InputError: it is no finished case, no lung was found in it, or it was written before comparisons existed.
         ReadError: a file in it is damaged.
     """
-    from pneumoscope.io.read import read_mask, read_stored, read_volume
-
     missing = [name for name in CASE_FILES if not (folder / name).is_file()]
     if missing == [COPY_FILE]:
         raise InputError(
@@ -100,8 +100,6 @@ def read_timepoint(folder: Path) -> Timepoint:
 
 def study_date(folder: Path, case: str) -> date | None:
     """The date of a case by the key file beside its folder; None without a key, a row or a date in it."""
-    from pneumoscope.cases.private import read_key
-
     text = read_key(folder.resolve().parent).get(case, {}).get("study_date", "")
     try:
         return date.fromisoformat(text)  # 20200317 and 2020-03-17
@@ -115,9 +113,6 @@ def write_timepoint(found: Segmentation, folder: Path) -> Path:
     Raises:
         InputError: it has no scan, or no lung was found.
     """
-    from pneumoscope.cases.outputs import write_copy
-    from pneumoscope.io.files import write_json
-
     if found.scan is None or not found.lungs.any.any():
         raise InputError("this segmentation has no scan or no lung, so it cannot be compared")
     folder.mkdir(parents=True, exist_ok=True)
@@ -320,11 +315,7 @@ def _mean_at(values: NDArray[np.float32], source: Grid, where: NDArray[np.bool_]
 
 
 def _change(
-    baseline: Timepoint,
-    followup: Timepoint,
-    later: NDArray[np.bool_],
-    fates: NDArray[np.uint8],
-    repeat_mm: float,
+    baseline: Timepoint, followup: Timepoint, later: NDArray[np.bool_], fates: NDArray[np.uint8], repeat_mm: float
 ) -> Change:
     """Numbers of lungs on their own grids and of zones on the baseline's; density is filled in later."""
     lung_ml = baseline.lungs.volume_ml(), followup.lungs.volume_ml()

@@ -28,12 +28,17 @@ from pneumoscope.cases.compare import (
 )
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
+from pneumoscope.io.scans import find_scans
+from pneumoscope.io.write import write_mask
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.objects import Tabled
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.compare import change_png, sentence, view_table, write_compare_report
+from pneumoscope.reports.page import NOTICE
+from pneumoscope.reports.view import ViewScan, write_change_view
 from pneumoscope.severity.change import Change, read_change
 from pneumoscope.volume import Mask, Volume
 
@@ -59,8 +64,6 @@ class Comparison(Tabled):
     course: tuple[dict[str, Any], ...]
 
     def _numbers(self) -> dict[str, str]:
-        from pneumoscope.reports.compare import sentence
-
         described = self.as_dict()["changes"]
         return {change["followup"]: f"{change['verdict']}. {sentence(change)}" for change in described}
 
@@ -77,8 +80,6 @@ class Comparison(Tabled):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: what stands in `change.json`."""
-        from pneumoscope.reports.page import NOTICE
-
         document = {
             "format": 1,
             "kind": "compare",
@@ -140,8 +141,6 @@ def compare_cases(
     step = Step("compare", 1, partial(_made_of, rules), partial(_compare, rules))
 
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
-        from pneumoscope.reports.compare import write_compare_report
-
         if outcomes:
             document = _comparison([read_change(o.facts["change"]) for o in outcomes]).as_dict()
             write_compare_report(folder, document, [b64decode(o.facts["picture"]) for o in outcomes])
@@ -174,8 +173,6 @@ def _made_of(rules: RegistrationRules | None, pair: _Pair) -> dict[str, Any]:
 
 def _compare(rules: RegistrationRules | None, job: Job, progress: Progress) -> Outcome:
     """Lay one follow-up over the baseline and write its files."""
-    from pneumoscope.reports.compare import change_png
-
     pair: _Pair = job.item
     baseline, followup = read_timepoint(pair.baseline), read_timepoint(pair.followup)
     found = compare_dates(baseline, followup, rules, progress=progress)
@@ -190,7 +187,6 @@ def _as_case(path: Path, folder: Path, options: SegmentOptions | None, resume: b
     if is_case_folder(path):
         return path
     from pneumoscope.cases.segment import segment_cases
-    from pneumoscope.io.scans import find_scans
 
     scans = find_scans(path)
     if len(scans) != 1:
@@ -204,8 +200,6 @@ def _as_case(path: Path, folder: Path, options: SegmentOptions | None, resume: b
 
 def _write_date(folder: Path, baseline: Timepoint, found: Aligned) -> tuple[Path, ...]:
     """Masks on the baseline's grid, and the page with both scans side by side; the files written."""
-    from pneumoscope.io.write import write_mask
-
     names = ("change.nii.gz", "followup_infiltrate_on_baseline.nii.gz", "view.html")
     fates, infiltrate, view = (folder / name for name in names)
     write_mask(found.fates, fates, baseline.native)
@@ -215,9 +209,6 @@ def _write_date(folder: Path, baseline: Timepoint, found: Aligned) -> tuple[Path
 
 
 def _write_view(path: Path, baseline: Timepoint, found: Aligned) -> None:
-    from pneumoscope.reports.compare import view_table
-    from pneumoscope.reports.view import ViewScan, write_change_view
-
     grid = found.baseline.volume.grid
     nearest = Resample(grid).for_labels()
 

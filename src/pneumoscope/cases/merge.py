@@ -8,7 +8,6 @@ the same call with ``--resume`` on the merged folder finds everything done.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.cases.private import ERRORS_FILE, FOLDER, KEY_FILE
+from pneumoscope.cases.batch import ERRORS_FILE, FOLDER, KEY_FILE
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import prepare_folder, read_json, write_json, write_text
+from pneumoscope.io.files import csv_text, prepare_folder, read_json, write_csv, write_json
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 
 RUN_FILE = "run.json"
@@ -77,7 +76,7 @@ def merge_parts(out: str | Path, parts: Sequence[str | Path], *, overwrite: bool
     for name in (KEY_FILE, ERRORS_FILE):
         _write_private([part / FOLDER / name for part in folders], folder / FOLDER / name)
     columns, rows = _together([part / table for part in folders])
-    write_text(folder / table, _text(columns, rows))
+    write_csv(folder / table, columns, rows)
     write_json(folder / RUN_FILE, _merged_run(runs, TABLES[table]))
     return Merged(folder / table, len(rows), sum(row.get("status") == "failed" for row in rows))
 
@@ -141,21 +140,13 @@ def _together(paths: Sequence[Path]) -> tuple[list[str], list[dict[str, str]]]:
     return list(columns), [row for turn in zip_longest(*tables) for row in turn if row is not None]
 
 
-def _text(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
 def _write_private(parts: Sequence[Path], target: Path) -> None:
     there = [path for path in parts if path.is_file()]
     if there:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8",
                        errors="surrogateescape", newline="") as stream:  # fmt: skip
-            stream.write(_text(*_together(there)))
+            stream.write(csv_text(*_together(there)))
 
 
 def _merged_run(runs: Sequence[dict[str, Any]], jobs: str) -> dict[str, Any]:

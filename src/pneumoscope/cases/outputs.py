@@ -16,10 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from pneumoscope.cases.options import CaseOptions, SegmentOptions
 from pneumoscope.errors import Finding, PneumoscopeError
+from pneumoscope.io.dicom.results import write_dicom_results
+from pneumoscope.io.files import write_bytes
+from pneumoscope.io.write import write_image, write_mask, write_volume
+from pneumoscope.preprocess.registration import coarse_copy
 from pneumoscope.progress import Progress, silent
-from pneumoscope.reports.case import CaseContent
+from pneumoscope.reports.case import CaseContent, slices_png, write_case_report
+from pneumoscope.reports.figures import data_uri
+from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.regions import ZONES
+from pneumoscope.surfaces.files import LOOKS, structures, write_case_points, write_glb, write_stl, write_vti, write_vtp
+from pneumoscope.surfaces.mesh import build_mesh
+from pneumoscope.surfaces.still import draw_still
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
@@ -66,8 +75,6 @@ def write_case(
     Raises:
         GeometryError: a mask lies on another grid than the scan.
     """
-    from pneumoscope.reports.case import write_case_report
-
     options = options or CaseOptions()
     for name in (REPORT_FILE, *_optional_files()):
         (folder / name).unlink(missing_ok=True)
@@ -93,14 +100,10 @@ def _optional_files() -> list[str]:
 
 def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str, Callable[[], Any]]:
     """What is to be written, by name, the longest first; each on its own."""
-    from pneumoscope.reports.case import slices_png
-    from pneumoscope.surfaces.files import write_case_points, write_vti
-
     parts = content.volume, content.lungs, content.infiltrate, content.truth
     steps: dict[str, Callable[[], Any]] = {}
     if not options.fast:
         steps["DICOM"] = lambda: write_dicom(folder, content, deidentify=options.deidentify)
-    if not options.fast:
         steps["surfaces"] = lambda: write_three_d(folder, content, mesh="mesh" in options.save)
         steps["picture"] = lambda: slices_png(*parts)
         steps["copy"] = lambda: write_copy(folder / COPY_FILE, *parts[:2])
@@ -108,11 +111,8 @@ def _steps(folder: Path, content: CaseContent, options: CaseOptions) -> dict[str
         steps["vti"] = lambda: write_vti(folder / VOLUME_FILE, *parts)
     if "points" in options.save:
         steps["points"] = lambda: write_case_points(folder, *parts, max_points=MAX_POINTS)
-    return steps | {
-        "masks": lambda: _write_masks(
-            folder, content, with_probability=isinstance(options, SegmentOptions) and options.probability
-        )
-    }
+    probability = isinstance(options, SegmentOptions) and options.probability
+    return steps | {"masks": lambda: _write_masks(folder, content, with_probability=probability)}
 
 
 def _side_by_side(
@@ -135,33 +135,21 @@ def _side_by_side(
 
 
 def _write_masks(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
-    from pneumoscope.io.write import write_mask
-
     native = content.volume.native
     write_mask(content.lungs, folder / "lungs.nii.gz", native)
     write_mask(content.infiltrate, folder / "infiltrate.nii.gz", native)
-    _write_maps(folder, content, with_probability=with_probability)
-
-
-def _write_maps(folder: Path, content: CaseContent, *, with_probability: bool) -> None:
-    """Maps on the scan's grid, as the bytes that they are, with the slope to [0, 1]."""
-    from pneumoscope.io.write import write_image
-
     maps = {
         "probability": content.probability if with_probability else None,
         "uncertainty-entropy": content.entropy,
         "uncertainty-variance": content.variance,
     }
     for name, values in maps.items():
-        if values is not None:
-            write_image(values, content.volume.native, folder / f"{name}.nii.gz", scaled=True)
+        if values is not None:  # as the bytes that they are, with the slope to [0, 1]
+            write_image(values, native, folder / f"{name}.nii.gz", scaled=True)
 
 
 def write_copy(path: Path, volume: Volume, lungs: Mask) -> None:
     """The coarse copy; none where there is no lung."""
-    from pneumoscope.io.write import write_volume
-    from pneumoscope.preprocess.registration import coarse_copy
-
     if lungs.any.any():
         write_volume(coarse_copy(volume, lungs), path)
 
@@ -225,8 +213,6 @@ def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tupl
     """
     if content.volume.series is None:
         return ()
-    from pneumoscope.io.dicom.results import write_dicom_results
-
     try:
         written = write_dicom_results(
             content.volume,
@@ -258,10 +244,7 @@ def measured(severity: Severity) -> dict[str, dict[str, float]]:
         found[name] = {"volume_ml": ml}
     if len(severity.infiltrate_by_label_ml) == 1:
         (name,) = severity.infiltrate_by_label_ml
-        found[name] |= {
-            "share_percent": severity.total.share_percent,
-            "mean_hu": severity.total.infiltrate_mean_hu,
-        }
+        found[name] |= {"share_percent": severity.total.share_percent, "mean_hu": severity.total.infiltrate_mean_hu}
     return {name: {k: float(v) for k, v in values.items() if v is not None} for name, values in found.items()}
 
 
@@ -302,11 +285,6 @@ def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
     """
-    from pneumoscope.io.files import write_bytes
-    from pneumoscope.reports.figures import data_uri
-    from pneumoscope.reports.view import ViewScan, write_case_view
-    from pneumoscope.surfaces.still import draw_still
-
     volume, lungs, infiltrate, truth = content.volume, content.lungs, content.infiltrate, content.truth
     meshes, missing = _meshes(lungs, infiltrate, truth)
     notes = [f"No surface of {name}: {why}." for name, why in missing.items()]
@@ -325,17 +303,12 @@ def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
 
 def three_d_files() -> list[str]:
     """Every name that `write_three_d` may write, and `volume.vti`."""
-    from pneumoscope.surfaces.files import LOOKS
-
     names = [f"mesh/{name}{suffix}" for name in LOOKS for suffix in (".stl", ".glb")]
     return [*names, SCENE_FILE, SURFACES_FILE, VOLUME_FILE, STILL_FILE, VIEW_FILE]
 
 
 def _meshes(lungs: Mask, infiltrate: Mask, truth: Mask | None) -> tuple[dict[str, Mesh], dict[str, str]]:
     """The surfaces, and why others have none."""
-    from pneumoscope.surfaces.files import structures
-    from pneumoscope.surfaces.mesh import build_mesh
-
     meshes, missing = {}, {}
     for name, where in structures(lungs, infiltrate, truth).items():
         mesh = build_mesh(where(), lungs.grid)
@@ -347,8 +320,6 @@ def _meshes(lungs: Mask, infiltrate: Mask, truth: Mask | None) -> tuple[dict[str
 
 
 def _write_meshes(folder: Path, meshes: Mapping[str, Mesh]) -> list[str]:
-    from pneumoscope.surfaces.files import write_glb, write_stl, write_vtp
-
     files = []
     for name, mesh in meshes.items():
         write_stl(folder / f"mesh/{name}.stl", mesh)

@@ -7,6 +7,7 @@ Times and memory are in `run.json`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,9 +29,10 @@ from pneumoscope.cases.batch import (
     run_batch,
     write_measured,
 )
-from pneumoscope.cases.given_masks import read_given, with_masks
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.cases.outputs import PAGE, REPORT_FILE, WRITING, write_case
+from pneumoscope.cases.quantify import read_given, with_masks
+from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.io.read import read_listed
 from pneumoscope.jobs.machines import current
@@ -38,6 +40,8 @@ from pneumoscope.options import recorded, without_files
 from pneumoscope.processes import release_memory
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
+from pneumoscope.severity.measure import ProbabilityMap, assess
+from pneumoscope.severity.states import STATES
 
 if TYPE_CHECKING:
     from pneumoscope.io.scans import ScanRef
@@ -88,8 +92,6 @@ def segment_cases(
 def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int) -> Step:
     """Load the models once in a process that works, with its share of the cores; `reading` are scans by case."""
     if jobs > 1:
-        import os
-
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
@@ -181,9 +183,6 @@ def assess_segmentation(volume: Volume, found: Segmentation, lobes: Mask | None 
 
     Findings of the lung network that bear on the numbers are states as well.
     """
-    from pneumoscope.severity.measure import ProbabilityMap, assess
-    from pneumoscope.severity.states import STATES
-
     card = found.cards["infiltrate"]
     probability = None
     if found.probability is not None:
@@ -213,8 +212,6 @@ def _content_of(found: Segmentation, volume: Volume, severity: Severity) -> Case
 
 def save_segmentation(found: Segmentation, folder: Path) -> Path:
     """Write a segmentation that knows its scan as a case folder, with the pages."""
-    from pneumoscope.errors import InputError
-
     if found.scan is None:
         raise InputError("this segmentation has no scan; save its masks instead")
     content = _content_of(found, found.scan, found.severity)

@@ -6,29 +6,31 @@ and, last, `run.json`. Only a batch of small squares is in memory; a picture is 
 
 from __future__ import annotations
 
-import csv
 import io
 import time
-from collections import deque
+from base64 import b64decode, b64encode
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pneumoscope.cases.batch import RUN_FILE, environment
 from pneumoscope.cases.options import XrayOptions
-from pneumoscope.cases.xray_rows import Listed, Status, XrayBatch, XrayRow, listed
 from pneumoscope.errors import Finding, InputError, PneumoscopeError
 from pneumoscope.inference.radiographs import (
     BATCH,
     METHODS,
     NONE_OF_THESE,
+    Answer,
     Method,
     RadiographClassifier,
     heat,
@@ -39,8 +41,8 @@ from pneumoscope.inference.radiographs import (
     with_findings_applied,
 )
 from pneumoscope.io.dicom.read import DicomReaders
-from pneumoscope.io.files import atomic_path, prepare_folder, require_no_other_run, write_csv, write_json
-from pneumoscope.io.formats.radiograph import read_radiograph
+from pneumoscope.io.files import atomic_path, prepare_folder, read_csv, require_no_other_run, write_csv, write_json
+from pneumoscope.io.formats.radiograph import ListedRadiograph, list_radiographs, read_radiograph
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
@@ -48,6 +50,7 @@ from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import content_of_model
 from pneumoscope.options import recorded
 from pneumoscope.progress import Progress, silent
+from pneumoscope.reports.xray import class_name, write_xray_page
 
 __all__ = ["XrayBatch", "XrayOptions", "XrayRow", "classify_radiographs"]
 
@@ -108,7 +111,7 @@ def classify_radiographs(
         state = {"finished": finished, "results": done, **current().recorded()}
         _write(folder, batch_of(outcomes), card, options, state)
 
-    jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in part_of(listed(inputs))]
+    jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in part_of(list_radiographs(inputs))]
     return batch_of(run_jobs(jobs, step, write, opener=opener, resume=resume, what="pictures", progress=progress))
 
 
@@ -118,7 +121,7 @@ def _open(folder: Path, options: XrayOptions, jobs: int) -> Step:
     model = content_of_model(options.model)
     ways = {"heatmaps": options.heatmaps, "method": options.method, "device": classifier.device.type}
 
-    def made_of(item: Listed) -> dict[str, Any]:
+    def made_of(item: ListedRadiograph) -> dict[str, Any]:
         return {"picture": content_of_files([item.path]), "name": item.name, "model": model, "options": ways}
 
     def stream(jobs: Iterator[Job], progress: Progress) -> Iterator[Outcome]:
@@ -147,19 +150,15 @@ def _heatmap_name(image: str) -> str:
 
 def _clear(folder: Path) -> None:
     """Take away the heat maps of the run before, as its table names them: the new run may have other pictures."""
-    try:
-        with (folder / TABLE).open(encoding="utf-8", newline="") as stream:
-            names = [row.get("heatmap") or "" for row in csv.DictReader(stream)]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return
-    for name in names:
-        if name.endswith("_heatmap.png") and Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
+    with suppress(InputError):
+        for name in (row.get("heatmap", "") for row in read_csv(folder / TABLE)):
+            if name.endswith("_heatmap.png") and Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    item: Listed
+    item: ListedRadiograph
     square: NDArray[np.uint8]
     findings: tuple[Finding, ...]
     thumbnail: bytes
@@ -187,7 +186,7 @@ def _batch(
     return rows if draw is None else list(pool.map(draw, rows, read))
 
 
-def _guarded(item: Listed, work: Callable[[Listed], _Read]) -> _Read | XrayRow:
+def _guarded(item: ListedRadiograph, work: Callable[[ListedRadiograph], _Read]) -> _Read | XrayRow:
     """The picture read, or a failed row: whatever is wrong with one file stays with it."""
     try:
         if item.problem is not None:
@@ -202,7 +201,7 @@ def _guarded(item: Listed, work: Callable[[Listed], _Read]) -> _Read | XrayRow:
         return XrayRow(item.name, "failed", error=said, exit_code=1)
 
 
-def _read(item: Listed, classifier: RadiographClassifier, readers: DicomReaders) -> _Read:
+def _read(item: ListedRadiograph, classifier: RadiographClassifier, readers: DicomReaders) -> _Read:
     least = max(classifier.least_side, THUMB_PX)
     picture = read_radiograph(item.path, case=item.name, least_side=least, readers=readers)
     grey = np.rint(_fitted(picture.pixels) * 255).astype(np.uint8)
@@ -250,16 +249,12 @@ def _fitted(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(stream, format="JPEG", quality=80)
     return stream.getvalue()
 
 
 def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=3)
 
@@ -267,8 +262,6 @@ def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
 def _write(
     folder: Path, batch: XrayBatch, card: Mapping[str, Any], options: XrayOptions, state: Mapping[str, Any]
 ) -> None:
-    from pneumoscope.reports.xray import write_xray_page
-
     columns = (*FIRST_COLUMNS, *(f"p_{name}" for name in batch.classes), *LAST_COLUMNS)
     rows = [{name: _cell(cell) for name, cell in row.values().items()} for row in batch.rows]
     write_csv(folder / TABLE, columns, rows)
@@ -282,3 +275,103 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+Status = Literal["answered", "abstained", "failed"]
+
+
+@dataclass(frozen=True)
+class XrayRow:
+    """What became of one picture."""
+
+    image: str  # its name in outputs; a keyed hash for DICOM
+    status: Status  # ``answered``, ``abstained`` or ``failed``
+    answer: Answer | None = None  # None when it failed
+    findings: tuple[Finding, ...] = ()  # of the reader
+    heatmap: str = ""  # file name, "" without one
+    heat_class: str = ""  # class the heat map speaks for
+    heat_in_lung_box: float | None = None  # share of the heat in the lung box; None without heat
+    lung_box_area: float | None = None  # share of the picture that the box is; None without a heat map
+    error: str = ""  # the one line when it failed
+    exit_code: int = 0  # how a command with this picture alone ends
+    thumbnail: bytes = b""  # JPEG for the contact sheet
+    heat_thumbnail: bytes = b""  # likewise, of the heat map
+    kept: bool = False  # whether it was resumed from an earlier run
+
+    def outcome(self, folder: Path) -> Outcome:
+        """The row as what became of a job."""
+        if self.status == "failed":
+            return Outcome(self.image, "failed", error=self.error, exit_code=self.exit_code)
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image", "kept")}
+        facts["answer"] = None if self.answer is None else asdict(self.answer)
+        facts["findings"] = [asdict(finding) for finding in self.findings]
+        facts |= {name: b64encode(facts[name]).decode() for name in _PICTURES}
+        return Outcome(self.image, facts=facts, files=(folder / self.heatmap,) if self.heatmap else ())
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> XrayRow:
+        """The row of an outcome, of this run or an earlier one."""
+        if outcome.status == "failed":
+            return cls(outcome.name, "failed", error=outcome.error or "", exit_code=outcome.exit_code)
+        facts = dict(outcome.facts)
+        facts["answer"] = None if facts["answer"] is None else Answer(**facts["answer"])
+        facts["findings"] = tuple(Finding(**finding) for finding in facts["findings"])
+        facts |= {name: b64decode(facts[name]) for name in _PICTURES}
+        return cls(outcome.name, **facts, kept=outcome.kept)
+
+    def sentence(self) -> str:
+        """One line for people."""
+        if self.answer is None:
+            return self.error
+        if self.answer.reason:
+            return f"{self.answer.prediction}: {self.answer.reason}"
+        return f"{class_name(self.answer.prediction)} ({self.answer.probability[self.answer.prediction]:.2f})"
+
+    def values(self) -> dict[str, Any]:
+        """Cells of `predictions.csv`, absent ones left out."""
+        cells: dict[str, Any] = {"image": self.image, "status": self.status, "error": self.error}
+        if self.answer is not None:
+            answer = self.answer
+            cells |= {"prediction": answer.prediction, "reason": answer.reason}
+            cells |= {"probability": answer.probability[answer.leading]}
+            cells |= {f"p_{name}": value for name, value in answer.probability.items()} | answer.scores
+        cells |= {"heatmap": self.heatmap, "heat_class": self.heat_class}
+        cells |= {"heat_in_lung_box": self.heat_in_lung_box, "lung_box_area": self.lung_box_area}
+        return cells | {"findings": "; ".join(f"{f.code} {f.message}" for f in self.findings)}
+
+
+_PICTURES = ("thumbnail", "heat_thumbnail")
+
+
+@dataclass(frozen=True)
+class XrayBatch:
+    """All pictures of a run, in their order."""
+
+    rows: tuple[XrayRow, ...]  # one per picture, and per input that could not be used
+    classes: tuple[str, ...]  # of the model
+    seconds: dict[str, float]  # wall time by step
+    checked: bool  # whether the model knows what is familiar to it
+
+    def counts(self) -> dict[str, int]:
+        """Pictures by status."""
+        found = Counter(row.status for row in self.rows)
+        return {name: found[name] for name in ("answered", "abstained", "failed")}  # type: ignore[index]
+
+    def mean_heat(self) -> dict[str, float | None]:
+        """Mean share of the heat in the lung box, and of the picture that the box is; None without heat maps."""
+        pairs = [(r.heat_in_lung_box, r.lung_box_area) for r in self.rows if r.heat_in_lung_box is not None]
+        if not pairs:
+            return {"heat_in_lung_box": None, "lung_box_area": None}
+        share, area = np.mean(np.array(pairs, np.float64), axis=0)
+        return {"heat_in_lung_box": float(share), "lung_box_area": float(area)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "classes": list(self.classes),
+            "checked_for_familiarity": self.checked,
+            "counts": self.counts(),
+            **self.mean_heat(),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "images": [row.values() for row in self.rows],
+        }

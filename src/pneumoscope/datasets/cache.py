@@ -1,8 +1,8 @@
 """Arrays that were dear to make, kept on disk and mapped into memory.
 
 An entry is a folder: one ``.npy`` file per array and ``entry.json`` with the facts that belong to them, and the sums of
-both. Entries are named by what they were made of (`pneumoscope.datasets.cached`), so a changed file or setting has
-another name and an entry is never out of date. The rules:
+both. Entries are named by what they were made of, so a changed file or setting has another name and an entry is never
+out of date. The rules:
 
 - An entry appears whole or not at all: it is written beside and renamed. Who comes second waits for who is making it.
 - Sizes and sums are checked when an entry is first opened. A damaged entry is removed and made again.
@@ -10,30 +10,37 @@ another name and an entry is never out of date. The rules:
 - A full or broken disk costs speed, never a result: what cannot be stored is returned as it was made.
 
 The arrays are of patients: the folder can be read by its owner only, and names nobody.
+
+The name of a case's entry is a sum over the bytes of its files, how they were read, and the settings. Reading every
+file again to sum it would cost what the cache is to save, so sums are remembered beside a stamp of the file: device,
+inode, size, and times of change of content and of entry, in nanoseconds. The second of these (ctime) cannot be set back
+by programs. A file that changed less than two seconds ago is summed every time, for the clock of a file system can be
+that coarse. For file systems that do not keep ctime there is ``ArrayCache(..., trust_stamps=False)``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import sha256
+from pneumoscope.io.files import read_json, sha256, write_text
 from pneumoscope.jobs.stamp import stamp
 
-MAX_BYTES = 20 * 2**30
-"""Default bound: 20 GiB. The 4617 lung slices of Maganaris 2022b take 4.4 GiB (320 x 320, four float16 channels)."""
-
+MAX_BYTES = 20 * 2**30  # Default bound. The 4617 lung slices of Maganaris 2022b take 4.4 GiB (320 x 320, four channels)
 STALE_SECONDS = 24 * 3600  # Unfinished entries older than this belong to processes that were killed
 
 VARIABLE, SIZE_VARIABLE = "PNEUMOSCOPE_CACHE", "PNEUMOSCOPE_CACHE_GB"
@@ -67,7 +74,7 @@ class ArrayCache:
     Args:
         folder: made when it is missing, readable by its owner only.
         max_bytes: bound of all entries together; an entry larger than that is not stored.
-        trust_stamps: believe that a file is unchanged whose stamp is, see `pneumoscope.datasets.cached`.
+        trust_stamps: believe that a file is unchanged whose stamp is.
 
     Raises:
         InputError: the folder cannot be made or written to.
@@ -93,11 +100,9 @@ class ArrayCache:
         self._drop_unfinished()
 
     def get(self, key: str, make: Callable[[], Entry]) -> Entry:
-        """The entry of that name, from disk, or made now and stored.
+        """The entry of that hexadecimal name, from disk, or made now and stored.
 
-        Args:
-            key: hexadecimal name, the start of a stamp.
-            make: makes the entry; runs in one process at a time, must not ask for the same key.
+        `make` runs in one process at a time, and must not ask for the same key.
         """
         found = self._open(key)
         if found is None:
@@ -109,10 +114,6 @@ class ArrayCache:
                     return (self._open(key) or made) if self._store(key, made) else made
         self.counts.hits += 1
         return found
-
-    def size_bytes(self) -> int:
-        """Bytes of all entries on disk."""
-        return sum(entry.size_bytes for entry in read_entries(self.folder))
 
     def clear(self) -> None:
         """Remove all entries, and the remembered sums of files."""
@@ -132,7 +133,7 @@ class ArrayCache:
         try:
             stored = json.loads((home / "entry.json").read_text(encoding="utf-8"))
             body = stored["body"]
-            if stored["sum"] != _sum(body):
+            if stored["sum"] != stamp("cache entry", revision=1, body=body):
                 raise ValueError("entry.json")
             arrays = {name: self._array(home, key, name, wanted) for name, wanted in body["arrays"].items()}
             with suppress(OSError):  # somebody else's entry may not be touched
@@ -169,7 +170,8 @@ class ArrayCache:
                 np.save(path, array, allow_pickle=False)
                 arrays[name] = {"bytes": path.stat().st_size, "sha256": sha256(path), "mapped": array.size > 0}
             body = {"arrays": arrays, "facts": dict(entry.facts)}
-            (unfinished / "entry.json").write_text(json.dumps({"body": body, "sum": _sum(body)}), encoding="utf-8")
+            whole = {"body": body, "sum": stamp("cache entry", revision=1, body=body)}
+            (unfinished / "entry.json").write_text(json.dumps(whole), encoding="utf-8")
             unfinished.rename(self._home(key))
         except OSError:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -227,12 +229,7 @@ class ArrayCache:
             os.close(handle)
 
 
-def _sum(body: Mapping[str, Any]) -> str:
-    return stamp("cache entry", revision=1, body=body)
-
-
-@dataclass(frozen=True, order=True)
-class Stored:
+class Stored(NamedTuple):
     """An entry on disk: when it was last used, in nanoseconds, its size and its folder."""
 
     used_ns: int
@@ -241,7 +238,7 @@ class Stored:
 
 
 def read_entries(folder: str | Path) -> list[Stored]:
-    """The entries of a cache, in no order; empty where there is no cache. Nothing is made or changed."""
+    """The entries of a cache, in no order; empty where there is no cache."""
     home, found = Path(folder) / FORMAT, []
     for entry in home.iterdir() if home.is_dir() else ():
         if entry.name.startswith("."):
@@ -279,12 +276,125 @@ def open_cache(where: str | Path | None = None) -> ArrayCache | None:
     """
     if str(where).lower() == "off" or (where is None and not is_on()):
         return None
-    place = cache_folder() if where is None else Path(where)
     bound = os.environ.get(SIZE_VARIABLE, "")
     try:
         max_bytes = int(float(bound) * 2**30) if bound else MAX_BYTES
-        if max_bytes <= 0:
-            raise ValueError
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{SIZE_VARIABLE} is a positive number of GiB, got {bound!r}") from error
-    return ArrayCache(place, max_bytes)
+    except (ValueError, OverflowError):
+        max_bytes = 0
+    if max_bytes <= 0:
+        raise InputError(f"{SIZE_VARIABLE} is a positive number of GiB, got {bound!r}")
+    return ArrayCache(cache_folder() if where is None else where, max_bytes)
+
+
+RACY_NS = 2_000_000_000  # A file younger than this may change again without its stamp showing it
+DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # Headers whose voxels lie in another file, which is not known here
+
+
+def entry_of(
+    cache: ArrayCache | None, case: Case, kind: str, settings: Mapping[str, Any], make: Callable[[], Entry]
+) -> Entry:
+    """What `make` makes of a case, from the cache where it has been made before.
+
+    Nothing is kept where the cache cannot name the case (`content_of`), or where its files change while they are read.
+    `kind` says what is stored, e.g. ``slices``; `settings` are JSON values that shape it besides.
+    """
+
+    def content() -> dict[str, Any] | None:
+        try:
+            return content_of(case, cache.folder / "stamps", trust_stamps=cache.trust_stamps) if cache else None
+        except OSError:
+            return None  # the reader says what is wrong with the file
+
+    def steady() -> Entry:
+        entry = make()
+        return entry if content() == before else replace(entry, keep=False)
+
+    before = content()
+    if cache is None or before is None:
+        return make()
+    return cache.get(stamp(kind, revision=1, content=before, **settings)[:40], steady)
+
+
+def content_of(case: Case, stamps: Path, *, trust_stamps: bool = True) -> dict[str, Any] | None:
+    """What a loaded case depends on, as JSON values; None when that is unknown.
+
+    It is for cases without files, for headers with their voxels elsewhere, and for readers whose settings cannot be
+    written down (a closure, an object without a lasting description). The files' paths are part of it where the reader
+    was given them: a dataset that was moved is read again. `stamps` is the folder for remembered sums.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    reader = _reader_of(case)
+    if case.files is None or reader is None:
+        return None
+    paths = {n: p for n in ("image", "lungs", "infiltrate") if (p := getattr(case.files, n)) is not None}
+    if any(path.name.lower().endswith(DETACHED) for path in paths.values()):
+        return None
+    sums = {path: remembered_content(path, stamps, trust_stamps=trust_stamps) for path in set(paths.values())}
+    return {
+        "dataset": case.dataset,
+        "case": case.case,
+        "patient": case.patient,
+        "reader": reader,
+        "files": {name: sums[path] for name, path in paths.items()},
+        "meaning": {f.name: repr(getattr(case.files, f.name)) for f in fields(CaseFiles) if f.name not in paths},
+    }
+
+
+def _reader_of(case: Case) -> str | None:
+    """Function and arguments that load a case, as text that is the same in every process; None where there is none."""
+    arguments = isinstance(case.load, partial) and bool(case.load.args or case.load.keywords)
+    text = _described(case.load)
+    return text if arguments and text is not None and " at 0x" not in text else None
+
+
+def _described(value: Any) -> str | None:
+    """A value as text; functions by their names, partial ones with their arguments, which may be such again."""
+    if isinstance(value, partial):
+        parts = [_described(part) for part in (value.func, *value.args)]
+        parts += [None if (t := _described(v)) is None else f"{k}={t}" for k, v in sorted(value.keywords.items())]
+        return None if None in parts else f"({', '.join(str(part) for part in parts)})"
+    if callable(value) and hasattr(value, "__qualname__"):
+        name = f"{value.__module__}:{value.__qualname__}"
+        return None if "<" in name else name
+    return repr(value)
+
+
+def remembered_content(path: str | Path, stamps: Path, *, trust_stamps: bool = True) -> str:
+    """Sum over the bytes of a file, or over the names and bytes of all files below a folder.
+
+    Raises:
+        OSError: something is missing or cannot be read.
+    """
+    root = Path(path)
+    memory = stamps / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:40]}.json"
+    known = _recall(memory) if trust_stamps else {}
+    found: dict[str, list[Any]] = {}
+    for file in [root] if not root.is_dir() else sorted(p for p in root.rglob("*") if p.is_file()):
+        name = "" if file == root else file.relative_to(root).as_posix()
+        before = _file_state(file)
+        remembered = known.get(name)
+        if remembered and remembered[0] == before:
+            found[name] = remembered
+            continue
+        content = sha256(file)
+        steady = _file_state(file) == before and time.time_ns() - max(before[-2:]) > RACY_NS
+        found[name] = [before if steady else None, content]
+    if found != known:
+        with suppress(OSError):  # summed again next time
+            write_text(memory, json.dumps(found))
+    text = json.dumps([[name, content] for name, (_, content) in sorted(found.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_state(path: Path) -> list[int]:
+    at = path.stat()
+    return [at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+
+
+def _recall(memory: Path) -> dict[str, list[Any]]:
+    """Remembered stamps and sums by name; nothing when the memory is missing or damaged."""
+    with suppress(InputError, ValueError, TypeError):
+        return {name: [state, content] for name, (state, content) in read_json(memory).items() if len(content) == 64}
+    return {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumoscope.datasets.audit.case import read_raw
 from pneumoscope.datasets.case import MASKS, SAME_LABELS, Case, in_subset
 from pneumoscope.datasets.formats.layout import shown
 from pneumoscope.datasets.registry import dataset_info, read_dataset
@@ -21,7 +22,7 @@ from pneumoscope.io.scans import MANIFEST
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.progress import Progress, silent
-from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS
+from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS, present_labels
 
 COUNTS = ("scans", "patients", "slices", "slices_with_lung", "slices_with_infiltrate")
 _SIDE_FILES = {
@@ -80,8 +81,8 @@ class _Seen:
     """What one case adds."""
 
     slices: int | None = None
-    with_lung: int | None = None
-    with_infiltrate: int | None = None
+    slices_with_lung: int | None = None
+    slices_with_infiltrate: int | None = None
     problems: list[str] = field(default_factory=list)
     labels: dict[str, set[int]] = field(default_factory=dict)
 
@@ -91,9 +92,7 @@ class _Seen:
         return _Seen(**{**facts, "labels": {what: set(labels) for what, labels in facts["labels"].items()}})
 
 
-def check_dataset(
-    name: str, root: str | Path, *, quick: bool = False, progress: Progress = silent
-) -> DatasetCheck:  # fmt: skip
+def check_dataset(name: str, root: str | Path, *, quick: bool = False, progress: Progress = silent) -> DatasetCheck:
     """Check a dataset on disk, one scan in memory at a time.
 
     Args:
@@ -116,9 +115,7 @@ def check_dataset(
         return DatasetCheck(name, quick, (), tuple(Problem("", f"{file} is missing") for file in missing))
     if not cases:
         raise DatasetError(f"holds no case of {name}; check the folder", path=root)
-    seen: dict[str, _Seen] = {}
-    for case in cases:
-        seen[case.case] = _listed(case, start)
+    seen = {case.case: _listed(case, start) for case in cases}
     if not quick:
         folder = Path.cwd() / f".tmp-{os.getpid()}-check"  # made for other machines only, which must see it
         jobs = [Job(c.case, c, folder / c.case, marked=False) for c in cases if not seen[c.case].problems]
@@ -136,7 +133,9 @@ def check_dataset(
     beyond, looked = _beyond(cases, start)
     if not quick:
         notes += absent_labels(cases, [found.labels for found in seen.values()])
-        notes += _blank_masks(seen)
+        for what in ("lungs", "infiltrate"):
+            if blank := [case for case, found in seen.items() if found.labels.get(what) == set()]:
+                notes.append(f"the {what} mask of {shown(blank)} marks nothing")
     notes += [] if looked else ["files beyond the cases were not searched: not every case names its files"]
     counts = _counts(cases, seen, info.expected, quick)
     return DatasetCheck(name, quick, counts, (*problems, *pairs), tuple(notes), tuple(beyond))
@@ -164,8 +163,7 @@ def leaving_link(path: Path, root: Path) -> bool:
 def _files(case: Case) -> list[tuple[str, Path]]:
     if case.files is None:
         return []
-    every = (("image", case.files.image), ("lungs", case.files.lungs), ("infiltrate", case.files.infiltrate))
-    return [(what, path) for what, path in every if path is not None]
+    return [(what, path) for what in ("image", "lungs", "infiltrate") if (path := getattr(case.files, what))]
 
 
 def _listed(case: Case, root: Path) -> _Seen:
@@ -184,10 +182,6 @@ def _listed(case: Case, root: Path) -> _Seen:
 
 def _read(case: Case, found: _Seen) -> None:
     """Read every file of a case to its end; what is wrong becomes a problem."""
-    from pneumoscope.datasets.audit.case import read_raw
-    from pneumoscope.io.masks import fit_mask
-    from pneumoscope.volume import Mask, present_labels
-
     try:
         raw = read_raw(case)
     except PneumoscopeError as problem:
@@ -199,16 +193,13 @@ def _read(case: Case, found: _Seen) -> None:
         if mask is None:
             continue
         try:
-            fit_mask(Mask(mask.labels, mask.grid, {n: str(n) for n in range(1, 256)}), raw.volume.grid, what=what)
+            mask.on(raw.volume.grid, what)
         except PneumoscopeError as problem:
             found.problems.append(problem.message)
             continue
         found.labels[what] = set(present_labels(mask.labels))
         marked = int(np.count_nonzero(mask.house().any(axis=(0, 1))))
-        if what == "lungs":
-            found.with_lung = marked
-        else:
-            found.with_infiltrate = marked
+        setattr(found, f"slices_with_{what.removesuffix('s')}", marked)
 
 
 def absent_labels(cases: Iterable[Case], present: Iterable[Mapping[str, set[int]]]) -> list[str]:
@@ -236,15 +227,6 @@ def absent_labels(cases: Iterable[Case], present: Iterable[Mapping[str, set[int]
     return [f"label {number} ({name}) is declared and no case holds it" for number, name in sorted(absent)]
 
 
-def _blank_masks(seen: Mapping[str, _Seen]) -> list[str]:
-    notes = []
-    for what in ("lungs", "infiltrate"):
-        blank = [case for case, found in seen.items() if found.labels.get(what) == set()]
-        if blank:
-            notes.append(f"the {what} mask of {shown(blank)} marks nothing")
-    return notes
-
-
 def _pairs(cases: Sequence[Case], *, declared: bool) -> tuple[list[Problem], list[str]]:
     """Cases without a mask that others of their source have: a fault, unless the set says how many have one."""
     problems, notes = [], []
@@ -263,9 +245,7 @@ def _pairs(cases: Sequence[Case], *, declared: bool) -> tuple[list[Problem], lis
     return problems, notes
 
 
-def _counts(
-    cases: Sequence[Case], seen: dict[str, _Seen], expected: Any, quick: bool
-) -> tuple[Count, ...]:  # fmt: skip
+def _counts(cases: Sequence[Case], seen: dict[str, _Seen], expected: Any, quick: bool) -> tuple[Count, ...]:
     names = list(expected) + [name for name in COUNTS if name not in expected]
     out = []
     for name in names:
@@ -284,12 +264,10 @@ def _count(what: str, cases: Sequence[Case], seen: Sequence[_Seen], quick: bool)
         return len({case.patient for case in cases}), ""
     if quick:
         return None, "not counted in a quick check"
-    name = {"slices": "slices", "slices_with_lung": "with_lung", "slices_with_infiltrate": "with_infiltrate"}.get(what)
-    values = [getattr(one, name) for one in seen] if name else []
-    known = [value for value in values if value is not None]
+    known = [value for one in seen if (value := getattr(one, what, None)) is not None]
     if not known:
-        return None, "no such masks" if name and name != "slices" else "not known"
-    return sum(known), "" if len(known) == len(values) else f"of {len(known)} of {len(values)} cases"
+        return None, "no such masks" if what in ("slices_with_lung", "slices_with_infiltrate") else "not known"
+    return sum(known), "" if len(known) == len(seen) else f"of {len(known)} of {len(seen)} cases"
 
 
 def _beyond(cases: Iterable[Case], root: Path) -> tuple[list[str], bool]:

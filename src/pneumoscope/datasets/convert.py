@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
+from pneumoscope._version import __version__
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.options import ConvertOptions
 from pneumoscope.datasets.registry import read_dataset
+from pneumoscope.datasets.slices import TABLE, TABLE_COLUMNS, write_case_slices, write_description
 from pneumoscope.errors import InputError, PneumoscopeError
-from pneumoscope.geometry import Grid
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.io.kinds import case_name
+from pneumoscope.io.read import read_mask
 from pneumoscope.io.scans import MANIFEST_COLUMNS
+from pneumoscope.io.write import write_image, write_mask, write_volume
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
@@ -35,9 +39,7 @@ from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
 
 SOURCES = "sources.csv"
-SOURCE_COLUMNS = (
-    "case", "part", "dataset", "patient", "source", "date", "licence", "citation", "values", "stored",
-)  # fmt: skip
+SOURCE_COLUMNS = ("case", "part", "dataset", "patient", "source", "date", "licence", "citation", "values", "stored")
 NAMED_LABELS = ("nnunet", "decathlon", "miscnn")  # Layouts whose labels are the user's own
 NOT_HU = "IN-SET-131"  # The finding of volumes that hold grey values of pictures
 
@@ -53,21 +55,17 @@ class Run:
     entries: list[dict[str, Any]] = field(default_factory=list)
     slices: list[list[Any]] = field(default_factory=list)
     # label files that tell ground-glass and consolidation apart, in layouts with one list of labels
-    kinds: list[tuple[Path, Grid]] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     plain: bool = False  # whether some mask does not
 
     def facts(self) -> dict[str, Any]:
         """As JSON values, but for the folder."""
-        kinds = [[str(path), list(grid.shape), grid.affine.tolist()] for path, grid in self.kinds]
-        return {"rows": self.rows, "entries": self.entries, "slices": self.slices, "kinds": kinds, "plain": self.plain}
+        return {name: value for name, value in vars(self).items() if name != "work"}
 
     def add(self, facts: Mapping[str, Any]) -> None:
         """What `facts` gave for a part of the cases."""
-        self.rows += facts["rows"]
-        self.entries += facts["entries"]
-        self.slices += facts["slices"]
-        self.kinds += [(Path(path), Grid(tuple(shape), np.array(affine))) for path, shape, affine in facts["kinds"]]
-        self.plain |= facts["plain"]
+        for name, value in facts.items():
+            setattr(self, name, getattr(self, name) + value if name != "plain" else self.plain or value)
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,6 @@ def _nnunet_finish(run: Run, labels: Mapping[int, str]) -> None:
     grey = any(row["values"] != "HU" for row in run.rows)
     for wanted in ("imagesTr", "labelsTr"):
         (run.work / wanted).mkdir(exist_ok=True)
-    from pneumoscope._version import __version__
-
     described = {
         "channel_names": {"0": "grey" if grey else "CT"},
         "labels": {"background": 0, **{name: label for label, name in sorted(labels.items())}},
@@ -106,8 +102,6 @@ def _nnunet_finish(run: Run, labels: Mapping[int, str]) -> None:
 
 
 def _slices_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
-    from pneumoscope.datasets.formats.slice_files import write_case_slices
-
     _require_hu(scan.volume)
     entry, rows = write_case_slices(case, scan, name, run.work)
     run.entries.append(entry)
@@ -118,8 +112,6 @@ def _slices_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
 
 
 def _slices_finish(run: Run, labels: Mapping[int, str]) -> None:
-    from pneumoscope.datasets.formats.slice_files import TABLE, TABLE_COLUMNS, write_description
-
     write_csv(run.work / TABLE, TABLE_COLUMNS, run.slices)
     write_description(run.work, run.entries)
 
@@ -128,8 +120,8 @@ def _manifest_case(run: Run, case: Case, scan: LabelledScan, name: str) -> None:
     _require_hu(scan.volume)
     stored = write_values(scan.volume, run.work / "images" / f"{name}.nii.gz")
     masks = _write_masks(run, scan, {"lungs": "lungs", "infiltrate": "infiltrate"}, name, each_its_own=True)
-    run.entries.append({"case": name, "image": f"images/{name}.nii.gz", **masks, "patient": case.patient,
-                        "date": case.date, "source": case.source})  # fmt: skip
+    about = {what: getattr(case, what) for what in ("patient", "date", "source")}
+    run.entries.append({"case": name, "image": f"images/{name}.nii.gz", **masks, **about})
     _note(run, case, scan, name, stored, "")
 
 
@@ -146,8 +138,6 @@ LAYOUTS: Mapping[str, Layout] = {
 
 def write_values(volume: Volume, path: Path) -> str:
     """Write a scan so that it comes back bit for bit; gives the type it is stored in."""
-    from pneumoscope.io.write import write_image, write_volume
-
     planes = (volume.hu[:, :, k] for k in range(volume.grid.shape[2]))
     if all(((p == np.rint(p)) & (np.abs(p) <= 32767)).all() for p in planes):
         write_volume(volume, path)
@@ -160,8 +150,6 @@ def _write_masks(
     run: Run, scan: LabelledScan, folders: Mapping[str, str], name: str, *, each_its_own: bool = False
 ) -> dict[str, str]:
     """Write the masks that there are; gives their paths below the output folder."""
-    from pneumoscope.io.write import write_mask
-
     written = {}
     for what, mask in (("lungs", scan.lungs), ("infiltrate", scan.infiltrate)):
         if mask is None:
@@ -171,7 +159,7 @@ def _write_masks(
         if what == "infiltrate":
             run.plain |= 2 not in mask.names
             if 2 in mask.names and not each_its_own:
-                run.kinds.append((run.work / written[what], scan.volume.native))
+                run.kinds.append(str(run.work / written[what]))
     return written
 
 
@@ -179,24 +167,17 @@ def one_meaning(run: Run) -> Mapping[int, str]:
     """The labels of all infiltrate masks; where some do not tell kinds apart, none does in a layout with one list."""
     if not run.plain:
         return INFILTRATE_LABELS if any(row["drawn"] for row in run.rows) else INFILTRATE_LABEL
-    from pneumoscope.io.read import read_mask
-    from pneumoscope.io.write import write_mask
-
-    for path, native in run.kinds:
+    for path in run.kinds:
         mask = read_mask(path)
-        write_mask(Mask(mask.any.astype(np.uint8), mask.grid, INFILTRATE_LABEL), path, native)
+        write_mask(Mask(mask.any.astype(np.uint8), mask.grid, INFILTRATE_LABEL), path, mask.native or mask.grid)
     return INFILTRATE_LABEL
 
 
 def _note(run: Run, case: Case, scan: LabelledScan, name: str, stored: str, part: str) -> None:
-    run.rows.append(
-        {
-            "case": name, "part": part, "dataset": case.dataset, "patient": case.patient, "source": case.source,
-            "date": case.date, "licence": case.licence, "citation": case.citation,
-            "values": "grey" if _is_grey(scan.volume) else "HU", "stored": stored,
-            "drawn": scan.infiltrate is not None,
-        }
-    )  # fmt: skip
+    about = {what: getattr(case, what) for what in SOURCE_COLUMNS[2:8]}
+    values = "grey" if _is_grey(scan.volume) else "HU"
+    drawn = scan.infiltrate is not None
+    run.rows.append({"case": name, "part": part, **about, "values": values, "stored": stored, "drawn": drawn})
 
 
 def _is_grey(volume: Volume) -> bool:
@@ -321,8 +302,6 @@ def file_names(cases: Sequence[Case]) -> list[str]:
 
 def _prepared(folder: Path, overwrite: bool) -> Path:
     """The output folder: new, empty, or an earlier conversion that may be replaced or was not finished."""
-    import psutil
-
     held = _held(folder)
     if held is None and folder.is_dir():
         others = [p.name for p in folder.iterdir() if not p.name.startswith((".tmp-", LOCK_FILE))]

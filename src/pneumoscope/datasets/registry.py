@@ -199,9 +199,9 @@ READERS: Mapping[str, str] = {
     "an2020": "pneumoscope.datasets.public.an2020:read_an2020_cases",
     "ricord": "pneumoscope.datasets.public.ricord:read_ricord_cases",
     "nnunet": "pneumoscope.datasets.formats.nnunet:read_nnunet_cases",
-    "decathlon": "pneumoscope.datasets.formats.decathlon:read_decathlon_cases",
+    "decathlon": "pneumoscope.datasets.formats.nnunet:read_decathlon_cases",
     "miscnn": "pneumoscope.datasets.formats.miscnn:read_miscnn_cases",
-    "slices": "pneumoscope.datasets.formats.slice_files:read_slice_cases",
+    "slices": "pneumoscope.datasets.slices:read_slice_cases",
     "manifest": "pneumoscope.datasets.formats.manifest:read_manifest_cases",
 }
 """Which function reads which dataset, as ``module:function``; imported when it is asked for."""

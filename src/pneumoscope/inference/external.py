@@ -21,7 +21,7 @@ from pneumoscope.datasets.public.covid19ctseg import with_sides
 from pneumoscope.errors import DatasetError, Finding, ModelError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.severity.regions import LOBES, lobe_of
-from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABEL, LUNG_LABELS, Mask, Volume, relabelled
 
 KINDS: Mapping[str, str] = {
     "nnunet": "nnunet",
@@ -136,10 +136,7 @@ class External:
 def _relabelled(
     values: NDArray[np.uint8], numbers: Mapping[int, int], volume: Volume, names: Mapping[int, str]
 ) -> Mask:
-    lookup = np.zeros(256, np.uint8)
-    for value, number in numbers.items():
-        lookup[value] = number
-    return Mask(lookup[values], volume.grid, dict(names))
+    return Mask(relabelled(values, numbers), volume.grid, dict(names))
 
 
 def split_kind(model: str | Path) -> tuple[str, str] | None:

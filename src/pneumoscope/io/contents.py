@@ -6,6 +6,7 @@ A scan found is a `ScanRef` until it is read.
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,8 +194,6 @@ def own_results(folder: Path, files: list[Path], images: list[Path]) -> set[Path
 
 def _carries_labels(path: Path) -> bool:
     """Whether a mask's header has the names of labels as this program writes them."""
-    import zlib
-
     try:
         with path.open("rb") as stream:
             head = stream.read(4096)

@@ -1,16 +1,23 @@
-"""Scans and masks in: one path of any readable kind to a `Volume` or a `Mask`, recognised by content."""
+"""Scans and masks in: a path of any readable kind, recognised by content, or an image of another library (nibabel,
+SimpleITK, MONAI, TorchIO, an array with an affine), to a `Volume` or a `Mask`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, InputError, ReadError
-from pneumoscope.geometry import Grid
+from pneumoscope.errors import Finding, InputError, InputTypeError, ReadError
+from pneumoscope.geometry import LPS_TO_RAS, Grid
 from pneumoscope.io import intensity as hounsfield
+from pneumoscope.io.archive import extracted
+from pneumoscope.io.contents import DicomPlace, contents_of
+from pneumoscope.io.dicom.read import read_dicom
+from pneumoscope.io.formats.nifti import read_nifti
+from pneumoscope.io.formats.nrrd_metaimage import read_metaimage, read_nrrd
 from pneumoscope.io.kinds import READABLE, Kind, case_name, is_scan_name, require_kind, suffix_of
 from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import in_house_order, labels_of, require_threshold
@@ -96,7 +103,7 @@ def read_mask(
         ReadError: IN-MSK-069 for labels; IN-NII and IN-ITK codes for the file.
     """
     start = Path(path.format if isinstance(path, Stored) else path)
-    stored = path if isinstance(path, Stored) else _stored_mask(start, scan)
+    stored = path if isinstance(path, Stored) else read_stored_mask(start, scan)
     labels = labels_of(stored, threshold, names or {}, start)
     present = present_labels(labels)
     known = names if names is not None else stored.labels
@@ -111,7 +118,8 @@ def read_mask(
     return Mask.from_native(laid_out(labels, stored.grid, np.uint8), stored.grid, {k: known[k] for k in sorted(known)})
 
 
-def _stored_mask(start: Path, scan: Grid | None) -> Stored:
+def read_stored_mask(start: Path, scan: Grid | None = None) -> Stored:
+    """A mask's file, or a folder called ``X.nii`` that holds one, checked in form."""
     kind = "nifti" if start.is_dir() else require_kind(start)
     if kind in ("dicom", "zip"):
         raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=MASK_CODE, path=start)
@@ -164,19 +172,13 @@ def read_mask_or_probability(
 def read_stored(path: Path, kind: Kind, *, sparse: bool = False, scan: Grid | None = None) -> Stored:
     """One NIfTI, NRRD or MetaImage file, checked in form; `sparse` and `scan` as in `read_nifti`."""
     if kind == "nifti":
-        from pneumoscope.io.formats.nifti import read_nifti
-
         return read_nifti(path, sparse=sparse, scan=scan)
-    from pneumoscope.io.formats.nrrd_metaimage import read_metaimage, read_nrrd
-
     read = read_nrrd if kind == "nrrd" else read_metaimage
     return read(path, sparse=sparse, scan=scan)
 
 
 def _read_file(path: Path, kind: Kind, series: str | None, intensity: Intensity, case: str | None) -> Volume:
     if kind == "dicom":
-        from pneumoscope.io.dicom.read import read_dicom
-
         volume = read_dicom(path, series=series, case=case, as_hu=intensity == "hu")
         try:
             content = hounsfield.check_content(volume.hu, family="IN-DCM", path=volume.case)
@@ -216,8 +218,6 @@ def _to_volume(stored: Stored, path: Path, intensity: Intensity, case: str) -> V
 
 def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: str | None) -> Volume:
     """A folder that holds one scan, DICOM or an image, by the search that also lists scans."""
-    from pneumoscope.io.contents import DicomPlace, contents_of
-
     inside = contents_of(folder)
     images = [item for item in inside.found if not isinstance(item, DicomPlace)]
     has_dicom = len(images) < len(inside.found)
@@ -247,8 +247,6 @@ def _read_folder(folder: Path, series: str | None, intensity: Intensity, case: s
 def _read_zip(
     path: Path, series: str | None, intensity: Intensity, case: str | None, unpacked: Unpacked | None = None
 ) -> Volume:
-    from pneumoscope.io.archive import extracted
-
     with extracted(path, unpacked) as folder:
         name = case or case_name(path)
         try:
@@ -258,3 +256,77 @@ def _read_zip(
             where = f"{path}, {inside}" if inside else str(path)
             message = error.message.replace(str(folder), str(path))
             raise type(error)(message, code=error.code, path=where, file=path) from None
+
+
+Image = TypeVar("Image", Volume, Mask)
+
+ACCEPTED = "a path, a nibabel or SimpleITK image, a MONAI or TorchIO image, or (array, affine)"
+
+
+def source_of(image: Any, what: str, kind: type) -> str | Path | Stored:
+    """What the readers take for a path or for another library's image; the voxels are not copied.
+
+    Args:
+        image: see `ACCEPTED`.
+        what: it is for, e.g. ``the scan``.
+        kind: our own class that would be taken too, for the message.
+
+    Raises:
+        InputTypeError: anything else.
+        InputError: an image that is not three-dimensional, or has several values a voxel.
+    """
+    if isinstance(image, (str, Path)):
+        return image
+    if isinstance(image, (tuple, list)) and len(image) == 2 and np.shape(image[1]) == (4, 4):
+        array, affine, name = _array_of(image[0], what), _array_of(image[1], what), "array"
+    elif type(image).__module__.startswith("SimpleITK"):
+        (array, affine), name = _of_sitk(image, what), "SimpleITK image"
+    elif hasattr(image, "affine") and hasattr(image, "dataobj"):
+        array, affine, name = np.asanyarray(image.dataobj), image.affine, "nibabel image"
+    elif hasattr(image, "affine") and (hasattr(image, "detach") or hasattr(image, "numpy")):
+        array, affine, name = _array_of(image, what), _array_of(image.affine, what), "tensor"
+        array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    else:
+        needs = ""
+        if isinstance(image, (tuple, list)) and len(image) == 2:
+            needs = f"; the affine has shape {np.shape(image[1])}, expected (4, 4)"
+        elif hasattr(image, "__array__") and not isinstance(image, (Volume, Mask)):
+            needs = "; an array alone does not say where it lies: give (array, affine)"
+        raise InputTypeError(f"{what} is of type {type(image).__name__}, expected {kind.__name__}, {ACCEPTED}{needs}")
+    array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise InputError(f"{what} has shape {array.shape} of {array.dtype}, expected one number a voxel, (i, j, k)")
+    return Stored(array.astype(np.uint8) if array.dtype.kind == "b" else array, Grid(array.shape, affine), name)
+
+
+def made_of(kind: type[Image], image: Any, **options: Any) -> Image:
+    """One of our images from another's; `options` are those of `read_volume` or `read_mask`."""
+    if isinstance(image, kind) and not options:
+        return image
+    read: Callable[..., Any] = read_volume if issubclass(kind, Volume) else read_mask
+    made: Image = read(source_of(image, "the image", kind), **options)
+    return made
+
+
+def _array_of(values: Any, what: str) -> NDArray[Any]:
+    """Numbers as a NumPy array; of a tensor on any device, without its gradient and bfloat16 widened."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
+    try:
+        return np.asarray(values.numpy() if hasattr(values, "numpy") else values)
+    except ValueError as error:
+        raise InputError(f"{what} holds no array: {error}") from None
+
+
+def _of_sitk(image: Any, what: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    import SimpleITK as sitk  # noqa: N813
+
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{what} is a SimpleITK image of size {image.GetSize()}, expected (i, j, k) and one value each"
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.asarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0)), LPS_TO_RAS @ affine

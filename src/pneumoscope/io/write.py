@@ -1,15 +1,20 @@
-"""Results out: masks, volumes and probability maps on exactly the scan's own grid, the format chosen by suffix."""
+"""Results out: masks, volumes and probability maps on exactly the scan's own grid, the format chosen by suffix; and as
+images of other libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import GeometryError, InputError
-from pneumoscope.geometry import Grid
+from pneumoscope.geometry import LPS_TO_RAS, Grid
+from pneumoscope.io.formats.nifti import FAST_LEVEL, LABEL_LEVEL, save_nifti
+from pneumoscope.io.formats.nrrd_metaimage import save_metaimage, save_nrrd
 from pneumoscope.io.kinds import suffix_of
 from pneumoscope.volume import RAS, Mask, Volume, array_to_native
 
@@ -78,17 +83,82 @@ def _save(
 ) -> None:
     final, suffix = Path(path), suffix_of(path)
     if suffix in (".nii", ".nii.gz"):
-        from pneumoscope.io.formats.nifti import FAST_LEVEL, LABEL_LEVEL, save_nifti
-
         level = LABEL_LEVEL if is_mask else FAST_LEVEL
         save_nifti(array, native, final, labels=labels, slope=slope, level=level)
     elif suffix == ".nrrd":
-        from pneumoscope.io.formats.nrrd_metaimage import save_nrrd
-
         save_nrrd(array, native, final, labels=labels)
     elif suffix == ".mha":
-        from pneumoscope.io.formats.nrrd_metaimage import save_metaimage
-
         save_metaimage(array, native, final, labels=labels)
     else:
         raise InputError(f"ends in {suffix!r}, expected one of {', '.join(WRITABLE)}", path=final)
+
+
+def stored_voxels(image: Volume | Mask) -> tuple[NDArray[Any], Grid]:
+    """Voxels in the order of the scan's file, and their grid."""
+    native = image.native or image.grid
+    return array_to_native(image.voxels, native), native
+
+
+def save(image: Volume | Mask, path: str | Path) -> None:
+    """Write an image, see `pneumoscope.io.write`."""
+    if isinstance(image, Volume):
+        write_volume(image, path)
+    else:
+        write_mask(image, path, image.native or image.grid)
+
+
+def to_nibabel(image: Volume | Mask) -> Any:
+    """See `Voxels.to_nibabel`."""
+    import nibabel as nib
+
+    array, grid = stored_voxels(image)
+    made = nib.Nifti1Image(array, grid.affine)
+    made.header.set_xyzt_units("mm")
+    return made
+
+
+def to_sitk(image: Volume | Mask) -> Any:
+    """See `Voxels.to_sitk`."""
+    return sitk_image(*stored_voxels(image))
+
+
+def sitk_image(array: NDArray[Any], grid: Grid) -> Any:
+    """An ITK image, in LPS+, of an array (i, j, k) on its grid.
+
+    Raises:
+        GeometryError: the axes are not perpendicular.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    if not grid.is_orthogonal:
+        raise GeometryError(f"the axes of {grid} are not perpendicular, which ITK does not know; resample it first")
+    affine, steps = LPS_TO_RAS @ grid.affine, np.asarray(grid.spacing_mm)
+    made = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    made.SetSpacing(steps.tolist())
+    made.SetOrigin(affine[:3, 3].tolist())
+    made.SetDirection((affine[:3, :3] / steps).ravel().tolist())
+    return made
+
+
+def to_torch(image: Volume | Mask) -> Any:
+    """See `Voxels.to_torch`; called by its name, because nothing at this height of the package needs PyTorch."""
+    return _installed("torch", "PyTorch").from_numpy(np.ascontiguousarray(image.voxels)[None].copy())
+
+
+def to_monai(image: Volume | Mask) -> Any:
+    """See `Voxels.to_monai`."""
+    return _installed("monai.data", "MONAI").MetaTensor(image.to_torch(), affine=np.array(image.grid.affine))
+
+
+def to_torchio(image: Volume | Mask) -> Any:
+    """See `Voxels.to_torchio`."""
+    torchio = _installed("torchio", "TorchIO")
+    kind = torchio.ScalarImage if isinstance(image, Volume) else torchio.LabelMap
+    return kind(tensor=image.to_torch(), affine=np.array(image.grid.affine))
+
+
+def _installed(module: str, name: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise InputError(f"{name} is not installed; run `pip install {name.lower()}`") from None

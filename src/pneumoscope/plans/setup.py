@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.patches import PreparedVolume, VolumeRecipe, prepare
+from pneumoscope.datasets.tensors import PreparedVolume, VolumeRecipe, prepare
 from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.inference.inputs import HuWindowInput, ModelInput, input_from_card
 from pneumoscope.plans.data import LungFinder, gather

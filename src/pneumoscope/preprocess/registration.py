@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import Grid
-from pneumoscope.io.exchange import sitk_image
+from pneumoscope.io.write import sitk_image
 from pneumoscope.preprocess.spatial import Resample, crop_to
 from pneumoscope.volume import Mask, Volume
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.patches import VolumeRecipe
 from pneumoscope.datasets.splits.folds import Fold, group_folds, group_members, members_of, share_fold
+from pneumoscope.datasets.tensors import VolumeRecipe
 from pneumoscope.errors import InputError
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.volumes import SETTINGS, Phase, VolumeExperiment

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pneumoscope.datasets.patches import PreparedVolume, Triple, draw_centre
+from pneumoscope.datasets.tensors import PreparedVolume, Triple, draw_centre
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import cut
 from pneumoscope.jobs.stamp import content_of_arrays, stamp

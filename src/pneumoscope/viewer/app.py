@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pneumoscope.cases.private import FOLDER as PRIVATE
-from pneumoscope.cases.private import read_key
+from pneumoscope.cases.batch import FOLDER as PRIVATE
+from pneumoscope.cases.batch import read_key
 from pneumoscope.errors import InputError
 from pneumoscope.viewer.contents import Result, as_text, filter_results, find_results, read_rows, sort_results
 from pneumoscope.viewer.guard import DOCUMENT_POLICY, RequestGuard

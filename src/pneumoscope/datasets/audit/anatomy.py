@@ -129,9 +129,7 @@ def best_flip(score: dict[Flip, float]) -> Flip:
     return max(FLIPS, key=lambda flip: score[flip])
 
 
-def lung_fit(
-    case: str, lungs: NDArray[np.bool_], anatomy: Anatomy | None, rules: AuditRules
-) -> list[AuditFinding]:  # fmt: skip
+def lung_fit(case: str, lungs: NDArray[np.bool_], anatomy: Anatomy | None, rules: AuditRules) -> list[AuditFinding]:
     """Whether a lung mask is a mask of this scan: at most one finding, after which nothing else is judged by the mask.
 
     Args:
@@ -142,9 +140,7 @@ def lung_fit(
     if not lungs.any():
         shown = f", the scan shows about {anatomy.lung_ml:.0f} ml of aerated lung" if anatomy is not None else ""
         severity: Severity = "error" if seen else "warning"
-        return [
-            AuditFinding(case, "empty-lungs", severity, f"the lung mask marks no voxel{shown}", mask="lungs")
-        ]  # fmt: skip
+        return [AuditFinding(case, "empty-lungs", severity, f"the lung mask marks no voxel{shown}", mask="lungs")]
     if not seen:
         return []
     assert anatomy is not None

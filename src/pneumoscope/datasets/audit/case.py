@@ -21,10 +21,15 @@ from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, spotted
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import PneumoscopeError, ReadError
 from pneumoscope.geometry import Grid
-from pneumoscope.volume import Mask, Volume, array_to_native, present_labels
+from pneumoscope.io.masks import fit_mask, labels_of
+from pneumoscope.io.read import read_stored_mask, read_volume
+from pneumoscope.io.stored import laid_out
+from pneumoscope.volume import Mask, Volume, array_to_native, present_labels, relabelled
 
 NOT_HU, NO_SIZE = "IN-SET-131", "IN-SET-132"
 """Codes by which readers of pictures say that values are no Hounsfield units, and that millimetres are made up."""
+
+EVERY_LABEL = {n: f"label {n}" for n in range(1, 256)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +45,15 @@ class RawMask:
 
     def house(self) -> NDArray[np.uint8]:
         """The labels as they are called here; everything else 0."""
-        table = np.zeros(256, np.uint8)
-        for disk, here in self.meaning.items():
-            table[disk] = here
-        return np.asarray(table[self.labels])
+        return relabelled(self.labels, self.meaning)
 
-    def relabelled(self, labels: NDArray[np.uint8]) -> RawMask:
-        """The same file with other labels in it."""
-        return replace(self, labels=labels)
+    def on(self, grid: Grid, what: str) -> Mask:
+        """The mask on its scan's grid, labels as on disk.
+
+        Raises:
+            ReadError: it lies elsewhere.
+        """
+        return fit_mask(Mask(self.labels, self.grid, EVERY_LABEL), grid, what=what)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +107,7 @@ def read_raw(case: Case) -> RawCase:
             continue
         native = files.corrected_grid(native)
         declared = (both if shared else frozenset(meaning)) | files.ignored_labels
-        turned = Mask.from_native(labels, native, {n: f"label {n}" for n in range(1, 256)})
+        turned = Mask.from_native(labels, native, EVERY_LABEL)
         masks[what] = RawMask(turned.labels, turned.grid, native, dict(meaning), declared, path)
     return RawCase(case, volume, masks["lungs"], masks["infiltrate"], not why_not, why_not, True, tuple(problems))
 
@@ -123,8 +129,6 @@ def _loaded(case: Case) -> RawCase:
 
 def _volume(case: Case) -> tuple[Volume, str]:
     """The scan where it lies in truth, and why its values are no Hounsfield units if they are not."""
-    from pneumoscope.io.read import read_volume
-
     assert case.files is not None
     path, why_not = case.files.image, ""
     try:
@@ -143,15 +147,7 @@ def _volume(case: Case) -> tuple[Volume, str]:
 
 def stored_labels(path: Path) -> tuple[NDArray[np.uint8], Grid]:
     """Every label of a file in stored order, whatever names the file itself gives them."""
-    from pneumoscope.io.kinds import require_kind
-    from pneumoscope.io.masks import CODE, labels_of
-    from pneumoscope.io.read import read_stored
-    from pneumoscope.io.stored import laid_out
-
-    kind = "nifti" if path.is_dir() else require_kind(path)
-    if kind in ("dicom", "zip"):
-        raise ReadError("expected a mask as .nii, .nii.gz, .nrrd or .mha; convert it", code=CODE, path=path)
-    stored = read_stored(path, kind, sparse=True)
+    stored = read_stored_mask(path)
     return laid_out(labels_of(stored, None, {}, path), stored.grid, np.uint8), stored.grid
 
 
@@ -231,9 +227,7 @@ def _lungs(
     if whole:
         return None
     if len(present_labels(labels)) > 1:
-        out.findings.extend(
-            lung_sides(raw.case.case, labels, raw.volume.grid, sized=raw.sized, rows_are_body=stacked)
-        )  # fmt: skip
+        out.findings.extend(lung_sides(raw.case.case, labels, raw.volume.grid, sized=raw.sized, rows_are_body=stacked))
     else:
         out.not_judged["swapped-sides"] = "the lung mask does not tell sides"
     assert raw.lungs is not None
@@ -271,11 +265,8 @@ def _on_scan(raw: RawCase, mask: RawMask | None, what: str, out: Judged) -> NDAr
     """House labels of a mask that lies on its scan, with its undeclared labels reported; None when it does not."""
     if mask is None:
         return None
-    from pneumoscope.io.masks import fit_mask
-
-    every = {n: f"label {n}" for n in range(1, 256)}
     try:
-        fit_mask(Mask(mask.labels, mask.grid, every), raw.volume.grid, what=f"the {what} mask")
+        mask.on(raw.volume.grid, f"the {what} mask")
     except ReadError as problem:
         detail = problem.message.split(";")[0]
         out.findings.append(AuditFinding(raw.case.case, "grid-differs", "error", detail, mask=what))

@@ -17,6 +17,7 @@ from pneumoscope.datasets.audit.rules import AuditFinding, AuditRules, Severity
 from pneumoscope.datasets.radiographs import XrayCase
 from pneumoscope.datasets.splits.folds import joined
 from pneumoscope.errors import ReadError
+from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Radiograph, Volume
 
 BLOCKS = (32, 32, 24)  # Means over so many blocks along (i, j, k) make the fingerprint; fewer where the scan is smaller
@@ -178,8 +179,6 @@ def _ranks(means: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _picture(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """The middle axial slice, thinned to at most 128 pixels, in the radiological view and the lung window."""
-    from pneumoscope.preprocess.slices import to_slices
-
     middle = to_slices(values[:, :, values.shape[2] // 2][:, :, None])[0]
     step = max(1, max(middle.shape) // 128)
     thin = middle[::step, ::step]

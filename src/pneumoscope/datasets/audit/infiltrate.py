@@ -76,9 +76,7 @@ def infiltrate_fit(case: str, drawn: NDArray[np.bool_], scene: Scene, rules: Aud
     return []
 
 
-def infiltrate_pieces(
-    case: str, drawn: NDArray[np.bool_], scene: Scene, rules: AuditRules
-) -> Iterator[AuditFinding]:  # fmt: skip
+def infiltrate_pieces(case: str, drawn: NDArray[np.bool_], scene: Scene, rules: AuditRules) -> Iterator[AuditFinding]:
     """Faults of the mask's connected components (26 neighbours); every voxel is part of one finding at most.
 
     Tried in this order: on a slice without lung, speck, in air, in bone, away from the lung, on one slice only. An

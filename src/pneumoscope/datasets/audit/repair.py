@@ -25,7 +25,8 @@ from pneumoscope.io.formats.nrrd_metaimage import save_nrrd
 from pneumoscope.io.kinds import kind_of, suffix_of
 from pneumoscope.io.read import read_stored
 from pneumoscope.io.scans import MANIFEST_COLUMNS
-from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, RAS, Mask
+from pneumoscope.io.write import write_mask
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, RAS, Mask, relabelled
 
 MAX_ROUNDS = 6
 """What a repair leaves may be a speck itself; after so many rounds what is left is reported, not repaired."""
@@ -121,11 +122,8 @@ def _with_repair(raw: RawCase, finding: AuditFinding) -> tuple[RawCase, Change]:
         labels[at] = table[before]
     else:
         labels[at] = 0
-    house = np.zeros(256, np.uint8)
-    for label, here in mask.meaning.items():
-        house[label] = here
-    change = Change(finding.mask, finding.kind, finding.where, before, house[labels[at]])
-    repaired = mask.relabelled(labels)
+    change = Change(finding.mask, finding.kind, finding.where, before, relabelled(labels[at], mask.meaning))
+    repaired = replace(mask, labels=labels)
     return (replace(raw, lungs=repaired) if finding.mask == "lungs" else replace(raw, infiltrate=repaired)), change
 
 
@@ -180,8 +178,6 @@ def write_case(folder: Path, raw: RawCase, repaired: Repaired, name: str) -> dic
     Returns:
         Its row of the manifest.
     """
-    from pneumoscope.io.write import write_mask
-
     case = raw.case
     row: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS, "")
     row |= {"case": name, "patient": case.patient, "date": case.date, "source": case.source}

@@ -36,29 +36,14 @@ class AuditFinding:
     def row(self) -> dict[str, object]:
         """The row of ``findings.csv``; cells that do not apply are empty."""
         x, y, z = ("", "", "") if self.centre_mm is None else (f"{c:.2f}" for c in self.centre_mm)
-        return {
-            "case": self.case,
-            "slice": "" if self.slice is None else self.slice,
-            "kind": self.kind,
-            "voxels": self.voxels,
-            "volume_ml": "" if self.volume_ml is None else f"{self.volume_ml:.4f}",
-            "x": x,
-            "y": y,
-            "z": z,
-            "severity": self.severity,
-            "detail": self.detail,
-        }
+        volume = "" if self.volume_ml is None else f"{self.volume_ml:.4f}"
+        cells = {**vars(self), "slice": "" if self.slice is None else self.slice, "volume_ml": volume}
+        cells |= {"x": x, "y": y, "z": z}
+        return {name: cells[name] for name in COLUMNS}
 
 
 def spotted(
-    case: str,
-    kind: str,
-    severity: Severity,
-    detail: str,
-    where: NDArray[np.integer],
-    grid: Grid,
-    *,
-    sized: bool = True,
+    case: str, kind: str, severity: Severity, detail: str, where: NDArray[np.integer], grid: Grid, *, sized: bool = True
 ) -> AuditFinding:
     """A finding about voxels: slice, volume and centre are worked out from them.
 
@@ -138,66 +123,50 @@ REPAIRS = tuple(name for name, kind in KINDS.items() if kind.repair)
 
 @dataclass(frozen=True)
 class AuditRules:
-    """Thresholds of the audit; our choice unless a source is given.
+    """Thresholds of the audit; our choice unless a source is given."""
 
-    Attributes:
-        speck_voxels: an island up to so many voxels is a speck (Maganaris 2022b, figure 4, area 1: three pixels).
-        speck_ml: inside the lung an island is a speck only below this (a ball of 3 mm): with coarse voxels a few of
-            them are a real lesion, and islands inside the lung are not judged.
-        crumb_mm: an island this near to larger infiltrate is a crumb of its outline.
-        outside_mm: a reader's outline may leave the lung mask by so much (pleura, partial volume) without a finding.
-        outside_error_mm: from this distance on it is no slip of an outline.
-        outside_ml: what lies outside in one piece and is smaller gets a warning only.
-        outside_guess_mm: distance allowed where there is no lung mask and the lung is guessed from density (on clean
-            synthetic scans infiltrate lies up to 8 mm away from the guess); such findings are warnings.
-        air_share: between plain air (0) and the patient's aerated lung (1) a median below this share is air.
-        bone_hu: a median above is bone: consolidation stays below 100 HU, with contrast below 200.
-        one_slice_steps: a region on one slice is odd when it is wider than so many slice distances: a lesion is about
-            as high as wide.
-        stray_label_share: an undeclared label up to this share of the marked voxels is a trace (MedSeg's first
-            release had stray voxels of label 3 at lung borders) and may be removed.
-        mirror_gain: a lung mask is mirrored when mirroring raises its Dice with the aerated lung by this much.
-        mirror_dice: and to at least this.
-        foreign_share: less than this share of the aerated lung inside the lung mask, however mirrored, and the mask is
-            of another scan: windpipe and gut take a few percent.
-        foreign_dice: and the Dice is below this.
-        least_lung_ml: aerated lung that must be seen before lung masks are judged by it.
-        infiltrate_fit: share of a mirrored infiltrate mask that must lie on dense lung (of masks that are right 0.53 to
-            0.97 do, measured on 30 synthetic scans).
-        infiltrate_gain: how many times more than unmirrored (mirrored wrongly, at most 0.8 times).
-        infiltrate_chance: an infiltrate mask that meets dense lung less than so many times as often as chance would
-            is perhaps of another scan.
-        infiltrate_voxels: on the thinned grid of 2.5 mm; fewer are too little to tell a mirrored mask by.
-        near_correlation: fingerprints (ranks of 32 x 32 x 24 block means) correlate so much for copies only: resampled,
-            windowed and requantised synthetic scans reach 0.997 and more, other patients 0.95 (0.97 on tiny scans).
-        sure: mean probability over a region that the model is sure of (Maganaris 2022a, figure 7, gives no number).
-        region_ml: regions and lesions smaller than this are not compared with the model.
-        region_depth_mm: nor regions with no place so far from their own outline: vessels are thinner.
-        unseen: the model sees nothing where its probability stays below this everywhere in a drawn lesion.
-    """
-
+    # an island up to so many voxels is a speck (Maganaris 2022b, figure 4, area 1: three pixels).
     speck_voxels: int = 10
+    # inside the lung an island is a speck only below this (a ball of 3 mm): with coarse voxels a few of them are a real
+    # lesion, and islands inside the lung are not judged.
     speck_ml: float = 0.015
-    crumb_mm: float = 5.0
+    crumb_mm: float = 5.0  # an island this near to larger infiltrate is a crumb of its outline.
+    # a reader's outline may leave the lung mask by so much (pleura, partial volume) without a finding.
     outside_mm: float = 5.0
-    outside_error_mm: float = 10.0
-    outside_ml: float = 0.5
+    outside_error_mm: float = 10.0  # from this distance on it is no slip of an outline.
+    outside_ml: float = 0.5  # what lies outside in one piece and is smaller gets a warning only.
+    # distance allowed where there is no lung mask and the lung is guessed from density (on clean synthetic scans
+    # infiltrate lies up to 8 mm away from the guess); such findings are warnings.
     outside_guess_mm: float = 15.0
+    # between plain air (0) and the patient's aerated lung (1) a median below this share is air.
     air_share: float = 0.25
-    bone_hu: float = 200.0
+    bone_hu: float = 200.0  # a median above is bone: consolidation stays below 100 HU, with contrast below 200.
+    # a region on one slice is odd when it is wider than so many slice distances: a lesion is about as high as wide.
     one_slice_steps: float = 3.0
+    # an undeclared label up to this share of the marked voxels is a trace (MedSeg's first release had stray voxels of
+    # label 3 at lung borders) and may be removed.
     stray_label_share: float = 0.01
+    # a lung mask is mirrored when mirroring raises its Dice with the aerated lung by this much.
     mirror_gain: float = 0.03
-    mirror_dice: float = 0.75
+    mirror_dice: float = 0.75  # and to at least this.
+    # less than this share of the aerated lung inside the lung mask, however mirrored, and the mask is of another scan:
+    # windpipe and gut take a few percent.
     foreign_share: float = 0.85
-    foreign_dice: float = 0.88
-    least_lung_ml: float = 400.0
+    foreign_dice: float = 0.88  # and the Dice is below this.
+    least_lung_ml: float = 400.0  # aerated lung that must be seen before lung masks are judged by it.
+    # share of a mirrored infiltrate mask that must lie on dense lung (of masks that are right 0.53 to 0.97 do, measured
+    # on 30 synthetic scans).
     infiltrate_fit: float = 0.45
-    infiltrate_gain: float = 1.35
+    infiltrate_gain: float = 1.35  # how many times more than unmirrored (mirrored wrongly, at most 0.8 times).
+    # an infiltrate mask that meets dense lung less than so many times as often as chance would is perhaps of another
+    # scan.
     infiltrate_chance: float = 1.2
-    infiltrate_voxels: int = 40
+    infiltrate_voxels: int = 40  # on the thinned grid of 2.5 mm; fewer are too little to tell a mirrored mask by.
+    # fingerprints (ranks of 32 x 32 x 24 block means) correlate so much for copies only: resampled, windowed and
+    # requantised synthetic scans reach 0.997 and more, other patients 0.95 (0.97 on tiny scans).
     near_correlation: float = 0.985
+    # mean probability over a region that the model is sure of (Maganaris 2022a, figure 7, gives no number).
     sure: float = 0.8
-    region_ml: float = 1.0
-    region_depth_mm: float = 3.0
-    unseen: float = 0.2
+    region_ml: float = 1.0  # regions and lesions smaller than this are not compared with the model.
+    region_depth_mm: float = 3.0  # nor regions with no place so far from their own outline: vessels are thinner.
+    unseen: float = 0.2  # the model sees nothing where its probability stays below this everywhere in a drawn lesion.

@@ -14,7 +14,7 @@ from pneumoscope.datasets.case import CaseFiles, LabelledScan
 from pneumoscope.datasets.formats.labelled import load_case
 from pneumoscope.datasets.public.covid19ctseg import with_sides
 from pneumoscope.errors import DatasetError, Finding
-from pneumoscope.volume import Mask
+from pneumoscope.volume import LUNG_LABEL, Mask
 
 Meaning = Literal["right lung", "left lung", "lung", "ground-glass", "consolidation", "infiltrate", "ignore"]
 """What a label can be here. ``lung`` is lung of no side; ``ignore`` is read as background."""
@@ -144,7 +144,7 @@ def load_with_names(case: str, files: CaseFiles, labels: LabelMap) -> LabelledSc
     scan = load_case(case, files)
     lungs, volume, drawn = scan.lungs, scan.volume, scan.infiltrate
     if lungs is not None and not labels.has_sides:
-        lungs = Mask(lungs.labels, lungs.grid, {1: "lung"})
+        lungs = Mask(lungs.labels, lungs.grid, LUNG_LABEL)
     nested = set(files.lung_labels) & set(files.infiltrate_labels)
     if lungs is not None and drawn is not None and files.lungs == files.infiltrate and not nested:
         lungs, given = with_sides(lungs, drawn) if labels.has_sides else _joined(lungs, drawn)

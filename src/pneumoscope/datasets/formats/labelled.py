@@ -21,7 +21,17 @@ from pneumoscope.io.kinds import require_kind
 from pneumoscope.io.masks import ROUNDING_TOLERANCE, fit_mask
 from pneumoscope.io.read import read_stored, read_volume
 from pneumoscope.io.stored import Stored, laid_out
-from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, RAS, Mask, Volume, present_labels
+from pneumoscope.io.write import write_mask
+from pneumoscope.volume import (
+    INFILTRATE_LABEL,
+    INFILTRATE_LABELS,
+    LUNG_LABELS,
+    RAS,
+    Mask,
+    Volume,
+    present_labels,
+    relabelled,
+)
 
 HALF_VOXEL = 0.5
 """Headers of scan and mask that differ by less than this everywhere are rounded differently, not placed differently."""
@@ -102,8 +112,6 @@ def write_as_filed(mask: Mask, path: str | Path, native: Grid, files: CaseFiles)
         mask: on the case's grid.
         native: `Volume.native` of the case.
     """
-    from pneumoscope.io.write import write_mask
-
     header = filed_grid(files)
     write_mask(Mask.from_native(mask.to_native(native), header, mask.names), path, header)
 
@@ -193,11 +201,8 @@ def map_labels(
         )
     other_kind = set(chain(files.lung_labels, files.infiltrate_labels)) if files.lungs == files.infiltrate else set()
     left_out = [v for v in present if v not in known and v not in other_kind]
-    lookup = np.zeros(256, np.uint8)
-    for theirs, ours in known.items():
-        lookup[theirs] = ours
     unchanged = all(known.get(v) == v for v in present)
-    labels = stored.labels if unchanged else lookup[stored.labels]
+    labels = stored.labels if unchanged else relabelled(stored.labels, known)
     if not left_out:
         return labels, ()
     voxels = sum(int(np.count_nonzero(stored.labels == v)) for v in left_out)

@@ -11,7 +11,10 @@ import numpy as np
 
 from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
 from pneumoscope.errors import DatasetError
-from pneumoscope.io.scans import ScanRef
+from pneumoscope.io.masks import fit_mask
+from pneumoscope.io.read import read_lungs, read_mask, read_volume
+from pneumoscope.io.scans import ScanRef, read_manifest
+from pneumoscope.severity.regions import with_house_labels
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask
 
 
@@ -24,8 +27,6 @@ def read_manifest_cases(path: str | Path) -> list[Case]:
     Raises:
         InputError: the table cannot be used (see `pneumoscope.io.scans.read_manifest`).
     """
-    from pneumoscope.io.scans import read_manifest
-
     table = Path(path) / "manifest.csv" if Path(path).is_dir() else Path(path)
     return [case_of_row("manifest", ref, partial(load_scan, ref)) for ref in read_manifest(table)]
 
@@ -46,9 +47,6 @@ def load_scan(ref: ScanRef) -> LabelledScan:
         DatasetError: a mask holds labels this program has no meaning for.
         ReadError: a file cannot be read, or a mask does not lie on its scan (IN-MSK-069).
     """
-    from pneumoscope.io.masks import fit_mask
-    from pneumoscope.io.read import read_mask, read_volume
-
     volume = read_volume(ref.path, case=ref.case)
     masks: dict[str, Mask | None] = {"lungs": None, "infiltrate": None}
     for what, path in (("lungs", ref.lungs), ("infiltrate", ref.infiltrate)):
@@ -114,10 +112,6 @@ def _mask_of(case: str, root: Path) -> Path | None:
 
 
 def _load(case: Case, path: Path) -> LabelledScan:
-    from pneumoscope.io.masks import fit_mask
-    from pneumoscope.io.read import read_lungs
-    from pneumoscope.severity.regions import with_house_labels
-
     scan = case.load()
     lungs = with_house_labels(
         fit_mask(read_lungs(path, scan=scan.volume.grid), scan.volume.grid, what="the lung mask", path=path)

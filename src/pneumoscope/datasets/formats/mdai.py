@@ -132,13 +132,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Export:
-    """What an export says."""
+    """What an export says of images; labels of whole series and exams are left out."""
 
-    drawings: Mapping[str, tuple[Drawing, ...]]  # those with an image, by SeriesInstanceUID, in the file's order
-    # names given to whole exams, by StudyInstanceUID (annotations without a series)
-    exam_labels: Mapping[str, tuple[str, ...]]
-    # names given to whole series, by SeriesInstanceUID (annotations without an image)
-    series_labels: Mapping[str, tuple[str, ...]]
+    drawings: Mapping[str, tuple[Drawing, ...]]  # by SeriesInstanceUID, in the file's order
 
     @property
     def readers(self) -> tuple[str, ...]:
@@ -167,32 +163,21 @@ def read_mdai(path: str | Path) -> Export:
         for label in _objects(group.get("labels"))
     }
     drawings: dict[str, list[Drawing]] = {}
-    exams: dict[str, list[str]] = {}
-    series: dict[str, list[str]] = {}
     for dataset in _objects(held["datasets"]):
         for entry in _objects(dataset.get("annotations")):
             label, group, mode = names.get(_text(entry.get("labelId")), ("", "", ""))
-            uids = [_text(entry.get(name)) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-            if not uids[1] and not uids[2]:
-                exams.setdefault(uids[0], []).append(label)
-            elif not uids[2]:
-                series.setdefault(uids[1], []).append(label)
-            else:
-                drawn = Drawing(
-                    label, group, _text(entry.get("createdById")), _text(entry.get("annotationMode")) or mode,
-                    uids[1], uids[2], _size(entry), entry.get("data"),
-                )  # fmt: skip
-                drawings.setdefault(uids[1], []).append(drawn)
-    return Export(_frozen(drawings), _frozen(exams), _frozen(series))
+            series, image = (_text(entry.get(name)) for name in ("SeriesInstanceUID", "SOPInstanceUID"))
+            if not image:  # a label of a whole series or exam
+                continue
+            reader, mode = _text(entry.get("createdById")), _text(entry.get("annotationMode")) or mode
+            drawn = Drawing(label, group, reader, mode, series, image, _size(entry), entry.get("data"))
+            drawings.setdefault(series, []).append(drawn)
+    return Export({uid: tuple(drawn) for uid, drawn in drawings.items()})
 
 
 def tidy(value: Any) -> str:
     """Text with single blanks and none around a slash, "" for anything that is no text."""
     return "/".join(" ".join(part.split()) for part in _text(value).split("/"))
-
-
-def _frozen(lists: Mapping[str, list[Any]]) -> dict[str, tuple[Any, ...]]:
-    return {key: tuple(values) for key, values in lists.items()}
 
 
 def _text(value: Any) -> str:

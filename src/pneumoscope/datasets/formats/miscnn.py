@@ -15,6 +15,7 @@ from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_w
 from pneumoscope.datasets.formats.layout import SCAN_SUFFIXES, Found, shown, walk
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.kinds import case_name, suffix_of
+from pneumoscope.io.read import read_mask
 from pneumoscope.volume import present_labels
 
 EXPECTED = "<case>/imaging.nii.gz and <case>/segmentation.nii.gz"
@@ -67,15 +68,12 @@ def _case_folder(scan: Found) -> Path:
 
 
 def _load(case: str, files: CaseFiles, known: LabelMap, is_said: bool) -> LabelledScan:
-    if files.infiltrate is not None and not is_said:
-        from pneumoscope.io.read import read_mask
-
-        if present_labels(read_mask(files.infiltrate).labels) == [1]:
-            raise DatasetError(
-                "holds nothing but label 1, which would be a left lung alone; say what it is, "
-                "labels={1: 'infiltrate'} or --label 1=infiltrate",
-                path=files.infiltrate,
-            )
+    if files.infiltrate is not None and not is_said and present_labels(read_mask(files.infiltrate).labels) == [1]:
+        raise DatasetError(
+            "holds nothing but label 1, which would be a left lung alone; say what it is, "
+            "labels={1: 'infiltrate'} or --label 1=infiltrate",
+            path=files.infiltrate,
+        )
     return load_with_names(case, files, known)
 
 

@@ -1,82 +1,244 @@
-"""nnU-Net's layout (imagesTr, labelsTr, dataset.json) as cases, and its ``splits_final.json``.
+"""nnU-Net's layout and the Medical Segmentation Decathlon's, as cases: ``dataset.json`` says what the labels are.
 
-That file is a list of folds, each ``{"train": [case, ...], "val": [case, ...]}``. What nnU-Net calls ``val`` is what a
-fold is scored on at the end, so it is our ``test``. It knows no third part: our validation cases are written as
-training cases, and a file read here has none.
+It is read without trust: paths in it must stay in its folder, labels may stand either way round. The Decathlon's zips
+are full of ``._name`` files of macOS; they are in no list here, and entries that name them are passed over.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pneumoscope.datasets.case import SAME_LABELS, Case, CaseFiles, LabelledScan, make_case
-from pneumoscope.datasets.formats.decathlon import Description, files_of, read_description
 from pneumoscope.datasets.formats.label_names import LabelMap, label_map, load_with_names
-from pneumoscope.datasets.formats.layout import shown
-from pneumoscope.datasets.splits.folds import Fold, Member
+from pneumoscope.datasets.formats.layout import (
+    SCAN_SUFFIXES,
+    entries_of,
+    one_inside,
+    refuse_links_out,
+    require_folder,
+    require_inside,
+    shown,
+)
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.io.files import read_csv, read_json, write_json
-from pneumoscope.io.kinds import case_name
+from pneumoscope.io.files import read_csv
+from pneumoscope.io.kinds import case_name, suffix_of
+from pneumoscope.io.read import read_lungs
 
-FILE = "splits_final.json"
+NAME = "dataset.json"
+MAX_DEPTH = 3
+MAX_BYTES = 64 * 2**20
 
 
-def write_nnunet_splits(folds: Sequence[Fold], path: str | Path) -> None:
-    """Write folds of one dataset, or of several whose case names differ.
+@dataclass(frozen=True)
+class Description:
+    """What a ``dataset.json`` says."""
+
+    folder: Path  # where it lies
+    labels: Mapping[str, tuple[int, ...]]  # name -> labels on disk (several for a region)
+    channels: Mapping[int, str]  # channel number -> name
+    ending: str  # suffix of the files, e.g. ``.nii.gz``
+    # as stated, "" where not
+    licence: str
+    citation: str
+    raw: Mapping[str, Any]  # all of it
+
+    @property
+    def path(self) -> Path:
+        """The file itself."""
+        return self.folder / NAME
+
+    def inside(self, path: Any) -> Path:
+        """A path of the description as a file below its folder; ``X.nii`` for ``X.nii.gz`` and the reverse will do.
+
+        Raises:
+            DatasetError: it leads out of the folder, or there is nothing.
+        """
+        if not isinstance(path, str) or not path.strip():
+            raise DatasetError(f"names {path!r} where a file is expected; write it again", path=self.path)
+        target = self.folder / path.strip()
+        real = self.folder.resolve()
+        if ".." in Path(path).parts or not target.parent.resolve().is_relative_to(real):
+            raise DatasetError(f"names {path!r}, which leads out of its folder; copy the file into it", path=self.path)
+        found = files_of(target.parent, suffix_of(target), real)
+        stem = target.name.removesuffix(suffix_of(target))
+        if stem not in found:
+            raise DatasetError(
+                f"names {path!r}, which is not there: half a download? Copy or unzip the rest", path=self.path
+            )
+        return found[stem]
+
+
+def read_description(root: str | Path, kind: str) -> Description:
+    """The description of the one dataset in a folder, at most three levels below it.
+
+    Args:
+        root: the dataset's folder or one above.
 
     Raises:
-        DatasetError: two cases of one name: nnU-Net knows cases by name only.
+        DatasetError: no folder, no description, several, a damaged one.
     """
-    for fold in folds:
-        names = [member.case for members in fold.parts.values() for member in members]
-        if len(set(names)) < len(names):
-            raise DatasetError("two datasets have a case of the same name; nnU-Net needs names that are unique")
-    write_json(path, [
-        {"train": sorted(m.case for m in (*fold.train, *fold.val)), "val": sorted(m.case for m in fold.test)}
-        for fold in folds
-    ])  # fmt: skip
+    start = Path(root)
+    require_folder(start, f"{kind} with {NAME}")
+    refuse_links_out(start)
+    found = _search(start)
+    if not found:
+        raise DatasetError(f"holds no {NAME}; expected {kind}", path=start)
+    if len(found) > 1:
+        names = ", ".join(str(p.parent.relative_to(start)) for p in found[:4])
+        raise DatasetError(f"holds {len(found)} datasets ({names} ...); name the folder of one", path=start)
+    return _described(found[0])
 
 
-def read_nnunet_splits(path: str | Path, members: Sequence[Member]) -> list[Fold]:
-    """Read folds; every name must be a case of `members`. Cases that the file does not name take no part.
+def files_of(folder: Path, ending: str, real: Path) -> dict[str, Path]:
+    """The files of a folder with an ending, by name without it; {} for a missing folder.
+
+    For NIfTI both endings and folders called ``X.nii`` with one file in them count. Hidden files (``._x`` of macOS) do
+    not. Links must stay below `real`.
 
     Raises:
-        DatasetError: the file cannot be read, has another layout, names a case that is not there or that two data
-            sets have, or puts a case on both sides of a fold.
+        DatasetError: a link that leads out or nowhere, a folder ``X.nii`` without exactly one file, a name twice.
     """
-    stored = read_json(path, expected=list, error=DatasetError, remedy="write nnU-Net's splits again")
-    if not stored or not all(map(_is_fold, stored)):
-        raise DatasetError('expected a list of folds like {"train": [case, ...], "val": [case, ...]}', path=path)
-    by_case: dict[str, list[Member]] = {}
-    for member in members:
-        by_case.setdefault(member.case, []).append(member)
-    folds = []
-    for n, fold in enumerate(stored):
-        for name in (*fold["train"], *fold["val"]):
-            if len(by_case.get(name, ())) != 1:
-                found = "two datasets have" if name in by_case else "the data do not hold"
-                raise DatasetError(f"fold {n} names case {name!r}, which {found}", path=path)
-        train, test = (tuple(by_case[name][0] for name in dict.fromkeys(fold[key])) for key in ("train", "val"))
-        try:
-            folds.append(Fold(train, test))
-        except DatasetError as error:
-            raise DatasetError(f"fold {n}: {error.message}", path=path) from error
-    return folds
+    if not folder.is_dir():
+        return {}
+    endings = SCAN_SUFFIXES if ending in SCAN_SUFFIXES else (ending,)
+    found: dict[str, Path] = {}
+    for entry in entries_of(folder):
+        if suffix_of(entry.name) not in endings:
+            continue
+        path = Path(entry.path)
+        if entry.is_symlink():
+            require_inside(path, real)
+        stem = entry.name[: -len(suffix_of(entry.name))]
+        if stem in found:
+            raise DatasetError(f"is there twice, as {found[stem].name} and {path.name}; keep one", path=path)
+        found[stem] = one_inside(path, real) if entry.is_dir() else path
+    return found
 
 
-def _is_fold(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), list) and all(isinstance(name, str) for name in value[key])
-        for key in ("train", "val")
+def _search(start: Path) -> list[Path]:
+    level = [start]
+    for _ in range(MAX_DEPTH + 1):
+        found = [folder / NAME for folder in level if (folder / NAME).is_file()]
+        if found:
+            return found
+        level = [Path(e.path) for folder in level for e in entries_of(folder) if e.is_dir(follow_symlinks=False)]
+    return []
+
+
+def _described(path: Path) -> Description:
+    try:
+        data = path.read_bytes()
+        held = json.loads(data) if len(data) <= MAX_BYTES else None
+    except (OSError, ValueError, RecursionError) as error:
+        said = str(error).split(":")[0]
+        raise DatasetError(f"is no JSON or was cut off ({said}); fetch it again", path=path) from None
+    if not isinstance(held, dict) or not isinstance(held.get("labels"), dict):
+        raise DatasetError("is not a dataset description: expected JSON with labels", path=path)
+    ending = held.get("file_ending") or ".nii.gz"
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise DatasetError(f"has the file ending {ending!r}, expected one like .nii.gz", path=path)
+    return Description(
+        path.parent,
+        _labels(held["labels"], path),
+        _channels(held.get("channel_names") or held.get("modality") or {"0": "CT"}, path),
+        ending.lower(),
+        _text(held.get("licence") or held.get("license")),
+        _text(held.get("reference")),
+        held,
     )
 
 
-KIND = "nnU-Net's layout (imagesTr, labelsTr)"
+def _labels(labels: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> labels, whichever of the two stands first: ``{"lung": 1}``, ``{"1": "lung"}``, ``{"lung": [1, 2]}``."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items():
+        numbers = [_whole(item) for item in (value if isinstance(value, list) else [value])]
+        if numbers and all(number is not None for number in numbers):
+            name, several = key, tuple(number for number in numbers if number is not None)
+        elif _whole(key) is not None and isinstance(value, str):
+            name, several = value, (_whole(key) or 0,)
+        else:
+            raise DatasetError(f"has the label {key!r}: {value!r}, expected a name and whole numbers", path=path)
+        found[name] = (*found.get(name, ()), *several)
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    """A label number from 0 to 255, also as text; None for anything else."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value.strip()[:9])
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255 else None
+
+
+def _channels(channels: Any, path: Path) -> dict[int, str]:
+    if isinstance(channels, dict) and channels:
+        found = {_whole(key): str(value) for key, value in channels.items()}
+        if None not in found:
+            return {key: value for key, value in found.items() if key is not None}
+    raise DatasetError('has no usable channel names, expected {"0": "CT"}', path=path)
+
+
+def _text(value: Any) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+DECATHLON_KIND = "the Decathlon's layout (imagesTr, labelsTr)"
+
+
+def read_decathlon_cases(root: str | Path, *, labels: Mapping[str, str] | None = None) -> list[Case]:
+    """The cases listed as ``training`` (source ``train``) and ``test`` (source ``test``, without masks).
+
+    Args:
+        root: the folder of the task, or one above that holds no other.
+        labels: what names of ``dataset.json`` mean, where they are not known here (see `read_nnunet_cases`).
+
+    Raises:
+        DatasetError: no such folder, a damaged description, unknown label names, files that are listed and not
+            there, paths and links that lead out.
+    """
+    held = read_description(root, DECATHLON_KIND)
+    known = label_map(held.labels, labels, held.path)
+    cases = []
+    for part, source in (("training", "train"), ("test", "test")):
+        entries = held.raw.get(part) or []
+        if not isinstance(entries, list):
+            raise DatasetError(f"has no list of scans in {part}; write it again", path=held.path)
+        for entry in entries:
+            image, mask = _entry(entry, held)
+            if Path(image).name.startswith("._"):
+                continue
+            if mask is None and source == "train":
+                raise DatasetError(f"lists the training scan {image!r} without a mask", path=held.path)
+            cases.append(
+                _decathlon_case(held, known, source, held.inside(image), None if mask is None else held.inside(mask))
+            )
+    if not cases:
+        raise DatasetError("lists no scan (training and test are empty); is it the Decathlon's?", path=held.path)
+    return cases
+
+
+def _entry(entry: Any, held: Description) -> tuple[str, str | None]:
+    if isinstance(entry, str):
+        return entry, None
+    if isinstance(entry, dict) and isinstance(entry.get("image"), str):
+        return entry["image"], entry.get("label")
+    raise DatasetError(f"lists {entry!r} where a scan is expected", path=held.path)
+
+
+def _decathlon_case(held: Description, known: LabelMap, source: str, image: Path, mask: Path | None) -> Case:
+    name = case_name(image)
+    files = known.files(image, mask) if mask is not None else CaseFiles(image)
+    load = partial(load_with_names, name, files, known)
+    return make_case("decathlon", name, load, files, source=source, licence=held.licence, citation=held.citation)
+
+
+NNUNET_KIND = "nnU-Net's layout (imagesTr, labelsTr)"
 SOURCES = "sources.csv"
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -104,7 +266,7 @@ def read_nnunet_cases(
         DatasetError: no such folder, a damaged description, unknown label names, no channel that is a CT, scans
             without masks, masks without scans, fewer scans than the description counts, paths and links that lead out.
     """
-    held = read_description(root, KIND)
+    held = read_description(root, NNUNET_KIND)
     known = label_map(held.labels, labels, held.path)
     number = _channel(held, channel)
     listed = held.raw.get("dataset")
@@ -121,7 +283,7 @@ def read_nnunet_cases(
     cases = []
     for source, found in (("train", pairs), ("test", _paired(held, "Ts", number))):
         for name, files in found.items():
-            cases.append(_case(held, known, origins.get(name, {}), source, name, files))
+            cases.append(_nnunet_case(held, known, origins.get(name, {}), source, name, files))
     return cases
 
 
@@ -190,7 +352,9 @@ def _listed(held: Description, listed: Mapping[str, object], number: int) -> dic
     return found
 
 
-def _case(held: Description, known: LabelMap, origin: Mapping[str, str], source: str, name: str, found: Files) -> Case:
+def _nnunet_case(
+    held: Description, known: LabelMap, origin: Mapping[str, str], source: str, name: str, found: Files
+) -> Case:
     files = known.files(found.image, found.mask) if found.mask is not None else CaseFiles(found.image)
     if found.lungs is not None:
         files = replace(files, lungs=found.lungs, lung_labels=SAME_LABELS)
@@ -204,7 +368,5 @@ def _case(held: Description, known: LabelMap, origin: Mapping[str, str], source:
 def _load(case: str, files: CaseFiles, known: LabelMap) -> LabelledScan:
     """The case; lungs beside the label map are of no side when their file says so."""
     if files.lungs is not None and files.lung_labels is SAME_LABELS:
-        from pneumoscope.io.read import read_lungs
-
         known = replace(known, has_sides=dict(read_lungs(files.lungs).names) != {1: "lung"})
     return load_with_names(case, files, known)

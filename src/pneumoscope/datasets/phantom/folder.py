@@ -37,7 +37,9 @@ from pneumoscope.datasets.phantom.tissue import lung_labels
 from pneumoscope.datasets.registry import PHANTOM_FILE, dataset_info
 from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
+from pneumoscope.io.read import read_mask
 from pneumoscope.io.scans import MANIFEST, MANIFEST_COLUMNS, read_manifest
+from pneumoscope.io.write import write_mask, write_volume
 from pneumoscope.jobs.lock import locks
 from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
@@ -137,13 +139,7 @@ VERSION = 1  # Raised when the same seed would give other scans
 
 
 def write_phantom(
-    out: str | Path,
-    site: str,
-    patients: int,
-    *,
-    overwrite: bool = False,
-    progress: Progress = silent,
-    **options: Any,
+    out: str | Path, site: str, patients: int, *, overwrite: bool = False, progress: Progress = silent, **options: Any
 ) -> list[str]:
     """Write the patients 0 .. patients - 1 of a site as a dataset; `options` are fields of `PhantomOptions`.
 
@@ -171,9 +167,7 @@ def write_phantom(
 
 
 @locks("folder")
-def _write(
-    folder: Path, plan: Mapping[str, Any], cases: Sequence[str], overwrite: bool, progress: Progress
-) -> None:  # fmt: skip
+def _write(folder: Path, plan: Mapping[str, Any], cases: Sequence[str], overwrite: bool, progress: Progress) -> None:
     prepare_folder(folder, marker=PHANTOM_FILE, overwrite=overwrite)
     name, patients = plan["site"], plan["patients"]
     (folder / PHANTOM_FILE).unlink(missing_ok=True)  # while it is being rewritten the folder is no finished set
@@ -205,8 +199,6 @@ def _finished(folder: Path, plan: Mapping[str, Any]) -> bool:
 
 def _write_case(folder: Path, plan: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Make and write one patient; gives its row of the manifest and its planted faults."""
-    from pneumoscope.io.write import write_mask
-
     made = scan_patient(plan["site"], number, seed=plan["seed"], size=plan["size"])
     case, native = made.scan.volume.case, made.scan.volume.native
     image = _write_image(folder, made, plan)
@@ -238,8 +230,6 @@ def _write_image(folder: Path, made: PhantomScan, plan: Mapping[str, Any]) -> st
     """Write the scan; gives its path within the folder."""
     volume = made.scan.volume
     if plan["format"] == "nifti":
-        from pneumoscope.io.write import write_volume
-
         write_volume(volume, folder / "images" / f"{volume.case}.nii.gz")
         return f"images/{volume.case}.nii.gz"
     from pneumoscope.io.dicom.write import write_dicom_series
@@ -287,9 +277,6 @@ def read_phantom(root: str | Path) -> list[Case]:
 
 def _load(ref: Any) -> LabelledScan:
     """The scan with its masks, and the exact infiltrate where it lies beside."""
-    from pneumoscope.io.read import read_mask
-    from pneumoscope.volume import INFILTRATE_LABELS
-
     scan = load_scan(ref)
     exact = ref.path.parent.parent / "truth" / f"{ref.case}-infiltrate.nii.gz"
     truth = read_mask(exact, INFILTRATE_LABELS) if exact.is_file() else None

@@ -192,11 +192,13 @@ def joined(parts: Iterable[Tubes]) -> Tubes:
     )
 
 
-def paint(target: Field, where: Positions, tubes: Tubes, soft_mm: float, faintest: float = 0.12) -> None:
+FAINTEST = 0.12  # Tubes that fill a smaller share of a voxel are left out
+
+
+def paint(target: Field, where: Positions, tubes: Tubes, soft_mm: float) -> None:
     """Raise `target` (z, y, x) to the share of each voxel that the tubes fill.
 
-    Edges run over `soft_mm` (about a voxel). A tube thinner than that fills no voxel; its share falls with its width,
-    and tubes below `faintest` are left out.
+    Edges run over `soft_mm` (about a voxel). A tube thinner than that fills no voxel; its share falls with its width.
     """
     steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in (where.z_mm, where.y_mm, where.x_mm)]
     first = np.array([axis[0] for axis in (where.z_mm, where.y_mm, where.x_mm)])
@@ -209,7 +211,7 @@ def paint(target: Field, where: Positions, tubes: Tubes, soft_mm: float, faintes
     z, y, x = where.open_grid()
     along = tubes.end - tubes.start
     squash = np.array([tubes.flatness, 1.0, 1.0])
-    for t in np.flatnonzero((low < high).all(axis=1) & (gain >= faintest)):
+    for t in np.flatnonzero((low < high).all(axis=1) & (gain >= FAINTEST)):
         box = tuple(slice(a, b) for a, b in zip(low[t], high[t], strict=True))
         distance = _distance(z[box[0]], y[:, box[1]], x[:, :, box[2]], tubes.start[t], along[t], squash)
         share = (np.float32(0.5 + tubes.radius_mm[t] / soft_mm) - distance * np.float32(1 / soft_mm)).clip(0, 1)

@@ -61,8 +61,6 @@ def read_medseg_cases(root: str | Path) -> list[Case]:
 
 def walk_or_refuse_npy(root: str | Path, expected: str, marker: str) -> Tree:
     """`walk`, with a word on the NumPy re-pack of the MedSeg sets where that is what a user has."""
-    from pneumoscope.errors import DatasetError
-
     if any(Path(root).glob(marker)):
         raise DatasetError(
             f"is the re-pack as NumPy arrays ({marker}), which has neither voxel size nor orientation; "

@@ -53,7 +53,6 @@ class Survey:
     annotations: Path  # the file of the drawings
     export: Export  # what it says
     series: Mapping[str, Series]  # CT series on disk, by UID
-    damaged: int  # files that should be images and cannot be read
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -68,11 +67,6 @@ class Survey:
             return ()
         text = f"{missing} of the {known} annotated series of this dataset are not in the folder"
         return (Finding("IN-SET-117", text, "info"),)
-
-    @property
-    def unannotated(self) -> tuple[str, ...]:
-        """Series on disk that nobody annotated."""
-        return tuple(uid for uid in self.series if uid not in self.export.drawings)
 
 
 def survey(root: str | Path, annotations: str | Path | None = None) -> Survey:
@@ -98,7 +92,7 @@ def survey(root: str | Path, annotations: str | Path | None = None) -> Survey:
             path=folder,
         )
     series = {uid: _series(uid, images) for uid, images in by_series.items()}
-    return Survey(file, export, series, index.damaged)
+    return Survey(file, export, series)
 
 
 def find_annotations(folder: Path) -> Path:

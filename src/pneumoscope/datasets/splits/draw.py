@@ -71,10 +71,7 @@ def balanced_draw(
         n_train, n_val = _shrunk(n_train, n_val, infected)
     rng = np.random.default_rng(seed)
     part = np.full(len(rows), "test", dtype=object)
-    for kind, wanted in (
-        (True, (n_train - n_train // 2, n_val - n_val // 2)),
-        (False, (n_train // 2, n_val // 2)),
-    ):
+    for kind, wanted in ((True, (n_train - n_train // 2, n_val - n_val // 2)), (False, (n_train // 2, n_val // 2))):
         where = rng.permutation(np.flatnonzero(infected == kind))
         _require_enough(len(where), sum(wanted), kind, (n_train, n_val))
         part[where[: wanted[0]]] = "train"

@@ -6,6 +6,10 @@ The folder::
     folds.csv                        fold,dataset,case,patient,group,part: one row per fold and case
     splits/fold_0/<dataset>.csv      case,slice,patient,part: one row per slice, as a study folder holds them
     splits_final.json                nnU-Net's file, when asked for instead of the slice tables
+
+nnU-Net's file is a list of folds, each ``{"train": [case, ...], "val": [case, ...]}``. What nnU-Net calls ``val`` is
+what a fold is scored on at the end, so it is our ``test``. It knows no third part: our validation cases are written as
+training cases, and a file read here has none.
 """
 
 from __future__ import annotations
@@ -19,8 +23,6 @@ import pandas as pd
 
 from pneumoscope._version import __version__
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.formats.nnunet import FILE as NNUNET_FILE
-from pneumoscope.datasets.formats.nnunet import read_nnunet_splits, write_nnunet_splits
 from pneumoscope.datasets.options import SplitOptions
 from pneumoscope.datasets.public.covid19ctseg import ma_folds
 from pneumoscope.datasets.registry import read_dataset
@@ -40,10 +42,13 @@ from pneumoscope.datasets.splits.folds import (
     untied,
 )
 from pneumoscope.errors import DatasetError, InputError
-from pneumoscope.io.files import prepare_folder, write_frame, write_json
+from pneumoscope.geometry import Grid
+from pneumoscope.io.files import prepare_folder, read_json, write_frame, write_json
 from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
+from pneumoscope.volume import RAS
 
+NNUNET_FILE = "splits_final.json"
 FORMAT = 1  # Layout of split.json; grows when an entry changes its meaning
 
 
@@ -133,9 +138,6 @@ def slice_counts(cases: Sequence[Case], progress: Progress = silent) -> dict[str
 
 
 def _slices_in_header(case: Case) -> int | None:
-    from pneumoscope.geometry import Grid
-    from pneumoscope.volume import RAS
-
     if case.files is not None and case.files.part is not None:
         return 1
     path = None if case.files is None else case.files.image
@@ -216,3 +218,53 @@ def _summary(
         "suspected_overlaps_not_tied": [asdict(link) for link in untied(sorted(groups), groups)],
         "folds": [{**size, "leaking_groups": leak} for size, leak in zip(sizes, leaks, strict=True)],
     }
+
+
+def write_nnunet_splits(folds: Sequence[Fold], path: str | Path) -> None:
+    """Write folds of one dataset, or of several whose case names differ.
+
+    Raises:
+        DatasetError: two cases of one name: nnU-Net knows cases by name only.
+    """
+    for fold in folds:
+        names = [member.case for members in fold.parts.values() for member in members]
+        if len(set(names)) < len(names):
+            raise DatasetError("two datasets have a case of the same name; nnU-Net needs names that are unique")
+    write_json(path, [
+        {"train": sorted(m.case for m in (*fold.train, *fold.val)), "val": sorted(m.case for m in fold.test)}
+        for fold in folds
+    ])  # fmt: skip
+
+
+def read_nnunet_splits(path: str | Path, members: Sequence[Member]) -> list[Fold]:
+    """Read folds; every name must be a case of `members`. Cases that the file does not name take no part.
+
+    Raises:
+        DatasetError: the file cannot be read, has another layout, names a case that is not there or that two data
+            sets have, or puts a case on both sides of a fold.
+    """
+    stored = read_json(path, expected=list, error=DatasetError, remedy="write nnU-Net's splits again")
+    if not stored or not all(map(_is_nnunet_fold, stored)):
+        raise DatasetError('expected a list of folds like {"train": [case, ...], "val": [case, ...]}', path=path)
+    by_case: dict[str, list[Member]] = {}
+    for member in members:
+        by_case.setdefault(member.case, []).append(member)
+    folds = []
+    for n, fold in enumerate(stored):
+        for name in (*fold["train"], *fold["val"]):
+            if len(by_case.get(name, ())) != 1:
+                found = "two datasets have" if name in by_case else "the data do not hold"
+                raise DatasetError(f"fold {n} names case {name!r}, which {found}", path=path)
+        train, test = (tuple(by_case[name][0] for name in dict.fromkeys(fold[key])) for key in ("train", "val"))
+        try:
+            folds.append(Fold(train, test))
+        except DatasetError as error:
+            raise DatasetError(f"fold {n}: {error.message}", path=path) from error
+    return folds
+
+
+def _is_nnunet_fold(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), list) and all(isinstance(name, str) for name in value[key])
+        for key in ("train", "val")
+    )

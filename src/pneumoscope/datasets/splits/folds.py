@@ -176,6 +176,14 @@ class Fold:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
+def _shuffled(groups: Mapping[Member, str], seed: int) -> tuple[dict[str, list[Member]], list[str]]:
+    """The cases of each group, and the groups in random order."""
+    cases: dict[str, list[Member]] = {}
+    for member in sorted(groups):
+        cases.setdefault(groups[member], []).append(member)
+    return cases, [str(g) for g in np.random.default_rng(seed).permutation(np.array(sorted(cases), dtype=object))]
+
+
 def group_folds(groups: Mapping[Member, str], n_folds: int, seed: int = 0, *, validation: bool = True) -> list[Fold]:
     """Folds that keep groups whole.
 
@@ -193,15 +201,12 @@ def group_folds(groups: Mapping[Member, str], n_folds: int, seed: int = 0, *, va
     if n_folds < least:
         raise DatasetError(f"cross-validation {'with' if validation else 'without'} validation parts needs at least "
                            f"{least} folds, got {n_folds}")  # fmt: skip
-    cases: dict[str, list[Member]] = {}
-    for member in sorted(groups):
-        cases.setdefault(groups[member], []).append(member)
+    cases, names = _shuffled(groups, seed)
     if len(cases) < n_folds:
         raise DatasetError(
             f"{n_folds} folds need at least {n_folds} patients that are not linked to each other, the data hold "
             f"{len(cases)} ({len(groups)} cases); ask for fewer folds or use more data"
         )
-    names = [str(name) for name in np.random.default_rng(seed).permutation(np.array(sorted(cases), dtype=object))]
     deals: list[list[Member]] = [[] for _ in range(n_folds)]
     for name in sorted(names, key=lambda name: -len(cases[name])):  # stable: the shuffle breaks ties
         min(deals, key=len).extend(cases[name])
@@ -221,12 +226,9 @@ def share_fold(groups: Mapping[Member, str], share: float, seed: int = 0) -> Fol
     """
     if not 0 < share < 1:
         raise DatasetError(f"a share of the cases lies above 0 and below 1, got {share}")
-    cases: dict[str, list[Member]] = {}
-    for member in sorted(groups):
-        cases.setdefault(groups[member], []).append(member)
+    cases, names = _shuffled(groups, seed)
     if len(cases) < 2:
         raise DatasetError(f"a split that keeps patients whole needs at least 2 of them, the data hold {len(cases)}")
-    names = [str(name) for name in np.random.default_rng(seed).permutation(np.array(sorted(cases), dtype=object))]
     held = np.cumsum([len(cases[name]) for name in names])[:-1]
     last = int(np.argmin(np.abs(held - share * len(groups)))) + 1
     test, train = ([m for name in part for m in cases[name]] for part in (names[:last], names[last:]))

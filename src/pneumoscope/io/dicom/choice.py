@@ -207,7 +207,7 @@ def left_out(chosen: Series, group: Sequence[Series], numbers: Sequence[str]) ->
         return None
     reasons = [why_behind(one, chosen, group) for _, one in others]
     listed = "; ".join(f"{describe(n, one)}: {why}" for (n, one), why in zip(others, reasons, strict=True))
-    number = next(n for n, one in zip(numbers, group, strict=True) if one is chosen)
+    number = numbers[list(group).index(chosen)]
     message = f"read series {describe(number, chosen)}; left {len(others)} of the study: {listed}"
     return Finding("IN-DCM-013", message, "warning" if "equal by all rules" in reasons else "info")
 

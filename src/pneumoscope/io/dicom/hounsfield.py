@@ -168,7 +168,7 @@ class Hounsfield:
         findings = []
         padded, below = self._counts["padded"], self._counts["below"]
         if padded or below:
-            row = 21 if any(map(_lossy, self._frames[:1])) and below else 20
+            row = 21 if below and is_lossy(self._frames[0].header) else 20
             note = f"{max(padded, below)} voxels of padding or below {AIR_HU} HU set to {AIR_HU} HU"
             findings.append(Finding(f"IN-DCM-{row:03d}", note, "info"))
         if self._ignored_padding:
@@ -188,7 +188,7 @@ class Hounsfield:
     def _quality(self) -> list[Finding]:
         findings = []
         first = self._frames[0]
-        if any(map(_lossy, self._frames)):
+        if any(is_lossy(frame.header) for frame in self._frames):
             findings.append(Finding("IN-DCM-050", "lossy compression: densities may be off"))
         if _SHARP_KERNEL.match(first.kernel):
             findings.append(Finding("IN-DCM-050", f"sharp kernel {first.kernel}: noise widens the densities", "info"))
@@ -198,10 +198,6 @@ class Hounsfield:
             note = "MONOCHROME1 only asks for an inverted display; values were read as they are"
             findings.append(Finding("IN-DCM-039", note, "info"))
         return findings
-
-
-def _lossy(frame: Frame) -> bool:
-    return is_lossy(frame.header)
 
 
 def _fits_int16(frame: Frame) -> bool:

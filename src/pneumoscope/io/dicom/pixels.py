@@ -238,9 +238,7 @@ def pixel_format(header: Header, *, grey_levels: bool = False) -> PixelFormat:
         raise refused(2, "the image ends before its pixels; copy or export the file again", header)
     if header.syntax not in NATIVE_SYNTAXES | COMPRESSED_SYNTAXES:
         raise refused(
-            29,
-            f"transfer syntax {_uid(header.syntax)} cannot be decoded; export the series uncompressed",
-            header,
+            29, f"transfer syntax {_uid(header.syntax)} cannot be decoded; export the series uncompressed", header
         )
     rows, columns = header.integer("Rows"), header.integer("Columns")
     allocated = header.integer("BitsAllocated")

@@ -18,7 +18,7 @@ import numpy as np
 from pneumoscope.errors import ReadError
 from pneumoscope.io.contents import DicomPlace, Identity, ScanRef
 from pneumoscope.io.dicom import read
-from pneumoscope.io.dicom.choice import ALL, BEST, Series, left_out, partition, ranked, series_of
+from pneumoscope.io.dicom.choice import ALL, BEST, Series, images_of, left_out, partition, ranked, series_of
 from pneumoscope.io.dicom.deidentify import case_name
 from pneumoscope.io.dicom.header import DEFLATED, BadValueError, Header, numbers, read_header, transfer_syntax
 from pneumoscope.io.dicom.read import MIN_SLICES, ReadLimits, request_for
@@ -88,7 +88,8 @@ def studies_of(places: Sequence[DicomPlace], series: str) -> tuple[dict[Path, li
 def single(path: Path, series: str | None) -> ScanRef:
     """One DICOM file as a case."""
     header = _header(look([path])[0])
-    identity = Identity() if header is None else _identity(series_of(header.text("SeriesInstanceUID"), [header]))
+    names = ("SeriesInstanceUID", "PatientID", "StudyDate")
+    identity = Identity() if header is None else Identity(*map(header.text, names))
     return ScanRef(case_name(identity.series_uid or path.name), path, series=series, identity=identity)
 
 
@@ -123,13 +124,9 @@ def _case(one: Series, group: Sequence[Series], homes: dict[int, _Survey]) -> Sc
         case_name(one.uid or home.where.path.name),
         home.where.path,
         series=one.uid or None,
-        identity=_identity(one),
+        identity=Identity(one.uid, one.patient, one.study_date),
         findings=(left,) if left else (),
     )
-
-
-def _identity(one: Series) -> Identity:
-    return Identity(one.uid, one.patient, one.study_date)
 
 
 def _survey(where: DicomPlace) -> _Survey:
@@ -190,13 +187,11 @@ def list_images(path: str | Path, *, subjects: str = "", limits: ReadLimits | No
     """
     request = request_for(path, "index", limits or ReadLimits(), False, str(path)) | {"subjects": subjects}
     reply = read.exchange(request)
-    rows: list[dict[str, Any]] = reply["images"]
-    lists = ("position_mm", "normal")
-    places = [{name: row[name] and tuple(row[name]) for name in lists} for row in rows]
-    images = tuple(
-        ImageInfo(**{**row, **place, "file": Path(row["file"])}) for row, place in zip(rows, places, strict=True)
-    )
-    return Index(images, reply["damaged"], reply["other"])
+    images = []
+    for row in reply["images"]:
+        places = {name: row[name] and tuple(row[name]) for name in ("position_mm", "normal")}
+        images.append(ImageInfo(**{**row, **places, "file": Path(row["file"])}))
+    return Index(tuple(images), reply["damaged"], reply["other"])
 
 
 def index_of(folder: Folder, subjects: str) -> dict[str, Any]:
@@ -205,8 +200,7 @@ def index_of(folder: Folder, subjects: str) -> dict[str, Any]:
     images = []
     for headers in folder.slices.values():
         for header in headers:
-            frames = header.text("NumberOfFrames")
-            if frames.isdecimal() and int(frames[:7]) > 1:
+            if images_of(header) > 1:
                 continue
             subject = header.text("PatientID")
             position, normal = _place(header)

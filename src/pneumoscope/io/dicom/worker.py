@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
+from pydicom.uid import UID
 
 from pneumoscope.errors import Finding, ReadError, is_of_machine
 from pneumoscope.io.dicom.choice import choose, listing
 from pneumoscope.io.dicom.geometry import Stack, Step, stack
-from pneumoscope.io.dicom.grey_levels import radiograph_of
 from pneumoscope.io.dicom.header import read_header, refused
-from pneumoscope.io.dicom.hounsfield import Hounsfield
-from pneumoscope.io.dicom.objects import pack_series
+from pneumoscope.io.dicom.hounsfield import Hounsfield, radiograph_of
 from pneumoscope.io.dicom.pixels import is_lossy, read_frame
+from pneumoscope.io.dicom.results import make_report, make_segmentation, pack_series, source_of
 from pneumoscope.io.dicom.search import index_of
 from pneumoscope.io.dicom.series import Folder, Frame, frames_of, sort_out
 from pneumoscope.io.kinds import Found, discover
@@ -120,8 +121,6 @@ _NOTES = {
 
 def _derive(request: dict[str, Any], labels: BinaryIO) -> dict[str, Any]:
     """SEGs and SR of masks on the series' own grid; which files were written."""
-    from pneumoscope.io.dicom.objects import make_report, make_segmentation, source_of
-
     about = {"models": request["models"], "version": request["version"]}
     source = source_of(
         request["series"], bytes.fromhex(request["key"]), deidentify=request["deidentify"], case=request["case"]
@@ -156,8 +155,6 @@ def _lost_files(folder: Folder, uid: str, fill_gaps: bool) -> list[Finding]:
 
 
 def _require_room(frames: list[Frame], max_voxels: int, where: str) -> None:
-    import psutil
-
     voxels = sum(frame.layout.shape[0] * frame.layout.shape[1] for frame in frames)
     free_mib = psutil.virtual_memory().available >> 20
     need_mib = voxels * 10 >> 20  # int16 handed over, float32 in the volume, and one float32 copy to work with
@@ -204,8 +201,6 @@ def _blend(step: Step, get: Any) -> NDArray[np.generic]:
 
 def _source(made: Stack) -> dict[str, str]:
     """Plain facts for reports; free text of the file is reduced to known words."""
-    from pydicom.uid import UID
-
     first = made.frames[0]
     maker = first.header.text("Manufacturer").upper()
     facts = {

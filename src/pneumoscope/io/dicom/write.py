@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import UID
 
 from pneumoscope.errors import InputError
 from pneumoscope.geometry import LPS_TO_RAS
@@ -32,7 +34,6 @@ def write_dicom_series(
     seed: str | int = 0,
     patient: str = "phantom",
     kernel: str = "SYNTHETIC",
-    body_part: str = "CHEST",
     overwrite: bool = False,
 ) -> list[Path]:
     """Write axial slices ``IM0001.dcm``, ... into a folder that appears only when all are written.
@@ -45,7 +46,7 @@ def write_dicom_series(
         folder: must not exist, or be empty, unless `overwrite` (which replaces the whole folder).
         seed: with the case name, decides the UIDs.
         patient: an invented identifier, written as name and id.
-        kernel, body_part: written as they are.
+        kernel: written as it is.
         overwrite: replace what is there.
 
     Raises:
@@ -68,7 +69,7 @@ def write_dicom_series(
             data = _slice(affine, index, len(slices), f"{seed}/{volume.case}", pixels)
             data.PatientName = data.PatientID = patient
             data.ConvolutionKernel = kernel
-            data.BodyPartExamined = body_part
+            data.BodyPartExamined = "CHEST"
             data.save_as(work / f"IM{index + 1:04d}.dcm", enforce_file_format=True)
         if final.exists():
             shutil.rmtree(final)
@@ -80,9 +81,6 @@ def write_dicom_series(
 
 def _slice(affine: np.ndarray, index: int, count: int, name: str, pixels: np.ndarray) -> FileDataset:
     """One slice as a dataset; `affine` is (column, row, slice) to LPS+ mm, `pixels` (rows, columns) stored values."""
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import UID
-
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID(_CT_CLASS)
     meta.MediaStorageSOPInstanceUID = UID(_uid(name, "image", index))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import io as streams
 import warnings
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumoscope.errors import Finding, ReadError
+from pneumoscope.errors import Finding, PneumoscopeError, ReadError
 from pneumoscope.io.kinds import case_name, files_below, sniff
 from pneumoscope.io.stored import Place, names_failures, open_regular
 from pneumoscope.volume import Radiograph
@@ -132,6 +134,60 @@ def find_radiographs(path: str | Path) -> list[Path]:
 def _has_mark(path: Path) -> bool:
     """Whether a file of another name, or of none, is DICOM: they are often called after their UID. No DICOMDIR."""
     return path.name.upper() != "DICOMDIR" and sniff(path)[0] == "dicom"
+
+
+@dataclass(frozen=True)
+class ListedRadiograph:
+    """One input."""
+
+    name: str  # its own in the outputs
+    path: Path  # where it lies
+    problem: PneumoscopeError | None = None  # why it cannot be used, when that is known already
+
+
+def list_radiographs(inputs: Sequence[str | Path]) -> list[ListedRadiograph]:
+    """Every picture once, with a name of its own; inputs that are none, with what is wrong."""
+    found: list[ListedRadiograph] = []
+    seen: set[Path] = set()
+    for given in inputs:
+        try:
+            paths = find_radiographs(given)
+        except PneumoscopeError as problem:
+            found.append(ListedRadiograph(_name(Path(given)) or "input", Path(given), problem))
+            continue
+        for path in paths:
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                found.append(ListedRadiograph(_name(path), path))
+    return _named_apart(found)
+
+
+def _name(path: Path) -> str:
+    """The file's stem; for DICOM a keyed hash, because its name may be a patient's."""
+    from pneumoscope.io.dicom.search import single
+
+    try:
+        with path.open("rb") as stream:
+            is_dicom = stream.read(132)[128:] == b"DICM"
+        if is_dicom:
+            return single(path, None).case.replace("ct-", "xr-", 1)
+    except (OSError, PneumoscopeError):
+        pass
+    return case_name(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
+def _named_apart(found: Sequence[ListedRadiograph]) -> list[ListedRadiograph]:
+    """Names of their own, also where a file system does not tell upper from lower case."""
+    taken: set[str] = set()
+    result = []
+    for item in found:
+        name, number = item.name, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{item.name}-{number}"
+        taken.add(name.casefold())
+        result.append(replace(item, name=name))
+    return result
 
 
 def _read_picture(place: Place, case: str, least_side: int | None) -> Radiograph:

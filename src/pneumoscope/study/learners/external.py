@@ -103,7 +103,7 @@ def require_masks(experiment: Experiment, roots: Mapping[int, Path]) -> None:
     Raises:
         InputError: a case without mask, or with two.
     """
-    from pneumoscope.cases.given_masks import mask_file
+    from pneumoscope.cases.quantify import mask_file
     from pneumoscope.study.data import find_cases
 
     systems = (split_external(stage.system) for stage in experiment.stages.chain)
@@ -140,7 +140,7 @@ class ExternalStage(ScanPredictor):
         kind, path = split_external(self.system)
         if kind != PREDICTIONS:
             return super().predict_scan(images, site=site, device=device, precision=precision)
-        from pneumoscope.cases.given_masks import mask_of_case
+        from pneumoscope.cases.quantify import mask_of_case
 
         mask = mask_of_case(images.volume, masks_of_set(path, self.sets[site]), self.access.labels)
         return images.cut(mask.any.astype(np.float32)), 0

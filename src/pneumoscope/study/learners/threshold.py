@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from pneumoscope import components
 from pneumoscope.datasets.case import Case
-from pneumoscope.datasets.patches import CLASS_NAMES
+from pneumoscope.datasets.tensors import CLASS_NAMES
 from pneumoscope.metrics.overlap import count, dice
 from pneumoscope.study.learners.base import FittedLearner
 from pneumoscope.volume import Volume

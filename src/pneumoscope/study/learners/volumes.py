@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.cache import open_cache
 from pneumoscope.datasets.case import Case, LabelledScan
-from pneumoscope.datasets.patches import CLASS_NAMES, VolumeRecipe, prepare
-from pneumoscope.datasets.tensors import LungFinder
+from pneumoscope.datasets.tensors import CLASS_NAMES, LungFinder, VolumeRecipe, prepare
 from pneumoscope.errors import ModelError
 from pneumoscope.io.files import write_frame
 from pneumoscope.jobs.stamp import content_of_files, is_done, mark_done, mark_started, read_done, stamp

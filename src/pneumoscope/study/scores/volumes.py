@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.case import Case, LabelledScan
-from pneumoscope.datasets.patches import VolumeRecipe, prepare_image
+from pneumoscope.datasets.tensors import VolumeRecipe, prepare_image
 from pneumoscope.geometry import Grid
 from pneumoscope.inference.windows3d import WindowPlan, slide
 from pneumoscope.metrics.classification import Reliability, empty_reliability, reliability
