@@ -13,7 +13,6 @@ from trees import EXPECTED, make_medseg, make_medseg_slices
 
 from pneumoscope.datasets.public.medseg import read_medseg_cases, read_medseg_slices_cases
 from pneumoscope.errors import DatasetError, ReadError
-from pneumoscope.io.write import write_mask
 
 
 def same(scan, expected):
@@ -108,13 +107,6 @@ def test_every_slice_is_a_patient_and_no_volume(stacks):
     assert "estimates" in note.message
 
 
-def test_validation_slices_have_no_masks(stacks):
-    scan = read_medseg_slices_cases(stacks)[103].load()
-    assert scan.lungs is None
-    assert scan.infiltrate is None
-    np.testing.assert_array_equal(scan.volume.hu, EXPECTED["medseg-slices"]("val_003").volume.hu)
-
-
 def test_lung_masks_came_later_and_validation_may_be_absent(tmp_path):
     cases = read_medseg_slices_cases(make_medseg_slices(tmp_path / "a", variant="no-lungs"))
     scan = cases[0].load()
@@ -131,13 +123,6 @@ def test_a_header_that_contradicts_the_known_orientation_is_put_right(tmp_path):
     assert scan.volume.native.axis_codes == ("L", "P", "S")
     (note,) = [f for f in scan.volume.findings if f.code == "IN-SET-081"]
     assert "mirrored left-right and front-back" in note.message
-
-
-def test_a_mask_of_one_slice_can_be_written(stacks, tmp_path):
-    scan = read_medseg_slices_cases(stacks)[8].load()
-    write_mask(scan.lungs, tmp_path / "lungs.nii.gz", scan.volume.native)
-    raw = np.asarray(nibabel.load(stacks / "tr_lungmasks_updated.nii.gz").dataobj)
-    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "lungs.nii.gz").dataobj), raw[:, :, 8:9])
 
 
 def test_a_stack_of_another_length(tmp_path):

@@ -103,9 +103,6 @@ def test_masks_stored_as_reals_are_compared_with_a_half(tmp_path):
     np.testing.assert_array_equal(case.load().infiltrate.labels, EXPECTED["mosmed"]("study_0255").infiltrate.labels)
 
 
-# --- half downloads -------------------------------------------------------------------------------------------------
-
-
 # --- registry -------------------------------------------------------------------------------------------------------
 
 

@@ -6,17 +6,17 @@ from base64 import b64encode
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope.cases.options import AuditOptions
 from pneumoscope.datasets.audit.case import Judged, RawCase, differences, judge_case, read_raw
 from pneumoscope.datasets.audit.duplicates import fingerprint, pack_print
 from pneumoscope.datasets.audit.rules import AuditFinding
-from pneumoscope.datasets.case import Case
+from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
-from pneumoscope.jobs.stamp import content_of_arrays, content_of_files
+from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.reports.audit import finding_picture
 from pneumoscope.volume import LUNG_LABELS, Mask, present_labels
 
 if TYPE_CHECKING:
-    from pneumoscope.cases.options import AuditOptions
     from pneumoscope.inference.segmenter import Segmenter
 
 
@@ -29,10 +29,8 @@ def content_of_case(case: Case) -> dict[str, Any]:
     about = {"dataset": case.dataset, "case": case.case, "patient": case.patient}
     if case.files is None or case.files.part is not None:
         scan = case.load()
-        masks = [None if mask is None else mask.labels for mask in (scan.lungs, scan.infiltrate)]
         names = [dict(mask.names) for mask in (scan.lungs, scan.infiltrate) if mask]
-        grid = scan.volume.grid.affine.tolist()
-        return {**about, "voxels": content_of_arrays(scan.volume.hu, *masks), "grid": grid, "names": names}
+        return {**about, "scan": content_of_scan(scan), "names": names}
     paths = {name: getattr(case.files, name) for name in ("image", "lungs", "infiltrate")}
     sums = {name: path and content_of_files([path]) for name, path in paths.items()}
     meaning = {f.name: repr(getattr(case.files, f.name)) for f in fields(case.files) if f.name not in paths}

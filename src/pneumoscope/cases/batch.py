@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from pneumoscope._version import __version__
+from pneumoscope.cases.options import CaseOptions
 from pneumoscope.cases.outputs import SUMMARY_COLUMNS, summary_of, write_case
 from pneumoscope.errors import InputError
 from pneumoscope.io.contents import scan_files
@@ -26,18 +27,13 @@ from pneumoscope.io.files import (
     write_json,
     write_text,
 )
+from pneumoscope.io.scans import ScanRef
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
 from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
-
-if TYPE_CHECKING:
-    from pneumoscope.cases.options import CaseOptions
-    from pneumoscope.io.scans import ScanRef
-    from pneumoscope.jobs.run import Outcome
-
 
 RUN_FILE = "run.json"
 

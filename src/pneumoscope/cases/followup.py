@@ -26,6 +26,7 @@ from pneumoscope.cases.compare import (
     study_date,
     time_course,
 )
+from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run, write_json
 from pneumoscope.io.scans import find_scans
@@ -34,6 +35,7 @@ from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.objects import Tabled
+from pneumoscope.preprocess.registration import RegistrationRules
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.compare import change_png, sentence, view_table, write_compare_report
@@ -44,9 +46,6 @@ from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from pneumoscope.cases.options import SegmentOptions
-    from pneumoscope.preprocess.registration import RegistrationRules
 
 CHANGE_FILE = "change.json"
 

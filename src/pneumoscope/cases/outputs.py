@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pneumoscope.cases.options import CaseOptions, SegmentOptions
 from pneumoscope.errors import Finding, PneumoscopeError
@@ -27,15 +27,9 @@ from pneumoscope.reports.view import ViewScan, write_case_view
 from pneumoscope.severity.measure import Severity
 from pneumoscope.severity.regions import ZONES
 from pneumoscope.surfaces.files import LOOKS, structures, write_case_points, write_glb, write_stl, write_vti, write_vtp
-from pneumoscope.surfaces.mesh import build_mesh
-from pneumoscope.surfaces.still import draw_still
+from pneumoscope.surfaces.mesh import Mesh, build_mesh
+from pneumoscope.surfaces.still import Still, draw_still
 from pneumoscope.volume import Mask, Volume
-
-if TYPE_CHECKING:
-    from pneumoscope.reports.case import CaseContent
-    from pneumoscope.severity.measure import Severity
-    from pneumoscope.surfaces.mesh import Mesh
-    from pneumoscope.surfaces.still import Still
 
 REPORT_FILE = "report.json"
 

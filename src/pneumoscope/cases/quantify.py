@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pneumoscope.io.kinds import IMAGE_SUFFIXES, kind_of, suffix_of
 from pneumoscope.io.masks import CODE, in_house_order, place_mask, read_dicom_mask, series_of_mask
 from pneumoscope.io.read import read_listed, read_lungs, read_mask, read_mask_or_probability
 from pneumoscope.io.scans import ScanRef
+from pneumoscope.jobs.run import Step
 from pneumoscope.options import recorded, without_files
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
@@ -38,11 +39,6 @@ from pneumoscope.volume import (
     is_named,
     relabelled,
 )
-
-if TYPE_CHECKING:
-    from pneumoscope.io.scans import ScanRef
-    from pneumoscope.jobs.run import Step
-
 
 Part = Literal["lungs", "lobes", "infiltrate"]
 SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".dcm")

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +35,16 @@ from pneumoscope.cases.quantify import read_given, with_masks
 from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmentation, Segmenter
 from pneumoscope.io.read import read_listed
+from pneumoscope.io.scans import ScanRef
 from pneumoscope.jobs.machines import current
+from pneumoscope.jobs.run import Step
 from pneumoscope.options import recorded, without_files
 from pneumoscope.processes import release_memory
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
-from pneumoscope.severity.measure import ProbabilityMap, assess
+from pneumoscope.severity.measure import ProbabilityMap, Severity, assess
 from pneumoscope.severity.states import STATES
-
-if TYPE_CHECKING:
-    from pneumoscope.io.scans import ScanRef
-    from pneumoscope.jobs.run import Step
-    from pneumoscope.severity.measure import Severity
-    from pneumoscope.volume import Mask, Volume
+from pneumoscope.volume import Mask, Volume
 
 __all__ = ["RUN_FILE", "BatchResult", "CaseResult", "SegmentOptions", "segment_case", "segment_cases"]
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,7 @@ from pneumoscope.io.formats.radiograph import SUFFIXES
 from pneumoscope.io.kinds import case_name, files_below
 from pneumoscope.jobs.stamp import stamp
 from pneumoscope.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from pneumoscope.volume import Radiograph
+from pneumoscope.volume import Radiograph
 
 LABELS = ("normal", "bacterial", "viral", "covid19", "pneumonia", "other")
 """Classes by name; ``pneumonia`` where the cause is not stated, ``other`` for findings that are none of these."""

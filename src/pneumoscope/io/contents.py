@@ -10,16 +10,13 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pneumoscope.errors import Finding, InputError
+from pneumoscope.io.archive import Unpacked
 from pneumoscope.io.kinds import IMAGE_SUFFIXES, Found, Walk, case_name, files_below, is_scan_name, look, suffix_of
 from pneumoscope.io.masks import LABELS_KEY
 from pneumoscope.io.stored import GZIP_MAGIC
 from pneumoscope.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from pneumoscope.io.archive import Unpacked
 
 MAX_FILES = 100_000
 MAX_DEPTH = 32

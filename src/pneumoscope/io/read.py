@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pneumoscope.errors import Finding, InputError, InputTypeError, ReadError
 from pneumoscope.geometry import LPS_TO_RAS, Grid
 from pneumoscope.io import intensity as hounsfield
-from pneumoscope.io.archive import extracted
-from pneumoscope.io.contents import DicomPlace, contents_of
+from pneumoscope.io.archive import Unpacked, extracted
+from pneumoscope.io.contents import DicomPlace, ScanRef, contents_of
 from pneumoscope.io.dicom.read import read_dicom
 from pneumoscope.io.formats.nifti import read_nifti
 from pneumoscope.io.formats.nrrd_metaimage import read_metaimage, read_nrrd
@@ -23,10 +23,6 @@ from pneumoscope.io.masks import CODE as MASK_CODE
 from pneumoscope.io.masks import in_house_order, labels_of, require_threshold
 from pneumoscope.io.stored import Place, Stored, laid_out, names_failures
 from pneumoscope.volume import LUNG_LABEL, LUNG_LABELS, Mask, Volume, is_named, present_labels
-
-if TYPE_CHECKING:
-    from pneumoscope.io.archive import Unpacked
-    from pneumoscope.io.contents import ScanRef
 
 Intensity = Literal["auto", "hu"]
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,9 @@ from pneumoscope.datasets.case import Case, LabelledScan, make_case
 from pneumoscope.datasets.formats.layout import refuse_links_out, require_folder
 from pneumoscope.datasets.formats.mdai import Drawing, Export, read_mdai
 from pneumoscope.errors import DatasetError, Finding
+from pneumoscope.geometry import Grid
 from pneumoscope.io.dicom.search import ImageInfo, list_images
 from pneumoscope.volume import INFILTRATE_LABEL, Mask, Volume
-
-if TYPE_CHECKING:
-    from pneumoscope.geometry import Grid
 
 SUBJECT = re.compile(r"MIDRC-RICORD-1A-(\d+)-\d+", re.IGNORECASE)
 ANNOTATIONS = re.compile(r"MIDRC-RICORD-1a.*annotation.*\.json", re.IGNORECASE)

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.splits.draw import COLUMNS, leaking
 from pneumoscope.errors import DatasetError
 from pneumoscope.io.files import read_csv
-
-if TYPE_CHECKING:
-    from pneumoscope.datasets.case import Case
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,6 @@ from pneumoscope.io.dicom.header import DEFLATED, BadValueError, Header, numbers
 from pneumoscope.io.dicom.read import MIN_SLICES, ReadLimits, request_for
 from pneumoscope.io.dicom.series import Folder, place
 from pneumoscope.io.kinds import Found, look
-
-if TYPE_CHECKING:
-    from pneumoscope.io.dicom.series import Folder
-
 
 NO_SCANS = frozenset(
     {"RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "DOC", "REG", "FID", "DICOMDIR",

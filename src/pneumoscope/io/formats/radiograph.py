@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, PneumoscopeError, ReadError
+from pneumoscope.io.dicom.read import DicomReaders
 from pneumoscope.io.kinds import case_name, files_below, sniff
 from pneumoscope.io.stored import Place, names_failures, open_regular
 from pneumoscope.volume import Radiograph
@@ -26,8 +27,6 @@ from pneumoscope.volume import Radiograph
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
-
-    from pneumoscope.io.dicom.read import DicomReaders
 
 FAMILY = "IN-XRY"
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
