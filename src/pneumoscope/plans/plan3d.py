@@ -44,7 +44,7 @@ class VolumePlan(TrainingPlan):
     patience: int = 20
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)  # (i, j, k) voxel size scans are resampled to
     window_hu: tuple[float, float] = WINDOW_HU  # values outside are clipped
-    # ``unit`` spreads the window over [0, 1]; ``grey_zscore`` as `datasets.patches.VolumeRecipe` has it
+    # ``unit`` spreads the window over [0, 1]; ``grey_zscore`` as `datasets.tensors.VolumeRecipe` has it
     scale: str = "unit"
     patch: Triple = (64, 64, 64)  # slices, rows and columns of the box the network sees
     features: tuple[int, ...] = (16, 32, 64, 128)  # filters per level; n levels halve the box n - 1 times

@@ -39,7 +39,7 @@ class VolumeData(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumePreparation(Settings):
-    """From Hounsfield units to the network's array; see `datasets.patches.VolumeRecipe`. (i, j, k) order."""
+    """From Hounsfield units to the network's array; see `datasets.tensors.VolumeRecipe`. (i, j, k) order."""
 
     clip_hu: tuple[float, float] = setting("HU", low=-4096, high=4096)
     scale: str = setting(choices=("grey_zscore", "unit"))
