@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
+from pneumoscope import processes
+from pneumoscope.preprocess.slices import each_in_threads
 from pneumoscope.processes import death_of, signals_held
 
 
@@ -124,3 +127,22 @@ def test_a_status_that_another_thread_is_still_taking_is_waited_for():
 def test_a_limit_on_address_space_is_the_likeliest_reason(monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda kind: (512 << 20, -1))
     assert death_of([Ended(1)]).endswith("most likely for want of address space (512 MiB by ulimit -v)")
+
+
+def test_processes_side_by_side_share_the_processors(monkeypatch):
+    """`segment --jobs 4` on eight processors: a worker's own threads are two, not four."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(processes, "_sharing", 1)
+    assert processes.processors() == 8
+    processes.share_processors(4)
+    assert processes.processors() == 2
+    threads, all_here = set(), threading.Barrier(2, timeout=10)
+
+    def note(_):
+        threads.add(threading.get_ident())
+        all_here.wait()
+
+    each_in_threads(note, range(8))
+    assert len(threads) == 2
+    processes.share_processors(100)
+    assert processes.processors() == 1

@@ -1,15 +1,22 @@
 """`import pneumoscope as ps`: light to import, complete, each name what it says."""
 
+import re
 import subprocess
 import sys
+from inspect import signature
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 import pneumoscope as ps
+from pneumoscope.cases.options import AuditOptions
+from pneumoscope.metrics.options import EvaluateOptions
+from pneumoscope.models.options import ModelOptions
 from pneumoscope.study import engine
+from pneumoscope.study.options import StudyOptions
 
 AFFINE = np.array([[-0.5, 0, 0.1, 10], [0, -0.8, 0, 20], [0.1, 0, 1.2, -30], [0, 0, 0, 1]])
 SHAPE = (16, 18, 8)
@@ -56,6 +63,24 @@ def files(tmp_path):
     hu[lungs > 0], hu[infiltrate > 0] = -800, -500
     arrays = {"scan": (hu, np.int16), "lungs": (lungs, np.uint8), "infiltrate": (infiltrate, np.uint8)}
     return {name: save(tmp_path / f"{name}.nii.gz", *array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "named"),
+    [
+        (ps.segment, ModelOptions, {"model"}),
+        (ps.evaluate, EvaluateOptions, set()),
+        (ps.audit, AuditOptions, set()),
+        (ps.run_study, StudyOptions, set()),
+    ],
+)
+def test_editors_and_type_checkers_see_every_option_of_a_call(call, kind, named):
+    """The keywords of a call are the fields of its options, with their types."""
+    [unpacked] = re.findall(r"Unpack\[(\w+)\]", call.__annotations__["options"])
+    keywords = get_type_hints(getattr(sys.modules[kind.__module__], unpacked))
+    fields = get_type_hints(kind)
+    assert keywords == {name: hint for name, hint in fields.items() if name not in named}
+    assert named <= set(signature(call).parameters)
 
 
 def test_read_scan(files):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.options import made_of
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 
     from pneumoscope.cases.audit import AuditResult
     from pneumoscope.cases.followup import Comparison
+    from pneumoscope.cases.options import AuditKeywords, SegmentOptions
     from pneumoscope.datasets.convert import Converted
     from pneumoscope.inference.radiographs import Answer
     from pneumoscope.inference.segmenter import Segmentation
     from pneumoscope.metrics.folders import Evaluation
+    from pneumoscope.metrics.options import EvaluateKeywords
+    from pneumoscope.models.options import ModelKeywords
     from pneumoscope.plans.train import OwnResult
+    from pneumoscope.preprocess.registration import RegistrationRules
     from pneumoscope.recipes.schema import Experiment
     from pneumoscope.recipes.volumes import VolumeExperiment
     from pneumoscope.recipes.xray import XrayExperiment
     from pneumoscope.severity.measure import Severity
     from pneumoscope.study.base import StudyResult
+    from pneumoscope.study.options import StudyKeywords
     from pneumoscope.volume import Mask, Radiograph, Volume
 
 
@@ -76,16 +81,10 @@ def read_mask(mask: Any, *, names: Mapping[int, str] | None = None, threshold: f
 
 
 def segment(
-    scan: Any,
-    *,
-    model: str | Path | Sequence[str | Path] = "infiltrate",
-    lungs: Any = None,
-    threshold: float | None = None,
-    uncertainty: bool = False,
-    series: str | None = None,
-    progress: Progress = silent,
-    **options: Any,
-) -> Segmentation:
+    scan: Any, *, model: str | Path | Sequence[str | Path] = "infiltrate", lungs: Any = None,
+    threshold: float | None = None, uncertainty: bool = False, series: str | None = None, progress: Progress = silent,
+    **options: Unpack[ModelKeywords],
+) -> Segmentation:  # fmt: skip
     """Lungs and infiltrates of one scan, on exactly its grid; its `severity` and `save` measure and write them.
 
     Args:
@@ -97,9 +96,7 @@ def segment(
         uncertainty: also make `entropy` and `variance` of the result, how unsure the networks are.
         series: which DICOM series of a path, as for `read_scan`.
         progress: called as the work advances.
-        options: other fields of `pneumoscope.models.options.ModelOptions`: ``device`` (auto, cpu, cuda, cuda:N or mps),
-            ``precision`` (auto, fp32 or bf16), ``engine`` (auto, torch, onnxruntime or openvino), ``mirror`` (also show
-            the scan mirrored and average), ``lungs_model``, ``label`` and ``trust`` for models of other programs.
+        options: other fields of `pneumoscope.models.options.ModelOptions`.
 
     Raises:
         InputError: the scan, the mask or the model cannot be used.
@@ -141,7 +138,11 @@ def quantify(
     return assess(volume, _lungs(lungs, volume, threshold), _mask(infiltrate, volume, threshold), lobes=lobe_mask)
 
 
-def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = None, **options: Any) -> Comparison:
+def compare(
+    baseline: Any, followup: Any, *more: Any, out: str | Path | None = None, options: SegmentOptions | None = None,
+    rules: RegistrationRules | None = None, overwrite: bool = False, resume: bool = False,
+    progress: Progress = silent,
+) -> Comparison:  # fmt: skip
     """What became of one patient's infiltrates: new, resolved, persistent, per lung and zone.
 
     Args:
@@ -150,7 +151,7 @@ def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = N
         followup: a later date, likewise.
         more: further dates.
         out: a folder to write masks and report into; None writes nothing.
-        options: passed on to `pneumoscope.cases.followup.compare_cases`.
+        options, rules, overwrite, resume, progress: see `pneumoscope.cases.followup.compare_cases`.
 
     Raises:
         InputError: the scans cannot be laid over each other; the message says which measure failed.
@@ -168,7 +169,9 @@ def compare(baseline: Any, followup: Any, *more: Any, out: str | Path | None = N
             found = given if isinstance(given, Segmentation) else segment(given)
             root = Path(stack.enter_context(TemporaryDirectory(prefix="pneumoscope-")))
             folders.append(write_timepoint(found, root / f"{number}"))
-        return compare_cases(folders, out, **options)
+        return compare_cases(
+            folders, out, options=options, rules=rules, overwrite=overwrite, resume=resume, progress=progress
+        )
 
 
 def classify(
@@ -205,14 +208,13 @@ def classify(
     return tuple(classify_pictures(pictures, classifier))
 
 
-def evaluate(prediction: Any, reference: Any, **options: Any) -> Evaluation:
+def evaluate(prediction: Any, reference: Any, **options: Unpack[EvaluateKeywords]) -> Evaluation:
     """Score masks against masks: two files, two folders matched by case name, or two masks as `read_mask` takes them.
 
     Args:
         prediction: what is scored.
         reference: what it is scored against.
-        options: fields of `pneumoscope.metrics.options.EvaluateOptions`: structure, spacing_mm, threshold,
-            surface_tolerance_mm.
+        options: fields of `pneumoscope.metrics.options.EvaluateOptions`.
 
     Returns:
         A row per case and label, what could not be scored, and means with 95 % bootstrap intervals;
@@ -233,15 +235,18 @@ def evaluate(prediction: Any, reference: Any, **options: Any) -> Evaluation:
         return score_folders(sides[0], sides[1], made)
 
 
-def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = silent, **options: Any) -> AuditResult:
+def audit(
+    name: str, root: str | Path, *, out: str | Path, overwrite: bool = False, resume: bool = False,
+    progress: Progress = silent, **options: Unpack[AuditKeywords],
+) -> AuditResult:  # fmt: skip
     """Faults in the annotations of a dataset, and a cleaned copy with ``fix``.
 
     Args:
         name: of `pneumoscope data list`.
         root: its folder, or the table of a manifest.
         out: the folder to write: findings.csv, audit.html, audit.json.
-        progress: called as the work advances.
-        options: ``overwrite``, ``resume``, and fields of `pneumoscope.cases.options.AuditOptions`.
+        overwrite, resume, progress: as for `train`.
+        options: fields of `pneumoscope.cases.options.AuditOptions`.
 
     Raises:
         InputError: no such dataset, a folder that is not that, or a scan that cannot be read.
@@ -249,35 +254,29 @@ def audit(name: str, root: str | Path, *, out: str | Path, progress: Progress = 
     from pneumoscope.cases.audit import audit_dataset
     from pneumoscope.cases.options import AuditOptions
 
-    run = {key: options.pop(key) for key in ("overwrite", "resume") if key in options}
-    return audit_dataset(name, root, out, made_of(AuditOptions, options), progress=progress, **run)
+    how = made_of(AuditOptions, options)
+    return audit_dataset(name, root, out, how, overwrite=overwrite, resume=resume, progress=progress)
 
 
-def convert(name: str, root: str | Path, *, out: str | Path, **options: Any) -> Converted:
-    """Write a dataset in the layout of another tool.
-
-    `options` are ``to``, ``labels`` (fields of `pneumoscope.datasets.options.ConvertOptions`), overwrite and progress.
+def convert(
+    name: str, root: str | Path, *, out: str | Path, to: Literal["nnunet", "slices", "manifest"],
+    labels: Mapping[str | int, str] | None = None, overwrite: bool = False, progress: Progress = silent,
+) -> Converted:  # fmt: skip
+    """Write a dataset in the layout of another tool; see `pneumoscope.datasets.options.ConvertOptions`.
 
     Raises:
         InputError: an unknown layout, or a dataset that cannot be read.
     """
     from pneumoscope.datasets.convert import convert_dataset
 
-    return convert_dataset(name, root, out, **options)
+    return convert_dataset(name, root, out, overwrite=overwrite, progress=progress, to=to, labels=labels or {})
 
 
 def train(
-    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
-    *,
-    out: str | Path,
-    start: str | Path | None = None,
-    device: str = "auto",
-    max_minutes: float | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress = silent,
-    **plan: Any,
-) -> OwnResult:
+    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path], *, out: str | Path,
+    start: str | Path | None = None, device: str = "auto", max_minutes: float | None = None, resume: bool = False,
+    overwrite: bool = False, progress: Progress = silent, **plan: Any,
+) -> OwnResult:  # fmt: skip
     """Train a model on your own scans, from new weights or those of `start`; `segment` takes the folder as its model.
 
     Args:
@@ -308,17 +307,10 @@ def train(
 
 
 def crossval(
-    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
-    *,
-    out: str | Path,
-    folds: int = 5,
-    device: str = "auto",
-    max_minutes: float | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress = silent,
-    **plan: Any,
-) -> pd.DataFrame:
+    data: str | Path | Sequence[str | Path] | Mapping[str, str | Path], *, out: str | Path, folds: int = 5,
+    device: str = "auto", max_minutes: float | None = None, resume: bool = False, overwrite: bool = False,
+    progress: Progress = silent, **plan: Any,
+) -> pd.DataFrame:  # fmt: skip
     """Train in folds, each judged on patients it has not seen; a row per scan with its Dice.
 
     The arguments are those of `train`; `folds`: each holds out other patients; `max_minutes` is per fold.
@@ -334,16 +326,14 @@ def crossval(
 
 
 def run_study(
-    recipe: str | Experiment | VolumeExperiment | XrayExperiment, *, out: str | Path, **options: Any
+    recipe: str | Experiment | VolumeExperiment | XrayExperiment, *, out: str | Path, **options: Unpack[StudyKeywords]
 ) -> StudyResult:
     """Run a recipe: train the stages, score each on every test set, report.
 
     Args:
         recipe: a name of `pneumoscope study list`, or an experiment.
         out: the study folder to write.
-        options: fields of `pneumoscope.study.options.StudyOptions`: data, synthetic, settings (changes as
-            ``key=value``), seed, seeds, precision, resume, overwrite, device, jobs, lungs, accept_if_forgetting_below,
-            trust, labels, progress.
+        options: fields of `pneumoscope.study.options.StudyOptions`; ``settings`` are changes as ``key=value``.
 
     Raises:
         InputError: no such recipe, key or option, a value out of bounds, a folder that is not the dataset, neither data

@@ -50,6 +50,21 @@ def end_with_parent(parent: int | None = None) -> None:
         threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+_sharing = 1  # Processes that work side by side here, this one included
+
+
+def share_processors(side_by_side: int) -> None:
+    """Leave processors to the others of so many processes that work side by side; called once, early, in a child."""
+    global _sharing
+    _sharing = max(1, side_by_side)
+
+
+def processors() -> int:
+    """Processors that this process may use: its share of the machine's, at least 1."""
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, every // _sharing)
+
+
 class WorkerProcess:
     """A fresh process, prepared by ``start(*given)``, that makes one call at a time; one that died is replaced."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pneumoscope.errors import InputError
 from pneumoscope.models.options import ModelOptions
@@ -137,3 +137,17 @@ class AuditOptions:
         from pneumoscope.datasets.audit.rules import REPAIRS
 
         return tuple(kind for kind in self.repair or REPAIRS if kind not in self.no_repair)
+
+
+class AuditKeywords(TypedDict, total=False):
+    """Fields of `AuditOptions` as keywords of a call, for editors and type checkers."""
+
+    fix: Path | None
+    repair: Sequence[str]
+    no_repair: Sequence[str]
+    model: str | Path | None
+    lungs_model: str | Path
+    also: Sequence[Any]
+    keep_going: bool
+    rules: Any
+    device: str

@@ -39,7 +39,7 @@ from pneumoscope.io.scans import ScanRef
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Step
 from pneumoscope.options import recorded, without_files
-from pneumoscope.processes import release_memory
+from pneumoscope.processes import processors, release_memory
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
 from pneumoscope.severity.measure import ProbabilityMap, Severity, assess
@@ -91,7 +91,7 @@ def _open(options: SegmentOptions, reading: dict[str, Future[Volume]], jobs: int
     if jobs > 1:
         import torch
 
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+        torch.set_num_threads(processors())
     from pneumoscope.inference.external import content_of
     from pneumoscope.training.devices import pick_device
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -20,6 +19,7 @@ from pneumoscope.cli.help import new_group
 from pneumoscope.cli.options import Common, common_options
 from pneumoscope.cli.output import progress_for, say, say_fields, say_json
 from pneumoscope.errors import PneumoscopeError, RunError
+from pneumoscope.processes import processors
 
 LOW_MEMORY_GB = 3.0
 LOW_DISK_GB = 1.0
@@ -90,7 +90,7 @@ def examine() -> Checkup:
         "free_gb": round(free, 1),
         "total_gb": round(total, 1),
         "disk_free_gb": round(disk, 1),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": processors(),
     }
     return Checkup(
         versions=_versions(problems),

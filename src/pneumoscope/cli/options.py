@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origi
 import typer
 
 from pneumoscope.errors import InputError
-from pneumoscope.options import Rules, options_of
+from pneumoscope.options import Rules, option, options_of
 from pneumoscope.recipes.settings import MAX_SEED
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -47,19 +47,35 @@ def _precision(value: str) -> str:
 class Common:
     """Values of the common options; those that a verb did not ask for keep these defaults."""
 
-    device: str = "auto"
-    devices: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int | None = None
-    jobs: int | None = None
-    on: str = "local"
-    cluster: Sequence[str] | None = None
-    part: str | None = None
-    overwrite: bool = False
-    resume: bool = False
-    json: bool = False
-    quiet: bool = False
-    debug: bool = False
+    device: str = option("auto", "Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="DEVICE")
+    devices: int = option(1, "Train one network on so many GPUs, or processes with --device cpu.", metavar="N", low=1)
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "auto (bf16 where the hardware has it), fp32 or bf16.", metavar="PRECISION"
+    )
+    seed: int | None = option(None, "Seed of all random numbers.", metavar="N", low=0, high=MAX_SEED)
+    jobs: int | None = option(None, "Cases or stages worked on side by side; with --on, workers.", metavar="N", low=1)
+    on: str = option(
+        "local",
+        "Where to work: here, on a Dask cluster of this machine or one that runs, or on SLURM.",
+        metavar="local|dask|dask://HOST:PORT|slurm",
+    )
+    cluster: Sequence[str] | None = option(
+        None,
+        "With --on slurm: settings (partition, memory, ...), from a TOML file or one by one; repeatable. "
+        "Default: ~/.config/pneumoscope/cluster.toml.",
+        metavar="FILE|NAME=VALUE",
+    )
+    part: str | None = option(None, "Every N-th case from the K-th; merge makes one run of all parts.", metavar="K/N")
+    overwrite: bool = option(False, "Write into an output folder that already holds a run.")
+    resume: bool = option(False, "Continue a run that was stopped; what is done and unchanged is kept.")
+    json: bool = option(False, "Print the result as one JSON document.")
+    quiet: bool = option(False, "No progress on stderr.", flags=("--quiet", "-q"))
+    debug: bool = option(False, "Show the traceback of an error, and library warnings.")
+
+
+_CHECKS = {"device": _device, "precision": _precision}  # Common options whose values are checked in our words
+ALWAYS = ("json", "quiet", "debug")
+WHERE = ("jobs", "on", "cluster", "part")  # Of verbs whose jobs can be done by other machines
 
 
 def dataset_names() -> list[str]:
@@ -80,69 +96,6 @@ DatasetName = Annotated[
     str, typer.Argument(metavar="NAME", help="A name of `pneumoscope data list`.", autocompletion=dataset_names)
 ]
 
-_ANNOTATIONS: dict[str, Any] = {
-    "device": Annotated[
-        str,
-        typer.Option(
-            "--device", metavar="DEVICE", callback=_device, help="Where to compute: auto, cpu, cuda, cuda:N or mps."
-        ),
-    ],
-    "devices": Annotated[
-        int,
-        typer.Option(
-            "--devices", min=1, metavar="N", help="Train one network on so many GPUs, or processes with --device cpu."
-        ),
-    ],
-    "precision": Annotated[
-        str,
-        typer.Option(
-            "--precision",
-            metavar="PRECISION",
-            callback=_precision,
-            help="auto (bf16 where the hardware has it), fp32 or bf16.",
-        ),
-    ],
-    "seed": Annotated[
-        int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Seed of all random numbers.")
-    ],
-    "jobs": Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, metavar="N", help="Cases or stages worked on side by side; with --on, workers."),
-    ],
-    "on": Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="local|dask|dask://HOST:PORT|slurm",
-            help="Where to work: here, on a Dask cluster of this machine or one that runs, or on SLURM.",
-        ),
-    ],
-    "cluster": Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cluster",
-            metavar="FILE|NAME=VALUE",
-            help="With --on slurm: settings (partition, memory, ...), from a TOML file or one by one; repeatable. "
-            "Default: ~/.config/pneumoscope/cluster.toml.",
-        ),
-    ],
-    "part": Annotated[
-        str | None,
-        typer.Option("--part", metavar="K/N", help="Every N-th case from the K-th; merge makes one run of all parts."),
-    ],
-    "overwrite": Annotated[
-        bool, typer.Option("--overwrite", help="Write into an output folder that already holds a run.")
-    ],
-    "resume": Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was stopped; what is done and unchanged is kept.")
-    ],
-    "json": Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")],
-    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and library warnings.")],
-}
-ALWAYS = ("json", "quiet", "debug")
-WHERE = ("jobs", "on", "cluster", "part")  # Of verbs whose jobs can be done by other machines
-
 
 def common_options(*names: str, options: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options `names` (and `ALWAYS`), gathered into its parameter ``common``.
@@ -150,8 +103,9 @@ def common_options(*names: str, options: type | None = None) -> Callable[[Callab
     With `options`, a dataclass, its options too, gathered into the parameter ``options``; fields of it that are common
     options (a device, say) take their values from those.
     """
-    wanted = [name for name in _ANNOTATIONS if name in names or name in ALWAYS]
-    assert set(names) <= set(_ANNOTATIONS), names
+    shared = [p for p in _parameters_of(Common) if p.name in (*names, *ALWAYS)]
+    wanted = [p.name for p in shared]
+    assert set(names) <= set(wanted), names
     shared_fields = {f.name for f in fields(options)} & set(wanted) if options else set()
     parameters = [] if options is None else _parameters_of(options)
 
@@ -169,12 +123,6 @@ def common_options(*names: str, options: type | None = None) -> Callable[[Callab
         signature = inspect.signature(verb, eval_str=True)
         gathered = ("common", "options") if options else ("common",)
         own = [p.replace(kind=p.KEYWORD_ONLY) for name, p in signature.parameters.items() if name not in gathered]
-        shared = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=getattr(Common, name), annotation=_ANNOTATIONS[name]
-            )
-            for name in wanted
-        ]
         together = [*own, *parameters, *shared]
         call.__name__, call.__doc__, call.__module__ = verb.__name__, verb.__doc__, verb.__module__
         call.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
@@ -189,7 +137,8 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
     result = []
     for name, (item, rules) in options_of(kind).items():
-        annotation: Any = _plain_type(hints[name], rules)
+        checked = _CHECKS.get(name) if kind is Common else None
+        annotation: Any = str if checked else _plain_type(hints[name], rules)
         choices = [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
         required = item.default is MISSING and item.default_factory is MISSING
         default = None if rules.parse or item.default is MISSING else item.default
@@ -205,6 +154,7 @@ def _parameters_of(kind: type) -> list[inspect.Parameter]:
             help=rules.help,
             min=rules.low,
             max=rules.high,
+            callback=checked,
             autocompletion=model_names if rules.metavar.startswith("NAME|DIR") else None,
         )
         must = required and not rules.ask

@@ -12,9 +12,9 @@ from typing import Any
 
 from pneumoscope._version import __version__
 from pneumoscope.errors import RunError
-from pneumoscope.jobs.executor import processors
 from pneumoscope.jobs.machines import current, patience
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.processes import processors
 from pneumoscope.progress import Progress, silent
 
 

@@ -27,10 +27,11 @@ from typing import Any
 from pneumoscope._version import __version__
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import make_folder
-from pneumoscope.jobs.executor import Done, Executor, JobProcess, WorkerLostError, processors
+from pneumoscope.jobs.executor import Done, Executor, JobProcess, WorkerLostError
 from pneumoscope.jobs.graph import Job, Opener
 from pneumoscope.jobs.machines import Machines
 from pneumoscope.jobs.slurm import LOGS, queue_state, slurm_cluster
+from pneumoscope.processes import processors
 
 CONNECT_SECONDS = 15
 PROBE_SECONDS = 15.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from pneumoscope.errors import PneumoscopeError
 from pneumoscope.jobs.graph import Job, Opener, Outcome, Step
-from pneumoscope.processes import WorkerProcess, end_workers
+from pneumoscope.processes import WorkerProcess, end_workers, share_processors
 from pneumoscope.progress import OverJobs
 
 MOST_JOBS = 256  # Of one call
@@ -170,6 +169,7 @@ def open_step(given: bytes, states: Any) -> None:
     _states = states
     try:
         opener, side_by_side = pickle.loads(given)
+        share_processors(side_by_side)
         _step = opener(side_by_side)
     except Exception as problem:
         _step = problem
@@ -224,11 +224,6 @@ def _portable(problem: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(problem).__name__}: {problem}")
     return problem
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalWorkers(Executor):

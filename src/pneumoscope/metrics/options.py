@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pneumoscope.errors import InputError
 from pneumoscope.options import option
@@ -43,3 +43,12 @@ class EvaluateOptions:
             raise InputError(f"a spacing is three positive numbers in mm, got {tuple(spacing)}")
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise InputError(f"a surface tolerance is a length in mm of at least 0, got {tolerance}")
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """Fields of `EvaluateOptions` as keywords of a call, for editors and type checkers."""
+
+    structure: Literal["infiltrate", "lungs"]
+    spacing_mm: tuple[float, float, float] | None
+    threshold: float | None
+    surface_tolerance_mm: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pneumoscope.options import REQUIRED, named, option, require_choices, sides
 
@@ -40,6 +40,18 @@ class ModelOptions:
     )
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Fields of `ModelOptions` as keywords of a call, for editors and type checkers."""
+
+    lungs_model: str | Path
+    label: Sequence[str]
+    trust: bool
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"]
+    mirror: bool | None
+    device: str
+    precision: Literal["auto", "fp32", "bf16"]
 
 
 def _pair(text: str) -> tuple[float, float]:

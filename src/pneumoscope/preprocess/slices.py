@@ -14,7 +14,6 @@ is a number of the paper and stands in `pneumoscope.recipes`; here is only the a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
+from pneumoscope.processes import processors
 
 Size = int | Sequence[int]  # Height and width in pixels, or one number for a square
 
@@ -54,7 +54,7 @@ def from_slices(stack: NDArray[Any]) -> NDArray[Any]:
 
 def each_in_threads(do: Callable[[int], None], numbers: Iterable[int]) -> None:
     """Call `do` for every number, side by side: NumPy and OpenCV let other threads run."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, processors())) as pool:
         for _ in pool.map(do, numbers):
             pass
 

@@ -20,11 +20,11 @@ import pandas as pd
 
 from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.io.files import write_frame, write_json
-from pneumoscope.jobs.executor import processors
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
 from pneumoscope.options import made_of, recorded
+from pneumoscope.processes import processors
 from pneumoscope.progress import NOTE, Progress, silent
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.reports.figures import marked
@@ -167,7 +167,7 @@ def _open(kind: type[Modality], experiment: Any, options: StudyOptions, folder: 
     import torch
 
     if jobs > 1:
-        torch.set_num_threads(max(1, processors() // jobs))
+        torch.set_num_threads(processors())
     modality = kind(experiment, options)
     modality.folder = folder
     modality.check()

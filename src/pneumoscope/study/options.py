@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from pneumoscope.options import REQUIRED, named, option
 from pneumoscope.progress import Progress, silent
@@ -88,3 +89,23 @@ class ScoreOptions(_Run):
         dict, "Sets that a row was trained on, in order. With those of an earlier row and one more it is that row "
         "retrained: forgetting is measured. May be repeated.", metavar="NAME=SET,...", parse=named, many=True,
     )  # fmt: skip
+
+
+class StudyKeywords(TypedDict, total=False):
+    """Fields of `StudyOptions` as keywords of a call, for editors and type checkers."""
+
+    data: Mapping[str, str | Path]
+    synthetic: bool
+    settings: Sequence[str]
+    seed: int | None
+    seeds: int | None
+    precision: str
+    device: str
+    jobs: int
+    lungs: Mapping[str, str | Path]
+    labels: tuple[str, ...]
+    trust: bool
+    accept_if_forgetting_below: float | None
+    resume: bool
+    overwrite: bool
+    progress: Progress
