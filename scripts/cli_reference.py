@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pneumoscope.cli.app import app
-from pneumoscope.cli.help import EXAMPLES, usage_of
+from pneumoscope.cli.options import EXAMPLES, usage_of
 from pneumoscope.io.files import write_text
 
 HEAD = """# The command line

@@ -239,6 +239,21 @@ def reorient_array(
     return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
 
 
+Box = tuple[slice, slice, slice]
+
+
+def box_of(*arrays: NDArray[Any]) -> Box:
+    """The smallest box around everything marked in any of the arrays (i, j, k); empty slices when nothing is."""
+    marked = arrays[0] != 0
+    for more in arrays[1:]:
+        marked |= more != 0
+    flat = marked.any(axis=0)  # (j, k)
+    lines = (marked.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
+    found = [np.flatnonzero(line) for line in lines]
+    i, j, k = (slice(int(f[0]), int(f[-1]) + 1) if f.size else slice(0, 0) for f in found)
+    return i, j, k
+
+
 def cut(array: NDArray[Any], start: Sequence[int], shape: Sequence[int], fill: float) -> NDArray[Any]:
     """The box of `shape` from voxel `start` on, which may lie outside: there it is `fill`. A copy."""
     box = np.full(tuple(shape), fill, array.dtype)

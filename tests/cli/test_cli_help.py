@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from cli_reference import commands
 from pneumoscope.cli.app import app
-from pneumoscope.cli.help import EXAMPLES, GROUPS, VERBS, grouped
+from pneumoscope.cli.options import EXAMPLES, GROUPS, VERBS, grouped
 
 NAMES = [name for name, _ in commands()]
 

@@ -11,8 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli.options import Common, common_options, new_group
 from pneumoscope.errors import InputError
 from pneumoscope.options import REQUIRED, named, option, recorded, require_choices, sides
 

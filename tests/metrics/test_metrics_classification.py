@@ -21,7 +21,7 @@ def test_by_hand():
     assert found.per_class["bacterial"].precision == pytest.approx(5 / 6)
     assert found.per_class["covid19"].precision == pytest.approx(10 / 16)
     assert found.per_class["covid19"].f1 == pytest.approx(20 / 26)
-    assert found.recall == pytest.approx((0.8 + 0.5 + 1.0) / 3) == found.balanced_accuracy
+    assert found.recall == pytest.approx((0.8 + 0.5 + 1.0) / 3)
     assert found.f1 == pytest.approx((16 / 18 + 10 / 16 + 20 / 26) / 3)
     assert [c.support for c in found.per_class.values()] == [10, 10, 10]
 

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from grids import build_grid
-from pneumoscope.errors import GeometryError, InputError, RunError
+from pneumoscope.errors import InputError, RunError
 from pneumoscope.geometry import Grid
 from pneumoscope.io.write import write_mask
 from pneumoscope.metrics import folders as folders_module
@@ -122,13 +122,6 @@ def test_cases_that_fail_are_named_and_the_others_written(folders, tmp_path):
     assert "another grid" in summary["failures"][1]["message"]
     assert "no reference for the prediction" in summary["failures"][2]["message"]
     assert summary["cases"] == 1
-
-
-def test_masks_on_other_grids_are_refused():
-    mask = Mask.empty(GRID, INFILTRATE_LABEL)
-    other = Mask.empty(Grid.from_spacing((4, 5, 6), (0.5, 0.8, 1.3)), INFILTRATE_LABEL)
-    with pytest.raises(GeometryError, match="another grid"):
-        score_masks(mask, other)
 
 
 def test_slices_are_axial_from_the_feet_up(rng):

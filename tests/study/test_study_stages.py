@@ -66,7 +66,7 @@ def test_the_card_serves_inference(small, slices, tmp_path):
     from pneumoscope.inference.segmenter import Segmenter
 
     done = trained(small, job(small), slices, slices, tmp_path)
-    assert Segmenter(ModelOptions(model=done.folder)).input.needs_lungs
+    assert Segmenter(ModelOptions(model=done.folder)).input.lung_channel
 
 
 def test_a_reason_that_is_worded_anew_trains_nothing_again(small, slices, tmp_path):

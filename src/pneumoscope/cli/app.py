@@ -17,9 +17,8 @@ from typing import Annotated
 import typer
 
 from pneumoscope._version import __version__
-from pneumoscope.cli import cases, data, machines, model, study, train
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options
+from pneumoscope.cli import cases, data, machines, model, study
+from pneumoscope.cli.options import Common, common_options, new_group
 from pneumoscope.cli.output import mute, remark, say, say_json
 from pneumoscope.errors import PneumoscopeError, printable, shortage
 
@@ -65,7 +64,7 @@ def version(common: Common) -> None:
     say_json({"pneumoscope": __version__, "python": python_version(), **libraries})
 
 
-for verb_group in (cases, data, study, train, model, machines):
+for verb_group in (cases, data, study, model, machines):
     verb_group.add_to(app)
 
 

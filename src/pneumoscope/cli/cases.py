@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cases.options import QuantifyOptions, SegmentOptions, XrayOptions
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import WHERE, Common, common_options
+from pneumoscope.cli.options import WHERE, Common, common_options, new_group
 from pneumoscope.cli.output import interval, number, progress_for, remark, say, say_json, say_table, wrapped
 from pneumoscope.errors import InputError, RunError, printable
 from pneumoscope.metrics.options import EvaluateOptions

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pneumoscope.cases.options import AuditOptions
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options
-from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_table
+from pneumoscope.cli.options import WHERE, Common, DatasetName, common_options, new_group
+from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_result, say_table
 from pneumoscope.datasets.options import ConvertOptions, PhantomOptions, SplitOptions
 from pneumoscope.errors import RunError
 from pneumoscope.options import named
@@ -60,10 +59,7 @@ def info(name: DatasetName, common: Common) -> None:
     from pneumoscope.datasets.registry import dataset_info
 
     found: dict[str, Any] = {"name": name, **asdict(dataset_info(name))}
-    if common.json:
-        say_json(found)
-    else:
-        say_fields(found)
+    say_result(common, found, found)
 
 
 @group.command("phantom")
@@ -78,10 +74,11 @@ def phantom(out: Out, common: Common, options: PhantomOptions) -> None:
 
     with progress_for(common) as progress:
         cases = write_phantom(out, overwrite=common.overwrite, progress=progress, **vars(options))
-    if common.json:
-        say_json({"folder": out, "site": options.site, "seed": options.seed, "cases": cases})
-    else:
-        say(f"{len(cases)} case{'s' * (len(cases) != 1)} of site {options.site} in {out}")
+    say_result(
+        common,
+        {"folder": out, "site": options.site, "seed": options.seed, "cases": cases},
+        f"{len(cases)} case{'s' * (len(cases) != 1)} of site {options.site} in {out}",
+    )
 
 
 @common_options("jobs", "on", "cluster")
@@ -102,10 +99,7 @@ def check(
 
     with progress_for(common) as progress:
         found = check_dataset(name, root, quick=quick, progress=progress)
-    if common.json:
-        say_json(found.as_dict())
-    else:
-        _show_check(found)
+    say_result(common, found.as_dict(), lambda: _show_check(found))
     if not found.whole:
         raise typer.Exit(1)
 
@@ -179,10 +173,7 @@ def split(name: DatasetName, root: Root, out: Out, common: Common, options: Spli
 
     with progress_for(common) as progress:
         summary = split_dataset(name, root, out, overwrite=common.overwrite, progress=progress, **vars(options))
-    if common.json:
-        say_json(summary)
-    else:
-        _show_split(summary, out)
+    say_result(common, summary, lambda: _show_split(summary, out))
 
 
 def _show_split(summary: dict[str, Any], out: Path) -> None:
@@ -222,7 +213,7 @@ def audit(
     options = replace(options, rules=_with_settings(options.rules, settings or []))
     if thresholds:
         rules = asdict(options.rules)
-        say_json(rules) if common.json else say_fields(rules)
+        say_result(common, rules, rules)
         return
     if out is None:
         raise typer.BadParameter("Missing option '--out' / '-o'")
@@ -230,10 +221,7 @@ def audit(
         result = audit_dataset(
             name, root, out, options, overwrite=common.overwrite, resume=common.resume, progress=progress
         )
-    if common.json:
-        say_json(result.summary)
-    else:
-        _show_audit(result, out, options.fix)
+    say_result(common, result.summary, lambda: _show_audit(result, out, options.fix))
     if result.errors:
         raise typer.Exit(1)
 

@@ -15,9 +15,8 @@ from typing import Annotated
 import typer
 
 from pneumoscope._version import __version__
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options
-from pneumoscope.cli.output import progress_for, say, say_fields, say_json
+from pneumoscope.cli.options import Common, common_options, new_group
+from pneumoscope.cli.output import progress_for, say, say_fields, say_json, say_result
 from pneumoscope.errors import PneumoscopeError, RunError
 from pneumoscope.processes import processors
 
@@ -219,10 +218,9 @@ def show(common: Common, folder: Folder = None) -> None:
         "mib": round(sum(e.size_bytes for e in entries) / 2**20, 1),
         "last use": None if used is None else used.isoformat(timespec="seconds"),
     }
-    if common.json:
-        say_json({**{name.replace(" ", "_"): value for name, value in facts.items()}, "used_by_runs": is_on()})
-    else:
-        say_fields(facts)
+    say_result(
+        common, {**{name.replace(" ", "_"): value for name, value in facts.items()}, "used_by_runs": is_on()}, facts
+    )
 
 
 @cache_group.command("clear")
@@ -239,10 +237,11 @@ def clear(common: Common, folder: Folder = None) -> None:
     if entries:
         ArrayCache(place).clear()
     left = len(read_entries(place))
-    if common.json:
-        say_json({"folder": place, "removed": len(entries) - left, "left": left})
-    else:
-        say(f"{len(entries) - left} entries removed from {place}" + (f", {left} could not be" if left else ""))
+    say_result(
+        common,
+        {"folder": place, "removed": len(entries) - left, "left": left},
+        f"{len(entries) - left} entries removed from {place}" + (f", {left} could not be" if left else ""),
+    )
 
 
 cluster_group = new_group("Workers on other machines: check that they can run.")
@@ -298,7 +297,4 @@ def check(
     common = replace(common, on="slurm") if common.on == "local" else common
     with progress_for(common) as progress:
         seen = check_machines(folder, wait_seconds=wait, progress=progress)
-    if common.json:
-        say_json(seen)
-    else:
-        say_fields(seen)
+    say_result(common, seen, seen)

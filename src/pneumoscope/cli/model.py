@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumoscope.cli.help import new_group
-from pneumoscope.cli.options import Common, common_options, model_names
-from pneumoscope.cli.output import say, say_fields, say_json, say_table
+from pneumoscope.cli.options import Common, common_options, model_names, new_group
+from pneumoscope.cli.output import say, say_json, say_result, say_table
 from pneumoscope.errors import RunError
 from pneumoscope.models import cards
 from pneumoscope.models.options import DescribeOptions, ExportOptions
@@ -71,11 +70,8 @@ def info(model: Model, common: Common) -> None:
     Data it was trained on, licence, numbers, limits, checksum.
     """
     folder = cards.find_model(model)
-    card = cards.read_card(folder)
-    if common.json:
-        say_json({"name": model, "folder": folder, **card})
-    else:
-        say_fields({"name": model, "folder": folder, **card})
+    facts = {"name": model, "folder": folder, **cards.read_card(folder)}
+    say_result(common, facts, facts)
 
 
 @group.command("verify")

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -107,6 +107,18 @@ def say_fields(fields: Mapping[str, Any], indent: str = "") -> None:
             say(f"{label} {', '.join(str(item) for item in value)}")
         else:
             say(f"{label} {value}")
+
+
+def say_result(common: Common, document: Any, shown: str | Mapping[str, Any] | Callable[[], None]) -> None:
+    """With ``--json`` the document, else a line, fields, or what `shown` prints."""
+    if common.json:
+        say_json(document)
+    elif callable(shown):
+        shown()
+    elif isinstance(shown, str):
+        say(shown)
+    else:
+        say_fields(shown)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from pneumoscope import components
 from pneumoscope.errors import ModelError
+from pneumoscope.geometry import Box
 from pneumoscope.inference.windows3d import softmax
 from pneumoscope.preprocess.spatial import axis_weights, coarse_size, resample_axes
 
@@ -31,8 +32,6 @@ ISLAND = 0.2  # Largest island of one lung inside the other, as a share of its l
 
 FLUID_ML, FLUID_HU, ALIKE_HU = 60.0, (-15.0, 25.0), 8.0
 """At least so much pleural fluid of such a density spreads to what is within so many HU of it; see `one_fluid`."""
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ A model's card says under ``preprocessing`` which of these it needs; `input_from
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,139 +31,131 @@ from pneumoscope.preprocess.slices import (
 )
 
 
-class ModelInput(Protocol):
+class ModelInput(ABC):
     """The preprocessing of one model."""
 
-    @property
-    def needs_lungs(self) -> bool:
-        """Whether `images` cannot do without a lung mask."""
-
-    def fitted(self, lungs: NDArray[np.bool_] | None) -> ModelInput:
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> Self:
         """The same preprocessing set up for one scan, from the lungs of all its slices (n, h, w)."""
+        return self
 
+    @abstractmethod
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """Network input (n, c, rows, columns) of some slices (n, h, w) of the scan."""
 
     def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-        """One output channel (n, rows, columns) on the scan's (n, *size)."""
+        """One output channel (n, rows, columns) on the scan's (n, *size); linear, as probabilities are smooth."""
+        return resize_linear(output, size)
 
 
 @dataclass(frozen=True)
-class HuWindowInput:
+class HuWindowInput(ModelInput):
     """The Maganaris papers' input: windows of Hounsfield units, nearest-neighbour resize, lung mask as last channel."""
 
     size: int
     windows: tuple[HuWindow, ...]
     lung_channel: bool = True
 
-    @property
-    def needs_lungs(self) -> bool:
-        """See `ModelInput`."""
-        return self.lung_channel
-
-    def fitted(self, lungs: NDArray[np.bool_] | None) -> HuWindowInput:
-        """See `ModelInput`; nothing to fit."""
-        return self
-
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """See `ModelInput`."""
         if self.lung_channel:
-            mask = np.zeros(stack_hu.shape, bool) if lungs is None else lungs
-            return model_input(stack_hu, mask, self.windows, self.size)
+            return model_input(stack_hu, _or_none(lungs, stack_hu), self.windows, self.size)
         return window_channels(resize_nearest(stack_hu, self.size), self.windows)
-
-    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-        """See `ModelInput`; linear, as probabilities are smooth."""
-        return resize_linear(output, size)
 
 
 @dataclass(frozen=True)
-class AppearanceInput:
+class AppearanceInput(ModelInput):
     """The whole slice with the appearance of the public 8-bit sets, shrunk to `size`; needs no lung mask."""
 
     size: int
     appearance: Appearance
-    needs_lungs = False
-
-    def fitted(self, lungs: NDArray[np.bool_] | None) -> AppearanceInput:
-        """See `ModelInput`; nothing to fit."""
-        return self
 
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """See `ModelInput`."""
-        return self.of_equalised(self.appearance.of_hu(stack_hu))
-
-    def of_equalised(self, equalised: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Network input (n, 1, size, size) of slices that have the appearance already, (n, h, w)."""
         import cv2
 
         size = (self.size, self.size)
+        equalised = self.appearance.of_hu(stack_hu)
         planes = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in equalised]
         return np.stack(planes)[:, None] if planes else np.empty((0, 1, *size), np.uint8)
 
+
+class _FramedInput(ModelInput):
+    """Cut to the lungs of the scan and scaled into one frame."""
+
+    frame: tuple[int, int]  # rows and columns the network sees
+    crop: LungCrop | None  # set by `fitted`
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Rows and columns of the slices before the cut."""
+
+    @property
+    def cut(self) -> LungCrop:
+        """The crop, which `fitted` has set."""
+        if self.crop is None:
+            raise ModelError("the frame must be fitted to the scan's lungs first")
+        return self.crop
+
+    def fitted(self, lungs: NDArray[np.bool_] | None) -> Self:
+        """See `ModelInput`: the frame around the lungs, found on slices of the size that they are cut at."""
+        if lungs is None:
+            raise ModelError("this model needs a lung mask to find its frame, got none")
+        crop = LungCrop.around(resize_nearest(lungs, self.side), self.frame)
+        return replace(self, crop=crop)  # type: ignore[type-var]
+
     def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """See `ModelInput`."""
-        return resize_linear(output, size)
+        return resize_linear(self.cut.paste(output), size)
 
 
 @dataclass(frozen=True)
-class LungFrameInput:
-    """Appearance and lung mask, cut to the lungs of the scan and scaled into one frame."""
+class LungFrameInput(_FramedInput):
+    """Appearance and lung mask in one frame."""
 
-    frame: tuple[int, int]  # rows and columns the network sees
+    frame: tuple[int, int]
     appearance: Appearance  # made on the whole slice, before the cut
-    crop: LungCrop | None = None  # set by `fitted`
-    needs_lungs = True
+    crop: LungCrop | None = None
 
-    def fitted(self, lungs: NDArray[np.bool_] | None) -> LungFrameInput:
-        """See `ModelInput`: the frame around the lungs, found on slices of the appearance's size."""
-        if lungs is None:
-            raise ModelError("this model needs a lung mask to find its frame, got none")
-        small = resize_nearest(lungs, self.appearance.size)
-        return LungFrameInput(self.frame, self.appearance, LungCrop.around(small, self.frame))
+    @property
+    def side(self) -> int:
+        """See `_FramedInput`."""
+        return self.appearance.size
 
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """See `ModelInput`."""
-        mask = np.zeros(stack_hu.shape, bool) if lungs is None else lungs
-        return self.of_equalised(self.appearance.of_hu(stack_hu), resize_nearest(mask, self.appearance.size))
+        return self.of_equalised(self.appearance.of_hu(stack_hu), resize_nearest(_or_none(lungs, stack_hu), self.side))
 
     def of_equalised(self, equalised: NDArray[np.uint8], lungs: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Network input (n, 2, *frame) of slices that have the appearance already, (n, h, w) as the crop's."""
-        crop = _fitted(self.crop)
-        mask = crop.cut(lungs.astype(np.uint8) * np.uint8(255), nearest=True)
-        return np.stack((crop.cut(equalised), mask), axis=1).astype(np.uint8)
-
-    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-        """See `ModelInput`."""
-        return resize_linear(_fitted(self.crop).paste(output), size)
+        mask = self.cut.cut(lungs.astype(np.uint8) * np.uint8(255), nearest=True)
+        return np.stack((self.cut.cut(equalised), mask), axis=1).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class HuFrameInput:
-    """Windows of Hounsfield units, cut to the lungs of the scan and scaled into one frame; no lung mask is shown.
+class HuFrameInput(_FramedInput):
+    """Windows of Hounsfield units in one frame; no lung mask is shown.
 
     With an `appearance` the equalised slice is a last channel: it shows what is faint beside its surroundings.
     """
 
-    frame: tuple[int, int]  # rows and columns the network sees
+    frame: tuple[int, int]
     size: int  # rows and columns the slice is brought to before the cut
     windows: tuple[HuWindow, ...]  # one channel each
     appearance: Appearance | None = None  # of the last channel; of `size` too. None without it.
-    crop: LungCrop | None = None  # set by `fitted`
-    needs_lungs = True
+    crop: LungCrop | None = None
 
-    def fitted(self, lungs: NDArray[np.bool_] | None) -> HuFrameInput:
-        """See `ModelInput`: the frame around the lungs."""
-        if lungs is None:
-            raise ModelError("this model needs a lung mask to find its frame, got none")
-        return replace(self, crop=LungCrop.around(resize_nearest(lungs, self.size), self.frame))
+    @property
+    def side(self) -> int:
+        """See `_FramedInput`."""
+        return self.size
 
     def images(self, stack_hu: NDArray[np.float32], lungs: NDArray[np.bool_] | None) -> NDArray[np.generic]:
         """See `ModelInput`."""
         channels = window_channels(self.framed(stack_hu), self.windows)
         if self.appearance is None:
             return channels
-        grey = _fitted(self.crop).cut(self.appearance.of_hu(stack_hu)).astype(np.float32) / np.float32(255)
+        grey = self.cut.cut(self.appearance.of_hu(stack_hu)).astype(np.float32) / np.float32(255)
         return np.concatenate((channels, grey[:, None]), axis=1)
 
     def framed(self, stack_hu: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -177,17 +170,12 @@ class HuFrameInput:
         for k, plane in enumerate(stack_hu):
             clipped = np.clip(plane, low, high).astype(np.float32)
             out[k] = cv2.resize(clipped, (self.size, self.size), interpolation=way)
-        return np.asarray(_fitted(self.crop).cut(out - np.float32(low)), np.float32) + np.float32(low)
-
-    def back(self, output: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-        """See `ModelInput`."""
-        return resize_linear(_fitted(self.crop).paste(output), size)
+        return np.asarray(self.cut.cut(out - np.float32(low)), np.float32) + np.float32(low)
 
 
-def _fitted(crop: LungCrop | None) -> LungCrop:
-    if crop is None:
-        raise ModelError("the frame must be fitted to the scan's lungs first")
-    return crop
+def _or_none(lungs: NDArray[np.bool_] | None, stack_hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The mask, or one without lung."""
+    return np.zeros(stack_hu.shape, bool) if lungs is None else lungs
 
 
 KINDS = ("hu_windows", "hu_frame", "appearance", "lung_frame")

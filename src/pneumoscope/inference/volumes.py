@@ -22,7 +22,7 @@ from pneumoscope.inference.windows3d import HANDED_ON, Predict, WindowPlan, slid
 from pneumoscope.preprocess.slices import HuWindow, from_slices, to_slices
 from pneumoscope.preprocess.spatial import Resample
 from pneumoscope.progress import Progress, silent
-from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume
+from pneumoscope.volume import Volume
 
 MEANINGS = ("background", "right lung", "left lung", "lung", "infiltrate")
 """What a class can be here; papers' words are in `_SYNONYMS`."""
@@ -153,29 +153,6 @@ class VolumePrediction:
     # asked for
     variance: NDArray[np.uint8] | None
     grid: Grid  # the scan's
-    engines: tuple[str, ...]  # what computed each member, e.g. ``openvino fp32``.
-
-    def masks(self, labels: Mapping[int, str] | Sequence[str]) -> tuple[Mask | None, Mask]:
-        """Lungs (1 = right, 2 = left) and infiltrate of classes by their meaning (see `MEANINGS`).
-
-        Infiltrate is given to the nearer lung, so that the lungs are whole. Lungs are None for a network that
-        does not tell right from left.
-
-        Raises:
-            ModelError: a class has no meaning here, or none is infiltrate.
-        """
-        from pneumoscope.datasets.public.covid19ctseg import with_sides
-
-        meaning = class_meanings(labels)
-        infiltrate = Mask(self._of(meaning, "infiltrate").astype(np.uint8), self.grid, dict(INFILTRATE_LABEL))
-        if not {"right lung", "left lung"} <= set(meaning.values()):
-            return None, infiltrate
-        sides = self._of(meaning, "right lung") + 2 * self._of(meaning, "left lung").astype(np.uint8)
-        lungs, _ = with_sides(Mask(sides.astype(np.uint8), self.grid, dict(LUNG_LABELS)), infiltrate)
-        return lungs, infiltrate
-
-    def _of(self, meaning: Mapping[int, str], name: str) -> NDArray[np.bool_]:
-        return np.isin(self.classes, [n for n, what in meaning.items() if what == name])
 
 
 def predict_volume(
@@ -228,7 +205,6 @@ def predict_volume(
         done.get("entropy"),
         done.get("variance"),
         volume.grid,
-        tuple(member.label for member in members),
     )
 
 

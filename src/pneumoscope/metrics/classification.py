@@ -42,8 +42,7 @@ class Classification:
 
     Attributes:
         accuracy: share of right decisions; NaN without pictures.
-        precision, recall, f1: macro means over classes that have pictures.
-        balanced_accuracy: the same as macro recall, under the name many use.
+        precision, recall, f1: macro means over classes that have pictures; recall is the balanced accuracy.
         per_class: by class name.
         confusion: rows truth, columns decision, in the order of `classes`.
         classes: their names.
@@ -56,11 +55,6 @@ class Classification:
     per_class: Mapping[str, ClassScores]
     confusion: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
-
-    @property
-    def balanced_accuracy(self) -> float:
-        """Macro recall."""
-        return self.recall
 
 
 def confusion_matrix(truth: IntArray, said: IntArray, n_classes: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ draws the trainings too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,12 +51,7 @@ def bootstrap_interval(
         InputError: a value that is not finite (NaN is never averaged away), n < 1, or a level outside (0, 1).
     """
     _require_sense(n, level)
-    sums, counts = _sums(values_by_patient)
-    patients, values = len(sums), int(counts.sum())
-    if patients == 0:
-        return Interval(math.nan, math.nan, math.nan, 0, 0)
-    low, high = _drawn(patients, lambda drawn: sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), n, seed, level)
-    return Interval(float(sums.sum() / values), low, high, patients, values)
+    return _over_patients(*_sums(values_by_patient), n, seed, level)
 
 
 def paired_difference(
@@ -83,11 +78,7 @@ def paired_difference(
     then, other = _sums(before)
     if (counts != other).any():
         raise InputError("a paired difference needs as many values of each patient on both sides")
-    if len(now) == 0:
-        return Interval(math.nan, math.nan, math.nan, 0, 0)
-    gap, values = now - then, int(counts.sum())
-    low, high = _drawn(len(gap), lambda drawn: gap[drawn].sum(axis=1) / counts[drawn].sum(axis=1), n, seed, level)
-    return Interval(float(gap.sum() / values), low, high, len(gap), values)
+    return _over_patients(now - then, counts, n, seed, level)
 
 
 def unpaired_difference(
@@ -128,8 +119,7 @@ def unpaired_difference(
     for sums, counts in sides:
         weight = _weights(rng, len(sums), n)
         means.append((weight @ sums) / (weight @ counts))
-    low, high = np.quantile(means[0] - means[1], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(first - second), float(low), float(high), patients, values)
+    return Interval(float(first - second), *_ends(means[0] - means[1], level), patients, values)
 
 
 PerPatient = Mapping[str, Sequence[float]]
@@ -187,8 +177,7 @@ def over_seeds_and_sets(
         return Interval(float(means.mean()), math.nan, math.nan, patients, total)
     chosen = _weights(rng, len(trainings), n) / len(trainings)  # (n, trainings)
     rounds = (chosen.T * drawn.mean(axis=1)).sum(axis=0)
-    low, high = np.quantile(rounds, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(means.mean()), float(low), float(high), patients, total)
+    return Interval(float(means.mean()), *_ends(rounds, level), patients, total)
 
 
 def _weights(rng: np.random.Generator, things: int, n: int) -> np.ndarray:
@@ -201,18 +190,22 @@ def _require_sense(n: int, level: float) -> None:
         raise InputError(f"a bootstrap needs n >= 1 and a level between 0 and 1, got n={n}, level={level}")
 
 
-def _drawn(
-    patients: int, statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, level: float
-) -> tuple[float, float]:
-    """Ends of the percentile interval of a statistic over drawn patients (rounds, patients); NaN for one patient."""
+def _over_patients(sums: np.ndarray, counts: np.ndarray, n: int, seed: int, level: float) -> Interval:
+    """Mean of all values, given by their sum and number per patient, with a percentile interval over patients."""
+    patients, values = len(sums), int(counts.sum())
+    if patients == 0:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
     if patients == 1:
-        return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    rounds = max(1, _BLOCK // patients)
-    values = []
+        return Interval(float(sums.sum() / values), math.nan, math.nan, 1, values)
+    rng, rounds, means = np.random.default_rng(seed), max(1, _BLOCK // patients), []
     for start in range(0, n, rounds):
-        values.append(statistic(rng.integers(0, patients, size=(min(rounds, n - start), patients))))
-    low, high = np.quantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
+        drawn = rng.integers(0, patients, size=(min(rounds, n - start), patients))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return Interval(float(sums.sum() / values), *_ends(np.concatenate(means), level), patients, values)
+
+
+def _ends(rounds: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(rounds, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -240,6 +233,7 @@ def summarise(
         for name in ("dice", "iou", "precision", "recall")
     }
     infected = {case: [s.f1 for s in scores if s.infected] for case, scores in slices.items()}
+    f1 = bootstrap_interval(infected)
     every = mean_over_infected([s for scores in slices.values() for s in scores])
     return {
         "cases": len(own),
@@ -250,7 +244,7 @@ def summarise(
         **_summarise_surfaces(own),
         "dice_median": float(np.median([row["dice"] for row in own])),
         "dice_pooled": dice(counts),
-        "slice_mean": {**asdict(every), "f1_interval": _ends(asdict(bootstrap_interval(infected)))},
+        "slice_mean": {**asdict(every), "f1_interval": [f1.low, f1.high]},
     }
 
 
@@ -271,7 +265,3 @@ def _summarise_surfaces(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 _KEPT = ("mean", "low", "high")
-
-
-def _ends(interval: Mapping[str, Any]) -> list[float]:
-    return [interval["low"], interval["high"]]

@@ -83,7 +83,7 @@ def count(pred: BoolArray, ref: BoolArray) -> Counts:
         InputError: for other types than bool (a label map would be combined bit by bit), shapes that differ, and
             arrays without a single voxel.
     """
-    _check(pred, ref)
+    require_masks(pred, ref)
     if pred.size == 0:
         raise InputError(f"masks of shape {pred.shape} hold no voxels to compare")
     return _count(pred, ref)
@@ -95,7 +95,7 @@ def count_slices(pred: BoolArray, ref: BoolArray) -> list[Counts]:
     Raises:
         InputError: as `count`, and for arrays that are not (n, h, w).
     """
-    _check(pred, ref)
+    require_masks(pred, ref)
     if pred.ndim != 3:
         raise InputError(f"slices are scored on stacks (n, h, w), got shape {pred.shape}")
     if len(pred) and pred[0].size == 0:
@@ -257,7 +257,8 @@ def _ratio(part: int, whole: int, other: int) -> float:
     return part / whole if whole else float(other == 0)
 
 
-def _check(pred: BoolArray, ref: BoolArray) -> None:
+def require_masks(pred: BoolArray, ref: BoolArray) -> None:
+    """Refuse masks that are not boolean, or of different shapes."""
     for name, mask in (("prediction", pred), ("reference", ref)):
         if mask.dtype != np.bool_:
             raise InputError(f"the {name} must be boolean, got {mask.dtype}; compare one label: labels == 1")

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pneumoscope.errors import InputError
-from pneumoscope.metrics.overlap import Empty
+from pneumoscope.metrics.overlap import BoolArray, Empty, require_masks
 
 TOLERANCE_MM = {"infiltrate": 3.0, "lungs": 1.0}
 """How far a surface may be off: of lesions and of lungs, in the benchmark of Ma et al. (Medical Physics 48, 2021)."""
@@ -47,7 +47,6 @@ ROUNDING_MM = 1e-6
 """Distances that exceed the tolerance by less than this count as within it: they do so by rounding only."""
 
 Elements = Literal["surfels", "voxels"]
-BoolArray = NDArray[np.bool_]
 Float64Array = NDArray[np.float64]
 _SLAB_VOXELS = 1 << 20
 
@@ -170,7 +169,9 @@ def surface_distances(
     Raises:
         InputError: as `surface_scores`.
     """
-    _check(pred, ref)
+    require_masks(pred, ref)
+    if pred.ndim not in (2, 3) or pred.size == 0:
+        raise InputError(f"surfaces are measured on slices (h, w) and volumes (i, j, k), got shape {pred.shape}")
     steps = as_steps(spacing_mm, pred.ndim)
     order = np.argsort([-abs(step) for step in ref.strides], kind="stable")  # walk memory in the order it is laid out
     pred, ref, steps = pred.transpose(order), ref.transpose(order), steps[:, order]
@@ -261,16 +262,6 @@ def _weighted_percentile(values: Float64Array, weights: Float64Array, percent: f
     reached = np.cumsum(weights[order])
     at = int(np.searchsorted(reached, reached[-1] * percent / 100))
     return float(values[order[min(at, len(order) - 1)]])
-
-
-def _check(pred: BoolArray, ref: BoolArray) -> None:
-    for name, mask in (("prediction", pred), ("reference", ref)):
-        if mask.dtype != np.bool_:
-            raise InputError(f"the {name} must be boolean, got {mask.dtype}; compare one label: labels == 1")
-    if pred.shape != ref.shape:
-        raise InputError(f"prediction and reference must have one shape, got {pred.shape} and {ref.shape}")
-    if pred.ndim not in (2, 3) or pred.size == 0:
-        raise InputError(f"surfaces are measured on slices (h, w) and volumes (i, j, k), got shape {pred.shape}")
 
 
 Corner = tuple[int, ...]

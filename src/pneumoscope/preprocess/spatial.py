@@ -1,8 +1,9 @@
-"""Steps that move voxels, each moving the affine in the same function and knowing its way back.
+"""Steps that move voxels, each moving the affine in the same function.
 
 A step is a frozen description. `apply` takes a `Volume` or a `Mask` and gives the same kind; `move` takes an array with
 the grid it lies on, in any orientation. Masks are always moved by nearest neighbour and filled with background,
-whatever the step says for Hounsfield units, so one step serves a scan and its masks.
+whatever the step says for Hounsfield units, so one step serves a scan and its masks. The way back from every step is
+`Resample` onto the grid before it; what a crop cut off comes back as air or background.
 
     step = Resample(scan.grid.respace((1, 1, 1)))
     fine = step.apply(scan)
@@ -14,14 +15,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pneumoscope.errors import GeometryError, InputError
-from pneumoscope.geometry import Grid, whole_triple
+from pneumoscope.geometry import Grid, box_of, whole_triple
 from pneumoscope.volume import Mask, Volume
 
 AIR_HU = -1024.0  # What lies outside of a scan: the lowest value common CT scanners store
@@ -46,10 +47,6 @@ class Step(ABC):
             GeometryError: the array does not have the grid's shape, or the step does not fit the grid.
         """
 
-    @abstractmethod
-    def inverse(self, before: Grid) -> Self | Step:
-        """The step that leads back to `before`, the grid this step is applied to."""
-
     def for_labels(self) -> Step:
         """The same step as it is done to masks: nearest neighbour, filled with background."""
         return self
@@ -69,10 +66,7 @@ class Step(ABC):
 
 @dataclass(frozen=True)
 class Crop(Step):
-    """Keep `shape` voxels from voxel `start` on; both must lie inside.
-
-    The inverse pads: the grid comes back, what was cut off does not (it becomes air or background).
-    """
+    """Keep `shape` voxels from voxel `start` on; both must lie inside."""
 
     start: Triple
     shape: Triple
@@ -87,40 +81,6 @@ class Crop(Step):
         moved = grid.crop(self.start, self.shape)
         box = tuple(slice(begin, begin + size) for begin, size in zip(self.start, self.shape, strict=True))
         return array[box].copy(), moved
-
-    def inverse(self, before: Grid) -> Pad:
-        """The padding that gives `before` its size back."""
-        before.crop(self.start, self.shape)  # raises where this crop does not fit that grid
-        i, j, k = (n - b - s for n, b, s in zip(before.shape, self.start, self.shape, strict=True))
-        return Pad(self.start, (i, j, k))
-
-
-@dataclass(frozen=True)
-class Pad(Step):
-    """Add voxels in front of and behind each axis, `fill_hu` in a scan and 0 in a mask. The inverse is exact."""
-
-    before: Triple
-    after: Triple
-    fill_hu: float = AIR_HU
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "before", whole_triple(self.before, "padding in front", least=0))
-        object.__setattr__(self, "after", whole_triple(self.after, "padding behind", least=0))
-
-    def move(self, array: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
-        """See `Step.move`."""
-        _require_on(array, grid)
-        _require_fits(self.fill_hu, array.dtype)
-        widths = list(zip(self.before, self.after, strict=True))
-        return np.pad(array, widths, constant_values=self.fill_hu), grid.pad(self.before, self.after)
-
-    def inverse(self, before: Grid) -> Crop:
-        """The crop that leads back to `before`."""
-        return Crop(self.before, before.shape)
-
-    def for_labels(self) -> Pad:
-        """See `Step.for_labels`."""
-        return replace(self, fill_hu=0)
 
 
 @dataclass(frozen=True)
@@ -192,19 +152,13 @@ def crop_to(mask: Mask, margin_mm: float = 0.0) -> Crop:
     """
     if not (np.isfinite(margin_mm) and margin_mm >= 0):
         raise GeometryError(f"a margin must be 0 mm or more, got {margin_mm} mm")
-    start, shape = [], []
-    inside = mask.any
-    for axis, spacing in enumerate(mask.grid.spacing_mm):
-        others = tuple(a for a in range(3) if a != axis)
-        occupied = np.flatnonzero(inside.any(axis=others))
-        if not occupied.size:
-            raise GeometryError("the mask is empty, so there is nothing to crop to; leave the scan whole")
-        margin = int(np.ceil(margin_mm / spacing - 1e-9))
-        first = max(0, int(occupied[0]) - margin)
-        last = min(mask.grid.shape[axis] - 1, int(occupied[-1]) + margin)
-        start.append(first)
-        shape.append(last - first + 1)
-    return Crop((start[0], start[1], start[2]), (shape[0], shape[1], shape[2]))
+    box = box_of(mask.labels)
+    if not mask.labels[box].size:
+        raise GeometryError("the mask is empty, so there is nothing to crop to; leave the scan whole")
+    margins = [int(np.ceil(margin_mm / spacing - 1e-9)) for spacing in mask.grid.spacing_mm]
+    i, j, k = (max(0, part.start - margin) for part, margin in zip(box, margins, strict=True))
+    ends = [min(n, part.stop + margin) for n, part, margin in zip(mask.grid.shape, box, margins, strict=True)]
+    return Crop((i, j, k), (ends[0] - i, ends[1] - j, ends[2] - k))
 
 
 def _index_map(target: Grid, source: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -16,22 +16,13 @@ from pneumoscope.io.files import jsonable, write_json
 from pneumoscope.metrics.overlap import count, mean_over_infected, score, slice_scores
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.reports import figures
-from pneumoscope.reports.page import NOTICE, card_table, flat, ml, number, percent, words, write_page
+from pneumoscope.reports.page import NOTICE, SEVERITY_ROWS, card_table, flat, ml, number, percent, words, write_page
 from pneumoscope.severity.measure import STATES, Severity
 from pneumoscope.volume import Mask, Volume
 
 FORMAT = 1  # Layout of report.json; grows when an entry changes its meaning
 
 _LEVELS = {"no_lung_found": "error", "no_infiltrate_found": "info", "lobes_incomplete": "info"}
-_ROWS = (
-    ("Volume", "lung_ml", "ml"),
-    ("Infiltrate", "infiltrate_ml", "ml"),
-    ("Lung involvement", "share_percent", "%"),
-    ("Ground-glass, by density", "ground_glass_ml", "ml"),
-    ("Consolidation, by density", "consolidation_ml", "ml"),
-    ("Mean density of the lung", "lung_mean_hu", "HU"),
-    ("Mean density of the infiltrate", "infiltrate_mean_hu", "HU"),
-)
 _ON_LUNGS = {
     "one_lung_only": "of one lung only",
     "lung_left_out": "lung may be missing from the mask",
@@ -214,7 +205,7 @@ def _context(folder: Path, report: dict[str, Any], picture: bytes, still: bytes 
         "legend": _legend(report),
         "window": f"{window.low_hu:.0f} to {window.high_hu:.0f}".replace("-", "\N{MINUS SIGN}"),
         "spacing": " \N{MULTIPLICATION SIGN} ".join(f"{s:.3g}" for s in report["scan"]["spacing_mm"]),
-        "rows": _ROWS,
+        "rows": SEVERITY_ROWS,
         "severity_rows": severity_rows(report["severity"]),
         "chart": _chart(report),
         "truth_words": _empty_words(report["truth"]),

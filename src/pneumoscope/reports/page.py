@@ -101,6 +101,18 @@ def hu(value: float | None) -> str:
     return number(value, 0, "HU")
 
 
+SEVERITY_ROWS = (
+    ("Volume", "lung_ml", ml),
+    ("Infiltrate", "infiltrate_ml", ml),
+    ("Lung involvement", "share_percent", percent),
+    ("Ground-glass, by density", "ground_glass_ml", ml),
+    ("Consolidation, by density", "consolidation_ml", ml),
+    ("Mean density of the lung", "lung_mean_hu", hu),
+    ("Mean density of the infiltrate", "infiltrate_mean_hu", hu),
+)
+"""Rows of every table of a case: what they are called, the field of `LungPart`, and how it is written."""
+
+
 def seconds(value: float | None) -> str:
     """A duration in seconds."""
     return number(value, 1 if value is None or value >= 1 else 2, "s")

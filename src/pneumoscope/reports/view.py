@@ -17,7 +17,7 @@ from typing import Any
 
 from pneumoscope.errors import InputError
 from pneumoscope.io.files import atomic_path
-from pneumoscope.reports.page import environment, hu, ml, percent, render
+from pneumoscope.reports.page import SEVERITY_ROWS, environment, ml, render
 from pneumoscope.reports.view_data import BITS, STEPS_HU, Packed, PackedMesh, pack_mesh, pack_scan, text_of
 from pneumoscope.severity.measure import Severity
 from pneumoscope.surfaces.files import LOOKS, structures
@@ -42,15 +42,6 @@ CHANGE_LOOKS: Mapping[int, tuple[str, str]] = {
 """What the labels of a change mask mean and how they are coloured."""
 
 _PAYLOADS = "<!-- payloads -->"
-_ROWS = (
-    ("Volume", "lung_ml", ml),
-    ("Infiltrate", "infiltrate_ml", ml),
-    ("Lung involvement", "share_percent", percent),
-    ("Ground-glass, by density", "ground_glass_ml", ml),
-    ("Consolidation, by density", "consolidation_ml", ml),
-    ("Mean density of the lung", "lung_mean_hu", hu),
-    ("Mean density of the infiltrate", "infiltrate_mean_hu", hu),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +83,7 @@ def severity_table(severity: Severity) -> Table:
     parts = (severity.right, severity.left, severity.total)
     rows = [
         (label, *("sides not known" if part is None else write(getattr(part, key)) for part in parts))
-        for label, key, write in _ROWS
+        for label, key, write in SEVERITY_ROWS
     ]
     return Table(("", "Right lung", "Left lung", "Both"), tuple(rows))
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope import components
+from pneumoscope.geometry import Box, box_of
 from pneumoscope.objects import Tabled, bars
 from pneumoscope.severity.regions import (
     LEVELS,
@@ -40,7 +41,7 @@ from pneumoscope.severity.states import (
     has_sternal_wires,
     use_states,
 )
-from pneumoscope.severity.tally import Box, Densities, LungPart, box_of, density_classes, tally
+from pneumoscope.severity.tally import Densities, LungPart, density_classes, tally
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:

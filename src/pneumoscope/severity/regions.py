@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pneumoscope import components
 from pneumoscope.errors import InputError
-from pneumoscope.geometry import Grid
-from pneumoscope.severity.tally import Box, LungPart, box_of, slabs
+from pneumoscope.geometry import Box, Grid, box_of
+from pneumoscope.severity.tally import LungPart, slabs
 from pneumoscope.volume import LUNG_LABELS, Mask, is_named
 
 LOBES = ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[slice, slice, slice]
-
 SLAB_VOXELS = 1 << 21  # Voxels counted together; keeps the temporaries small
 
 
@@ -79,18 +77,6 @@ def slabs(array: NDArray[np.generic]) -> list[slice]:
     """Runs of planes of i with about `SLAB_VOXELS` voxels each."""
     step = max(1, SLAB_VOXELS // max(1, array[0].size if len(array) else 1))
     return [slice(start, start + step) for start in range(0, len(array), step)]
-
-
-def box_of(*labels: NDArray[np.uint8]) -> Box:
-    """The smallest box around everything marked in any of the arrays (i, j, k); empty slices when nothing is."""
-    marked = labels[0] != 0
-    for more in labels[1:]:
-        marked |= more != 0
-    flat = marked.any(axis=0)  # (j, k)
-    lines = (marked.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
-    found = [np.flatnonzero(line) for line in lines]
-    i, j, k = (slice(int(f[0]), int(f[-1]) + 1) if f.size else slice(0, 0) for f in found)
-    return i, j, k
 
 
 GROUND_GLASS_FROM_HU = -700.0  # Lung below counts as normal; our choice

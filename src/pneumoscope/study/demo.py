@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pneumoscope.errors import RunError
-from pneumoscope.jobs.executor import processors
 from pneumoscope.jobs.lock import locks
+from pneumoscope.processes import processors
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel_demo
 from pneumoscope.recipes.schema import Experiment

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pneumoscope import components
 from pneumoscope.errors import GeometryError, InputError
-from pneumoscope.geometry import Grid
+from pneumoscope.geometry import Grid, box_of
 
 TRIANGLES = 100_000
 """About the most triangles of a structure; a larger one is meshed from blocks of voxels, as fine as this allows."""
@@ -102,8 +102,8 @@ def build_mesh(where: NDArray[np.bool_], grid: Grid, *, triangles: int = TRIANGL
         raise GeometryError(f"a mesh needs a mask of the grid's shape {grid.shape}, got {where.shape}")
     if triangles < 1000:
         raise InputError(f"a mesh needs room for at least 1000 triangles, got {triangles}")
-    box = _box(where)
-    if box is None:
+    box = box_of(where)
+    if not where[box].size:
         return None
     inside = np.pad(where[box], 1)  # a voxel of outside all around closes the surface
     place = grid.crop([part.start for part in box], where[box].shape).pad((1, 1, 1), (1, 1, 1))
@@ -112,17 +112,6 @@ def build_mesh(where: NDArray[np.bool_], grid: Grid, *, triangles: int = TRIANGL
         if coarse is not None:
             return coarse
     return _exact_mesh(inside, place)
-
-
-def _box(where: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    """The smallest box around everything marked."""
-    flat: NDArray[np.bool_] = np.any(where, axis=0)
-    lines = (where.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
-    found = [np.flatnonzero(line) for line in lines]
-    if not found[0].size:
-        return None
-    i, j, k = (slice(int(f[0]), int(f[-1]) + 1) for f in found)
-    return i, j, k
 
 
 def _faces(inside: NDArray[np.bool_]) -> int:

@@ -48,11 +48,6 @@ class RequestGuard:
             self.token = ""
         return right
 
-    @property
-    def session(self) -> str:
-        """The value of the cookie."""
-        return self._session
-
     def refusal(self, request: Request) -> str:
         """Why a request is not answered, "" when it is."""
         if request.method not in ("GET", "HEAD"):
