@@ -7,7 +7,6 @@ Times and memory are in `run.json`.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -143,12 +142,15 @@ def segment_case(
     progress("measuring", 0, 1)
     severity = assess_segmentation(volume, found, given.lobes)
     seconds["measure"] = time.perf_counter() - started
-    release_memory()
     content = replace(
         _content_of(found, volume, severity),
         truth=given.infiltrate,
         findings=(*scan.findings, *given.findings, *found.findings),
     )
+    if not options.probability:
+        content = replace(content, probability=None)
+    del found  # and its map of probabilities, before writing makes copies of masks
+    release_memory()
     return write_measured(scan, folder, content, options, seconds, progress)
 
 

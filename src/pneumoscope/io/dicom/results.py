@@ -21,6 +21,8 @@ from pneumoscope.io.dicom.read import ReadLimits, request_for
 from pneumoscope.io.files import atomic_path
 from pneumoscope.volume import Mask, Volume, present_labels, relabelled
 
+SLAB = 16  # Slices that are handed on at a time
+
 MOST_BYTES = 4 * 2**30
 """Address space of the process that writes; a SEG of 300 slices of 512 x 512 with four segments takes under 2 GiB."""
 
@@ -60,8 +62,8 @@ def write_dicom_results(
     with ExitStack() as stack:
         stream, name = stack.enter_context(read.scratch())
         found: dict[str, list[str]] = {}
-        for file, names, segments in _segments(volume, masks):
-            stream.write(segments.data)
+        for file, names, slabs in _segments(volume, masks):
+            stream.writelines(slab.data for slab in slabs)
             found[file] = names
         if not found:
             return ()
@@ -89,10 +91,10 @@ def write_dicom_results(
     return tuple(targets)
 
 
-def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list[str], NDArray[np.uint8]]]:
+def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list[str], Iterator[NDArray[np.uint8]]]]:
     """For each mask with coded labels that have voxels: the SEG's file, the names of its segments, and their numbers.
 
-    The numbers, from 1 in the order of the names, are (k, rows, columns) in the series' own order.
+    The numbers, from 1 in the order of the names, come as (k, rows, columns) in the series' own order, in slabs.
     """
     if volume.series is None:
         raise InputError("only a DICOM scan can have DICOM results; it was read from another format")
@@ -101,8 +103,10 @@ def _segments(volume: Volume, masks: Sequence[Mask]) -> Iterator[tuple[str, list
         if labels:
             names = [mask.names[label] for label in labels]
             (file,) = {STRUCTURES[name].file for name in names}
-            segments = relabelled(mask.to_native(volume.native), {label: n for n, label in enumerate(labels, start=1)})
-            yield file, names, contiguous(segments.transpose(2, 1, 0))
+            numbers = {label: n for n, label in enumerate(labels, start=1)}
+            native = mask.to_native(volume.native).transpose(2, 1, 0)
+            parts = range(0, len(native), SLAB)
+            yield file, names, (contiguous(relabelled(native[k : k + SLAB], numbers)) for k in parts)
 
 
 MAKER = "pneumoscope"
