@@ -182,8 +182,6 @@ def test_no_lung_is_said():
 class Oracle:
     """Stands for a lung model and its preprocessing: knows the truth."""
 
-    needs_lungs = False
-
     def __init__(self, probability):
         self.probability = probability
 

@@ -8,13 +8,10 @@ are built.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import pickle
 import re
 import shutil
 import tempfile
-import warnings
 import weakref
 import zipfile
 import zlib
@@ -28,7 +25,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import GeometryError, InputError, ModelError, RunError
 from pneumoscope.geometry import reorient_array
-from pneumoscope.inference.external import Access, Network
+from pneumoscope.inference.external import Access, Network, quietly
 from pneumoscope.inference.graphs import load_script
 from pneumoscope.inference.volumes import to_bytes
 from pneumoscope.models.export import is_installed
@@ -110,7 +107,7 @@ class Bundle(Network):
         self.engine = f"monai {metadata.version('monai')}"
         self._device = pick_device(access.device)
         root = _unpacked(place, self)
-        with _quietly():
+        with quietly():
             from monai.bundle import ConfigParser
 
             parser = ConfigParser()
@@ -208,7 +205,7 @@ class Bundle(Network):
         """See `Network.predict`."""
         progress("windows", 0, 1)
         try:
-            with _quietly(), tempfile.TemporaryDirectory(prefix="pneumoscope-") as folder:
+            with quietly(), tempfile.TemporaryDirectory(prefix="pneumoscope-") as folder:
                 found = self._run(volume, Path(folder))
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
             raise RunError(f"{self.engine} failed: {_reason(problem)}", path=self.path) from problem
@@ -328,11 +325,3 @@ def _reason(problem: BaseException) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     return " ".join(str(problem).split())[:200] or type(problem).__name__
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """MONAI's warnings are not for users, and stdout is for results."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -6,8 +6,11 @@ read without running code of theirs where the format allows; where it does not, 
 
 from __future__ import annotations
 
+import io
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +49,14 @@ class Access:
     precision: str = "auto"
     mirror: bool | None = None  # also show the scan mirrored; None does as the model's own program does
     labels: tuple[str, ...] = ()  # ``NAME=MEANING`` or ``NUMBER=MEANING``, for labels not known here or meant otherwise
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Programs print to stdout, which is for results here, and warn of what is not for users."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Network(ABC):

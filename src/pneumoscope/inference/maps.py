@@ -38,7 +38,7 @@ class Maps:
     probability: NDArray[np.uint8]  # of infiltrate
     # of the averaged answer, over its largest value: 0 sure, 255 all classes alike; None when not asked for
     entropy: NDArray[np.uint8] | None = None
-    # how far the votes lie apart, see `volumes.variance`; None when not asked for
+    # how far the votes lie apart, see `windows3d.Slab`; None when not asked for
     variance: NDArray[np.uint8] | None = None
 
 

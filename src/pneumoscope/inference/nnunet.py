@@ -8,8 +8,6 @@ TotalSegmentator keeps on this machine; around it stands what TotalSegmentator d
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import pickle
 import re
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError, ModelError, RunError
 from pneumoscope.geometry import Grid, reorient_array
-from pneumoscope.inference.external import Access, Network
+from pneumoscope.inference.external import Access, Network, quietly
 from pneumoscope.inference.volumes import to_bytes
 from pneumoscope.io.files import read_json
 from pneumoscope.models.export import is_installed
@@ -233,7 +231,7 @@ class NnUnet(Network):
         self.mirrored = access.mirror is not False
         self.engine = f"nnunetv2 {metadata.version('nnunetv2')}"
         device = pick_device(access.device)
-        with _quietly():
+        with quietly():
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
             self._predictor = nnUNetPredictor(
@@ -261,7 +259,7 @@ class NnUnet(Network):
         image = array_to_native(volume.hu, grid)
         progress("windows", 0, 1)
         try:
-            with _quietly():
+            with quietly():
                 found = self._shown(image, grid.spacing_mm, probable=bool(probable))
         except RuntimeError as problem:
             raise RunError(f"{self.engine} failed: {' '.join(str(problem).split())[:200]}", path=self.path) from problem
@@ -316,13 +314,3 @@ def _inside(values: Any, grid: Grid) -> NDArray[np.uint8]:
     """nnU-Net's (k, j, i) on `grid` as bytes (i, j, k) in RAS+."""
     array = np.asarray(values).transpose(2, 1, 0)
     return np.ascontiguousarray(reorient_array(array, *grid.reorientation(RAS)).astype(np.uint8))
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """nnU-Net prints to stdout, which is for results here, and warns of what it will drop."""
-    import warnings
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import Finding, InputError, ModelError
-from pneumoscope.inference.chest import ChestInput
-from pneumoscope.inference.engines import Engine, choose_engine, make_engine
+from pneumoscope.inference.engines import choose_engine, make_engine
 from pneumoscope.inference.external import Access, External, ExternalPrediction, is_external, open_external
 from pneumoscope.inference.familiar import FINDING
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput, joint_card, load_for, load_members
@@ -156,7 +155,7 @@ class Segmenter:
         self.card = joint_card(self.members, [one.card for one in self.external])
         self.mirror, self.uncertainty = options.mirror, uncertainty
         self._lungs_name = options.lungs_model
-        self._lungs: tuple[Engine, dict[str, Any], ModelInput | ChestInput] | External | None = None
+        self._lungs: LungFinder | External | None = None
 
     @property
     def input(self) -> ModelInput:
@@ -245,15 +244,13 @@ class Segmenter:
             if is_external(self._lungs_name):
                 self._lungs = open_external(self._lungs_name, self._access, task="lungs")
             else:
-                model, card = load_for(self._lungs_name, "lungs")
-                self._lungs = make_engine(model, **self._ready), card, lungs_input(card)
+                self._lungs = LungFinder(self._lungs_name, **self._ready, **self.compute)
         if isinstance(self._lungs, External):
             said = self._lungs.predict(volume, progress)
             assert said.lungs is not None  # `open_external` saw to it
             return said.lungs, self._lungs.findings, said.lobes, self._lungs.card, self._lungs.network.engine
-        engine, card, lung_input = self._lungs
-        lungs, findings = find_lungs(volume, engine, lung_input, progress=progress, **self.compute)
-        return lungs, findings, None, card, engine.label
+        lungs, findings = self._lungs.find(volume, progress)
+        return lungs, findings, None, self._lungs.card, self._lungs.engine.label
 
 
 def _sided_lungs(said: Sequence[ExternalPrediction]) -> Mask | None:
@@ -266,23 +263,25 @@ class LungFinder:
 
     Args:
         model: a shipped name or a model folder.
-        device, precision, batch_size: as for `Segmenter`.
+        engine, device, precision, batch_size: as for `make_engine` and `predict_probability`.
 
     Raises:
         ModelError: the model is unknown, damaged, or made for another task.
     """
 
-    def __init__(
-        self, model: str | Path = "lungs", *, device: str = "auto", precision: str = "auto", batch_size: int = 8
-    ) -> None:
+    def __init__(self, model: str | Path = "lungs", *, batch_size: int = 8, **ready: Any) -> None:
         self.compute: dict[str, Any] = {"batch_size": batch_size}
         network, self.card = load_for(model, "lungs")
-        self.model = make_engine(network, "torch", device=device, precision=precision)  # type: ignore[arg-type]
+        self.engine = make_engine(network, **{"engine": "torch", **ready})
         self.input = lungs_input(self.card)
+
+    def find(self, volume: Volume, progress: Progress = silent) -> tuple[Mask, tuple[Finding, ...]]:
+        """See `find_lungs`."""
+        return find_lungs(volume, self.engine, self.input, progress=progress, **self.compute)
 
     def __call__(self, volume: Volume) -> Mask:
         """Lungs on the scan's grid: 1 = right, 2 = left."""
-        return find_lungs(volume, self.model, self.input, **self.compute)[0]
+        return self.find(volume)[0]
 
 
 def segment_volume(

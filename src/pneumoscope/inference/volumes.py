@@ -248,16 +248,6 @@ def entropy(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(out, 0, 1, out=out)
 
 
-def variance(votes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Spread of votes (votes, classes, ...): mean squared distance to their mean, summed over classes; in [0, 1].
-
-    One vote has none. Two votes for different classes with certainty have 0.5, as many as classes 1 - 1/classes.
-    """
-    mean = votes.mean(axis=0)
-    spread: NDArray[np.float32] = np.square(votes - mean).mean(axis=0).sum(axis=0)
-    return spread
-
-
 def to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """[0, 1] as 0 to 255, rounded; for maps that are written beside a mask."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
