@@ -124,14 +124,14 @@ def nothing(side_by_side: int) -> object:
 
 def empty(root: Path, options: argparse.Namespace) -> None:
     from pneumoscope.jobs.machines import machines
-    from pneumoscope.jobs.run import Job, run_jobs
+    from pneumoscope.jobs.run import Job, JobRun
 
     for count in options.jobs:
         jobs = [Job(f"job {n:07}", n, root / f"{n}", marked=False) for n in range(count)]
         before = resource.getrusage(resource.RUSAGE_SELF)
         begun = time.perf_counter()
         with machines("dask", jobs=2):
-            outcomes = run_jobs(jobs, None, lambda *_: None, opener=nothing)
+            outcomes = JobRun(jobs, None, lambda *_: None, opener=nothing).run()
         spent, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
         assert [o.name for o in outcomes] == [job.name for job in jobs]
         own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -17,7 +17,7 @@ import pytest
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import write_text
 from pneumoscope.jobs.machines import Cluster, current, machines, part_of, read_cluster
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step
 from pneumoscope.jobs.slurm import slurm_cluster
 from pneumoscope.jobs.stamp import DONE_FILE
 
@@ -40,7 +40,7 @@ def scheduler():
     ids=lambda value: f"local-{value}" if isinstance(value, int) else value,
 )
 def on(request, monkeypatch):
-    """Keywords of `run_jobs`, inside the machines of an executor."""
+    """Keywords of `JobRun`, inside the machines of an executor."""
     if isinstance(request.param, int):
         yield {"side_by_side": request.param}
         return
@@ -102,9 +102,9 @@ class Run:
         opener = opener or partial(act, self.log)
         jobs = [Job(name, item, self.root / "out" / name, (needs or {}).get(name, ())) for name, item in items.items()]
         step = None if current().remote else opener(1)
-        outcomes = run_jobs(
+        outcomes = JobRun(
             jobs, step, lambda *now: self.tables.append(now), opener=opener, **{**self.on, **options}
-        )  # fmt: skip
+        ).run()  # fmt: skip
         assert [o.name for o in outcomes] == list(items), "in the order of the input, once each"
         assert self.tables[-1] == (outcomes, True)
         return {o.name: o for o in outcomes}
@@ -180,7 +180,7 @@ def test_a_worker_that_cannot_be_prepared_says_why(run):
         pytest.skip("its step is made beforehand")
     jobs = [Job(n, n, run.root / n) for n in "ab"]
     with pytest.raises(RunError, match="no such device"):
-        run_jobs(jobs, Step("none", 1), lambda *_: None, opener=refuses, side_by_side=2)
+        JobRun(jobs, Step("none", 1), lambda *_: None, opener=refuses, side_by_side=2).run()
 
 
 def test_times_memory_and_host_are_known(run):
@@ -281,10 +281,10 @@ def test_workers_of_this_machine_have_the_threads_that_the_user_gives_and_a_dash
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     with machines("dask", jobs=1):
-        (outcome,) = run_jobs(
+        (outcome,) = JobRun(
             [Job("a", 0, tmp_path / "a")], None, lambda *_: None, opener=counts_threads,
             progress=lambda *now: said.append((now[0], now[-1])),
-        )  # fmt: skip
+        ).run()  # fmt: skip
     assert outcome.facts["n"] == "3"
     assert ("forecast", "1 cases, about 1 min on 1 worker") in said
     assert re.fullmatch(r"note: dashboard: http://127.0.0.1:\d+/status", ": ".join(said[0]))
@@ -306,7 +306,7 @@ def test_a_worker_of_several_threads_gets_one_call_at_a_time(tmp_path, monkeypat
         distributed.LocalCluster(**threads, dashboard_address=":0", protocol="tcp", host="127.0.0.1") as cluster,
         machines(cluster.scheduler_address.replace("tcp", "dask")),
     ):
-        outcomes = run_jobs(jobs, None, lambda *_: None, opener=counts_threads)
+        outcomes = JobRun(jobs, None, lambda *_: None, opener=counts_threads).run()
     calls = sorted((o.facts["worker"], o.facts["begun"], o.facts["ended"]) for o in outcomes)
     assert len({worker for worker, _, _ in calls}) == 24
     assert [(a, b) for a, b in pairwise(calls) if a[0] == b[0] and b[1] < a[2]] == []

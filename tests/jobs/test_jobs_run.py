@@ -14,7 +14,7 @@ import pytest
 from pneumoscope.errors import InputError, RunError
 from pneumoscope.jobs import executor
 from pneumoscope.jobs.executor import Executor
-from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, _on_workers, job_folder, run_jobs
+from pneumoscope.jobs.run import FOLDER, Job, JobRun, Outcome, Step, _on_workers, job_folder
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST, OverJobs, silent
 
@@ -57,7 +57,7 @@ class Run:
         self.log.write_text("")
         opener = opener or partial(lengths, self.log, settings or {})
         options = {"step": opener(1), "opener": opener, **options}
-        outcomes = run_jobs(jobs, write=lambda so_far, end: self.tables.append(([*so_far], end)), **options)
+        outcomes = JobRun(jobs, write=lambda so_far, end: self.tables.append(([*so_far], end)), **options).run()
         return {o.name: o for o in outcomes}
 
     @property
@@ -242,7 +242,7 @@ def test_only_marks_of_files_wait_for_the_disk(tmp_path, monkeypatch, files):
             (job.folder / f"{number}").touch()
         return Outcome(job.name, facts={"n": 1})
 
-    run_jobs([Job("a", "a", tmp_path / "a")], Step("k", 1, lambda item: {}, work), lambda *_: None)
+    JobRun([Job("a", "a", tmp_path / "a")], Step("k", 1, lambda item: {}, work), lambda *_: None).run()
     assert (tmp_path / "a" / DONE_FILE).is_file()
     assert len(synced) == 2 * files
 

@@ -34,7 +34,7 @@ from pneumoscope.io.scans import MANIFEST_COLUMNS
 from pneumoscope.io.write import write_mask
 from pneumoscope.jobs.lock import locked, locks
 from pneumoscope.jobs.machines import current, part_of
-from pneumoscope.jobs.run import FOLDER, Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.run import FOLDER, Job, JobRun, Outcome, Step, job_folder
 from pneumoscope.models.cards import content_of_model
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Tabled, bars
@@ -152,10 +152,10 @@ def audit_dataset(
     try:
         others = _prints_of(options, folder, resume, progress)
         jobs = [Job(case.case, case, job_folder(folder, case.case)) for case in cases]
-        outcomes = run_jobs(
+        outcomes = JobRun(
             jobs, _judging(options), write, opener=partial(_open, options), side_by_side=current().jobs or 1,
             resume=resume, strict=True, what="audit", progress=progress,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         masked, off_grid = (sum(o.facts[count] for o in outcomes) for count in ("masked", "off_grid"))
         if masked > 1 and off_grid == masked:
             raise DatasetError(
@@ -261,7 +261,9 @@ def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progres
             jobs.append(Job(case.case, only, job_folder(out, f"also-{number}-{case.case}")))
         made_of = partial(_scan_of_set, label)
         step = Step("fingerprint", 1, made_of, work)
-        run = run_jobs(jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress)
+        run = JobRun(
+            jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress
+        ).run()
         prints += [unpack_print(outcome.facts["print"]) for outcome in run]
     return prints
 

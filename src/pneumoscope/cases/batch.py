@@ -30,7 +30,7 @@ from pneumoscope.io.files import (
 from pneumoscope.io.scans import ScanRef
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
-from pneumoscope.jobs.run import Job, Opener, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Opener, Outcome, Step
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.progress import Progress, silent
 from pneumoscope.reports.case import CaseContent
@@ -135,7 +135,7 @@ def run_batch(
     work = [Job(scan.case, scan, folder / scan.case) for scan in scans]
     (folder / RUN_FILE).unlink(missing_ok=True)
     private.write_key(scans)
-    outcomes = run_jobs(work, step, write, opener=opener, side_by_side=jobs, resume=resume, progress=progress)
+    outcomes = JobRun(work, step, write, opener=opener, side_by_side=jobs, resume=resume, progress=progress).run()
     return result_of(outcomes)
 
 

@@ -32,7 +32,7 @@ from pneumoscope.io.files import jsonable, prepare_folder, require_no_other_run,
 from pneumoscope.io.scans import find_scans
 from pneumoscope.io.write import write_mask
 from pneumoscope.jobs.lock import locks
-from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step, job_folder
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.objects import Tabled
 from pneumoscope.preprocess.registration import RegistrationRules
@@ -145,7 +145,7 @@ def compare_cases(
             write_compare_report(folder, document, [b64decode(o.facts["picture"]) for o in outcomes])
             write_json(folder / CHANGE_FILE, document if finished else {**document, "finished": False})
 
-    outcomes = run_jobs(jobs, step, write, resume=resume, strict=True, what="follow-ups", progress=progress)
+    outcomes = JobRun(jobs, step, write, resume=resume, strict=True, what="follow-ups", progress=progress).run()
     return _comparison([read_change(outcome.facts["change"]) for outcome in outcomes])
 
 

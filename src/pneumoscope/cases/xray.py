@@ -45,7 +45,7 @@ from pneumoscope.io.files import atomic_path, prepare_folder, read_csv, require_
 from pneumoscope.io.formats.radiograph import ListedRadiograph, list_radiographs, read_radiograph
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
-from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step, job_folder
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.models.cards import content_of_model
 from pneumoscope.options import recorded
@@ -112,7 +112,7 @@ def classify_radiographs(
         _write(folder, batch_of(outcomes), card, options, state)
 
     jobs = [Job(item.name, item, job_folder(folder, item.name)) for item in part_of(list_radiographs(inputs))]
-    return batch_of(run_jobs(jobs, step, write, opener=opener, resume=resume, what="pictures", progress=progress))
+    return batch_of(JobRun(jobs, step, write, opener=opener, resume=resume, what="pictures", progress=progress).run())
 
 
 def _open(folder: Path, options: XrayOptions, jobs: int) -> Step:

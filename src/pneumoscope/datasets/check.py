@@ -20,7 +20,7 @@ from pneumoscope.errors import DatasetError, InputError, PneumoscopeError
 from pneumoscope.io.files import read_csv
 from pneumoscope.io.scans import MANIFEST
 from pneumoscope.jobs.machines import current
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABELS, LUNG_LABELS, present_labels
 
@@ -120,10 +120,10 @@ def check_dataset(name: str, root: str | Path, *, quick: bool = False, progress:
         folder = Path.cwd() / f".tmp-{os.getpid()}-check"  # made for other machines only, which must see it
         jobs = [Job(c.case, c, folder / c.case, marked=False) for c in cases if not seen[c.case].problems]
         try:
-            outcomes = run_jobs(
+            outcomes = JobRun(
                 jobs, _open(1), lambda *_: None, opener=_open, side_by_side=current().jobs or 1, strict=True,
                 what="check", progress=progress,
-            )  # fmt: skip
+            ).run()  # fmt: skip
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         for outcome in outcomes:

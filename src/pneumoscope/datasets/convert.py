@@ -33,7 +33,7 @@ from pneumoscope.io.scans import MANIFEST_COLUMNS
 from pneumoscope.io.write import write_image, write_mask, write_volume
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 from pneumoscope.jobs.machines import current
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step
 from pneumoscope.options import made_of
 from pneumoscope.progress import Progress, silent
 from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, Mask, Volume
@@ -253,10 +253,10 @@ def _convert(cases: Sequence[Case], names: Sequence[str], folder: Path, to: str,
         run, failed = Run(work), {}
         jobs = [Job(name, (case, name), work / name, marked=False) for case, name in zip(cases, names, strict=True)]
         opener = partial(_open, to, work)
-        outcomes = run_jobs(
+        outcomes = JobRun(
             jobs, opener(1), lambda *_: None, opener=opener, side_by_side=current().jobs or 1, strict=True,
             what=f"convert to {to}", progress=progress,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         for outcome in outcomes:
             if why := outcome.facts.get("failed"):
                 failed[outcome.name] = why

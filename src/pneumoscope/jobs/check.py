@@ -13,7 +13,7 @@ from typing import Any
 from pneumoscope._version import __version__
 from pneumoscope.errors import RunError
 from pneumoscope.jobs.machines import current, patience
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step
 from pneumoscope.processes import processors
 from pneumoscope.progress import Progress, silent
 
@@ -35,7 +35,7 @@ def check_machines(folder: str | Path, *, wait_seconds: float = 300.0, progress:
     job = Job("check", None, folder / "check", marked=False)
     try:
         with patience(wait_seconds):
-            (outcome,) = run_jobs([job], None, lambda *_: None, opener=_open, what="checks", progress=progress)
+            (outcome,) = JobRun([job], None, lambda *_: None, opener=_open, what="checks", progress=progress).run()
     finally:
         if new:
             with suppress(OSError):

@@ -11,10 +11,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from pneumoscope.errors import PneumoscopeError, RunError
 from pneumoscope.io.files import clear_temporary
@@ -24,7 +23,7 @@ from pneumoscope.jobs.machines import current
 from pneumoscope.jobs.stamp import DONE_FILE
 from pneumoscope.progress import FORECAST, NOTE, OverJobs, Progress, silent
 
-__all__ = ["FOLDER", "Job", "Opener", "Outcome", "Step", "Write", "job_folder", "run_jobs"]
+__all__ = ["FOLDER", "Job", "JobRun", "Opener", "Outcome", "Step", "Write", "job_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,79 +40,86 @@ Write = Callable[[Sequence[Outcome], bool], None]
 """Writes the tables of a run: the outcomes so far in the order of the jobs, and whether these are all."""
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    step: Step | None,
-    write: Write,
-    *,
-    opener: Opener | None = None,
-    side_by_side: int = 1,
-    resume: bool = False,
-    strict: bool = False,
-    what: str = "cases",
-    progress: Progress = silent,
-) -> list[Outcome]:
-    """Do all jobs that are not done.
+@dataclass(frozen=True)
+class JobRun:
+    """Jobs of one output folder, and how they are done."""
 
-    Args:
-        jobs: in the order in which they are reported.
-        step: of this process; None where other machines do the work.
-        write: called as jobs end, at the end, and when the run is interrupted.
-        opener: makes the step of other processes; without one all jobs are done in this process.
-        side_by_side: jobs worked on at the same time, each in its own process.
-        resume: keep the jobs whose `done.json` is still valid.
-        strict: raise what the first job to fail raised, and write no table before all are done.
-        what: the name of the progress bar.
-        progress: called per job and as jobs advance; with one process by the work itself.
+    jobs: Sequence[Job]  # in the order in which they are reported
+    step: Step | None  # of this process; None where other machines do the work
+    write: Write  # called as jobs end, at the end, and when the run is interrupted
+    opener: Opener | None = None  # makes the step of other processes; without one all jobs are done in this process
+    side_by_side: int = 1  # jobs worked on at the same time, each in its own process
+    resume: bool = False  # keep the jobs whose `done.json` is still valid
+    strict: bool = False  # raise what the first job to fail raised, and write no table before all are done
+    what: str = "cases"  # the name of the progress bar
+    progress: Progress = silent  # called per job and as jobs advance; with one process by the work itself
 
-    Returns:
-        One outcome per job, in their order. Unless `strict`, a job that fails raises nothing.
-    """
-    executor = None
-    if opener is not None and jobs:
-        executor = _executor(opener, min(side_by_side, len(jobs)), jobs[0].folder.parent)
-    remote = executor is not None and executor.remote
-    outcomes = _resumed(jobs, step, progress) if resume and not remote and step is not None else {}
-    left = [job for job in jobs if job.name not in outcomes]
-    before = {job.name: _mark_of(job) for job in left} if resume and remote else {}
-    for job in left if not before else ():
-        job.start()  # from here on a mark is one of this run
-    pace = _Pace()
-    bar = OverJobs(progress, what, len(jobs), {} if step is None else step.shares, len(outcomes))
+    def run(self) -> list[Outcome]:
+        """Do all jobs that are not done.
 
-    def so_far() -> list[Outcome]:
-        return [outcomes[job.name] for job in jobs if job.name in outcomes]
-
-    done: Generator[Outcome, None, None]
-    if executor is not None and (remote or len(left) > 1):
-        done = _on_workers(left, executor, resume and remote, bar)
-    else:
-        assert step is not None
-        done = _in_this_process(left, step, bar)
-    try:
-        with closing(done):  # workers must not outlive an exception here
-            for outcome in done:
-                if strict and outcome.status == "failed":
-                    raise outcome.problem or RunError(f"{outcome.name}: {outcome.error}")
-                outcomes[outcome.name] = outcome
-                bar.end(len(outcomes), outcome.name)
-                if len(outcomes) < len(jobs) and not strict:
-                    pace.now_and_then(lambda: write(so_far(), False))
-    except BaseException as problem:
-        for job in left:
-            clear_temporary(job.folder)  # of workers that were ended in the middle of a file
-            if job.name not in outcomes and _mark_of(job) != before.get(job.name):
-                facts = job.facts()
-                if facts is not None:  # done, but its worker was ended before it said so
+        Returns:
+            One outcome per job, in their order. Unless `strict`, a job that fails raises nothing.
+        """
+        jobs, step, executor = self.jobs, self.step, self._executor()
+        remote = executor is not None and executor.remote
+        kept = self.resume and not remote and step is not None
+        outcomes = _resumed(jobs, step, self.progress) if kept and step is not None else {}
+        left = [job for job in jobs if job.name not in outcomes]
+        before = {job.name: _mark_of(job) for job in left} if self.resume and remote else {}
+        for job in left if not before else ():
+            job.start()  # from here on a mark is one of this run
+        bar = OverJobs(self.progress, self.what, len(jobs), {} if step is None else step.shares, len(outcomes))
+        done: Generator[Outcome, None, None]
+        if executor is not None and (remote or len(left) > 1):
+            done = _on_workers(left, executor, self.resume and remote, bar)
+        else:
+            assert step is not None
+            done = _in_this_process(left, step, bar)
+        try:
+            with closing(done):  # workers must not outlive an exception here
+                self._collect(done, outcomes, bar)
+        except BaseException as problem:
+            for job in left:
+                clear_temporary(job.folder)  # of workers that were ended in the middle of a file
+                facts = job.facts() if _mark_of(job) != before.get(job.name) else None
+                if job.name not in outcomes and facts is not None:  # done, but its worker was ended before it said so
                     outcomes[job.name] = Outcome(job.name, facts=facts)
-        if not (strict and isinstance(problem, Exception)):
-            with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
-                write(so_far(), False)
-        raise
-    if before:
-        _log.warning("resumed: %d of %d done before are kept", sum(o.kept for o in outcomes.values()), len(jobs))
-    write(so_far(), True)
-    return so_far()
+            if not (self.strict and isinstance(problem, Exception)):
+                with suppress(PneumoscopeError, OSError):  # the first problem is the one to report
+                    self.write(self._so_far(outcomes), False)
+            raise
+        if before:
+            _log.warning("resumed: %d of %d done before are kept", sum(o.kept for o in outcomes.values()), len(jobs))
+        self.write(self._so_far(outcomes), True)
+        return self._so_far(outcomes)
+
+    def _executor(self) -> Executor | None:
+        """Who does the jobs; None for this process."""
+        if self.opener is None or not self.jobs:
+            return None
+        if current().remote:
+            from pneumoscope.jobs.dask import DaskWorkers
+
+            return DaskWorkers(current(), self.opener, self.jobs[0].folder.parent)
+        width = min(self.side_by_side, len(self.jobs))
+        return LocalWorkers(self.opener, width) if width > 1 else None
+
+    def _collect(self, done: Iterable[Outcome], outcomes: dict[str, Outcome], bar: OverJobs) -> None:
+        """Take outcomes as they come, and write the tables in between for at most `WRITING_SHARE` of the time."""
+        due = 0.0
+        for outcome in done:
+            if self.strict and outcome.status == "failed":
+                raise outcome.problem or RunError(f"{outcome.name}: {outcome.error}")
+            outcomes[outcome.name] = outcome
+            bar.end(len(outcomes), outcome.name)
+            started = time.monotonic()
+            if len(outcomes) < len(self.jobs) and not self.strict and started >= due:
+                self.write(self._so_far(outcomes), False)
+                ended = time.monotonic()
+                due = ended + (ended - started) / WRITING_SHARE
+
+    def _so_far(self, outcomes: Mapping[str, Outcome]) -> list[Outcome]:
+        return [outcomes[job.name] for job in self.jobs if job.name in outcomes]
 
 
 def _mark_of(job: Job) -> tuple[int, int] | None:
@@ -143,32 +149,6 @@ def _resumed(jobs: Sequence[Job], step: Step, progress: Progress) -> dict[str, O
         more = f" and {len(again) - 10} more" if len(again) > 10 else ""
         _log.warning("computed again: %s%s", ", ".join(again[:10]), more)
     return kept
-
-
-class _Pace:
-    """Calls a function often, but gives it at most `WRITING_SHARE` of the time."""
-
-    def __init__(self) -> None:
-        self._due = 0.0
-
-    def now_and_then(self, function: Callable[[], None]) -> None:
-        started = time.monotonic()
-        if started >= self._due:
-            function()
-            ended = time.monotonic()
-            self._due = ended + (ended - started) / WRITING_SHARE
-
-
-# -- executors ---------------------------------------------------------------------------------------------------------
-
-
-def _executor(opener: Opener, side_by_side: int, folder: Path) -> Executor | None:
-    """Who does jobs that write below `folder`; None for this process."""
-    if current().remote:
-        from pneumoscope.jobs.dask import DaskWorkers
-
-        return DaskWorkers(current(), opener, folder)
-    return LocalWorkers(opener, side_by_side) if side_by_side > 1 else None
 
 
 def _in_this_process(jobs: Sequence[Job], step: Step, bar: OverJobs) -> Generator[Outcome, None, None]:

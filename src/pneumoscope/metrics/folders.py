@@ -17,7 +17,7 @@ from pneumoscope.errors import InputError, RunError
 from pneumoscope.io.files import prepare_folder, require_no_other_run, write_csv, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current, part_of
-from pneumoscope.jobs.run import Job, Outcome, Step, job_folder, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step, job_folder
 from pneumoscope.jobs.stamp import content_of_files
 from pneumoscope.metrics.intervals import summarise
 from pneumoscope.metrics.options import EvaluateOptions
@@ -173,10 +173,10 @@ def evaluate_folders(
     def write(outcomes: Sequence[Outcome], finished: bool) -> None:
         _evaluation(prediction, reference, outcomes, finished=finished).write(folder)
 
-    outcomes = run_jobs(
+    outcomes = JobRun(
         jobs, step, write, opener=partial(_open, prediction, reference, options), side_by_side=current().jobs or 1,
         resume=resume, what="evaluate", progress=progress,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     result = _evaluation(prediction, reference, outcomes)
     if result.failures:
         first = result.failures[0]

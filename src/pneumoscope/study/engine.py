@@ -22,7 +22,7 @@ from pneumoscope.errors import InputError, PneumoscopeError
 from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.jobs.lock import locks
 from pneumoscope.jobs.machines import current
-from pneumoscope.jobs.run import Job, Outcome, Step, run_jobs
+from pneumoscope.jobs.run import Job, JobRun, Outcome, Step
 from pneumoscope.options import made_of, recorded
 from pneumoscope.processes import processors
 from pneumoscope.progress import NOTE, Progress, silent
@@ -104,10 +104,10 @@ class Study:
         ]
         options = replace(self.options, resume=True, overwrite=False, jobs=1, progress=silent)
         opener = partial(_open, type(self.modality), self.experiment, options, folder)
-        outcomes = run_jobs(
+        outcomes = JobRun(
             stages, None, lambda *_: None, opener=opener, side_by_side=jobs, strict=True, what="stages",
             progress=self.progress,
-        )  # fmt: skip
+        ).run()  # fmt: skip
         for outcome in outcomes:
             for note in outcome.facts["notes"]:
                 self.progress(NOTE, 1, 1, note)

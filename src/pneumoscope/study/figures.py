@@ -19,6 +19,7 @@ from pneumoscope.study.folder import read_if_there
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GOOD_PERCENTILE, BAD_PERCENTILE = 90.0, 10.0
 """Examples stand at these ranks of F1 among the test slices with infiltrate of the set a stage was last trained on."""
@@ -190,11 +191,9 @@ def changes_png(differences: Sequence[Mapping[str, Any]]) -> bytes:
             axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=2)
         axes.plot(row["mean"], place, "o", color=colour, ms=5)
     axes.axvline(0, color="#59626d", lw=0.8)
+    _words(axes, x="change of F1 by the retraining (left: lost, right: gained)")
     axes.set_yticks(range(len(rows)), [f"{r['stage']} - {r['against']}, set {r['test']}" for r in rows], fontsize=7.5)
     axes.invert_yaxis()
-    axes.set_xlabel("change of F1 by the retraining (left: lost, right: gained)", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    _plain(axes)
     figure.tight_layout()
     return png(figure)
 
@@ -208,28 +207,14 @@ def calibration_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     for axes, test in zip(panels, tests, strict=False):
         axes.plot([0, 1], [0, 1], color="#9aa5b1", lw=0.8, ls="--")
         for row in (r for r in rows if r["test"] == test):
-            n = stages.index(row["stage"])
-            axes.plot(
-                _floats(row["confidence"]),
-                _floats(row["frequency"]),
-                marker=MARKS[n % len(MARKS)],
-                color=COLOURS[n % len(COLOURS)],
-                ms=3.5,
-                lw=1.1,
-                label=row["stage"],
-            )
-        axes.set_title(f"set {test}", fontsize=9)
-        axes.set_xlabel("predicted probability", fontsize=8)
+            style = _style(stages.index(row["stage"]), row["stage"])
+            axes.plot(_floats(row["confidence"]), _floats(row["frequency"]), ms=3.5, lw=1.1, **style)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         axes.set_aspect("equal")
-        axes.tick_params(labelsize=7)
-        _plain(axes)
+        _words(axes, f"set {test}", "predicted probability")
     panels[0].set_ylabel("share that is infiltrate", fontsize=8)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(6, max(1, len(labels))), fontsize=7, frameon=False)
-    figure.tight_layout(rect=(0, 0.08 * math.ceil(len(labels) / 6), 1, 1))
-    return png(figure)
+    return _with_legend(figure, panels[:1], 6, 0.08)
 
 
 def appearance_png(looks: Mapping[str, Any]) -> bytes:
@@ -239,17 +224,13 @@ def appearance_png(looks: Mapping[str, Any]) -> bytes:
     edges = np.array(looks["edges"])
     middle = (edges[:-1] + edges[1:]) / 2
     names = {row["test"]: row["name"] for row in looks["sets"]}
+    unit = looks["unit"] + (" (clipped to the first window)" if looks["unit"] == "HU" else "")
     for axes, kind in zip(panels, ("lung", "infiltrate"), strict=True):
         for n, (number, shares) in enumerate(sorted(looks["histograms"].items(), key=lambda item: int(item[0]))):
-            label = f"set {number}: {names[int(number)]}"
-            axes.plot(
-                middle, 100 * np.array(_floats(shares[kind])), color=COLOURS[n % len(COLOURS)], lw=1.4, label=label
-            )
-        axes.set_title("healthy lung" if kind == "lung" else "infiltrate", fontsize=9)
-        axes.set_xlabel(looks["unit"] + (" (clipped to the first window)" if looks["unit"] == "HU" else ""), fontsize=8)
+            label, percent = f"set {number}: {names[int(number)]}", 100 * np.array(_floats(shares[kind]))
+            axes.plot(middle, percent, color=COLOURS[n % len(COLOURS)], lw=1.4, label=label)
         axes.set_ylim(0)
-        axes.tick_params(labelsize=7)
-        _plain(axes)
+        _words(axes, "healthy lung" if kind == "lung" else "infiltrate", unit)
     panels[0].set_ylabel("% of pixels per bin", fontsize=8)
     panels[0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
@@ -265,27 +246,16 @@ def lesions_png(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> byt
     for axes, test in zip(panels, tests, strict=True):
         for n, stage in enumerate(stages):
             own = {(r["by"], r["group"]): r["found"] for r in rows if r["test"] == test and r["stage"] == stage}
-            axes.plot(
-                _floats([own.get(kind) for kind in kinds]),
-                np.arange(len(kinds)) + 0.14 * (n - (len(stages) - 1) / 2),
-                MARKS[n % len(MARKS)],
-                color=COLOURS[n % len(COLOURS)],
-                ms=5,
-                label=stage,
-            )
+            lift = 0.14 * (n - (len(stages) - 1) / 2)
+            found = _floats([own.get(kind) for kind in kinds])
+            axes.plot(found, np.arange(len(kinds)) + lift, ls="", ms=5, **_style(n, stage))
         axes.set_xlim(-0.02, 1.02)
-        axes.set_title(f"set {test}", fontsize=9)
-        axes.set_xlabel("share found", fontsize=8)
+        _words(axes, f"set {test}", "share found")
         names = [f"{by}: {group}" for by, group in kinds] if axes is panels[0] else [""] * len(kinds)
         axes.set_yticks(range(len(kinds)), names, fontsize=7)
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.grid(axis="y", color="#dfe3e8", lw=0.6)
-        axes.tick_params(axis="x", labelsize=7)
-        _plain(axes)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=max(1, len(labels)), fontsize=7, frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return png(figure)
+    return _with_legend(figure, panels[:1], max(1, len(stages)), 0.06)
 
 
 def distance_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -297,12 +267,9 @@ def distance_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
         text = f"{row['stage']}: {row['auc']:.2f}"
         colour = COLOURS[n % len(COLOURS)]
         axes.step(row["false_positive"], row["true_positive"], where="post", color=colour, lw=1.3, label=text)
-    axes.set_xlabel("scans of known sets refused", fontsize=8)
-    axes.set_ylabel("scans of new sets refused", fontsize=8)
-    axes.tick_params(labelsize=7)
+    _words(axes, x="scans of known sets refused", y="scans of new sets refused")
     axes.legend(fontsize=7, frameon=False, loc="lower right", title="area", title_fontsize=7)
     axes.set_aspect("equal")
-    _plain(axes)
     figure.tight_layout()
     return png(figure)
 
@@ -315,30 +282,36 @@ def comparison_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     for axes, order in zip(panels, orders, strict=True):
         for row in (r for r in rows if r["sets"] == order and not math.isnan(r["gain"] + r["loss"])):
-            n = names.index(row["strategy"])
-            reach = [_reach(row, key) for key in ("loss", "gain")]
-            axes.errorbar(
-                row["loss"],
-                row["gain"],
-                xerr=reach[0],
-                yerr=reach[1],
-                fmt=MARKS[n % len(MARKS)],
-                color=COLOURS[n % len(COLOURS)],
-                ms=6,
-                lw=0.8,
-                label=row["strategy"],
-            )
+            style = {**_style(names.index(row["strategy"]), row["strategy"]), "ls": "", "ms": 6, "elinewidth": 0.8}
+            axes.errorbar(row["loss"], row["gain"], xerr=_reach(row, "loss"), yerr=_reach(row, "gain"), **style)
         axes.axhline(0, color="#9aa5b1", lw=0.8)
         axes.axvline(0, color="#9aa5b1", lw=0.8)
-        axes.set_title(f"sets {order.replace('-', ', then ')}", fontsize=9)
-        axes.set_xlabel("F1 lost on earlier sets (right: worse)", fontsize=8)
-        axes.tick_params(labelsize=7)
-        _plain(axes)
+        _words(axes, f"sets {order.replace('-', ', then ')}", "F1 lost on earlier sets (right: worse)")
     panels[0].set_ylabel("F1 gained on the newest set (up: better)", fontsize=8)
+    return _with_legend(figure, panels, 4, 0.055)
+
+
+def _style(number: int, label: str) -> dict[str, Any]:
+    """Mark and colour of the n-th line."""
+    return {"marker": MARKS[number % len(MARKS)], "color": COLOURS[number % len(COLOURS)], "label": label}
+
+
+def _words(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Title and axes in the size of these pictures, without a frame above and on the right."""
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _with_legend(figure: Figure, panels: Sequence[Axes], columns: int, line: float) -> bytes:
+    """The figure with one legend of all panels below, lines of it being that high; as PNG."""
     marks = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    lines = math.ceil(len(marks) / 4)
-    figure.legend(marks.values(), marks.keys(), loc="lower center", ncols=4, fontsize=7, frameon=False)
-    figure.tight_layout(rect=(0, 0.055 * lines, 1, 1))
+    columns = min(columns, max(1, len(marks)))
+    figure.legend(marks.values(), marks.keys(), loc="lower center", ncols=columns, fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, line * math.ceil(len(marks) / columns), 1, 1))
     return png(figure)
 
 
@@ -350,8 +323,3 @@ def _reach(row: Mapping[str, Any], key: str) -> Any:
 
 def _floats(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else float(v) for v in values]
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
