@@ -24,7 +24,6 @@ def check_machines(folder: str | Path, *, wait_seconds: float = 300.0, progress:
     Args:
         folder: that all machines must see; removed again when it was not there before.
         wait_seconds: for the worker to start.
-        progress: called with notes.
 
     Raises:
         InputError: the worker sees other files, has another version, or settings are wrong.

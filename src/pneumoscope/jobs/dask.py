@@ -59,13 +59,7 @@ class Run:
 
 
 class DaskWorkers(Executor):
-    """Workers of Dask: started on this machine, by SLURM, or there already.
-
-    Args:
-        where: which of these.
-        opener: prepares each worker.
-        folder: that all must see.
-    """
+    """Workers of Dask: started on this machine, by SLURM, or there already."""
 
     remote = True
 

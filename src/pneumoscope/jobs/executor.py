@@ -227,12 +227,7 @@ def _portable(problem: Exception) -> Exception:
 
 
 class LocalWorkers(Executor):
-    """Processes of this machine.
-
-    Args:
-        opener: prepares each.
-        width: how many.
-    """
+    """Processes of this machine."""
 
     def __init__(self, opener: Opener, width: int) -> None:
         super().__init__()

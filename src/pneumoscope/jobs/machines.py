@@ -87,8 +87,6 @@ def machines(
     """Run the verbs inside on other machines, or only a part of their jobs.
 
     Args:
-        on: see `Machines`.
-        jobs: see `Machines`.
         cluster: a TOML file of `Cluster` settings, and settings as ``NAME=VALUE``; the later go before the earlier.
         part: ``K/N``; every N-th job from the K-th.
 

@@ -112,8 +112,6 @@ def mark_done(folder: str | Path, made: str, *, synced: bool = True, **facts: An
     """Say that the folder holds the whole result of this stamp; called after everything else is written.
 
     Args:
-        folder: of the job.
-        made: its stamp.
         synced: see `io.files.atomic_path`.
         facts: what else belongs into the mark (a row of a table, say), as JSON values.
     """
@@ -124,7 +122,6 @@ def mark_started(folder: str | Path, wanted: str = "", **parts: Any) -> None:
     """Take the mark of a finished job away; called before a job writes into its folder.
 
     Args:
-        folder: of the job.
         wanted: its stamp; kept in `STARTED_FILE`, by which a killed job is known when it is resumed.
         parts: what the stamp was made of, in pieces that `what_changed` can name.
     """

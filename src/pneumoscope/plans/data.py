@@ -150,8 +150,6 @@ def plan_for(
 
     Args:
         data: see `data_roots`.
-        out: the folder of the training.
-        plan: a file.
         device: that is planned for.
         dims: ``auto``, ``2d`` or ``3d``.
         start: the model to start from.

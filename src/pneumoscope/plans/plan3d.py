@@ -102,8 +102,6 @@ def plan_volumes(seen: Survey, scans: int, *, device: str, **wanted: Any) -> Vol
     """A plan on volumes from the scans and the available memory.
 
     Args:
-        seen: the scans.
-        scans: how many there are.
         device: ``cpu`` plans smaller.
         wanted: values that the user gave, of fields of the plan; they go before what would be planned.
     """

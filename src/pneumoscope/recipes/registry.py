@@ -83,7 +83,6 @@ def build_any(
     """The experiment of that name, of whatever kind, with its settings.
 
     Args:
-        recipe: a name, or an experiment.
         settings: changes as ``key=value``.
         seed: of everything drawn at random; None leaves those of the recipe.
         seeds: trainings of a study of radiographs, each with its own draw and split.

@@ -93,7 +93,6 @@ def roots_of(experiment: Experiment, data: Mapping[str, Path]) -> dict[int, Path
     """Which folder belongs to which set; empty when the study runs on synthetic sites.
 
     Args:
-        experiment: names the sets.
         data: ``name -> folder``; a name is a set's dataset (``medseg``) or its number (``2``). Sets of 8-bit slices
             share one root, ``slices``, or are named by their source (``coronacases``).
 
@@ -134,11 +133,7 @@ def has_mask(case: Case, classes: str = "infiltrate") -> bool:
 
 
 def lung_folders(experiment: Experiment, given: Mapping[str, str | Path]) -> dict[int, Path]:
-    """Folders of lung masks made elsewhere, by set number.
-
-    Args:
-        experiment: names the sets.
-        given: ``name or number of a set -> folder``.
+    """Folders of lung masks made elsewhere, by set number; they are given by the name or number of a set.
 
     Raises:
         InputError: a name fits no set or several; the sets are 8-bit pictures, which have no grid to lay masks on.
@@ -157,10 +152,8 @@ def find_cases(
     Sets of 8-bit slices come as stacks, already read: they are small.
 
     Args:
-        experiment: names the sets.
         roots: folder by set number; none for synthetic sites.
         out: the study folder, where synthetic sites are made.
-        progress: called about every set.
         lungs: folders of lung masks by set number, for sets without their own.
 
     Raises:

@@ -228,7 +228,6 @@ def read_experiment(folder: str | Path, expected: type[Any] | None = None) -> An
     """The experiment of a study folder.
 
     Args:
-        folder: of the study.
         expected: the class of experiment that is wanted; any by default.
 
     Raises:

@@ -70,9 +70,7 @@ def epoch_length(experiment: Experiment, stage: Stage, train_slices: Mapping[int
 def count_steps(experiment: Experiment, train_slices: Mapping[int, int]) -> int:
     """Optimiser steps of all trainings on slices, at most: none stops early, each training counts once.
 
-    Args:
-        experiment: the study.
-        train_slices: training slices by set number.
+    `train_slices` are counted by set number.
     """
     total = 0
     for stage in on_slices(experiment):
@@ -136,9 +134,6 @@ def forecast(
     The time is an upper bound where a stage may stop early.
 
     Args:
-        experiment: the study.
-        sets: the sets that are ready.
-        device: to compute on.
         jobs: processes asked for; fewer are named where memory does not hold them.
     """
     rows = {number: study_set.rows("train") for number, study_set in sets.items()}

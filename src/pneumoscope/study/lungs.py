@@ -167,7 +167,6 @@ def open_sets(
     """Read every set, those that teach the lung network first, as the others may need it.
 
     Args:
-        experiment: the study.
         folder: the study folder; splits and the lung network are there or are written.
         roots: folder by set number; none for synthetic sites.
         masks: folders of lung masks made elsewhere, by set number.

@@ -217,13 +217,7 @@ Row = Mapping[str, Any]
 
 
 def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, str]]:
-    """Sentences with a word on how sure each is: ``title, text``. Topics without numbers are left out.
-
-    Args:
-        experiment: the study.
-        tables: `matrix.json`.
-        shift: `shift/shift.json`; may be empty.
-    """
+    """Sentences with a word on how sure each is: ``title, text``, from `matrix.json` and `shift.json`, or parts of them."""
     stages = experiment.main_stages()
     found = [
         *_changes(experiment, stages, tables.get("differences", [])),
@@ -371,10 +365,6 @@ def _looks(looks: Row) -> list[tuple[str, str]]:
 
 def pattern(rows: Sequence[Row], differences: Sequence[Row]) -> list[dict[str, Any]]:
     """The paper's changes of F1 by retraining beside ours, where it prints both ends.
-
-    Args:
-        rows: of the matrix, with ``paper_f1``.
-        differences: of the matrix, see `Matrix.differences`.
 
     Returns:
         ``stage, against, test, paper, mean, low, high, agrees``; ``agrees`` says whether both have the same sign.

@@ -256,7 +256,7 @@ def _questions(repeat: Repeat) -> list[Question]:
     sets = [repeat.one, *([repeat.adults] if repeat.adults is not None else [])]
     rows = np.concatenate([s.rows for s in sets])
     parts = np.concatenate([s.parts for s in sets])
-    labels = np.array([repeat.pool.cases[int(i)].label for i in rows], dtype=np.str_)
+    labels = np.array([case.label for case in repeat.pool.at(rows)], dtype=np.str_)
     source = repeat.pool.sources(rows)
     everything = np.ones(len(rows), bool)
     asked = [("all sources", everything), *((f"{name} only", labels == name) for name in repeat.one.classes)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -40,9 +40,17 @@ class ImagePool:
     pairs: tuple[Pair, ...]  # pictures that are one
     unreadable: tuple[tuple[str, str], ...]  # name and reason of those left out
 
-    def sources(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+    def at(self, rows: Iterable[Any]) -> list[XrayCase]:
+        """The pictures of rows."""
+        return [self.cases[int(i)] for i in rows]
+
+    def names(self, rows: Iterable[Any]) -> list[str]:
+        """Dataset and name of each row."""
+        return [f"{case.dataset}/{case.case}" for case in self.at(rows)]
+
+    def sources(self, rows: Iterable[Any]) -> NDArray[np.str_]:
         """Source of each row."""
-        return np.array([self.cases[int(i)].source or self.cases[int(i)].dataset for i in rows], dtype=np.str_)
+        return np.array([case.source or case.dataset for case in self.at(rows)], dtype=np.str_)
 
     def group_of(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
         """Group of each row."""
@@ -195,7 +203,7 @@ def _make(
 ) -> SplitSet:
     """Draw and split; with a `control_share` that much is test, by group whatever the study does."""
     settings, seed = experiment.split, experiment.split.seed + repeat
-    chosen = [pool.cases[i] for i in own]
+    chosen = pool.at(own)
     shortage = cast(Literal["all", "error"], experiment.data.shortage)
     drawn = select_radiographs(chosen, classes, counts, seed, shortage=shortage)
     parts = split_radiographs(
@@ -228,7 +236,7 @@ class ImageCache:
         """The squares of a recipe, and where in them the pool's `rows` lie."""
         if recipe not in self._made:
             held = np.arange(len(self.pool.cases)) if recipe == self.plain else self.few
-            made = build_pictures([self.pool.cases[int(i)] for i in held], recipe, self.folder, progress=self.progress)
+            made = build_pictures(self.pool.at(held), recipe, self.folder, progress=self.progress)
             place = np.full(len(self.pool.cases), -1, np.int64)
             place[held] = np.arange(len(held))
             self._made[recipe] = made, place
@@ -241,8 +249,7 @@ class ImageCache:
 def licences(pool: ImagePool, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Datasets of some rows with licence, citation and number of pictures, for model cards."""
     found: dict[tuple[str, str, str], int] = {}
-    for i in rows:
-        case = pool.cases[int(i)]
+    for case in pool.at(rows):
         key = case.dataset, case.licence, case.citation
         found[key] = found.get(key, 0) + 1
     names = ("dataset", "licence", "citation")

@@ -246,7 +246,7 @@ def write_splits(repeat: Repeat, folder: str | Path) -> list[str]:
         if part is None:
             continue
         name = f"{part.name}_seed{repeat.number}.csv"
-        cases = [repeat.pool.cases[int(i)] for i in part.rows]
+        cases = repeat.pool.at(part.rows)
         groups = repeat.pool.group_of(part.rows).tolist()
         write_radiograph_split(Path(folder) / name, cases, groups, part.parts.tolist())
         written.append(name)
@@ -264,16 +264,13 @@ def table(
     """One row per picture and test: who it is, and what was said.
 
     Args:
-        repeat: the draw.
-        model, arm, without: which classifier.
         said: probabilities (n, classes) by test, in the order of `Repeat.tests`.
-        classes: of the classifier.
     """
     frames = []
     tests = repeat.tests_of(model, without)
     for name, probability in said.items():
         rows, labels = tests[name]
-        cases = [repeat.pool.cases[int(i)] for i in rows]
+        cases = repeat.pool.at(rows)
         frames.append(
             pd.DataFrame(
                 {
@@ -282,7 +279,7 @@ def table(
                     "without": without,
                     "seed": repeat.number,
                     "test": name,
-                    "case": [f"{c.dataset}/{c.case}" for c in cases],
+                    "case": repeat.pool.names(rows),
                     "patient": [c.patient for c in cases],
                     "group": repeat.pool.group_of(rows),
                     "source": repeat.pool.sources(rows),

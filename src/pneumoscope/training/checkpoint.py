@@ -36,7 +36,6 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
     """Write `last.ckpt`, keeping the one before as `previous.ckpt`. At every moment at least one whole file exists.
 
     Args:
-        folder: of the run.
         state: nested dicts and lists of tensors, numbers, strings, booleans and None.
     """
     from safetensors.torch import save

@@ -98,9 +98,7 @@ def rate_at(config: TrainConfig, done: int, steps: int, history: Sequence[Mappin
     """The learning rate of the next step.
 
     Args:
-        config: see `TrainConfig.schedule`.
         done: steps made so far, over all epochs.
-        steps: steps of an epoch.
         history: rows of the epochs done.
     """
     rise = min(1.0, (done + 1) / config.warmup_steps) if config.warmup_steps else 1.0

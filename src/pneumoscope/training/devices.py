@@ -42,8 +42,6 @@ def fit_on(world: int, progress: Progress, *given: Any) -> Any:
     """What `loop.fit` gives in the first of so many processes.
 
     Args:
-        world: processes.
-        progress: called as the first of them advances.
         given: `loop.fit`, then its arguments by position, up to `resume`; picklable.
 
     Raises:

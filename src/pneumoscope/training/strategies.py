@@ -73,7 +73,6 @@ def fisher_diagonal(model: nn.Module, source: BatchSource, rows: np.ndarray) -> 
     Args:
         model: as it was after training on the earlier set; runs in eval mode, its weights stay.
         source: that set's training slices.
-        rows: which of them to use.
     """
     device = next(model.parameters()).device
     wanted = dict(model.named_parameters())
@@ -162,8 +161,6 @@ def best_mix(
 
     Args:
         model: is left holding the best mix, in eval mode.
-        before: weights before the training.
-        after: weights after it.
         shares: of the new weights to try.
         score: larger is better; must not use test patients.
 

@@ -27,10 +27,6 @@ def judge(matrix: Matrix, limit: float) -> dict[str, Any]:
     Forgetting is that of `forgetting.csv`: best mean F1 of an earlier stage minus the mean F1 now. The mean decides,
     the interval is given. What cannot be measured is refused: a gate that saw nothing must not open.
 
-    Args:
-        matrix: the scored study.
-        limit: F1 that may be lost, from 0 to 1.
-
     Returns:
         ``limit, accepted, stages`` with, in the order of the chain, ``stage, accepted, limit, losses, sentence``. A
         loss is ``test`` (set), ``against`` (the earlier stage with the highest F1 on it), ``lost`` (mean; NaN when it

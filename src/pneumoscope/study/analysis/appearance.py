@@ -64,9 +64,6 @@ def lesion_rows(
     """Lesions and false alarms of slices, without stage and set; see `LESION_COLUMNS`.
 
     Args:
-        experiment: the window of the first channel.
-        study_set: the set.
-        rows: its slices that are compared.
         found: (n, h, w) what the stage found in them.
     """
     slices, table = study_set.slices, study_set.slices.table
@@ -221,8 +218,6 @@ def appearance(
     """The sets side by side, over all slices with lung: numbers per set, and histograms of lung and infiltrate.
 
     Args:
-        experiment: window and unit.
-        sets: the sets.
         features: `features_of` all slices with lung of each set.
     """
     edges = np.linspace(*experiment.preprocessing.windows_hu[0], HISTOGRAM_BINS)

@@ -149,7 +149,6 @@ def distance_table(sets: Mapping[int, StudyDataset], features: Mapping[int, NDAr
     taken, so that slice-wise splits do not make known sets look nearer than they are.
 
     Args:
-        sets: the sets.
         features: per set (n, f) features of all its slices; rows with NaN are left out.
 
     Returns:

@@ -10,7 +10,7 @@ optimisation, without computing them in every epoch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -194,7 +194,6 @@ class NetworkStage:
 class ClassifierTraining(NetworkTraining):
     """All at once; or the dense layer alone, then the reused layers with it at the fine rate."""
 
-    pictures: Sequence[PictureSource] = ()  # for training and for validation, as in `train` and `val`
     two_steps: bool = False  # which of the two
     results: list[FitResult] = field(default_factory=list)  # of the steps made, for the card
 
@@ -203,8 +202,8 @@ class ClassifierTraining(NetworkTraining):
         from pneumoscope.training.loop import fit
 
         if self.two_steps:
-            config, head = self.config(None), self.own / "head"
-            ours, theirs = (FeatureSource.of(model, source, config.device) for source in self.pictures)
+            config, head, both = self.config(None), self.own / "head", cast("tuple[Any, Any]", (self.train, self.val))
+            ours, theirs = (FeatureSource.of(model, source, config.device) for source in both)
             first = fit(head_of(model), self.task(model), ours, theirs, config, head, resume=resume, progress=progress)
             self.results.append(first)
         self.results.append(super().fit(model, resume, progress))
@@ -248,7 +247,6 @@ class ClassifierLearner(Learner):
             val,
             config,
             lambda result, origin: _card(stage, origin, results, taught),
-            (train, val),
             stage.two_steps,
             results,
         ).run(resume=study.resume, progress=study.progress)
@@ -271,13 +269,9 @@ class TrainedClassifier:
     @property
     def tests(self) -> Any:
         """See `base.Classifier`."""
-        stage, cases = self.stage, self.stage.repeat.pool.cases
+        stage, pool = self.stage, self.stage.repeat.pool
         asked = {
-            name: [
-                [f"{cases[int(i)].dataset}/{cases[int(i)].case}" for i in rows],
-                labels.tolist(),
-                pictures_content([cases[int(i)] for i in rows], stage.arm.recipe),
-            ]
+            name: [pool.names(rows), labels.tolist(), pictures_content(pool.at(rows), stage.arm.recipe)]
             for name, (rows, labels) in stage.repeat.tests_of(stage.model, stage.without).items()
         }
         return [asked, stage.repeat.experiment.scoring.timed_pictures]
@@ -301,10 +295,9 @@ def _source(
     from pneumoscope.training.tasks import PictureSource
 
     made, where = supply.get(stage.arm.recipe, rows)
-    cases = [stage.repeat.pool.cases[int(i)] for i in rows]
     # of these pictures alone: the file they lie in may grow when a study is resumed for more seeds
-    content = pictures_content(cases, stage.arm.recipe)
-    return PictureSource(made.pixels, where, labels, [f"{c.dataset}/{c.case}" for c in cases], content)
+    content = pictures_content(stage.repeat.pool.at(rows), stage.arm.recipe)
+    return PictureSource(made.pixels, where, labels, stage.repeat.pool.names(rows), content)
 
 
 def _shaping_parts(stage: NetworkStage, start: Path | None, sources: list[str]) -> dict[str, Any]:
@@ -348,16 +341,10 @@ def _build(stage: NetworkStage, start: Path | None) -> tuple[nn.Module, str]:
 def _card(stage: NetworkStage, origin: str, results: list[FitResult], taught: TrainingSet) -> dict[str, Any]:
     """What `card.json` says beside the architecture and the checksum."""
     steps = [
-        {
-            "step": name,
-            "best_epoch": r.best_epoch,
-            "best_val_loss": r.best_value,
-            "epochs": r.epochs_run,
-            "stopped_by": r.stopped_by,
-            "notes": list(r.notes),
-        }
+        {"step": name, "best_epoch": r.best_epoch, "best_val_loss": r.best_value, "epochs": r.epochs_run,
+         "stopped_by": r.stopped_by, "notes": list(r.notes)}
         for name, r in zip(("head", "whole") if stage.two_steps else ("whole",), results, strict=True)
-    ]
+    ]  # fmt: skip
     training = {"seed": stage.repeat.seed, "pictures": len(np.unique(taught.train)), "steps": steps}
     return card_of(
         stage.name,

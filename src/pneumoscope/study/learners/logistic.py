@@ -54,8 +54,6 @@ def fit_logistic(x: Numbers, y: NDArray[np.int64], n_classes: int, penalty: floa
     Args:
         x: (n, features); standardised within, features that never change are left at 0.
         y: (n,) class numbers from 0.
-        n_classes: how many there are.
-        penalty: at least 0.
 
     Raises:
         InputError: no rows, or numbers of rows and classes that do not fit.
@@ -241,9 +239,7 @@ def _content(repeat: Repeat) -> str:
     """Hex SHA-256 over the pictures that train and test."""
     parts = [part.rows for part in (repeat.zero, repeat.one, repeat.adults) if part is not None]
     rows = np.unique(np.concatenate([*parts, repeat.sick]))
-    return pictures_content(
-        [repeat.pool.cases[int(i)] for i in rows], all_mitigations(repeat.experiment)[AS_PAPER].recipe
-    )
+    return pictures_content(repeat.pool.at(rows), all_mitigations(repeat.experiment)[AS_PAPER].recipe)
 
 
 def _kept(own: Path, wanted: str) -> list[Logistic] | None:

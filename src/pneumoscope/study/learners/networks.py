@@ -137,8 +137,6 @@ def card_of(
     """What `card.json` of a stage's network says beside its architecture and the checksum.
 
     Args:
-        name, title: of the stage.
-        result: of its (last) training.
         origin: what its weights were taken from, in words.
         training: what else is known of the training.
         about: task or classes, preprocessing, data, limits.

@@ -226,8 +226,6 @@ class TrainedModel:
         Args:
             images: (n, c, h, w), all slices of one scan that are predicted.
             site: number of the set the scan is of; used only by strategies that know the site.
-            device: to compute on.
-            precision: to compute in.
         """
         from pneumoscope.inference.engines import predict_probability
 

@@ -119,8 +119,6 @@ def count_voxels(
 
     Args:
         probability: in steps of 1/255.
-        truth: infiltrate.
-        lungs: where to look.
         groups: patient and part of each slice.
     """
     names = sorted(set(groups))

@@ -59,7 +59,6 @@ def intervals(scores: pd.DataFrame, **rounds: Any) -> pd.DataFrame:
     """A row per cell with its mean and interval; NaN ends for one patient.
 
     Args:
-        scores: tidy rows.
         rounds: ``n``, ``seed`` and ``level`` of `bootstrap_interval`.
     """
     rows = []
@@ -182,12 +181,9 @@ def kept_table(
     """The rows of a stage in `<name>.csv` of its folder: those kept under the stamp `wanted`, else made and kept.
 
     Args:
-        own: folder of the stage.
         name: of the table; what `make` says beside it stands in `<name>.json` with the stamp.
         wanted: stamp of the predictor, the data and the settings.
         make: gives the rows, and JSON values about them.
-        resume: take what is there.
-        progress: called when rows of another stamp are made again.
     """
     mark = own / f"{name}.json"
     before = _stamp_in(mark) if resume else None

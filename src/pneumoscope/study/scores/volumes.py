@@ -159,11 +159,8 @@ def score_cases(
     """Predict and score scans one after the other; each is loaded once and let go.
 
     Args:
-        experiment: classes and tolerances.
-        cases: the scans.
         labels_of: classes of a scan on its own grid.
         about: stage, k, fold, setting, test.
-        progress: called with (done, of how many).
 
     Returns:
         The rows, and how well the probability of the last class is calibrated, inside the lungs where they are known.
