@@ -20,6 +20,13 @@ def find_all_lungs():
 
 
 @pytest.fixture
+def no_figures(monkeypatch):
+    """Leave out the pictures: they take most of the time of so small a study."""
+    monkeypatch.setattr("pneumoscope.study.figures.redraw", lambda *args: None)
+    monkeypatch.setattr("pneumoscope.study.figures.write_examples", lambda *args: None)
+
+
+@pytest.fixture
 def small():
     """The demo's experiment, as small as it gets."""
     return small_experiment()

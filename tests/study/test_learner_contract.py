@@ -266,14 +266,12 @@ class TestLearnerContract:
 
 
 @pytest.mark.parametrize("on", ["local", pytest.param("dask", marks=[pytest.mark.slow, pytest.mark.enable_socket])])
-def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch, on):
+def test_the_documented_learner_runs_in_a_transfer_study(tmp_path, monkeypatch, no_figures, on):
     """With the settings of the page, in two processes: matrix and forgetting; a resumed study fits nothing again.
 
     Two Dask workers make the same.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("redraw", "write_examples"):
-        monkeypatch.setattr(f"pneumoscope.study.figures.{name}", lambda *args: None)
     patients = [f"data.sites.{n}.phantom_patients=3" for n in (1, 2, 3)]
     plan = with_overrides(
         only(tiny("data.phantom_size=tiny", *patients), THRESHOLD), re.findall(r"--set (\S+)", HOW_TO.read_text())

@@ -55,7 +55,7 @@ def test_the_page_shows_both_and_what_the_split_adds(study):
         assert (study.folder / "shift" / f"{name}.csv").is_file(), name
 
 
-def test_retrained_models_are_refused_after_everything_is_written(study):
+def test_retrained_models_are_refused_after_everything_is_written(study, no_figures):
     with pytest.MonkeyPatch.context() as patch:
         cases = {n: make_cases(n) for n in (1, 2)}
         patch.setattr("pneumoscope.study.lungs.find_cases", lambda *args, **kwargs: cases)

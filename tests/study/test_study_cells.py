@@ -19,18 +19,6 @@ def sets(small, hospitals, find_all_lungs, tmp_path):
     return make_sets(small, hospitals, tmp_path, find_all_lungs)
 
 
-def test_an_unchanged_cell_is_not_computed_again(small, sets, tmp_path):
-    model = Bright(tmp_path)
-    first = Scorer(small, sets)
-    table = first.stage(model, tmp_path)
-    assert first.computed == [("Tr1", 1), ("Tr1", 3)]
-    calls = model.calls
-    again = Scorer(small, sets)
-    pd.testing.assert_frame_equal(again.stage(model, tmp_path), table)
-    assert again.computed == []
-    assert model.calls == calls
-
-
 def test_a_new_set_costs_one_cell_and_new_weights_all(small, sets, tmp_path):
     model = Bright(tmp_path)
     Scorer(small, {1: sets[1]}).stage(model, tmp_path)

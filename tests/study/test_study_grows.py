@@ -21,9 +21,7 @@ def part_of(plan, sets, stages):
     )
 
 
-def test_a_new_set_and_a_new_stage_cost_their_own_cells(small, hospitals, tmp_path, monkeypatch):
-    monkeypatch.setattr("pneumoscope.study.figures.redraw", lambda *args: None)
-    monkeypatch.setattr("pneumoscope.study.figures.write_examples", lambda *args: None)
+def test_a_new_set_and_a_new_stage_cost_their_own_cells(small, hospitals, no_figures, tmp_path):
     run_study(part_of(small, 1, 1), tmp_path, synthetic=True)
     weights = (tmp_path / "stages" / "Tr1" / "model.safetensors").read_bytes()
     seen = []

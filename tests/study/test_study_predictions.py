@@ -7,7 +7,6 @@ from pneumoscope.errors import InputError
 from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
-from pneumoscope.study.learners.slices import TrainedModel
 from pneumoscope.study.scores.cells import predict_stage, prediction_file, prediction_stamp, read_predictions
 from pneumoscope.study.scores.segmentation import Scorer
 
@@ -115,20 +114,3 @@ def test_predictions_are_made_once_per_stamp(small, sets, tmp_path):
         read_predictions(stage.folder, 1)
     predict_stage(small, stage, {1: sets[1]})
     assert read_predictions(stage.folder, 1).stamp == prediction_stamp(small, stage, sets[1])
-
-
-def test_half_is_exactly_half(tmp_path):
-    p = np.array([0.4999, 0.5, 0.5001], np.float32)
-    stored = np.floor(p * 255 + 0.5).astype(np.uint8)
-    assert (stored >= 127.5).tolist() == [False, True, True]
-
-
-def test_a_network_answers_for_infiltrate(small, tmp_path):
-    from pneumoscope.study.learners.slices import StageJob, new_model
-
-    network = new_model(small, StageJob("x", 4, 2, (4, 8), small.stages.first, None, "infiltrate"))
-    model = TrainedModel("x", tmp_path, network, "", trained_now=True)
-    images = np.random.default_rng(0).integers(0, 255, (3, 4, 17, 16), dtype=np.uint8)
-    found, who = model.predict_scan(images, site=2, device="cpu", precision="fp32")
-    assert found.shape == (3, 17, 16)
-    assert who == 0

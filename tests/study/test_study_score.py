@@ -114,7 +114,7 @@ def copied(work, folder, part=1.0):
     return folder
 
 
-def test_models_retrained_elsewhere_are_guarded_and_compared_as_our_own(work, tmp_path, capsys):
+def test_models_retrained_elsewhere_are_guarded_and_compared_as_our_own(work, tmp_path, capsys, no_figures):
     before = copied(work, tmp_path / "v1", {"first": 1, "second": 0.4})
     after = copied(work, tmp_path / "v2", {"first": 0.3, "second": 1})
     call = ["study", "score", str(tmp_path / "out"), "--predictions", f"v2={after}", "--predictions", f"v1={before}",
@@ -154,7 +154,7 @@ def test_rows_and_sets_of_a_training_must_be_there(given, words):
         score_experiment(data, {}, masks, dict([given.split("=")]))
 
 
-def test_studies_of_models_as_they_are_are_compared_cell_by_cell(scored, work, tmp_path):
+def test_studies_of_models_as_they_are_are_compared_cell_by_cell(scored, work, tmp_path, no_figures):
     part = copied(work, tmp_path / "part", {"first": 0.5, "second": 0.5})
     data = {"phantom:first": work / "A", "phantom:second": work / "B"}
     other = score_study(tmp_path / "other", data=data, predictions={"drawn": part}, device="cpu")
@@ -166,7 +166,7 @@ def test_studies_of_models_as_they_are_are_compared_cell_by_cell(scored, work, t
     assert rows["out", "dense", 1]["difference"] is None
 
 
-def test_a_resumed_score_takes_what_is_there_and_names_what_changed(work, tmp_path):
+def test_a_resumed_score_takes_what_is_there_and_names_what_changed(work, tmp_path, no_figures):
     masks, notes = copied(work, tmp_path / "masks", {"first": 1, "second": 1}) / "first", []
     call = {"data": {"phantom": work / "A"}, "predictions": {"masks": masks}, "device": "cpu",
             "models": {"dense": f"torchscript:{work / 'dense.pt'}"},
@@ -185,7 +185,7 @@ def test_a_resumed_score_takes_what_is_there_and_names_what_changed(work, tmp_pa
     assert matrix["masks"] < 0.8
 
 
-def test_stages_made_elsewhere_stand_beside_our_own_in_a_recipe(work, tmp_path):
+def test_stages_made_elsewhere_stand_beside_our_own_in_a_recipe(work, tmp_path, no_figures):
     masks = copied(work, tmp_path / "masks", {"first": 1, "second": 1})
     for folder in ("first", "second"):
         for file in (masks / folder).glob("*.nii.gz"):
@@ -213,7 +213,7 @@ def test_stages_made_elsewhere_stand_beside_our_own_in_a_recipe(work, tmp_path):
     assert set(calibration["stage"]) == {"Tr1-2d"}
 
 
-def test_labels_get_their_meaning_by_row(work, tmp_path):
+def test_labels_get_their_meaning_by_row(work, tmp_path, no_figures):
     from pneumoscope.io.read import read_mask
     from pneumoscope.io.write import write_mask
     from pneumoscope.volume import Mask

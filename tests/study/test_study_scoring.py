@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 
 from pneumoscope.study.data import build_set
-from pneumoscope.study.learners.slices import TrainedModel
 from pneumoscope.study.scores.cells import SLICE_COLUMNS
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.table import read_table, write_table
@@ -51,13 +50,6 @@ def test_a_stage_is_scored_on_test_slices_only_and_once(small, hospitals, find_a
     assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == ["set-1", "set-3"]
 
 
-def test_the_untrained_network_is_the_one_training_starts_from(small, hospitals, find_all_lungs, tmp_path):
-    scorer = Scorer(small, make_sets(small, hospitals, tmp_path, find_all_lungs))
-    one, two = scorer.untrained(), scorer.untrained()
-    assert one.equals(two)
-    assert set(one["stage"]) == {"untrained"}
-
-
 def test_a_table_comes_back_as_it_was_written(tmp_path):
     row = ["Tr1", 2, "007", 4, "01", 0.5, 0.25, 1.0, 0.4, 0.25, 1, 3, 0, 12, "test", 20.5, 8.0]
     table = pd.DataFrame([row], columns=list(SLICE_COLUMNS))
@@ -71,14 +63,3 @@ def test_examples_are_chosen_by_rank():
     assert f1[ranked_slice(rows, 90)] == 0.9
     assert f1[ranked_slice(rows, 10)] == 0.1
     assert ranked_slice(rows.assign(tp=0), 50) is None
-
-
-def test_trained_models_predict_probabilities(small, tmp_path):
-    from pneumoscope.study.learners.slices import StageJob, new_model
-
-    network = new_model(small, StageJob("x", 4, 2, (4, 8), small.stages.first, None, "infiltrate"))
-    model = TrainedModel("x", tmp_path, network, "", trained_now=True)
-    images = np.random.default_rng(0).integers(0, 255, (3, 4, 17, 16), dtype=np.uint8)
-    found = model.predict(images, device="cpu", precision="fp32")
-    assert found.shape == (3, 2, 17, 16)
-    assert 0 <= found.min() < found.max() <= 1

@@ -17,22 +17,17 @@ from test_study_grows import part_of
 
 from pneumoscope.datasets.case import Case, LabelledScan
 from pneumoscope.datasets.radiographs import file_content
-from pneumoscope.errors import InputError
 from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.transfer import StageMaker
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 TABLES = (
     "per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv", "shift/calibration.csv", "shift/distances.csv",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pneumoscope.study.figures.redraw", lambda *args: None)
-    monkeypatch.setattr("pneumoscope.study.figures.write_examples", lambda *args: None)
 
 
 def changed_case(case: Case, change: Callable[[LabelledScan], LabelledScan]) -> Case:
@@ -188,11 +183,3 @@ def test_predictions_of_radiographs_follow_a_changed_picture(tmp_path) -> None:
     for name in ("per_case.csv", "matrix.csv", "remedies.csv"):
         assert (out / name).read_bytes() == (tmp_path / "new" / name).read_bytes(), name
     assert [note for note in noted.notes if note.startswith("Model_1_seed0:")]
-
-
-def test_a_split_of_other_patients_is_refused(small, hospitals, tmp_path) -> None:
-    plan = part_of(small, 1, 1)
-    run_study(plan, tmp_path, synthetic=True, device="cpu")
-    hospitals[1] = [replace(hospitals[1][0], patient="somebody else"), *hospitals[1][1:]]
-    with pytest.raises(InputError, match="differs from the split"):
-        run_study(plan, tmp_path, synthetic=True, device="cpu", resume=True)

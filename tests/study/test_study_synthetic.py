@@ -14,7 +14,7 @@ from pneumoscope.errors import InputError
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 from pneumoscope.recipes.xray import XrayExperiment
 from pneumoscope.reports.figures import marked, new_figure, png
-from pneumoscope.study.folder import EXPERIMENT_FILE, OWN_FILES, OWN_PARTS, kind_of, mark_of, start, write_run
+from pneumoscope.study.folder import EXPERIMENT_FILE, OWN_FILES, OWN_PARTS, kind_of, mark_of, start
 from pneumoscope.study.report import write_report
 from pneumoscope.training.loop import stable_seed
 
@@ -131,13 +131,6 @@ def test_a_study_refused_for_its_data_does_not_block_the_corrected_call(tmp_path
         with pytest.raises(InputError, match="balanced draw of 4000"):
             ps.run_study("maganaris-2022b-demo", out=tmp_path / "out", synthetic=True, settings=settings)
     assert not (tmp_path / "out" / EXPERIMENT_FILE).exists()
-
-
-def test_a_run_says_what_was_made_anew(tmp_path: Path) -> None:
-    write_run(tmp_path, ["Tr1: settings changed"], resumed=True, synthetic=False)
-    assert json.loads((tmp_path / "run.json").read_text()) == {
-        "resumed": True, "synthetic": False, "notes": ["Tr1: settings changed"],
-    }  # fmt: skip
 
 
 def test_seeds_of_steps_are_the_same_everywhere() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from pneumoscope.errors import InputError
 from pneumoscope.models.unet import UNet, UNetConfig
-from pneumoscope.training.data import ArraySource, Batch, MixedSource
+from pneumoscope.training.data import ArraySource, MixedSource
 from pneumoscope.training.loop import TrainConfig, fit
 from pneumoscope.training.strategies import (
     Distillation,
@@ -280,7 +280,3 @@ def test_the_selector_tells_sites_by_light_and_grain():
 def test_a_single_slice_is_enough_to_know_a_site():
     selector = Selector.fit({1: looks(1, 1, 0), 2: looks(2, 1, 0)})
     assert selector.choose(looks(2, 2, 9)) == 2
-
-
-def test_batches_keep_their_type():
-    assert isinstance(MixedSource([grey(0.0)], [1.0], 3).batch(np.arange(3), None), Batch)

@@ -217,7 +217,7 @@ Row = Mapping[str, Any]
 
 
 def findings(experiment: Experiment, tables: Row, shift: Row) -> list[dict[str, str]]:
-    """Sentences with a word on how sure each is: ``title, text``, from `matrix.json` and `shift.json`, or parts of them."""
+    """Sentences from `matrix.json` and `shift.json` with a word on how sure each is: ``title, text``."""
     stages = experiment.main_stages()
     found = [
         *_changes(experiment, stages, tables.get("differences", [])),

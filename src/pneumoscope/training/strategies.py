@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +27,8 @@ from pneumoscope.training.data import Batch, BatchSource
 from pneumoscope.training.losses import cross_entropy
 from pneumoscope.training.tasks import Task
 
-
-class Penalty(Protocol):
-    """A scalar to be added to the loss of a training step."""
-
-    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
-        """The term, from the network's logits and the batch they answer."""
+Penalty = Callable[[Tensor, Batch], Tensor]
+"""A scalar to be added to the loss of a training step, from the network's logits and the batch they answer."""
 
 
 @dataclass(frozen=True)
