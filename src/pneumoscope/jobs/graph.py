@@ -8,7 +8,6 @@ the verb's tables need of it.
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pneumoscope.errors import PneumoscopeError, shortage
 from pneumoscope.io.files import jsonable
 from pneumoscope.io.kinds import short_hash
 from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
+from pneumoscope.processes import peak_bytes
 from pneumoscope.progress import Progress, silent
 
 FOLDER = ".jobs"  # Where a verb keeps the folders of its jobs when they are not results by themselves
@@ -103,7 +103,7 @@ class Step:
         for outcome in stream(feed(), progress):
             job, parts = pending.pop(outcome.name)
             try:
-                yield replace(self._marked(job, parts, outcome), memory_mib=_peak_mib())
+                yield replace(self._marked(job, parts, outcome), memory_mib=round(peak_bytes() / 2**20) or None)
             except Exception as problem:
                 yield failure(job.name, problem)
 
@@ -185,15 +185,6 @@ def failure(name: str, problem: Exception) -> Outcome:
         return Outcome(name, "failed", error=text, kind=type(problem).__name__, exit_code=1, problem=problem)
     kind, code = type(known).__name__, known.exit_code
     return Outcome(name, "failed", error=str(known), kind=kind, exit_code=code, problem=known)
-
-
-def _peak_mib() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def job_folder(out: Path, name: str) -> Path:

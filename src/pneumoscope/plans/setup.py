@@ -18,8 +18,9 @@ from pneumoscope.plans.plan import OwnPlan
 from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.survey import TrainingPlan, memory_at_hand
 from pneumoscope.preprocess.slices import HuWindow
+from pneumoscope.processes import peak_bytes
 from pneumoscope.progress import Progress
-from pneumoscope.study.forecast import measure_step, peak_gigabytes
+from pneumoscope.study.forecast import measure_step
 from pneumoscope.study.learners.volumes import box_card
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def forecast_own(plan: TrainingPlan, setup: TrainingSetup, config: Any, max_minu
     return (
         f"{len(setup.train)} training and {len(setup.val)} validation {setup.kind}, at most {plan.epochs} epochs of "
         f"{steps} steps of {drawing + computing:.2f} s: up to about {minutes:.1f} minutes{limit}; a step about "
-        f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_gigabytes():.1f} GB, "
+        f"{plan.step_gigabytes():.2g} GB{_measured(device)}, this process so far {peak_bytes() / 1e9:.1f} GB, "
         f"{memory_at_hand(device):.1f} GB free"
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from pneumoscope.datasets.case import Case
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.settings import MAX_SEED
+from pneumoscope.study import forecast
 
 EXAMINED = 8  # Scans that are loaded for a plan, evenly spaced over the list
 
@@ -123,8 +124,6 @@ def survey(cases: Sequence[Case]) -> Survey:
 
 def memory_at_hand(device: str) -> float:
     """Gigabytes that a training may count on: free on the graphics card, else free on the machine."""
-    from pneumoscope.study import forecast
-
     if device.startswith("cuda"):
         import torch
 

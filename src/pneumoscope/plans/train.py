@@ -27,11 +27,11 @@ from pneumoscope.plans.data import LungFinder, Parts, own_lungs
 from pneumoscope.plans.plan import PLAN_FILE, OwnPlan, write_plan
 from pneumoscope.plans.plan3d import VolumePlan
 from pneumoscope.plans.setup import TrainingSetup, forecast_own, out_of_memory_advice, set_up
+from pneumoscope.processes import peak_bytes
 from pneumoscope.progress import NOTE, Progress
 from pneumoscope.study.base import Modality
 from pneumoscope.study.engine import Study
 from pneumoscope.study.folder import open_folder
-from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.base import start_stage
 from pneumoscope.study.learners.networks import Network, NetworkTraining, card_of, train_config
 from pneumoscope.study.options import StudyOptions
@@ -211,7 +211,7 @@ class OwnData(Modality):
         """See `Modality`."""
         if MODEL not in self.experiment.splits:
             return {}
-        return {"numbers": read_card(self.folder)["numbers"], "peak_gigabytes": round(peak_gigabytes(), 2),
+        return {"numbers": read_card(self.folder)["numbers"], "peak_gigabytes": round(peak_bytes() / 1e9, 2),
                 "seconds": self.trained[MODEL].seconds}  # fmt: skip
 
 

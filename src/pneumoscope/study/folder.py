@@ -21,11 +21,11 @@ import psutil
 from pneumoscope.errors import InputError, ModelError
 from pneumoscope.io.files import prepare_folder, read_json, require_no_other_run, write_csv, write_json
 from pneumoscope.models.cards import read_card
+from pneumoscope.processes import peak_bytes
 from pneumoscope.recipes.schema import Experiment
 from pneumoscope.recipes.settings import describe, differences, from_json
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.recipes.xray import XrayExperiment
-from pneumoscope.study.forecast import peak_gigabytes
 
 EXPERIMENT_FILE = "experiment.json"
 """Marks a folder as a study; holds the whole experiment and, for readers, every number with its source."""
@@ -315,7 +315,7 @@ class Meter:
         self._thread.join()
         self.seconds = time.perf_counter() - self._started
         self.cpu_seconds = time.process_time() - self._started_cpu
-        self.peak_gigabytes = max(self.peak_gigabytes, resident_gigabytes()) or peak_gigabytes()
+        self.peak_gigabytes = max(self.peak_gigabytes, resident_gigabytes()) or peak_bytes() / 1e9
         self.device_gigabytes = (_cuda("max_memory_allocated") or 0) / 1e9
 
     def _look(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from pneumoscope.processes import peak_bytes
 from pneumoscope.recipes.schema import Experiment, Stage
 from pneumoscope.recipes.stages import ON_SLICES, split_external
 from pneumoscope.study.data import StudyDataset
@@ -143,7 +144,7 @@ def forecast(
     steps, beside = count_steps(experiment, lengths), guard_steps(experiment, lengths)
     looked_at = sum(experiment.budget(stage).max_epochs * len(sets[stage.site].rows("val")) for stage in counted)
     validation = looked_at / experiment.training.batch_size * per_step * FORWARD_SHARE
-    peak = peak_gigabytes()
+    peak = peak_bytes() / 1e9
     fitting = max(1, min(jobs, int(available_gigabytes() / max(peak, 0.1)) + 1))
     minutes = ((steps + beside) * per_step + validation) / 60 / fitting
     elsewhere = [stage for stage in experiment.stages.chain if split_external(stage.system)[0]]
@@ -199,18 +200,6 @@ def measure_step(
             torch.cuda.synchronize(fabric.device)
         taken.append((middle - since, time.perf_counter() - middle))
     return min(t[0] for t in taken[1:]), min(t[1] for t in taken[1:])
-
-
-def peak_gigabytes() -> float:
-    """The most memory this process has held so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
 def available_gigabytes() -> float:

@@ -15,12 +15,12 @@ from pneumoscope.datasets.case import Case, content_of_scan
 from pneumoscope.io.files import read_json, write_json
 from pneumoscope.jobs.stamp import read_done, stamp
 from pneumoscope.metrics.classification import Reliability
+from pneumoscope.processes import peak_bytes
 from pneumoscope.recipes.volumes import VolumeExperiment
 from pneumoscope.reports.figures import data_uri, new_figure, png
 from pneumoscope.study.base import Modality
 from pneumoscope.study.data import require_data
 from pneumoscope.study.folder import mark_of, stage_cards
-from pneumoscope.study.forecast import peak_gigabytes
 from pneumoscope.study.learners.threshold import fitted
 from pneumoscope.study.learners.volumes import VolumeModel, train_model
 from pneumoscope.study.scores.table import Scores, forgetting, kept_table
@@ -177,7 +177,7 @@ class Volumes(Modality):
             table = pd.concat(parts, ignore_index=True)
             per_scan = float(table.drop_duplicates(["test", "case"])["seconds"].median())
             cost = {"training_seconds": round(training_seconds, 2), "seconds_per_scan": round(per_scan, 3),
-                    "process_peak_gigabytes": round(peak_gigabytes(), 3)}  # fmt: skip
+                    "process_peak_gigabytes": round(peak_bytes() / 1e9, 3)}  # fmt: skip
             return table, {**cost, "reliability": reliabilities}
 
         return kept_table(own, SCORED, identity, score, resume=self.resume, progress=self.progress)
