@@ -224,7 +224,9 @@ def write_lung_effect(table: pd.DataFrame, folder: Path) -> None:
 def _row(
     experiment: Experiment, name: str, model: Predictor, number: int, study_set: StudyDataset, device: str
 ) -> dict[str, object]:
-    emptied = _without_lungs(study_set, len(experiment.preprocessing.windows_hu))
+    tested = study_set.slices.select(study_set.rows("test"))  # a copy of the set's
+    tested.images[:, len(experiment.preprocessing.windows_hu) :] = 0
+    emptied = replace(study_set, slices=tested, split=study_set.split[study_set.split["part"] == "test"])
     truth, table = emptied.slices.target > 0, emptied.slices.table
     cases, patients = table["case"].to_numpy(str), table["patient"].to_numpy(str)
     without = np.zeros(truth.shape, bool)
@@ -237,13 +239,6 @@ def _row(
     both = [mean_dice(found, truth, patients) for found in (with_lungs, without)]
     n = len(set(patients[np.asarray(truth.any(axis=(1, 2)))]))
     return dict(zip(COLUMNS, (name, number, n, *both, both[0] - both[1]), strict=True))
-
-
-def _without_lungs(study_set: StudyDataset, windows: int) -> StudyDataset:
-    """The test slices of a set alone, the channels behind the windows empty."""
-    tested = study_set.slices.select(study_set.rows("test"))
-    tested.images[:, windows:] = 0  # a copy of the set's
-    return replace(study_set, slices=tested, split=study_set.split[study_set.split["part"] == "test"])
 
 
 def mean_dice(found: NDArray[np.bool_], truth: NDArray[np.bool_], patients: NDArray[np.str_]) -> float:

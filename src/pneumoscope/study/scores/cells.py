@@ -26,6 +26,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,7 +252,10 @@ def predict_stage(
     stale = []
     for done, (number, study_set) in enumerate(sorted(sets.items()), start=1):
         path, wanted = prediction_file(model.folder, number), prediction_stamp(experiment, model, study_set)
-        if not _is_of(path, wanted):
+        kept = None
+        with suppress(*_UNREADABLE):
+            kept = str(_load(path)["stamp"])
+        if kept != wanted:
             stale += [str(number)] if path.exists() else []
             with Meter() as meter:
                 answers, seconds = _predict(experiment, model, number, study_set, device, wanted)
@@ -277,13 +281,6 @@ def prediction_stamp(experiment: Experiment, model: Predictor, study_set: StudyD
         site=study_set.site.number,
         precision=experiment.training.precision,
     )
-
-
-def _is_of(path: Path, wanted: str) -> bool:
-    try:
-        return str(_load(path)["stamp"]) == wanted
-    except _UNREADABLE:
-        return False
 
 
 def _predict(

@@ -260,7 +260,7 @@ def transfer(
         untrained: F1 of the network on slices before any training, per test set; sets that are not in it, and stages of
             other systems, have no forward transfer.
     """
-    f1 = f1_of(matrix)
+    f1 = {(row["stage"], row["test"]): float(row["f1"]) for row in matrix.to_dict(orient="records")}
     rows = []
     for stage in experiment.stages.chain:
         lineage = experiment.lineage(stage.name)
@@ -288,14 +288,6 @@ def transfer(
             }
         )
     return rows
-
-
-def f1_of(matrix: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """F1 by stage and test set."""
-    return {
-        (str(stage), int(test)): float(value)
-        for stage, test, value in zip(matrix["stage"], matrix["test"], matrix["f1"], strict=True)
-    }
 
 
 def _mean(values: list[float]) -> float:

@@ -114,7 +114,9 @@ class Scorer:
         study_set = self.sets[number]
         parts = ("train", "val", "test") if self.scores_all(model.name, number) else ("val", "test")
         rows = study_set.rows(*parts)
-        part = _part_of(study_set, rows, parts)
+        part = np.full(len(rows), "", dtype=object)
+        for name in parts:
+            part[np.isin(rows, study_set.rows(name))] = name
         probability = self.probability(model, number, rows)
         found = np.asarray(probability >= 255 * self.experiment.scoring.threshold)
         truth, table = study_set.slices.target[rows] > 0, study_set.slices.table.iloc[rows]
@@ -186,13 +188,6 @@ def contour_rows(
             length = scores.prediction_size + scores.reference_size
             result.append((length, scores.nsd * length))
     return pd.DataFrame(result, columns=["contour_mm", "met_mm"])
-
-
-def _part_of(study_set: StudyDataset, rows: NDArray[np.intp], parts: tuple[str, ...]) -> NDArray[np.object_]:
-    part = np.full(len(rows), "", dtype=object)
-    for name in parts:
-        part[np.isin(rows, study_set.rows(name))] = name
-    return part
 
 
 def ranked_slice(rows: pd.DataFrame, percentile: float) -> int | None:

@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import read_json, write_frame, write_json
+from pneumoscope.io.files import write_frame, write_json
 from pneumoscope.metrics.classification import Reliability
 from pneumoscope.metrics.intervals import Interval, bootstrap_interval, paired_difference
 from pneumoscope.progress import NOTE, Progress
+from pneumoscope.study.folder import read_if_there
 
 SCORES_FILE, INTERVALS_FILE, CALIBRATION_FILE = "scores.csv", "intervals.csv", "calibration.csv"
 INTERVAL_ROUNDS = 1000  # Draws of patients for an interval, where the experiment does not say
@@ -186,7 +187,7 @@ def kept_table(
         make: gives the rows, and JSON values about them.
     """
     mark = own / f"{name}.json"
-    before = _stamp_in(mark) if resume else None
+    before = read_if_there(mark).get("stamp") if resume else None
     if before == wanted and (own / f"{name}.csv").is_file():
         return read_table(own / f"{name}.csv")
     if before is not None:
@@ -197,13 +198,6 @@ def kept_table(
     write_frame(own / f"{name}.csv", table)
     write_json(mark, {"stamp": wanted, **facts})
     return read_table(own / f"{name}.csv")  # as a resumed study reads it
-
-
-def _stamp_in(path: Path) -> str | None:
-    try:
-        return str(read_json(path)["stamp"])
-    except (InputError, KeyError):
-        return None
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
