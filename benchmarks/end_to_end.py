@@ -31,7 +31,7 @@ def make_scan(folder: Path, slices: int) -> Path:
     """A synthetic scan of site B, brought to 512 x 512 x `slices` over its own field of view, as DICOM."""
     from pneumoscope.datasets.phantom.folder import scan_patient
     from pneumoscope.geometry import Grid
-    from pneumoscope.io.dicom.write import write_dicom_series
+    from pneumoscope.io.write import write_dicom_series
     from pneumoscope.preprocess.spatial import Resample
 
     volume = scan_patient("B", 0, size="full").scan.volume

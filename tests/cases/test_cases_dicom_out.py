@@ -18,10 +18,9 @@ from pneumoscope.cases.options import QuantifyOptions
 from pneumoscope.cases.outputs import measured
 from pneumoscope.cases.quantify import quantify_case, quantify_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
-from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.read import read_volume
 from pneumoscope.io.scans import list_scans
-from pneumoscope.io.write import write_mask
+from pneumoscope.io.write import write_dicom_series, write_mask
 from pneumoscope.severity.measure import assess
 
 

@@ -9,11 +9,10 @@ import pytest
 from pneumoscope.cases.quantify import quantify_cases
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.errors import InputError
-from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.masks import fit_mask
 from pneumoscope.io.read import read_volume
 from pneumoscope.io.scans import find_scans, list_scans
-from pneumoscope.io.write import write_mask, write_volume
+from pneumoscope.io.write import write_dicom_series, write_mask, write_volume
 from tables import rows_of
 
 pytestmark = pytest.mark.usefixtures("in_process")

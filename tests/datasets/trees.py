@@ -7,7 +7,7 @@ B for Coronacases, C for MosMed. What a reader should give for a case is in `EXP
 For tests of any reader::
 
     TREES["medseg"](tmp_path)             # the plain tree; returns the folder
-    EXPECTED["medseg"]("rp_1")            # LabelledScan: masks exactly, HU within `HU_TOLERANCE[name]`
+    EXPECTED["medseg"]("rp_1")            # LabelledScan: masks exactly, HU within 0.01
     make_covid19ctseg(tmp_path, variant="combined", cases=("coronacases_001",))
 
 To add a set: a function here, an entry in `TREES` and, where the scan is a phantom, in `EXPECTED`.
@@ -17,32 +17,16 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import nibabel
 import numpy as np
-from trees_more import EXPECTED_MORE, TREES_MORE
+from trees_more import EXPECTED_MORE, N_PATIENTS, TREES_MORE, patient, save
 
 from pneumoscope.datasets.case import LabelledScan
-from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
+from pneumoscope.datasets.phantom.folder import PhantomScan
 from pneumoscope.geometry import Grid
-from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume, array_to_native
-
-SEED = 11
-N_PATIENTS = 4
-"""Patients 0 .. 3 of each site are used in turn; 2 and 3 carry planted annotation faults."""
-
-
-def patient(site: str, number: int) -> PhantomScan:
-    """A tiny phantom, the same objects all through the session; do not change its arrays."""
-    return _made(site, number % N_PATIENTS)
-
-
-@cache
-def _made(site: str, number: int) -> PhantomScan:
-    return scan_patient(site, number, seed=SEED, size="tiny")
+from pneumoscope.volume import INFILTRATE_LABEL, INFILTRATE_LABELS, LUNG_LABELS, Mask, Volume
 
 
 def turned_round(grid: Grid, axis: int) -> Grid:
@@ -53,14 +37,6 @@ def turned_round(grid: Grid, axis: int) -> Grid:
     affine[:3, 3] = grid.world(last)
     affine[:3, axis] *= -1
     return Grid(grid.shape, affine)
-
-
-def save(path: Path, array: np.ndarray, native: Grid, header: Grid | None = None) -> Path:
-    """Write an array (i, j, k) RAS+ in the voxel order of `native`, with the header of another grid where given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array_to_native(np.asarray(array), native), (header or native).affine)
-    image.to_filename(path)
-    return path
 
 
 def named(folder: Path, stem: str, style: str = "nii.gz", inner: str | None = None) -> Path:
@@ -307,8 +283,8 @@ def registry_rows() -> list[list[str]]:
     return rows
 
 
-def write_workbook(path: Path, rows: list[list[str]], sheet: str = "MosMedData COVID19_1110") -> Path:
-    """A minimal .xlsx as spreadsheet programs write it: shared strings, empty cells left out."""
+def write_workbook(path: Path, rows: list[list[str]]) -> Path:
+    """What matters of an .xlsx as spreadsheet programs write it: shared strings, empty cells left out."""
     strings = sorted({cell for row in rows for cell in row if cell})
     cells = "".join(
         f'<row r="{r}">'
@@ -319,31 +295,11 @@ def write_workbook(path: Path, rows: list[list[str]], sheet: str = "MosMedData C
         for r, row in enumerate(rows, start=1)
     )
     main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    relations = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-    package = "http://schemas.openxmlformats.org/package/2006"
-    kinds = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-    parts = {
-        "[Content_Types].xml": f'<Types xmlns="{package}/content-types">'
-        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-        f'<Override PartName="/xl/workbook.xml" ContentType="{kinds}.sheet.main+xml"/>'
-        f'<Override PartName="/xl/worksheets/sheet1.xml" ContentType="{kinds}.worksheet+xml"/>'
-        f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kinds}.sharedStrings+xml"/></Types>',
-        "_rels/.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" '
-        f'Type="{relations}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
-        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" '
-        f'Type="{relations}/worksheet" Target="worksheets/sheet1.xml"/><Relationship Id="rId2" '
-        f'Type="{relations}/sharedStrings" Target="sharedStrings.xml"/></Relationships>',
-        "xl/workbook.xml": f'<workbook {main} xmlns:r="{relations}"><sheets><sheet name="{escape(sheet)}" sheetId="1" '
-        'r:id="rId1"/></sheets></workbook>',
-        "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData>{cells}</sheetData></worksheet>",
-        "xl/sharedStrings.xml": f"<sst {main}>"
-        + "".join(f'<si><t xml:space="preserve">{escape(text)}</t></si>' for text in strings)
-        + "</sst>",
-    }
+    shared = "".join(f'<si><t xml:space="preserve">{escape(text)}</t></si>' for text in strings)
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
-        for name, text in parts.items():
-            book.writestr(name, '<?xml version="1.0" encoding="UTF-8"?>\n' + text)
+        book.writestr("xl/worksheets/sheet1.xml", f"<worksheet {main}><sheetData>{cells}</sheetData></worksheet>")
+        book.writestr("xl/sharedStrings.xml", f"<sst {main}>{shared}</sst>")
     return path
 
 
@@ -429,6 +385,3 @@ EXPECTED: dict[str, Callable[[str], LabelledScan]] = {
     **EXPECTED_MORE,
 }
 """What the reader should give for a case of that tree, by name of the dataset."""
-
-HU_TOLERANCE: dict[str, float] = {}
-"""How exactly Hounsfield units come back, by name of the dataset; 0.01 where nothing is said."""

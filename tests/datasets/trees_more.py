@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,26 @@ from PIL import Image
 from skimage.measure import find_contours
 
 from pneumoscope.datasets.case import LabelledScan
-from pneumoscope.datasets.phantom.folder import scan_patient
+from pneumoscope.datasets.phantom.folder import PhantomScan, scan_patient
 from pneumoscope.geometry import Grid
-from pneumoscope.io.dicom.write import write_dicom_series
-from pneumoscope.io.write import write_image
+from pneumoscope.io.write import write_dicom_series, write_image
 from pneumoscope.preprocess.slices import to_slices
 from pneumoscope.volume import Mask, Volume, array_to_native
+
+SEED = 11
+N_PATIENTS = 4
+"""Patients 0 .. 3 of each site are used in turn; 2 and 3 carry planted annotation faults."""
+
+
+def patient(site: str, number: int) -> PhantomScan:
+    """A tiny phantom, the same objects all through the session; do not change its arrays."""
+    return _made(site, number % N_PATIENTS)
+
+
+@cache
+def _made(site: str, number: int) -> PhantomScan:
+    return scan_patient(site, number, seed=SEED, size="tiny")
+
 
 SUBJECT = "MIDRC-RICORD-1A-660042-{:06d}"
 ANNOTATIONS = "MIDRC-RICORD-1a_annotations_labelgroup_all_2020-Dec-8.json"
@@ -181,25 +196,22 @@ def combined(scan: LabelledScan) -> np.ndarray:
 
 def scan_of(case: str) -> LabelledScan:
     """The phantom behind a case ``..._<n>`` of the trees below."""
-    from trees import patient
-
     return patient("A", int(case.rpartition("_")[2])).scan
 
 
 def patient_mask(site: str, number: int) -> Mask:
     """What the reader of a phantom site drew."""
-    from trees import patient
-
     return patient(site, number).scan.infiltrate
 
 
-def save(path: Path, array: np.ndarray, native: Grid) -> Path:
-    """Write an array (i, j, k) RAS+ in the order of `native`, as the suffix says."""
+def save(path: Path, array: np.ndarray, native: Grid, header: Grid | None = None) -> Path:
+    """Write an array (i, j, k) RAS+ in the voxel order of `native` as the suffix says; with another header if given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".nrrd", ".mha"):
         write_image(array, native, path)
     else:
-        nibabel.Nifti1Image(array_to_native(np.asarray(array), native), native.affine).to_filename(path)
+        image = nibabel.Nifti1Image(array_to_native(np.asarray(array), native), (header or native).affine)
+        image.to_filename(path)
     return path
 
 
@@ -287,8 +299,6 @@ def make_ricord(root: Path) -> Path:
 
 def make_slices(root: Path) -> Path:
     """``coronacases``, ``radiopaedia`` (upside down) and ``medseg`` (transposed, two sizes, kinds, no lungs)."""
-    from trees import patient
-
     for source, case, number in (
         ("coronacases", "coronacases_001", 0), ("coronacases", "coronacases_002", 1),
         ("radiopaedia", "radiopaedia_10_85902_1", 2), ("radiopaedia", "radiopaedia_10_85902_3", 3),

@@ -16,8 +16,8 @@ from pneumoscope.geometry import Grid
 from pneumoscope.io.dicom import deidentify as dicom_identity
 from pneumoscope.io.dicom.deidentify import case_name, has_lasting_salt, salt_path
 from pneumoscope.io.dicom.read import read_dicom
-from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.kinds import Found, discover, slice_like
+from pneumoscope.io.write import write_dicom_series
 from pneumoscope.volume import Volume
 
 

@@ -14,9 +14,8 @@ from readers import poly_arrays, read_glb_parts, read_glb_with_vtk, read_stl, re
 
 from grids import build_grid
 from pneumoscope.io.dicom.results import write_dicom_results
-from pneumoscope.io.dicom.write import write_dicom_series
 from pneumoscope.io.read import read_volume
-from pneumoscope.io.write import write_mask, write_volume
+from pneumoscope.io.write import write_dicom_series, write_mask, write_volume
 from pneumoscope.surfaces.files import RAS_MM_TO_GLTF, write_glb, write_points, write_stl, write_vti, write_vtp
 from pneumoscope.surfaces.mesh import build_mesh
 from pneumoscope.volume import INFILTRATE_LABEL, LUNG_LABELS, Mask, Volume

@@ -232,7 +232,7 @@ def _write_image(folder: Path, made: PhantomScan, plan: Mapping[str, Any]) -> st
     if plan["format"] == "nifti":
         write_volume(volume, folder / "images" / f"{volume.case}.nii.gz")
         return f"images/{volume.case}.nii.gz"
-    from pneumoscope.io.dicom.write import write_dicom_series
+    from pneumoscope.io.write import write_dicom_series
 
     write_dicom_series(
         volume,

@@ -74,14 +74,10 @@ def read_radiograph(
     if size > MAX_BYTES:
         raise place.error(84, f"has {size >> 20} MiB, expected a picture of at most {MAX_BYTES >> 20} MiB")
     if head[128:132] == b"DICM":
-        from pneumoscope.io.dicom.read import DicomReaders
-        from pneumoscope.io.dicom.search import single
-
-        name = case or single(Path(path), None).case.replace("ct-", "xr-", 1)
+        name = case or _name(place.path)
         with nullcontext(readers) if readers is not None else DicomReaders() as kept:
             return _read_dicom(Place(Path(name), FAMILY), kept.read(place.path, name, least_side))
-    stem = Path(path).with_suffix("") if Path(path).suffix.lower() in SUFFIXES else path
-    return _read_picture(place, case or case_name(stem), least_side)
+    return _read_picture(place, case or _name(place.path), least_side)
 
 
 def _read_dicom(place: Place, answer: tuple[NDArray[np.float32] | None, dict[str, Any]]) -> Radiograph:
@@ -163,15 +159,10 @@ def list_radiographs(inputs: Sequence[str | Path]) -> list[ListedRadiograph]:
 
 def _name(path: Path) -> str:
     """The file's stem; for DICOM a keyed hash, because its name may be a patient's."""
-    from pneumoscope.io.dicom.search import single
+    if sniff(path)[0] == "dicom":
+        from pneumoscope.io.dicom.search import single
 
-    try:
-        with path.open("rb") as stream:
-            is_dicom = stream.read(132)[128:] == b"DICM"
-        if is_dicom:
-            return single(path, None).case.replace("ct-", "xr-", 1)
-    except (OSError, PneumoscopeError):
-        pass
+        return single(path, None).case.replace("ct-", "xr-", 1)
     return case_name(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
 
 
