@@ -15,7 +15,6 @@ import pytest
 
 from pneumoscope.datasets import cache as array_cache
 from pneumoscope.datasets.cache import ArrayCache, Entry, content_of, open_cache, read_entries, remembered_content
-from pneumoscope.datasets.case import Case
 from pneumoscope.datasets.formats.manifest import load_scan, read_manifest_cases
 from pneumoscope.datasets.phantom.folder import read_phantom, write_phantom
 from pneumoscope.datasets.tensors import SliceRecipe, build_slice_set
@@ -423,11 +422,3 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="set PNEUMOSCOPE_CACHE"):
         ArrayCache(tmp_path / "file" / "below")
-
-
-def test_a_case_is_named_by_what_reads_it():
-    def inner():
-        return None
-
-    case = Case("A", "1", "1", "", "", "", inner)  # type: ignore[arg-type]
-    assert content_of(case, Path("nowhere")) is None

@@ -275,7 +275,7 @@ class Private:
                 known.patient or scan.patient or "",
                 known.study_date or scan.date or "",
             )
-        _write(self._key, KEY_COLUMNS, self._rows.values())
+        write_private(self._key, KEY_COLUMNS, self._rows.values())
 
     def write_errors(self, outcomes: Sequence[Outcome]) -> None:
         """Say which file made a case fail; a case that is done has no row any more."""
@@ -287,7 +287,7 @@ class Private:
             if file := getattr(outcome.problem, "file", None):
                 self._failed[outcome.name] = (outcome.name, file, outcome.error or "")
         if self._failed != before:
-            _write(self._errors, ERROR_COLUMNS, self._failed.values())
+            write_private(self._errors, ERROR_COLUMNS, self._failed.values())
 
 
 def read_key(out: Path) -> dict[str, dict[str, str]]:
@@ -314,7 +314,7 @@ def _rows(path: Path | None, columns: Sequence[str]) -> dict[str, tuple[str, ...
     return {row[0]: tuple(row) for row in table[1:] if len(row) == len(columns)}
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def write_private(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str] | Mapping[str, str]]) -> None:
     """Write a table that only the user may read, from its first byte on."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with atomic_path(path) as temporary:

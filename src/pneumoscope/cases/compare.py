@@ -139,12 +139,7 @@ DISAGREE_MM = 1.5  # Maps from two starts that lie further apart than this call 
 def compare_dates(
     baseline: Timepoint, followup: Timepoint, rules: RegistrationRules | None = None, *, progress: Progress = silent
 ) -> Aligned:
-    """Lay a follow-up over its baseline and measure the change.
-
-    Args:
-        baseline: the first date.
-        followup: a later one of the same patient.
-        rules: of the registration.
+    """Lay a follow-up over its baseline, an earlier date of the same patient, and measure the change.
 
     Raises:
         InputError: no lung on a date, or the scans cannot be laid over each other (another patient, a mirrored scan, a

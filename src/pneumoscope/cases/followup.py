@@ -109,9 +109,7 @@ def compare_cases(
         paths: the baseline, then one or more later dates: case folders, or scans, which are segmented into
             ``out/cases`` first.
         out: the folder to write; None writes nothing, and takes case folders only.
-        options: of the segmentation.
-        rules: of the registration.
-        overwrite: write over an earlier comparison.
+        options, rules: of the segmentation, and of the registration.
         resume: keep the dates that are segmented and compared, and unchanged.
 
     Raises:

@@ -16,9 +16,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pneumoscope.cases.batch import ERRORS_FILE, FOLDER, KEY_FILE
+from pneumoscope.cases.batch import ERRORS_FILE, FOLDER, KEY_FILE, write_private
 from pneumoscope.errors import InputError
-from pneumoscope.io.files import csv_text, prepare_folder, read_json, write_csv, write_json
+from pneumoscope.io.files import prepare_folder, read_json, write_csv, write_json
 from pneumoscope.jobs.lock import LOCK_FILE, locks
 
 RUN_FILE = "run.json"
@@ -74,7 +74,8 @@ def merge_parts(out: str | Path, parts: Sequence[str | Path], *, overwrite: bool
     if table is None:
         return Merged(None)
     for name in (KEY_FILE, ERRORS_FILE):
-        _write_private([part / FOLDER / name for part in folders], folder / FOLDER / name)
+        if there := [path for part in folders if (path := part / FOLDER / name).is_file()]:
+            write_private(folder / FOLDER / name, *_together(there))
     columns, rows = _together([part / table for part in folders])
     write_csv(folder / table, columns, rows)
     write_json(folder / RUN_FILE, _merged_run(runs, TABLES[table]))
@@ -138,15 +139,6 @@ def _together(paths: Sequence[Path]) -> tuple[list[str], list[dict[str, str]]]:
             tables.append(list(reader))
             columns |= dict.fromkeys(reader.fieldnames or ())
     return list(columns), [row for turn in zip_longest(*tables) for row in turn if row is not None]
-
-
-def _write_private(parts: Sequence[Path], target: Path) -> None:
-    there = [path for path in parts if path.is_file()]
-    if there:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8",
-                       errors="surrogateescape", newline="") as stream:  # fmt: skip
-            stream.write(csv_text(*_together(there)))
 
 
 def _merged_run(runs: Sequence[dict[str, Any]], jobs: str) -> dict[str, Any]:

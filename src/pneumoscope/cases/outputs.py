@@ -193,17 +193,9 @@ NOT_WRITTEN, EMPTY = "OUT-DCM-001", "OUT-DCM-002"
 
 
 def write_dicom(folder: Path, content: CaseContent, *, deidentify: bool) -> tuple[Finding, ...]:
-    """Write the case's SEGs and SR.
+    """Write the SEGs and SR of a case that was read from DICOM; gives why the files are not there, () if they are.
 
     A series that can be read but not be referred to must not cost the case: what goes wrong becomes a finding.
-
-    Args:
-        folder: the case's folder.
-        content: the case; nothing is written unless it was read from DICOM.
-        deidentify: leave out who the patient is.
-
-    Returns:
-        What there is to report: (), or why the files are not there.
     """
     if content.volume.series is None:
         return ()
@@ -271,10 +263,6 @@ class ThreeD:
 
 def write_three_d(folder: Path, content: CaseContent, *, mesh: bool) -> ThreeD:
     """Write ``view.html`` and, with `mesh`, ``mesh/*.stl``, ``mesh/*.glb``, ``surfaces.vtp`` and ``render.png``.
-
-    Args:
-        content: the case.
-        mesh: also write the surfaces as files.
 
     Raises:
         GeometryError: when a mask lies on another grid than the scan.

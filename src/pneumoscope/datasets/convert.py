@@ -218,7 +218,6 @@ def convert_dataset(
     """Read a dataset and write it in another layout, one case in memory at a time.
 
     Args:
-        name: a key of `pneumoscope.datasets.registry.DATASETS`.
         out: the folder to write; new, empty, or one that an earlier conversion made.
         overwrite: replace an earlier conversion; nothing else in the folder is touched.
         options: fields of `pneumoscope.datasets.options.ConvertOptions`: to, labels.

@@ -74,11 +74,9 @@ def guess_not_hu(values: NDArray[np.generic]) -> str | None:
 
 
 def require_hu(values: NDArray[np.generic], *, family: str = "IN-NII", path: str | Path | None = None) -> None:
-    """Refuse values that are not HU, naming the guess.
+    """Refuse values (finite, any shape, slope and intercept applied) that are not HU, naming the guess.
 
-    Args:
-        values: finite, any shape, real values (slope and intercept applied).
-        family: start of the code, ``IN-NII``, ``IN-ITK`` or ``IN-DCM``.
+    `family` is the start of the code: ``IN-NII``, ``IN-ITK`` or ``IN-DCM``.
 
     Raises:
         ReadError: row 67.

@@ -260,12 +260,9 @@ ACCEPTED = "a path, a nibabel or SimpleITK image, a MONAI or TorchIO image, or (
 
 
 def source_of(image: Any, what: str, kind: type) -> str | Path | Stored:
-    """What the readers take for a path or for another library's image; the voxels are not copied.
+    """What the readers take for a path or for another library's image (`ACCEPTED`); the voxels are not copied.
 
-    Args:
-        image: see `ACCEPTED`.
-        what: it is for, e.g. ``the scan``.
-        kind: our own class that would be taken too, for the message.
+    `what` it is for (``the scan``) and our own class that would be taken too, `kind`, stand in messages.
 
     Raises:
         InputTypeError: anything else.

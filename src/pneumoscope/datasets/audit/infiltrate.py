@@ -22,26 +22,17 @@ GUESS_SHARE = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What an infiltrate mask is judged against.
+    """What an infiltrate mask is judged against."""
 
-    Attributes:
-        volume: the scan.
-        lung: (i, j, k) lung of mask or model, or None.
-        guess: lung guessed from density on the thinned grid, used where `lung` is None; or None.
-        anatomy: density of the scan, None where values are no Hounsfield units.
-        sized: whether millimetres are real.
-        stacked: whether neighbouring slices are neighbours in the body, a slice distance apart.
-    """
-
-    volume: Volume
-    lung: NDArray[np.bool_] | None
-    anatomy: Anatomy | None
-    sized: bool = True
-    stacked: bool = True
+    volume: Volume  # the scan
+    lung: NDArray[np.bool_] | None  # (i, j, k) lung of mask or model, or None
+    anatomy: Anatomy | None  # density of the scan, None where values are no Hounsfield units
+    sized: bool = True  # whether millimetres are real
+    stacked: bool = True  # whether neighbouring slices are neighbours in the body, a slice distance apart
 
     @property
     def guess(self) -> NDArray[np.bool_] | None:
-        """Lung by density alone, for want of a mask."""
+        """Lung by density alone on the thinned grid, for want of a mask; None where there is one, or no density."""
         return None if self.lung is not None or self.anatomy is None else self.anatomy.lung
 
 

@@ -85,11 +85,7 @@ def repair_case(
     lungs: NDArray[np.uint8] | None = None,
     stacked: bool = True,
 ) -> Repaired:
-    """Repair the masks of a case in memory; nothing on disk is touched.
-
-    Args:
-        raw: the case as read; its arrays are not changed.
-    """
+    """Repair the masks of a case in memory; neither its arrays nor anything on disk is changed."""
     rules = rules or AuditRules()
     anatomy = look(raw.volume) if raw.hounsfield else None
     now = raw
@@ -141,11 +137,7 @@ def _house(mask: RawMask | None, what: str, judged: Judged, changes: list[Change
 
 
 def file_index(where: NDArray[np.integer], native: Grid) -> NDArray[np.integer]:
-    """RAS+ voxel indices (n, 3) as indices in the axis order of a file.
-
-    Args:
-        where: indices into the RAS+ array.
-    """
+    """RAS+ voxel indices (n, 3) as indices in the axis order of a file."""
     order, flips = native.reorientation(RAS)
     out = np.empty_like(where)
     for new, (axis, flip) in enumerate(zip(order, flips, strict=True)):

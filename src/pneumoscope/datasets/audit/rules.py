@@ -45,13 +45,9 @@ class AuditFinding:
 def spotted(
     case: str, kind: str, severity: Severity, detail: str, where: NDArray[np.integer], grid: Grid, *, sized: bool = True
 ) -> AuditFinding:
-    """A finding about voxels: slice, volume and centre are worked out from them.
+    """A finding about voxels `where` (n, 3), n at least 1: slice, volume and centre are worked out from them.
 
-    Args:
-        kind: key of `KINDS`.
-        where: (n, 3) voxel indices, n at least 1.
-        grid: RAS+ grid of the scan.
-        sized: whether the grid's millimetres are real; if not, volume and centre stay open.
+    Volume and centre stay open where the grid's millimetres are not real (`sized`).
     """
     middle = where.mean(axis=0)
     x, y, z = (float(c) for c in grid.world(middle))

@@ -56,13 +56,7 @@ def split_dataset(
     name: str, root: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Split a dataset, with further ones if `options` name them, as `write_folds` does.
-
-    Args:
-        name: of `pneumoscope data list`.
-        overwrite: replace a split that lies there.
-        progress: called while slices are counted.
-        options: fields of `SplitOptions`.
+    """Split a dataset, with further ones if `options` (fields of `SplitOptions`) name them, as `write_folds` does.
 
     Raises:
         InputError: see `write_folds`; a dataset named twice.
