@@ -93,7 +93,7 @@ class _Run:
     """What is known of the cases that were judged."""
 
     findings: list[AuditFinding] = field(default_factory=list)
-    pictures: dict[int, bytes] = field(default_factory=dict)
+    pictures: dict[AuditFinding, bytes] = field(default_factory=dict)
     not_judged: Counter[tuple[str, str]] = field(default_factory=Counter)
     prints: list[Fingerprint] = field(default_factory=list)
     labels: list[dict[str, set[int]]] = field(default_factory=list)
@@ -101,9 +101,9 @@ class _Run:
     def add(self, facts: Mapping[str, Any]) -> None:
         """Take in what `judge_one` found in one case."""
         for finding, picture in zip(facts["findings"], facts["pictures"], strict=True):
-            if picture is not None:
-                self.pictures[len(self.findings)] = b64decode(picture)
             self.findings.append(AuditFinding(**finding))
+            if picture is not None:
+                self.pictures[self.findings[-1]] = b64decode(picture)
         if facts["print"] is not None:
             self.prints.append(unpack_print(facts["print"]))
         self.not_judged.update((rule, why) for rule, why in facts["not_judged"])
@@ -153,7 +153,7 @@ def audit_dataset(
         others = _prints_of(options, folder, resume, progress)
         jobs = [Job(case.case, case, job_folder(folder, case.case)) for case in cases]
         outcomes = JobRun(
-            jobs, _judging(options), write, opener=partial(_open, options), side_by_side=current().jobs or 1,
+            jobs, _judging(options), write, opener=partial(_judging, options), side_by_side=current().jobs or 1,
             resume=resume, strict=True, what="audit", progress=progress,
         ).run()  # fmt: skip
         masked, off_grid = (sum(o.facts[count] for o in outcomes) for count in ("masked", "off_grid"))
@@ -188,12 +188,7 @@ def _conclude(
     if finished:
         run.findings += [AuditFinding("", "absent-label", "note", text) for text in absent_labels(cases, run.labels)]
     order = ranked(run.findings)
-    numbers = {id(finding): number for number, finding in enumerate(run.findings)}
-    shown = {
-        place: run.pictures[numbers[id(finding)]]
-        for place, finding in enumerate(order)
-        if numbers[id(finding)] in run.pictures
-    }
+    shown = {place: run.pictures[finding] for place, finding in enumerate(order) if finding in run.pictures}
     judged = {outcome.name for outcome in outcomes}
     state = {"finished": finished, "results": len(judged)}
     summary = _summary(name, [case for case in cases if case.case in judged], order, run, options) | state
@@ -232,7 +227,7 @@ def _require_free(out: Path, options: AuditOptions, roots: Sequence[Path], taken
         if (folder / marker).exists() and not taken_over:
             raise InputError(
                 f"already holds a run ({marker}); use --resume, --overwrite or another folder", path=folder
-            )  # fmt: skip
+            )
 
 
 def _segmenter(options: AuditOptions) -> Segmenter | None:
@@ -257,10 +252,8 @@ def _prints_of(options: AuditOptions, out: Path, resume: bool, progress: Progres
         jobs = []
         for case in _cases(name, root):
             files = None if case.files is None else replace(case.files, lungs=None, infiltrate=None)
-            only = replace(case, files=files)
-            jobs.append(Job(case.case, only, job_folder(out, f"also-{number}-{case.case}")))
-        made_of = partial(_scan_of_set, label)
-        step = Step("fingerprint", 1, made_of, work)
+            jobs.append(Job(case.case, replace(case, files=files), job_folder(out, f"also-{number}-{case.case}")))
+        step = Step("fingerprint", 1, partial(_scan_of_set, label), work)
         run = JobRun(
             jobs, step, lambda *_: None, resume=resume, strict=True, what=f"also {name}", progress=progress
         ).run()
@@ -272,11 +265,7 @@ def _scan_of_set(label: str, case: Case) -> dict[str, Any]:
     return {"scan": content_of_case(case), "set": label}
 
 
-def _open(options: AuditOptions, jobs: int) -> Step:
-    return _judging(options)
-
-
-def _judging(options: AuditOptions) -> Step:
+def _judging(options: AuditOptions, jobs: int = 1) -> Step:
     """How a case is judged; the process that judges loads the models, once, when it has its first case."""
     segmenter = cache(partial(_segmenter, options))
     models = [] if options.model is None else [content_of_model(options.model), content_of_model(options.lungs_model)]
@@ -295,8 +284,7 @@ def _judging(options: AuditOptions) -> Step:
 def _picture_pairs(found: Sequence[AuditFinding], prints: Sequence[Fingerprint], run: _Run) -> None:
     own = {p.case: p.picture for p in run.prints}
     known = {p.case: p.picture for p in prints}
-    for place, finding in enumerate(found, start=len(run.findings)):
-        run.pictures[place] = pair_picture(known[finding.other], own[finding.case])
+    run.pictures |= {finding: pair_picture(known[finding.other], own[finding.case]) for finding in found}
 
 
 def _summary(
