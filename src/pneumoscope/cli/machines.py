@@ -105,13 +105,16 @@ def examine() -> Checkup:
 
 def _versions(problems: list[str]) -> dict[str, str]:
     versions = {"pneumoscope": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for name in _requirements():
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "missing"
-            problems.append(f"the package {name} is missing; run `pip install {name}`")
+    versions |= {name: _installed(name) or "missing" for name in _requirements()}
+    problems += [f"the package {n} is missing; run `pip install {n}`" for n, v in versions.items() if v == "missing"]
     return versions
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 OPTIONAL = {
@@ -126,13 +129,11 @@ def _optional() -> dict[str, str]:
     from pneumoscope.inference.external import files_of
     from pneumoscope.inference.lungmask import FILES
 
-    found = {}
-    for extra, names in OPTIONAL.items():
-        for name in names:
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                found[name] = f"not here; pip install 'pneumoscope[{extra}]'"
+    found = {
+        name: _installed(name) or f"not here; pip install 'pneumoscope[{extra}]'"
+        for extra, names in OPTIONAL.items()
+        for name in names
+    }
     for model in (*(f"lungmask:{name}" for name in FILES), "totalsegmentator:total"):
         try:
             found[model] = f"weights in {files_of(model)[0].parent}"

@@ -84,8 +84,7 @@ class Segmentation(Shown):
         """
         if self.scan is None:
             raise InputError("this segmentation has no scan to measure; give both to quantify")
-        measured: Severity = import_module("pneumoscope.cases.segment").assess_segmentation(self.scan, self)
-        return measured
+        return import_module("pneumoscope.cases.segment").assess_segmentation(self.scan, self)
 
     def _numbers(self) -> Mapping[str, str]:
         masks = {**self.lungs._numbers(), **self.infiltrate._numbers()}

@@ -187,7 +187,8 @@ def register(
     import SimpleITK as sitk  # noqa: N813
 
     rules = rules or RegistrationRules()
-    fixed, moving = (sitk_image(copy.volume.hu, copy.volume.grid) for copy in (baseline, followup))
+    images = [sitk_image(copy.volume.hu, copy.volume.grid) for copy in (baseline, followup)]
+    fixed = images[0]
     wide = [_near(copy, rules.body_mm) for copy in (baseline, followup)]
     close = [_near(copy, rules.lung_mm) for copy in (baseline, followup)]
     stages = {}
@@ -196,15 +197,15 @@ def register(
         rigid.SetCenter(_centre(baseline))
         offset = np.subtract(_centre(followup), _centre(baseline)) + _lps(start_mm)
         rigid.SetTranslation(offset.tolist())
-        rigid = _optimise(fixed, moving, wide, rigid, rules.iterations[0], shrink=(3, 2))
+        rigid = _optimise(images, wide, rigid, rules.iterations[0], shrink=(3, 2))
         affine = sitk.AffineTransform(3)
         affine.SetCenter(rigid.GetCenter())
         affine.SetMatrix(rigid.GetMatrix())
         affine.SetTranslation(rigid.GetTranslation())
-        affine = _optimise(fixed, moving, close, affine, rules.iterations[0], shrink=(2,))
+        affine = _optimise(images, close, affine, rules.iterations[0], shrink=(2,))
         size = [max(2, round(n * s / rules.knots_mm)) for n, s in zip(fixed.GetSize(), fixed.GetSpacing(), strict=True)]
         spline = sitk.BSplineTransformInitializer(fixed, size, order=3)
-        spline = _deform(fixed, moving, close, affine, spline, rules.iterations[1], seed)
+        spline = _deform(images, close, affine, spline, rules.iterations[1], seed)
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[-1][:160]
         raise InputError(f"the scans cannot be laid over each other ({reason}); are they of one patient?") from None
@@ -271,52 +272,40 @@ def _field(transform: sitk.Transform, fixed: sitk.Image) -> NDArray[np.float32]:
     return (lps * (-1, -1, 1)).astype(np.float32)
 
 
-def _method(fixed_mask: sitk.Image, moving_mask: sitk.Image) -> sitk.ImageRegistrationMethod:
+def _method(masks: Sequence[sitk.Image], shrink: Sequence[int]) -> sitk.ImageRegistrationMethod:
     import SimpleITK as sitk  # noqa: N813
 
     method = sitk.ImageRegistrationMethod()
     method.SetGlobalDefaultNumberOfThreads(THREADS)
     method.SetNumberOfThreads(THREADS)
     method.SetMetricAsCorrelation()
-    method.SetMetricFixedMask(fixed_mask)
-    method.SetMetricMovingMask(moving_mask)
+    method.SetMetricFixedMask(masks[0])
+    method.SetMetricMovingMask(masks[1])
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetInterpolator(sitk.sitkLinear)
+    method.SetShrinkFactorsPerLevel(list(shrink))
+    method.SetSmoothingSigmasPerLevel([float(n) for n in shrink])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     return method
 
 
 def _optimise(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    masks: Sequence[sitk.Image],
-    transform: sitk.Transform,
-    iterations: int,
-    *,
-    shrink: Sequence[int],
+    images: Sequence[sitk.Image], masks: Sequence[sitk.Image], transform: Any, iterations: int, *, shrink: Sequence[int]
 ) -> Any:
-    """A rigid or affine transform, coarse to fine."""
-    method = _method(*masks)
+    """A rigid or affine transform from the first image to the second, coarse to fine."""
+    method = _method(masks, shrink)
     method.SetOptimizerAsRegularStepGradientDescent(4.0, 0.02, iterations, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(list(shrink))
-    method.SetSmoothingSigmasPerLevel([float(n) for n in shrink])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
+    method.Execute(*images)
     return transform
 
 
 def _deform(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    masks: Sequence[sitk.Image],
-    affine: sitk.Transform,
-    spline: sitk.BSplineTransform,
-    iterations: int,
-    seed: int,
-) -> sitk.BSplineTransform:
+    images: Sequence[sitk.Image], masks: Sequence[sitk.Image], affine: Any, spline: Any, iterations: int, seed: int
+) -> Any:
     """A B-spline on top of the affine map; evaluated before it, in the baseline's space."""
-    method = _method(*masks)
+    method = _method(masks, (2,))
     method.SetOptimizerAsLBFGSB(
         gradientConvergenceTolerance=1e-5, numberOfIterations=iterations, maximumNumberOfCorrections=5
     )
@@ -324,8 +313,5 @@ def _deform(
     method.SetInitialTransform(spline, inPlace=True)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(SAMPLED, seed)
-    method.SetShrinkFactorsPerLevel([2])
-    method.SetSmoothingSigmasPerLevel([2.0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.Execute(fixed, moving)
+    method.Execute(*images)
     return spline

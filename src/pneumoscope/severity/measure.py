@@ -312,7 +312,8 @@ def assess(
     distribution = beside.submit(distribution_of, side, marked, volume.grid, box, sided=sided)
     beside.shutdown(wait=False)
     signs = applicability_states(hu, side != 0, marked, volume.spacing_mm)
-    states = [*basic.states, *_use(volume, basic), *signs]
+    use = use_states(volume.spacing_mm[2], basic.total, basic.right, basic.left)
+    states = [*basic.states, *use, *signs]
     states += ["sternal_wires"] if has_sternal_wires(volume.hu, box, volume.spacing_mm) else []
     scores = None
     if lobes is not None:
@@ -340,15 +341,6 @@ def assess(
         interval=interval,
         distribution=distribution.result(),
     )
-
-
-def _use(volume: Volume, basic: Severity) -> list[str]:
-    total = basic.total
-    healthy = None
-    if total.lung_mean_hu is not None and total.lung_ml > total.infiltrate_ml:
-        spot = total.infiltrate_ml * (total.infiltrate_mean_hu or 0.0)
-        healthy = (total.lung_ml * total.lung_mean_hu - spot) / (total.lung_ml - total.infiltrate_ml)
-    return use_states(volume.spacing_mm[2], total, basic.right, basic.left, healthy)
 
 
 def _zones(

@@ -90,18 +90,8 @@ STATES: Mapping[str, str] = {
 """What each state means, in a sentence for reports."""
 
 
-def use_states(
-    slice_mm: float, total: LungPart, right: LungPart | None, left: LungPart | None, healthy_mean_hu: float | None
-) -> list[str]:
-    """States of a scan that should not have come, and of lungs that are suspiciously unequal.
-
-    Args:
-        slice_mm: distance between slices.
-        total: both lungs.
-        right: the right lung, None when sides are not known.
-        left: the left lung, likewise.
-        healthy_mean_hu: mean density of the lung without its infiltrate; None when there is none.
-    """
+def use_states(slice_mm: float, total: LungPart, right: LungPart | None, left: LungPart | None) -> list[str]:
+    """States of a scan that should not have come, and of lungs that are suspiciously unequal; None is no side known."""
     found = []
     if right is not None and left is not None and min(right.lung_ml, left.lung_ml) > 0:
         larger = max(right.lung_ml, left.lung_ml) / min(right.lung_ml, left.lung_ml)
@@ -110,8 +100,10 @@ def use_states(
         found.append("slices_too_thick")
     if total.share_percent is not None and not LUNG_VOLUME_ML[0] <= total.lung_ml <= LUNG_VOLUME_ML[1]:
         found.append("lung_volume_implausible")
-    if healthy_mean_hu is not None and not LUNG_HU[0] <= healthy_mean_hu <= LUNG_HU[1]:
-        found.append("density_implausible")
+    if total.lung_mean_hu is not None and total.lung_ml > total.infiltrate_ml:
+        spot = total.infiltrate_ml * (total.infiltrate_mean_hu or 0.0)
+        healthy_hu = (total.lung_ml * total.lung_mean_hu - spot) / (total.lung_ml - total.infiltrate_ml)
+        found += [] if LUNG_HU[0] <= healthy_hu <= LUNG_HU[1] else ["density_implausible"]
     return found
 
 
