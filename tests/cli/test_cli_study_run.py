@@ -28,7 +28,7 @@ def demo(tmp_path_factory):
     """The demo, run once: its folder and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pneumoscope.study.demo.four_channel_demo", lambda: with_overrides(four_channel_demo(), TINY))
+        patch.setattr("pneumoscope.study.engine.four_channel_demo", lambda: with_overrides(four_channel_demo(), TINY))
         printed = StringIO()
         with redirect_stdout(printed):
             code = run(["demo", "--out", str(out), "--device", "cpu", "--seed", "3", "--json"])

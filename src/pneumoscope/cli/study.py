@@ -10,10 +10,17 @@ import typer
 
 from pneumoscope.cli.options import WHERE, Common, common_options, new_group
 from pneumoscope.cli.output import interval, number, progress_for, remark, say, say_json, say_result, say_table
-from pneumoscope.plans.options import CrossvalOptions, FinetuneOptions, PlanOptions, TrainOptions
 from pneumoscope.recipes.registry import ALL_RECIPES, build_any
 from pneumoscope.recipes.settings import describe
-from pneumoscope.study.options import RecipeOptions, ScoreOptions, StudyOptions
+from pneumoscope.study.options import (
+    CrossvalOptions,
+    FinetuneOptions,
+    PlanOptions,
+    RecipeOptions,
+    ScoreOptions,
+    StudyOptions,
+    TrainOptions,
+)
 
 if TYPE_CHECKING:
     from pneumoscope.datasets.case import Case
@@ -204,7 +211,7 @@ def demo(
     Makes three synthetic sites, trains and retrains across them as the lead paper does, segments one case, and ends by
     naming the report to open.
     """
-    from pneumoscope.study.demo import run_demo
+    from pneumoscope.study.engine import run_demo
 
     with progress_for(common) as progress:
         result = run_demo(
