@@ -68,6 +68,8 @@ def find_volume_cases(
     Raises:
         InputError: a name that is no set of the experiment, no training set, or a set without a fitting scan.
     """
+    from pneumoscope.datasets.registry import read_dataset
+
     known = [s.name for s in experiment.data.sets]
     for name, root in data.items():
         if name not in known:
@@ -76,8 +78,6 @@ def find_volume_cases(
             raise InputError(f"--data {name}: there is no such folder", path=root)
     if data and experiment.train_set.name not in data:
         raise InputError(f"--data is missing for {experiment.train_set.name}, the set that {experiment.recipe} learns")
-    from pneumoscope.datasets.registry import read_dataset
-
     found = {}
     for number, part in enumerate(experiment.data.sets, start=1):
         if data and part.name not in data:
