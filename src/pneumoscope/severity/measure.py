@@ -213,19 +213,26 @@ def measure(
     Raises:
         GeometryError: when a mask lies on another grid than the scan.
     """
+    return _counted(volume, lungs, infiltrate, consolidation_from_hu)[0]
+
+
+def _counted(
+    volume: Volume, lungs: Mask, infiltrate: Mask, limit_hu: float
+) -> tuple[Severity, Box, NDArray[np.uint8], NDArray[np.uint8]]:
+    """See `measure`; and the box of everything marked, with the lungs' sides and the infiltrate's labels in it."""
     volume.grid.require_same_space(lungs.grid, "the lung mask")
     volume.grid.require_same_space(infiltrate.grid, "the infiltrate mask")
     sides = sides_of(lungs.names)
     box = box_of(lungs.labels, infiltrate.labels)
     side, spot = sides[lungs.labels[box]], infiltrate.labels[box]
-    counted = tally(volume.hu[box], side, spot, _SIDES, consolidation_from_hu)
+    counted = tally(volume.hu[box], side, spot, _SIDES, limit_hu)
     voxels, ml = counted.voxels, volume.grid.voxel_volume_ml
     parts = {name: counted.part(rows, ml) for name, rows in _ROWS.items()}
     sided = 2 in sides
     outside = int(voxels[0, 1:].sum())
     edges = _edges(lungs, sides)
     by_label = voxels[1:].sum(axis=0)
-    return Severity(
+    severity = Severity(
         total=parts["total"],
         right=parts["right"] if sided else None,
         left=parts["left"] if sided else None,
@@ -235,10 +242,11 @@ def measure(
         slices=volume.grid.shape[2],
         slices_with_lung=int(np.count_nonzero(side.any(axis=(0, 1)))) if side.size else 0,
         slices_with_infiltrate=int(np.count_nonzero(spot.any(axis=(0, 1)))) if spot.size else 0,
-        consolidation_from_hu=float(consolidation_from_hu),
+        consolidation_from_hu=float(limit_hu),
         edges=edges,
         states=_states(parts, sided, edges, outside, int(voxels[:, 1:].sum()), exchanged=sided and are_exchanged(side)),
     )
+    return severity, box, side, spot
 
 
 _ROWS = {"total": slice(1, 3), "right": slice(1, 2), "left": slice(2, 3)}
@@ -301,12 +309,8 @@ def assess(
         GeometryError: a mask lies on another grid than the scan.
         InputError: `lobes` has labels that are no lobes.
     """
-    basic = measure(volume, lungs, infiltrate, consolidation_from_hu=consolidation_from_hu)
-    sides = sides_of(lungs.names)
-    sided = 2 in sides
-    box = box_of(lungs.labels, infiltrate.labels)
-    side, spot, hu = sides[lungs.labels[box]], infiltrate.labels[box], volume.hu[box]
-    ml = volume.grid.voxel_volume_ml
+    basic, box, side, spot = _counted(volume, lungs, infiltrate, consolidation_from_hu)
+    sided, hu, ml = basic.right is not None, volume.hu[box], volume.grid.voxel_volume_ml
     marked = (spot != 0) & (side != 0)
     beside = ThreadPoolExecutor(1)  # the distances of the lungs' voxels take as long as all the rest
     distribution = beside.submit(distribution_of, side, marked, volume.grid, box, sided=sided)
