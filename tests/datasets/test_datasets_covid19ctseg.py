@@ -133,7 +133,7 @@ def test_masks_with_decimals_are_rounded_with_a_finding(tmp_path):
 
 def test_in_the_combined_mask_infected_voxels_get_a_side(tmp_path):
     """Against the phantoms' exact lungs: right for more than 99 % of infected voxels inside a lung, overall."""
-    names = [c for c in MA_CASES if c != "radiopaedia_14_85914_0"][::3]
+    names = [c for c in MA_CASES if c != "radiopaedia_14_85914_0"][:14]
     root = make_covid19ctseg(tmp_path, variant="combined", cases=names)
     right = total = 0
     for case in read_covid19ctseg_cases(root):
@@ -146,7 +146,7 @@ def test_in_the_combined_mask_infected_voxels_get_a_side(tmp_path):
         right += int((scan.lungs.labels[inside] == truth.lungs.labels[inside]).sum())
         total += int(inside.sum())
         assert "IN-SET-085" in codes(scan)
-    assert total > 300
+    assert total > 1000
     assert right / total > 0.99
 
 
