@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pneumoscope.datasets.case import Case, CaseFiles
 from pneumoscope.datasets.options import SplitOptions
 from pneumoscope.datasets.public.covid19ctseg import MA_GROUPS, NAME, ma_folds
-from pneumoscope.datasets.splits.draw import leaking, read_split
+from pneumoscope.datasets.splits.draw import leaking
 from pneumoscope.datasets.splits.files import read_nnunet_splits, slice_counts, write_folds, write_nnunet_splits
 from pneumoscope.datasets.splits.folds import (
     Fold,
@@ -289,11 +289,11 @@ def test_folds_are_written_and_the_same_whatever_the_order(stored_cases, tmp_pat
     assert summary["links"][0]["reason"] == "the same scan"
     tested = Counter()
     for n in range(4):
-        table = read_split(tmp_path / "out" / "splits" / f"fold_{n}" / "A.csv")
+        table = pd.read_csv(tmp_path / "out" / "splits" / f"fold_{n}" / "A.csv", dtype={"case": str, "patient": str})
         assert not leaking(table["part"], table["patient"])
         assert len(table) == sum(3 + n for n in range(8))
         tested.update(table.loc[table["part"] == "test", "case"].unique())
-        other = read_split(tmp_path / "out" / "splits" / f"fold_{n}" / "B.csv")
+        other = pd.read_csv(tmp_path / "out" / "splits" / f"fold_{n}" / "B.csv", dtype={"case": str, "patient": str})
         assert other["part"].unique().tolist() == table.loc[table["case"] == "c7", "part"].unique().tolist()
     assert tested == Counter(f"c{n}" for n in range(8))
     random.Random(1).shuffle(stored_cases)

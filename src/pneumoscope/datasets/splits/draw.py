@@ -151,29 +151,6 @@ def write_split(split: pd.DataFrame, path: str | Path) -> None:
     write_frame(path, _sorted(split)[list(COLUMNS)])
 
 
-def read_split(path: str | Path) -> pd.DataFrame:
-    """Read a split; names stay text.
-
-    Raises:
-        DatasetError: the file is missing or is not such a table, a part is unknown, or a slice stands there twice.
-    """
-    try:
-        split = pd.read_csv(path, dtype={"case": str, "patient": str, "part": str}, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read as a split table: {error}", path=path) from error
-    missing = [name for name in COLUMNS if name not in split]
-    if missing:
-        raise DatasetError(f"a split needs the columns {','.join(COLUMNS)}; {missing} are missing", path=path)
-    if not pd.api.types.is_integer_dtype(split["slice"]) and len(split):
-        raise DatasetError("the column slice must hold whole numbers", path=path)
-    unknown = sorted(set(split["part"]) - set(PARTS))
-    if unknown:
-        raise DatasetError(f"unknown parts {unknown}; expected {PARTS}", path=path)
-    if split.duplicated(["case", "slice"]).any():
-        raise DatasetError("a slice stands in the split twice", path=path)
-    return split[list(COLUMNS)]
-
-
 def _require(table: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
