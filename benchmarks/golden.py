@@ -61,7 +61,8 @@ def run(*arguments: str | Path, root: Path = ROOT) -> None:
 
 def demo(out: Path) -> None:
     """The transfer study on synthetic sites, and one case segmented with its networks."""
-    run("demo", "--out", out / "demo", "--device", "cpu")
+    alone = ["--jobs", "1"] if "--jobs" in help_of("demo") else []  # bytes depend on the threads of a stage
+    run("demo", "--out", out / "demo", "--device", "cpu", *alone)
 
 
 def volumes(out: Path) -> None:
