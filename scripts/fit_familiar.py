@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.errors import InputError
-from pneumoscope.inference.familiar import FILE, Familiar, Limits, PictureSpace, ScanSpace, shrunken, shrunken_frames
+from pneumoscope.inference.out_of_distribution import (
+    FILE,
+    Familiar,
+    Limits,
+    PictureSpace,
+    ScanSpace,
+    shrunken,
+    shrunken_frames,
+)
 from pneumoscope.io.files import sha256, write_bytes
 
 PICTURE_COMPONENTS = 40

@@ -27,8 +27,8 @@ from infiltrate_data import FRAME, SIZE, crop_of, equalised_of, hu_slices, targe
 from infiltrate_folds import FOLDS, SCAN_FOLD, folds_of, read_rows, score_fold, stacks, summary
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.engines import predict_probability
-from pneumoscope.inference.familiar import ScanSpace, read_scan_space
 from pneumoscope.inference.inputs import LungFrameInput
+from pneumoscope.inference.out_of_distribution import ScanSpace, read_scan_space
 from pneumoscope.models.cards import SHIPPED
 from pneumoscope.models.unet import UNet, UNetConfig
 from pneumoscope.models.weights import load_model, save_model

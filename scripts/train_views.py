@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.datasets.radiographs import XrayCase, read_radiographs
 from pneumoscope.errors import PneumoscopeError
-from pneumoscope.inference.familiar import REASONS, VIEWS_FILE, Views, shrunk
+from pneumoscope.inference.out_of_distribution import REASONS, VIEWS_FILE, Views, shrunk
 from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.files import sha256, write_bytes
 from pneumoscope.models.cards import SHIPPED, read_card, write_card

@@ -23,7 +23,7 @@ from selenium.webdriver.chrome.service import Service
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from phantom_followup import LesionChange, Pose, scan_dates
-from pneumoscope.cases.followup import compare_cases
+from pneumoscope.cases.compare import compare_cases
 from pneumoscope.cases.outputs import write_case
 from pneumoscope.datasets.phantom.folder import scan_patient
 from pneumoscope.reports.case import CaseContent

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pneumoscope.cases.audit import AuditResult
-    from pneumoscope.cases.followup import Comparison
+    from pneumoscope.cases.compare import Comparison
     from pneumoscope.cases.options import AuditKeywords, SegmentOptions
     from pneumoscope.datasets.convert import Converted
     from pneumoscope.inference.radiographs import Answer
@@ -151,13 +151,13 @@ def compare(
         followup: a later date, likewise.
         more: further dates.
         out: a folder to write masks and report into; None writes nothing.
-        options, rules, overwrite, resume, progress: see `pneumoscope.cases.followup.compare_cases`.
+        options, rules, overwrite, resume, progress: see `pneumoscope.cases.compare.compare_cases`.
 
     Raises:
         InputError: the scans cannot be laid over each other; the message says which measure failed.
     """
-    from pneumoscope.cases.compare import write_timepoint
-    from pneumoscope.cases.followup import compare_cases
+    from pneumoscope.cases.compare import compare_cases
+    from pneumoscope.cases.followup import write_timepoint
     from pneumoscope.inference.segmenter import Segmentation
 
     with ExitStack() as stack:

@@ -10,8 +10,8 @@ import pytest
 
 import pneumoscope as ps
 from phantom_followup import LesionChange, Pose, scan_dates
-from pneumoscope.cases.compare import Timepoint, compare_dates, read_timepoint, require_quality
-from pneumoscope.cases.followup import compare_cases
+from pneumoscope.cases.compare import compare_cases
+from pneumoscope.cases.followup import Timepoint, compare_dates, read_timepoint, require_quality
 from pneumoscope.cases.outputs import write_case
 from pneumoscope.errors import InputError
 from pneumoscope.inference.segmenter import Segmentation
@@ -203,9 +203,9 @@ def test_several_dates_make_a_course(folders, tmp_path):
 
 
 def test_a_resumed_comparison_registers_what_is_new_or_changed(folders, tmp_path, monkeypatch, caplog):
-    from pneumoscope.cases import followup
+    from pneumoscope.cases import compare
 
-    registered, compare = [], followup.compare_dates
+    registered, compare_dates = [], compare.compare_dates
     second = shutil.copytree(folders[1], tmp_path / "day2")
     third = shutil.copytree(folders[1], tmp_path / "day3")
     dates = [folders[0], second, third]
@@ -215,9 +215,9 @@ def test_a_resumed_comparison_registers_what_is_new_or_changed(folders, tmp_path
         registered.append(later.name)
         if len(registered) == 2:
             raise KeyboardInterrupt
-        return compare(baseline, later, *more, **options)
+        return compare_dates(baseline, later, *more, **options)
 
-    monkeypatch.setattr(followup, "compare_dates", counted)
+    monkeypatch.setattr(compare, "compare_dates", counted)
     with pytest.raises(KeyboardInterrupt):
         compare_cases(dates, out, rules=ROUGH)
     assert len(json.loads((out / "change.json").read_text())["changes"]) == 1

@@ -17,8 +17,8 @@ import SimpleITK as sitk
 
 import pneumoscope as ps
 from pneumoscope.cases.audit import AuditResult
-from pneumoscope.cases.compare import time_course
-from pneumoscope.cases.followup import Comparison
+from pneumoscope.cases.compare import Comparison
+from pneumoscope.cases.followup import time_course
 from pneumoscope.datasets.audit.rules import AuditFinding
 from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.inference.radiographs import Answer

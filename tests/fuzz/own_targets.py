@@ -182,7 +182,7 @@ def results(folder: Path) -> Sequence[Path]:
 
 def look(path: Path) -> None:
     """Every page of the viewer over the run, and the case as one of a comparison."""
-    from pneumoscope.cases.compare import read_timepoint
+    from pneumoscope.cases.followup import read_timepoint
 
     root = next(parent for parent in path.parents if parent.name == "out")
     shown(root, "/", "/?sort=share_percent&order=down", "/show/a", "/show/b", "/show/study", "/show/change")

@@ -9,7 +9,7 @@ from xray_models import CLASSES, SIDE, chest, chests, make_model, pooled, train
 from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.radiographs import PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
-from pneumoscope.inference.familiar import FILE, read_familiar, shrunken
+from pneumoscope.inference.out_of_distribution import FILE, read_familiar, shrunken
 from pneumoscope.inference.radiographs import (
     METHODS,
     RadiographClassifier,

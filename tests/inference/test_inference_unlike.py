@@ -9,8 +9,8 @@ import torch
 from fit_familiar import fit_scans, write_scan_space
 from pneumoscope.errors import ModelError
 from pneumoscope.geometry import Grid
-from pneumoscope.inference.familiar import FINDING, read_scan_space
 from pneumoscope.inference.inputs import HuFrameInput, LungFrameInput, input_from_card
+from pneumoscope.inference.out_of_distribution import FINDING, read_scan_space
 from pneumoscope.inference.segmenter import STATE_OF_FINDING, Segmenter
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.models.unet import UNet, UNetConfig

@@ -16,7 +16,7 @@ from xray_models import SIDE, chest, make_model
 
 from pneumoscope.datasets.phantom.folder import make_phantom
 from pneumoscope.errors import ModelError
-from pneumoscope.inference.familiar import REASONS, VIEWS_FILE, Views, read_views, shrunk
+from pneumoscope.inference.out_of_distribution import REASONS, VIEWS_FILE, Views, read_views, shrunk
 from pneumoscope.inference.radiographs import RadiographClassifier
 from pneumoscope.io.formats.radiograph import read_radiograph
 from pneumoscope.models.cards import read_card, verify, write_card

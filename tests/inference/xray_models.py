@@ -9,7 +9,7 @@ import torch
 
 from fit_familiar import fit_familiar, write_familiar
 from pneumoscope.datasets.radiographs import PictureRecipe
-from pneumoscope.inference.familiar import Limits
+from pneumoscope.inference.out_of_distribution import Limits
 from pneumoscope.models.classifiers import ChestCNN, ChestCNNConfig
 from pneumoscope.models.weights import save_model
 

@@ -17,8 +17,8 @@ from pneumoscope.study.analysis.calibration import (
     levels,
     mahalanobis,
 )
-from pneumoscope.study.scores.cells import Cell, VoxelCounts
 from pneumoscope.study.scores.matrix import Matrix
+from pneumoscope.study.scores.predictions import Cell, VoxelCounts
 
 
 def counts_of(truth_at, voxels=100_000):

@@ -10,8 +10,8 @@ from test_study_scoring import Bright, make_sets
 from pneumoscope.metrics.classification import reliability
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.recipes.settings import with_overrides
-from pneumoscope.study.scores.cells import SLICE_COLUMNS, cell_folder, count_voxels, read_cell, reliability_of
-from pneumoscope.study.scores.segmentation import Scorer, contour_rows
+from pneumoscope.study.scores.predictions import cell_folder, count_voxels, read_cell, reliability_of
+from pneumoscope.study.scores.segmentation import SLICE_COLUMNS, Scorer, contour_rows
 
 
 @pytest.fixture

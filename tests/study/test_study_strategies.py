@@ -18,11 +18,11 @@ from pneumoscope.models.weights import load_model
 from pneumoscope.recipes.papers.transfer import transfer_slices
 from pneumoscope.recipes.registry import build_any
 from pneumoscope.recipes.settings import with_overrides
+from pneumoscope.study.eight_bit import shrink, square, stack_of_case
 from pneumoscope.study.forecast import forecast, guard_steps
-from pneumoscope.study.grey import shrink, square, stack_of_case
 from pneumoscope.study.learners.strategies import SliceLearner, read_kept
 from pneumoscope.study.lungs import lung_effect, mean_dice, open_sets
-from pneumoscope.study.scores.cells import predict_stage, read_predictions
+from pneumoscope.study.scores.predictions import predict_stage, read_predictions
 from pneumoscope.study.transfer import StageMaker
 
 TINY = [

@@ -14,7 +14,7 @@ from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.learners import threshold as volumes_baseline
 from pneumoscope.study.lungs import open_sets
-from pneumoscope.study.scores.cells import read_predictions
+from pneumoscope.study.scores.predictions import read_predictions
 from pneumoscope.study.scores.systems import COLUMNS
 from pneumoscope.study.scores.table import read_table
 from pneumoscope.study.transfer import StageMaker

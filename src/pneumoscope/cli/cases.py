@@ -214,7 +214,7 @@ def compare(
     scans, which are segmented first. Scans that cannot be registered (another patient, a mirrored scan, half
     of the lungs) are refused. A difference below the noise floor is called no measurable change.
     """
-    from pneumoscope.cases.followup import compare_cases
+    from pneumoscope.cases.compare import compare_cases
 
     with progress_for(common) as progress:
         result = compare_cases(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pneumoscope.errors import ModelError
 from pneumoscope.inference.engines import Engine, make_engine
-from pneumoscope.inference.familiar import ScanSpace, read_scan_space
+from pneumoscope.inference.out_of_distribution import ScanSpace, read_scan_space
 from pneumoscope.inference.volumes import VOLUME_KINDS, VolumeInput, class_meanings
 from pneumoscope.models.cards import find_model
 from pneumoscope.preprocess.slices import (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pneumoscope.datasets.radiographs import LUNG_BOX, PictureRecipe
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.engines import fold_norms
-from pneumoscope.inference.familiar import Familiar, Views, read_familiar, read_views
+from pneumoscope.inference.out_of_distribution import Familiar, Views, read_familiar, read_views
 from pneumoscope.metrics.classification import softmax_at
 from pneumoscope.models.cards import find_model, read_card
 from pneumoscope.objects import Tabled, bars
@@ -54,8 +54,8 @@ class Answer(Tabled):
         reason: why no class is named; empty otherwise.
         probability: of each class, at the card's temperature, adding up to 1; means nothing where no class is named.
         familiar: whether the picture was compared with the training pictures at all.
-        scores: ``distance``, ``upright``, ``features`` of `inference.familiar`; empty when not compared. With a view
-            classifier ``frontal``, the probability of being a frontal film, as well.
+        scores: ``distance``, ``upright``, ``features`` of `inference.out_of_distribution`; empty when not compared.
+            With a view classifier ``frontal``, the probability of being a frontal film, as well.
     """
 
     prediction: str

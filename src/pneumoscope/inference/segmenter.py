@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pneumoscope.errors import Finding, InputError, ModelError
 from pneumoscope.inference.engines import choose_engine, make_engine
 from pneumoscope.inference.external import Access, External, ExternalPrediction, is_external, open_external
-from pneumoscope.inference.familiar import FINDING
 from pneumoscope.inference.inputs import HuFrameInput, ModelInput, joint_card, load_for, load_members
 from pneumoscope.inference.lungs import STATE_OF_FINDING as LUNG_STATES
 from pneumoscope.inference.lungs import find_lungs, lungs_input
 from pneumoscope.inference.maps import Maps, infiltrate_mask, is_mirrored, slice_maps, volume_maps
+from pneumoscope.inference.out_of_distribution import FINDING
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.objects import Shown
 from pneumoscope.progress import Progress, silent

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from pneumoscope.errors import PneumoscopeError, shortage
 from pneumoscope.io.files import jsonable
 from pneumoscope.io.kinds import short_hash
-from pneumoscope.jobs.stamp import mark_done, mark_started, read_done, stamp
+from pneumoscope.jobs.stamp import kept_result, mark_result, mark_started, read_done, stamp
 from pneumoscope.processes import peak_bytes
 from pneumoscope.progress import Progress, silent
 
@@ -135,46 +135,25 @@ class Step:
         """The outcome with facts as they would be read back, and its mark written."""
         outcome = replace(outcome, facts=jsonable(dict(outcome.facts)))
         if outcome.status == "done" and parts is not None:
-            inside = [path for path in sorted(job.folder.rglob("*")) if path.is_file() and path.name[0] != "."]
-            found = (*inside, *outcome.files)
-            files = {Path(os.path.relpath(path, job.folder)).as_posix(): path.stat().st_size for path in found}
-            mark_done(
-                job.folder, self.stamp(parts), synced=bool(files), parts=parts, files=files, facts=outcome.facts,
-                sum=_sum_of(files, outcome.facts),
-            )  # fmt: skip
+            mark_result(job.folder, self.stamp(parts), parts=parts, files=outcome.files, facts=outcome.facts)
         return outcome
 
     def kept(self, job: Job) -> tuple[Outcome | None, str]:
         """The outcome of an earlier run where it is still valid; else why it is not, empty where there was none."""
-        held = read_done(job.folder) if job.marked else {}
-        if not held:
+        if not (job.marked and read_done(job.folder)):
             return None, ""
         parts = self.parts(job)
         if parts is None:
             return None, "its files cannot be read"
-        if held.get("stamp") != self.stamp(parts):
-            before = held.get("parts")
-            known = before if isinstance(before, dict) else {}
-            other = [name for name in parts if known.get(name) != parts[name]]
-            return None, f"{', '.join(other) or 'the version of pneumoscope'} changed"
-        files, facts = held.get("files"), held.get("facts")
-        if not isinstance(facts, dict) or not isinstance(files, dict) or held.get("sum") != _sum_of(files, facts):
-            return None, "its done.json is damaged"
-        for name, size in files.items():
-            path = job.folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                return None, f"{name} is missing or was changed"
+        facts, why = kept_result(job.folder, self.stamp(parts), parts)
+        if facts is None:
+            return None, why
         if changed := self.still(job.item, facts):
             return None, f"{changed} changed"
         return Outcome(job.name, facts=facts, kept=True), ""
 
 
 Opener = Callable[[int], Step]  # Prepares a process, one of so many that work side by side
-
-
-def _sum_of(files: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Tells whether what a mark says of its result is as it was written."""
-    return stamp("mark", revision=0, files=dict(files), facts=dict(facts))[:24]
 
 
 def failure(name: str, problem: Exception) -> Outcome:

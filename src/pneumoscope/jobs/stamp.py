@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,45 @@ def mark_done(folder: str | Path, made: str, *, synced: bool = True, **facts: An
         facts: what else belongs into the mark (a row of a table, say), as JSON values.
     """
     write_json(Path(folder) / DONE_FILE, {"stamp": made, **facts}, synced=synced)
+
+
+def mark_result(
+    folder: Path, made: str, *, parts: Mapping[str, str], files: Iterable[Path] = (), facts: Mapping[str, Any]
+) -> None:
+    """`mark_done` with what `kept_result` compares: the sizes of all files in the folder and of `files` elsewhere.
+
+    Args:
+        parts: fingerprints by name of what the stamp was made of.
+        facts: what the run's tables need, as JSON values.
+    """
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+    sizes = {Path(os.path.relpath(path, folder)).as_posix(): path.stat().st_size for path in (*inside, *files)}
+    mark_done(folder, made, synced=bool(sizes), parts=parts, files=sizes, facts=facts, sum=_sum_of(sizes, facts))
+
+
+def kept_result(folder: Path, made: str, parts: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    """The facts of a result that `mark_result` marked, if still valid; else None and why, empty without a mark."""
+    held = read_done(folder)
+    if not held:
+        return None, ""
+    if held.get("stamp") != made:
+        before = held.get("parts")
+        known = before if isinstance(before, dict) else {}
+        other = [name for name in parts if known.get(name) != parts[name]]
+        return None, f"{', '.join(other) or 'the version of pneumoscope'} changed"
+    files, facts = held.get("files"), held.get("facts")
+    if not isinstance(facts, dict) or not isinstance(files, dict) or held.get("sum") != _sum_of(files, facts):
+        return None, "its done.json is damaged"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return None, f"{name} is missing or was changed"
+    return facts, ""
+
+
+def _sum_of(files: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Tells whether what a mark says of its result is as it was written."""
+    return stamp("mark", revision=0, files=dict(files), facts=dict(facts))[:24]
 
 
 def mark_started(folder: str | Path, wanted: str = "", **parts: Any) -> None:

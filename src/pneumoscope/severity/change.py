@@ -91,7 +91,7 @@ class Change:
     # mean density change of what persists, less that of healthy lung; None when nothing persists
     density_change_hu: float | None
     healthy_change_hu: float | None  # density change of lung that is healthy on both dates
-    registration: Mapping[str, float]  # measures of quality, see `pneumoscope.cases.compare`
+    registration: Mapping[str, float]  # measures of quality, see `pneumoscope.cases.followup`
     repeat_mm: float  # how far the map moved when it was made again (e above)
     days: int | None = None  # from the baseline's study date to the follow-up's; None where one is not known
 

@@ -26,7 +26,7 @@ from pneumoscope.jobs.stamp import content_of_arrays, content_of_table, stamp
 from pneumoscope.preprocess.slices import HuWindow
 from pneumoscope.progress import Progress, silent
 from pneumoscope.recipes.schema import Experiment, Preprocessing, Site, Split
-from pneumoscope.study.grey import grey_slice_set, read_stacks, stack_of_case
+from pneumoscope.study.eight_bit import grey_slice_set, read_stacks, stack_of_case
 from pneumoscope.volume import Mask, Volume
 
 Scans = list[Case] | list[SliceStack]

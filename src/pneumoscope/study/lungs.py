@@ -26,7 +26,7 @@ from pneumoscope.recipes.schema import Experiment
 from pneumoscope.study.data import StudyDataset, build_set, find_cases, set_names
 from pneumoscope.study.learners.base import Predictor, StudyContext
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, preprocessing_card, train_stage
-from pneumoscope.study.scores.cells import read_predictions
+from pneumoscope.study.scores.predictions import read_predictions
 from pneumoscope.volume import Mask, Volume
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from pneumoscope.study.learners.strategies import SliceLearner
 from pneumoscope.study.learners.threshold import ThresholdLearner
 from pneumoscope.study.learners.volumes import VolumeLearner
 from pneumoscope.study.lungs import LUNG_STAGE, lung_effect, open_sets, write_lung_effect
-from pneumoscope.study.scores.cells import predict_stage, reliability_of
 from pneumoscope.study.scores.matrix import FORMULAS, Matrix, lineages_of, transfer, untrained_f1
+from pneumoscope.study.scores.predictions import predict_stage, reliability_of
 from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems
 from pneumoscope.study.scores.table import Scores, forgetting, rounds_of, write_table

@@ -29,8 +29,8 @@ from pneumoscope.recipes.schema import Experiment, Scoring
 from pneumoscope.study.analysis.appearance import appearance, features_of, missed_by_kind, unit_of
 from pneumoscope.study.analysis.leakage import draw_leakage, leakage_summary, leakage_table, study_leakage
 from pneumoscope.study.data import StudyDataset
-from pneumoscope.study.scores.cells import LEVELS, Cell, read_cell, reliability_of
 from pneumoscope.study.scores.matrix import Matrix
+from pneumoscope.study.scores.predictions import LEVELS, Cell, read_cell, reliability_of
 from pneumoscope.study.scores.table import write_table
 
 COOLEST, HOTTEST = 0.05, 20.0  # Between these a temperature is looked for

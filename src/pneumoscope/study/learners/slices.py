@@ -5,7 +5,7 @@ started from. A resumed study takes a stage of this stamp as it is and continues
 stamp (its data, settings or starting weights have changed) is trained again, and the run says so.
 
 What a stage says about the validation and test slices of every set is kept as well, in `stages/<stage>/predictions/`
-(see `study.scores.cells`), so that every later number is made without the network.
+(see `study.scores.predictions`), so that every later number is made without the network.
 """
 
 from __future__ import annotations

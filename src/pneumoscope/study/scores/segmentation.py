@@ -1,6 +1,6 @@
 """Every stage on every test set, after all trainings: a row per slice, kept cell by cell.
 
-`study.scores.cells` names the scores and keeps them, `study.scores.matrix` makes the matrix of them. Scores are
+`study.scores.predictions` keeps them, `study.scores.matrix` makes the matrix of them. Scores are
 made from the kept predictions of a stage; only slices that were not predicted (the rest of a set that is scored whole)
 and the untrained network are asked again.
 """
@@ -25,9 +25,7 @@ from pneumoscope.study.analysis.appearance import LESION_COLUMNS, lesion_rows
 from pneumoscope.study.data import StudyDataset
 from pneumoscope.study.learners.base import Predictor
 from pneumoscope.study.learners.slices import StageJob, TrainedModel, new_model
-from pneumoscope.study.scores.cells import (
-    SCORE_COLUMNS,
-    SLICE_COLUMNS,
+from pneumoscope.study.scores.predictions import (
     Cell,
     cell_key,
     count_voxels,
@@ -36,6 +34,12 @@ from pneumoscope.study.scores.cells import (
     read_predictions,
     write_cell,
 )
+
+SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
+SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "part", "contour_mm", "met_mm")
+"""Columns of slices.csv and per_case.csv. ``part`` is the slice's part of the split; ``contour_mm`` the length of both
+contours together and ``met_mm`` how much of it lies within the tolerance of the other (empty where the set has no pixel
+size): their sums over a patient's slices make the patient's NSD."""
 
 UNTRAINED = "untrained"  # Name of the network before any training; its scores are the baseline of forward transfer
 

@@ -12,7 +12,7 @@ Validation rows serve what is chosen afterwards, such as a calibration; test row
 
 `stages/<stage>/cells/set-<number>/` holds its scores, made of the predictions:
 
-- ``slices.csv``: a row per scored slice, see `SLICE_COLUMNS`;
+- ``slices.csv``: a row per scored slice, see `segmentation.SLICE_COLUMNS`;
 - ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.analysis.appearance`;
 - ``voxels.npz``: how often each probability was said of infiltrate and of healthy lung, per patient;
 - ``done.json``: its stamp, written last, of the predictions (weights, slices, masks, split) and the settings of
@@ -48,14 +48,6 @@ from pneumoscope.study.scores.table import read_table, write_table
 
 if TYPE_CHECKING:
     from pneumoscope.study.learners.base import Predictor
-
-
-SCORE_COLUMNS = ("accuracy", "precision", "recall", "f1", "iou", "tp", "fp", "fn", "tn")
-SLICE_COLUMNS = ("stage", "test", "case", "slice", "patient", *SCORE_COLUMNS, "part", "contour_mm", "met_mm")
-"""Columns of slices.csv and per_case.csv. ``part`` is the slice's part of the split; ``contour_mm`` the length of both
-contours together and ``met_mm`` how much of it lies within the tolerance of the other (empty where the set has no pixel
-size): their sums over a patient's slices make the patient's NSD."""
-
 
 LEVELS = 256  # Probabilities are kept as ``floor(255 p + 0.5)``
 
