@@ -2,7 +2,7 @@
 
 import pytest
 
-from pneumoscope.cases import followup
+from pneumoscope.cases import compare as driver
 from pneumoscope.cases.options import SegmentOptions
 from pneumoscope.severity.change import Change, FateVolume, region_change
 
@@ -25,9 +25,9 @@ def test_what_it_prints(cli, folders, tmp_path, monkeypatch):
 
     def compare(paths, out, **options):
         calls.append((paths, out, options))
-        return followup.Comparison((change,), ())
+        return driver.Comparison((change,), ())
 
-    monkeypatch.setattr(followup, "compare_cases", compare)
+    monkeypatch.setattr(driver, "compare_cases", compare)
     ran = cli("compare", *folders, "-o", tmp_path / "out")
     assert ran.code == 0, ran
     assert ran.out.startswith("b: more. From 4.0 % to 9.0 % of the lungs: +5 percentage points, noise floor 1.")
