@@ -11,7 +11,7 @@ from pneumoscope.metrics.classification import reliability
 from pneumoscope.metrics.surface import surface_scores
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.scores.predictions import cell_folder, count_voxels, read_cell, reliability_of
-from pneumoscope.study.scores.segmentation import SLICE_COLUMNS, Scorer, contour_rows
+from pneumoscope.study.scores.slices import SLICE_COLUMNS, Scorer, contour_rows
 
 
 @pytest.fixture

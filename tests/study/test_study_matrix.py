@@ -7,7 +7,7 @@ import pytest
 from pneumoscope.errors import InputError
 from pneumoscope.recipes.papers.maganaris_2022b import four_channel
 from pneumoscope.study.scores.matrix import COLUMNS, Matrix, best_stage, tidy_slices, untrained_f1, values_by_patient
-from pneumoscope.study.scores.segmentation import SLICE_COLUMNS, slice_rows
+from pneumoscope.study.scores.slices import SLICE_COLUMNS, slice_rows
 
 CONTRACT = (
     "name,stage,test,n_patients,n_slices,accuracy,precision,recall,f1,f1_low,f1_high,dice,dice_low,dice_high,nsd,"

@@ -8,7 +8,7 @@ from pneumoscope.progress import Noted
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.data import build_set
 from pneumoscope.study.scores.predictions import predict_stage, prediction_file, prediction_stamp, read_predictions
-from pneumoscope.study.scores.segmentation import Scorer
+from pneumoscope.study.scores.slices import Scorer
 
 
 class Bright:

@@ -10,7 +10,7 @@ from pneumoscope.errors import DatasetError, InputError
 from pneumoscope.recipes.settings import with_overrides
 from pneumoscope.study.engine import run_study
 from pneumoscope.study.scores.matrix import COLUMNS, Matrix
-from pneumoscope.study.scores.segmentation import SLICE_COLUMNS
+from pneumoscope.study.scores.slices import SLICE_COLUMNS
 from pneumoscope.study.scores.table import read_scores, read_table
 
 TABLES = ("per_case.csv", "untrained.csv", "matrix.csv", "forgetting.csv")

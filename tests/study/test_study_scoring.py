@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 
 from pneumoscope.study.data import build_set
-from pneumoscope.study.scores.segmentation import SLICE_COLUMNS, Scorer, ranked_slice
+from pneumoscope.study.scores.slices import SLICE_COLUMNS, Scorer, ranked_slice
 from pneumoscope.study.scores.table import read_table, write_table
 
 

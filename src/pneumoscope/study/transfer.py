@@ -36,7 +36,7 @@ from pneumoscope.study.learners.volumes import VolumeLearner
 from pneumoscope.study.lungs import LUNG_STAGE, lung_effect, open_sets, write_lung_effect
 from pneumoscope.study.scores.matrix import FORMULAS, Matrix, lineages_of, transfer, untrained_f1
 from pneumoscope.study.scores.predictions import predict_stage, reliability_of
-from pneumoscope.study.scores.segmentation import Scorer, ranked_slice
+from pneumoscope.study.scores.slices import Scorer, ranked_slice
 from pneumoscope.study.scores.systems import write_systems
 from pneumoscope.study.scores.table import Scores, forgetting, rounds_of, write_table
 from pneumoscope.study.transfer_page import transfer_page

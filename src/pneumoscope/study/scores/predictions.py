@@ -12,7 +12,7 @@ Validation rows serve what is chosen afterwards, such as a calibration; test row
 
 `stages/<stage>/cells/set-<number>/` holds its scores, made of the predictions:
 
-- ``slices.csv``: a row per scored slice, see `segmentation.SLICE_COLUMNS`;
+- ``slices.csv``: a row per scored slice, see `slices.SLICE_COLUMNS`;
 - ``lesions.csv``: a row per lesion and false alarm of the test slices, see `study.analysis.appearance`;
 - ``voxels.npz``: how often each probability was said of infiltrate and of healthy lung, per patient;
 - ``done.json``: its stamp, written last, of the predictions (weights, slices, masks, split) and the settings of
