@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_type_hints
 
@@ -13,8 +15,10 @@ import pytest
 
 import pneumoscope as ps
 from pneumoscope.cases.options import AuditOptions
+from pneumoscope.errors import InputTypeError
 from pneumoscope.metrics.options import EvaluateOptions
 from pneumoscope.models.options import ModelOptions
+from pneumoscope.options import made_of
 from pneumoscope.study import engine
 from pneumoscope.study.options import StudyOptions
 
@@ -105,6 +109,35 @@ def test_quantify_takes_files_and_objects(files, by):
 def test_evaluate(files):
     result = ps.evaluate(files["infiltrate"], files["infiltrate"])
     assert result.rows[0]["dice"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "value"),
+    [
+        (ps.evaluate, "spacing_mm", 3.5),
+        (ps.evaluate, "threshold", "half"),
+        (ps.evaluate, "surface_tolerance_mm", [1]),
+        (partial(ps.audit, out="unused"), "repair", 1),
+        (partial(ps.audit, out="unused"), "also", "a=b"),
+        (partial(ps.audit, out="unused"), "fix", 3),
+        (lambda scan, _, **options: ps.segment(scan, **options), "model", [1, "lungs"]),
+        (lambda scan, _, **options: ps.segment(scan, **options), "lungs_model", None),
+        (lambda scan, _, **options: ps.segment(scan, **options), "device", 0),
+        (lambda recipe, _, **options: ps.run_study(recipe, out="unused", **options), "data", "a=b"),
+        (lambda recipe, _, **options: ps.run_study(recipe, out="unused", **options), "progress", 1),
+    ],
+)
+def test_an_option_of_another_type_is_named_with_what_it_may_be(call, option, value):
+    says = rf"^{option} is {re.escape(repr(value))} of type {type(value).__name__}, expected \w.+"
+    with pytest.raises(InputTypeError, match=says):
+        call("a", "b", **{option: value})
+
+
+def test_numbers_and_paths_of_other_libraries_are_taken_as_options():
+    made = made_of(EvaluateOptions, {"spacing_mm": np.ones(3, np.float32), "threshold": np.float32(0.5)})
+    assert made.threshold == 0.5
+    assert made_of(AuditOptions, {"fix": "a", "also": ["b=c"]}).fix == Path("a")
+    assert made_of(StudyOptions, {"seed": np.int64(1), "progress": print}).seed == 1
 
 
 def test_segment_without_the_model_says_which_there_are(files):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from reprlib import repr as shortened
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pneumoscope.errors import InputError, InputTypeError
 
@@ -93,13 +97,37 @@ def made_of(kind: type[Made], values: Mapping[str, Any]) -> Made:
     """An options dataclass from keyword arguments of the Python interface.
 
     Raises:
-        InputTypeError: a name that is no field.
+        InputTypeError: a name that is no field, or a value of a type that its field does not take.
     """
-    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    unknown = [name for name in values if name not in names]
+    shown = {item.name: item.type for item in fields(kind)}  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in shown]
     if unknown:
-        raise InputTypeError(f"no option {', '.join(unknown)}; there are {', '.join(names)}")
+        raise InputTypeError(f"no option {', '.join(unknown)}; there are {', '.join(shown)}")
+    types = get_type_hints(kind)
+    for name, value in values.items():
+        if not _takes(types[name], value):
+            raise InputTypeError(f"{name} is {shortened(value)} of type {type(value).__name__}, expected {shown[name]}")
     return kind(**values)
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a value is of an option's type; what a path, a number or a list can be made of is taken as one."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_takes(one, value) for one in inner)
+    if hint in _ALIKE:
+        return isinstance(value, _ALIKE[hint])
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        of = inner[0] if inner else Any
+        listed = isinstance(value, Collection) and not isinstance(value, (str, bytes))
+        return listed and all(_takes(of, one) for one in value)
+    # a `Progress` is called; choices are looked at by the options themselves
+    return callable(value) or "__call__" not in vars(hint)
+
+
+_ALIKE: dict[Any, Any] = {str: str, Path: (str, PathLike), float: Real, int: Integral, NoneType: NoneType}
 
 
 def recorded(options: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class OverJobs:
     def end(self, done: int, name: str) -> None:
         """A job ended; `done` are ended in all."""
         self.done, self._far = done, max(0.0, self._far - 1)
-        self.progress(self.what, done, self.total, name)
+        self.progress(self.what, min(done + self._far, self.total), self.total, name)
 
     def __call__(self, what: str, done: float, total: int, note: str = "") -> None:
         """See `Progress`."""

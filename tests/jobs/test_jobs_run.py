@@ -218,6 +218,17 @@ def test_the_bar_moves_while_workers_are_at_their_jobs(run, monkeypatch):
     assert done[-1] == 3
 
 
+def test_the_bar_does_not_go_back_when_one_of_several_jobs_ends():
+    said = []
+    bar = OverJobs(lambda what, done, total, note="": said.append((round(done, 3), note)), "cases", 3, {})
+    bar.side_by_side({"a": 0.9, "b": 0.75})
+    bar.end(1, "a")
+    bar.side_by_side({"b": 0.75, "c": 0.0})
+    bar.end(2, "c")
+    bar.end(3, "b")
+    assert said == [(1.65, "a, b"), (1.65, "a"), (1.75, "b, c"), (2, "c"), (3, "b")]
+
+
 def test_a_worker_that_cannot_start_says_why(run):
     with pytest.raises(RunError, match="no such device"):
         run(opener=cannot_start, side_by_side=2)
