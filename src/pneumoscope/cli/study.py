@@ -202,7 +202,7 @@ def demo(
             "--jobs",
             min=1,
             metavar="N",
-            help="Stages trained side by side; two on processors, one on a GPU.",
+            help="Stages trained side by side. By default two on a CPU of two cores or more, one on a GPU.",
         ),
     ] = None,
 ) -> None:
