@@ -55,7 +55,7 @@ from pneumoscope.training.data import PatchSource
 from pneumoscope.training.loop import TrainConfig, fit
 from pneumoscope.training.multiclass import MulticlassTask
 
-INPUT = ChestInput(5.5, labels=CLASSES)
+INPUT = ChestInput(5.5, smooth_voxels=0.8, labels=CLASSES)
 PATCH = (56, 40, 56)
 VARIANTS = {"scan": 240, "phantom": 2, "slices": 4}
 HEALTHIER = range(25, 45)

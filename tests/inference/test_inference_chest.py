@@ -1,5 +1,7 @@
 """Whole chests for a 3D network: what it is shown, and its answer back on the scan's slices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -145,8 +147,32 @@ def test_an_island_of_one_lung_in_the_other_changes_sides():
     assert (lone[1, :, 1:7, 1:9] == np.float32(0.9)).all()
 
 
+def test_the_answer_to_a_smoothed_view_is_averaged_with_that_to_the_chest_as_it_is(chest):
+    class Grain(Truth):
+        def logits(self, images):
+            self.views = [*getattr(self, "views", []), images[0, 0]]
+            answer = np.zeros((1, len(CLASSES), *images.shape[2:]), np.float32)
+            answer[0, 3] = 100 * (images[0, 0] > self.views[0])  # airway is what smoothing made denser
+            answer[0, 0] = 50
+            return answer
+
+    hu = chest[0] + 40 * np.random.default_rng(0).standard_normal(chest[0].shape, dtype=np.float32)
+    engine = Grain(LEVELS)
+    votes = chest_votes(hu, SPACING, engine, replace(INPUT, smooth_voxels=1.0))
+    first, second = engine.views
+    assert np.array_equal(second, ndimage.gaussian_filter(first, 1.0))
+    assert 0.2 < votes.airway.max() <= 0.5001
+    alone = Grain(LEVELS)
+    assert chest_votes(hu, SPACING, alone, INPUT).airway.max() < 1e-6
+    assert len(alone.views) == 1
+
+
 def test_a_card_is_read_back_and_others_are_refused():
     card = {"preprocessing": INPUT.as_card(), "labels": {str(n): name for n, name in enumerate(CLASSES)}}
+    assert lungs_input(card) == INPUT
+    smooth = replace(INPUT, smooth_voxels=1.0)
+    assert lungs_input({**card, "preprocessing": smooth.as_card()}) == smooth
+    del card["preprocessing"]["smooth_voxels"]  # as in cards of before
     assert lungs_input(card) == INPUT
     for damaged in (
         {**card, "labels": {"0": "background", "1": "lungs"}},

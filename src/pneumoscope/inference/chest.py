@@ -43,6 +43,9 @@ class ChestInput:
     hu: tuple[float, ...] = (-1024, -950, -700, -150, 0, 100, 300)
     value: tuple[float, ...] = (-1.0, -0.75, -0.3, 0.0, 0.35, 0.65, 1.0)  # the curve's values at the knots
     margin_mm: float = 18.0  # left around the body when a scan is cut to it
+    # standard deviation in voxels of a Gaussian over a second view of the chest, whose answer is averaged with that of
+    # the first: grain, as of thin lung or a sharp kernel, can look like the edge of a lung. 0 is one view.
+    smooth_voxels: float = 0.0
     # names of the network's classes (`CLASSES` of scripts/painted_chest.py)
     labels: tuple[str, ...] = ("background", "right lung", "left lung")
 
@@ -62,14 +65,16 @@ class ChestInput:
             names = tuple(str(labels[str(n)]) for n in range(len(labels)))  # type: ignore[arg-type, index]
             if not {"right lung", "left lung"} <= set(names):
                 raise ModelError(f"the card's labels are {', '.join(names)}; expected right lung and left lung in them")
-            return cls(float(given["spacing_mm"]), hu, value, float(given["margin_mm"]), names)
+            smooth = float(given.get("smooth_voxels", 0.0))
+            return cls(float(given["spacing_mm"]), hu, value, float(given["margin_mm"]), smooth, names)
         except (KeyError, TypeError, ValueError) as problem:
             raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
 
     def as_card(self) -> dict[str, Any]:
         """What `from_card` reads."""
         knots = {"hu": list(self.hu), "value": list(self.value)}
-        return {"kind": KIND, "spacing_mm": self.spacing_mm, **knots, "margin_mm": self.margin_mm}
+        sizes = {"margin_mm": self.margin_mm, "smooth_voxels": self.smooth_voxels}
+        return {"kind": KIND, "spacing_mm": self.spacing_mm, **knots, **sizes}
 
     def curve(self, hu: NDArray[np.float32]) -> NDArray[np.float32]:
         """Hounsfield units as the network sees them, clipped to [-1, 1]."""
@@ -129,6 +134,9 @@ def chest_votes(
     body, box = preprocessing.body(coarse_hu)
     image = np.ascontiguousarray(preprocessing.curve(coarse_hu[box]))
     probability = softmax(engine.logits(image[None, None]))[0]
+    if preprocessing.smooth_voxels:
+        smooth = ndimage.gaussian_filter(image, preprocessing.smooth_voxels)
+        probability = (probability + softmax(engine.logits(smooth[None, None]))[0]) / 2
     one_side(probability, preprocessing.labels)
     drop_strays(probability, preprocessing.labels, body[box], coarse_hu[box])
     one_fluid(probability, preprocessing, coarse_hu[box])
