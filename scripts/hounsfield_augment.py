@@ -19,7 +19,8 @@ class HounsfieldAugment:
     """Random placement and acquisition of slices (n, c, h, w), the first channel in Hounsfield units.
 
     Density keeps its meaning: it moves by what separates scanners, kernels and slices that were brought towards
-    Hounsfield units, and by no more. Other channels, grey values of 0 to 255, move with the slice.
+    Hounsfield units, and by no more. The second channel, if any, holds grey values of 0 to 255; masks behind it only
+    move.
 
     Attributes:
         place: where the slice lies; its fields on intensity are for the grey channels.
@@ -46,7 +47,8 @@ class HounsfieldAugment:
         y = F.grid_sample(batch.y, grid, mode="nearest", padding_mode="border", align_corners=False)
         hu = self._acquired(x[:, :1], rng)
         if x.shape[1] > 1:
-            hu = torch.cat((hu, 255 * self.place._appearance(x[:, 1:] / 255, rng)), dim=1)
+            grey = 255 * self.place._appearance(x[:, 1:2] / 255, rng)
+            hu = torch.cat((hu, grey, (x[:, 2:] > 0.5).to(x.dtype)), dim=1)
         return Batch(hu, y, batch.names)
 
     def _acquired(self, hu: Tensor, rng: np.random.Generator) -> Tensor:

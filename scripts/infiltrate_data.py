@@ -49,12 +49,14 @@ class HuSlices:
         hu: (n, *FRAME) int16, clipped to LOWEST_HU..HIGHEST_HU.
         target: (n, 1, *FRAME) int8: 1 infiltrate, 0 none, -1 not stated.
         equalised: (n, *FRAME) uint8, the same slices as the slice sets would show them; empty where not made.
+        lungs: (n, *FRAME) uint8, 0 or 1; lesions are part of them.
     """
 
     name: str
     hu: NDArray[np.int16]
     target: NDArray[np.int8]
     equalised: NDArray[np.uint8]
+    lungs: NDArray[np.uint8]
 
 
 def training_volumes(data: Path) -> Iterator[tuple[str, Volume, NDArray[np.bool_]]]:
@@ -145,7 +147,8 @@ def framed_scan(
     small = shrunken(stack_hu[rows])
     noisy = small + np.float32(rng.uniform(0, 40)) * rng.standard_normal(small.shape, dtype=np.float32)
     equalised = Appearance(window_hu=SHOWN_HU[rng.integers(len(SHOWN_HU))]).of_hu(noisy)
-    return HuSlices(name, framed(small, crop), target[:, None], crop.cut(equalised).astype(np.uint8))
+    drawn = crop.cut(resize_nearest((lungs | infiltrate)[rows], SIZE).astype(np.uint8), nearest=True)
+    return HuSlices(name, framed(small, crop), target[:, None], crop.cut(equalised).astype(np.uint8), drawn)
 
 
 def shrunken(stack_hu: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -174,6 +177,13 @@ def target_of(stack: SliceStack, crop: LungCrop) -> NDArray[np.int8]:
     """Infiltrate (n, 1, *FRAME)."""
     assert stack.infiltrate is not None
     return crop.cut((stack.infiltrate > 0).astype(np.uint8), nearest=True).astype(np.int8)[:, None]
+
+
+def lungs_of(stack: SliceStack, crop: LungCrop) -> NDArray[np.uint8]:
+    """The readers' lungs (n, *FRAME), 0 or 1; none where none are stored."""
+    if stack.lungs is None:
+        return np.zeros((len(stack.images), *FRAME), np.uint8)
+    return crop.cut((stack.lungs > 0).astype(np.uint8), nearest=True).astype(np.uint8)
 
 
 def towards_hu(stack: SliceStack, back: UNet) -> NDArray[np.int16]:

@@ -15,7 +15,7 @@ import pytest
 
 import pneumoscope as ps
 from pneumoscope.cases.options import AuditOptions
-from pneumoscope.errors import InputTypeError
+from pneumoscope.errors import InputError, InputTypeError
 from pneumoscope.metrics.options import EvaluateOptions
 from pneumoscope.models.options import ModelOptions
 from pneumoscope.options import made_of
@@ -143,6 +143,11 @@ def test_numbers_and_paths_of_other_libraries_are_taken_as_options():
 def test_segment_without_the_model_says_which_there_are(files):
     with pytest.raises(ps.PneumoscopeError, match="there is no model 'heart'"):
         ps.segment(files["scan"], model="heart")
+
+
+def test_segment_with_a_threshold_and_no_lungs_to_cut_is_refused(files):
+    with pytest.raises(InputError, match="give lungs too"):
+        ps.segment(files["scan"], threshold=0.5)
 
 
 def test_run_study_passes_on_the_recipe_and_its_settings(monkeypatch, tmp_path):

@@ -105,6 +105,8 @@ def segment(
     from pneumoscope.models.options import ModelOptions
 
     how = made_of(ModelOptions, {"model": model, **options})
+    if threshold is not None and lungs is None:
+        raise InputError("threshold cuts a lung mask and there is none; give lungs too, or leave threshold out")
     volume = read_scan(scan, series=series)
     given = None if lungs is None else _lungs(lungs, volume, threshold)
     return segment_volume(volume, how, given, uncertainty=uncertainty, progress=progress)

@@ -63,3 +63,14 @@ def test_grey_channels_move_with_the_slice_and_keep_their_range():
     assert 0 <= float(out.x[:, 1].min()) <= float(out.x[:, 1].max()) <= 255
     inside, outside = (out.x[:, 1][out.y[:, 0] == value].mean() for value in (1, 0))
     assert inside > outside + 60
+
+
+def test_masks_behind_the_grey_channel_only_move():
+    one = batch()
+    grey, mask = torch.full_like(one.x, 90.0), torch.zeros_like(one.x)
+    mask[..., 2:5, 3:9] = 1
+    out = HounsfieldAugment()(Batch(torch.cat((one.x, grey, mask), dim=1), mask, one.names), np.random.default_rng(5))
+    assert set(out.x[:, 2].unique().tolist()) == {0.0, 1.0}
+    assert float((out.x[:, 2:] == out.y).float().mean()) > 0.9  # they move alike but for the interpolation
+    unmasked = HounsfieldAugment()(Batch(torch.cat((one.x, grey), dim=1), mask, one.names), np.random.default_rng(5))
+    assert torch.equal(out.x[:, :2], unmasked.x)
