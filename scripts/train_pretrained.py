@@ -44,7 +44,7 @@ ZOOM = 1.25
 """Slices are shown at their size and at this one, each also mirrored."""
 STACK_SLICES, SMOOTH = 60, 0.7
 """Stacks are smoothed along their slices by a Gaussian of `SMOOTH` slices for every `STACK_SLICES` in the stack."""
-SEED, GROWN = 0.5, 0.2
+SEED, GROWN = 0.5, 0.25
 """Marks are what has the second probability and hangs together with something of the first; as the smoothing and the
 zoom chosen while looking at the folds."""
 
