@@ -152,7 +152,7 @@ def scored(chest: Chest, finder: Finder) -> dict[str, Any]:
     }
 
 
-def showing(chest: Chest, condition: str, seed: list[int]) -> Chest:
+def paint(chest: Chest, condition: str, seed: list[int]) -> Chest:
     """The chest with the condition painted in; one that sets a state is drawn until it shows in 2 % of the lungs."""
     for attempt in range(20):
         made = CONDITIONS[condition](chest, np.random.default_rng(seed + [attempt] * (attempt > 0)))
@@ -177,7 +177,7 @@ def painted(data: Path, finder: Finder, only: str | None, more: Sequence[Path]) 
             continue
         rows[name] = {"trained": name in TRAINED, "as it is": scored(chest, finder)}
         for condition in CONDITIONS:
-            row = scored(showing(chest, condition, [7, *name.encode(), *condition.encode()]), finder)
+            row = scored(paint(chest, condition, [7, *name.encode(), *condition.encode()]), finder)
             if condition in EXPECTED:
                 row["named"] = not EXPECTED[condition].isdisjoint(row["states"])
             rows[name][condition] = row

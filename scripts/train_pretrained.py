@@ -26,7 +26,6 @@ import train_shipped as appearance
 from hounsfield_augment import HounsfieldAugment
 from infiltrate_data import FRAME, crop_of, equalised_of, hu_slices, lungs_of, target_of, towards_hu, unequalised
 from infiltrate_folds import FOLDS, SCAN_FOLD, folds_of, score_fold, stacks
-from lite0_unet import Lite0UNet, Lite0UNetConfig
 from pneumoscope.datasets.slices import SliceStack
 from pneumoscope.inference.engines import predict_probability
 from pneumoscope.models.weights import load_model
@@ -47,6 +46,94 @@ STACK_SLICES, SMOOTH = 60, 0.7
 SEED, GROWN = 0.5, 0.25
 """Marks are what has the second probability and hangs together with something of the first; as the smoothing and the
 zoom chosen while looking at the folds."""
+
+
+STEM = 32  # channels of the first convolution
+STAGES = (
+    # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+)
+SKIPS = (0, 1, 2, 4)  # stages whose maps go to the decoder: those before a halving
+STRIDE = 32
+
+
+class _Bottleneck(nn.Module):
+    """Expansion, depthwise convolution and projection, with the input added where shapes allow it."""
+
+    def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inside * expansion
+        grown = _normed(inside, wide, 1) if expansion > 1 else []
+        depthwise = _normed(wide, wide, kernel, stride=stride, groups=wide)
+        self.layers = nn.Sequential(*grown, *depthwise, *_normed(wide, outside, 1)[:2])
+        self.shortcut = stride == 1 and inside == outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inside, h, w) to (n, outside, h / stride, w / stride)."""
+        out: Tensor = self.layers(x)
+        return x + out if self.shortcut else out
+
+
+class Lite0UNet(nn.Module):
+    """A 2D U-Net whose encoder is EfficientNet-Lite0, so that weights of ImageNet can start it.
+
+    The encoder is Tan and Le 2019 (EfficientNet-B0) without squeeze and excitation and with ReLU6, as Google's
+    EfficientNet-Lite0, up to its 192 channels at a 32nd of the size; the decoder is ours: transposed convolutions and
+    pairs of 3 x 3 convolutions over the skip connections, and one convolution of the input as the skip at full size.
+
+    Args:
+        channels: of the input.
+        decoder: channels per level, coarsest first.
+    """
+
+    def __init__(self, channels: int, decoder: tuple[int, ...] = (128, 64, 40, 24, 16)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_normed(channels, STEM, 3, stride=2))
+        self.stages = nn.ModuleList()
+        below, skips = STEM, []
+        for number, (blocks, kernel, stride, expansion, width) in enumerate(STAGES):
+            inside = (below, *[width] * (blocks - 1))
+            steps = (stride, *[1] * (blocks - 1))
+            parts = [_Bottleneck(i, width, kernel, s, expansion) for i, s in zip(inside, steps, strict=True)]
+            self.stages.append(nn.Sequential(*parts))
+            below = width
+            skips += [width] if number in SKIPS else []
+        self.full = nn.Sequential(*_conv(channels, decoder[-1]))
+        self.grow, self.up = nn.ModuleList(), nn.ModuleList()
+        for skip, width in zip((*reversed(skips), decoder[-1]), decoder, strict=True):
+            self.grow.append(nn.ConvTranspose2d(below, width, kernel_size=2, stride=2))
+            self.up.append(nn.Sequential(*_conv(skip + width, width), *_conv(width, width)))
+            below = width
+        self.head = nn.Conv2d(below, 1, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, 1, h, w) of slices (n, channels, h, w) of any size, padded inside to a multiple of 32."""
+        h, w = (int(size) for size in x.shape[2:])
+        if h % STRIDE or w % STRIDE:
+            x = F.pad(x, (0, -w % STRIDE, 0, -h % STRIDE), mode="replicate")
+        skips = [self.full(x)]
+        x = self.stem(x)
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            skips += [x] if number in SKIPS else []
+        for grow, up in zip(self.grow, self.up, strict=True):
+            x = up(torch.cat((skips.pop(), grow(x)), dim=1))
+        logits: Tensor = self.head(x)
+        return logits[..., :h, :w]
+
+
+def _normed(inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outside, eps=1e-3, momentum=0.01), nn.ReLU6()]
+
+
+def _conv(inside: int, outside: int) -> list[nn.Module]:
+    return [nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
 
 
 def channels_of(
@@ -178,7 +265,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = Lite0UNet(Lite0UNetConfig(len(WINDOWS) + 2, 1))
+    network = Lite0UNet(len(WINDOWS) + 2)
     start_from_imagenet(network, torch.load(options.imagenet, weights_only=True))
     source = examples(options.data, options.run, options.fold)
     trained(network, source, options.run / f"pretrained-{options.fold}", learning_rate=RATE)

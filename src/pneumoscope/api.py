@@ -92,7 +92,7 @@ def segment(
         model: a shipped model's name or a model folder; of several the answers are averaged.
         lungs: a lung mask made elsewhere, what `read_mask` takes; in one without label names 1 = right, 2 = left. None
             lets the model find the lungs.
-        threshold: cuts a lung mask of probabilities; one of labels is left as it is.
+        threshold: cuts a lung mask of probabilities; one of labels is left as it is. Refused without `lungs`.
         uncertainty: also make `entropy` and `variance` of the result, how unsure the networks are.
         series: which DICOM series of a path, as for `read_scan`.
         progress: called as the work advances.

@@ -177,6 +177,8 @@ def test_a_card_is_read_back_and_others_are_refused():
     for damaged in (
         {**card, "labels": {"0": "background", "1": "lungs"}},
         {**card, "preprocessing": {"kind": "chest_volume"}},
+        {**card, "preprocessing": smooth.as_card() | {"smooth_voxels": -1}},
+        {**card, "preprocessing": smooth.as_card() | {"smooth_voxels": float("nan")}},
         {**card, "labels": None},
     ):
         with pytest.raises(ModelError):

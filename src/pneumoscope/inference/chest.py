@@ -66,6 +66,8 @@ class ChestInput:
             if not {"right lung", "left lung"} <= set(names):
                 raise ModelError(f"the card's labels are {', '.join(names)}; expected right lung and left lung in them")
             smooth = float(given.get("smooth_voxels", 0.0))
+            if not 0 <= smooth <= 10:
+                raise ValueError(f"smooth_voxels {smooth:g}, expected 0 to 10")
             return cls(float(given["spacing_mm"]), hu, value, float(given["margin_mm"]), smooth, names)
         except (KeyError, TypeError, ValueError) as problem:
             raise ModelError(f"the card's preprocessing {fields!r} cannot be read: {problem!r}") from problem
