@@ -25,7 +25,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from infiltrate_data import tumour
-from infiltrate_folds import FOLDS, SCAN_FOLD, summary
+from infiltrate_folds import FOLDS, SCAN_FOLD, gains, summary
 from pneumoscope.inference.segmenter import LungFinder, Segmenter
 from pneumoscope.io.read import read_volume
 from pneumoscope.models.options import ModelOptions
@@ -117,6 +117,8 @@ def main() -> None:
     for recipe, row in (summary(options.run / "dice.csv") if options.run else {}).items():
         for source, (mean, number, folds) in row.items():
             print(f"{recipe:12} {source:12} Dice {mean:.3f}  ({number} scans, {folds} folds)")
+    for source, gain in (gains(options.run / "dice.csv", "pretrained", "appearance") if options.run else {}).items():
+        print(f"pretrained - appearance {source:12} {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})")
     lung_model, segmenters = LungFinder(), dict[str, Segmenter]()
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, volume in scans(options.data):

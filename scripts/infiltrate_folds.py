@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumoscope.datasets.slices import SliceStack, read_slice_folder
+from pneumoscope.metrics.intervals import Interval, paired_difference
 from pneumoscope.metrics.overlap import count, dice
 
 FOLDS = 3
@@ -64,4 +65,22 @@ def summary(table: Path) -> dict[str, dict[str, tuple[float, int, int]]]:
             if own:
                 mean = float(np.mean([float(row[5]) for row in own]))
                 out.setdefault(recipe, {})[source] = (round(mean, 4), len(own), len({row[1] for row in own}))
+    return out
+
+
+def gains(table: Path, after: str, before: str) -> dict[str, Interval]:
+    """By source, what one recipe has more than the other on the scans that both were scored on; patients are drawn."""
+    scored: dict[str, dict[tuple[str, str], float]] = {after: {}, before: {}}
+    for recipe, _, source, case, _, value in read_rows(table):
+        if recipe in scored:
+            scored[recipe][source, case] = float(value)
+    out = {}
+    for source in SLICE_SETS:
+        both = sorted(case for name, case in scored[after].keys() & scored[before].keys() if name == source)
+        sides: list[dict[str, list[float]]] = [{}, {}]
+        for side, recipe in zip(sides, (after, before), strict=True):
+            for case in both:
+                side.setdefault("_".join(case.split("_")[:2]), []).append(scored[recipe][source, case])
+        if both:
+            out[source] = paired_difference(*sides)
     return out
